@@ -1,0 +1,234 @@
+"""Metrics as (sum, weight), and the files of a run that grow: metrics.jsonl, TensorBoard events, conversations.
+
+A metric travels as an unreduced sum and its weight, so that microbatches, hosts, ragged batches and logging windows
+agree on the mean. Every file is append-only: a checkpoint stores how long each one was (`offsets`), and a run that goes
+on cuts them back to that (`truncate`), so that no step is written twice and none is missing.
+
+    metrics.jsonl                        one line per logged step: {"step": 10, "loss": 2.5, ..., "time/seconds": 1.2}
+    tensorboard/events.out.tfevents.simrl   the same as scalars; conversations as text; hyper-parameters; images
+    conversations/NAME.jsonl             one line per conversation
+
+Quantities that depend on the clock carry the prefix `time/`: two runs of one config agree on everything else.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+import jax
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+Metrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, weight): scalars, on the device or off it
+
+METRICS_FILE = 'metrics.jsonl'
+EVENTS_FILE = 'tensorboard/events.out.tfevents.simrl'  # TensorBoard looks for 'tfevents' in the name
+CONVERSATIONS_FOLDER = 'conversations'
+
+
+def add(first: Metrics, second: Metrics) -> dict[str, tuple[Any, Any]]:
+    """The metrics of both: sums and weights added by name; a name that only one has is kept as it is."""
+    total = dict(first)
+    for name, (value, weight) in second.items():
+        if name in total:
+            value, weight = total[name][0] + value, total[name][1] + weight
+        total[name] = (value, weight)
+    return total
+
+
+def fetch(metrics: Metrics) -> dict[str, tuple[float, float]]:
+    """Metrics as Python floats; waits for the device.
+
+    Raises:
+        ValueError: a sum or weight is not a scalar.
+    """
+    fetched = {}
+    for name, (value, weight) in jax.device_get(dict(metrics)).items():
+        for part, x in (('sum', value), ('weight', weight)):
+            if getattr(x, 'shape', ()) != ():
+                raise ValueError(f'metric {name!r}: expected a scalar {part}, found shape {x.shape}')
+        fetched[name] = (float(value), float(weight))
+    return fetched
+
+
+def mean(metrics: Metrics) -> dict[str, float]:
+    """sum / weight of each, NaN where the weight is 0 (nothing was there to be measured). Off the device."""
+    return {name: value / weight if weight else math.nan for name, (value, weight) in fetch(metrics).items()}
+
+
+class Writer:
+    """Appends to the files of a run directory; they are opened when first written to.
+
+    Only the first process of a run writes; in the others every method does nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = pathlib.Path(folder)
+        self._files: dict[str, BinaryIO] = {}
+        self._writes = jax.process_index() == 0
+
+    def __enter__(self) -> 'Writer':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one TensorBoard event. A value that is not finite is null in the JSON."""
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._append(METRICS_FILE, _json_line({'step': step, **row}))
+        summary = summary_pb2.Summary()
+        for name, value in values.items():
+            summary.MergeFrom(scalar_pb(name, value))
+        self._append_summary(step, summary)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        self._append_summary(step, text_pb(name, markdown))
+
+    def image(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
+        """A PNG file's bytes; the size is in pixels."""
+        tensor = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING,
+            tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=3)]),
+            string_val=[str(width).encode(), str(height).encode(), png],
+        )
+        metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
+        value = summary_pb2.Summary.Value(tag=name, metadata=metadata, tensor=tensor)
+        self._append_summary(step, summary_pb2.Summary(value=[value]))
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """The settings of this run for TensorBoard's HParams tab; nested dicts become dotted names."""
+        flat = _flatten(values)
+        self._append_summary(0, hparams_pb(flat))
+
+    def finished(self, step: int) -> None:
+        """Marks the run as successful in TensorBoard's HParams tab."""
+        info = plugin_data_pb2.SessionEndInfo(status=1, end_time_secs=time.time())  # STATUS_SUCCESS in api.proto
+        data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+        value = summary_pb2.Summary.Value(
+            tag=hparams_metadata.SESSION_END_INFO_TAG,
+            metadata=hparams_metadata.create_summary_metadata(data),
+            tensor=hparams_metadata.NULL_TENSOR,
+        )
+        self._append_summary(step, summary_pb2.Summary(value=[value]))
+
+    def conversations(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends JSON rows to conversations/NAME.jsonl."""
+        for row in rows:
+            self._append(f'{CONVERSATIONS_FOLDER}/{name}.jsonl', _json_line(row))
+
+    def offsets(self) -> dict[str, int]:
+        """The size in bytes of every file of this run, once all that was written is on the disk."""
+        for name, file in self._files.items():
+            with _named(self._folder / name):
+                file.flush()
+                os.fsync(file.fileno())
+        return {name: (self._folder / name).stat().st_size for name in self._existing()}
+
+    def truncate(self, offsets: Mapping[str, int]) -> None:
+        """Cuts every file back to its offset and deletes those that `offsets` does not know.
+
+        Raises:
+            ValueError: a file is shorter than its offset, or missing: it is not the one the offsets were taken of.
+        """
+        if not self._writes:
+            return
+        self.close()
+        existing = self._existing()
+        for name, offset in offsets.items():
+            size = (self._folder / name).stat().st_size if name in existing else 0
+            if size < offset:
+                raise ValueError(
+                    f'{self._folder / name}: expected at least the {offset} bytes that the checkpoint knows of, '
+                    f'found {size}: the file was changed or is of another run'
+                )
+        for name in existing:
+            if name in offsets:
+                os.truncate(self._folder / name, offsets[name])
+            else:
+                (self._folder / name).unlink()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _existing(self) -> list[str]:
+        """The files of this run that are there, by their path in the folder."""
+        found = [name for name in (METRICS_FILE, EVENTS_FILE) if (self._folder / name).exists()]
+        conversations = sorted((self._folder / CONVERSATIONS_FOLDER).glob('*.jsonl'))
+        return found + [f'{CONVERSATIONS_FOLDER}/{path.name}' for path in conversations]
+
+    def _append(self, name: str, data: bytes) -> None:
+        if not self._writes:
+            return
+        path = self._folder / name
+        with _named(path):
+            if name not in self._files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._files[name] = open(path, 'ab')  # noqa: SIM115  (closed by `close`)
+            self._files[name].write(data)
+            self._files[name].flush()  # a reader, or a kill, meets whole lines
+
+    def _append_summary(self, step: int, summary: summary_pb2.Summary) -> None:
+        """TensorBoard's record format, in a file of our own: its writer starts a new file for every process."""
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+        records = [event]
+        if EVENTS_FILE not in self._files and not (self._folder / EVENTS_FILE).exists():
+            records.insert(0, event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2'))
+        self._append(EVENTS_FILE, b''.join(map(_record, records)))
+
+
+class _Buffer:
+    """What `RecordWriter` writes to."""
+
+    def __init__(self) -> None:
+        self.data = b''
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def _record(event: event_pb2.Event) -> bytes:
+    buffer = _Buffer()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.data
+
+
+class _named:  # noqa: N801  (a context manager)
+    """Lets an OSError say which file could not be written."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f'could not write {self._path}: {error.strerror}') from error
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    # Text that a model sampled may hold lone surrogates once decoded: escaped they are valid JSON and valid UTF-8.
+    return (json.dumps(row, allow_nan=False) + '\n').encode()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, bool | int | float | str]:
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f'{prefix}{name}.')
+        else:
+            flat[f'{prefix}{name}'] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat
