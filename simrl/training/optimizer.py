@@ -1,0 +1,198 @@
+"""AdamW with schedules and clipping: gradients in, the next training state out.
+
+1. A non-finite loss or gradient leaves everything as it is, but for the counters.
+2. The gradient is clipped by its global norm.
+3. Adam's moments, then decoupled weight decay, times the learning rate of this step.
+
+Parameters, moments and every quantity here are float32.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from simrl.models.transformer import Params
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars; divided where they are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning rate over the steps."""
+
+    learning_rate: float  # at its highest
+    schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # after the warm-up
+    warmup_steps: int = 0  # steps in which the rate rises linearly, ending with its highest
+    end_fraction: float = 0.0  # of the highest rate, at the last step; read by cosine and linear
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0  # of matrices and embeddings; norm scales and biases are never decayed
+    clip_norm: float | None = 1.0  # the largest global norm of a gradient; None does not clip
+
+    def __post_init__(self) -> None:
+        name = 'OptimizerSettings'
+        if self.schedule not in ('constant', 'cosine', 'linear'):
+            raise ValueError(f"{name}.schedule: expected 'constant', 'cosine' or 'linear', found {self.schedule!r}")
+        for field in ('learning_rate', 'warmup_steps', 'weight_decay'):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f'{name}.{field}: expected at least 0, found {getattr(self, field)}')
+        for field in ('b1', 'b2'):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f'{name}.{field}: expected a number in [0, 1), found {getattr(self, field)}')
+        if not 0 <= self.end_fraction <= 1:
+            raise ValueError(f'{name}.end_fraction: expected a number in [0, 1], found {self.end_fraction}')
+        if not self.epsilon > 0:
+            raise ValueError(f'{name}.epsilon: expected a number above 0, found {self.epsilon}')
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f'{name}.clip_norm: expected None or a number above 0, found {self.clip_norm}')
+
+
+class Optimizer(NamedTuple):
+    """What `make_optimizer` makes. Hashable, so a jitted function may take it as a static argument."""
+
+    transform: optax.GradientTransformation  # everything but the learning rate
+    schedule: Callable[[jax.Array], jax.Array]  # step -> learning rate
+    clip_norm: float | None
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes.
+
+    Attributes:
+        params: float32 tree.
+        opt_state: Adam's moments, float32.
+        step: int32, updates tried so far, the skipped ones included; the learning rate is a function of it.
+        nonfinite: int32, updates skipped in a row, up to now, for a non-finite loss or gradient.
+    """
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    nonfinite: jax.Array
+
+
+def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate as a function of the step, an int32 scalar counted from 0.
+
+    Step `warmup_steps - 1` is the first at the highest rate; step `total_steps - 1` and all later ones are at
+    `end_fraction` of it (cosine and linear).
+
+    Raises:
+        ValueError: the warm-up leaves no step of `total_steps`.
+    """
+    if total_steps <= settings.warmup_steps:
+        raise ValueError(
+            f'OptimizerSettings.warmup_steps: expected fewer than the {total_steps} steps of the run, '
+            f'found {settings.warmup_steps}'
+        )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        warm = jnp.minimum(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        first = max(settings.warmup_steps - 1, 0)  # the decay starts from here
+        progress = jnp.clip((step - first) / max(total_steps - 1 - first, 1), 0.0, 1.0)
+        if settings.schedule == 'cosine':
+            left = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        elif settings.schedule == 'linear':
+            left = 1 - progress
+        else:
+            left = jnp.ones_like(progress)
+        decay = left if settings.schedule == 'constant' else settings.end_fraction + (1 - settings.end_fraction) * left
+        return jnp.asarray(settings.learning_rate * warm * decay, jnp.float32)
+
+    return schedule
+
+
+def decayed(params: Params) -> Params:
+    """The tree of `params` with True at what weight decay shrinks: everything but norm scales and biases, by name."""
+
+    def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
+        name = str(path[-1].key)
+        return not (name.endswith('norm') or name.endswith('bias'))
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_optimizer(settings: OptimizerSettings, total_steps: int) -> Optimizer:
+    """AdamW of `settings` for a run of `total_steps` updates."""
+    transform = optax.chain(
+        optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon, mu_dtype=jnp.float32),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+    )
+    return Optimizer(transform, learning_rate_schedule(settings, total_steps), settings.clip_norm)
+
+
+def init_state(params: Params, optimizer: Optimizer) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+        TypeError: a parameter is not float32; small updates would vanish in a narrower type.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype != jnp.float32:
+            raise TypeError(f'params{jax.tree_util.keystr(path)}: expected float32, found {leaf.dtype}')
+    # Two arrays: one buffer in two places could not be donated.
+    return TrainState(params, optimizer.transform.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: Params,
+    loss: jax.Array,
+    optimizer: Optimizer,
+    *,
+    active: jax.Array | bool = True,
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    A non-finite loss or gradient skips it: parameters and optimizer state stay as they are, `step` goes on, and
+    `nonfinite` counts. The caller stops the run where that count grows.
+
+    Args:
+        gradients: a tree like `state.params`.
+        loss: a scalar; only whether it is finite is read.
+        active: bool scalar. False also leaves parameters and optimizer state as they are, without being a fault:
+            there was nothing to learn from, and Adam's momentum alone must not move the parameters.
+
+    Returns:
+        The new state, and metrics: `grad_norm` (before clipping), `update_norm`, `param_norm` (after the update),
+        `learning_rate`, and `skipped`, 1 for an update that was not finite. The norms and the rate of an update that
+        did not happen have weight 0.
+    """
+    gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+    grad_norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    happens = finite & active
+    if optimizer.clip_norm is not None:
+        scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
+        gradients = jax.tree.map(lambda x: x * scale, gradients)
+    updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
+    learning_rate = optimizer.schedule(state.step)
+    updates = jax.tree.map(lambda x: -learning_rate * x, updates)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(happens, n, o), new, old)
+
+    params = chosen(optax.apply_updates(state.params, updates), state.params)
+    new_state = TrainState(
+        params=params,
+        opt_state=chosen(opt_state, state.opt_state),
+        step=state.step + 1,
+        nonfinite=jnp.where(finite, 0, state.nonfinite + 1),
+    )
+    weight = happens.astype(jnp.float32)
+    measured = {
+        'grad_norm': grad_norm,
+        'update_norm': optax.global_norm(updates),
+        'param_norm': optax.global_norm(params),
+        'learning_rate': learning_rate,
+    }
+    metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}
+    metrics['skipped'] = (1 - finite.astype(jnp.float32), jnp.ones((), jnp.float32))
+    return new_state, metrics
