@@ -1,0 +1,32 @@
+"""`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from simrl import experiment
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
+_RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
+
+
+def default_workdir(config_file: str) -> pathlib.Path:
+    """`runs/NAME` or `runs/NAME-arg` for `path/NAME.py[:arg]`."""
+    path, _, arg = config_file.partition(':')
+    name = pathlib.Path(path).stem
+    return pathlib.Path('runs') / (f'{name}-{arg}' if arg else name)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'expected only flags, found {argv[1:]}')
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(flags.FLAGS['config'].config_filename))
+    print(f'workdir: {workdir}', flush=True)
+    experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main)

@@ -1,0 +1,154 @@
+"""A trained reward model as the judge of whole conversations.
+
+The model is a decoder with a scalar head. The score of a reply is the head's value at the reply's end-of-turn, where
+the model has seen the conversation so far and the whole reply. Attention is causal, so one forward pass over a
+conversation scores every reply in it:
+
+1. `assemble` writes the messages into rows as an assistant sees them: never with the simulator's prompt, and without a
+   message that ended the conversation, which no assistant saw.
+2. `reply_scores` reads the head at each reply's end-of-turn.
+3. `conversation_rewards` averages a conversation's replies, in units of the initial assistant's own replies.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from simrl.conversations.chat import Chat
+from simrl.models import transformer
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.reward import Rewards
+
+NO_REPLY = 'the conversation holds no assistant message'
+CAUSES = ('', NO_REPLY)  # what `Rewards.cause` indexes
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The constant token runs around messages in the reward model's view; static, from `frame_of`."""
+
+    prefix: tuple[int, ...]
+    first_header: tuple[int, ...]
+    user_header: tuple[int, ...]
+    assistant_header: tuple[int, ...]
+    user_end: int
+    assistant_end: int
+
+    def header(self, message: int) -> tuple[int, ...]:
+        if message == 0:
+            return self.first_header
+        return self.assistant_header if message % 2 else self.user_header
+
+    def end(self, message: int) -> int:
+        return self.assistant_end if message % 2 else self.user_end
+
+    def row_length(self, num_messages: int, message_length: int) -> int:
+        """Tokens of a conversation of `num_messages` messages of `message_length` tokens each."""
+        headers = sum(len(self.header(m)) + 1 for m in range(num_messages))
+        return len(self.prefix) + headers + num_messages * message_length
+
+
+def frame_of(chat: Chat) -> Frame:
+    """The frame of the chat's own template, with its default system text."""
+    return Frame(
+        prefix=chat.system_prefix(),
+        first_header=chat.first_header('user'),
+        user_header=chat.header('user'),
+        assistant_header=chat.header('assistant'),
+        user_end=chat.end_of_turn['user'],
+        assistant_end=chat.end_of_turn['assistant'],
+    )
+
+
+@flax.struct.dataclass
+class RewardScale:
+    """Mean and standard deviation of the initial assistant's reply scores: the zero and the unit of the reward."""
+
+    mean: jax.Array
+    std: jax.Array
+
+
+def assemble(
+    messages: jax.Array, message_length: jax.Array, num_visible: jax.Array, frame: Frame
+) -> tuple[jax.Array, jax.Array]:
+    """Conversations as rows of tokens in an assistant's view.
+
+    Args:
+        messages: int32 `[B, M, L]` content ids; even messages are the user's, odd ones the assistant's.
+        message_length: int32 `[B, M]`.
+        num_visible: int32 `[B]`, how many messages the assistant's side of the conversation holds.
+
+    Returns:
+        tokens: int32 `[B, T]`, left-aligned, 0 past the end, with T the longest row possible.
+        end_position: int32 `[B, M]`, the index of each message's end-of-turn; T for messages that are not there.
+    """
+    batch, num_messages, width = messages.shape
+    time = frame.row_length(num_messages, width)
+    tokens = jnp.zeros((batch, time), jnp.int32).at[:, : len(frame.prefix)].set(jnp.asarray(frame.prefix, jnp.int32))
+    start = jnp.full((batch,), len(frame.prefix), jnp.int32)
+    row = jnp.arange(batch)[:, None]
+    ends = []
+    for m in range(num_messages):
+        header, length = frame.header(m), message_length[:, m]
+        there = m < num_visible
+        offset = jnp.arange(len(header) + width + 1)
+        content = jnp.pad(messages[:, m], ((0, 0), (len(header), 1)))
+        chunk = content.at[:, : len(header)].set(jnp.asarray(header, jnp.int32))
+        end = len(header) + length
+        chunk = jnp.where(offset == end[:, None], frame.end(m), chunk)
+        write = there[:, None] & (offset <= end[:, None])
+        tokens = tokens.at[row, jnp.where(write, start[:, None] + offset, time)].set(chunk, mode='drop')
+        ends.append(jnp.where(there, start + end, time))
+        start = jnp.where(there, start + end + 1, start)
+    return tokens, jnp.stack(ends, axis=1)
+
+
+def score_rows(
+    params: Params, config: TransformerConfig, execution: Execution, tokens: jax.Array, position: jax.Array
+) -> jax.Array:
+    """The reward head's value at given positions of rows.
+
+    Args:
+        params: `{'decoder', 'reward_head'}`.
+        tokens: int32 `[B, T]`, left-aligned.
+        position: int32 `[B, N]`; positions at or past T give an unspecified finite value.
+
+    Returns:
+        float32 `[B, N]`.
+    """
+    hidden, _ = transformer.apply(params, config, execution, tokens)
+    position = jnp.minimum(position, tokens.shape[1] - 1)
+    picked = jnp.take_along_axis(hidden, position[..., None], axis=1)
+    return transformer.apply_head(params['reward_head'], picked)
+
+
+def reply_scores(
+    params: Params,
+    config: TransformerConfig,
+    execution: Execution,
+    messages: jax.Array,
+    message_length: jax.Array,
+    num_visible: jax.Array,
+    *,
+    frame: Frame,
+) -> tuple[jax.Array, jax.Array]:
+    """The score of every assistant message given the conversation before it.
+
+    Returns:
+        score: float32 `[B, M // 2]`; and valid: bool, True where there is such a message.
+    """
+    tokens, end_position = assemble(messages, message_length, num_visible, frame)
+    score = score_rows(params, config, execution, tokens, end_position[:, 1::2])
+    valid = jnp.arange(1, messages.shape[1], 2) < num_visible[:, None]
+    return jnp.where(valid, score, 0.0), valid
+
+
+def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewards:
+    """The mean over a conversation's replies of their standardised scores, float32 `[B]`."""
+    count = jnp.sum(valid, axis=1)
+    judged = count > 0
+    mean = jnp.sum(jnp.where(valid, score, 0.0), axis=1) / jnp.maximum(count, 1)
+    value = jnp.where(judged, (mean - scale.mean) / scale.std, 0.0)
+    return Rewards(value=value, valid=judged, parts={'score': mean}, cause=jnp.where(judged, 0, 1).astype(jnp.int32))

@@ -1,0 +1,20 @@
+"""Shared pytest set-up: parity tests may be required not to skip."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line('markers', 'parity: compares with an independent implementation (torch, transformers)')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With SIMRL_REQUIRE_PARITY=1 a parity test that skips is a failure: CI must not pass without the comparison."""
+    report = yield
+    required = os.environ.get('SIMRL_REQUIRE_PARITY') == '1' and item.get_closest_marker('parity')
+    if required and report.skipped and not hasattr(report, 'wasxfail'):
+        report.outcome = 'failed'
+        report.longrepr = f'{item.nodeid}: a parity test was skipped: {report.longrepr}'
+    return report
