@@ -240,7 +240,7 @@ _PROBES = ('Probe one', '2, 3?', 'Über: "x"\n\ny.', '(four)', '漢字 5', '-- s
 _SYSTEM_PROBE = 'Say: probe!'
 
 
-class _Refused(ValueError):
+class _RefusalError(ValueError):
     """The template raised an error of its own."""
 
 
@@ -265,8 +265,8 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
     if plain.generated != plain.assistant:
         if rewrites == 'error':
             raise ValueError(
-                f'{name}: the chat template rewrites history: before a reply it writes {plain.generated!r}, in history '
-                f"{plain.assistant!r}. Set `rewrites` to 'keep' (the first everywhere) or 'omit' (the second everywhere)"
+                f'{name}: the chat template rewrites history: before a reply it writes {plain.generated!r}, '
+                f"in history {plain.assistant!r}. Set `rewrites` to 'keep' (the first) or 'omit' (the second)"
             )
         assistant = plain.generated if rewrites == 'keep' else plain.assistant
 
@@ -294,7 +294,7 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
     system_end, reason = user_end, ''
     try:
         with_system = _survey(tokenizer, content, date, system=_SYSTEM_PROBE)
-    except _Refused as error:
+    except _RefusalError as error:
         reason = f'it says: {error}'
     else:
         after = content.encode_template(with_system.opening)
@@ -387,7 +387,7 @@ def _runs(
             **dated,
         )
     except jinja2.TemplateError as error:
-        raise _Refused(str(error)) from error
+        raise _RefusalError(str(error)) from error
     runs: list[str] = []
     ids: list[int] = []
     cursor = 0
