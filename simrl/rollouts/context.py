@@ -1,0 +1,186 @@
+"""Prompts and a model in, a `Context` out: one model's view of many conversations, with its KV cache.
+
+1. `prefill` makes a context of prompts.
+2. `extend` appends given tokens to it; `sampler.generate` appends sampled ones.
+
+Two rules make all of this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so
+`length` is the only pointer: a token's position is its index, and writes that must not happen go to index S, where
+`mode='drop'` drops them. And the cache holds every token of a row but its last, the pending one: `extend` and
+`generate` both start by feeding it.
+
+Letters as in `transformer.py`: B rows, T tokens given at once, S capacity of a row in tokens.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from simrl.models import transformer
+from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
+
+PREFIX = -1  # `Context.message` of tokens before the first message
+
+
+@flax.struct.dataclass
+class Context:
+    """One model's view of B conversations.
+
+    Attributes:
+        tokens: int32 `[B, S]`, 0 from `length` on.
+        role: int8 `[B, S]`, who wrote each token: PAD (from `length` on), TEMPLATE, USER or ASSISTANT of `chat.py`.
+        message: int16 `[B, S]`, which message of the conversation each token belongs to: PREFIX before the first one,
+            0 from `length` on. A header belongs to the message that it opens.
+        log_prob: float32 `[B, S]`, of the tokens that this model sampled; 0 elsewhere.
+        length: int32 `[B]`.
+        cache: keys and values of all tokens but each row's last, which is pending.
+    """
+
+    tokens: jax.Array
+    role: jax.Array
+    message: jax.Array
+    log_prob: jax.Array
+    length: jax.Array
+    cache: Cache
+
+    @property
+    def capacity(self) -> int:
+        return self.tokens.shape[1]
+
+
+def last_token(x: jax.Array, length: jax.Array) -> jax.Array:
+    """The entry of `[B, S]` that belongs to each row's last token, `[B]`; its first one where a row is empty."""
+    return x[jnp.arange(x.shape[0]), jnp.maximum(length - 1, 0)]
+
+
+def _feed(
+    params: Params,
+    config: TransformerConfig,
+    execution: Execution,
+    cache: Cache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    num: jax.Array,
+    chunk: int,
+) -> Cache:
+    """Writes keys and values of `tokens[:, :num]` (int32 `[B, T]`, `num` a scalar), `chunk` columns at a time.
+
+    Columns from the longest row on cost nothing: messages are mostly far shorter than their budgets.
+    """
+    time = tokens.shape[1]
+    chunk = min(chunk, time)
+    pad = ((0, 0), (0, -time % chunk))
+    tokens = jnp.pad(tokens, pad)
+    positions = jnp.pad(positions, pad, constant_values=cache.capacity)  # dropped
+
+    def step(carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
+        start, cache = carry
+        part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1) for x in (tokens, positions)]
+        _, new_cache = transformer.apply(params, config, execution, part[0], part[1], cache)
+        assert new_cache is not None
+        return start + chunk, new_cache
+
+    start = jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(lambda carry: carry[0] < num, step, (start, cache))[1]
+
+
+def prefill(
+    params: Params,
+    config: TransformerConfig,
+    execution: Execution,
+    tokens: jax.Array,
+    role: jax.Array,
+    message: jax.Array,
+    length: jax.Array,
+    *,
+    capacity: int,
+    chunk: int = 128,
+) -> Context:
+    """A context of prompts, with room for `capacity` tokens.
+
+    Args:
+        tokens, role, message: `[B, T]` as in `Context`; what lies at or after `length` is ignored.
+        length: int32 `[B]`. A row of length 0 stays empty, and cannot be generated from.
+        capacity: S, at least T.
+        chunk: tokens fed at once.
+    """
+    width = tokens.shape[1]
+    if width > capacity:
+        raise ValueError(f'prefill: expected prompts of at most capacity={capacity} tokens, found width {width}')
+    index = jnp.arange(width, dtype=jnp.int32)
+    real = index < length[:, None]
+
+    def padded(x: jax.Array, dtype: str) -> jax.Array:
+        return jnp.pad(jnp.where(real, x, 0).astype(dtype), ((0, 0), (0, capacity - width)))
+
+    # The prompts are fed to a cache of their own width: queries need not look at the room that follows.
+    cache = transformer.init_cache(config, tokens.shape[0], width, execution.dtype)
+    positions = jnp.where(index < length[:, None] - 1, index, width)
+    fed = jnp.where(real, tokens, 0)
+    cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
+    cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, capacity - width), (0, 0)]), cache)
+    return Context(
+        tokens=padded(tokens, 'int32'),
+        role=padded(role, 'int8'),
+        message=padded(message, 'int16'),
+        log_prob=jnp.zeros((tokens.shape[0], capacity), jnp.float32),
+        length=length.astype(jnp.int32),
+        cache=cache,
+    )
+
+
+def append(
+    context: Context,
+    cache: Cache,
+    tokens: jax.Array,
+    role: jax.Array,
+    message: jax.Array,
+    log_prob: jax.Array,
+    count: jax.Array,
+) -> Context:
+    """Writes the first `count` `[B]` of `[B, T]` tokens after each row's last one; `message` is `[B]`."""
+    index = jnp.arange(tokens.shape[1])
+    at = jnp.where(index < count[:, None], context.length[:, None] + index, context.capacity)
+    row = jnp.arange(tokens.shape[0])[:, None]
+
+    def written(x: jax.Array, values: jax.Array) -> jax.Array:
+        return x.at[row, at].set(values.astype(x.dtype), mode='drop')
+
+    return Context(
+        tokens=written(context.tokens, tokens),
+        role=written(context.role, role),
+        message=written(context.message, jnp.broadcast_to(message[:, None], tokens.shape)),
+        log_prob=written(context.log_prob, log_prob),
+        length=context.length + count,
+        cache=cache,
+    )
+
+
+def extend(
+    params: Params,
+    config: TransformerConfig,
+    execution: Execution,
+    context: Context,
+    tokens: jax.Array,
+    role: jax.Array,
+    message: jax.Array,
+    count: jax.Array,
+    *,
+    chunk: int = 128,
+) -> Context:
+    """Appends given tokens: feeds the pending one and all new ones but the last.
+
+    Args:
+        context: what to extend; rows must have room for `count` more tokens.
+        tokens, role: `[B, T]`.
+        message: `[B]`, the message that the tokens belong to.
+        count: int32 `[B]`, how many of a row's tokens to append; 0 leaves the row as it is.
+        chunk: tokens fed at once.
+    """
+    if tokens.shape[1] == 0:
+        return context
+    pending = last_token(context.tokens, context.length)
+    fed = jnp.concatenate([pending[:, None], tokens[:, :-1]], axis=1)
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    positions = jnp.where(index < count[:, None], context.length[:, None] - 1 + index, context.capacity)
+    cache = _feed(params, config, execution, context.cache, fed, positions, jnp.max(count), chunk)
+    return append(context, cache, tokens, role, message, jnp.zeros(tokens.shape, jnp.float32), count)

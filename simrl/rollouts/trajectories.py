@@ -1,0 +1,139 @@
+"""Finished dialogues in; what training reads, what is logged, and what people read out.
+
+1. `trajectories` keeps the trained role's view and what was said, and leaves the caches behind.
+2. `rollout_metrics` counts ends, cuts and how much of the decoding was useful.
+3. `transcripts` writes conversations as plain dicts; `missed_signals` searches them for signals that were not matched.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.chat import TEMPLATE, USER
+from simrl.rollouts.rollout import Dialogue, EndReason
+
+ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
+
+
+@flax.struct.dataclass
+class Trajectories:
+    """B conversations in the view of the role that is trained; all that training and rewards see of a rollout.
+
+    Attributes:
+        tokens: int32 `[B, S]`.
+        role: int8 `[B, S]`: 0 from `length` on, then TEMPLATE, USER or ASSISTANT: who said it, whatever its header.
+            Tokens of the trained role that it did not sample, a given opening, are TEMPLATE here, so that
+            `role == trained role` is exactly what was sampled and is trained on.
+        turn: int32 `[B, S]`: for tokens of the trained role, which of that role's messages they belong to, 0 the first
+            (given ones count); -1 for all other tokens.
+        log_prob: float32 `[B, S]`, the sampler's, of the tempered and unfiltered distribution; 0 where not sampled.
+        length: int32 `[B]`.
+        end_reason: int8 `[B]`, an `EndReason`.
+        example_id: `[B]`, as given by the caller.
+        group: int32 `[B]`, equal for conversations that are compared with each other; as given by the caller.
+        messages: int32 `[B, M, L]`, contents: the user's even, the assistant's odd.
+        message_length: int32 `[B, M]`.
+        truncated: bool `[B, M]`.
+        num_messages: int32 `[B]`; messages from there on were never said. An empty message has length 0 as well.
+        decoded_steps, loop_steps: int32 `[B]`, see `Dialogue`.
+    """
+
+    tokens: jax.Array
+    role: jax.Array
+    turn: jax.Array
+    log_prob: jax.Array
+    length: jax.Array
+    end_reason: jax.Array
+    example_id: jax.Array
+    group: jax.Array
+    messages: jax.Array
+    message_length: jax.Array
+    truncated: jax.Array
+    num_messages: jax.Array
+    decoded_steps: jax.Array
+    loop_steps: jax.Array
+
+
+def trajectories(dialogue: Dialogue, role: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
+    """What is left of dialogues when `role` (USER or ASSISTANT) is trained: its view, and what was said."""
+    context = dialogue.user if role == USER else dialogue.assistant
+    spoken = context.role == role
+    given = spoken & (context.message < dialogue.num_given[:, None])
+    return Trajectories(
+        tokens=context.tokens,
+        role=jnp.where(given, TEMPLATE, context.role).astype(jnp.int8),
+        turn=jnp.where(spoken & ~given, context.message // 2, -1).astype(jnp.int32),
+        log_prob=context.log_prob,
+        length=context.length,
+        end_reason=dialogue.end_reason,
+        example_id=example_id,
+        group=group,
+        messages=dialogue.messages,
+        message_length=dialogue.message_length,
+        truncated=dialogue.truncated,
+        num_messages=dialogue.num_messages,
+        decoded_steps=dialogue.decoded_steps,
+        loop_steps=dialogue.loop_steps,
+    )
+
+
+def rollout_metrics(batch: Dialogue | Trajectories) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Shares and means as (sum, weight), float32 scalars: divide after adding up.
+
+    `useful_steps`: share of decode row-steps in which the row was still speaking. `end_*`: share of conversations with
+    that reason. `truncated_user`, `truncated_assistant`: share of that side's messages that their budget cut.
+    """
+    rows = jnp.float32(batch.end_reason.shape[0])
+    said = jnp.arange(batch.messages.shape[1]) < batch.num_messages[:, None]
+    metrics = {
+        'rollout/useful_steps': (batch.decoded_steps, batch.loop_steps),
+        'rollout/messages': (batch.num_messages, rows),
+        **{f'rollout/end_{reason.name.lower()}': (batch.end_reason == reason, rows) for reason in EndReason},
+    }
+    for side, name in enumerate(ROLE_NAMES):
+        own = said[:, side::2]
+        metrics[f'rollout/truncated_{name}'] = (batch.truncated[:, side::2], own)
+        metrics[f'rollout/message_tokens_{name}'] = (jnp.where(own, batch.message_length[:, side::2], 0), own)
+    return {name: tuple(jnp.sum(x, dtype=jnp.float32) for x in pair) for name, pair in metrics.items()}  # type: ignore[misc]
+
+
+def transcripts(batch: Dialogue | Trajectories, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+    """Conversations as dicts ready for JSON, one per row.
+
+    Args:
+        batch: on the device or the host.
+        decode: ids to text, such as `Chat.decode`.
+
+    Returns:
+        `{'messages': [{'role', 'content', 'tokens', 'truncated'}], 'end_reason'}`: role 'user' or 'assistant',
+        `tokens` the content's number of tokens, `end_reason` in lower case.
+    """
+    names = ('messages', 'message_length', 'truncated', 'num_messages', 'end_reason')
+    host = {name: np.asarray(jax.device_get(getattr(batch, name))) for name in names}
+    rows = []
+    for row, num_messages in enumerate(host['num_messages']):
+        messages = []
+        for i in range(num_messages):
+            length = int(host['message_length'][row, i])
+            content = decode(host['messages'][row, i, :length].tolist())
+            truncated = bool(host['truncated'][row, i])
+            messages.append({'role': ROLE_NAMES[i % 2], 'content': content, 'tokens': length, 'truncated': truncated})
+        rows.append({'messages': messages, 'end_reason': EndReason(host['end_reason'][row]).name.lower()})
+    return rows
+
+
+def missed_signals(conversations: Iterable[dict[str, Any]], signal: str) -> int:
+    """User messages of `transcripts` that hold the signal's text but did not end their conversation.
+
+    The signal was then written in tokens that are none of `Voice.end_signals`.
+    """
+    missed = 0
+    for conversation in conversations:
+        messages = conversation['messages']
+        unmatched = messages[:-1] if conversation['end_reason'] == 'signal' else messages
+        missed += sum(message['role'] == 'user' and signal in message['content'] for message in unmatched)
+    return missed
