@@ -144,9 +144,9 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
 def apply_gradients(
     state: TrainState,
     gradients: Params,
-    loss: jax.Array,
     optimizer: Optimizer,
     *,
+    loss: jax.Array,
     active: jax.Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
     """One update.

@@ -1,0 +1,193 @@
+"""Conversations and their rewards to what the update reads, for whichever role is trained.
+
+1. Score the sampled tokens with the parameters that sampled them, by the graph that trains: the sampler's own
+   log-probabilities differ from these by rounding, which would spend the clip range. Score them with the reference.
+2. Mask the conversations that have no valid reward.
+3. Turn rewards into advantages, and for a critic into returns.
+
+Shapes: B rows, T tokens. Everything but the decoder's own products is float32.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.reward import Rewards
+from simrl.training import advantages, losses, masked
+from simrl.training.optimizer import Metrics
+from simrl.training.scoring import Scores, score, split_rows, trained_tokens
+from simrl.training.update_settings import UpdateSettings
+
+
+@flax.struct.dataclass
+class Batch:
+    """What the update reads; float32 `[B, T]` where not said otherwise.
+
+    Attributes:
+        tokens: int32 `[B, T]`.
+        trained: bool `[B, T]`, the tokens that are learned from: sampled by the trained role, in a row that is used.
+        sampler_log_prob: as the sampler computed them.
+        old_log_prob: by the training graph, before the update; not read where one update is made per batch.
+        ref_log_prob: the reference's; None without one.
+        old_value, returns: None without a critic.
+        advantage: 0 at tokens not trained.
+    """
+
+    tokens: jax.Array
+    trained: jax.Array
+    sampler_log_prob: jax.Array
+    old_log_prob: jax.Array
+    ref_log_prob: jax.Array | None
+    old_value: jax.Array | None
+    returns: jax.Array | None
+    advantage: jax.Array
+
+
+def check_params(params: Params, settings: UpdateSettings) -> None:
+    if settings.estimator == 'gae' and 'value_head' not in params:
+        raise ValueError(
+            f"estimator 'gae' needs params['value_head'] (transformer.init_head), found {sorted(params)} only"
+        )
+
+
+def prepare(
+    params: Params,
+    reference: Params | None,
+    rewards: Rewards,
+    *,
+    tokens: jax.Array,
+    role: jax.Array,
+    turn: jax.Array,
+    length: jax.Array,
+    sampler_log_prob: jax.Array,
+    group: jax.Array,
+    trained_role: int,
+    config: TransformerConfig,
+    execution: Execution,
+    settings: UpdateSettings,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+) -> tuple[Batch, Metrics]:
+    """Everything that the update reads and that does not change during it. Pure; jit it with the settings static.
+
+    Args:
+        params: those that sampled the conversations.
+        reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs it.
+        rewards: of the trained role, `[B]` or `[B, turns]`.
+        tokens: int32 `[B, T]`, the trained role's view, left-aligned.
+        role: int8 `[B, T]`, who spoke each token.
+        turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
+        length: int32 `[B]`; 0 marks rows that only fill the batch.
+        sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
+        group: int32 `[B]`, equal for conversations that start from the same example.
+        trained_role: the role id whose tokens are learned from.
+        allowed: bool `[V]` and temperature: the sampler's.
+
+    Returns:
+        The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
+        between the sampler's log-probabilities and ours, and counts of what is not learned from: `masked_rows` have no
+        valid reward, `unplaced_rewards` no token that could carry them, `empty_rows` a reward but no trained token.
+        With one update per batch the gap is measured by `update`, which makes the same pass anyway.
+    """
+    check_params(params, settings)
+    if settings.kl != 'none' and reference is None:
+        raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
+    sampled = trained_tokens(role, length, trained_role)
+    sampler_log_prob = jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)
+    pieces = tokens.shape[0] // settings.rows_per_microbatch(tokens.shape[0])
+
+    def scores(of: Params) -> Scores:
+        """In pieces of the size that the update uses, which bounds the memory."""
+        rows = jax.lax.map(
+            lambda x: score(of, config, execution, x[0], x[1], allowed, temperature),
+            split_rows((tokens, sampled), pieces),
+        )
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), rows)
+
+    critic = settings.estimator == 'gae'
+    ref_log_prob = None if reference is None else scores({'decoder': reference['decoder']}).log_prob
+    # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
+    passed = settings.updates_per_batch > 1 or critic or settings.kl == 'k1'
+    old = scores(params) if passed else Scores(log_prob=sampler_log_prob, entropy=sampler_log_prob, value=None)
+
+    penalty = jnp.zeros(tokens.shape, jnp.float32)
+    if settings.kl == 'k1':
+        assert ref_log_prob is not None
+        penalty = settings.kl_coef * losses.kl_estimate(old.log_prob, ref_log_prob, 'k1')
+    present = length > 0
+    metrics: dict[str, tuple[Any, Any]] = {}
+    old_value = returns = None
+    if critic:
+        used = advantages.valid_rows(rewards.valid, sampled, turn) & present
+        trained = sampled & used[:, None]
+        valid = rewards.valid & used.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+        placed = advantages.place_rewards(rewards.value, valid, trained, turn)
+        assert old.value is not None
+        old_value = old.value
+        advantage, returns = advantages.gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
+        metrics['unplaced_rewards'] = (advantages.count_unplaced(rewards.value, valid, trained, turn), 1.0)
+        metrics.update(_critic_metrics(old_value, returns, trained))
+        metrics.update(_moments('advantage', advantage, trained))
+        if settings.whiten:
+            advantage = advantages.whiten(advantage, trained)
+        judged = used
+    else:
+        reward, judged = advantages.conversation_rewards(rewards.value, rewards.valid)
+        judged = judged & present
+        # A conversation's penalty is the sum over its tokens: the log-ratio of what was said (Ahmadian et al. 2024).
+        reward = reward - masked.total(penalty, sampled, axis=1)
+        if settings.estimator == 'reinforce_pp':
+            row_advantage, used = advantages.reinforce_pp(reward, judged)
+        else:
+            estimate = {'grpo': advantages.grpo, 'dr_grpo': advantages.dr_grpo, 'rloo': advantages.rloo}
+            row_advantage, used = estimate[settings.estimator](reward, judged, group)
+            counts = advantages.group_counts(reward, judged, present, group)
+            metrics.update({name: (number, 1.0) for name, number in counts.items()})
+        trained = sampled & used[:, None]
+        advantage = jnp.where(trained, row_advantage[:, None], 0.0)
+        metrics.update(_moments('advantage', advantage, trained))
+
+    metrics['rows'] = (masked.count(present), 1.0)
+    metrics['masked_rows'] = (masked.count(present & ~judged), 1.0)
+    metrics['empty_rows'] = (masked.count(judged & ~jnp.any(sampled, axis=1)), 1.0)
+    metrics['trained_tokens'] = (masked.count(trained), 1.0)
+    if passed and settings.updates_per_batch > 1:
+        gap = jnp.abs(sampler_log_prob - old.log_prob)
+        metrics['sampler_gap_mean'] = (masked.total(gap, trained), masked.count(trained))
+        metrics['sampler_gap_max'] = (masked.maximum(gap, trained), 1.0)
+    batch = Batch(
+        tokens=tokens,
+        trained=trained,
+        sampler_log_prob=sampler_log_prob,
+        old_log_prob=old.log_prob,
+        ref_log_prob=ref_log_prob,
+        old_value=old_value,
+        returns=returns,
+        advantage=advantage,
+    )
+    return batch, _as_float32(metrics)
+
+
+def _moments(name: str, x: jax.Array, trained: jax.Array) -> dict[str, tuple[Any, Any]]:
+    return {
+        f'{name}_mean': (masked.total(x, trained), masked.count(trained)),
+        f'{name}_std': (jnp.sqrt(masked.variance(x, trained)), jnp.any(trained)),
+    }
+
+
+def _critic_metrics(value: jax.Array, returns: jax.Array, trained: jax.Array) -> dict[str, tuple[Any, Any]]:
+    """Explained variance is 1 - Var(returns - value) / Var(returns), of weight 0 where the returns do not vary."""
+    variance = masked.variance(returns, trained)
+    explained = 1 - masked.variance(returns - value, trained) / jnp.where(variance > 0, variance, 1.0)
+    return {
+        **_moments('return', returns, trained),
+        'value_mean': (masked.total(value, trained), masked.count(trained)),
+        'explained_variance': (jnp.where(variance > 0, explained, 0.0), variance > 0),
+    }
+
+
+def _as_float32(metrics: dict[str, tuple[Any, Any]]) -> Metrics:
+    return {name: (jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)) for name, (x, w) in metrics.items()}
