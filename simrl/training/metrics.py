@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import jax
+import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -85,8 +86,9 @@ class Writer:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard event. A value that is not finite is null in the JSON."""
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._append(METRICS_FILE, _json_line({'step': step, **row}))
+        if 'step' in values:
+            raise ValueError("expected metrics of other names than 'step', which is the line's own")
+        self._append(METRICS_FILE, _json_line({'step': step, **values}))
         summary = summary_pb2.Summary()
         for name, value in values.items():
             summary.MergeFrom(scalar_pb(name, value))
@@ -123,7 +125,7 @@ class Writer:
         self._append_summary(step, summary_pb2.Summary(value=[value]))
 
     def conversations(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends JSON rows to conversations/NAME.jsonl."""
+        """Appends rows to conversations/NAME.jsonl; numbers that are not finite are null."""
         for row in rows:
             self._append(f'{CONVERSATIONS_FOLDER}/{name}.jsonl', _json_line(row))
 
@@ -221,7 +223,18 @@ class _named:  # noqa: N801  (a context manager)
 
 def _json_line(row: Mapping[str, Any]) -> bytes:
     # Text that a model sampled may hold lone surrogates once decoded: escaped they are valid JSON and valid UTF-8.
-    return (json.dumps(row, allow_nan=False) + '\n').encode()
+    return (json.dumps(_plain(row), allow_nan=False) + '\n').encode()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy becomes Python, and numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x) for key, x in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, bool | int | float | str]:

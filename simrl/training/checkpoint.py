@@ -1,0 +1,175 @@
+"""A training state on the disk: saved whole or not at all, restored into the shardings it is wanted in.
+
+Orbax stays behind this file. One checkpoint is a folder named by its step, with the state's arrays and a JSON `meta`
+(what else a run needs to go on: the sizes of its files, sums that are not logged yet). It is written under a temporary
+name and renamed when complete, so a kill at any moment leaves the older checkpoints good; what it leaves half-written
+is deleted when the folder is opened again. Saving is synchronous: `save` returns once the checkpoint is on the disk,
+so an error (a full disk) is raised at the step it belongs to.
+
+Random keys are no part of a state: everything random is a function of the step.
+"""
+
+import logging
+import pathlib
+import shutil
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+T = TypeVar('T')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder that no other process writes to.
+
+    Args:
+        folder: made where missing. Half-written checkpoints in it are deleted.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
+        self._folder = pathlib.Path(folder).absolute()
+        logging.getLogger('absl').addFilter(_quiet)
+        with _reported(f'could not open the checkpoints in {self._folder}'):
+            self._remove_unfinished()
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that can be restored, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Writes a checkpoint and deletes those past `keep`.
+
+        Args:
+            step: more than that of any checkpoint there.
+            state: a pytree of arrays.
+            meta: JSON-able.
+
+        Raises:
+            CheckpointError: it could not be written, or `step` is not new. The older checkpoints are as they were.
+        """
+        arrays = _flatten(state)
+        if self.steps and step <= self.steps[-1]:
+            raise CheckpointError(
+                f'{self._folder}: has step {self.steps[-1]}, expected a later one to save, found {step}'
+            )
+        tree = {name: _describe(array) for name, array in arrays.items()}
+        needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise CheckpointError(
+                f'could not save step {step} in {self._folder}: the disk is full: expected {needed:,} bytes, '
+                f'found {free:,}; the older checkpoints {self.steps} are as they were'
+            )
+        contents = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave({'tree': tree, 'meta': meta})
+        )
+        try:
+            with _reported(
+                f'could not save step {step} in {self._folder} (is the disk full?); the older checkpoints '
+                f'{self.steps} are as they were, and the same command goes on from there'
+            ):
+                if not self._manager.save(step, args=contents, force=True):
+                    raise RuntimeError('orbax declined to save')
+        except CheckpointError:
+            self._remove_unfinished()
+            raise
+
+    def restore(self, like: T, step: int | None = None) -> tuple[int, T, dict[str, Any]] | None:
+        """The state at `step` (None: the latest), its step and its meta; None where there is no checkpoint.
+
+        Args:
+            like: a state of arrays or of `jax.ShapeDtypeStruct`s: its structure, shapes, dtypes and shardings.
+
+        Raises:
+            CheckpointError: no such step, an unreadable checkpoint, or one of another structure.
+        """
+        steps = self.steps
+        if not steps:
+            return None
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f'{self._folder}: expected a checkpoint of step {step}, found steps {steps}')
+        place = self._folder / str(step)
+        advice = f'could not read {place}; delete that folder to go on from the checkpoint before it'
+        with _reported(advice):
+            stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+        wanted = {name: ocp.utils.to_shape_dtype_struct(array) for name, array in _flatten(like).items()}
+        _check_tree(place, stored['tree'], {name: _describe(array) for name, array in wanted.items()})
+        with _reported(advice):
+            arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+        state = jax.tree.unflatten(jax.tree.structure(like), [arrays['state'][name] for name in wanted])
+        return step, state, stored['meta']
+
+    def _remove_unfinished(self) -> None:
+        """Deletes half-written checkpoints: after a failed save they may be what fills the disk."""
+        if jax.process_index() == 0:
+            for path in self._folder.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class _reported:  # noqa: N801  (a context manager)
+    """Turns whatever orbax, tensorstore or the system raise into one CheckpointError that says what was being done."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception):
+            reason = ' '.join(str(error).split())
+            raise CheckpointError(f'{self._message}: {type(error).__name__}: {reason[:500]}') from error
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Drops orbax's own log: it warns of its formats at every save, and its errors are raised as well."""
+    return 'orbax' not in pathlib.Path(record.pathname).parts
+
+
+def _flatten(state: Any) -> dict[str, Any]:
+    """The leaves by dotted path, in the order of the tree."""
+    arrays: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator='.')
+        if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
+            raise TypeError(f'state.{name}: expected an array, found {type(leaf).__name__}')
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(f'state.{name}: expected no random keys in a state (they are functions of the step)')
+        if name in arrays:
+            raise ValueError(f'state.{name}: two leaves have this path')
+        arrays[name] = leaf
+    return arrays
+
+
+def _describe(array: Any) -> str:
+    return f'{array.dtype}[{",".join(map(str, array.shape))}]'
+
+
+def _check_tree(place: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    problems = [
+        f'{name}: expected {wanted.get(name, "nothing")}, found {stored.get(name, "nothing")}'
+        for name in [*wanted, *(name for name in stored if name not in wanted)]
+        if wanted.get(name) != stored.get(name)
+    ]
+    if problems:
+        more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
+        raise CheckpointError(f'{place}: the checkpoint is of another state: {"; ".join(problems[:5])}{more}')

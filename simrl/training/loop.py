@@ -1,0 +1,334 @@
+"""The one loop of every training: steps, metrics, evaluations, checkpoints, progress; and going on after a kill.
+
+1. Restore the latest checkpoint, if any, and cut metrics, conversations and TensorBoard back to its step.
+2. Take a step. Its numbers are read once the next step was dispatched, so that the device does not wait.
+3. Sometimes evaluate, log a line, save a checkpoint.
+
+Everything random and every position in the data is a function of the step, so (state, step) is all that goes on. The
+step of a line or a checkpoint is the number of steps done: the state of checkpoint 10 has seen steps 0..9.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import platform
+import signal
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from simrl.training import metrics as metrics_lib
+from simrl.training.checkpoint import Checkpoints
+from simrl.training.metrics import Metrics, Writer
+from simrl.training.progress import Progress
+
+CHECKPOINTS_FOLDER = 'checkpoints'
+
+
+class State(Protocol):
+    """What a step changes: a pytree of arrays. `TrainState` is one."""
+
+    @property
+    def nonfinite(self) -> jax.Array:
+        """int32: updates skipped in a row, up to now, for a non-finite loss or gradient."""
+
+
+S = TypeVar('S', bound=State)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """What is written when. None of it changes what is learnt, so it belongs to no stage's slice."""
+
+    log_every: int = 10  # steps
+    checkpoint_every: int = 100  # steps; also at the end
+    evaluate_every: int = 0  # steps; also before the first and after the last; 0: never
+    keep_checkpoints: int = 2
+    max_nonfinite: int = 10  # updates skipped in a row, at which the run stops
+    shown_conversations: int = 2  # of each step's, as text in TensorBoard
+
+    def __post_init__(self) -> None:
+        for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
+        for field in ('evaluate_every', 'shown_conversations'):
+            if getattr(self, field) < 0:
+                raise ValueError(f'LoopSettings.{field}: expected at least 0, found {getattr(self, field)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step has to tell.
+
+    Attributes:
+        metrics: name -> (sum, weight), scalars; averaged over the steps of a line.
+        conversations: rows for conversations/NAME.jsonl, JSON-able; 'messages', a list of {'role', 'content'}, is
+            shown as text. Reading sampled tokens waits for the device, so not every step should have some.
+        tokens: how many went through the models, for the progress bar.
+    """
+
+    metrics: Metrics
+    conversations: Sequence[Mapping[str, Any]] = ()
+    tokens: jax.Array | int = 0
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+class Stopped(SystemExit):
+    """SIGTERM came and the state was saved. The exit code is 143, 128 + SIGTERM, as the signal's own would be."""
+
+
+def run(
+    folder: pathlib.Path,
+    state: S,
+    step_fn: Callable[[S, int], tuple[S, StepResult]],
+    settings: LoopSettings,
+    *,
+    num_steps: int,
+    name: str,
+    evaluate_fn: Callable[[S, int], Metrics] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> S:
+    """Trains to `num_steps`, from where the last process left off.
+
+    Args:
+        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl and checkpoints/.
+        state: the state before step 0, or any of its structure and shardings where there is a checkpoint.
+        step_fn: (state, step) -> the next state and what to tell; may donate the state.
+        num_steps: steps in all.
+        name: what this training is called in the progress bar and the file of conversations.
+        evaluate_fn: (state, steps done) -> metrics, with a prefix of their own; called every `evaluate_every` steps.
+        hyperparameters: nested settings for TensorBoard's HParams tab.
+
+    Returns:
+        The state after `num_steps` steps, which is also the last checkpoint.
+
+    Raises:
+        NonFiniteError: `settings.max_nonfinite` updates in a row were skipped. Nothing is saved at that point.
+        Stopped: SIGTERM came (a SystemExit with code 143); the state was saved after the step in progress.
+        CheckpointError: a checkpoint could not be saved or read; the older ones are still good.
+        ValueError: impossible arguments, or files that do not fit the checkpoint.
+    """
+    if (evaluate_fn is None) != (settings.evaluate_every == 0):
+        raise ValueError('LoopSettings.evaluate_every: expected 0 exactly where there is nothing to evaluate with')
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        Checkpoints(folder / CHECKPOINTS_FOLDER, keep=settings.keep_checkpoints) as checkpoints,
+        Writer(folder) as writer,
+        _Signal() as stop,
+    ):
+        # Go on, or start.
+        step = 0
+        meta: dict[str, Any] = {'offsets': {}, 'totals': {}}
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            step, state, meta = restored
+        if step > num_steps:
+            raise ValueError(
+                f'{folder}: expected a run of at most {num_steps} steps, found a checkpoint of step {step}'
+            )
+        writer.truncate(meta['offsets'])
+        recorder = _Recorder(writer, settings, num_steps, name, meta['totals'])
+        if restored is None:
+            if hyperparameters is not None:
+                writer.hyperparameters(hyperparameters)
+            if evaluate_fn is not None:
+                writer.log(0, metrics_lib.mean(evaluate_fn(state, 0)))
+
+        with Progress(name, num_steps, done=step) as progress:
+            recorder.progress = progress
+            while step < num_steps:
+                with jax.profiler.StepTraceAnnotation(name, step_num=step):
+                    state, result = step_fn(state, step)
+                step += 1
+                recorder.push(step, result, jnp.copy(state.nonfinite))  # the next step may donate the state
+
+                last, stopping = step == num_steps, stop.requested(step)
+                if evaluate_fn is not None and (last or step % settings.evaluate_every == 0):
+                    recorder.flush(metrics_lib.mean(evaluate_fn(state, step)))
+                if last or stopping or step % settings.checkpoint_every == 0:
+                    recorder.flush()
+                    if last:
+                        writer.finished(step)
+                    checkpoints.save(step, state, {'offsets': writer.offsets(), 'totals': recorder.totals})
+                if stopping:
+                    print(f'{name}: stopped by SIGTERM after step {step} of {num_steps}, saved in {folder}', flush=True)
+                    raise Stopped(128 + signal.SIGTERM)
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that was dispatched and whose numbers were not read."""
+
+    step: int
+    result: StepResult
+    nonfinite: jax.Array
+
+
+class _Recorder:
+    """Turns the results of steps into lines, each the average since the one before.
+
+    `totals`, what is summed for the next line, is part of a checkpoint: a line may straddle a kill.
+    """
+
+    def __init__(
+        self, writer: Writer, settings: LoopSettings, num_steps: int, name: str, totals: Mapping[str, Any]
+    ) -> None:
+        self.totals: dict[str, tuple[float, float]] = {key: (x, weight) for key, (x, weight) in totals.items()}
+        self.progress: Progress | None = None
+        self._writer, self._settings, self._num_steps, self._name = writer, settings, num_steps, name
+        self._pending: _Pending | None = None
+        self._started_at = self._line_at = time.monotonic()
+        self._line_tokens = self._line_steps = 0
+        self._note = ''
+
+    def push(self, step: int, result: StepResult, nonfinite: jax.Array) -> None:
+        """Takes the result of a step and reads that of the step before."""
+        previous, self._pending = self._pending, _Pending(step, result, nonfinite)
+        if previous is not None:
+            self._record(previous, {})
+
+    def flush(self, evaluation: Mapping[str, float] | None = None) -> None:
+        """Reads what is pending; an evaluation goes into the line of that step."""
+        if self._pending is not None:
+            previous, self._pending = self._pending, None
+            self._record(previous, evaluation or {})
+
+    def _record(self, pending: _Pending, evaluation: Mapping[str, float]) -> None:
+        step, result = pending.step, pending.result
+        values, tokens, nonfinite = jax.device_get((dict(result.metrics), result.tokens, pending.nonfinite))
+        self.totals = metrics_lib.add(self.totals, metrics_lib.fetch(values))
+        self._line_tokens += int(tokens)
+        self._line_steps += 1
+        self._writer.conversations(self._name, ({'step': step, **row} for row in result.conversations))
+        for i, row in enumerate(result.conversations[: self._settings.shown_conversations]):
+            self._writer.text(step, f'{self._name}/conversation_{i}', _markdown(row))
+
+        broken = int(nonfinite) >= self._settings.max_nonfinite
+        line: dict[str, float] = {}
+        if step % self._settings.log_every == 0 or step == self._num_steps or broken:
+            line = metrics_lib.mean(self.totals) | self._times()
+            self.totals = {}
+            self._note = f'loss {line["loss"]:.4g}' if 'loss' in line else ''
+        if twice := line.keys() & evaluation.keys():
+            raise ValueError(f'{self._name}: both the step and the evaluation have metrics named {sorted(twice)}')
+        if line or evaluation:
+            self._writer.log(step, line | dict(evaluation))
+        if self.progress is not None:
+            self.progress.update(tokens=int(tokens), note=self._note)
+        if broken:
+            shown = ', '.join(f'{key} {x:.4g}' for key, x in metrics_lib.mean(values).items())
+            raise NonFiniteError(
+                f'{self._name}: stopped at step {step} of {self._num_steps}: the last {int(nonfinite)} updates in a '
+                f'row had a non-finite loss or gradient and were skipped (LoopSettings.max_nonfinite is '
+                f'{self._settings.max_nonfinite}); that step: {shown}'
+            )
+
+    def _times(self) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, self._line_at = max(now - self._line_at, 1e-9), now
+        times = {
+            'time/seconds': now - self._started_at,  # of this process
+            'time/step_seconds': seconds / self._line_steps,
+            'time/tokens_per_second': self._line_tokens / seconds,
+        }
+        self._line_tokens = self._line_steps = 0
+        return times
+
+
+class _Signal:
+    """Remembers that SIGTERM came, for as long as the loop runs; the loop acts on it after the step in progress.
+
+    Several processes must stop at the same step, which JAX's own preemption service agrees on; alone, a handler will
+    do. Off the main thread there is no handler to set, and SIGTERM ends the process as usual.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._previous: Any = None
+        self._several = jax.process_count() > 1
+
+    def __enter__(self) -> '_Signal':
+        if not self._several:
+            try:
+                self._previous = signal.signal(signal.SIGTERM, self._handle)
+            except ValueError:  # not the main thread
+                self._previous = None
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            if self._received and error is None:
+                signal.raise_signal(signal.SIGTERM)  # it came too late for a step to see it: it still ends the process
+
+    def _handle(self, _: int, __: FrameType | None) -> None:
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+
+def _markdown(row: Mapping[str, Any]) -> str:
+    """A conversation for TensorBoard's text tab: who said what, then everything else of the row."""
+    messages = row.get('messages', [])
+    said = [f'**{message["role"]}**\n\n' + _indented(str(message['content'])) for message in messages]
+    rest = {key: value for key, value in row.items() if key != 'messages'}
+    return '\n\n'.join([*said, _indented(json.dumps(rest, indent=1))])
+
+
+def _indented(text: str) -> str:
+    """A Markdown code block: shown as it is, whatever it contains."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or ['']]
+    return '\n'.join(f'    {line}' for line in lines)
+
+
+def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | None:
+    """Keeps compiled programs on the disk, so that the next process starts at once. Call it before anything compiles.
+
+    The environment variable JAX_COMPILATION_CACHE_DIR goes before `folder`; without either it is
+    `$XDG_CACHE_HOME/simrl/xla/CPU` (XDG_CACHE_HOME defaults to ~/.cache), where CPU stands for this machine's kind of
+    processor: machines that share a home folder must not run each other's machine code. It may be deleted at any time.
+
+    Returns:
+        The folder, or None where it cannot be written to (a warning says so): it is a convenience.
+    """
+    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    place = pathlib.Path(chosen) if chosen else folder or home / 'simrl' / 'xla' / _processor()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(f'{place} is not writable')
+    except OSError as error:
+        logging.getLogger(__name__).warning('no compilation cache: %s', error)
+        return None
+    jax.config.update('jax_compilation_cache_dir', str(place))
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
+    return place
+
+
+def _processor() -> str:
+    """A short name of this kind of processor: its instruction set and extensions."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())
+    return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'

@@ -1,0 +1,198 @@
+"""kill -9 at random moments, the same command after each, and the comparison with a run that was left alone.
+
+    python -m tests.kills --workdir DIR --kills 10 --seed 0 -- COMMAND ... DIR
+
+The command must end by itself and go on in `workdir` when it is started again. A kill is SIGKILL to its whole process
+group, from this process. Half of the kills come at a random time; the others wait for a checkpoint to be half-written
+and strike a random few milliseconds later, since saves are short. Step and phase of each are printed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
+
+POLL_SECONDS = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """One SIGKILL.
+
+    Attributes:
+        step: the last step in the metrics.jsonl that grew last; -1 where there is none.
+        phase: 'start-up' (nothing was written yet by that process), 'save' (a checkpoint was half-written), or 'run'.
+        seconds: since that process was started.
+    """
+
+    step: int
+    phase: str
+    seconds: float
+
+
+def run_with_kills(
+    command: Sequence[str],
+    workdir: pathlib.Path,
+    num_kills: int,
+    seed: int,
+    *,
+    span: float,
+    timeout: float = 600.0,
+) -> list[Kill]:
+    """Runs `command` until it was killed `num_kills` times, then once more to its end.
+
+    Args:
+        command: program and arguments; ends with exit code 0.
+        workdir: where it writes; other runs' files must not be in it.
+        span: seconds; the random moment of a kill is up to this long after the first thing that a process wrote
+            (or, for one kill in five, up to this long after its start).
+        timeout: seconds for each process.
+
+    Raises:
+        RuntimeError: the command failed, took too long, or ended before it could be killed often enough.
+    """
+    rng = random.Random(seed)
+    kills: list[Kill] = []
+    while len(kills) < num_kills:
+        aim = ('start', 'run', 'save', 'save', 'run')[len(kills) % 5]
+        kill = _killed_once(command, workdir, aim, rng, span, timeout)
+        if kill is None:
+            raise RuntimeError(f'the command ended after {len(kills)} of {num_kills} kills: give it more to do')
+        kills.append(kill)
+        print(f'kill {len(kills)}: step {kill.step}, phase {kill.phase}, after {kill.seconds:.2f} s', flush=True)
+    done = subprocess.run(command, timeout=timeout, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f'the last run of the command failed with {done.returncode}:\n{done.stdout}\n{done.stderr}')
+    return kills
+
+
+def _killed_once(
+    command: Sequence[str], workdir: pathlib.Path, aim: str, rng: random.Random, span: float, timeout: float
+) -> Kill | None:
+    before = _written(workdir)
+    log = workdir.parent / f'{workdir.name}.log'
+    with open(log, 'ab') as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    started = time.monotonic()
+    wait = rng.uniform(0, span)
+    pause = rng.uniform(0, 0.02)
+    deadline: float | None = started + wait if aim == 'start' else None
+    wrote = False
+    while process.poll() is None:
+        now = time.monotonic()
+        wrote = wrote or _written(workdir) != before
+        if deadline is None and wrote:
+            deadline = now + wait
+        if deadline is not None and now >= deadline and (aim != 'save' or _saving(workdir)):
+            break
+        if now - started > timeout:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RuntimeError(f'the command took longer than {timeout} s; see {log}')
+        time.sleep(POLL_SECONDS)
+    if aim == 'save':
+        time.sleep(pause)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    code = process.wait()
+    if code == 0:
+        return None
+    if code != -signal.SIGKILL:
+        raise RuntimeError(f'the command failed with {code} before it was killed; see {log}')
+    phase = 'save' if _saving(workdir) else 'run' if _written(workdir) != before else 'start-up'
+    return Kill(_last_step(workdir), phase, time.monotonic() - started)
+
+
+def _saving(workdir: pathlib.Path) -> bool:
+    return any(workdir.glob('**/checkpoints/*.orbax-checkpoint-tmp*'))
+
+
+def _written(workdir: pathlib.Path) -> dict[pathlib.Path, int]:
+    """The sizes of the growing files: what shows that a process has got to work."""
+    sizes = {}
+    for path in workdir.glob('**/metrics.jsonl'):
+        try:
+            sizes[path] = path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return sizes
+
+
+def _last_step(workdir: pathlib.Path) -> int:
+    files = sorted(workdir.glob('**/metrics.jsonl'), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return -1
+    lines = [line for line in files[-1].read_text().split('\n')[:-1] if line]
+    return json.loads(lines[-1])['step'] if lines else -1
+
+
+def assert_same_run(unbroken: pathlib.Path, broken: pathlib.Path) -> None:
+    """Two run directories agree: every value of every step in metrics.jsonl, TensorBoard and conversations.
+
+    What starts with `time/`, and when TensorBoard's events were written, is exempt.
+    """
+    names = [sorted(str(p.relative_to(folder)) for p in _run_files(folder)) for folder in (unbroken, broken)]
+    assert names[0], f'{unbroken} holds nothing to compare'
+    assert names[0] == names[1]
+    for name in names[0]:
+        first, second = (_contents(folder / name) for folder in (unbroken, broken))
+        assert len(first) == len(second), f'{name}: {len(first)} entries and {len(second)}'
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert a == b, f'{name}, entry {i}: {a} and {b}'
+
+
+def _run_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [*folder.glob('**/*.jsonl'), *folder.glob('**/*tfevents*')]
+
+
+def _contents(path: pathlib.Path) -> list[Any]:
+    if 'tfevents' in path.name:
+        return events(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if path.name == 'metrics.jsonl':
+        steps = [row['step'] for row in rows]
+        assert steps == sorted(set(steps)), f'{path}: steps are repeated or out of order: {steps}'
+    return [{key: value for key, value in row.items() if not key.startswith('time/')} for row in rows]
+
+
+def events(path: pathlib.Path) -> list[tuple[int, str, Any]]:
+    """(step, tag, value) of a file as TensorBoard reads it; without `time/` and the clock of the hyper-parameters."""
+    found = []
+    for event in EventFileLoader(str(path)).Load():
+        for value in event.summary.value:
+            if value.tag.startswith('_hparams_'):
+                found.append((event.step, value.tag, None))
+            elif not value.tag.startswith('time/'):
+                found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).tolist()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', type=pathlib.Path, required=True)
+    parser.add_argument('--unbroken', type=pathlib.Path, help='a finished run of the same command, to compare with')
+    parser.add_argument('--kills', type=int, default=10)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--span', type=float, default=5.0, help='seconds')
+    parser.add_argument('command', nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    command = args.command[1:] if args.command[:1] == ['--'] else args.command
+    run_with_kills(command, args.workdir, args.kills, args.seed, span=args.span)
+    if args.unbroken is not None:
+        assert_same_run(args.unbroken, args.workdir)
+        print('equal to the unbroken run')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
