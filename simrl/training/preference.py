@@ -1,37 +1,58 @@
 """Training a reward model on pairs of replies (Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1).
 
-A batch holds each pair as two neighbouring rows, the chosen reply first. The loss of a pair is
--log sigmoid(score of chosen - score of rejected), a score being the head's value at the reply's end-of-turn.
+The loss of a pair is -log sigmoid(score of the chosen reply - score of the rejected one), a score being the reward
+head's value at the reply's end-of-turn.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from simrl.conversations.batches import Batches, BatchSettings, PreferenceBatch, stack_preferences
 from simrl.conversations.records import Preference
+from simrl.conversations.views import PreferenceRow
+from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward_model import score_rows
-from simrl.training.optimizer import Optimizer, TrainState, apply_gradients
+from simrl.training import loop, placement
+from simrl.training.loop import LoopSettings, StepResult
+from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
 
 
-def pair_losses(
-    params: Params, config: TransformerConfig, execution: Execution, tokens: jax.Array, length: jax.Array
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Sums over a batch of pairs.
+@dataclasses.dataclass(frozen=True)
+class PreferenceSettings:
+    """A reward model's training run."""
 
-    Args:
-        tokens: int32 `[2 P, T]`; rows 2p and 2p + 1 are the chosen and the rejected reply of pair p.
-        length: int32 `[2 P]`, 0 in both rows of a pair that only fills the batch.
+    steps: int
+    batch: BatchSettings  # `batch_size` counts pairs
+    optimizer: OptimizerSettings
 
-    Returns:
-        `loss` (nats), `accuracy` (a tie counts one half) and `margin`, each (sum, number of pairs).
-    """
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f'PreferenceSettings.steps: expected at least 1, found {self.steps}')
+
+
+def pair_margins(
+    params: Params, config: TransformerConfig, execution: Execution, batch: PreferenceBatch
+) -> tuple[jax.Array, jax.Array]:
+    """Score of chosen less score of rejected, float32 `[P]`, and whether a pair is there, bool `[P]`."""
+    pairs = batch.chosen.length.shape[0]
+    tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
+    length = jnp.concatenate([batch.chosen.length, batch.rejected.length])
     score = score_rows(params, config, execution, tokens, jnp.maximum(length - 1, 0)[:, None])[:, 0]
-    margin = score[0::2] - score[1::2]
-    real = length[0::2] > 0
-    count = jnp.sum(real).astype(jnp.float32)
+    return score[:pairs] - score[pairs:], batch.chosen.length > 0
+
+
+def pair_losses(margin: jax.Array, real: jax.Array) -> Metrics:
+    """`loss` (nats), `accuracy` (a tie counts one half) and `margin` of `[P]` pairs, each (sum, number of pairs)."""
+    count = jnp.sum(real, dtype=jnp.float32)
     correct = jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
     parts = {'loss': -jax.nn.log_sigmoid(margin), 'accuracy': correct, 'margin': margin}
     return {name: (jnp.sum(part, where=real), count) for name, part in parts.items()}
@@ -40,31 +61,95 @@ def pair_losses(
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'optimizer'), donate_argnames='state')
 def train_step(
     state: TrainState,
-    tokens: jax.Array,
-    length: jax.Array,
+    batch: PreferenceBatch,
     *,
     config: TransformerConfig,
     execution: Execution,
     optimizer: Optimizer,
-) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
-    """One gradient step on a batch of pairs; see `pair_losses` for the shapes."""
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on the mean loss of a batch's pairs."""
 
-    def loss_fn(params: Params) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-        metrics = pair_losses(params, config, execution, tokens, length)
-        total, count = metrics['loss']
-        return total / jnp.maximum(count, 1), metrics
+    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
+        sums = pair_losses(*pair_margins(params, config, execution, batch))
+        total, count = sums['loss']
+        return total / jnp.maximum(count, 1), sums
 
-    (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state, update_metrics = apply_gradients(state, gradients, loss, optimizer)
-    return state, metrics | update_metrics
+    return state, sums | update_metrics
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution'))
-def eval_step(
-    params: Params, tokens: jax.Array, length: jax.Array, *, config: TransformerConfig, execution: Execution
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The metrics of `pair_losses` without a gradient."""
-    return pair_losses(params, config, execution, tokens, length)
+def eval_step(params: Params, batch: PreferenceBatch, *, config: TransformerConfig, execution: Execution) -> jax.Array:
+    """The margins of a batch's pairs, float32 `[P]`."""
+    return pair_margins(params, config, execution, batch)[0]
+
+
+def margins(
+    params: Params,
+    rows: Sequence[PreferenceRow],
+    settings: BatchSettings,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    mesh: Mesh,
+) -> np.ndarray:
+    """The margin of every row, float32 `[len(rows)]`, in their order."""
+    batches = Batches(rows, settings, stack_preferences)
+    out = np.full(len(rows), np.nan, np.float32)
+    with jax.set_mesh(mesh):
+        for i in range(batches.batches_per_epoch):
+            batch = batches.batch(i)
+            margin = eval_step(params, placement.place_rows(batch, mesh), config=config, execution=execution)
+            there = batch.chosen.index >= 0
+            out[batch.chosen.index[there]] = np.asarray(margin)[there]
+    return out
+
+
+def fit(
+    folder: pathlib.Path,
+    params: Params,
+    rows: Sequence[PreferenceRow],
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    settings: PreferenceSettings,
+    loop_settings: LoopSettings,
+    mesh: Mesh,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains a reward model `{'decoder', 'reward_head'}` from a decoder; its head starts at zero.
+
+    Args:
+        folder: of the run; see `loop.run`, also for what is raised.
+        params: float32 `{'decoder'}`, where to start.
+        rows: from `views.preference_rows`, no longer than the longest of `settings.batch.lengths`.
+
+    Returns:
+        The state after the last step.
+    """
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    batches = Batches(rows, settings.batch, stack_preferences)
+    start = {'decoder': params['decoder'], 'reward_head': transformer.init_head(config)}
+    state, _ = placement.place_state(start, config, optimizer, mesh)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        batch = batches.batch(step)
+        tokens = int(np.sum(batch.chosen.length) + np.sum(batch.rejected.length))
+        placed = placement.place_rows(batch, mesh)
+        state, measured = train_step(state, placed, config=config, execution=execution, optimizer=optimizer)
+        return state, StepResult(measured, tokens=tokens)
+
+    with jax.set_mesh(mesh):
+        return loop.run(
+            folder,
+            state,
+            step_fn,
+            loop_settings,
+            num_steps=settings.steps,
+            name='reward_model',
+            hyperparameters=hyperparameters,
+        )
 
 
 def longer_wins(pairs: Sequence[Preference]) -> list[float]:

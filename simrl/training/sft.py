@@ -1,18 +1,41 @@
 """Supervised fine-tuning of either side of a conversation: maximum likelihood of the trained tokens.
 
-Which tokens are trained is data (a mask per token), so the same step fits a user simulator on people's turns and an
+Which tokens are trained is data (a mask per token), so the same code fits a user simulator on people's turns and an
 assistant on assistants' turns. The softmax runs over the tokens that the sampler may draw, so that training and
 sampling speak of the same distribution.
 """
 
+import dataclasses
 import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
+from simrl.conversations.views import Rendered
 from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.training.optimizer import Optimizer, TrainState, apply_gradients
+from simrl.training import loop, metrics, placement
+from simrl.training.loop import LoopSettings, StepResult
+from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTSettings:
+    """A fine-tuning run."""
+
+    steps: int
+    batch: BatchSettings
+    optimizer: OptimizerSettings
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f'SFTSettings.steps: expected at least 1, found {self.steps}')
 
 
 def token_losses(
@@ -22,7 +45,7 @@ def token_losses(
     tokens: jax.Array,
     trained: jax.Array,
     allowed: jax.Array,
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+) -> Metrics:
     """Sums over the trained tokens of a batch.
 
     Args:
@@ -40,7 +63,7 @@ def token_losses(
     log_prob, entropy = transformer.token_log_probs(
         params, hidden[:, :-1], targets, allowed, chunk=execution.log_prob_chunk
     )
-    count = jnp.sum(mask).astype(jnp.float32)
+    count = jnp.sum(mask, dtype=jnp.float32)
     return {
         'loss': (-jnp.sum(log_prob, where=mask), count),
         'entropy': (jnp.sum(entropy, where=mask), count),
@@ -50,35 +73,100 @@ def token_losses(
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'optimizer'), donate_argnames='state')
 def train_step(
     state: TrainState,
-    tokens: jax.Array,
-    trained: jax.Array,
+    batch: Batch,
     allowed: jax.Array,
     *,
     config: TransformerConfig,
     execution: Execution,
     optimizer: Optimizer,
-) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
-    """One gradient step on the mean loss per trained token of a batch; see `token_losses` for the shapes."""
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on the mean loss per trained token of a batch."""
 
-    def loss_fn(params: Params) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-        metrics = token_losses(params, config, execution, tokens, trained, allowed)
-        total, count = metrics['loss']
-        return total / jnp.maximum(count, 1), metrics
+    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
+        sums = token_losses(params, config, execution, batch.tokens, batch.trained, allowed)
+        total, count = sums['loss']
+        return total / jnp.maximum(count, 1), sums
 
-    (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state, update_metrics = apply_gradients(state, gradients, loss, optimizer)
-    return state, metrics | update_metrics
+    return state, sums | update_metrics
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution'))
 def eval_step(
+    params: Params, batch: Batch, allowed: jax.Array, *, config: TransformerConfig, execution: Execution
+) -> Metrics:
+    """The metrics of `token_losses` without a gradient."""
+    return token_losses(params, config, execution, batch.tokens, batch.trained, allowed)
+
+
+def held_out_loss(
     params: Params,
-    tokens: jax.Array,
-    trained: jax.Array,
+    batches: Batches[Rendered, Batch],
     allowed: jax.Array,
     *,
     config: TransformerConfig,
     execution: Execution,
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The metrics of `token_losses` without a gradient."""
-    return token_losses(params, config, execution, tokens, trained, allowed)
+    mesh: Mesh,
+) -> Metrics:
+    """`token_losses` over all rows of `batches`, under the prefix `held_out/`."""
+    total: Mapping[str, Any] = {}
+    for i in range(batches.batches_per_epoch):
+        batch = placement.place_rows(batches.batch(i), mesh)
+        total = metrics.add(total, eval_step(params, batch, allowed, config=config, execution=execution))
+    return {f'held_out/{name}': pair for name, pair in total.items()}
+
+
+def fine_tune(
+    folder: pathlib.Path,
+    params: Params,
+    rows: Sequence[Rendered],
+    held_out: Sequence[Rendered],
+    *,
+    config: TransformerConfig,
+    allowed: np.ndarray,
+    execution: Execution,
+    settings: SFTSettings,
+    loop_settings: LoopSettings,
+    mesh: Mesh,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Fits `params` to the trained tokens of `rows`.
+
+    Args:
+        folder: of the run; see `loop.run`, also for what is raised.
+        params: float32 `{'decoder'}`, where to start.
+        rows, held_out: from `conversations.views`, no longer than the longest of `settings.batch.lengths`. The held-out
+            loss is measured before, after, and every `loop_settings.evaluate_every` steps.
+        allowed: bool `[V]`, the tokens that the trained role may sample.
+
+    Returns:
+        The state after the last step.
+    """
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    batches = Batches(rows, settings.batch, stack)
+    held_out_batches = Batches(held_out, settings.batch, stack)
+    state, _ = placement.place_state({'decoder': params['decoder']}, config, optimizer, mesh)
+    mask = jnp.asarray(allowed)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        batch = batches.batch(step)
+        tokens = int(np.sum(batch.length))
+        placed = placement.place_rows(batch, mesh)
+        state, measured = train_step(state, placed, mask, config=config, execution=execution, optimizer=optimizer)
+        return state, StepResult(measured, tokens=tokens)
+
+    def evaluate_fn(state: TrainState, _: int) -> Metrics:
+        return held_out_loss(state.params, held_out_batches, mask, config=config, execution=execution, mesh=mesh)
+
+    with jax.set_mesh(mesh):
+        return loop.run(
+            folder,
+            state,
+            step_fn,
+            loop_settings,
+            num_steps=settings.steps,
+            name='sft',
+            evaluate_fn=evaluate_fn,
+            hyperparameters=hyperparameters,
+        )

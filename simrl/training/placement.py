@@ -1,0 +1,45 @@
+"""Training states and batches on a mesh: what the stages of every training do before their first step."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.models import sharding
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.training.optimizer import Optimizer, TrainState, init_state
+
+
+def heads_of(params: Params) -> tuple[str, ...]:
+    """The names of the scalar heads that a tree of params has."""
+    return tuple(name for name in params if name != 'decoder')
+
+
+def place_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
+    """Host or device params as new device arrays in the shards of `rules`; the given arrays stay good."""
+    shardings = sharding.param_shardings(config, mesh, rules, heads_of(params))
+    return sharding.place(jax.tree.map(np.asarray, params), shardings)
+
+
+def place_state(
+    params: Params, config: TransformerConfig, optimizer: Optimizer, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """The state before the first step in its training shards, and the tree of its shardings."""
+    placed = place_params(params, config, mesh, sharding.TRAINING_RULES)
+    shardings = sharding.param_shardings(config, mesh, sharding.TRAINING_RULES, heads_of(params))
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), placed)
+    state_shardings = sharding.state_shardings(abstract, placed, shardings)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=state_shardings, donate_argnums=0)(placed)
+    return state, state_shardings
+
+
+def place_rows(batch: Any, mesh: Mesh) -> Any:
+    """A batch that every process has whole, as global arrays with rows split over `data`."""
+    count, index = jax.process_count(), jax.process_index()
+
+    def own(array: np.ndarray) -> np.ndarray:
+        rows = array.shape[0] // count
+        return array[index * rows : (index + 1) * rows]
+
+    return sharding.shard_batch(batch if count == 1 else jax.tree.map(own, batch), mesh)

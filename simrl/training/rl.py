@@ -1,0 +1,251 @@
+"""RL of one side of a conversation against a frozen other side.
+
+One step:
+1. Examples are drawn; each starts `samples_per_prompt` conversations.
+2. Both sides talk (`rollouts.speaker.converse`).
+3. The conversations are scored by a function that the caller gives.
+4. Advantages, then the update (`ppo.prepare`, `ppo.update`).
+
+Everything random is a function of (seed, step, example, sample), and never of the partner: arms of one experiment see
+the same examples in the same order and draw the same uniform numbers.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.models import sharding, transformer
+from simrl.models.transformer import Execution
+from simrl.rewards.reward import Rewards
+from simrl.rollouts.speaker import Limits, Speaker, converse, prompts_of
+from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
+from simrl.training import loop, placement, ppo
+from simrl.training.loop import LoopSettings, StepResult
+from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
+from simrl.training.ppo import UpdateSettings
+
+UPDATE_STREAM = 1  # folded into the step's key for the order of rows in an update; conversations fold in example hashes
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings:
+    """An RL run. The sizes of conversations are in `limits`, how both sides are sampled with the sides."""
+
+    steps: int
+    prompts_per_step: int
+    samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
+    row_buckets: tuple[int, ...]  # tokens; an update's rows are cut to the shortest of these that holds the longest row
+    update: UpdateSettings
+    optimizer: OptimizerSettings
+    trained: Literal['assistant', 'user'] = 'assistant'
+    saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
+
+    def __post_init__(self) -> None:
+        for field in ('steps', 'prompts_per_step', 'samples_per_prompt'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'RLSettings.{field}: expected at least 1, found {getattr(self, field)}')
+        if self.saved_conversations < 0:
+            raise ValueError(f'RLSettings.saved_conversations: expected at least 0, found {self.saved_conversations}')
+        if not self.row_buckets or list(self.row_buckets) != sorted(set(self.row_buckets)):
+            raise ValueError(f'RLSettings.row_buckets: expected rising lengths, found {self.row_buckets}')
+        self.update.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
+
+    @property
+    def role(self) -> int:
+        return ASSISTANT if self.trained == 'assistant' else USER
+
+
+def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
+    """Which examples a step starts from: epochs of seeded permutations, one after the other."""
+    positions = range(step * per_step, (step + 1) * per_step)
+    orders = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(num_examples)
+        for epoch in {position // num_examples for position in positions}
+    }
+    return [int(orders[position // num_examples][position % num_examples]) for position in positions]
+
+
+def cut_rows(batch: Trajectories, buckets: Sequence[int]) -> Trajectories:
+    """Cuts the token arrays to the shortest bucket that holds the longest row; capacity is the last bucket."""
+    longest = int(jnp.max(batch.length))
+    width = min((b for b in buckets if b >= longest), default=batch.tokens.shape[1])
+    cut = {name: getattr(batch, name)[:, :width] for name in ('tokens', 'role', 'turn', 'log_prob')}
+    return batch.replace(**cut)
+
+
+def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The mean reward and its parts over what has one, and the share that has none."""
+    count = jnp.sum(rewards.valid, dtype=jnp.float32)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(x, where=rewards.valid, dtype=jnp.float32)
+
+    metrics = {f'reward/{name}': (total(part), count) for name, part in rewards.parts.items()}
+    metrics['reward/mean'] = (total(rewards.value), count)
+    metrics['reward/unjudged'] = (rewards.valid.size - count, jnp.float32(rewards.valid.size))
+    return metrics
+
+
+def train(
+    folder: pathlib.Path,
+    trained: Speaker,
+    partner: Speaker,
+    *,
+    chat: Chat,
+    examples: Sequence[Example],
+    score: Callable[[Trajectories], Rewards],
+    limits: Limits,
+    settings: RLSettings,
+    execution: Execution,
+    loop_settings: LoopSettings,
+    seed: int,
+    mesh: Mesh,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains one side from its own parameters, which also stay as the frozen reference.
+
+    Args:
+        folder: of the run; see `loop.run`.
+        trained: the side that `settings.trained` names, with its initial params `{'decoder'}`.
+        partner: the other side, frozen.
+        examples: what conversations start from; their prompts must fit (`speaker.fitting`).
+        score: conversations -> rewards; it sees messages and no prompt of the simulator.
+        execution: of the update; rollouts use that of the voices.
+        seed: of this run: order of examples, conversations, order of rows.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        ValueError: settings that do not fit each other; besides what `loop.run` raises.
+    """
+    check_training_sampler(trained)
+    if len(examples) < settings.prompts_per_step:
+        raise ValueError(
+            f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
+            f'found {settings.prompts_per_step}'
+        )
+    user, assistant = (partner, trained) if settings.role == ASSISTANT else (trained, partner)
+    voices = (user.voice, assistant.voice)
+    temperatures = (user.temperature, assistant.temperature)
+    allowed = (jnp.asarray(user.allowed), jnp.asarray(assistant.allowed))
+    config = trained.voice.config
+    own_allowed = jnp.asarray(trained.allowed)
+
+    params = {'decoder': trained.params['decoder']}
+    uses_reference = settings.update.kl != 'none'
+    reference = placement.place_params(params, config, mesh, sharding.TRAINING_RULES) if uses_reference else None
+    partner_params = _for_sampling(partner, mesh)(partner.params)
+    to_sampler = _for_sampling(trained, mesh)
+    if settings.update.estimator == 'gae':
+        params = params | {'value_head': transformer.init_head(config)}
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
+    state, state_sharding = placement.place_state(params, config, optimizer, mesh)
+    update = ppo.jit_update(config, execution, settings.update, optimizer, state_sharding=state_sharding)
+    prepare = jax.jit(
+        functools.partial(
+            ppo.prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.update
+        )
+    )
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
+        chosen = [examples[i] for i in order]
+        prompts = prompts_of(
+            chosen, user, assistant, chat, samples=settings.samples_per_prompt, prompt_tokens=limits.prompt_tokens
+        )
+        sampler_params = to_sampler(state.params)
+        pair = (partner_params, sampler_params) if settings.role == ASSISTANT else (sampler_params, partner_params)
+        batch = converse(
+            *pair,
+            placement.place_rows(prompts, mesh),
+            seed,
+            step,
+            voices=voices,
+            limits=limits,
+            role=settings.role,
+            temperatures=temperatures,
+            allowed=allowed,
+        )
+        rewards = score(batch)
+        rows = cut_rows(batch, settings.row_buckets)
+        prepared, prepare_metrics = prepare(
+            state.params,
+            reference,
+            rewards,
+            tokens=rows.tokens,
+            role=rows.role,
+            turn=rows.turn,
+            length=rows.length,
+            sampler_log_prob=rows.log_prob,
+            group=rows.group,
+            allowed=own_allowed,
+            temperature=trained.temperature,
+        )
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), UPDATE_STREAM)
+        state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature)
+        said = conversation_rows(batch, rewards, chosen, settings.samples_per_prompt, chat, seed)
+        metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
+        if user.signal:
+            metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, user.signal)), jnp.float32(len(said)))
+        shown = said[: settings.saved_conversations]
+        return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
+
+    with jax.set_mesh(mesh):
+        return loop.run(
+            folder,
+            state,
+            step_fn,
+            loop_settings,
+            num_steps=settings.steps,
+            name='rl',
+            hyperparameters=hyperparameters,
+        )
+
+
+def check_training_sampler(trained: Speaker) -> None:
+    """Raises unless the trained side is sampled by temperature alone: filters would bias its log-probabilities."""
+    filters = trained.voice.filters
+    if filters.top_k or filters.top_p < 1 or filters.min_p:
+        raise ValueError(f'the trained side: expected no top_k, top_p or min_p in training, found {filters}')
+    if trained.temperature <= 0:
+        raise ValueError(f'the trained side: expected a temperature above 0 in training, found {trained.temperature}')
+
+
+def _for_sampling(side: Speaker, mesh: Mesh) -> Callable[[Any], Any]:
+    """Params -> their decoder in the sampler's dtype and shards: one cast and reshard an iteration, none per token."""
+    dtype = jnp.dtype(side.voice.execution.dtype)
+    shardings = sharding.param_shardings(side.voice.config, mesh, sharding.SAMPLING_RULES)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def cast(decoder: Any) -> Any:
+        return {'decoder': jax.tree.map(lambda x: x.astype(dtype), decoder)}
+
+    return lambda params: cast(params['decoder'])
+
+
+def conversation_rows(
+    batch: Trajectories, rewards: Rewards, examples: Sequence[Example], samples: int, chat: Chat, seed: int
+) -> list[dict[str, Any]]:
+    """Conversations as JSON rows: who said what, why it ended, what it was worth and by which parts."""
+    host = jax.device_get(rewards)
+    rows = []
+    for i, row in enumerate(transcripts(batch, chat.decode)):
+        worth = {
+            'reward': float(host.value[i]) if host.valid[i] else None,
+            'parts': {name: float(part[i]) for name, part in host.parts.items()},
+            'cause': int(host.cause[i]),
+        }
+        example = examples[i // samples]
+        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
+        rows.append(start | row | worth)
+    return rows
