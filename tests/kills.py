@@ -3,8 +3,8 @@
     python -m tests.kills --workdir DIR --kills 10 --seed 0 -- COMMAND ... DIR
 
 The command must end by itself and go on in `workdir` when it is started again. A kill is SIGKILL to its whole process
-group, from this process. Half of the kills come at a random time; the others wait for a checkpoint to be half-written
-and strike a random few milliseconds later, since saves are short. Step and phase of each are printed.
+group, from this process. Three kills of five come at a random time; the others wait for a checkpoint to be
+half-written and strike a random few milliseconds later, since saves are short. Step and phase of each are printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -33,7 +33,7 @@ class Kill:
 
     Attributes:
         step: the last step in the metrics.jsonl that grew last; -1 where there is none.
-        phase: 'start-up' (nothing was written yet by that process), 'save' (a checkpoint was half-written), or 'run'.
+        phase: 'start-up' (that process had not logged a step yet), 'save' (a checkpoint was half-written), or 'run'.
         seconds: since that process was started.
     """
 
@@ -56,8 +56,8 @@ def run_with_kills(
     Args:
         command: program and arguments; ends with exit code 0.
         workdir: where it writes; other runs' files must not be in it.
-        span: seconds; the random moment of a kill is up to this long after the first thing that a process wrote
-            (or, for one kill in five, up to this long after its start).
+        span: seconds; the random moment of a kill is up to this long after a process logged its first step (for one
+            kill in five: after its start). About the time of the whole run by the number of kills.
         timeout: seconds for each process.
 
     Raises:
@@ -81,7 +81,7 @@ def run_with_kills(
 def _killed_once(
     command: Sequence[str], workdir: pathlib.Path, aim: str, rng: random.Random, span: float, timeout: float
 ) -> Kill | None:
-    before = _written(workdir)
+    sizes = _sizes(workdir)
     log = workdir.parent / f'{workdir.name}.log'
     with open(log, 'ab') as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
@@ -89,11 +89,14 @@ def _killed_once(
     wait = rng.uniform(0, span)
     pause = rng.uniform(0, 0.02)
     deadline: float | None = started + wait if aim == 'start' else None
-    wrote = False
+    logged = False
     while process.poll() is None:
         now = time.monotonic()
-        wrote = wrote or _written(workdir) != before
-        if deadline is None and wrote:
+        earlier, sizes = sizes, _sizes(workdir)
+        # Growth only: a process that goes on first cuts the files back. Step 0 is what is known before any step.
+        grown = any(size > earlier.get(path, 0) for path, size in sizes.items())
+        logged = logged or (grown and _last_step(workdir) > 0)
+        if deadline is None and logged:
             deadline = now + wait
         if deadline is not None and now >= deadline and (aim != 'save' or _saving(workdir)):
             break
@@ -110,27 +113,29 @@ def _killed_once(
         return None
     if code != -signal.SIGKILL:
         raise RuntimeError(f'the command failed with {code} before it was killed; see {log}')
-    phase = 'save' if _saving(workdir) else 'run' if _written(workdir) != before else 'start-up'
+    phase = 'save' if _saving(workdir) else 'run' if logged else 'start-up'
     return Kill(_last_step(workdir), phase, time.monotonic() - started)
 
 
 def _saving(workdir: pathlib.Path) -> bool:
-    return any(workdir.glob('**/checkpoints/*.orbax-checkpoint-tmp*'))
+    """Whether a checkpoint is half-written. (os.walk, unlike glob, does not mind folders that come and go.)"""
+    return any('.orbax-checkpoint-tmp' in name for _, names, _ in _walk(workdir) for name in names)
 
 
-def _written(workdir: pathlib.Path) -> dict[pathlib.Path, int]:
-    """The sizes of the growing files: what shows that a process has got to work."""
-    sizes = {}
-    for path in workdir.glob('**/metrics.jsonl'):
-        try:
-            sizes[path] = path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return sizes
+def _sizes(workdir: pathlib.Path) -> dict[pathlib.Path, int]:
+    paths = [pathlib.Path(folder) / 'metrics.jsonl' for folder, _, names in _walk(workdir) if 'metrics.jsonl' in names]
+    return {path: path.stat().st_size for path in paths if path.exists()}
+
+
+def _walk(workdir: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    for folder, folders, files in os.walk(workdir):
+        yield folder, folders, files
+        if pathlib.Path(folder).name == 'checkpoints':
+            folders.clear()  # what is in a checkpoint is of no interest
 
 
 def _last_step(workdir: pathlib.Path) -> int:
-    files = sorted(workdir.glob('**/metrics.jsonl'), key=lambda path: path.stat().st_mtime)
+    files = sorted(_sizes(workdir), key=lambda path: path.stat().st_mtime)
     if not files:
         return -1
     lines = [line for line in files[-1].read_text().split('\n')[:-1] if line]
