@@ -30,3 +30,27 @@ def byte_tokenizer(
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos_token, eos_token=eos_token)
     tokenizer.chat_template = template
     return tokenizer
+
+
+CHATML_THINK = (*CHATML_TOKENS, '<think>', '</think>')
+LLAMA3_TOKENS = ('<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>')
+FAMILY_TOKENS = {  # the special tokens that each published template needs
+    'gemma': ('<bos>', '<eos>', '<start_of_turn>', '<end_of_turn>'),
+    'llama3': LLAMA3_TOKENS,
+    'llama3_1': LLAMA3_TOKENS,
+    'llama3_2': LLAMA3_TOKENS,
+    'phi3': ('<s>', '<|endoftext|>', '<|system|>', '<|user|>', '<|assistant|>', '<|end|>'),
+    'qwen2_5': CHATML_TOKENS,
+    'qwen3': CHATML_THINK,
+    'qwen3_instruct_2507': CHATML_THINK,
+    'smollm2': CHATML_TOKENS,
+}
+
+
+def family_tokenizer(family: str, template: str) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a family's own special tokens and the text of its own chat template."""
+    tokens = FAMILY_TOKENS[family]
+    begins = family == 'gemma' or family.startswith('llama')
+    return byte_tokenizer(
+        tokens, template, bos_token=tokens[0] if begins else None, eos_token=tokens[1 if begins else 0]
+    )

@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import gzip
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -360,18 +359,25 @@ def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _write(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
     path = pathlib.Path(path)
+    if path.suffix != '.parquet' and not path.name.endswith(('.jsonl', '.jsonl.gz')):
+        raise ValueError(f'{path}: expected a name that ends in .jsonl, .jsonl.gz or .parquet')
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
-    if path.suffix == '.parquet':
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
-    else:
-        data = b''.join(json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)
-        if path.name.endswith('.jsonl.gz'):
-            buffer = io.BytesIO()
-            with gzip.GzipFile(filename='', mode='wb', fileobj=buffer, mtime=0) as zipped:  # equal rows, equal bytes
-                zipped.write(data)
-            data = buffer.getvalue()
-        elif not path.name.endswith('.jsonl'):
-            raise ValueError(f'{path}: expected a name that ends in .jsonl, .jsonl.gz or .parquet')
-        partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        with partial.open('wb') as file:
+            if path.suffix == '.parquet':
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+            elif path.suffix == '.gz':
+                with gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as zipped:  # equal rows, equal bytes
+                    zipped.writelines(_json_lines(rows))
+            else:
+                file.writelines(_json_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    return (json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)

@@ -1,0 +1,272 @@
+"""Records: what is read is what was written, and every fault of a row is named or counted."""
+
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.conversations import records
+from simrl.conversations.records import Conversation, Preference, RowError, Turn
+
+DATA = os.environ.get('SIMRL_DATA')
+needs_data = pytest.mark.skipif(not DATA, reason='SIMRL_DATA is not set')
+
+USER = {'role': 'user', 'content': 'Hello'}
+ASSISTANT = {'role': 'assistant', 'content': 'Hi.'}
+ROW = {'id': 'a', 'source': 's', 'split': 'train', 'end': 'natural', 'messages': [USER, ASSISTANT]}
+PAIR = {'id': 'a', 'source': 's', 'split': 'dev', 'prompt': [USER], 'chosen': 'Yes', 'rejected': 'No'}
+
+
+def write_lines(path: pathlib.Path, *rows: object) -> pathlib.Path:
+    path.write_bytes(b''.join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b'\n' for row in rows))
+    return path
+
+
+BAD_ROWS = {  # the reason, a faulty row, and what its error must name
+    'not JSON': (b'{"id": "a", ', 'Expecting property name'),
+    'unknown role': (ROW | {'messages': [{'role': 'human', 'content': 'x'}]}, "found 'human'"),
+    'empty content': (ROW | {'messages': [USER, {'role': 'assistant', 'content': ' \n'}]}, 'message 1'),
+    'two user turns in a row': (ROW | {'messages': [USER, USER]}, "message 1: expected role 'assistant', found 'user'"),
+    'two assistant turns in a row': (ROW | {'messages': [USER, ASSISTANT, ASSISTANT]}, 'message 2'),
+    'the assistant speaks first': (ROW | {'messages': [ASSISTANT]}, "expected role 'user'"),
+    'system message after the start': (ROW | {'messages': [USER, {'role': 'system', 'content': 'x'}]}, 'message 1'),
+    'no messages': (ROW | {'messages': [{'role': 'system', 'content': 'x'}]}, 'at least one user turn'),
+    'missing field': ({key: value for key, value in ROW.items() if key != 'split'}, "expected 'split'"),
+    'bad end': (ROW | {'end': 'over'}, "found 'over'"),
+    'bad split': (ROW | {'split': 'valid'}, "found 'valid'"),
+    'wrong type': (ROW | {'messages': 'Hello'}, 'found Hello'),
+    'not Unicode': (
+        b'{"id":"a","source":"s","split":"dev","messages":[{"role":"user","content":"\\ud800"}]}',
+        'surrogate',
+    ),
+}
+
+
+@pytest.mark.parametrize('reason', BAD_ROWS)
+def test_a_bad_row_is_an_error_that_names_file_line_and_fault(tmp_path, reason):
+    row, fault = BAD_ROWS[reason]
+    path = write_lines(tmp_path / 'rows.jsonl', ROW | {'id': 'first'}, row)
+    with pytest.raises(RowError, match='line 2') as caught:
+        records.read_conversations(path)
+    assert caught.value.reason == reason
+    assert str(path) in str(caught.value)
+    assert fault in str(caught.value)
+
+
+def test_dropped_rows_are_counted_by_reason(tmp_path):
+    rows = [row | {'id': f'{i}'} if isinstance(row, dict) else row for i, (row, _) in enumerate(BAD_ROWS.values())]
+    path = write_lines(tmp_path / 'rows.jsonl', ROW | {'id': 'first'}, *rows, rows[-2], ROW | {'id': 'last'})
+    found, counts = records.read_conversations(path, on_bad_rows='drop')
+    assert [conversation.id for conversation in found] == ['first', 'last']
+    assert counts == dict.fromkeys(BAD_ROWS, 1) | {'wrong type': 2}
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'prompt': [USER, ASSISTANT]}, 'bad prompt'),
+        ({'rejected': 'Yes'}, 'equal replies'),
+        ({'rejected': ' '}, 'empty content'),
+        ({'chosen': None}, 'missing field'),
+        ({'split': ''}, 'wrong type'),
+    ],
+)
+def test_bad_preferences(tmp_path, change, reason):
+    path = write_lines(tmp_path / 'pairs.jsonl', PAIR | {'id': 'good'}, PAIR | change)
+    with pytest.raises(RowError, match=f'line 2: {reason}'):
+        records.read_preferences(path)
+    found, counts = records.read_preferences(path, on_bad_rows='drop')
+    assert len(found) == 1
+    assert counts == {reason: 1}
+
+
+def test_an_id_occurs_once(tmp_path):
+    path = write_lines(tmp_path / 'rows.jsonl', ROW, ROW | {'id': 'b'}, ROW)
+    with pytest.raises(RowError, match=r"line 3: duplicate id: 'a' is also at line 1"):
+        records.read_conversations(path)
+    found, counts = records.read_conversations(path, on_bad_rows='drop')
+    assert len(found) == 2
+    assert counts == {'duplicate id': 1}
+
+
+def test_outer_white_space_is_stripped_and_counted(tmp_path):
+    messages = [{'role': 'user', 'content': ' Hello\n'}, ASSISTANT, {'role': 'user', 'content': '\u00a0Bye'}]
+    path = write_lines(tmp_path / 'rows.jsonl', ROW | {'messages': messages})
+    (found,), counts = records.read_conversations(path)
+    assert [turn.content for turn in found.messages] == ['Hello', 'Hi.', 'Bye']
+    assert counts == {records.STRIPPED: 2}
+
+
+def test_what_a_row_says_arrives(tmp_path):
+    cut = USER | {'truncated_chars': 12}
+    row = ROW | {'messages': [{'role': 'system', 'content': 'Be brief.'}, USER, ASSISTANT, cut], 'intent': 'Greet.'}
+    bare = {key: value for key, value in ROW.items() if key != 'end'} | {'id': 'b', 'intent': None, 'licence': 'MIT'}
+    path = write_lines(tmp_path / 'rows.jsonl', row, b'', bare)
+    (found, default), counts = records.read_conversations(path)
+    assert (found.system, found.opening, found.end, found.intent) == ('Be brief.', 'Hello', 'natural', 'Greet.')
+    assert [turn.truncated for turn in found.messages] == [False, False, True]
+    assert (default.system, default.end, default.intent) == (None, 'unknown', None)
+    assert not counts
+
+
+def test_rows_end_at_newlines_only(tmp_path):
+    content = 'one\u2028two\x85three\rfour\x1cfive'
+    row = ROW | {'messages': [{'role': 'user', 'content': content}]}
+    path = tmp_path / 'rows.jsonl'
+    path.write_bytes(json.dumps(row, ensure_ascii=False).encode() + b'\r\n')
+    assert '\u2028'.encode() in path.read_bytes()
+    (found,), _ = records.read_conversations(path)
+    assert found.opening == content
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'absent\.jsonl\.gz'):
+        records.read_conversations(tmp_path / 'absent.jsonl.gz')
+    with pytest.raises(FileNotFoundError, match=r'absent\.parquet'):
+        records.read_conversations(tmp_path / 'absent.parquet')
+    with pytest.raises(ValueError, match=r'rows\.csv: expected a name that ends in'):
+        records.read_conversations(tmp_path / 'rows.csv')
+    with pytest.raises(ValueError, match=r'rows\.csv: expected a name that ends in'):
+        records.write_conversations(tmp_path / 'rows.csv', [])
+    whole = gzip.compress(b''.join(json.dumps(ROW | {'id': str(i)}).encode() + b'\n' for i in range(2000)))
+    (tmp_path / 'cut.jsonl.gz').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r'cut\.jsonl\.gz: the compressed file is damaged after line \d+'):
+        records.read_conversations(tmp_path / 'cut.jsonl.gz', on_bad_rows='drop')
+    (tmp_path / 'rows.parquet').write_bytes(b'not this')
+    with pytest.raises(ValueError, match=r'rows\.parquet: not a Parquet file'):
+        records.read_conversations(tmp_path / 'rows.parquet')
+
+
+TEXTS = st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Conversation]:
+    found = []
+    for number in range(draw(st.integers(1, 4))):
+        texts = draw(st.lists(TEXTS, min_size=1, max_size=5))
+        turns = [Turn(('user', 'assistant')[i % 2], text, draw(st.booleans())) for i, text in enumerate(texts)]
+        if draw(st.booleans()):
+            turns.insert(0, Turn('system', draw(TEXTS)))
+        end, split = draw(st.sampled_from(records.ENDS)), draw(st.sampled_from(records.SPLITS))
+        intent = draw(st.none() | TEXTS)
+        found.append(Conversation(f'id {number}', draw(TEXTS), split, tuple(turns), end, intent))
+    return found
+
+
+@pytest.mark.parametrize('suffix', ['.jsonl', '.jsonl.gz', '.parquet'])
+@settings(max_examples=20, deadline=None)
+@given(written=conversations())
+def test_what_is_written_is_read(suffix, written):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, 'sub', 'rows' + suffix)
+        records.write_conversations(path, written)
+        assert records.read_conversations(path) == (written, {})
+        assert os.listdir(path.parent) == [path.name]
+        pairs = [
+            Preference(
+                c.id, c.source, c.split, (*c.turns, Turn('assistant', 'x'))[: 1 + (c.system is not None)], 'a', 'b'
+            )
+            for c in written
+        ]
+        records.write_preferences(path, pairs)
+        assert records.read_preferences(path) == (pairs, {})
+
+
+def test_equal_records_make_equal_files(tmp_path):
+    conversation = Conversation('a', 's', 'train', (Turn('user', 'Hello'),))
+    for name in ('one.jsonl.gz', 'two.jsonl.gz'):
+        records.write_conversations(tmp_path / name, [conversation])
+    assert (tmp_path / 'one.jsonl.gz').read_bytes() == (tmp_path / 'two.jsonl.gz').read_bytes()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    conversation = Conversation('a', 's', 'train', (Turn('user', 'Hello'),))
+    records.write_conversations(path, [conversation])
+    before = path.read_bytes()
+    unwritable = Conversation('a', object(), 'train', (Turn('user', 'Hello'),))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        records.write_conversations(path, [conversation, unwritable])
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['rows.jsonl']
+
+
+def test_parquet_is_that_of_datasets(tmp_path):
+    rows = [ROW | {'intent': None}, ROW | {'id': 'b', 'intent': 'Greet.', 'messages': [USER | {'truncated_chars': 3}]}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / 'theirs.parquet')
+    found, _ = records.read_conversations(tmp_path / 'theirs.parquet')
+    assert [c.intent for c in found] == [None, 'Greet.']
+    assert [[turn.truncated for turn in c.turns] for c in found] == [[False, False], [True]]
+    records.write_conversations(tmp_path / 'ours.parquet', found)
+    theirs = datasets.Dataset.from_parquet(str(tmp_path / 'ours.parquet'), cache_dir=str(tmp_path / 'cache'))
+    assert theirs[1]['messages'] == [{'role': 'user', 'content': 'Hello', 'truncated': True}]
+
+
+def test_bad_parquet_rows_are_named(tmp_path):
+    datasets.Dataset.from_list([ROW, ROW | {'id': 'b', 'split': 'x'}]).to_parquet(tmp_path / 'rows.parquet')
+    with pytest.raises(RowError, match=r'rows\.parquet, row 2: bad split'):
+        records.read_conversations(tmp_path / 'rows.parquet')
+
+
+def test_the_persona_seed_is_the_same_in_every_process():
+    conversation = Conversation('sg-hRPPgZT', 's', 'train', (Turn('user', 'Hello'),), intent='Greet.')
+    example = records.example_of(conversation)
+    assert (example.id, example.opening, example.intent, example.split) == ('sg-hRPPgZT', 'Hello', 'Greet.', 'train')
+    code = (
+        'from simrl.conversations.records import *; '
+        "print(example_of(Conversation('sg-hRPPgZT', 's', 'train', (Turn('user', 'Hello'),))).persona_seed)"
+    )
+    env = os.environ | {'PYTHONHASHSEED': '7'}
+    other = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    assert int(other.stdout) == example.persona_seed
+    assert 0 <= example.persona_seed < 2**31
+    assert records.example_of(Conversation('b', 's', 'train', conversation.turns)).persona_seed != example.persona_seed
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ('name', 'kept', 'dropped'),
+    [
+        (
+            'conversations',
+            1615 - 18,
+            {'two assistant turns in a row': 16, 'two user turns in a row': 1, 'the assistant speaks first': 1},
+        ),
+        ('sharegpt', 4805, {}),
+    ],
+)
+def test_real_conversations(name, kept, dropped):
+    path = pathlib.Path(DATA, name, 'conversations.jsonl.gz')
+    found, counts = records.read_conversations(path, on_bad_rows='drop')
+    stripped = counts.pop(records.STRIPPED)
+    assert len(found) == kept
+    assert counts == dropped
+    ids = {conversation.id for conversation in found}
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).split(b'\n') if line]
+    texts = [m['content'] for row in rows if row['id'] in ids for m in row['messages']]
+    texts += [row['intent'] for row in rows if row['id'] in ids and row.get('intent')]
+    assert stripped == sum(text != text.strip() for text in texts)
+    assert sum(turn.truncated for c in found for turn in c.turns) == sum(
+        bool(m.get('truncated_chars')) for row in rows if row['id'] in ids for m in row['messages']
+    )
+    if dropped:
+        with pytest.raises(RowError, match=r'conversations\.jsonl\.gz, line \d+: two assistant turns in a row'):
+            records.read_conversations(path)
+
+
+@needs_data
+def test_real_preferences():
+    path = pathlib.Path(DATA, 'conversations', 'preferences.jsonl.gz')
+    found, counts = records.read_preferences(path, on_bad_rows='drop')
+    counts.pop(records.STRIPPED, None)
+    assert (len(found), counts) == (1694 - 15, {'two assistant turns in a row': 15})
+    assert len({preference.opening for preference in found}) < len(found)
