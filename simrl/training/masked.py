@@ -32,7 +32,8 @@ def variance(x: jax.Array, mask: jax.Array, axis: Axis = None, *, ddof: int = 0,
     Args:
         ddof: 0 divides by the number of entries, 1 by one less (the unbiased estimate).
     """
-    deviation = x - mean(x, mask, axis, keepdims=True)
+    # Selected before squaring: the gradient of a square is 2 x times 0 where masked, and NaN times 0 is NaN.
+    deviation = jnp.where(mask, x - mean(x, mask, axis, keepdims=True), 0.0)
     degrees = count(mask, axis, keepdims=keepdims) - ddof
     squares = total(jnp.square(deviation), mask, axis, keepdims=keepdims)
     return jnp.where(degrees > 0, squares / jnp.maximum(degrees, 1), 0.0)

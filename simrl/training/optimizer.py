@@ -141,6 +141,11 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     return TrainState(params, optimizer.transform.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
+def global_norm(tree: Params) -> jax.Array:
+    """The Euclidean norm of all numbers of a tree together, float32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
 def apply_gradients(
     state: TrainState,
     gradients: Params,
@@ -166,7 +171,7 @@ def apply_gradients(
         did not happen have weight 0.
     """
     gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
-    grad_norm = optax.global_norm(gradients)
+    grad_norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     happens = finite & active
     if optimizer.clip_norm is not None:
@@ -189,8 +194,8 @@ def apply_gradients(
     weight = happens.astype(jnp.float32)
     measured = {
         'grad_norm': grad_norm,
-        'update_norm': optax.global_norm(updates),
-        'param_norm': optax.global_norm(params),
+        'update_norm': global_norm(updates),
+        'param_norm': global_norm(params),
         'learning_rate': learning_rate,
     }
     metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}

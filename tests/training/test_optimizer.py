@@ -1,0 +1,161 @@
+"""AdamW by hand, schedules by their numbers, and updates that are not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simrl.training import optimizer
+from simrl.training.optimizer import OptimizerSettings
+
+SETTINGS = OptimizerSettings(
+    learning_rate=0.1, schedule='constant', b1=0.9, b2=0.99, epsilon=1e-8, weight_decay=0.5, clip_norm=1.0
+)
+jit_apply = jax.jit(optimizer.apply_gradients, static_argnames='optimizer')
+
+
+def make_params():
+    return {
+        'decoder': {
+            'embedding': jnp.array([[1.0, -2.0]]),
+            'final_norm': jnp.array([3.0]),
+            'key_bias': jnp.array([1.0]),
+        },
+        'value_head': {'kernel': jnp.array([0.5]), 'bias': jnp.array(2.0)},
+    }
+
+
+def constant_like(params, x):
+    return jax.tree.map(lambda p: jnp.full_like(p, x), params)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def test_two_steps_equal_adamw_by_hand():
+    adamw = optimizer.make_optimizer(SETTINGS, 10)
+    state = optimizer.init_state(make_params(), adamw)
+    decays = flat({name: jax.tree.map(lambda x: x * 0 + 1, tree) for name, tree in make_params().items()})
+    decays[[2, 3, 4]] = 0  # final_norm, key_bias and the head's bias, in the order of the leaves (see the assert)
+    assert [str(path[-1].key) for path, _ in jax.tree_util.tree_leaves_with_path(make_params())] == [
+        'embedding', 'final_norm', 'key_bias', 'bias', 'kernel',
+    ]  # fmt: skip
+    params, m, v = flat(make_params()).astype(float), 0.0, 0.0
+    for t, g in enumerate([3.0, -0.1], start=1):  # the first is clipped, the second is not
+        state, metrics = jit_apply(state, constant_like(state.params, g), adamw, loss=jnp.array(0.5))
+        gradient = np.full(6, g)
+        norm = np.linalg.norm(gradient)
+        assert metrics['grad_norm'][0] == pytest.approx(norm, rel=1e-6)
+        gradient /= max(norm, 1.0)
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        step = 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8) + 0.5 * decays * params)
+        params = params - step
+        np.testing.assert_allclose(flat(state.params), params, rtol=1e-5)
+        assert metrics['update_norm'][0] == pytest.approx(np.linalg.norm(step), rel=1e-5)
+        assert metrics['param_norm'][0] == pytest.approx(np.linalg.norm(params), rel=1e-5)
+        assert metrics['learning_rate'] == (pytest.approx(0.1), 1)
+        assert metrics['skipped'] == (0, 1)
+        assert state.step == t
+
+
+@pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])
+@pytest.mark.parametrize('where', ['loss', 'gradient'])
+def test_a_non_finite_update_is_skipped_and_counted(where, bad):
+    adamw = optimizer.make_optimizer(SETTINGS, 10)
+    state = optimizer.init_state(make_params(), adamw)
+    state, _ = jit_apply(state, constant_like(state.params, 1.0), adamw, loss=jnp.array(0.5))
+    gradients = constant_like(state.params, 1.0)
+    if where == 'gradient':
+        gradients['decoder']['embedding'] = gradients['decoder']['embedding'].at[0, 1].set(bad)
+    loss = jnp.array(bad if where == 'loss' else 0.5)
+    after = state
+    for number in (1, 2):
+        after, metrics = jit_apply(after, gradients, adamw, loss=loss)
+        for old, new in zip(jax.tree.leaves((state.params, state.opt_state)),
+                            jax.tree.leaves((after.params, after.opt_state)), strict=True):  # fmt: skip
+            np.testing.assert_array_equal(old, new)
+        assert (after.step, after.nonfinite) == (1 + number, number)
+        assert metrics['skipped'] == (1, 1)
+        assert all(np.isfinite(x) for pair in metrics.values() for x in pair)
+        assert metrics['grad_norm'][1] == 0
+    after, _ = jit_apply(after, constant_like(state.params, 1.0), adamw, loss=jnp.array(0.5))
+    assert after.nonfinite == 0  # only skips in a row count
+    assert (flat(after.params) != flat(state.params)).all()
+
+
+def test_an_inactive_update_moves_nothing_and_is_no_fault():
+    adamw = optimizer.make_optimizer(SETTINGS, 10)
+    state = optimizer.init_state(make_params(), adamw)
+    state, _ = jit_apply(state, constant_like(state.params, 1.0), adamw, loss=jnp.array(0.5))
+    zeros = constant_like(state.params, 0.0)
+    after, metrics = jit_apply(state, zeros, adamw, loss=jnp.array(0.0), active=jnp.array(False))
+    np.testing.assert_array_equal(flat(after.params), flat(state.params))
+    assert (after.nonfinite, metrics['skipped'][0]) == (0, 0)
+    moved, _ = jit_apply(state, zeros, adamw, loss=jnp.array(0.0), active=jnp.array(True))
+    assert (flat(moved.params) != flat(state.params)).all()  # momentum alone would have
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'expected'),
+    [
+        ('constant', [0.5, 1, 1, 1, 1, 1, 1]),
+        ('linear', [0.5, 1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+        ('cosine', [0.5, 1, 0.2 + 0.4 * (1 + np.cos(np.pi / 4)), 0.6, 0.2 + 0.4 * (1 - np.cos(np.pi / 4)), 0.2, 0.2]),
+    ],
+)
+def test_schedules(schedule, expected):
+    settings = OptimizerSettings(learning_rate=2.0, schedule=schedule, warmup_steps=2, end_fraction=0.2)
+    rate = optimizer.learning_rate_schedule(settings, total_steps=6)
+    np.testing.assert_allclose([rate(jnp.array(i)) for i in range(7)], 2 * np.array(expected), rtol=1e-6)
+
+
+def test_without_warmup_the_first_step_has_the_highest_rate():
+    rate = optimizer.learning_rate_schedule(OptimizerSettings(learning_rate=1.0, schedule='linear'), total_steps=3)
+    np.testing.assert_allclose([rate(jnp.array(i)) for i in range(3)], [1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'learning_rate': 0.2}, {'schedule': 'linear'}, {'warmup_steps': 3}, {'b1': 0.5}, {'b2': 0.5}, {'epsilon': 0.1},
+        {'weight_decay': 0.1}, {'clip_norm': None}, {'schedule': 'linear', 'end_fraction': 0.9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_field_changes_the_result(change):
+    def run(settings):
+        adamw = optimizer.make_optimizer(settings, 10)
+        state = optimizer.init_state(make_params(), adamw)
+        for g in (3.0, -0.1):
+            state, _ = optimizer.apply_gradients(state, constant_like(state.params, g), adamw, loss=jnp.array(0.5))
+        return flat(state.params)
+
+    base = SETTINGS if 'end_fraction' not in change else dataclasses.replace(SETTINGS, schedule='linear')
+    assert not np.allclose(run(base), run(dataclasses.replace(base, **change)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('learning_rate', -1.0), ('learning_rate', float('nan')), ('schedule', 'step'), ('warmup_steps', -1),
+        ('end_fraction', 1.5), ('b1', 1.0), ('b2', -0.1), ('epsilon', 0.0), ('weight_decay', -0.1), ('clip_norm', 0.0),
+    ],
+)  # fmt: skip
+def test_impossible_settings_name_the_field(field, value):
+    with pytest.raises(ValueError, match=f'OptimizerSettings.{field}: expected .*, found '):
+        dataclasses.replace(SETTINGS, **{field: value})
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match='warmup_steps: expected fewer than the 5 steps of the run, found 5'):
+        optimizer.make_optimizer(dataclasses.replace(SETTINGS, warmup_steps=5), 5)
+
+
+def test_parameters_must_be_float32():
+    params = make_params()
+    params['decoder']['embedding'] = params['decoder']['embedding'].astype(jnp.bfloat16)
+    with pytest.raises(TypeError, match=r"params\['decoder'\]\['embedding'\]: expected float32, found bfloat16"):
+        optimizer.init_state(params, optimizer.make_optimizer(SETTINGS, 5))
