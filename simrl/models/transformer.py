@@ -176,7 +176,8 @@ class Block(nn.Module):
         x, cache = carry
 
         def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Any) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(dtype)
+            parameter: Any = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+            return parameter.astype(dtype)
 
         def head_weights(name: str, heads: int, axis: str) -> jax.Array:
             return weight(name, (c.model_dim, heads, c.head_dim), ('embed', axis, 'head_dim'), _normal(c.model_dim))
@@ -254,11 +255,11 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(self.execution.dtype)
         embedding_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
         embedding_shape = (c.padded_vocab_size, c.model_dim)
-        embedding = self.param('embedding', embedding_init, embedding_shape, jnp.float32)
+        embedding: Any = self.param('embedding', embedding_init, embedding_shape, jnp.float32)
         if not c.tied_embedding:
             self.param('head', embedding_init, embedding_shape, jnp.float32)  # read by `project`
         norm_init = nn.with_logical_partitioning(nn.initializers.ones, ('norm',))
-        final_norm = self.param('final_norm', norm_init, (c.model_dim,), jnp.float32)
+        final_norm: Any = self.param('final_norm', norm_init, (c.model_dim,), jnp.float32)
 
         block: Any = Block
         if self.execution.remat != 'none':
@@ -316,7 +317,8 @@ def apply(
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    return Decoder(config, execution).apply({'params': params['decoder']}, tokens, positions, cache)
+    decoder: Any = Decoder(config, execution)  # flax's own type of `apply` is too wide
+    return decoder.apply({'params': params['decoder']}, tokens, positions, cache)
 
 
 def project(params: Params, hidden: jax.Array) -> jax.Array:
@@ -375,4 +377,5 @@ def token_log_probs(
         return chosen - normalizer, normalizer - mean_logit
 
     log_prob, entropy = jax.lax.map(score, (chunked(hidden), chunked(targets)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :time] for x in (log_prob, entropy))  # type: ignore[return-value]
+    log_prob, entropy = (x.swapaxes(0, 1).reshape(batch, -1)[:, :time] for x in (log_prob, entropy))
+    return log_prob, entropy

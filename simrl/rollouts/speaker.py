@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.conversations.chat import ASSISTANT, USER, Chat, Header
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -59,7 +60,8 @@ def voice_of(
     end_signals: tuple[tuple[int, ...], ...] = (),
 ) -> Voice:
     """The voice of `role` under its own header, or in the swapped view under its partner's."""
-    own, partner = ('user', 'assistant') if (role == USER) != swapped else ('assistant', 'user')
+    own: Header = 'user' if (role == USER) != swapped else 'assistant'
+    partner: Header = 'assistant' if own == 'user' else 'user'
     return Voice(
         config=config,
         execution=execution,
@@ -96,10 +98,10 @@ class Limits:
 class PromptRows:
     """Prompts of one view, left-aligned: tokens, role and message as in `Context`, `[B, P]`; length int32 `[B]`."""
 
-    tokens: jax.Array
-    role: jax.Array
-    message: jax.Array
-    length: jax.Array
+    tokens: np.ndarray | jax.Array
+    role: np.ndarray | jax.Array
+    message: np.ndarray | jax.Array
+    length: np.ndarray | jax.Array
 
 
 @flax.struct.dataclass
@@ -118,12 +120,12 @@ class Prompts:
 
     user: PromptRows
     assistant: PromptRows
-    opening: jax.Array
-    opening_length: jax.Array
-    given: jax.Array
-    example: jax.Array
-    sample: jax.Array
-    group: jax.Array
+    opening: np.ndarray | jax.Array
+    opening_length: np.ndarray | jax.Array
+    given: np.ndarray | jax.Array
+    example: np.ndarray | jax.Array
+    sample: np.ndarray | jax.Array
+    group: np.ndarray | jax.Array
 
 
 def fitting(
@@ -175,7 +177,7 @@ def _prompt_rows(examples: Sequence[Example], side: Speaker, width: int, what: s
 def _padded(
     examples: Sequence[Example], rows: Sequence[Sequence[int] | np.ndarray], width: int, dtype: type, what: str
 ) -> np.ndarray:
-    out = np.zeros((len(rows), width), dtype)
+    out: np.ndarray = np.zeros((len(rows), width), dtype)
     for i, (example, ids) in enumerate(zip(examples, rows, strict=True)):
         if len(ids) > width:
             raise ValueError(f'example {example.id}: its {what} has {len(ids)} tokens, expected at most {width}')
@@ -196,8 +198,8 @@ def converse(
     params_user: Params,
     params_assistant: Params,
     prompts: Prompts,
-    seed: int | jax.Array,
-    step: int | jax.Array,
+    seed: int,
+    step: int,
     *,
     voices: tuple[Voice, Voice],
     limits: Limits,
@@ -215,13 +217,13 @@ def converse(
     dialogue = begin(
         _prefilled(params_user, voices[0], prompts.user, sizes[0]),
         _prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
-        prompts.opening,
-        prompts.opening_length,
-        prompts.given,
+        jnp.asarray(prompts.opening),
+        jnp.asarray(prompts.opening_length),
+        jnp.asarray(prompts.given),
         turns=limits.turns,
         budgets=(voices[0].budget, voices[1].budget),
     )
-    keys = rollout_lib.row_keys(seed, step, prompts.example, prompts.sample)
+    keys = rollout_lib.row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
     dialogue = rollout(
         params_user,
         params_assistant,
@@ -232,7 +234,7 @@ def converse(
         temperatures=temperatures,
         allowed=allowed,
     )
-    return trajectories(dialogue, role, prompts.example, prompts.group)
+    return trajectories(dialogue, role, jnp.asarray(prompts.example), jnp.asarray(prompts.group))
 
 
 def _prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
@@ -240,10 +242,10 @@ def _prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Con
         params,
         voice.config,
         voice.execution,
-        rows.tokens,
-        rows.role,
-        rows.message,
-        rows.length,
+        jnp.asarray(rows.tokens),
+        jnp.asarray(rows.role),
+        jnp.asarray(rows.message),
+        jnp.asarray(rows.length),
         capacity=size,
         chunk=voice.feed_chunk,
     )

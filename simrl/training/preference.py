@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.batches import Batches, BatchSettings, PreferenceBatch, stack_preferences
+from simrl.conversations.batches import Batch, Batches, BatchSettings, stack_preferences
 from simrl.conversations.records import Preference
 from simrl.conversations.views import PreferenceRow
 from simrl.models import transformer
@@ -40,14 +40,17 @@ class PreferenceSettings:
 
 
 def pair_margins(
-    params: Params, config: TransformerConfig, execution: Execution, batch: PreferenceBatch
+    params: Params, config: TransformerConfig, execution: Execution, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-    """Score of chosen less score of rejected, float32 `[P]`, and whether a pair is there, bool `[P]`."""
-    pairs = batch.chosen.length.shape[0]
-    tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
-    length = jnp.concatenate([batch.chosen.length, batch.rejected.length])
-    score = score_rows(params, config, execution, tokens, jnp.maximum(length - 1, 0)[:, None])[:, 0]
-    return score[:pairs] - score[pairs:], batch.chosen.length > 0
+    """Score of chosen less score of rejected, float32 `[P]`, and whether a pair is there, bool `[P]`.
+
+    Args:
+        batch: from `stack_preferences`: rows 2p and 2p + 1 are the chosen and the rejected reply of pair p.
+    """
+    length = jnp.asarray(batch.length)
+    last = jnp.maximum(length - 1, 0)[:, None]
+    score = score_rows(params, config, execution, jnp.asarray(batch.tokens), last)[:, 0]
+    return score[0::2] - score[1::2], length[0::2] > 0
 
 
 def pair_losses(margin: jax.Array, real: jax.Array) -> Metrics:
@@ -61,7 +64,7 @@ def pair_losses(margin: jax.Array, real: jax.Array) -> Metrics:
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'optimizer'), donate_argnames='state')
 def train_step(
     state: TrainState,
-    batch: PreferenceBatch,
+    batch: Batch,
     *,
     config: TransformerConfig,
     execution: Execution,
@@ -75,12 +78,12 @@ def train_step(
         return total / jnp.maximum(count, 1), sums
 
     (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    state, update_metrics = apply_gradients(state, gradients, loss, optimizer)
+    state, update_metrics = apply_gradients(state, gradients, optimizer, loss=loss)
     return state, sums | update_metrics
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution'))
-def eval_step(params: Params, batch: PreferenceBatch, *, config: TransformerConfig, execution: Execution) -> jax.Array:
+def eval_step(params: Params, batch: Batch, *, config: TransformerConfig, execution: Execution) -> jax.Array:
     """The margins of a batch's pairs, float32 `[P]`."""
     return pair_margins(params, config, execution, batch)[0]
 
@@ -101,8 +104,8 @@ def margins(
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
             margin = eval_step(params, placement.place_rows(batch, mesh), config=config, execution=execution)
-            there = batch.chosen.index >= 0
-            out[batch.chosen.index[there]] = np.asarray(margin)[there]
+            index = batch.index[0::2]
+            out[index[index >= 0]] = np.asarray(margin)[index >= 0]
     return out
 
 
@@ -135,7 +138,7 @@ def fit(
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
-        tokens = int(np.sum(batch.chosen.length) + np.sum(batch.rejected.length))
+        tokens = int(np.sum(batch.length))
         placed = placement.place_rows(batch, mesh)
         state, measured = train_step(state, placed, config=config, execution=execution, optimizer=optimizer)
         return state, StepResult(measured, tokens=tokens)

@@ -31,7 +31,8 @@ from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_me
 from simrl.training import loop, placement, ppo
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
-from simrl.training.ppo import UpdateSettings
+from simrl.training.prepare import prepare
+from simrl.training.update_settings import UpdateSettings
 
 UPDATE_STREAM = 1  # folded into the step's key for the order of rows in an update; conversations fold in example hashes
 
@@ -79,7 +80,7 @@ def cut_rows(batch: Trajectories, buckets: Sequence[int]) -> Trajectories:
     longest = int(jnp.max(batch.length))
     width = min((b for b in buckets if b >= longest), default=batch.tokens.shape[1])
     cut = {name: getattr(batch, name)[:, :width] for name in ('tokens', 'role', 'turn', 'log_prob')}
-    return batch.replace(**cut)
+    return dataclasses.replace(batch, **cut)
 
 
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -151,9 +152,9 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
     state, state_sharding = placement.place_state(params, config, optimizer, mesh)
     update = ppo.jit_update(config, execution, settings.update, optimizer, state_sharding=state_sharding)
-    prepare = jax.jit(
+    jit_prepare = jax.jit(
         functools.partial(
-            ppo.prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.update
+            prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.update
         )
     )
 
@@ -178,7 +179,7 @@ def train(
         )
         rewards = score(batch)
         rows = cut_rows(batch, settings.row_buckets)
-        prepared, prepare_metrics = prepare(
+        prepared, prepare_metrics = jit_prepare(
             state.params,
             reference,
             rewards,

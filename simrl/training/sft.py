@@ -42,21 +42,19 @@ def token_losses(
     params: Params,
     config: TransformerConfig,
     execution: Execution,
-    tokens: jax.Array,
-    trained: jax.Array,
+    batch: Batch,
     allowed: jax.Array,
 ) -> Metrics:
-    """Sums over the trained tokens of a batch.
+    """Sums over the trained tokens of a batch. A row's first token has no prediction and is never trained.
 
     Args:
-        tokens: int32 `[B, T]`, left-aligned.
-        trained: bool `[B, T]`; a row's first token has no prediction and is never trained.
+        batch: `[B, T]` rows.
         allowed: bool `[V]`, the tokens that the trained role may sample.
 
     Returns:
         `loss`, the negative log-likelihood, and `entropy`, in nats: each (sum, number of trained tokens).
     """
-    mask = trained[:, 1:]
+    tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.trained)[:, 1:]
     hidden, _ = transformer.apply(params, config, execution, tokens)
     # Untrained targets (headers, padding) may be tokens that are not allowed, whose log-probability is -inf.
     targets = jnp.where(mask, tokens[:, 1:], jnp.argmax(allowed))
@@ -83,12 +81,12 @@ def train_step(
     """One gradient step on the mean loss per trained token of a batch."""
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        sums = token_losses(params, config, execution, batch.tokens, batch.trained, allowed)
+        sums = token_losses(params, config, execution, batch, allowed)
         total, count = sums['loss']
         return total / jnp.maximum(count, 1), sums
 
     (loss, sums), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    state, update_metrics = apply_gradients(state, gradients, loss, optimizer)
+    state, update_metrics = apply_gradients(state, gradients, optimizer, loss=loss)
     return state, sums | update_metrics
 
 
@@ -97,7 +95,7 @@ def eval_step(
     params: Params, batch: Batch, allowed: jax.Array, *, config: TransformerConfig, execution: Execution
 ) -> Metrics:
     """The metrics of `token_losses` without a gradient."""
-    return token_losses(params, config, execution, batch.tokens, batch.trained, allowed)
+    return token_losses(params, config, execution, batch, allowed)
 
 
 def held_out_loss(

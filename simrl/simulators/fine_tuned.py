@@ -1,0 +1,56 @@
+"""A simulator fine-tuned on people's turns (UserLM, arXiv:2510.06552; SFTUser of arXiv:2605.09808).
+
+It speaks in the natural view, under the user header, and ends a conversation with the added terminal token.
+"""
+
+import dataclasses
+
+from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.conversations.views import Rendered, natural_prompt
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rollouts.sampler import Sampling
+from simrl.rollouts.speaker import Speaker, voice_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTunedSettings:
+    """How a fine-tuned simulator is asked."""
+
+    # Temperature and top-p of arXiv:2605.09808.
+    sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9))
+    intents: bool = False  # the example's intent is the system text, as in training; else the template's default
+
+
+def fine_tuned(
+    chat: Chat,
+    config: TransformerConfig,
+    params: Params,
+    execution: Execution,
+    *,
+    budget: int,
+    settings: FineTunedSettings,
+) -> Speaker:
+    """A model trained on people's turns as the user.
+
+    Args:
+        budget: most tokens sampled for a message, its end-of-turn included.
+    """
+
+    def prompt(example: Example) -> Rendered:
+        if settings.intents and example.intent is None:
+            raise ValueError(f'example {example.id}: expected an intent, found none')
+        return natural_prompt(chat, example.opening, example.intent if settings.intents else None)
+
+    voice = voice_of(
+        chat,
+        config,
+        execution,
+        role=USER,
+        swapped=False,
+        budget=budget,
+        sampling=settings.sampling,
+        end_signals=((chat.terminal,),),
+    )
+    allowed = chat.allowed(config.padded_vocab_size, terminal=True, header='user')
+    return Speaker(params, voice, settings.sampling.temperature, allowed, prompt, TERMINAL_TEXT)
