@@ -299,7 +299,9 @@ def _read_part(
     sizes = axis_sizes(config, config.vocab_size)
     wanted = dict(zip(row.ours, bounds, strict=True))
     if 'V' in wanted:  # the rows past the file's are padding
-        wanted['V'] = (min(wanted['V'][0], sizes['V']), min(wanted['V'][1], sizes['V']))
+        if wanted['V'][0] >= sizes['V']:
+            return np.zeros([high - low for low, high in bounds], dtype_of(dtype))
+        wanted['V'] = (wanted['V'][0], min(wanted['V'][1], sizes['V']))
     words = row.stored.split()
     # A word's first letter varies slowest, so that its range is a run of the stored dimension.
     strides = [math.prod(sizes[letter] for letter in word[1:]) for word in words]

@@ -1,0 +1,154 @@
+"""Run by `test_sharding.py` in a process of eight fake devices; writes what it finds to `results.json`."""
+
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simrl.models import sharding
+from simrl.models.export import export
+from simrl.models.huggingface import load_params
+from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
+
+CONFIG = TransformerConfig(
+    vocab_size=150,
+    model_dim=32,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=48,
+    max_positions=64,
+    qkv_bias=True,
+)
+HEADS = ('value_head',)
+BATCH = {'tokens': np.random.default_rng(0).integers(0, 150, (8, 12)).astype(np.int32)}
+NUM_DECODED = 6
+
+
+def loss(params, batch):
+    hidden, _ = apply(params, CONFIG, Execution(remat='full'), batch['tokens'])
+    log_probs = jax.nn.log_softmax(project(params, hidden)[:, :-1, :150])
+    chosen = jnp.take_along_axis(log_probs, batch['tokens'][:, 1:, None], -1)
+    return jnp.mean(jnp.square(chosen)) + jnp.mean(jnp.square(apply_head(params['value_head'], hidden) - 1))
+
+
+@jax.jit
+def logits_of(params, batch):
+    return project(params, apply(params, CONFIG, Execution(), batch['tokens'])[0])
+
+
+def decode_step(params, token, position, cache):
+    hidden, cache = apply(params, CONFIG, Execution(), token[:, None], position[:, None], cache)
+    return jnp.argmax(project(params, hidden)[:, 0, :150], axis=-1).astype(jnp.int32), cache
+
+
+@jax.jit
+def decode(params, batch):
+    """Greedy tokens after the first of each row."""
+
+    def step(carry, position):
+        token, cache = carry
+        token, cache = decode_step(params, token, jnp.full(token.shape, position), cache)
+        return (token, cache), token
+
+    cache = init_cache(CONFIG, 8, NUM_DECODED, 'float32')
+    return jax.lax.scan(step, (batch['tokens'][:, 0], cache), jnp.arange(NUM_DECODED))[1].T
+
+
+def shard_shapes(params):
+    """The shape of one device's part of each array, checked on the arrays themselves, by its last name."""
+    shapes = {}
+    for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
+        parts = {shard.data.shape for shard in array.addressable_shards}
+        assert len(parts) == 1
+        shapes[path[-1].key] = list(parts.pop())
+    return shapes
+
+
+def largest_gather(params, batch):
+    """Elements of the largest result of an all-gather in a compiled decode step."""
+    cache = init_cache(CONFIG, 8, NUM_DECODED, 'float32')
+    text = (
+        jax.jit(decode_step).lower(params, batch['tokens'][:, 0], batch['tokens'][:, 1] * 0, cache).compile().as_text()
+    )
+    shapes = re.findall(r'= \(?\w+\[([\d,]*)\][^=\n]* all-gather(?:-start)?\(', text)
+    return max((int(np.prod([int(size) for size in shape.split(',') if size])) for shape in shapes), default=0)
+
+
+def difference(tree, expected):
+    scale = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(expected))
+    return (
+        max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - b))), tree, expected)))
+        / scale
+    )
+
+
+def equal(tree, expected):
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), b), tree, expected)))
+
+
+def main(out):
+    key = jax.random.key(1)
+    one = sharding.make_mesh(1, 1, jax.devices()[:1])
+    params = sharding.init_sharded(key, CONFIG, one, sharding.TRAINING_RULES, HEADS)
+    gradient = jax.device_get(jax.jit(jax.grad(loss))(params, BATCH))
+    logits, decoded = jax.device_get((logits_of(params, BATCH), decode(params, BATCH)))
+    expected = jax.device_get(params)
+    export(params, CONFIG, None, out / 'model')
+    from_host = load_params(out / 'model', CONFIG)
+    results = {'1x1': {'decoded': decoded.tolist()}}
+    matrices = [
+        leaf.size // CONFIG.num_layers for leaf in jax.tree.leaves(expected['decoder']['layers']) if leaf.ndim > 3
+    ]
+    results['smallest_matrix'] = min(matrices)
+
+    for data, model in ((8, 1), (2, 4), (1, 8)):
+        mesh = sharding.make_mesh(data, model)
+        training = sharding.param_shardings(CONFIG, mesh, sharding.TRAINING_RULES, HEADS)
+        sampling = sharding.param_shardings(CONFIG, mesh, sharding.SAMPLING_RULES, HEADS)
+        params = sharding.init_sharded(key, CONFIG, mesh, sharding.TRAINING_RULES, HEADS)
+        batch = sharding.shard_batch(BATCH, mesh)
+        loaded = load_params(
+            out / 'model',
+            CONFIG,
+            shardings=functools.partial(sharding.param_shardings, CONFIG, mesh, sharding.TRAINING_RULES),
+        )
+        sharded_gradient = jax.jit(jax.grad(loss), out_shardings=training)(params, batch)
+        optimizer = optax.adam(1e-3)
+        state_shapes = jax.eval_shape(optimizer.init, params)
+        state = jax.jit(optimizer.init, out_shardings=sharding.state_shardings(state_shapes, params, training))(params)
+        assert state[0].count.is_fully_replicated
+        for_sampling = jax.jit(lambda x: x, out_shardings=sampling)(params)
+        results[f'{data}x{model}'] = {
+            'init_equal': equal(params, expected),
+            'loaded_equal': equal(loaded, from_host),
+            'logits_difference': difference(logits_of(params, batch), logits),
+            'gradient_difference': difference(sharded_gradient, gradient),
+            'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
+            'decoded_from_trained_shards': np.asarray(decode(params, batch)).tolist(),
+            'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},
+            'training_shards': {
+                'init': shard_shapes(params),
+                'loaded': shard_shapes(loaded),
+                'placed': shard_shapes(sharding.place(expected, training)),
+                'gradient': shard_shapes(sharded_gradient),
+                'moments': shard_shapes(state[0].mu),
+            },
+            'sampling_shards': shard_shapes(for_sampling),
+            'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
+            'gathered_in_decode': largest_gather(for_sampling, batch),
+            'gathered_in_decode_by_training_rules': largest_gather(params, batch),
+        }
+    (out / 'results.json').write_text(json.dumps(results))
+
+
+if __name__ == '__main__':
+    assert jax.device_count() == 8
+    main(Path(sys.argv[1]))

@@ -1,0 +1,155 @@
+"""Sharding rules, and eight fake devices against one (in a process of its own: the device count is fixed at start)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from simrl.models import sharding
+from simrl.models.transformer import TransformerConfig
+
+CONFIG = TransformerConfig(
+    vocab_size=150, model_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4, mlp_dim=48, max_positions=64
+)
+
+
+def shape_only(data, model):
+    """A mesh without devices; the rules need its shape alone."""
+    return jax.sharding.AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+
+
+def test_every_parameter_has_axes_for_its_dimensions():
+    config = TransformerConfig(**{**CONFIG.__dict__, 'qkv_bias': True, 'qk_norm': True})
+    axes = sharding.logical_axes(config, ('value_head', 'reward_head'))
+    shapes = jax.eval_shape(
+        lambda: sharding.init_sharded(
+            jax.random.key(0),
+            config,
+            sharding.make_mesh(1, 1, jax.devices()[:1]),
+            sharding.TRAINING_RULES,
+            ('value_head', 'reward_head'),
+        )
+    )
+    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    ranks = jax.tree.map(len, axes, is_leaf=is_axes)
+    assert ranks == jax.tree.map(lambda leaf: leaf.ndim, shapes)
+    used = {axis for leaf in jax.tree.leaves(axes, is_leaf=is_axes) for axis in leaf}
+    for rules in (sharding.TRAINING_RULES, sharding.SAMPLING_RULES):
+        assert used == {name for name, _ in rules}  # no rule without a parameter, none missing
+
+
+@pytest.mark.parametrize('missing', ['vocab', 'embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'norm', 'layers'])
+def test_parameter_without_a_rule(missing):
+    rules = tuple(rule for rule in sharding.TRAINING_RULES if rule[0] != missing)
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    with pytest.raises(ValueError, match=f'no sharding rule for its logical axis {missing!r}'):
+        sharding.param_shardings(CONFIG, mesh, rules)
+
+
+def test_axis_with_two_rules():
+    with pytest.raises(ValueError, match="found two for 'mlp'"):
+        sharding.param_shardings(CONFIG, shape_only(1, 1), (*sharding.TRAINING_RULES, ('mlp', 'data')))
+
+
+@pytest.mark.parametrize(
+    ('data', 'model', 'change', 'message'),
+    [
+        (1, 3, {'vocab_size': 384}, 'num_heads=8'),
+        (1, 8, {'mlp_dim': 44}, 'mlp_dim=44'),
+        (1, 3, {'num_heads': 6, 'num_kv_heads': 3}, 'padded vocab_size=256'),
+        (5, 1, {}, 'model_dim=32'),
+    ],
+)
+def test_dimensions_that_do_not_divide(data, model, change, message):
+    config = TransformerConfig(**{**CONFIG.__dict__, **change})
+    with pytest.raises(ValueError, match=f'expected a divisor of .*{message}'):
+        sharding.param_shardings(config, shape_only(data, model), sharding.TRAINING_RULES)
+
+
+def test_mesh_that_is_not_the_devices():
+    with pytest.raises(ValueError, match=r'expected data \* model = \d+ devices, found data=3, model=5'):
+        sharding.make_mesh(3, 5)
+
+
+def test_batch_that_does_not_divide_and_scalars():
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    batch = sharding.shard_batch({'tokens': np.zeros((3, 4), np.int32)}, mesh)
+    assert batch['tokens'].shape == (3, 4)
+    with pytest.raises(ValueError, match=r"batch\['step'\]: expected a number of rows"):
+        sharding.shard_batch({'step': np.int32(3)}, mesh)
+
+
+@pytest.fixture(scope='module')
+def eight_devices(tmp_path_factory):
+    """The results of `eight_devices.py`: a JSON object."""
+    out = tmp_path_factory.mktemp('eight_devices')
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
+    script = Path(__file__).with_name('eight_devices.py')
+    run = subprocess.run(
+        [sys.executable, '-W', 'error::DeprecationWarning:simrl', str(script), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads((out / 'results.json').read_text())
+
+
+MESHES = ['8x1', '2x4', '1x8']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_eight_devices_compute_what_one_does(eight_devices, mesh):
+    result = eight_devices[mesh]
+    assert result['init_equal']
+    assert result['logits_difference'] < 1e-5
+    assert result['gradient_difference'] < 1e-5
+    assert result['decoded'] == eight_devices['1x1']['decoded']
+    assert result['decoded_from_trained_shards'] == eight_devices['1x1']['decoded']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_shards_are_really_split(eight_devices, mesh):
+    data, model = (int(size) for size in mesh.split('x'))
+    kv = 2 // model if 2 % model == 0 else 2  # whole where the axis does not divide them
+    expected = {
+        'embedding': [256 // model, 32 // data],
+        'head': [256 // model, 32 // data],
+        'query': [2, 32 // data, 8 // model, 4],
+        'key': [2, 32 // data, kv, 4],
+        'value_bias': [2, kv, 4],
+        'output': [2, 8 // model, 4, 32 // data],
+        'gate': [2, 32 // data, 48 // model],
+        'down': [2, 48 // model, 32 // data],
+        'attention_norm': [2, 32],
+    }
+    result = eight_devices[mesh]
+    for source in ('init', 'loaded', 'placed', 'gradient', 'moments'):
+        assert {name: result['training_shards'][source][name] for name in expected} == expected, source
+    for name in ('embedding', 'query', 'key', 'output', 'gate', 'down'):
+        sampling = [
+            32 if part == 32 // data and whole == 32 else part
+            for part, whole in zip(expected[name], result['shapes'][name], strict=True)
+        ]
+        assert result['sampling_shards'][name] == sampling
+    assert result['batch_shard'] == [8 // data, 12]
+
+
+def test_loading_reads_only_the_shards_numbers(eight_devices):
+    for mesh in MESHES:
+        assert eight_devices[mesh]['loaded_equal']
+
+
+@pytest.mark.parametrize('mesh', ['2x4', '1x8'])
+def test_sampling_gathers_no_weight(eight_devices, mesh):
+    """The largest array that a decode step gathers is far below the smallest weight matrix of the sampling list."""
+    assert eight_devices[mesh]['gathered_in_decode'] < eight_devices['smallest_matrix']
+    assert eight_devices['2x4']['gathered_in_decode_by_training_rules'] >= eight_devices['smallest_matrix']
