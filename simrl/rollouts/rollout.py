@@ -315,9 +315,10 @@ def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, 
     needed = prompt_length + turns * per_turn
     if needed > voice.config.max_positions:
         raise ValueError(
-            f'{name}: expected conversations of at most max_positions={voice.config.max_positions} tokens, found '
-            f'that one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn} (own header {own_header} + '
-            f'own budget {voice.budget} + 1 + partner header {partner_header} + partner budget {partner_budget} + 1)'
+            f'{name}: expected conversations of at most max_positions={voice.config.max_positions} tokens, found that '
+            f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
+            f'header {own_header} + own budget {voice.budget} + 1 + partner header {partner_header} + partner budget '
+            f'{partner_budget} + 1'
         )
     return needed
 

@@ -7,6 +7,7 @@ Letters as in `transformer.py`: B rows, S capacity of a row in tokens, V padded 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -69,8 +70,25 @@ class Sampling:
 
 
 def _prefix_sum(x: jax.Array) -> jax.Array:
-    """Inclusive sums along the last axis. The sum at index i is one fixed tree over indices <= i, whatever follows."""
-    return jax.lax.associative_scan(jnp.add, x, axis=-1)
+    """Inclusive sums along the last axis, by doubling (Hillis & Steele 1986).
+
+    The sum at index i is one fixed tree over the entries up to i: later entries, and how many there are, do not matter.
+    """
+    shift = 1
+    while shift < x.shape[-1]:
+        x = x + jnp.pad(x[..., :-shift], [(0, 0)] * (x.ndim - 1) + [(shift, 0)])
+        shift *= 2
+    return x
+
+
+def _total(x: jax.Array) -> jax.Array:
+    """Sums along the last axis by halving, in an order that zeros at the end do not change."""
+    size = 1 << (x.shape[-1] - 1).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
 
 
 def _last_positive(x: jax.Array) -> jax.Array:
@@ -83,30 +101,44 @@ def _at(x: jax.Array, index: jax.Array) -> jax.Array:
     return x[jnp.arange(x.shape[0]), index]
 
 
+def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> jax.Array:
+    """The largest float32 `[B, 1]` in [0, 1] for which `holds` (bool `[B, 1]`) does, by bisection of its bits.
+
+    `holds` must be true of 0, and of anything smaller than what it is true of. The bits of floats that are not negative
+    are ordered as the floats are, and those up to 1.0 take 30 halvings; sorting a vocabulary costs far more on a CPU.
+    """
+    low = jnp.zeros((batch, 1), jnp.int32)
+    high = low + (int(np.float32(1).view(np.int32)) + 1)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        held = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(held, middle, low), jnp.where(held, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
 def _filtered(weight: jax.Array, filters: Filters) -> jax.Array:
     """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
-    if filters.top_k or filters.top_p < 1:
-        ordered = -jnp.sort(-weight, axis=-1)
-        if filters.top_k:
-            smallest = ordered[:, min(filters.top_k, weight.shape[1]) - 1, None]
-            ordered = jnp.where(ordered >= smallest, ordered, 0.0)
-            weight = jnp.where(weight >= smallest, weight, 0.0)
-        if filters.top_p < 1:
-            summed = _prefix_sum(ordered)
-            total = _at(summed, _last_positive(ordered))[:, None]
-            needed = summed - ordered < filters.top_p * total  # what comes before does not reach top_p yet
-            smallest = jnp.min(ordered, axis=-1, keepdims=True, where=needed, initial=1.0)
-            weight = jnp.where(weight >= smallest, weight, 0.0)
+    batch, size = weight.shape
+    if filters.top_k:
+        k = min(filters.top_k, size)
+        smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= k, batch)
+        weight = jnp.where(weight >= smallest, weight, 0.0)
+    if filters.top_p < 1:
+        kept = weight
+        needed = filters.top_p * _total(kept)[:, None]
+        smallest = _largest_threshold(lambda t: _total(jnp.where(kept >= t, kept, 0.0))[:, None] >= needed, batch)
+        weight = jnp.where(weight >= smallest, weight, 0.0)
     if filters.min_p:
         weight = jnp.where(weight >= filters.min_p, weight, 0.0)
     return weight
 
 
 def _first_past(weight: jax.Array, summed: jax.Array, target: jax.Array) -> jax.Array:
-    """The first index with a positive weight whose prefix sum exceeds the target; else the last positive one.
-
-    Sums of one tree need not rise with the index by the last bit, so that a weight of 0 is excluded by itself.
-    """
+    """The first index with a positive weight whose prefix sum exceeds the target; else the last positive one."""
     past = (summed > target[:, None]) & (weight > 0)
     return jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), _last_positive(weight))
 
@@ -118,15 +150,12 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
     from indices <= i in an order that their number does not change: a block's sum halves in a fixed order,
     `_prefix_sum` is a tree that depends on i alone, and the total is the prefix sum at the last positive block and not
     at the last one. So zeros appended to the vocabulary change nothing, to the last bit.
+
+    Prefix sums of this kind need not rise with the index by the last bit, so that a weight of 0 is excluded by itself.
     """
     batch, size = weight.shape
     blocks = jnp.pad(weight, ((0, 0), (0, -size % BLOCK))).reshape(batch, -1, BLOCK)
-    sums = blocks
-    while sums.shape[-1] > 1:
-        half = sums.shape[-1] // 2
-        sums = sums[..., :half] + sums[..., half:]
-    sums = sums[..., 0]
-
+    sums = _total(blocks)
     summed = _prefix_sum(sums)
     target = uniform * _at(summed, _last_positive(sums))
     block = _first_past(sums, summed, target)

@@ -1,0 +1,163 @@
+"""Two tiny random models of different sizes and eight ragged conversations for them to have.
+
+The user speaks in a swapped view: under other headers and with another end-of-turn than the assistant hears it with.
+Of the rows, 0, 2, 5 and 6 have a given opening; 0 and 2 hold it in the user's view, 5 and 6 only as part of the prompt.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
+from simrl.models import transformer
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rollouts.context import PREFIX, Context, prefill
+from simrl.rollouts.rollout import Dialogue, begin, capacity, row_keys
+from simrl.rollouts.sampler import Filters, Voice
+
+EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
+CONTENT = range(105, 135)  # on both sides of a sampler block's border
+PAIR_SIGNALS = tuple((a, a + 1) for a in CONTENT[:-1:2])
+TRIPLE_SIGNAL = (130, 134, 116)  # a run that occurs
+TURNS = 3
+ROWS = 8
+OPENINGS = {0: (110, 111, 112), 2: (120,), 5: (107, 108, 109, 106), 6: (133, 105)}
+IN_BOTH_VIEWS = (0, 2)
+GREEDY_ROW = 3  # of the assistant
+
+USER_CONFIG = TransformerConfig(
+    vocab_size=200, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, max_positions=256
+)
+ASSISTANT_CONFIG = TransformerConfig(
+    vocab_size=300, model_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, max_positions=256
+)
+USER_VOICE = Voice(
+    config=USER_CONFIG,
+    execution=Execution(),
+    role=USER,
+    own_header=(192, 193),
+    partner_header=(194, 195, 196),
+    own_first_header=(193,),
+    partner_first_header=(195, 196),
+    end_of_turn=EOT_ASSISTANT,
+    partner_end_of_turn=EOT_USER,
+    budget=7,
+    end_signals=((TERMINAL,), *PAIR_SIGNALS, TRIPLE_SIGNAL),
+    filters=Filters(top_k=24, top_p=0.95, min_p=0.01),
+    feed_chunk=4,
+)
+ASSISTANT_VOICE = Voice(
+    config=ASSISTANT_CONFIG,
+    execution=Execution(),
+    role=ASSISTANT,
+    own_header=(192, 193),
+    partner_header=(192, 194),
+    own_first_header=(193,),
+    partner_first_header=(194,),
+    end_of_turn=EOT_ASSISTANT,
+    partner_end_of_turn=EOT_USER,
+    budget=5,
+)
+VOICES = (USER_VOICE, ASSISTANT_VOICE)
+
+
+def _masks() -> tuple[np.ndarray, np.ndarray]:
+    masks = []
+    for voice in VOICES:
+        mask = np.zeros(voice.config.padded_vocab_size, bool)
+        mask[list(CONTENT)] = True
+        mask[voice.end_of_turn] = True
+        masks.append(mask)
+    masks[0][TERMINAL] = True
+    return masks[0], masks[1]
+
+
+ALLOWED = _masks()
+
+
+def _prompts(side: int) -> list[list[tuple[int, int, int]]]:
+    """Each row's prompt in one view, as (token, role, message)."""
+    random = np.random.default_rng(side)
+    voice = VOICES[side]
+    rows = []
+    for row in range(ROWS):
+        prompt = [(int(token), TEMPLATE, PREFIX) for token in random.integers(0, 100, random.integers(2, 9))]
+        if row in OPENINGS and (side == 1 or row in IN_BOTH_VIEWS):
+            header = voice.own_first_header if side == 0 else voice.partner_first_header
+            end = voice.end_of_turn if side == 0 else voice.partner_end_of_turn
+            prompt += [(token, TEMPLATE, 0) for token in header]
+            prompt += [(token, USER, 0) for token in (*OPENINGS[row], end)]
+        rows.append(prompt)
+    return rows
+
+
+PROMPTS = (_prompts(0), _prompts(1))
+CAPACITIES = tuple(
+    capacity(voice, VOICES[1 - side].budget, max(map(len, PROMPTS[side])), TURNS) for side, voice in enumerate(VOICES)
+)
+
+
+@functools.cache
+def params() -> tuple[Params, Params]:
+    """Both models' parameters, scaled so that what is said depends strongly on what was said before."""
+    both = []
+    for seed, voice in enumerate(VOICES):
+        tree = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(seed), voice.config))
+        decoder = tree['decoder']
+        both.append({'decoder': {**decoder, 'head': decoder['head'] * 20, 'embedding': decoder['embedding'] * 50}})
+    return both[0], both[1]
+
+
+def temperatures() -> tuple[np.ndarray, np.ndarray]:
+    user = np.linspace(0.7, 1.3, ROWS, dtype=np.float32)
+    assistant = np.full(ROWS, 1.1, np.float32)
+    assistant[GREEDY_ROW] = 0
+    return user, assistant
+
+
+def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
+    return row_keys(7, 3, np.asarray(rows, np.uint32), np.zeros(len(rows), np.int32))
+
+
+_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
+
+
+def context(side: int, rows: list[int], extra: int = 0) -> Context:
+    """The prompts of `rows` in one view; `extra` more capacity and padding."""
+    prompts = [PROMPTS[side][row] for row in rows]
+    width = max(map(len, PROMPTS[side])) + extra
+    padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in prompts])  # junk after the end
+    voice = VOICES[side]
+    return _prefill(
+        params()[side],
+        voice.config,
+        voice.execution,
+        padded[..., 0].astype(np.int32),
+        padded[..., 1].astype(np.int8),
+        padded[..., 2].astype(np.int16),
+        np.array([len(prompt) for prompt in prompts], np.int32),
+        capacity=CAPACITIES[side] + extra,
+        chunk=4,
+    )
+
+
+@jax.jit
+def _begin(user: Context, assistant: Context, *opening: jax.Array) -> Dialogue:
+    return begin(user, assistant, *opening, turns=TURNS, budgets=(USER_VOICE.budget, ASSISTANT_VOICE.budget))
+
+
+def start(rows: list[int], extra: int = 0) -> Dialogue:
+    """The conversations of `rows` before their first sampled message."""
+    openings = [OPENINGS.get(row, (9, 9)) for row in rows]  # what is not given is junk
+    padded = np.array([[*opening, *[9] * 4][:4] for opening in openings], np.int32)
+    length = np.array([len(opening) for opening in openings], np.int32)
+    given = np.array([row in OPENINGS for row in rows])
+    return _begin(context(0, rows, extra), context(1, rows, extra), padded, length, given)
+
+
+def without_caches(dialogue: Dialogue) -> Dialogue:
+    """The same on the host, caches left out."""
+    views = {name: dataclasses.replace(getattr(dialogue, name), cache=None) for name in ('user', 'assistant')}
+    return jax.device_get(dataclasses.replace(dialogue, **views))

@@ -1,0 +1,160 @@
+"""The same conversations the slow way: plain Python, token by token, each from a whole forward pass without a cache.
+
+It shares the decoder and the random numbers with `simrl.rollouts`, and nothing else.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
+from simrl.models import transformer
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.rollouts.sampler import Filters, Voice
+
+
+@dataclasses.dataclass
+class Token:
+    token: int
+    role: int
+    message: int
+    log_prob: float = 0.0
+
+
+@dataclasses.dataclass
+class Conversation:
+    views: tuple[list[Token], list[Token]]
+    messages: list[list[int]]
+    truncated: list[bool]
+    end: str = 'running'
+    steps: int = 0
+    signal: tuple[int, ...] = ()
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _forward(params: Params, tokens: jax.Array, length: jax.Array, config: TransformerConfig) -> jax.Array:
+    hidden, _ = transformer.apply(params, config, transformer.Execution(), tokens)
+    return transformer.project(params, hidden[0, length - 1])
+
+
+def next_logits(params: Params, config: TransformerConfig, tokens: list[int]) -> np.ndarray:
+    padded = np.zeros((1, 128), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(_forward(params, padded, np.int32(len(tokens)), config), np.float64)
+
+
+def kept(prob: np.ndarray, filters: Filters) -> np.ndarray:
+    """Which tokens `[V]` the filters leave, for probabilities without ties."""
+    order = np.argsort(-prob)
+    if filters.top_k:
+        order = order[: filters.top_k]
+    before = np.cumsum(prob[order]) - prob[order]
+    order = order[before < filters.top_p * prob[order].sum()]
+    order = order[prob[order] >= filters.min_p * prob.max()]
+    mask = np.zeros(prob.shape, bool)
+    mask[order] = True
+    return mask
+
+
+def draw(
+    logits: np.ndarray, allowed: np.ndarray, uniform: float, temperature: float, filters: Filters
+) -> tuple[int, float]:
+    if temperature == 0:
+        return int(np.argmax(np.where(allowed, logits, -np.inf))), 0.0
+    tempered = np.where(allowed, logits / temperature, -np.inf)
+    prob = np.exp(tempered - tempered.max())
+    prob /= prob.sum()
+    ids = np.flatnonzero(kept(prob, filters) & allowed)
+    cdf = np.cumsum(prob[ids]) / prob[ids].sum()
+    token = int(ids[np.searchsorted(cdf, uniform, side='right')])
+    return token, float(np.log(prob[token]))
+
+
+@jax.jit
+def _uniforms(keys: jax.Array) -> jax.Array:
+    def one(key: jax.Array, message: jax.Array, token: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, message), token))
+
+    for axis in ((None, None, 0), (None, 0, None), (0, None, None)):
+        one = jax.vmap(one, axis)
+    return one(keys, jnp.arange(8), jnp.arange(16))
+
+
+def converse(
+    params: tuple[Params, Params],
+    voices: tuple[Voice, Voice],
+    allowed: tuple[np.ndarray, np.ndarray],
+    prompts: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]],
+    opening: tuple[int, ...] | None,
+    uniforms: np.ndarray,
+    temperatures: tuple[float, float],
+    turns: int,
+) -> Conversation:
+    """One conversation; `uniforms` is `[messages, tokens]`, prompts are (token, role, message) of both views."""
+    views = tuple([Token(*entry) for entry in prompt] for prompt in prompts)
+    talk = Conversation(views=views, messages=[], truncated=[])  # type: ignore[arg-type]
+    if opening is not None:
+        talk.messages.append(list(opening))
+        talk.truncated.append(False)
+    while talk.end == 'running':
+        number = len(talk.messages)
+        side = number % 2
+        voice, partner = voices[side], voices[1 - side]
+        own, other = talk.views[side], talk.views[1 - side]
+
+        first = own[-1].message == -1
+        own += [Token(t, TEMPLATE, number) for t in (voice.own_first_header if first else voice.own_header)]
+        content: list[int] = []
+        ended = False
+        for i in range(voice.budget):
+            logits = next_logits(params[side], voice.config, [entry.token for entry in own])
+            token, log_prob = draw(logits, allowed[side], uniforms[number, i], temperatures[side], voice.filters)
+            own.append(Token(token, voice.role, number, log_prob))
+            talk.steps += 1
+            if token == voice.end_of_turn:
+                ended = True
+                break
+            content.append(token)
+            found = [run for run in voice.end_signals if content[-len(run) :] == list(run)]
+            if found:
+                talk.end, talk.signal = 'signal', found[0]
+                break
+        talk.messages.append(content)
+        talk.truncated.append(not ended and talk.end == 'running')
+        if talk.end == 'signal':
+            break
+        if not ended:
+            own.append(Token(voice.end_of_turn, TEMPLATE, number))
+            talk.steps += 1  # the last sampled token is fed in a step of its own
+
+        first = other[-1].message == -1
+        header = partner.partner_first_header if first else partner.partner_header
+        speaker = USER if side == 0 else ASSISTANT
+        other += [Token(t, TEMPLATE, number) for t in header]
+        other += [Token(t, speaker, number) for t in content]
+        other.append(Token(partner.partner_end_of_turn, speaker if ended else TEMPLATE, number))
+        if len(talk.messages) == 2 * turns:
+            talk.end = 'turns'
+    return talk
+
+
+def converse_all(scene, rows: list[int]) -> list[Conversation]:  # type: ignore[no-untyped-def]
+    """The conversations of `scene.py`."""
+    uniforms = np.asarray(_uniforms(scene.keys()))
+    temperatures = scene.temperatures()
+    return [
+        converse(
+            scene.params(),
+            scene.VOICES,
+            scene.ALLOWED,
+            (scene.PROMPTS[0][row], scene.PROMPTS[1][row]),
+            scene.OPENINGS.get(row),
+            uniforms[row],
+            (float(temperatures[0][row]), float(temperatures[1][row])),
+            scene.TURNS,
+        )
+        for row in rows
+    ]
