@@ -50,7 +50,6 @@ FAMILY_TOKENS = {  # the special tokens that each published template needs
 def family_tokenizer(family: str, template: str) -> transformers.PreTrainedTokenizerFast:
     """A byte-level tokenizer with a family's own special tokens and the text of its own chat template."""
     tokens = FAMILY_TOKENS[family]
-    begins = family == 'gemma' or family.startswith('llama')
-    return byte_tokenizer(
-        tokens, template, bos_token=tokens[0] if begins else None, eos_token=tokens[1 if begins else 0]
-    )
+    if tokens[0] == '<|endoftext|>':
+        return byte_tokenizer(tokens, template, eos_token=tokens[0])
+    return byte_tokenizer(tokens, template, bos_token=tokens[0], eos_token=tokens[1])

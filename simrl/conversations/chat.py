@@ -268,10 +268,14 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
                 f'{name}: the chat template rewrites history: before a reply it writes {plain.generated!r}, '
                 f"in history {plain.assistant!r}. Set `rewrites` to 'keep' (the first) or 'omit' (the second)"
             )
+        if content.encode_template(plain.generated)[:1] != content.encode_template(plain.assistant)[:1]:
+            raise ValueError(
+                f'{name}: the message before a reply ends with {plain.generated!r}, in history with {plain.assistant!r}'
+            )
         assistant = plain.generated if rewrites == 'keep' else plain.assistant
 
-    user_end, *assistant_header = content.encode_template(assistant)
-    assistant_end, *user_header = content.encode_template(plain.user)
+    user_end, *assistant_header = content.encode_template(assistant) or [-1]
+    assistant_end, *user_header = content.encode_template(plain.user) or [-1]
     for role, end, run in (('user', user_end, assistant), ('assistant', assistant_end, plain.user)):
         if end not in content.added:
             raise ValueError(f"{name}: expected a special token at the end of the {role}'s message, found {run!r}")

@@ -1,0 +1,391 @@
+"""Chat templates: constant runs that equal the template's own rendering, and text that stays text."""
+
+import functools
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.conversations import chat as chat_lib
+from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.records import Turn
+from simrl.conversations.views import render
+from tests.tiny import CHATML, CHATML_TOKENS, FAMILY_TOKENS, byte_tokenizer, family_tokenizer
+
+DATA = os.environ.get('SIMRL_DATA')
+needs_data = pytest.mark.skipif(not DATA, reason='SIMRL_DATA is not set')
+
+FAMILIES = [(family, 'error') for family in FAMILY_TOKENS if family != 'qwen3'] + [('qwen3', 'keep'), ('qwen3', 'omit')]
+DATE = '26 Jul 2024'
+THINK = '<think>\n\n</think>\n\n'
+
+
+@functools.cache
+def family(name, rewrites='error'):
+    """A family's tokenizer and chat."""
+    tokenizer = family_tokenizer(name, pathlib.Path(DATA, 'chat_templates', f'{name}.jinja').read_text())
+    return tokenizer, chat_from_huggingface(tokenizer, rewrites=rewrites, date=DATE)
+
+
+def template_text(tokenizer, messages, generation=False):
+    """The template's own rendering of (role, text) pairs."""
+    rows = [{'role': role, 'content': text} for role, text in messages]
+    return tokenizer.apply_chat_template(
+        rows, tokenize=False, add_generation_prompt=generation, enable_thinking=False, date_string=DATE
+    )
+
+
+def plain(text):
+    """Text in which no template sees anything but text."""
+    return not any(token in text for tokens in FAMILY_TOKENS.values() for token in tokens)
+
+
+TEXTS = st.text(st.characters(exclude_categories=['Cs']), max_size=20).map(str.strip).filter(bool).filter(plain)
+
+
+@needs_data
+@pytest.mark.parametrize(('name', 'rewrites'), FAMILIES)
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5), system=st.none() | TEXTS)
+def test_turn_by_turn_is_the_whole_in_both_views(name, rewrites, texts, system):
+    tokenizer, chat = family(name, rewrites)
+    if name == 'gemma':
+        system = None
+    turns = [Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
+    rendered = render(chat, turns, system=system)
+    heard = [('system', system)] if system is not None else []
+    check_whole(tokenizer, chat, rendered.tokens.tolist(), heard + [(turn.role, turn.content) for turn in turns])
+
+    if name != 'gemma' and len(turns) > 1:
+        role_play = f'You said: {texts[0]}'
+        rendered = render(chat, turns, system=role_play, view='swapped')
+        other = {'user': 'assistant', 'assistant': 'user'}
+        swapped = [('system', role_play)] + [(other[turn.role], turn.content) for turn in turns[1:]]
+        check_whole(tokenizer, chat, rendered.tokens.tolist(), swapped)
+
+
+def check_whole(tokenizer, chat, ours, messages):
+    """Our tokens are the first of the template's rendering tokenised whole; with a header, all of the prompt's."""
+    last = messages[-1][0]
+    text = template_text(tokenizer, messages, generation=last == 'user')
+    if THINK in text:  # our rule puts the block into every assistant header or into none; the template into the last
+        kept = THINK in chat.decode(chat.header('assistant'))
+        header = '<|im_start|>assistant\n'
+        text = text.replace(THINK, '').replace(header, header + THINK if kept else header)
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    if last == 'user':
+        assert ours + list(chat.header('assistant')) == whole
+    else:
+        assert ours == whole[: len(ours)]
+        assert len(chat.decode(whole[len(ours) :]).replace('<|endoftext|>', '').strip()) == 0
+
+
+QWEN3 = {'start': '', 'user': '<|im_start|>user\n', 'assistant': '<|im_start|>assistant\n', 'end': '<|im_end|>'}
+LLAMA3 = {
+    'start': '<|begin_of_text|>',
+    'user': '<|start_header_id|>user<|end_header_id|>\n\n',
+    'assistant': '<|start_header_id|>assistant<|end_header_id|>\n\n',
+    'end': '<|eot_id|>',
+    'between': '',
+}
+SMOL_DEFAULT = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+QWEN_DEFAULT = 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
+DATED = f'<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {DATE}\n\n'
+WRITTEN = {  # how each family writes a conversation, by hand
+    ('gemma', 'error'): {
+        'start': '<bos>',
+        'user': '<start_of_turn>user\n',
+        'assistant': '<start_of_turn>model\n',
+        'end': '<end_of_turn>',
+    },
+    ('llama3', 'error'): LLAMA3 | {'system': '<|start_header_id|>system<|end_header_id|>\n\n'},
+    ('llama3_1', 'error'): LLAMA3 | {'default': DATED, 'system': DATED},
+    ('llama3_2', 'error'): LLAMA3 | {'default': DATED, 'system': DATED},
+    ('phi3', 'error'): {
+        'start': '',
+        'system': '<|system|>\n',
+        'user': '<|user|>\n',
+        'assistant': '<|assistant|>\n',
+        'end': '<|end|>',
+    },
+    ('qwen2_5', 'error'): QWEN3 | {'default': f'<|im_start|>system\n{QWEN_DEFAULT}'},
+    ('qwen3', 'keep'): QWEN3 | {'assistant': '<|im_start|>assistant\n' + THINK},
+    ('qwen3', 'omit'): QWEN3,
+    ('qwen3_instruct_2507', 'error'): QWEN3,
+    ('smollm2', 'error'): QWEN3 | {'default': f'<|im_start|>system\n{SMOL_DEFAULT}'},
+}
+
+
+@needs_data
+@pytest.mark.parametrize(('name', 'rewrites'), FAMILIES)
+def test_each_family_as_written_by_hand(name, rewrites):
+    _, chat = family(name, rewrites)
+    parts = WRITTEN[name, rewrites]
+    end, between = parts['end'], parts.get('between', '\n')
+    turns = [Turn('user', 'Hello'), Turn('assistant', 'Hi.'), Turn('user', 'Bye')]
+
+    def written(*pieces):
+        return parts['start'] + between.join(piece + end for piece in pieces)
+
+    default = [parts['default']] if 'default' in parts else []
+    natural = [parts['user'] + 'Hello', parts['assistant'] + 'Hi.', parts['user'] + 'Bye']
+    assert chat.decode(render(chat, turns, system=None).tokens) == written(*default, *natural)
+    assert chat.default_system == parts['start'] + (default[0] + end if default else '')
+    if name == 'gemma':
+        for view in ('natural', 'swapped'):
+            with pytest.raises(ValueError, match=r'takes no system text .*System role not supported'):
+                render(chat, turns, system='You said: Hello', view=view)
+        return
+    system = parts.get('system', '<|im_start|>system\n')
+    assert chat.decode(render(chat, turns, system='Greet.').tokens) == written(system + 'Greet.', *natural)
+    swapped = [system + 'You said: Hello', parts['user'] + 'Hi.', parts['assistant'] + 'Bye']
+    assert chat.decode(render(chat, turns, system='You said: Hello', view='swapped').tokens) == written(*swapped)
+
+
+@needs_data
+def test_a_template_that_rewrites_history_needs_a_rule():
+    tokenizer, _ = family('qwen3', 'keep')
+    with pytest.raises(ValueError, match=r'rewrites history: before a reply .*<think>.* Set `rewrites` to') as caught:
+        chat_from_huggingface(tokenizer)
+    assert "in history '<|im_end|>\\n<|im_start|>assistant\\n'" in str(caught.value)
+    with pytest.raises(ValueError, match="expected 'error', 'keep' or 'omit', found 'both'"):
+        chat_from_huggingface(tokenizer, rewrites='both')
+
+
+@needs_data
+def test_todays_date_is_pinned():
+    tokenizer, chat = family('llama3_2')
+    assert f'Today Date: {DATE}' in chat.default_system
+    with pytest.raises(ValueError, match="today's date; pin it with `date`"):
+        chat_from_huggingface(tokenizer)
+    assert '1 Jan 2020' in chat_from_huggingface(tokenizer, date='1 Jan 2020').default_system
+    unpinnable = byte_tokenizer(template="{{ strftime_now('%d') }}" + CHATML)
+    with pytest.raises(ValueError, match="today's date"):
+        chat_from_huggingface(unpinnable, date=DATE)
+
+
+HEADER = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+BAD_TEMPLATES = {
+    'has no chat template': None,
+    'expected a special token at the end of the user': (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    ),
+    "found ''": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    'drops, repeats or moves a message': '{% for m in messages[-2:] %}' + HEADER + '{% endfor %}' + GENERATION,
+    'repeats or moves': '{% for m in messages %}' + HEADER + HEADER + '{% endfor %}' + GENERATION,
+    'drops, repeats or moves': '{% for m in messages | reverse %}' + HEADER + '{% endfor %}' + GENERATION,
+    "write the same at every turn, found for 'user'": (
+        "{% for m in messages %}{{ '#' * loop.index0 }}" + HEADER + '{% endfor %}' + GENERATION
+    ),
+    "write the same at every turn, found for 'opening'": "{{ '#' * messages | length }}" + CHATML,
+    'the last message ends with': (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ ('<|im_end|>\n' if m['role'] == 'user' or not loop.last else '<|endoftext|>') }}{% endfor %}" + GENERATION
+    ),
+    'the message before a reply ends with': (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ ('<|im_end|>\n' if m['role'] == 'assistant' or not loop.last else '<|endoftext|>') }}{% endfor %}"
+        + GENERATION
+    ),
+    'have no common form': (
+        "{% for m in messages %}{{ '?' if loop.first else '<|im_start|>!' }}{{ m['content'] + '<|im_end|>' }}"
+        "{% endfor %}{{ '<|im_start|>!' if add_generation_prompt }}"
+    ),
+}
+
+
+@pytest.mark.parametrize('error', BAD_TEMPLATES)
+def test_a_template_that_is_not_constant_runs_is_an_error(error):
+    with pytest.raises(ValueError, match=error):
+        chat_from_huggingface(byte_tokenizer(template=BAD_TEMPLATES[error]), rewrites='keep')
+
+
+def test_a_template_of_several_is_an_error():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {'default': CHATML, 'tool_use': CHATML}
+    with pytest.raises(ValueError, match=r"expected one chat template, found \['default', 'tool_use'\]"):
+        chat_from_huggingface(tokenizer)
+
+
+def test_a_slow_tokenizer_is_an_error():
+    class Slow:
+        chat_template = CHATML
+
+    with pytest.raises(ValueError, match='expected a fast tokenizer, found Slow'):
+        chat_from_huggingface(Slow())
+
+
+def test_tokens_that_join_header_and_content_are_an_error():
+    template = CHATML.replace("['role'] + '\n'", "['role'] + ' P'").replace('assistant\n', 'assistant P')
+    chat_from_huggingface(byte_tokenizer(template=template))
+    with pytest.raises(ValueError, match='tokens of the whole rendering differ from those of its pieces at token'):
+        chat_from_huggingface(byte_tokenizer(template=template, merges=[('P', 'P')]))
+
+
+def test_system_text_inside_the_first_message_is_not_a_system_message():
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] + '\n' %}"
+        "{% set messages = messages[1:] %}{% else %}{% set s = '' %}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (s if loop.first else '') }}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}" + GENERATION
+    )
+    chat = chat_from_huggingface(byte_tokenizer(template=template))
+    assert chat.system_prefix() == ()
+    with pytest.raises(ValueError, match=r"takes no system text .*not with a message of its own.*found 'Greet.'"):
+        chat.system_prefix('Greet.')
+
+
+def test_special_tokens_in_reach_of_text_are_an_error():
+    tokenizer = byte_tokenizer()
+    vocab = tokenizer.get_vocab()
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(list(CHATML_TOKENS))
+    reachable = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    reachable.chat_template = CHATML
+    with pytest.raises(ValueError, match=r"the text '<\|endoftext\|>' in a message would become the special token"):
+        chat_from_huggingface(reachable)
+
+
+def test_an_added_word_that_text_can_reach_is_an_ordinary_word():
+    tokenizer = byte_tokenizer(merges=[('a', 'b')])
+    word = tokenizer.convert_tokens_to_ids('ab')
+    tokenizer.add_tokens(['ab', '<think>'])
+    chat = chat_from_huggingface(tokenizer)
+    assert chat.encode('ab') == [word]
+    allowed = chat.allowed(chat.size, terminal=False)
+    assert allowed[word]
+    assert not allowed[tokenizer.convert_tokens_to_ids('<think>')]
+
+
+PLANTED = st.lists(
+    st.sampled_from([*sorted({token for tokens in FAMILY_TOKENS.values() for token in tokens}), chat_lib.TERMINAL_TEXT])
+    | st.text(st.characters(exclude_categories=['Cs']), max_size=4),
+    max_size=8,
+).map(lambda pieces: f'a{"".join(pieces)}b')
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=PLANTED)
+def test_planted_special_tokens_stay_text(text):
+    chat = planted_chat()
+    ids = chat.encode(text)
+    assert max(ids) < 256  # bytes
+    assert chat.decode(ids) == text
+    rendered = render(chat, [Turn('user', text), Turn('assistant', text)], system=text, end='natural', terminal=True)
+    assert np.sum(rendered.tokens == chat.end_of_turn['user']) == 4
+    assert np.sum(rendered.tokens == chat.terminal) == 1
+
+
+@functools.cache
+def planted_chat():
+    return chat_from_huggingface(byte_tokenizer(sorted({t for tokens in FAMILY_TOKENS.values() for t in tokens})))
+
+
+def test_the_terminal_token_follows_the_vocabulary():
+    tokenizer = byte_tokenizer()
+    chat = chat_from_huggingface(tokenizer)
+    assert (chat.terminal, chat.size) == (len(tokenizer), len(tokenizer) + 1)
+    assert chat.decode([chat.terminal, *chat.encode('é'), chat.terminal]) == '<|endconversation|>é<|endconversation|>'
+    assert chat.decode([]) == ''
+    assert chat.terminal not in chat.encode('<|endconversation|>')
+    with pytest.raises(ValueError, match=f'cannot decode id {chat.size}'):
+        chat.decode([chat.size])
+
+
+def test_allowed_ids():
+    tokenizer = byte_tokenizer()
+    chat = chat_from_huggingface(tokenizer)
+    end = tokenizer.convert_tokens_to_ids('<|im_end|>')
+    for terminal in (False, True):
+        expected = {*range(256), end} | ({chat.terminal} if terminal else set())
+        assert set(np.flatnonzero(chat.allowed(384, terminal)).tolist()) == expected
+        assert chat.allowed(384, terminal).dtype == np.bool_
+    with pytest.raises(ValueError, match=f'num_rows: expected at least the {chat.size} ids in use, found 100'):
+        chat.allowed(100, True)
+
+
+def test_terminal_runs_find_the_text_however_it_is_joined():
+    chat = chat_from_huggingface(byte_tokenizer(merges=[('.', '['), (']', 'Ċ'), ('Ġ', '['), ('E', 'N')]))
+    runs = chat.terminal_runs('[END]')
+    for before in ('Bye.', 'Bye. ', 'Bye!', 'Bye\n', 'Bye\n\n', ''):
+        for after in ('', '\n'):
+            ids = chat.encode(before + '[END]' + after)
+            assert any(tuple(ids[-len(run) :]) == run for run in runs), (before, after)
+    for text in ('Bye. [EN', 'END]', '[end]', '[END].', 'Bye.'):
+        ids = chat.encode(text)
+        assert not any(tuple(ids[-len(run) :]) == run for run in runs), text
+    assert len(chat_from_huggingface(byte_tokenizer()).terminal_runs('[END]')) == 2  # alone, and before a newline
+    with pytest.raises(ValueError, match='end signal is empty'):
+        chat.terminal_runs('')
+
+
+def sentencepiece_like(**unknown):
+    """A tokenizer that writes spaces as ▁ and puts one before text, with Mistral's template and tokens."""
+    special = ['<unk>', '<s>', '</s>', '[INST]', '[/INST]']
+    letters = sorted({chr(i) for i in range(33, 127)} | {'▁', 'Ü', '漢', '字'})
+    pieces = special + [f'<0x{i:02X}>' for i in range(256)] + letters
+    vocab = {piece: i for i, piece in enumerate([*pieces, '▁P'])}
+    model = tokenizers.models.BPE(vocab=vocab, merges=[('▁', 'P')], unk_token='<unk>', **unknown)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace('▁', ' '),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(' ', 1, 0),
+        ]
+    )
+    backend.add_special_tokens(special)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token='<s>', eos_token='</s>')
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+    )
+    return tokenizer
+
+
+def test_roles_may_end_with_their_own_tokens():
+    tokenizer = sentencepiece_like(byte_fallback=True)
+    chat = chat_from_huggingface(tokenizer)
+    begin, end, inst, close = (tokenizer.convert_tokens_to_ids(t) for t in ('<s>', '</s>', '[INST]', '[/INST]'))
+    assert chat.end_of_turn == {'user': close, 'assistant': end}
+    assert (chat.header('user'), chat.header('assistant')) == ((inst,), ())
+    assert (chat.system_prefix(), chat.first_header('user')) == ((begin,), (inst,))
+    turns = [Turn('user', 'Put [INST] é'), Turn('assistant', 'Yes.\nP'), Turn('user', 'Bye')]
+    rendered = render(chat, turns[:1] + turns[1:], system=None)
+    plain_turns = [Turn('user', 'Put é'), *turns[1:]]
+    text = template_text(tokenizer, [(turn.role, turn.content) for turn in plain_turns], generation=True)
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    assert render(chat, plain_turns, system=None).tokens.tolist() == whole
+    assert np.sum(rendered.tokens == inst) == 2
+    assert chat.decode(chat.encode('Put [INST] é')) == 'Put [INST] é'
+    assert set(np.flatnonzero(chat.allowed(512, False, header='user'))) & {end, close} == {close}
+    assert set(np.flatnonzero(chat.allowed(512, False, header='assistant'))) & {end, close} == {end}
+    assert set(np.flatnonzero(chat.allowed(512, False))) & {end, close} == {end, close}
+    with pytest.raises(ValueError, match='Only user and assistant roles are supported!'):
+        render(chat, turns, system='You said: Put [INST] é', view='swapped')
+
+
+def test_a_character_without_a_token_is_an_error():
+    chat = chat_from_huggingface(sentencepiece_like())
+    with pytest.raises(ValueError, match=r"cannot encode 'caf\u00e9': .* only '<unk>'"):
+        chat.encode('caf\u00e9')
+
+
+def test_a_saved_tokenizer_loads(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    ours, loaded = chat_from_huggingface(tokenizer), chat_lib.load_chat(str(tmp_path))
+    assert loaded.headers == ours.headers
+    assert loaded.encode('Hello <|im_end|>') == ours.encode('Hello <|im_end|>')
