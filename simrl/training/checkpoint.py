@@ -171,5 +171,5 @@ def _check_tree(place: pathlib.Path, stored: dict[str, str], wanted: dict[str, s
         if wanted.get(name) != stored.get(name)
     ]
     if problems:
-        more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
-        raise CheckpointError(f'{place}: the checkpoint is of another state: {"; ".join(problems[:5])}{more}')
+        more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
+        raise CheckpointError(f'{place}: the checkpoint is of another state: {"; ".join(problems[:8])}{more}')

@@ -1,0 +1,247 @@
+"""The loop goes on after kills, signals, faults and full disks; what it writes equals an unbroken run's."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from simrl.training import loop
+from simrl.training.checkpoint import CheckpointError, Checkpoints
+from tests import kills
+from tests.training import tiny_job
+
+STEPS = 72
+JOB = pathlib.Path(tiny_job.__file__)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp('cache')
+
+
+def command(folder: pathlib.Path, cache: pathlib.Path, *flags: str) -> list[str]:
+    return [sys.executable, str(JOB), str(folder), f'--cache={cache}', f'--steps={STEPS}', *flags]
+
+
+def run_job(folder: pathlib.Path, cache: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, cache, *flags), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp('unbroken')
+    done = run_job(folder, cache)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics_of(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_an_unbroken_run_writes_every_line(unbroken: pathlib.Path) -> None:
+    rows = metrics_of(unbroken)
+    assert [row['step'] for row in rows] == sorted({0, *range(3, STEPS + 1, 3), 20, 40, 60})
+    assert {key for key in rows[0] if not key.startswith('time/')} == {'step', 'evaluation/loss'}
+    assert 'evaluation/loss' in rows[-1]
+    assert rows[-1]['loss'] < rows[1]['loss'] - 0.1  # it learns
+    events = {
+        (step, tag): value for step, tag, value in kills.events(unbroken / 'tensorboard/events.out.tfevents.simrl')
+    }
+    for row in rows:
+        for name in ('loss', 'evaluation/loss'):
+            if name in row:
+                assert events[row['step'], name] == pytest.approx(row[name], rel=1e-6)  # TensorBoard keeps float32
+    conversations = (unbroken / 'conversations' / 'sft.jsonl').read_text().splitlines()
+    assert [json.loads(row)['step'] for row in conversations] == [step + 1 for step in range(0, STEPS, 7)]
+    assert b'**user**' in events[8, 'sft/conversation_0']
+    assert any(tag == '_hparams_/session_end_info' for _, tag in events)
+
+
+def test_kill_9_at_ten_random_moments(tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path) -> None:
+    broken = tmp_path / 'broken'
+    broken.mkdir()
+    killed = kills.run_with_kills(command(broken, cache), broken, 10, seed=0, span=0.3)
+    assert any(kill.phase == 'save' for kill in killed)
+    assert any(kill.step > 10 for kill in killed)
+    kills.assert_same_run(unbroken, broken)
+
+
+def test_the_comparison_notices(tmp_path: pathlib.Path, unbroken: pathlib.Path) -> None:
+    """What the kill test rests on: a repeated, missing or changed entry is found."""
+    lines = (unbroken / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    changed = lines[2].replace('"loss": ', '"loss": 1')
+    for broken in (lines[:3] + lines[2:], lines[:2] + lines[3:], [*lines[:2], changed, *lines[3:]]):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        (folder / 'conversations').mkdir(parents=True)
+        (folder / 'tensorboard').mkdir()
+        for path in kills._run_files(unbroken):
+            (folder / path.relative_to(unbroken)).write_bytes(path.read_bytes())
+        kills.assert_same_run(unbroken, folder)
+        (folder / 'metrics.jsonl').write_text(''.join(broken))
+        with pytest.raises(AssertionError):
+            kills.assert_same_run(unbroken, folder)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path
+) -> None:
+    process = subprocess.Popen(command(tmp_path, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'checkpoints' / '5').exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    with Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints:
+        saved = checkpoints.steps[-1]
+    assert 5 <= saved < STEPS
+    assert f'sft: stopped by SIGTERM after step {saved} of {STEPS}' in output
+    assert run_job(tmp_path, cache).returncode == 0
+    kills.assert_same_run(unbroken, tmp_path)
+
+
+def test_a_full_disk_while_saving(tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path) -> None:
+    failed = run_job(tmp_path, cache, '--fault=disk')
+    assert failed.returncode == 1
+    assert f'could not save step 15 in {tmp_path / "checkpoints"} (is the disk full?)' in failed.stderr.splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10', '5']  # nothing half-written
+    with Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints:
+        step, state, _ = checkpoints.restore(tiny_job.init_state()) or (None, None, None)
+    assert step == 10
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert run_job(tmp_path, cache).returncode == 0  # with space again, the same command goes on
+    kills.assert_same_run(unbroken, tmp_path)
+
+
+def test_nan_losses_stop_the_run(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+    for _ in range(2):  # the same command fails at the same step
+        failed = run_job(tmp_path, cache, '--fault=nan')
+        assert failed.returncode == 1
+        last = failed.stderr.splitlines()[-1]
+        assert f'sft: stopped at step 15 of {STEPS}: the last 3 updates in a row had a non-finite loss' in last
+        assert 'loss nan' in last
+        assert metrics_of(tmp_path)[-1]['loss'] is None
+        assert metrics_of(tmp_path)[-1]['step'] == 15
+        assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10', '5']
+
+
+def settings(**changes: int) -> loop.LoopSettings:
+    return loop.LoopSettings(**({'log_every': 2, 'checkpoint_every': 4} | changes))
+
+
+def counting(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+    return state, loop.StepResult({'x': (jnp.float32(step), jnp.float32(step % 2 + 1))})
+
+
+def test_weights_decide_the_average_of_a_line(tmp_path: pathlib.Path) -> None:
+    loop.run(tmp_path, tiny_job.init_state(), counting, settings(log_every=3), num_steps=5, name='count')
+    assert [(row['step'], row['x']) for row in metrics_of(tmp_path)] == [(3, 3 / 4), (5, 7 / 3)]
+
+
+def test_a_finished_run_is_left_alone(tmp_path: pathlib.Path) -> None:
+    loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+
+    def never(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+        raise AssertionError('a step was taken')
+
+    loop.run(tmp_path, tiny_job.init_state(), never, settings(), num_steps=4, name='count')
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+    with pytest.raises(ValueError, match='expected a run of at most 3 steps, found a checkpoint of step 4'):
+        loop.run(tmp_path, tiny_job.init_state(), never, settings(), num_steps=3, name='count')
+
+
+def test_numbers_are_read_after_the_next_step_was_dispatched(tmp_path: pathlib.Path) -> None:
+    read: list[tuple[int, int]] = []
+
+    class Tokens(int):
+        """Tells when it is read: by `int(...)`."""
+
+        def __int__(self) -> int:
+            read.append((super().__int__(), dispatched[-1]))
+            return super().__int__()
+
+    dispatched: list[int] = []
+
+    def step_fn(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+        dispatched.append(step)
+        return state, loop.StepResult({}, tokens=Tokens(step))
+
+    loop.run(tmp_path, tiny_job.init_state(), step_fn, settings(checkpoint_every=100), num_steps=3, name='x')
+    assert read[0] == (0, 1)
+    assert read[-1] == (2, 2)
+
+
+def test_impossible_settings() -> None:
+    for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
+        with pytest.raises(ValueError, match=rf'LoopSettings\.{field}: expected at least 1, found 0'):
+            settings(**{field: 0})
+    with pytest.raises(ValueError, match=r'LoopSettings\.evaluate_every: expected at least 0, found -1'):
+        settings(evaluate_every=-1)
+
+
+def test_evaluations_must_be_possible(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r'LoopSettings\.evaluate_every: expected 0 exactly where'):
+        loop.run(tmp_path, tiny_job.init_state(), counting, settings(evaluate_every=2), num_steps=4, name='count')
+
+
+def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
+    loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
+    other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})
+    with pytest.raises(CheckpointError, match='the checkpoint is of another state'):
+        loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
+
+
+COMPILE = """
+import pathlib, sys
+import jax
+from simrl.training import loop
+folder = loop.enable_compilation_cache(pathlib.Path(sys.argv[1]) if sys.argv[1] else None)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+print(jax.jit(lambda x: (x * 2 + 1).sum())(jax.numpy.arange(8.0)))
+print(folder, hits.count('/jax/compilation_cache/cache_hits'))
+"""
+
+
+def compile_with(folder: str, **environment: str) -> tuple[str, int, str]:
+    done = subprocess.run(
+        [sys.executable, '-c', COMPILE, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={key: x for key, x in os.environ.items() if key != 'JAX_COMPILATION_CACHE_DIR'} | environment,
+    )
+    result, last = done.stdout.split('\n')[:2]
+    assert float(result) == 64.0
+    place, hits = last.split()
+    return place, int(hits), done.stderr
+
+
+def test_compiled_programs_are_kept(tmp_path: pathlib.Path) -> None:
+    place, hits, _ = compile_with('', XDG_CACHE_HOME=str(tmp_path))
+    assert pathlib.Path(place).is_relative_to(tmp_path / 'simrl' / 'xla')
+    assert hits == 0
+    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[:2] == (place, compiled := compile_count(pathlib.Path(place)))
+    assert compiled >= 1
+    # A kill while an entry is written leaves half of it: that is a warning and a compilation, never an error.
+    for entry in pathlib.Path(place).glob('*-cache'):
+        os.truncate(entry, entry.stat().st_size // 2)
+    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[1] == 0
+    # The environment goes before the argument.
+    other = tmp_path / 'other'
+    assert compile_with(str(tmp_path / 'argument'), JAX_COMPILATION_CACHE_DIR=str(other))[0] == str(other)
+    assert compile_count(other) >= 1
+
+
+def compile_count(folder: pathlib.Path) -> int:
+    return len(list(folder.glob('*-cache')))
