@@ -193,7 +193,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._whole.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text.removeprefix(self.lead)
+        return str(text).removeprefix(self.lead)
 
 
 def load_chat(source: str, *, rewrites: Rewrites = 'error', date: str | None = None) -> Chat:
@@ -223,7 +223,9 @@ def chat_from_huggingface(
         raise ValueError(f'{name}: the tokenizer has no chat template')
     if not isinstance(template, str):
         raise ValueError(f'{name}: expected one chat template, found {sorted(template)}')
-    if 'strftime_now' in template and (date is None or 'date_string' not in template):
+    if 'strftime_now' in template and 'date_string' not in template:
+        raise ValueError(f"{name}: the chat template writes today's date and reads no date_string to pin it by")
+    if 'strftime_now' in template and date is None:
         raise ValueError(f"{name}: the chat template writes today's date; pin it with `date`, such as '26 Jul 2024'")
     if rewrites not in ('error', 'keep', 'omit'):
         raise ValueError(f"rewrites: expected 'error', 'keep' or 'omit', found {rewrites!r}")
@@ -238,10 +240,6 @@ def chat_from_huggingface(
 
 _PROBES = ('Probe one', '2, 3?', 'Über: "x"\n\ny.', '(four)', '漢字 5', '-- six')
 _SYSTEM_PROBE = 'Say: probe!'
-
-
-class _RefusalError(ValueError):
-    """The template raised an error of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,8 +296,8 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
     system_end, reason = user_end, ''
     try:
         with_system = _survey(tokenizer, content, date, system=_SYSTEM_PROBE)
-    except _RefusalError as error:
-        reason = f'it says: {error}'
+    except ValueError as error:
+        reason = str(error)
     else:
         after = content.encode_template(with_system.opening)
         same = dataclasses.replace(plain, before_system='', opening='') == dataclasses.replace(
@@ -381,17 +379,20 @@ def _runs(
     date: str | None,
 ) -> list[str]:
     """The texts before, between and after the messages' contents, each less the lead that is part of the content."""
-    dated = {} if date is None else {'date_string': date}
+    dated: dict[str, Any] = {} if date is None else {'date_string': date}
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=messages[-1]['role'] == 'user',
-            enable_thinking=False,
-            **dated,
+        text = str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=messages[-1]['role'] == 'user',
+                enable_thinking=False,
+                **dated,
+            )
         )
     except jinja2.TemplateError as error:
-        raise _RefusalError(str(error)) from error
+        roles = ', '.join(message['role'] for message in messages)
+        raise ValueError(f'{_name(tokenizer)}: the chat template refuses messages by {roles}: {error}') from error
     runs: list[str] = []
     ids: list[int] = []
     cursor = 0

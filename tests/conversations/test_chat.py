@@ -165,7 +165,7 @@ def test_todays_date_is_pinned():
         chat_from_huggingface(tokenizer)
     assert '1 Jan 2020' in chat_from_huggingface(tokenizer, date='1 Jan 2020').default_system
     unpinnable = byte_tokenizer(template="{{ strftime_now('%d') }}" + CHATML)
-    with pytest.raises(ValueError, match="today's date"):
+    with pytest.raises(ValueError, match="today's date and reads no date_string"):
         chat_from_huggingface(unpinnable, date=DATE)
 
 
@@ -239,6 +239,18 @@ def test_system_text_inside_the_first_message_is_not_a_system_message():
     chat = chat_from_huggingface(byte_tokenizer(template=template))
     assert chat.system_prefix() == ()
     with pytest.raises(ValueError, match=r"takes no system text .*not with a message of its own.*found 'Greet.'"):
+        chat.system_prefix('Greet.')
+
+
+def test_system_text_before_the_last_message_is_not_a_system_message():
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% set messages = messages[1:] %}"
+        "{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{{ s + '\n' if s and loop.last }}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}" + GENERATION
+    )
+    chat = chat_from_huggingface(byte_tokenizer(template=template))
+    assert chat.decode(chat.header('user')) == '\n<|im_start|>user\n'
+    with pytest.raises(ValueError, match=r'takes no system text .*drops, repeats or moves a message'):
         chat.system_prefix('Greet.')
 
 
