@@ -1,6 +1,7 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
 import pathlib
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,7 +23,8 @@ def default_workdir(config_file: str) -> pathlib.Path:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(flags.FLAGS['config'].config_filename))
+    config_flag: Any = flags.FLAGS['config']
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
     print(f'workdir: {workdir}', flush=True)
     experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
 

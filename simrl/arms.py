@@ -1,0 +1,275 @@
+"""The stages in which models talk: the reward's scale, one RL run per simulator and seed, and the comparison.
+
+As those of `jobs.py` they write into their own folder and leave a `result.json`; all three start conversations from
+people's openings.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl import config as config_lib
+from simrl.conversations.chat import ASSISTANT
+from simrl.conversations.records import Conversation, Example, example_of
+from simrl.conversations.views import natural_prompt
+from simrl.evaluation.win_rate import win_rate
+from simrl.jobs import RESULT_FILE, Computing, initial_params, load_params, save_params, save_result
+from simrl.models import sharding
+from simrl.models.transformer import Params
+from simrl.rewards.reward import Rewards
+from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
+from simrl.rollouts.sampler import Sampling
+from simrl.rollouts.speaker import Limits, Speaker, assistant, converse, fitting, prompts_of
+from simrl.rollouts.trajectories import Trajectories, transcripts
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
+from simrl.simulators.role_play import RolePlaySettings, role_play
+from simrl.sources import Data, Model, subsample
+from simrl.training import placement, rl
+from simrl.training.rl import RLSettings
+
+SIMULATORS = ('role_play', 'fine_tuned')  # an arm is named after its simulator
+
+
+@dataclasses.dataclass(frozen=True)
+class Talking:
+    """Who talks and how: the same for every arm, whichever of the simulators it trains against."""
+
+    limits: Limits
+    assistant: Sampling = dataclasses.field(default_factory=Sampling)
+    role_play: RolePlaySettings = dataclasses.field(default_factory=RolePlaySettings)
+    fine_tuned: FineTunedSettings = dataclasses.field(default_factory=FineTunedSettings)
+
+
+def assistant_of(model: Model, params: Params, talking: Talking, computing: Computing) -> Speaker:
+    """The model as an assistant: the template's default system text, and the opening."""
+    return assistant(
+        model.chat,
+        model.config,
+        params,
+        computing.sampling,
+        budget=talking.limits.assistant_tokens,
+        sampling=talking.assistant,
+        prompt=lambda example: natural_prompt(model.chat, example.opening),
+    )
+
+
+def simulator_of(name: str, model: Model, params: Params, talking: Talking, computing: Computing) -> Speaker:
+    """The user simulator `name`.
+
+    Raises:
+        ValueError: there is no such simulator.
+    """
+    common = (model.chat, model.config, params, computing.sampling)
+    if name == 'role_play':
+        return role_play(*common, budget=talking.limits.user_tokens, settings=talking.role_play)
+    if name == 'fine_tuned':
+        return fine_tuned(*common, budget=talking.limits.user_tokens, settings=talking.fine_tuned)
+    raise ValueError(f'unknown simulator {name!r}, expected one of {", ".join(SIMULATORS)}')
+
+
+def openings_of(
+    conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing
+) -> list[Example]:
+    """The openings that fit into the prompts of the assistant and of every simulator; prints how many do not.
+
+    All arms start from the same people, so an opening that one simulator's prompt is too long for is in none.
+    """
+    sides = [simulator_of(name, model, model.params, talking, computing) for name in SIMULATORS]
+    sides.append(assistant_of(model, model.params, talking, computing))
+    prompt_tokens = talking.limits.prompt_tokens
+    kept, dropped = fitting([example_of(c) for c in conversations], sides, model.chat, prompt_tokens)
+    print(f'openings: {len(kept)}; with a prompt of over {prompt_tokens} tokens: {dropped}', flush=True)
+    return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplySettings:
+    """How single replies to openings are sampled, for the reward's scale and for the comparison."""
+
+    openings: int | None  # how many, chosen by seed; None: all that fit
+    batch_size: int  # replies sampled at once
+    seed: int = 0
+
+
+def judged_replies(
+    examples: Sequence[Example],
+    params: Params,
+    judge: Params,
+    model: Model,
+    talking: Talking,
+    settings: ReplySettings,
+    computing: Computing,
+    mesh: Mesh,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """One reply of an assistant to each opening, and a reward model's score of it.
+
+    Every assistant draws the same numbers for the same opening.
+
+    Returns:
+        float32 `[len(examples)]`, and the conversations.
+    """
+    talking = dataclasses.replace(talking, limits=dataclasses.replace(talking.limits, turns=1))
+    speaker = assistant_of(model, params, talking, computing)
+    # A user who never speaks: the opening is given, and one turn ends with the reply.
+    silent = simulator_of('fine_tuned', model, params, talking, computing)
+    frame, scores, said = frame_of(model.chat), [], []
+    for start in range(0, len(examples), settings.batch_size):
+        chosen = list(examples[start : start + settings.batch_size])
+        padded = chosen + chosen[-1:] * (settings.batch_size - len(chosen))
+        prompts = prompts_of(padded, silent, speaker, model.chat, samples=1, prompt_tokens=talking.limits.prompt_tokens)
+        with jax.set_mesh(mesh):
+            batch = converse(
+                params,
+                params,
+                placement.place_rows(prompts, mesh),
+                settings.seed,
+                0,
+                voices=(silent.voice, speaker.voice),
+                limits=talking.limits,
+                role=ASSISTANT,
+                temperatures=(silent.temperature, speaker.temperature),
+                allowed=(jnp.asarray(silent.allowed), jnp.asarray(speaker.allowed)),
+            )
+            score, _ = score_conversations(judge, batch, config=model.config, execution=computing.training, frame=frame)
+        scores.append(np.asarray(score)[: len(chosen), 0])
+        rows = transcripts(batch, model.chat.decode)[: len(chosen)]
+        said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
+    return np.concatenate(scores), said
+
+
+def measure_scale(
+    folder: pathlib.Path,
+    model: Model,
+    data: Data,
+    reward_stage: pathlib.Path,
+    talking: Talking,
+    settings: ReplySettings,
+    computing: Computing,
+) -> None:
+    """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
+    mesh = computing.mesh.make()
+    examples = openings_of(data.conversations_of('train'), model, talking, computing)
+    chosen = subsample(examples, settings.openings, settings.seed)
+    reward_params = load_params(reward_stage, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
+    initial = initial_params(model, mesh)
+    scores, said = judged_replies(chosen, initial, reward_params, model, talking, settings, computing, mesh)
+    spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+    if not spread > 0:
+        raise ValueError(f'{folder}: the reward model gives all {len(scores)} replies the same score: no scale')
+    save_result(folder, {'mean': float(np.mean(scores)), 'std': spread, 'replies': len(scores), 'shown': said[:3]})
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmStages:
+    """The stage folders that an arm reads."""
+
+    reward_model: pathlib.Path
+    scale: pathlib.Path
+    simulator: pathlib.Path | None  # of a fine-tuned simulator; None: the simulator is the initial model
+
+
+def train_arm(
+    folder: pathlib.Path,
+    model: Model,
+    data: Data,
+    simulator: str,
+    seed: int,
+    read: ArmStages,
+    talking: Talking,
+    settings: RLSettings,
+    computing: Computing,
+) -> None:
+    """Trains one side against the other from people's openings."""
+    mesh = computing.mesh.make()
+    simulator_params = model.params
+    if read.simulator is not None:
+        simulator_params = load_params(read.simulator, model.config, (), mesh, sharding.SAMPLING_RULES)
+    user = simulator_of(simulator, model, simulator_params, talking, computing)
+    helper = assistant_of(model, model.params, talking, computing)
+    examples = openings_of(data.conversations_of('train'), model, talking, computing)
+    reward_params = load_params(read.reward_model, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
+    measured = json.loads((read.scale / RESULT_FILE).read_text())
+    scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
+    frame = frame_of(model.chat)
+
+    def score(batch: Trajectories) -> Rewards:
+        scores = score_conversations(
+            reward_params, batch, config=model.config, execution=computing.training, frame=frame
+        )
+        return conversation_rewards(*scores, scale)
+
+    trained, partner = (helper, user) if settings.trained == 'assistant' else (user, helper)
+    state = rl.train(
+        folder,
+        trained,
+        partner,
+        chat=model.chat,
+        examples=examples,
+        score=score,
+        limits=talking.limits,
+        settings=settings,
+        execution=computing.training,
+        loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
+        seed=seed,
+        mesh=mesh,
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    save_params(folder, {'decoder': state.params['decoder']})
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    save_result(
+        folder,
+        {
+            'openings': len(examples),
+            'reward_first': lines[0]['reward/mean'],
+            'reward_last': lines[-1]['reward/mean'],
+            'ended_by_signal': float(np.mean([line['rollout/end_signal'] for line in lines])),
+            'useful_steps': float(np.mean([line['rollout/useful_steps'] for line in lines])),
+        },
+    )
+
+
+def compare(
+    folder: pathlib.Path,
+    model: Model,
+    data: Data,
+    judge_stage: pathlib.Path,
+    trained: dict[str, pathlib.Path],
+    talking: Talking,
+    settings: ReplySettings,
+    computing: Computing,
+) -> None:
+    """All assistants answer the same held-out openings; the judge scores each reply.
+
+    Args:
+        trained: the stage folder of each trained assistant, by name; the initial assistant is the baseline of all.
+    """
+    mesh = computing.mesh.make()
+    judge = load_params(judge_stage, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
+    fits = openings_of(data.conversations_of('test'), model, talking, computing)
+    examples = subsample(fits, settings.openings, settings.seed)
+    people = [example.opening for example in examples]
+
+    assistants: dict[str, Any] = {}
+    baseline: list[float] = []
+    for name in ('initial', *trained):
+        if name == 'initial':
+            params = initial_params(model, mesh)
+        else:
+            params = load_params(trained[name], model.config, (), mesh, sharding.SAMPLING_RULES)
+        array, said = judged_replies(examples, params, judge, model, talking, settings, computing, mesh)
+        scores = array.tolist()
+        baseline = baseline or scores
+        assistants[name] = {
+            'mean_score': float(np.mean(scores)),
+            'win_rate': None if name == 'initial' else win_rate(scores, baseline, people),
+            'scores': scores,
+            'replies': said,
+        }
+    save_result(folder, {'openings': len(examples), 'assistants': assistants})

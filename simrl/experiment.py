@@ -1,0 +1,333 @@
+"""The main job: train one assistant per simulator, all else equal, and compare the assistants.
+
+`run` reads as the experiment does:
+1. A user simulator is fine-tuned on people's turns, and two reward models are trained on disjoint choices of people.
+2. The initial assistant's replies give the reward its zero and unit.
+3. For each arm and seed an assistant is RL-trained against that arm's simulator.
+4. All assistants answer the same held-out people; the second reward model compares them with the initial one.
+
+Each step is a stage of the run directory (`stages.py`): the same command runs what is missing. `JOBS` also holds the
+jobs that are one such stage.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from simrl import arms, jobs, sources, stages
+from simrl import config as config_lib
+from simrl.arms import ArmStages, ReplySettings, Talking
+from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
+from simrl.sources import Data, DataSettings, Model, ModelSettings
+from simrl.stages import Stages
+from simrl.training.loop import CHECKPOINTS_FOLDER, enable_compilation_cache
+from simrl.training.rl import RLSettings
+
+USER_STAGE, REWARD_STAGE, JUDGE_STAGE = 'sft/user', 'reward_model/train', 'reward_model/judge'
+SCALE_STAGE, COMPARISON_STAGE = 'reward_model/scale', 'evaluate/comparison'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The whole experiment on one pretrained model."""
+
+    model: ModelSettings
+    data: DataSettings
+    user_sft: UserSFTSettings
+    reward_model: RewardModelSettings
+    judge: RewardModelSettings
+    talking: Talking
+    scale: ReplySettings  # training openings; the initial assistant's replies to them give the reward its zero and unit
+    arms: tuple[str, ...]  # simulators to train against, of `arms.SIMULATORS`
+    seeds: tuple[int, ...]  # training seeds, the same for every arm
+    rl: RLSettings
+    comparison: ReplySettings  # held-out openings that every assistant answers
+    computing: Computing
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            check_simulator('Experiment.arms', arm)
+        for field in ('arms', 'seeds'):
+            values = getattr(self, field)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f'Experiment.{field}: expected different values, at least one, found {values}')
+        if self.reward_model.half == 'both' or self.judge.half == 'both' or self.reward_model.half == self.judge.half:
+            raise ValueError(
+                f'Experiment.judge.half: expected the half that reward_model.half={self.reward_model.half} is not, '
+                f'found {self.judge.half}'
+            )
+        if self.rl.trained != 'assistant':
+            raise ValueError(f"Experiment.rl.trained: expected 'assistant', found {self.rl.trained!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTJob:
+    """Fine-tuning of a user simulator, alone."""
+
+    model: ModelSettings
+    data: DataSettings
+    user_sft: UserSFTSettings
+    computing: Computing
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelJob:
+    """A reward model, alone."""
+
+    model: ModelSettings
+    data: DataSettings
+    reward_model: RewardModelSettings
+    computing: Computing
+
+
+@dataclasses.dataclass(frozen=True)
+class RLJob:
+    """RL of one side against the other, with what other runs trained."""
+
+    model: ModelSettings
+    data: DataSettings
+    simulator: str  # of `arms.SIMULATORS`
+    simulator_stage: pathlib.Path | None  # the stage folder of a fine-tuned simulator; None: the model itself
+    reward_stage: pathlib.Path  # the stage folder of a reward model
+    talking: Talking
+    scale: ReplySettings
+    rl: RLSettings
+    seed: int
+    computing: Computing
+
+    def __post_init__(self) -> None:
+        check_simulator('RLJob.simulator', self.simulator)
+
+
+def check_simulator(field: str, name: str) -> None:
+    if name not in arms.SIMULATORS:
+        raise ValueError(f'{field}: unknown simulator {name!r}, expected one of {", ".join(arms.SIMULATORS)}')
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tuple[str, ...] = ()) -> None:
+    """Runs the job that `config.job` names in `workdir`, or what is missing of it.
+
+    Raises:
+        ConfigError: a field is unknown, missing, of the wrong type or impossible.
+        WorkdirError: `workdir` is of another config, or something else.
+    """
+    enable_compilation_cache()
+    fields = dict(config)
+    name = fields.pop('job', None)
+    if name not in JOBS:
+        raise config_lib.ConfigError(f'config.job: expected one of {", ".join(JOBS)}, found {name!r}')
+    settings_type, job = JOBS[name]
+    settings: Any = config_lib.from_config_dict(settings_type, fields, 'config')
+    plain = {'job': name, **config_lib.to_dict(settings)}
+    stages.open_workdir(workdir, plain, exempt=('computing', 'arms', 'seeds'), changed=bool(rerun))
+    plan = Stages(workdir, rerun)
+    job(settings, plan)
+    plan.finish()
+
+
+def _timed(
+    plan: Stages,
+    name: str,
+    slice_: Mapping[str, Any],
+    inputs: Mapping[str, pathlib.Path],
+    work: Callable[[pathlib.Path], None],
+) -> None:
+    """Runs a stage and says how long it took. Its training checkpoints go once it is done; its params stay."""
+    started = time.monotonic()
+    print(f'\n== {name}', flush=True)
+    outcome = plan.run(name, config_lib.to_dict(slice_), inputs, work)
+    shutil.rmtree(plan.workdir / name / CHECKPOINTS_FOLDER, ignore_errors=True)
+    print(f'== {name}: {outcome}, {time.monotonic() - started:.0f} s', flush=True)
+
+
+def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
+    """The inputs of a stage that are files: a hub model is named in the slice, not hashed."""
+    files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
+    source = pathlib.Path(model.source)
+    return files | ({'model': source} if source.exists() else {})
+
+
+def run_experiment(settings: Experiment, plan: Stages) -> None:
+    """The whole experiment; see the module's docstring."""
+    model, data = sources.load(settings.model), sources.read(settings.data)
+    computing, workdir = settings.computing, plan.workdir
+    files = _files(settings.model, settings.data)
+    common = {'model': settings.model}
+
+    _timed(
+        plan,
+        USER_STAGE,
+        common | {'user_sft': settings.user_sft},
+        files,
+        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, computing),
+    )
+    for name, reward_settings in ((REWARD_STAGE, settings.reward_model), (JUDGE_STAGE, settings.judge)):
+        _timed(
+            plan,
+            name,
+            common | {'reward_model': reward_settings},
+            files,
+            functools.partial(
+                jobs.fit_reward_model, model=model, data=data, settings=reward_settings, computing=computing
+            ),
+        )
+    talking = settings.talking
+    _scale_stage(plan, settings, files, workdir / REWARD_STAGE, model, data)
+    for seed in settings.seeds:
+        for arm in settings.arms:
+            simulator = workdir / USER_STAGE if arm == 'fine_tuned' else None
+            read = ArmStages(workdir / REWARD_STAGE, workdir / SCALE_STAGE, simulator)
+            _rl_stage(plan, settings, files, arm, seed, read, model, data)
+    trained = {rl_stage(arm, seed): workdir / rl_stage(arm, seed) for seed in settings.seeds for arm in settings.arms}
+    _timed(
+        plan,
+        COMPARISON_STAGE,
+        common | {'talking': talking, 'comparison': settings.comparison},
+        {**files, 'judge': workdir / JUDGE_STAGE, **trained},
+        lambda folder: arms.compare(
+            folder, model, data, workdir / JUDGE_STAGE, trained, talking, settings.comparison, computing
+        ),
+    )
+    print(report(workdir, list(trained)))
+
+
+def _scale_stage(
+    plan: Stages,
+    settings: Experiment | RLJob,
+    files: Mapping[str, pathlib.Path],
+    reward_stage: pathlib.Path,
+    model: Model,
+    data: Data,
+) -> None:
+    _timed(
+        plan,
+        SCALE_STAGE,
+        {'model': settings.model, 'talking': settings.talking, 'scale': settings.scale},
+        {**files, 'reward_model': reward_stage},
+        lambda folder: arms.measure_scale(
+            folder, model, data, reward_stage, settings.talking, settings.scale, settings.computing
+        ),
+    )
+
+
+def _rl_stage(
+    plan: Stages,
+    settings: Experiment | RLJob,
+    files: Mapping[str, pathlib.Path],
+    simulator: str,
+    seed: int,
+    read: ArmStages,
+    model: Model,
+    data: Data,
+) -> None:
+    inputs = {**files, 'reward_model': read.reward_model, 'scale': read.scale}
+    if read.simulator is not None:
+        inputs['simulator'] = read.simulator
+    _timed(
+        plan,
+        rl_stage(simulator, seed),
+        {
+            'model': settings.model,
+            'talking': settings.talking,
+            'simulator': simulator,
+            'seed': seed,
+            'rl': settings.rl,
+        },
+        inputs,
+        lambda folder: arms.train_arm(
+            folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.computing
+        ),
+    )
+
+
+def rl_stage(arm: str, seed: int) -> str:
+    return f'rl/{arm}/seed-{seed}'
+
+
+def report(workdir: pathlib.Path, trained: list[str]) -> str:
+    """What came out, as text."""
+
+    def result(name: str) -> Any:
+        return json.loads((workdir / name / RESULT_FILE).read_text())
+
+    def estimate(x: Mapping[str, Any]) -> str:
+        return f'{x["mean"]:.3f} [{x["low"]:.3f}, {x["high"]:.3f}]'
+
+    user = result(USER_STAGE)
+    lines = [
+        '',
+        f'simulator fine-tuning: held-out loss on human turns {user["held_out_loss_before"]:.3f} -> '
+        f'{user["held_out_loss_after"]:.3f} nats per token ({user["held_out_rows"]} conversations)',
+    ]
+    for name in (REWARD_STAGE, JUDGE_STAGE):
+        r = result(name)
+        lines.append(
+            f'{name}: accuracy {estimate(r["accuracy"])}, "longer wins" {estimate(r["longer_wins"])} on '
+            f'{r["accuracy"]["num_observations"]} held-out pairs of {r["accuracy"]["num_clusters"]} openings'
+        )
+    comparison = result(COMPARISON_STAGE)
+    lines += [
+        '',
+        f'{"assistant":<26}{"reward first -> last":>22}{"ends by signal":>16}{"judge score":>13}  win rate vs initial',
+    ]
+    for name, row in comparison['assistants'].items():
+        if name == 'initial':
+            lines.append(f'{name:<26}{"":>22}{"":>16}{row["mean_score"]:>13.3f}')
+        else:
+            r = result(name)
+            change = f'{r["reward_first"]:.3f} -> {r["reward_last"]:.3f}'
+            lines.append(
+                f'{name:<26}{change:>22}{r["ended_by_signal"]:>16.1%}{row["mean_score"]:>13.3f}  '
+                f'{estimate(row["win_rate"])}'
+            )
+    lines += [
+        f'on {comparison["openings"]} held-out openings; 95% intervals over openings: this checkpoint only.',
+        'A small reward model compares few replies of a small model: a check of the pipeline, and no evidence about '
+        'simulators.',
+    ]
+    return '\n'.join(lines)
+
+
+def run_sft(settings: SFTJob, plan: Stages) -> None:
+    model, data = sources.load(settings.model), sources.read(settings.data)
+    _timed(
+        plan,
+        USER_STAGE,
+        {'model': settings.model, 'user_sft': settings.user_sft},
+        _files(settings.model, settings.data),
+        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.computing),
+    )
+
+
+def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
+    model, data = sources.load(settings.model), sources.read(settings.data)
+    _timed(
+        plan,
+        REWARD_STAGE,
+        {'model': settings.model, 'reward_model': settings.reward_model},
+        _files(settings.model, settings.data),
+        lambda folder: jobs.fit_reward_model(folder, model, data, settings.reward_model, settings.computing),
+    )
+
+
+def run_rl(settings: RLJob, plan: Stages) -> None:
+    model, data = sources.load(settings.model), sources.read(settings.data)
+    files = _files(settings.model, settings.data)
+    read = ArmStages(settings.reward_stage, plan.workdir / SCALE_STAGE, settings.simulator_stage)
+    _scale_stage(plan, settings, files, read.reward_model, model, data)
+    _rl_stage(plan, settings, files, settings.simulator, settings.seed, read, model, data)
+
+
+JOBS: Mapping[str, tuple[type, Callable[[Any, Stages], None]]] = {
+    'experiment': (Experiment, run_experiment),
+    'sft_user': (SFTJob, run_sft),
+    'reward_model': (RewardModelJob, run_reward_model),
+    'rl': (RLJob, run_rl),
+}

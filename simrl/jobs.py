@@ -1,0 +1,199 @@
+"""The stages that a job is made of: each reads a model and data, writes into its own folder, and leaves a result.
+
+A stage's folder holds what its training writes (see `training.loop`), `params/` (what later stages read) and
+`result.json` (what is reported). `experiment.py` puts them in a row; `sft_user.py`, `reward_model.py` and `rl.py` of
+`configs/` run one each.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from simrl import config as config_lib
+from simrl.conversations.records import Preference
+from simrl.conversations.views import OnLong, preference_rows, user_rows
+from simrl.evaluation.statistics import cluster_bootstrap
+from simrl.models import sharding, transformer
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.sources import Data, Model, print_counts, subsample
+from simrl.training import placement, preference, sft
+from simrl.training.checkpoint import Checkpoints
+from simrl.training.loop import LoopSettings
+from simrl.training.preference import PreferenceSettings, longer_wins
+from simrl.training.sft import SFTSettings
+
+PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
+HALVES = 2  # of the training pairs: one for the reward model, one for the judge
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How devices are laid out; changes no result beyond rounding."""
+
+    data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
+    model: int = 1  # devices that heads, MLP and vocabulary are split over
+
+    def make(self) -> Mesh:
+        data = jax.device_count() // self.model if self.data is None else self.data
+        return sharding.make_mesh(data, self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """How things are computed and logged: no part of what a stage's results depend on, beyond rounding."""
+
+    training: Execution  # of passes that are differentiated, and of those compared with them
+    sampling: Execution  # of decoding
+    loop: LoopSettings
+    mesh: MeshSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSFTSettings:
+    """Fine-tuning of a user simulator on people's turns."""
+
+    sft: SFTSettings
+    on_long: OnLong = 'cut'  # what to do with conversations longer than the longest bucket; both are counted
+    held_out: int | None = None  # conversations of the test split that the loss is measured on; None: all
+    held_out_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelSettings:
+    """A reward model from people's choices. Two models with different halves share no pair of one opening."""
+
+    preference: PreferenceSettings
+    half: Literal[0, 1, 'both'] = 'both'  # of the training pairs, split by a hash of their opening
+    held_out: int | None = None  # pairs of the test split that accuracy is measured on; None: all
+    held_out_seed: int = 0
+
+
+def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes a stage's `result.json`."""
+    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n')
+
+
+def save_params(folder: pathlib.Path, params: Params) -> None:
+    """Writes a stage's final parameters, unless a killed process already did."""
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        if not checkpoints.steps:
+            checkpoints.save(0, params, {})
+
+
+def load_params(
+    folder: pathlib.Path, config: TransformerConfig, heads: Sequence[str], mesh: Mesh, rules: sharding.Rules
+) -> Params:
+    """The parameters that a stage left, float32, straight into the shards of `rules`."""
+    shapes = jax.eval_shape(
+        lambda key: transformer.init_params(key, config) | {head: transformer.init_head(config) for head in heads},
+        jax.random.key(0),
+    )
+    shardings = sharding.param_shardings(config, mesh, rules, heads)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        restored = checkpoints.restore(like)
+    if restored is None:
+        raise FileNotFoundError(f'{folder}: expected a finished stage with {PARAMS_FOLDER}/, found none')
+    return restored[1]
+
+
+def initial_params(model: Model, mesh: Mesh) -> Params:
+    """The initial model's parameters on the device, in the shards of sampling."""
+    return placement.place_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
+
+
+def _lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def half_of(pair: Preference) -> int:
+    """0 or 1, by a hash of the opening: pairs of one opening are in one half."""
+    return hashlib.sha256(pair.opening.encode()).digest()[0] % HALVES
+
+
+def fine_tune_user(
+    folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
+) -> None:
+    """Fine-tunes a user simulator on people's turns, and measures the loss on held-out people before and after."""
+    longest = settings.sft.batch.lengths[-1]
+    rows, counts = user_rows(data.conversations_of('train'), model.chat, longest, on_long=settings.on_long)
+    held_out, held_out_counts = user_rows(data.conversations_of('test'), model.chat, longest, on_long=settings.on_long)
+    print_counts('rows to train on', len(rows), counts)
+    print_counts('rows held out', len(held_out), held_out_counts)
+    measured = subsample(held_out, settings.held_out, settings.held_out_seed)
+    state = sft.fine_tune(
+        folder,
+        model.params,
+        rows,
+        measured,
+        config=model.config,
+        allowed=model.chat.allowed(model.config.padded_vocab_size, terminal=True, header='user'),
+        execution=computing.training,
+        settings=settings.sft,
+        loop_settings=computing.loop,
+        mesh=computing.mesh.make(),
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    save_params(folder, {'decoder': state.params['decoder']})
+    losses = [line['held_out/loss'] for line in _lines(folder) if 'held_out/loss' in line]
+    save_result(
+        folder,
+        {
+            'held_out_loss_before': losses[0],
+            'held_out_loss_after': losses[-1],
+            'held_out_rows': len(measured),
+            'train_rows': len(rows),
+            'counts': dict(counts),
+            'held_out_counts': dict(held_out_counts),
+        },
+    )
+
+
+def fit_reward_model(
+    folder: pathlib.Path, model: Model, data: Data, settings: RewardModelSettings, computing: Computing
+) -> None:
+    """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
+    chat, mesh = model.chat, computing.mesh.make()
+    batch = settings.preference.batch
+    pairs = [p for p in data.preferences_of('train') if settings.half in ('both', half_of(p))]
+    rows, counts = preference_rows(pairs, chat, batch.lengths[-1], on_long='drop')
+    print_counts('pairs to train on', len(rows), counts)
+    state = preference.fit(
+        folder,
+        model.params,
+        rows,
+        config=model.config,
+        execution=computing.training,
+        settings=settings.preference,
+        loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
+        mesh=mesh,
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    save_params(folder, state.params)
+
+    fits = [p for p in data.preferences_of('test') if preference_rows([p], chat, batch.lengths[-1], on_long='drop')[0]]
+    measured = subsample(fits, settings.held_out, settings.held_out_seed)
+    held_out, _ = preference_rows(measured, chat, batch.lengths[-1])
+    margins = preference.margins(
+        state.params, held_out, batch, config=model.config, execution=computing.training, mesh=mesh
+    )
+    openings = [pair.opening for pair in measured]
+    right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+    accuracy, length = cluster_bootstrap(right, openings), cluster_bootstrap(longer_wins(measured), openings)
+    print(f'held-out accuracy {accuracy}; "longer wins" {length}', flush=True)
+    save_result(
+        folder,
+        {
+            'accuracy': accuracy,
+            'longer_wins': length,
+            'train_pairs': len(rows),
+            'counts': dict(counts),
+            'held_out_too_long': len(data.preferences_of('test')) - len(fits),
+        },
+    )
