@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util import tensor_util
 
 POLL_SECONDS = 0.001
+START_SECONDS = 3.0  # about what a process takes to its first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ def run_with_kills(
     num_kills: int,
     seed: int,
     *,
+    lines: int,
     span: float,
     timeout: float = 600.0,
 ) -> list[Kill]:
@@ -56,8 +58,10 @@ def run_with_kills(
     Args:
         command: program and arguments; ends with exit code 0.
         workdir: where it writes; other runs' files must not be in it.
-        span: seconds; the random moment of a kill is up to this long after a process logged its first step (for one
-            kill in five: after its start). About the time of the whole run by the number of kills.
+        lines: a process may log between 1 and so many steps before it is killed, so that there is progress however
+            slow the machine is; at most the lines of a whole run by twice the number of kills.
+        span: seconds; the moment of the kill is up to this long after that. About the time between two lines. (One
+            kill in five comes within `START_SECONDS` of the start instead.)
         timeout: seconds for each process.
 
     Raises:
@@ -67,7 +71,7 @@ def run_with_kills(
     kills: list[Kill] = []
     while len(kills) < num_kills:
         aim = ('start', 'run', 'save', 'save', 'run')[len(kills) % 5]
-        kill = _killed_once(command, workdir, aim, rng, span, timeout)
+        kill = _killed_once(command, workdir, aim, rng, lines, span, timeout)
         if kill is None:
             raise RuntimeError(f'the command ended after {len(kills)} of {num_kills} kills: give it more to do')
         kills.append(kill)
@@ -79,24 +83,30 @@ def run_with_kills(
 
 
 def _killed_once(
-    command: Sequence[str], workdir: pathlib.Path, aim: str, rng: random.Random, span: float, timeout: float
+    command: Sequence[str],
+    workdir: pathlib.Path,
+    aim: str,
+    rng: random.Random,
+    lines: int,
+    span: float,
+    timeout: float,
 ) -> Kill | None:
     sizes = _sizes(workdir)
     log = workdir.parent / f'{workdir.name}.log'
     with open(log, 'ab') as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     started = time.monotonic()
-    wait = rng.uniform(0, span)
-    pause = rng.uniform(0, 0.02)
-    deadline: float | None = started + wait if aim == 'start' else None
-    logged = False
+    wait, wanted_lines = rng.uniform(0, span), rng.randint(1, lines)
+    pause = rng.uniform(0, 0.01)
+    deadline = started + rng.uniform(0, START_SECONDS) if aim == 'start' else None
+    logged = 0
     while process.poll() is None:
         now = time.monotonic()
         earlier, sizes = sizes, _sizes(workdir)
         # Growth only: a process that goes on first cuts the files back. Step 0 is what is known before any step.
         grown = any(size > earlier.get(path, 0) for path, size in sizes.items())
-        logged = logged or (grown and _last_step(workdir) > 0)
-        if deadline is None and logged:
+        logged += grown and _last_step(workdir) > 0
+        if deadline is None and logged >= wanted_lines:
             deadline = now + wait
         if deadline is not None and now >= deadline and (aim != 'save' or _saving(workdir)):
             break
@@ -189,11 +199,12 @@ def main() -> None:
     parser.add_argument('--unbroken', type=pathlib.Path, help='a finished run of the same command, to compare with')
     parser.add_argument('--kills', type=int, default=10)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--lines', type=int, default=3)
     parser.add_argument('--span', type=float, default=5.0, help='seconds')
     parser.add_argument('command', nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ['--'] else args.command
-    run_with_kills(command, args.workdir, args.kills, args.seed, span=args.span)
+    run_with_kills(command, args.workdir, args.kills, args.seed, lines=args.lines, span=args.span)
     if args.unbroken is not None:
         assert_same_run(args.unbroken, args.workdir)
         print('equal to the unbroken run')

@@ -17,7 +17,7 @@ from simrl.training.checkpoint import CheckpointError, Checkpoints
 from tests import kills
 from tests.training import tiny_job
 
-STEPS = 72
+STEPS = 96
 JOB = pathlib.Path(tiny_job.__file__)
 
 
@@ -48,7 +48,7 @@ def metrics_of(folder: pathlib.Path) -> list[dict]:
 
 def test_an_unbroken_run_writes_every_line(unbroken: pathlib.Path) -> None:
     rows = metrics_of(unbroken)
-    assert [row['step'] for row in rows] == sorted({0, *range(3, STEPS + 1, 3), 20, 40, 60})
+    assert [row['step'] for row in rows] == sorted({0, *range(3, STEPS + 1, 3), 20, 40, 60, 80})
     assert {key for key in rows[0] if not key.startswith('time/')} == {'step', 'evaluation/loss'}
     assert 'evaluation/loss' in rows[-1]
     assert rows[-1]['loss'] < rows[1]['loss'] - 0.1  # it learns
@@ -68,7 +68,7 @@ def test_an_unbroken_run_writes_every_line(unbroken: pathlib.Path) -> None:
 def test_kill_9_at_ten_random_moments(tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path) -> None:
     broken = tmp_path / 'broken'
     broken.mkdir()
-    killed = kills.run_with_kills(command(broken, cache), broken, 10, seed=0, span=0.3)
+    killed = kills.run_with_kills(command(broken, cache), broken, 10, seed=0, lines=3, span=0.1)
     assert any(kill.phase == 'save' for kill in killed)
     assert any(kill.step > 10 for kill in killed)
     kills.assert_same_run(unbroken, broken)
