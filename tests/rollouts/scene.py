@@ -107,7 +107,7 @@ def params() -> tuple[Params, Params]:
         tree = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(seed), voice.config))
         decoder = tree['decoder']
         both.append({'decoder': {**decoder, 'head': decoder['head'] * 20, 'embedding': decoder['embedding'] * 50}})
-    return both[0], both[1]
+    return jax.device_put((both[0], both[1]))
 
 
 def temperatures() -> tuple[np.ndarray, np.ndarray]:

@@ -64,21 +64,19 @@ def test_random_keys_give_the_distribution() -> None:
 def test_padding_the_vocabulary_changes_no_token() -> None:
     """Also at numbers on the borders between tokens, where the last bit of a sum decides."""
     random = np.random.default_rng(2)
-    rows = 4096
-    base = 700
+    rows, base = 512, 700
     logits = 3 * random.standard_normal((rows, base)).astype(np.float32)
     prob = np.exp(logits.astype(np.float64))
     borders = np.cumsum(prob, axis=1) / prob.sum(1, keepdims=True)
     uniform = np.clip(borders[np.arange(rows), random.integers(0, base - 1, rows)], 0, 1 - 2**-24).astype(np.float32)
     for filters in (Filters(), Filters(top_k=200, top_p=0.9)):
         draws = []
-        for size in (768, 1152, 1408):
+        for size in (768, 1408):
             padded = np.full((rows, size), 50, np.float32)  # padding would win if it were not masked
             padded[:, :base] = logits
             token, _ = _sample(padded, np.arange(size) < base, uniform, np.ones(rows, np.float32), filters=filters)
             draws.append(np.asarray(token))
-        assert np.array_equal(draws[0], draws[1])
-        assert np.array_equal(draws[0], draws[2])
+        assert np.array_equal(*draws)
 
 
 def test_a_row_does_not_see_its_batch_mates() -> None:
@@ -109,9 +107,7 @@ def test_temperature_zero_takes_the_most_probable_token_and_each_row_has_its_own
     assert not np.array_equal(token[::2], best[::2])
 
 
-@pytest.mark.parametrize(
-    'filters', [Filters(top_k=5), Filters(top_p=0.6), Filters(min_p=0.2), Filters(top_k=20, top_p=0.9, min_p=0.05)]
-)
+@pytest.mark.parametrize('filters', [Filters(top_k=5), Filters(top_p=0.6), Filters(top_k=20, top_p=0.9, min_p=0.05)])
 def test_filters_leave_what_they_should(filters: Filters) -> None:
     token, log_prob = _grid_draws(filters)
     prob = _prob(_logits(1))[0]
@@ -124,11 +120,11 @@ def test_filters_leave_what_they_should(filters: Filters) -> None:
 
 def test_filters_keep_all_that_tie() -> None:
     logits = np.zeros((4096, V), np.float32)
-    logits[:, 3:13] = 2
+    logits[:, 3:23] = 4  # ten allowed tokens, of which five or seven would do
     uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
-    for filters in (Filters(top_k=2), Filters(top_p=0.1)):
+    for filters in (Filters(top_k=5), Filters(top_p=0.6)):
         token, _ = _sample(logits, ALLOWED, uniform, np.ones(4096, np.float32), filters=filters)
-        assert np.array_equal(np.unique(token), [3, 5, 7, 9, 11])
+        assert np.array_equal(np.unique(token), np.arange(3, 23, 2))
 
 
 def test_log_prob_is_that_of_token_log_probs() -> None:
@@ -136,8 +132,10 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
     hidden = random.standard_normal((16, 1, 24)).astype(np.float32)
     params = {'decoder': {'embedding': random.standard_normal((V, 24)).astype(np.float32)}}
     temperature = np.linspace(0.5, 2, 16, dtype=np.float32)
-    logits = transformer.project(params, hidden[:, 0])
-    token, log_prob = _sample(logits, ALLOWED, random.random(16, np.float32), temperature, filters=Filters(top_k=9))
+    logits = np.repeat(transformer.project(params, hidden[:, 0]), 256, axis=0)
+    uniform = random.random(4096, np.float32)
+    drawn = _sample(logits, ALLOWED, uniform, np.repeat(temperature, 256), filters=Filters(top_k=5))
+    token, log_prob = (np.asarray(x)[::256] for x in drawn)
     expected, _ = transformer.token_log_probs(params, hidden, token[:, None], ALLOWED, temperature)
     np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
 
