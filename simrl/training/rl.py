@@ -217,7 +217,9 @@ def check_training_sampler(trained: Speaker) -> None:
     """Raises unless the trained side is sampled by temperature alone: filters would bias its log-probabilities."""
     filters = trained.voice.filters
     if filters.top_k or filters.top_p < 1 or filters.min_p:
-        raise ValueError(f'the trained side: expected no top_k, top_p or min_p in training, found {filters}')
+        raise ValueError(
+            f'the trained side: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'
+        )
     if trained.temperature <= 0:
         raise ValueError(f'the trained side: expected a temperature above 0 in training, found {trained.temperature}')
 
