@@ -11,6 +11,7 @@ conversation scores every reply in it:
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -20,6 +21,8 @@ from simrl.conversations.chat import Chat
 from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
+from simrl.rollouts.rollout import EndReason
+from simrl.rollouts.trajectories import Trajectories
 
 NO_REPLY = 'the conversation holds no assistant message'
 CAUSES = ('', NO_REPLY)  # what `Rewards.cause` indexes
@@ -145,6 +148,7 @@ def reply_scores(
     return jnp.where(valid, score, 0.0), valid
 
 
+@jax.jit
 def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewards:
     """The mean over a conversation's replies of their standardised scores, float32 `[B]`."""
     count = jnp.sum(valid, axis=1)
@@ -152,3 +156,13 @@ def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale)
     mean = jnp.sum(jnp.where(valid, score, 0.0), axis=1) / jnp.maximum(count, 1)
     value = jnp.where(judged, (mean - scale.mean) / scale.std, 0.0)
     return Rewards(value=value, valid=judged, parts={'score': mean}, cause=jnp.where(judged, 0, 1).astype(jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame'))
+def score_conversations(
+    params: Params, batch: Trajectories, *, config: TransformerConfig, execution: Execution, frame: Frame
+) -> tuple[jax.Array, jax.Array]:
+    """`reply_scores` of rollouts: of what was said, whichever view they are in."""
+    unheard = (batch.end_reason == EndReason.SIGNAL).astype(jnp.int32)  # the message that holds the signal
+    visible = batch.num_messages - unheard
+    return reply_scores(params, config, execution, batch.messages, batch.message_length, visible, frame=frame)
