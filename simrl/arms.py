@@ -25,8 +25,9 @@ from simrl.models import sharding
 from simrl.models.transformer import Params
 from simrl.rewards.reward import Rewards
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
+from simrl.rollouts.rollout import check_voices
 from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Limits, Speaker, assistant, converse, fitting, prompts_of
+from simrl.rollouts.speaker import Limits, Speaker, assistant, capacities, converse, fitting, prompts_of
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
@@ -72,6 +73,19 @@ def simulator_of(name: str, model: Model, params: Params, talking: Talking, comp
     if name == 'fine_tuned':
         return fine_tuned(*common, budget=talking.limits.user_tokens, settings=talking.fine_tuned)
     raise ValueError(f'unknown simulator {name!r}, expected one of {", ".join(SIMULATORS)}')
+
+
+def check_sizes(model: Model, talking: Talking, computing: Computing) -> None:
+    """Proves, before anything is trained, that the longest conversation fits into the model's positions.
+
+    Raises:
+        ValueError: it does not; the numbers that it is made of are named.
+    """
+    helper = assistant_of(model, model.params, talking, computing)
+    for name in SIMULATORS:
+        user = simulator_of(name, model, model.params, talking, computing)
+        check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
+        capacities(user.voice, helper.voice, talking.limits)
 
 
 def openings_of(

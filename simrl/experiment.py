@@ -157,6 +157,7 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
 def run_experiment(settings: Experiment, plan: Stages) -> None:
     """The whole experiment; see the module's docstring."""
     model, data = sources.load(settings.model), sources.read(settings.data)
+    arms.check_sizes(model, settings.talking, settings.computing)
     computing, workdir = settings.computing, plan.workdir
     files = _files(settings.model, settings.data)
     common = {'model': settings.model}
@@ -319,6 +320,7 @@ def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
 
 def run_rl(settings: RLJob, plan: Stages) -> None:
     model, data = sources.load(settings.model), sources.read(settings.data)
+    arms.check_sizes(model, settings.talking, settings.computing)
     files = _files(settings.model, settings.data)
     read = ArmStages(settings.reward_stage, plan.workdir / SCALE_STAGE, settings.simulator_stage)
     _scale_stage(plan, settings, files, read.reward_model, model, data)

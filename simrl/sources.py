@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,19 @@ class RandomModel:
     max_positions: int  # tokens
     seed: int = 0
 
+    def transformer_config(self, vocab_size: int) -> TransformerConfig:
+        return TransformerConfig(
+            vocab_size=vocab_size,
+            model_dim=self.model_dim,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.model_dim // self.num_heads,
+            mlp_dim=self.mlp_dim,
+            max_positions=self.max_positions,
+            tied_embedding=True,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
@@ -49,11 +62,13 @@ class Model:
         config: of the decoder.
         params: float32 `{'decoder'}` on the host; or on the device, where random.
         chat: its tokenizer and template.
+        tokenizer: the transformers tokenizer that the chat was made of, without the terminal token.
     """
 
     config: TransformerConfig
     params: Params
     chat: Chat
+    tokenizer: Any
 
 
 def load(settings: ModelSettings) -> Model:
@@ -61,21 +76,11 @@ def load(settings: ModelSettings) -> Model:
     config, params, tokenizer = load_model(settings.source)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
     if settings.random is not None:
-        size = settings.random
-        config = TransformerConfig(
-            vocab_size=config.vocab_size,
-            model_dim=size.model_dim,
-            num_layers=size.num_layers,
-            num_heads=size.num_heads,
-            num_kv_heads=size.num_kv_heads,
-            head_dim=size.model_dim // size.num_heads,
-            mlp_dim=size.mlp_dim,
-            max_positions=size.max_positions,
-            tied_embedding=True,
-        )
-        params = transformer.init_params(jax.random.key(size.seed), config)
+        config = settings.random.transformer_config(config.vocab_size)
+        params = transformer.init_params(jax.random.key(settings.random.seed), config)
     params, config = resize_vocabulary(params, config, chat.size, chat.end_of_turn['user'])
-    return Model(config, params, chat)
+    print(f'model: {settings.source}; what its template writes first: {chat.default_system!r}', flush=True)
+    return Model(config, params, chat, tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,31 +2,69 @@
 
     python tools/export.py --source=SmolLM2-135M-Instruct-Q8_0.gguf --output=smollm2
     python tools/export.py --source=Qwen/Qwen2.5-0.5B-Instruct --output=qwen-bf16 --dtype=bfloat16
+    python tools/export.py --stage=runs/smollm2-cpu/sft/user --output=user-simulator
 
-A source is a hub name, a Hugging Face folder or a `.gguf` file. The folder is written whole or not at all. Trained
-params are written by the same function, `simrl.models.export.export(params, config, tokenizer, folder)`.
+A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
+tokenizer gets the terminal token that the run added. The folder is written whole or not at all.
 """
 
 import argparse
+import json
 from pathlib import Path
 
+from simrl import config as config_lib
+from simrl import jobs, sources, stages
+from simrl.conversations.chat import TERMINAL_TEXT
+from simrl.models import sharding
 from simrl.models.export import export, read_generation_config
 from simrl.models.huggingface import FLOAT_DTYPES
 from simrl.models.load import find_folder, load_model
 
 
+def generation_config_of(source: str) -> dict | None:
+    """The source's own generation config; a GGUF file has none."""
+    return None if source.endswith('.gguf') else read_generation_config(find_folder(source))
+
+
+def export_stage(stage: Path, output: Path, dtype: str) -> None:
+    """The parameters that a stage left, with the tokenizer of the model that it started from."""
+    if not stages.is_done(stage):
+        raise SystemExit(f'{stage}: expected a finished stage, found none')
+    slice_ = json.loads((stage / stages.STAGE_FILE).read_text())['slice']
+    settings = config_lib.from_config_dict(sources.ModelSettings, slice_['model'], f'{stage}: model')
+    model = sources.load(settings)
+    heads = ('reward_head',) if 'reward_model' in slice_ else ()
+    mesh = jobs.MeshSettings().make()
+    params = jobs.load_params(stage, model.config, heads, mesh, sharding.TRAINING_RULES)
+    model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    if len(model.tokenizer) != model.chat.size:
+        raise SystemExit(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')
+    export(
+        params,
+        model.config,
+        model.tokenizer,
+        output,
+        dtype=dtype,
+        generation_config=generation_config_of(settings.source),
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--source', required=True, help='hub name, Hugging Face folder or .gguf file')
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument('--source', help='hub name, Hugging Face folder or .gguf file')
+    which.add_argument('--stage', type=Path, help='finished stage folder of a run')
     parser.add_argument('--output', required=True, type=Path, help='folder to write; must not exist')
     parser.add_argument('--dtype', default='float32', choices=sorted(FLOAT_DTYPES.values()), help='of the weights')
     options = parser.parse_args(arguments)
     if options.output.exists():  # before the long part
         raise SystemExit(f'{options.output}: expected no such folder yet, found one')
-    config, params, tokenizer = load_model(options.source)
-    is_gguf = options.source.endswith('.gguf')
-    generation_config = None if is_gguf else read_generation_config(find_folder(options.source))
-    export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
+    if options.stage is not None:
+        export_stage(options.stage, options.output, options.dtype)
+    else:
+        config, params, tokenizer = load_model(options.source)
+        generation_config = generation_config_of(options.source)
+        export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
     print(f'{options.output}: written')
 
 
