@@ -91,6 +91,43 @@ def loss_and_sums(
     return loss, jax.lax.stop_gradient(reduced)
 
 
+def minibatch_gradients(
+    params: Params,
+    minibatch: Batch,
+    warming: jax.Array | bool,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    settings: UpdateSettings,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """A minibatch's loss, sums and gradients, added up over its microbatches; see `loss_and_sums`."""
+    weight = losses.aggregation_weights(minibatch.trained, settings.aggregation, settings.aggregation_constant)
+
+    def part(microbatch: Batch, weight: jax.Array) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+        return jax.value_and_grad(loss_and_sums, has_aux=True)(
+            params,
+            microbatch,
+            weight,
+            warming,
+            config=config,
+            execution=execution,
+            settings=settings,
+            allowed=allowed,
+            temperature=temperature,
+        )
+
+    def microbatch_step(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return _accumulate(total, part(*piece)), None
+
+    pieces = split_rows((minibatch, weight), settings.microbatches)
+    shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(microbatch_step, zeros, pieces)
+    return total
+
+
 def update(
     state: TrainState,
     batch: Batch,
@@ -126,30 +163,17 @@ def update(
     settings.rows_per_microbatch(batch.tokens.shape[0])
 
     def minibatch_step(state: TrainState, minibatch: Batch) -> tuple[TrainState, Metrics]:
-        weight = losses.aggregation_weights(minibatch.trained, settings.aggregation, settings.aggregation_constant)
         warming = state.step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
-
-        def part(microbatch: Batch, weight: jax.Array) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-            return jax.value_and_grad(loss_and_sums, has_aux=True)(
-                state.params,
-                microbatch,
-                weight,
-                warming,
-                config=config,
-                execution=execution,
-                settings=settings,
-                allowed=allowed,
-                temperature=temperature,
-            )
-
-        def microbatch_step(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return _accumulate(total, part(*piece)), None
-
-        pieces = split_rows((minibatch, weight), settings.microbatches)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
+        (loss, sums), gradients = minibatch_gradients(
+            state.params,
+            minibatch,
+            warming,
+            config=config,
+            execution=execution,
+            settings=settings,
+            allowed=allowed,
+            temperature=temperature,
         )
-        ((loss, sums), gradients), _ = jax.lax.scan(microbatch_step, zeros, pieces)
         tokens = masked.count(minibatch.trained)
         new_state, metrics = apply_gradients(state, gradients, optimizer, loss=loss, active=tokens > 0)
         if settings.critic_warmup_steps:
@@ -157,7 +181,8 @@ def update(
             held = {name: tree for name, tree in state.params.items() if name != 'value_head'}
             moved = {name: new_state.params[name] for name in held}
             held = jax.tree.map(lambda new, old: jnp.where(warming, old, new), moved, held)
-            new_state = new_state.replace(params={**new_state.params, **held})
+            params = {**new_state.params, **held}
+            new_state = TrainState(params, new_state.opt_state, new_state.step, new_state.nonfinite)
         kept = (1 - metrics['skipped'][0]) * (tokens > 0)
         return new_state, metrics | _step_metrics(loss, sums, tokens, kept)
 

@@ -46,6 +46,23 @@ class Batch:
     advantage: jax.Array
 
 
+@flax.struct.dataclass
+class Passes:
+    """What the models say of the sampled tokens; float32 `[B, T]`, 0 at other tokens, where not said otherwise.
+
+    Attributes:
+        sampled: bool `[B, T]`, from `trained_tokens`.
+        sampler_log_prob: as the sampler computed them.
+        old: by the training graph, before the update; None where nothing reads it.
+        ref_log_prob: the reference's; None without one.
+    """
+
+    sampled: jax.Array
+    sampler_log_prob: jax.Array
+    old: Scores | None
+    ref_log_prob: jax.Array | None
+
+
 def check_params(params: Params, settings: UpdateSettings) -> None:
     if settings.estimator == 'gae' and 'value_head' not in params:
         raise ValueError(
@@ -96,7 +113,6 @@ def prepare(
     if settings.kl != 'none' and reference is None:
         raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
     sampled = trained_tokens(role, length, trained_role)
-    sampler_log_prob = jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)
     pieces = tokens.shape[0] // settings.rows_per_microbatch(tokens.shape[0])
 
     def scores(of: Params) -> Scores:
@@ -107,33 +123,50 @@ def prepare(
         )
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), rows)
 
-    critic = settings.estimator == 'gae'
-    ref_log_prob = None if reference is None else scores({'decoder': reference['decoder']}).log_prob
     # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
-    passed = settings.updates_per_batch > 1 or critic or settings.kl == 'k1'
-    old = scores(params) if passed else Scores(log_prob=sampler_log_prob, entropy=sampler_log_prob, value=None)
+    needed = settings.updates_per_batch > 1 or settings.estimator == 'gae' or settings.kl == 'k1'
+    passes = Passes(
+        sampled=sampled,
+        sampler_log_prob=jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32),
+        old=scores(params) if needed else None,
+        ref_log_prob=None if reference is None else scores({'decoder': reference['decoder']}).log_prob,
+    )
+    return assemble(passes, rewards, tokens=tokens, turn=turn, length=length, group=group, settings=settings)
 
+
+def assemble(
+    passes: Passes,
+    rewards: Rewards,
+    *,
+    tokens: jax.Array,
+    turn: jax.Array,
+    length: jax.Array,
+    group: jax.Array,
+    settings: UpdateSettings,
+) -> tuple[Batch, Metrics]:
+    """The part of `prepare` after the models' passes; arguments and results as there."""
+    sampled, old = passes.sampled, passes.old
     penalty = jnp.zeros(tokens.shape, jnp.float32)
     if settings.kl == 'k1':
-        assert ref_log_prob is not None
-        penalty = settings.kl_coef * losses.kl_estimate(old.log_prob, ref_log_prob, 'k1')
+        assert old is not None
+        assert passes.ref_log_prob is not None
+        penalty = settings.kl_coef * losses.kl_estimate(old.log_prob, passes.ref_log_prob, 'k1')
     present = length > 0
     metrics: dict[str, tuple[Any, Any]] = {}
     old_value = returns = None
-    if critic:
-        used = advantages.valid_rows(rewards.valid, sampled, turn) & present
+    if settings.estimator == 'gae':
+        assert old is not None
+        assert old.value is not None
+        judged = used = advantages.valid_rows(rewards.valid, sampled, turn) & present
         trained = sampled & used[:, None]
         valid = rewards.valid & used.reshape(-1, *[1] * (rewards.valid.ndim - 1))
         placed = advantages.place_rewards(rewards.value, valid, trained, turn)
-        assert old.value is not None
         old_value = old.value
         advantage, returns = advantages.gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
         metrics['unplaced_rewards'] = (advantages.count_unplaced(rewards.value, valid, trained, turn), 1.0)
-        metrics.update(_critic_metrics(old_value, returns, trained))
-        metrics.update(_moments('advantage', advantage, trained))
+        metrics |= _critic_metrics(old_value, returns, trained) | _moments('advantage', advantage, trained)
         if settings.whiten:
             advantage = advantages.whiten(advantage, trained)
-        judged = used
     else:
         reward, judged = advantages.conversation_rewards(rewards.value, rewards.valid)
         judged = judged & present
@@ -145,25 +178,25 @@ def prepare(
             estimate = {'grpo': advantages.grpo, 'dr_grpo': advantages.dr_grpo, 'rloo': advantages.rloo}
             row_advantage, used = estimate[settings.estimator](reward, judged, group)
             counts = advantages.group_counts(reward, judged, present, group)
-            metrics.update({name: (number, 1.0) for name, number in counts.items()})
+            metrics |= {name: (number, 1.0) for name, number in counts.items()}
         trained = sampled & used[:, None]
         advantage = jnp.where(trained, row_advantage[:, None], 0.0)
-        metrics.update(_moments('advantage', advantage, trained))
+        metrics |= _moments('advantage', advantage, trained)
 
     metrics['rows'] = (masked.count(present), 1.0)
     metrics['masked_rows'] = (masked.count(present & ~judged), 1.0)
     metrics['empty_rows'] = (masked.count(judged & ~jnp.any(sampled, axis=1)), 1.0)
     metrics['trained_tokens'] = (masked.count(trained), 1.0)
-    if passed and settings.updates_per_batch > 1:
-        gap = jnp.abs(sampler_log_prob - old.log_prob)
+    if old is not None and settings.updates_per_batch > 1:
+        gap = jnp.abs(passes.sampler_log_prob - old.log_prob)
         metrics['sampler_gap_mean'] = (masked.total(gap, trained), masked.count(trained))
         metrics['sampler_gap_max'] = (masked.maximum(gap, trained), 1.0)
     batch = Batch(
         tokens=tokens,
         trained=trained,
-        sampler_log_prob=sampler_log_prob,
-        old_log_prob=old.log_prob,
-        ref_log_prob=ref_log_prob,
+        sampler_log_prob=passes.sampler_log_prob,
+        old_log_prob=passes.sampler_log_prob if old is None else old.log_prob,
+        ref_log_prob=passes.ref_log_prob,
         old_value=old_value,
         returns=returns,
         advantage=advantage,

@@ -91,7 +91,8 @@ def split_rows(tree: Any, pieces: int) -> Any:
 
 
 def _sharded(x: jax.Array) -> jax.Array:
-    """Keeps the rows, axis 1, sharded over the mesh's `data` axis, if a mesh is set."""
-    if 'data' not in jax.sharding.get_abstract_mesh().axis_names:
+    """Keeps the rows, axis 1, split over the mesh axis `data`, where a mesh is set whose axis divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if 'data' not in mesh.axis_names or x.shape[1] % mesh.shape['data']:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, 'data'))
