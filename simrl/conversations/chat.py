@@ -300,13 +300,13 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
         reason = str(error)
     else:
         after = content.encode_template(with_system.opening)
-        same = dataclasses.replace(plain, before_system='', opening='') == dataclasses.replace(
-            with_system, before_system='', opening=''
-        )
-        if same and after[:1] and after[0] in content.added and after[1:] == user_header:
+        around = [dataclasses.replace(survey, before_system='', opening='') for survey in (plain, with_system)]
+        if around[0] != around[1]:
+            reason = 'it writes other headers when one is given'
+        elif after[:1] and after[0] in content.added and after[1:] == user_header:
             system_header, system_end = tuple(content.encode_template(with_system.before_system)), after[0]
         else:
-            reason = f'it follows a system text with {with_system.opening!r}, not with a message of its own'
+            reason = f'it follows one with {with_system.opening!r}, not with a message of its own'
     return Chat(
         tokenizer=content,
         end_of_turn={'user': user_end, 'assistant': assistant_end},

@@ -254,6 +254,28 @@ def test_system_text_before_the_last_message_is_not_a_system_message():
         chat.system_prefix('Greet.')
 
 
+def test_a_system_text_that_changes_later_headers_is_not_taken():
+    template = (
+        "{% set name = 'bot' if messages[0]['role'] == 'system' else 'assistant' %}{% for m in messages %}"
+        "{{ '<|im_start|>' + (name if m['role'] == 'assistant' else m['role']) + '\n' }}"
+        "{{ m['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' + name + '\n' }}{% endif %}"
+    )
+    chat = chat_from_huggingface(byte_tokenizer(template=template))
+    assert chat.decode(chat.header('assistant')) == '\n<|im_start|>assistant\n'
+    with pytest.raises(ValueError, match=r'takes no system text .*other headers'):
+        chat.system_prefix('Greet.')
+
+
+def test_first_headers_follow_what_precedes():
+    for template, start in ((CHATML, ''), ('{{ bos_token }}' + CHATML, '<|endoftext|>')):
+        chat = chat_from_huggingface(byte_tokenizer(template=template, bos_token='<|endoftext|>'))
+        for role in ('user', 'assistant'):
+            for system, before in ((None, ''), ('Greet.', '<|im_start|>system\nGreet.<|im_end|>\n')):
+                prefix = chat.system_prefix(system) + chat.first_header(role, system)
+                assert chat.decode(prefix) == f'{start}{before}<|im_start|>{role}\n'
+
+
 def test_special_tokens_in_reach_of_text_are_an_error():
     tokenizer = byte_tokenizer()
     vocab = tokenizer.get_vocab()
@@ -367,8 +389,10 @@ def sentencepiece_like(**unknown):
     return tokenizer
 
 
-def test_roles_may_end_with_their_own_tokens():
+@pytest.mark.parametrize('generation', ['', ' '])
+def test_roles_may_end_with_their_own_tokens(generation):
     tokenizer = sentencepiece_like(byte_fallback=True)
+    tokenizer.chat_template += "{{ '" + generation + "' if add_generation_prompt }}"
     chat = chat_from_huggingface(tokenizer)
     begin, end, inst, close = (tokenizer.convert_tokens_to_ids(t) for t in ('<s>', '</s>', '[INST]', '[/INST]'))
     assert chat.end_of_turn == {'user': close, 'assistant': end}
@@ -378,7 +402,7 @@ def test_roles_may_end_with_their_own_tokens():
     rendered = render(chat, turns[:1] + turns[1:], system=None)
     plain_turns = [Turn('user', 'Put é'), *turns[1:]]
     text = template_text(tokenizer, [(turn.role, turn.content) for turn in plain_turns], generation=True)
-    whole = tokenizer.encode(text, add_special_tokens=False)
+    whole = tokenizer.encode(text.removesuffix(' '), add_special_tokens=False)  # the space is the reply's first token's
     assert render(chat, plain_turns, system=None).tokens.tolist() == whole
     assert np.sum(rendered.tokens == inst) == 2
     assert chat.decode(chat.encode('Put [INST] é')) == 'Put [INST] é'

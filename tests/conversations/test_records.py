@@ -181,9 +181,10 @@ def test_what_is_written_is_read(suffix, written):
         assert records.read_preferences(path) == (pairs, {})
 
 
-def test_equal_records_make_equal_files(tmp_path):
+def test_equal_records_make_equal_files(tmp_path, monkeypatch):
     conversation = Conversation('a', 's', 'train', (Turn('user', 'Hello'),))
-    for name in ('one.jsonl.gz', 'two.jsonl.gz'):
+    for name, now in (('one.jsonl.gz', 1e9), ('two.jsonl.gz', 2e9)):
+        monkeypatch.setattr('time.time', lambda now=now: now)  # gzip files hold the time unless told otherwise
         records.write_conversations(tmp_path / name, [conversation])
     assert (tmp_path / 'one.jsonl.gz').read_bytes() == (tmp_path / 'two.jsonl.gz').read_bytes()
 
