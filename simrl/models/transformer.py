@@ -16,6 +16,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 Params = Any  # a nested dict of arrays: {'decoder': ..., 'value_head'?: ..., 'reward_head'?: ...}
 
@@ -161,6 +162,21 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return mixed.reshape(batch, time, heads, head_dim)
 
 
+def _rows_split(num_rows: int) -> bool:
+    """Whether a mesh is in use (`jax.set_mesh`) whose axis `data` divides so many rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 'data' in mesh.axis_names and num_rows % mesh.shape['data'] == 0
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """Keeps activations `[B, ...]` split by rows over the mesh axis `data`, and whole on `model`.
+
+    Without it XLA may split a product along the weights' dimension instead, and compute every row on every device.
+    Outside `jax.set_mesh`, or where the axis does not divide the rows, it does nothing.
+    """
+    return jax.lax.with_sharding_constraint(x, PartitionSpec('data')) if _rows_split(x.shape[0]) else x
+
+
 class Block(nn.Module):
     """One layer. Its parameters carry logical axis names, which `sharding.py` maps to the mesh."""
 
@@ -209,14 +225,14 @@ class Block(nn.Module):
         output = weight(
             'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
         )
-        x = x + jnp.einsum('btnh,nhd->btd', mixed, output)
+        x = split_rows(x + jnp.einsum('btnh,nhd->btd', mixed, output))
 
         # MLP.
         normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), nn.initializers.ones), c.norm_epsilon)
         gate = normed @ weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
         up = normed @ weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
         x = x + (nn.silu(gate) * up) @ weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
-        return (x, cache), None
+        return (split_rows(x), cache), None
 
 
 def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
@@ -230,11 +246,22 @@ def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implem
 
 def _write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
     """Writes `[B, T, K, H]` keys and values at their positions; positions at or past the capacity are dropped."""
-    row = jnp.arange(positions.shape[0])[:, None]
-    return Cache(
-        key=cache.key.at[layer, row, :, positions].set(key, mode='drop'),
-        value=cache.value.at[layer, row, :, positions].set(value, mode='drop'),
+
+    def write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
+        row = jnp.arange(positions.shape[0])[:, None]
+        return Cache(
+            key=cache.key.at[layer, row, :, positions].set(key, mode='drop'),
+            value=cache.value.at[layer, row, :, positions].set(value, mode='drop'),
+        )
+
+    if not _rows_split(positions.shape[0]):
+        return write(cache, layer, positions, key, value)
+    # XLA does not see that every row is written by itself, and would send each device the keys of all rows.
+    rows, cache_rows = PartitionSpec('data'), PartitionSpec(None, 'data')
+    write_rows = jax.shard_map(
+        write, in_specs=(cache_rows, PartitionSpec(), rows, rows, rows), out_specs=cache_rows, axis_names={'data'}
     )
+    return write_rows(cache, layer, positions, key, value)
 
 
 REMAT_POLICIES = {
@@ -272,7 +299,7 @@ class Decoder(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        x = jnp.take(embedding, tokens, axis=0).astype(dtype)
+        x = split_rows(jnp.take(embedding, tokens, axis=0).astype(dtype))
         # The cache travels in the carry: as a scanned input and output it would be restacked at every token.
         carry, _ = layers(c, self.execution, name='layers')((x, cache), jnp.arange(c.num_layers), positions)
         x, cache = carry

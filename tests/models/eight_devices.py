@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -72,14 +73,21 @@ def shard_shapes(params):
     return shapes
 
 
+def collectives(compiled):
+    """(operation, shape) of every array that the compiled program sends between devices."""
+    kinds = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
+    lines = re.findall(rf'= (.*?) ({kinds})(?:-start)?\(', compiled.as_text())
+    return [
+        (kind, tuple(int(size) for size in shape.split(',') if size))
+        for results, kind in lines
+        for shape in re.findall(r'\w+\[([\d,]*)\]', results)
+    ]
+
+
 def largest_gather(params, batch):
-    """Elements of the largest result of an all-gather in a compiled decode step."""
-    cache = init_cache(CONFIG, 8, NUM_DECODED, 'float32')
-    text = (
-        jax.jit(decode_step).lower(params, batch['tokens'][:, 0], batch['tokens'][:, 1] * 0, cache).compile().as_text()
-    )
-    shapes = re.findall(r'= \(?\w+\[([\d,]*)\][^=\n]* all-gather(?:-start)?\(', text)
-    return max((int(np.prod([int(size) for size in shape.split(',') if size])) for shape in shapes), default=0)
+    """Elements of the largest array that the compiled decoding of a batch gathers."""
+    sent = collectives(decode.lower(params, batch).compile())
+    return max((math.prod(shape) for kind, shape in sent if kind == 'all-gather'), default=0)
 
 
 def difference(tree, expected):
@@ -109,44 +117,48 @@ def main(out):
     ]
     results['smallest_matrix'] = min(matrices)
 
-    for data, model in ((8, 1), (2, 4), (1, 8)):
+    for data, model in ((4, 2), (2, 4)):
         mesh = sharding.make_mesh(data, model)
-        training = sharding.param_shardings(CONFIG, mesh, sharding.TRAINING_RULES, HEADS)
-        sampling = sharding.param_shardings(CONFIG, mesh, sharding.SAMPLING_RULES, HEADS)
-        params = sharding.init_sharded(key, CONFIG, mesh, sharding.TRAINING_RULES, HEADS)
-        batch = sharding.shard_batch(BATCH, mesh)
-        loaded = load_params(
-            out / 'model',
-            CONFIG,
-            shardings=functools.partial(sharding.param_shardings, CONFIG, mesh, sharding.TRAINING_RULES),
-        )
-        sharded_gradient = jax.jit(jax.grad(loss), out_shardings=training)(params, batch)
-        optimizer = optax.adam(1e-3)
-        state_shapes = jax.eval_shape(optimizer.init, params)
-        state = jax.jit(optimizer.init, out_shardings=sharding.state_shardings(state_shapes, params, training))(params)
-        assert state[0].count.is_fully_replicated
-        for_sampling = jax.jit(lambda x: x, out_shardings=sampling)(params)
-        results[f'{data}x{model}'] = {
-            'init_equal': equal(params, expected),
-            'loaded_equal': equal(loaded, from_host),
-            'logits_difference': difference(logits_of(params, batch), logits),
-            'gradient_difference': difference(sharded_gradient, gradient),
-            'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
-            'decoded_from_trained_shards': np.asarray(decode(params, batch)).tolist(),
-            'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},
-            'training_shards': {
-                'init': shard_shapes(params),
-                'loaded': shard_shapes(loaded),
-                'placed': shard_shapes(sharding.place(expected, training)),
-                'gradient': shard_shapes(sharded_gradient),
-                'moments': shard_shapes(state[0].mu),
-            },
-            'sampling_shards': shard_shapes(for_sampling),
-            'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
-            'gathered_in_decode': largest_gather(for_sampling, batch),
-            'gathered_in_decode_by_training_rules': largest_gather(params, batch),
-        }
+        with jax.set_mesh(mesh):
+            results[f'{data}x{model}'] = on_mesh(mesh, key, expected, gradient, logits, out / 'model', from_host)
     (out / 'results.json').write_text(json.dumps(results))
+
+
+def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
+    rules = sharding.TRAINING_RULES
+    training = sharding.param_shardings(CONFIG, mesh, rules, HEADS)
+    sampling = sharding.param_shardings(CONFIG, mesh, sharding.SAMPLING_RULES, HEADS)
+    params = sharding.init_sharded(key, CONFIG, mesh, rules, HEADS)
+    batch = sharding.shard_batch(BATCH, mesh)
+    placing = functools.partial(sharding.param_shardings, CONFIG, mesh, rules)
+    loaded = load_params(folder, CONFIG, shardings=placing)
+    gradient_step = jax.jit(jax.grad(loss), out_shardings=training).lower(params, batch).compile()
+    sharded_gradient = gradient_step(params, batch)
+    optimizer = optax.adam(1e-3)
+    state_shardings = sharding.state_shardings(jax.eval_shape(optimizer.init, params), params, training)
+    state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
+    assert state[0].count.is_fully_replicated
+    for_sampling = jax.jit(lambda x: x, out_shardings=sampling)(params)
+    return {
+        'init_equal': equal(params, expected),
+        'loaded_equal': equal(loaded, from_host),
+        'logits_difference': difference(logits_of(params, batch), logits),
+        'gradient_difference': difference(sharded_gradient, gradient),
+        'sent_in_gradient': [list(shape) for _, shape in collectives(gradient_step)],
+        'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
+        'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},
+        'training_shards': {
+            'init': shard_shapes(params),
+            'loaded': shard_shapes(loaded),
+            'placed': shard_shapes(sharding.place(expected, training)),
+            'gradient': shard_shapes(sharded_gradient),
+            'moments': shard_shapes(state[0].mu),
+        },
+        'sampling_shards': shard_shapes(for_sampling),
+        'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
+        'gathered_in_decode': largest_gather(for_sampling, batch),
+        'gathered_in_decode_by_training_rules': largest_gather(params, batch),
+    }
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Sharding rules, and eight fake devices against one (in a process of its own: the device count is fixed at start)."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def eight_devices(tmp_path_factory):
     return json.loads((out / 'results.json').read_text())
 
 
-MESHES = ['8x1', '2x4', '1x8']
+MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
 
 
 @pytest.mark.parametrize('mesh', MESHES)
@@ -113,7 +114,6 @@ def test_eight_devices_compute_what_one_does(eight_devices, mesh):
     assert result['logits_difference'] < 1e-5
     assert result['gradient_difference'] < 1e-5
     assert result['decoded'] == eight_devices['1x1']['decoded']
-    assert result['decoded_from_trained_shards'] == eight_devices['1x1']['decoded']
 
 
 @pytest.mark.parametrize('mesh', MESHES)
@@ -148,8 +148,20 @@ def test_loading_reads_only_the_shards_numbers(eight_devices):
         assert eight_devices[mesh]['loaded_equal']
 
 
-@pytest.mark.parametrize('mesh', ['2x4', '1x8'])
+@pytest.mark.parametrize('mesh', MESHES)
 def test_sampling_gathers_no_weight(eight_devices, mesh):
-    """The largest array that a decode step gathers is far below the smallest weight matrix of the sampling list."""
-    assert eight_devices[mesh]['gathered_in_decode'] < eight_devices['smallest_matrix']
-    assert eight_devices['2x4']['gathered_in_decode_by_training_rules'] >= eight_devices['smallest_matrix']
+    result = eight_devices[mesh]
+    assert result['gathered_in_decode'] < eight_devices['smallest_matrix']
+    assert result['gathered_in_decode_by_training_rules'] >= eight_devices['smallest_matrix']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_training_splits_rows_and_gathers_weights(eight_devices, mesh):
+    """FSDP as meant: weights are gathered, and no device sees the activations of all 8 rows of 12 tokens.
+
+    (Embeddings are looked up for all rows where they lie, a slice of their dimensions on each device, then exchanged.)
+    """
+    sent = eight_devices[mesh]['sent_in_gradient']
+    data, model = (int(size) for size in mesh.split('x'))
+    assert not [shape for shape in sent if shape[:2] == [8, 12] and math.prod(shape[2:]) > 32 // data]
+    assert [32, 48 // model] in sent  # gate and up, gathered over `data`
