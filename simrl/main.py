@@ -1,16 +1,25 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
 import pathlib
+import sys
 from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from simrl import experiment
+from simrl.config import ConfigError
+from simrl.conversations.records import RowError
+from simrl.stages import WorkdirError
+from simrl.training.checkpoint import CheckpointError
+from simrl.training.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
+
+# What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
+USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, NonFiniteError, RowError, FileNotFoundError)
 
 
 def default_workdir(config_file: str) -> pathlib.Path:
@@ -26,7 +35,10 @@ def main(argv: list[str]) -> None:
     config_flag: Any = flags.FLAGS['config']
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
     print(f'workdir: {workdir}', flush=True)
-    experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
+    try:
+        experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
+    except USER_ERRORS as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -36,7 +36,7 @@ def test_every_config_file_is_tested():
 
 
 def test_an_unknown_size_is_named():
-    with pytest.raises(ValueError, match="unknown size 'huge'.*'cpu'"):
+    with pytest.raises(ValueError, match=r"unknown size 'huge'.*'cpu'"):
         settings_of('smollm2', 'huge')
 
 
@@ -107,9 +107,13 @@ def test_bad_config_is_one_clear_error(name):
     change, message = BAD[name]
     plain = importlib.import_module('configs.smollm2').get_config('smoke').to_dict()
     plain.pop('job')
-    with pytest.raises((ConfigError, ValueError), match=message):
+
+    def build() -> None:
         settings = from_config_dict(experiment.Experiment, merged(plain, change), 'config')
         settings.model.random.transformer_config(vocab_size=300)
+
+    with pytest.raises((ConfigError, ValueError), match=message):
+        build()
 
 
 def run_main(*arguments: str) -> subprocess.CompletedProcess:
@@ -121,15 +125,17 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 def test_main_refuses_what_it_does_not_know(tmp_path):
     done = run_main('--config=configs/smollm2.py:smoke', f'--workdir={tmp_path}/run', '--config.rl.stepz=3')
     assert done.returncode
-    assert 'rl.stepz' in done.stderr
+    assert 'Did you mean "steps" instead of "stepz"' in done.stderr
     assert not (tmp_path / 'run').exists()
 
 
 def test_main_refuses_another_configs_workdir(tmp_path):
-    """The check comes before anything is loaded: the data folder of these runs does not exist."""
+    """The check comes before anything is loaded: the model of these runs does not exist."""
     workdir = f'--workdir={tmp_path}/run'
-    first = run_main('--config=configs/smollm2.py:smoke', workdir, f'--config.data.folder={tmp_path}/none')
-    assert 'none' in first.stderr
-    second = run_main('--config=configs/smollm2.py:smoke', workdir, '--config.rl.prompts_per_step=8')
-    assert second.returncode
-    assert 'rl.prompts_per_step: 4 -> 8' in second.stderr
+    common = ('--config=configs/smollm2.py:smoke', workdir, f'--config.model.source={tmp_path}/none.gguf')
+    first = run_main(*common)
+    assert first.returncode == 1
+    assert first.stderr.splitlines()[-1] == f'error: {tmp_path}/none.gguf: expected a GGUF file, found none'
+    second = run_main(*common, '--config.rl.prompts_per_step=8')
+    assert second.returncode == 1
+    assert 'rl.prompts_per_step: 4 -> 8' in second.stderr.splitlines()[-1]
