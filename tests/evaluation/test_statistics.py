@@ -1,0 +1,56 @@
+"""Intervals cover as they say, and cluster as they should; win rates count ties one half."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.evaluation.statistics import cluster_bootstrap
+from simrl.evaluation.win_rate import win_rate, wins
+
+
+def test_covers_the_mean_at_the_nominal_rate_where_observations_come_in_clusters():
+    """300 data sets of 40 clusters of 5 that share most of their variance; a binomial spread of 3.5 points is usual."""
+    random = np.random.default_rng(0)
+    covered = alone = 0
+    for seed in range(300):
+        values = (random.normal(size=(40, 1)) + 0.3 * random.normal(size=(40, 5))).ravel()
+        estimate = cluster_bootstrap(values, np.repeat(np.arange(40), 5).tolist(), resamples=400, seed=seed)
+        covered += estimate.low <= 0 <= estimate.high
+        naive = cluster_bootstrap(values, range(200), resamples=400, seed=seed)
+        alone += naive.low <= 0 <= naive.high
+    assert 0.88 <= covered / 300 <= 0.98
+    assert alone / 300 < 0.75, 'observations taken one by one would claim far too much'
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 4)), min_size=1, max_size=20))
+def test_holds_the_mean_and_does_not_depend_on_names_of_clusters(rows):
+    values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
+    estimate = cluster_bootstrap(values, clusters, resamples=50)
+    assert estimate.mean == pytest.approx(np.mean(values))
+    assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
+    assert (estimate.num_observations, estimate.num_clusters) == (len(rows), len(set(clusters)))
+    assert cluster_bootstrap(values, [f'person {cluster}' for cluster in clusters], resamples=50) == estimate
+
+
+@pytest.mark.parametrize(
+    ('values', 'clusters', 'message'),
+    [
+        ([], [], 'at least one observation'),
+        ([1.0], [0, 1], 'one cluster per value, found 2 for 1'),
+        ([1.0, float('nan')], [0, 1], 'finite values, found nan'),
+    ],
+)
+def test_bad_input(values, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_bootstrap(values, clusters)
+
+
+def test_wins_losses_and_ties():
+    assert wins([1.0, 0.0, 0.5], [0.0, 1.0, 0.5]) == [1.0, 0.0, 0.5]
+    assert wins([1.0, 0.0], [0.5, 0.5], margin=0.5) == [0.5, 0.5]
+    estimate = win_rate([3.0, 2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 2.0], ['a', 'b', 'c', 'd'])
+    assert estimate.mean == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    with pytest.raises(ValueError, match='paired scores, found 1 and 2'):
+        wins([1.0], [1.0, 2.0])

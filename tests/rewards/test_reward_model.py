@@ -1,0 +1,101 @@
+"""The reward of a conversation: its rows are the chat template's own, its scores those of one reply at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.records import Turn
+from simrl.conversations.views import render
+from simrl.models import transformer
+from simrl.models.transformer import Execution, TransformerConfig
+from simrl.rewards.reward_model import RewardScale, assemble, conversation_rewards, frame_of, reply_scores, score_rows
+from tests.tiny import byte_tokenizer
+
+CONVERSATIONS = [
+    ['hi', 'hello there', 'how?', 'so'],
+    ['a longer opening', 'b', 'c', ''],
+    ['only an opening', 'and a reply'],
+    ['nobody answered'],
+]
+
+
+@pytest.fixture(scope='module')
+def chat():
+    return chat_from_huggingface(byte_tokenizer())
+
+
+@pytest.fixture(scope='module')
+def model(chat):
+    config = TransformerConfig(
+        vocab_size=chat.size,
+        model_dim=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=32,
+        max_positions=256,
+    )
+    params = transformer.init_params(jax.random.key(0), config)
+    head = {'kernel': jax.random.normal(jax.random.key(1), (config.model_dim,)), 'bias': jnp.float32(0.25)}
+    return config, params | {'reward_head': head}
+
+
+def arrays(chat, conversations, width=20):
+    messages = np.zeros((len(conversations), 4, width), np.int32)
+    length = np.zeros((len(conversations), 4), np.int32)
+    for i, texts in enumerate(conversations):
+        for j, text in enumerate(texts):
+            ids = chat.encode(text)
+            messages[i, j, : len(ids)] = ids
+            length[i, j] = len(ids)
+    return jnp.asarray(messages), jnp.asarray(length), jnp.array([len(texts) for texts in conversations])
+
+
+def test_rows_are_the_templates_own(chat):
+    messages, length, count = arrays(chat, CONVERSATIONS)
+    tokens, end = assemble(messages, length, count, frame_of(chat))
+    for i, texts in enumerate(CONVERSATIONS):
+        turns = [Turn(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
+        rendered = render(chat, turns, system=None)
+        assert tokens[i, : len(rendered)].tolist() == rendered.tokens.tolist()
+        assert not tokens[i, len(rendered) :].any()
+        for j in range(4):
+            last = np.flatnonzero(rendered.message == j)
+            assert int(end[i, j]) == (last[-1] if j < len(texts) else tokens.shape[1])
+
+
+def test_one_pass_scores_every_reply_as_if_it_were_the_last(chat, model):
+    config, params = model
+    messages, length, count = arrays(chat, CONVERSATIONS)
+    frame = frame_of(chat)
+    score, valid = reply_scores(params, config, Execution(), messages, length, count, frame=frame)
+    assert valid.tolist() == [[True, True], [True, True], [True, False], [False, False]]
+    for i, texts in enumerate(CONVERSATIONS):
+        for reply in range(len(texts) // 2):
+            turns = [Turn(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts[: 2 * reply + 2])]
+            row = jnp.asarray(render(chat, turns, system=None).tokens)[None]
+            alone = score_rows(params, config, Execution(), row, jnp.array([[row.shape[1] - 1]]))[0, 0]
+            np.testing.assert_allclose(score[i, reply], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_not_said_does_not_matter(chat, model):
+    config, params = model
+    messages, length, count = arrays(chat, CONVERSATIONS)
+    frame = frame_of(chat)
+    score, _ = reply_scores(params, config, Execution(), messages, length, count, frame=frame)
+    noisy = jnp.where(jnp.arange(messages.shape[2]) < length[..., None], messages, 7)
+    again, _ = reply_scores(params, config, Execution(), noisy, length, count, frame=frame)
+    np.testing.assert_array_equal(score, again)
+
+
+def test_rewards_are_standardised_means_and_fractions_survive():
+    score = jnp.array([[1.5, 0.5], [0.75, 9.0], [4.0, 4.0]])
+    valid = jnp.array([[True, True], [True, False], [False, False]])
+    rewards = conversation_rewards(score, valid, RewardScale(mean=jnp.float32(0.5), std=jnp.float32(2.0)))
+    np.testing.assert_allclose(rewards.value, [0.25, 0.125, 0.0])
+    assert rewards.value.dtype == jnp.float32
+    assert rewards.valid.tolist() == [True, True, False]
+    assert rewards.cause.tolist() == [0, 0, 1]
