@@ -1,0 +1,279 @@
+"""The decoder: cached against full passes, causality, remat, and log-probs in chunks against plain ones."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.models.transformer import (
+    Execution,
+    RopeScaling,
+    TransformerConfig,
+    apply,
+    apply_head,
+    init_cache,
+    init_head,
+    init_params,
+    project,
+    rope_frequencies,
+    token_log_probs,
+)
+
+CONFIG = TransformerConfig(
+    vocab_size=100,
+    model_dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+    max_positions=64,
+    qkv_bias=True,
+    qk_norm=True,
+)
+ROWS, TIME = 3, 16
+EXECUTION = Execution()
+
+
+@pytest.fixture(scope='module')
+def params():
+    """Random params of which none, bias or norm, is at its neutral initial value."""
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(functools.partial(init_params, config=CONFIG), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0.2, 0.3, leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope='module')
+def tokens():
+    return jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jnp.int32)
+
+
+@jax.jit
+def full(params, tokens):
+    return apply(params, CONFIG, EXECUTION, tokens)[0]
+
+
+@jax.jit
+def extend(params, tokens, positions, cache):
+    return apply(params, CONFIG, EXECUTION, tokens, positions, cache)
+
+
+# Cached = full.
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_cached_chunks_equal_the_full_pass(params, tokens, data):
+    """Rows of different lengths are fed in chunks of random sizes, each row with its own; the rest are dropped."""
+    lengths = [data.draw(st.integers(1, TIME)) for _ in range(ROWS)]
+    width = 4  # of every call, so that one program serves all chunk sizes
+    expected = np.asarray(full(params, tokens))
+    # Whatever an unused slot holds must not matter.
+    cache = jax.tree.map(lambda x: x + 7.0, init_cache(CONFIG, ROWS, TIME, 'float32'))
+    fed = np.zeros(ROWS, int)
+    found = np.full(expected.shape, np.nan)
+    while (fed < lengths).any():
+        sizes = [data.draw(st.integers(0, min(width, n - f))) for n, f in zip(lengths, fed, strict=True)]
+        if not any(sizes):
+            sizes = [min(1, n - f) for n, f in zip(lengths, fed, strict=True)]
+        chunk = np.full((ROWS, width), 99, np.int32)
+        positions = np.full((ROWS, width), TIME, np.int32)  # at the capacity: not written
+        for row, size in enumerate(sizes):
+            span = slice(fed[row], fed[row] + size)
+            chunk[row, :size] = tokens[row, span]
+            positions[row, :size] = np.arange(TIME)[span]
+        hidden, cache = extend(params, jnp.asarray(chunk), jnp.asarray(positions), cache)
+        for row, size in enumerate(sizes):
+            found[row, fed[row] : fed[row] + size] = hidden[row, :size]
+        fed += sizes
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(found[row, :length], expected[row, :length], atol=2e-5)
+
+
+def test_positions_at_the_capacity_write_nothing(params, tokens):
+    cache = init_cache(CONFIG, ROWS, TIME, 'float32')
+    positions = jnp.full((ROWS, 4), TIME)
+    _, after = extend(params, tokens[:, :4], positions, cache)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after))
+    _, after = extend(params, tokens[:, :4], jnp.broadcast_to(jnp.arange(4), (ROWS, 4)), cache)
+    written = np.any(np.asarray(after.key) != 0, axis=(0, 2, 4))  # [B, S]
+    np.testing.assert_array_equal(written, np.broadcast_to(np.arange(TIME) < 4, written.shape))
+
+
+def test_bfloat16_computes_the_same_roughly(params, tokens):
+    half = jax.jit(lambda params: apply(params, CONFIG, Execution(dtype='bfloat16'), tokens)[0])(params)
+    assert half.dtype == jnp.bfloat16
+    assert project(params, half).dtype == jnp.float32
+    whole = np.asarray(full(params, tokens))
+    assert np.max(np.abs(np.asarray(half, np.float32) - whole)) < 0.1 * np.max(np.abs(whole))
+
+
+# Causality.
+
+
+def test_causality_by_gradient(params, tokens):
+    """The hidden state of a position depends on the tokens up to it, on each of them, and on no later one."""
+
+    @jax.jit
+    def influence(embedding):
+        # A row of the embedding per position: token t of row 0 reads row t.
+        def hidden(embedding):
+            changed = params | {'decoder': params['decoder'] | {'embedding': embedding}}
+            # A random projection: a plain sum could cancel.
+            weights = jax.random.normal(jax.random.key(5), (CONFIG.model_dim,))
+            return apply(changed, CONFIG, EXECUTION, jnp.arange(TIME)[None])[0][0] @ weights
+
+        return jnp.abs(jax.jacrev(hidden)(embedding)).sum(-1)[:, :TIME]  # [position, token]
+
+    touched = np.asarray(influence(params['decoder']['embedding'])) > 0
+    np.testing.assert_array_equal(touched, np.tril(np.ones((TIME, TIME), bool)))
+
+
+# Remat.
+
+
+@pytest.mark.parametrize('policy', ['full', 'dots'])
+def test_remat_changes_how_and_not_what(params, tokens, policy):
+    def loss(params, execution):
+        return jnp.mean(jnp.square(apply(params, CONFIG, execution, tokens)[0]))
+
+    def differentiate(execution):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, execution=execution)))
+
+    plain, remat = differentiate(EXECUTION), differentiate(Execution(remat=policy))
+    value, gradient = plain(params)
+    remat_value, remat_gradient = remat(params)
+    np.testing.assert_allclose(remat_value, value, rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), remat_gradient, gradient)
+    # It is really on: the backward pass has the recomputation, and less is kept between the passes.
+    assert 'remat' not in str(jax.make_jaxpr(plain)(params))
+    assert 'remat' in str(jax.make_jaxpr(remat)(params))
+    assert saved_numbers(loss, params, Execution(remat=policy)) < saved_numbers(loss, params, EXECUTION)
+
+
+def saved_numbers(loss, params, execution):
+    """How many numbers the forward pass keeps for the backward pass."""
+    backward = jax.eval_shape(lambda p: jax.vjp(functools.partial(loss, execution=execution), p)[1], params)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
+
+
+# Log-probs.
+
+
+def plain_log_probs(params, hidden, targets, allowed, temperature):
+    logits = jnp.where(allowed, project(params, hidden) / jnp.asarray(temperature).reshape(-1, 1, 1), -jnp.inf)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * jnp.where(allowed, log_probs, 0.0), 0.0), axis=-1)
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0], entropy
+
+
+@pytest.fixture(scope='module')
+def scored(params, tokens):
+    """Hidden states, targets within the mask, and the mask: every third token and the padding are out."""
+    allowed = (np.arange(CONFIG.padded_vocab_size) % 3 != 0) & (np.arange(CONFIG.padded_vocab_size) < 100)
+    targets = jnp.where(tokens % 3 == 0, 1, tokens)
+    return full(params, tokens), targets, jnp.asarray(allowed)
+
+
+@pytest.mark.parametrize('chunk', [1, 5, TIME, 1000])  # 5 does not divide the time
+@pytest.mark.parametrize('temperature', [1.0, (0.5, 1.0, 2.0)])
+def test_token_log_probs_equal_plain_ones(params, scored, chunk, temperature):
+    hidden, targets, allowed = scored
+    score = jax.jit(functools.partial(token_log_probs, chunk=chunk))
+    found = score(params, hidden, targets, allowed, jnp.asarray(temperature))
+    expected = plain_log_probs(params, hidden, targets, allowed, jnp.asarray(temperature))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == (ROWS, TIME)
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [5, TIME])
+def test_gradient_of_token_log_probs(params, scored, chunk):
+    hidden, targets, allowed = scored
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=(2, ROWS, TIME)), jnp.float32)
+
+    def loss(function, params, hidden):
+        log_prob, entropy = function(params, hidden, targets, allowed, 0.7)
+        return jnp.sum(weights[0] * log_prob + weights[1] * entropy)
+
+    chunked = jax.grad(functools.partial(loss, functools.partial(token_log_probs, chunk=chunk)), argnums=(0, 1))
+    plain = jax.grad(functools.partial(loss, plain_log_probs), argnums=(0, 1))
+    found, expected = jax.jit(chunked)(params, hidden), jax.jit(plain)(params, hidden)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    head = np.asarray(found[0]['decoder']['head'])
+    assert not head[~np.asarray(allowed)].any()  # masked rows learn nothing
+    assert head[np.asarray(allowed)].any()
+
+
+def test_masked_tokens_have_no_probability(params, scored):
+    hidden, targets, allowed = scored
+
+    @jax.jit
+    def prob_of(token):
+        return jnp.exp(token_log_probs(params, hidden, jnp.full_like(targets, token), allowed)[0])
+
+    assert not any(np.any(prob_of(token)) for token in (0, 3, 100, 127))
+    total = sum(np.asarray(prob_of(token)) for token in np.flatnonzero(allowed))
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+
+
+def test_no_array_of_all_logits_exists(params, scored):
+    """Neither the forward nor the backward pass makes logits of more than a chunk's time steps."""
+    hidden, targets, allowed = scored
+
+    def loss(params):
+        return jnp.sum(token_log_probs(params, hidden, targets, allowed, chunk=4)[0])
+
+    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert f'f32[{ROWS},4,128]' in text
+    for shape in (f'[{ROWS},{TIME},128]', f'[{TIME // 4},{ROWS},4,128]', f'[{ROWS * TIME},128]'):
+        assert f'f32{shape}' not in text
+
+
+# Parts.
+
+
+def test_heads_start_at_zero_and_are_float32(params, tokens):
+    hidden = full(params, tokens).astype(jnp.bfloat16)
+    assert not np.any(apply_head(init_head(CONFIG), hidden))
+    head = {'kernel': jnp.arange(16.0), 'bias': jnp.float32(2.0)}
+    values = apply_head(head, hidden)
+    assert (values.shape, values.dtype) == ((ROWS, TIME), jnp.float32)
+    np.testing.assert_allclose(values, np.asarray(hidden, np.float32) @ np.arange(16.0) + 2.0, rtol=1e-4)
+
+
+def test_llama3_frequencies_at_both_ends():
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64)
+    plain = TransformerConfig(**{**CONFIG.__dict__, 'head_dim': 64})
+    scaled = TransformerConfig(**{**plain.__dict__, 'rope_scaling': scaling})
+    ratio = np.asarray(rope_frequencies(scaled) / rope_frequencies(plain))
+    turns = 64 * np.asarray(rope_frequencies(plain)) / (2 * np.pi)
+    np.testing.assert_allclose(ratio[turns >= 4], 1.0)
+    np.testing.assert_allclose(ratio[turns <= 1], 1 / 8)
+    between = (turns > 1) & (turns < 4)
+    assert between.sum() > 2
+    assert np.all((ratio[between] > 1 / 8) & (ratio[between] < 1))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'num_heads': 3}, 'num_heads: expected a multiple of num_kv_heads=2, found 3'),
+        ({'head_dim': 7}, 'head_dim: expected an even number'),
+        ({'num_layers': 0}, 'num_layers: expected at least 1, found 0'),
+    ],
+)
+def test_impossible_sizes(change, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**{**CONFIG.__dict__, **change})
+
+
+def test_cudnn_needs_bfloat16():
+    with pytest.raises(ValueError, match="'cudnn' needs dtype 'bfloat16'"):
+        Execution(attention='cudnn')
