@@ -15,6 +15,7 @@ import optax
 from simrl.models import sharding
 from simrl.models.export import export
 from simrl.models.huggingface import load_params
+from simrl.models.load import resize_vocabulary
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
 
 CONFIG = TransformerConfig(
@@ -139,8 +140,14 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
     assert state[0].count.is_fully_replicated
     for_sampling = jax.jit(lambda x: x, out_shardings=sampling)(params)
+    exported = folder.with_name(f'exported-{mesh.shape["data"]}')
+    export(params, CONFIG, None, exported)
+    resized, _ = resize_vocabulary(params, CONFIG, 257, copy_from=3)
     return {
         'init_equal': equal(params, expected),
+        'exported_equal': equal(load_params(exported, CONFIG), from_host),
+        'resized_embedding_shard': shard_shapes(resized)['embedding'],
+        'resized_row_equal': np.array_equal(resized['decoder']['embedding'][256], expected['decoder']['embedding'][3]),
         'loaded_equal': equal(loaded, from_host),
         'logits_difference': difference(logits_of(params, batch), logits),
         'gradient_difference': difference(sharded_gradient, gradient),

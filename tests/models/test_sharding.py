@@ -143,9 +143,14 @@ def test_shards_are_really_split(eight_devices, mesh):
     assert result['batch_shard'] == [8 // data, 12]
 
 
-def test_loading_reads_only_the_shards_numbers(eight_devices):
-    for mesh in MESHES:
-        assert eight_devices[mesh]['loaded_equal']
+@pytest.mark.parametrize('mesh', MESHES)
+def test_shards_are_read_written_and_resized_as_whole_arrays_are(eight_devices, mesh):
+    result = eight_devices[mesh]
+    assert result['loaded_equal']
+    assert result['exported_equal']
+    data, model = (int(size) for size in mesh.split('x'))
+    assert result['resized_embedding_shard'] == [384 // model, 32 // data]
+    assert result['resized_row_equal']
 
 
 @pytest.mark.parametrize('mesh', MESHES)

@@ -137,28 +137,35 @@ def test_causality_by_gradient(params, tokens):
 # Remat.
 
 
+def mean_square(params, tokens, execution):
+    return jnp.mean(jnp.square(apply(params, CONFIG, execution, tokens)[0]))
+
+
+def differentiate(execution):
+    return jax.jit(jax.value_and_grad(functools.partial(mean_square, execution=execution)))
+
+
+@pytest.fixture(scope='module')
+def without_remat(params, tokens):
+    return differentiate(EXECUTION)(params, tokens)
+
+
 @pytest.mark.parametrize('policy', ['full', 'dots'])
-def test_remat_changes_how_and_not_what(params, tokens, policy):
-    def loss(params, execution):
-        return jnp.mean(jnp.square(apply(params, CONFIG, execution, tokens)[0]))
-
-    def differentiate(execution):
-        return jax.jit(jax.value_and_grad(functools.partial(loss, execution=execution)))
-
-    plain, remat = differentiate(EXECUTION), differentiate(Execution(remat=policy))
-    value, gradient = plain(params)
-    remat_value, remat_gradient = remat(params)
-    np.testing.assert_allclose(remat_value, value, rtol=1e-6)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), remat_gradient, gradient)
+def test_remat_changes_how_and_not_what(params, tokens, policy, without_remat):
+    execution = Execution(remat=policy)
+    remat = differentiate(execution)
+    value, gradient = remat(params, tokens)
+    np.testing.assert_allclose(value, without_remat[0], rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient, without_remat[1])
     # It is really on: the backward pass has the recomputation, and less is kept between the passes.
-    assert 'remat' not in str(jax.make_jaxpr(plain)(params))
-    assert 'remat' in str(jax.make_jaxpr(remat)(params))
-    assert saved_numbers(loss, params, Execution(remat=policy)) < saved_numbers(loss, params, EXECUTION)
+    assert 'remat' not in str(jax.make_jaxpr(differentiate(EXECUTION))(params, tokens))
+    assert 'remat' in str(jax.make_jaxpr(remat)(params, tokens))
+    assert saved_numbers(params, tokens, execution) < saved_numbers(params, tokens, EXECUTION)
 
 
-def saved_numbers(loss, params, execution):
+def saved_numbers(params, tokens, execution):
     """How many numbers the forward pass keeps for the backward pass."""
-    backward = jax.eval_shape(lambda p: jax.vjp(functools.partial(loss, execution=execution), p)[1], params)
+    backward = jax.eval_shape(lambda p: jax.vjp(lambda q: mean_square(q, tokens, execution), p)[1], params)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
 
 
