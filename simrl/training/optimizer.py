@@ -137,6 +137,8 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.dtype != jnp.float32:
             raise TypeError(f'params{jax.tree_util.keystr(path)}: expected float32, found {leaf.dtype}')
+    # A weakly typed leaf (from a Python number) comes back strongly typed, and the second step would compile again.
+    params = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.float32) if x.weak_type else x, params)
     # Two arrays: one buffer in two places could not be donated.
     return TrainState(params, optimizer.transform.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 

@@ -238,7 +238,7 @@ def jit_update(
             would otherwise be free to return replicated parameters. None: leave it to the compiler.
     """
 
-    def run(
+    def update_batch(
         state: TrainState, batch: Batch, key: jax.Array, allowed: jax.Array, temperature: jax.Array | float
     ) -> tuple[TrainState, Metrics]:
         return update(
@@ -254,4 +254,4 @@ def jit_update(
         )
 
     shardings = None if state_sharding is None else (state_sharding, None)
-    return jax.jit(run, donate_argnums=0, out_shardings=shardings)
+    return jax.jit(update_batch, donate_argnums=0, out_shardings=shardings)
