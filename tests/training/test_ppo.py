@@ -31,8 +31,11 @@ BASE_GRPO = dataclasses.replace(BASE, estimator='grpo')
 SINGLE = UpdateSettings(microbatches=2, clip_low=1e-6, clip_high=1e-6)  # one update per batch
 
 
+jit_init = jax.jit(transformer.init_params, static_argnames='config')
+
+
 def make_params(seed=0, *, value_head=True):
-    params = transformer.init_params(jax.random.key(seed), CONFIG)
+    params = jit_init(jax.random.key(seed), CONFIG)
     if value_head:  # not zeros, so that values and their gradients are in play
         kernel = 0.3 * jax.random.normal(jax.random.key(seed + 1), (CONFIG.model_dim,))
         params['value_head'] = {'kernel': kernel, 'bias': jnp.array(0.1)}
@@ -40,11 +43,16 @@ def make_params(seed=0, *, value_head=True):
 
 
 @pytest.fixture(autouse=True, scope='module')
-def quick_compiles():
-    """Nearly all of the time here is compiling."""
+def compiles():
+    """The names of the functions that JAX compiled in this file; quickly, as nearly all of the time here is that."""
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **kwargs: names.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+    )
     jax.config.update('jax_disable_most_optimizations', True)
-    yield
+    yield names
     jax.config.update('jax_disable_most_optimizations', False)
+    jax.monitoring.clear_event_listeners()
 
 
 @functools.cache
@@ -126,7 +134,7 @@ def assembled(settings, rewards=REWARDS, rows=None):
 
 
 @functools.cache
-def jitted(settings, adamw=ADAMW):
+def jitted(settings, adamw):
     return ppo.jit_update(CONFIG, EXECUTION, settings, adamw)
 
 
@@ -518,7 +526,7 @@ def test_minibatches_are_dealt_by_the_key():
     batch, _ = prepared(BASE)
     state, _ = updated(BASE, batch)
     again = optimizer.init_state(jax.tree.map(jnp.array, policy()), ADAMW)
-    again, _ = jitted(BASE)(again, batch, jax.random.key(4), ALLOWED, 0.8)
+    again, _ = jitted(BASE, ADAMW)(again, batch, jax.random.key(4), ALLOWED, 0.8)
     assert distance(state.params, again.params) > 1e-4
 
 
@@ -570,23 +578,14 @@ def test_a_non_finite_update_is_skipped_and_counted(where):
     assert all(np.isfinite(x) for pair in metrics.values() for x in pair)
 
 
-def test_update_compiles_once():
-    compiles = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiles.append(name) if name == '/jax/core/compile/backend_compile_duration' else None
-    )
-    batch, _ = prepared(BASE)
-    key, temperature = jax.random.key(0), jnp.array(0.8)
-    state = jax.block_until_ready(optimizer.init_state(jax.tree.map(jnp.array, policy()), ADAMW))
-    update = ppo.jit_update(CONFIG, EXECUTION, BASE, ADAMW)
-    try:
-        compiles.clear()
-        for _ in range(3):
-            state, _ = update(state, batch, key, ALLOWED, temperature)
-        assert len(compiles) == 1
-        assert update._cache_size() == 1
-    finally:
-        jax.monitoring.clear_event_listeners()
+def test_update_compiles_once(compiles):
+    batch, _ = assembled(BASE)
+    state = optimizer.init_state(jax.tree.map(jnp.array, policy()), ADAMW)
+    for step in range(3):
+        state, _ = jitted(BASE, ADAMW)(state, batch, jax.random.key(step), ALLOWED, 0.8)
+    assert jitted(BASE, ADAMW)._cache_size() == 1
+    # Whatever the other tests updated before: one compile per combination of settings and optimizer.
+    assert compiles.count('jit(update_batch)') == jitted.cache_info().currsize
 
 
 GOLDEN = {
