@@ -120,7 +120,7 @@ def reward_model(size: dict, half: int) -> ConfigDict:
             'preference': {
                 'steps': size['reward_steps'],
                 'batch': {'batch_size': size['pairs'], 'lengths': size['lengths'], 'seed': half},  # pairs; tokens
-                'optimizer': optimizer(2e-5, 'linear', size['reward_steps'] // 10),
+                'optimizer': optimizer(5e-5, 'linear', size['reward_steps'] // 10),
             },
             'half': half,
             'held_out': size['held_out_pairs'],  # pairs; None: all of the test split
@@ -159,6 +159,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'batch': {'batch_size': size['sft_rows'], 'lengths': size['lengths'], 'seed': 0},  # rows; tokens
                     'optimizer': optimizer(5e-5, 'cosine', size['sft_steps'] // 10),
                 },
+                'role': 'user',  # whose turns are learnt
                 'on_long': 'cut',  # to the whole messages that fit; counted
                 'held_out': size['held_out'],  # conversations; None: all of the test split
                 'held_out_seed': 0,
@@ -201,7 +202,6 @@ def get_config(arg: str = '') -> ConfigDict:
                 },
                 'optimizer': optimizer(2e-6, 'constant', 0),
                 'trained': 'assistant',
-                'saved_conversations': 8,  # of each step's
             },
             'comparison': {'openings': size['openings'], 'batch_size': size['replies'], 'seed': 1},
             'computing': {
@@ -213,6 +213,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'evaluate_every': size['sft_steps'],  # steps of fine-tuning
                     'keep_checkpoints': 1,
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
+                    'saved_conversations': 8,  # of each step's
                     'shown_conversations': 2,  # of each step's, as text in TensorBoard
                 },
                 'mesh': {'data': None, 'model': 1},  # devices; None: all the rest

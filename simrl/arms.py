@@ -33,9 +33,11 @@ from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.sources import Data, Model, subsample
 from simrl.training import placement, rl
+from simrl.training.optimizer import make_optimizer
 from simrl.training.rl import RLSettings
 
 SIMULATORS = ('role_play', 'fine_tuned')  # an arm is named after its simulator
+REPLY_STEP = 2**31 - 1  # the step of single replies in `row_keys`: no training run draws these numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +77,30 @@ def simulator_of(name: str, model: Model, params: Params, talking: Talking, comp
     raise ValueError(f'unknown simulator {name!r}, expected one of {", ".join(SIMULATORS)}')
 
 
-def check_sizes(model: Model, talking: Talking, computing: Computing) -> None:
-    """Proves, before anything is trained, that the longest conversation fits into the model's positions.
+def check_sizes(
+    model: Model, data: Data, talking: Talking, settings: RLSettings, simulators: Sequence[str], computing: Computing
+) -> None:
+    """Proves, before anything is trained, that what `train_arm` is to do can be done.
 
     Raises:
-        ValueError: it does not; the numbers that it is made of are named.
+        ValueError: the longest conversation does not fit into the model's positions; the trained side is not sampled by
+            temperature alone; there are fewer openings than a step needs; the warm-up has no end; or rows
+            do not divide.
     """
     helper = assistant_of(model, model.params, talking, computing)
-    for name in SIMULATORS:
+    for name in simulators:
         user = simulator_of(name, model, model.params, talking, computing)
         check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
         capacities(user.voice, helper.voice, talking.limits)
+        rl.check_training_sampler(helper if settings.trained == 'assistant' else user)
+    openings = len(openings_of(data.conversations_of('train'), model, talking, computing))
+    if openings < settings.prompts_per_step:
+        raise ValueError(f'RLSettings.prompts_per_step: expected at most {openings}, found {settings.prompts_per_step}')
+    make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
+    split = computing.mesh.make().shape['data']
+    rows = settings.prompts_per_step * settings.samples_per_prompt
+    if rows % split:
+        raise ValueError(f'RLSettings: expected conversations of a step to divide by {split} devices, found {rows}')
 
 
 def openings_of(
@@ -99,6 +114,8 @@ def openings_of(
     sides.append(assistant_of(model, model.params, talking, computing))
     prompt_tokens = talking.limits.prompt_tokens
     kept, dropped = fitting([example_of(c) for c in conversations], sides, model.chat, prompt_tokens)
+    if not kept:
+        raise ValueError(f'Limits.prompt_tokens: expected room for at least one opening, found none of {dropped} fits')
     print(f'openings: {len(kept)}; with a prompt of over {prompt_tokens} tokens: {dropped}', flush=True)
     return kept
 
@@ -130,6 +147,8 @@ def judged_replies(
         float32 `[len(examples)]`, and the conversations.
     """
     talking = dataclasses.replace(talking, limits=dataclasses.replace(talking.limits, turns=1))
+    with jax.set_mesh(mesh):
+        params = placement.for_sampling(model.config, computing.sampling.dtype, mesh)(params)
     speaker = assistant_of(model, params, talking, computing)
     # A user who never speaks: the opening is given, and one turn ends with the reply.
     silent = simulator_of('fine_tuned', model, params, talking, computing)
@@ -144,15 +163,23 @@ def judged_replies(
                 params,
                 placement.place_rows(prompts, mesh),
                 settings.seed,
-                0,
+                REPLY_STEP,
                 voices=(silent.voice, speaker.voice),
                 limits=talking.limits,
                 role=ASSISTANT,
                 temperatures=(silent.temperature, speaker.temperature),
                 allowed=(jnp.asarray(silent.allowed), jnp.asarray(speaker.allowed)),
             )
-            score, _ = score_conversations(judge, batch, config=model.config, execution=computing.training, frame=frame)
-        scores.append(np.asarray(score)[: len(chosen), 0])
+            score, _ = score_conversations(
+                judge,
+                batch,
+                config=model.config,
+                execution=computing.training,
+                frame=frame,
+                later_tokens=talking.limits.assistant_tokens,
+            )
+            batch, score = placement.to_host((batch, score))
+        scores.append(score[: len(chosen), 0])
         rows = transcripts(batch, model.chat.decode)[: len(chosen)]
         said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
     return np.concatenate(scores), said
@@ -215,7 +242,13 @@ def train_arm(
 
     def score(batch: Trajectories) -> Rewards:
         scores = score_conversations(
-            reward_params, batch, config=model.config, execution=computing.training, frame=frame
+            reward_params,
+            batch,
+            config=model.config,
+            execution=computing.training,
+            frame=frame,
+            later_tokens=max(talking.limits.assistant_tokens, talking.limits.user_tokens),
+            pieces=settings.update.minibatches * settings.update.microbatches,
         )
         return conversation_rewards(*scores, scale)
 
@@ -249,41 +282,51 @@ def train_arm(
     )
 
 
-def compare(
+def evaluate(
     folder: pathlib.Path,
     model: Model,
     data: Data,
     judge_stage: pathlib.Path,
-    trained: dict[str, pathlib.Path],
+    assistant_stage: pathlib.Path | None,
     talking: Talking,
     settings: ReplySettings,
     computing: Computing,
 ) -> None:
-    """All assistants answer the same held-out openings; the judge scores each reply.
+    """An assistant answers held-out openings, the same for all of them, and the judge scores each reply.
 
     Args:
-        trained: the stage folder of each trained assistant, by name; the initial assistant is the baseline of all.
+        assistant_stage: the stage folder of a trained assistant; None: the initial one.
     """
     mesh = computing.mesh.make()
     judge = load_params(judge_stage, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
     fits = openings_of(data.conversations_of('test'), model, talking, computing)
     examples = subsample(fits, settings.openings, settings.seed)
-    people = [example.opening for example in examples]
+    if assistant_stage is None:
+        params = initial_params(model, mesh)
+    else:
+        params = load_params(assistant_stage, model.config, (), mesh, sharding.SAMPLING_RULES)
+    scores, said = judged_replies(examples, params, judge, model, talking, settings, computing, mesh)
+    replies = [row | {'score': score} for row, score in zip(said, scores.tolist(), strict=True)]
+    save_result(folder, {'mean_score': float(np.mean(scores)), 'replies': replies})
 
-    assistants: dict[str, Any] = {}
-    baseline: list[float] = []
-    for name in ('initial', *trained):
-        if name == 'initial':
-            params = initial_params(model, mesh)
-        else:
-            params = load_params(trained[name], model.config, (), mesh, sharding.SAMPLING_RULES)
-        array, said = judged_replies(examples, params, judge, model, talking, settings, computing, mesh)
-        scores = array.tolist()
-        baseline = baseline or scores
-        assistants[name] = {
-            'mean_score': float(np.mean(scores)),
-            'win_rate': None if name == 'initial' else win_rate(scores, baseline, people),
-            'scores': scores,
-            'replies': said,
-        }
-    save_result(folder, {'openings': len(examples), 'assistants': assistants})
+
+def compare(workdir: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+    """Win rates of assistants against the initial one, from what `evaluate` left in evaluate/NAME.
+
+    An observation is an opening that both answered; intervals are over openings.
+    """
+    results = {
+        name: json.loads((workdir / 'evaluate' / name / RESULT_FILE).read_text()) for name in ('initial', *names)
+    }
+    scores = {name: [reply['score'] for reply in result['replies']] for name, result in results.items()}
+    people = [reply['messages'][0]['content'] for reply in results['initial']['replies']]
+    return {
+        'openings': len(people),
+        'assistants': {
+            name: {
+                'mean_score': result['mean_score'],
+                'win_rate': None if name == 'initial' else win_rate(scores[name], scores['initial'], people),
+            }
+            for name, result in results.items()
+        },
+    }

@@ -31,7 +31,22 @@ from simrl.training.loop import CHECKPOINTS_FOLDER, enable_compilation_cache
 from simrl.training.rl import RLSettings
 
 USER_STAGE, REWARD_STAGE, JUDGE_STAGE = 'sft/user', 'reward_model/train', 'reward_model/judge'
-SCALE_STAGE, COMPARISON_STAGE = 'reward_model/scale', 'evaluate/comparison'
+SCALE_STAGE = 'reward_model/scale'
+# What changes no result beyond rounding, or says where things are (their contents are hashed), or only adds stages.
+EXEMPT = (
+    'arms',
+    'seeds',
+    'computing.loop',
+    'computing.mesh',
+    *(
+        f'computing.{side}.{field}'
+        for side in ('training', 'sampling')
+        for field in ('remat', 'attention', 'log_prob_chunk')
+    ),
+    'data.folder',
+    'simulator_stage',
+    'reward_stage',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +119,11 @@ class RLJob:
 
     def __post_init__(self) -> None:
         check_simulator('RLJob.simulator', self.simulator)
+        if (self.simulator == 'fine_tuned') != (self.simulator_stage is not None):
+            raise ValueError(
+                f"RLJob.simulator_stage: expected the folder of a stage exactly for 'fine_tuned', found "
+                f'{self.simulator_stage} for {self.simulator!r}'
+            )
 
 
 def check_simulator(field: str, name: str) -> None:
@@ -126,7 +146,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
     settings_type, job = JOBS[name]
     settings: Any = config_lib.from_config_dict(settings_type, fields, 'config')
     plain = {'job': name, **config_lib.to_dict(settings)}
-    stages.open_workdir(workdir, plain, exempt=('computing', 'arms', 'seeds'), changed=bool(rerun))
+    stages.open_workdir(workdir, plain, exempt=EXEMPT, changed=bool(rerun))
     plan = Stages(workdir, rerun)
     job(settings, plan)
     plan.finish()
@@ -147,6 +167,15 @@ def _timed(
     print(f'== {name}: {outcome}, {time.monotonic() - started:.0f} s', flush=True)
 
 
+def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[str, Any]:
+    """What every stage's results depend on: the model, and in what precision it is computed."""
+    computing = settings.computing
+    return {
+        'model': settings.model,
+        'dtypes': {'training': computing.training.dtype, 'sampling': computing.sampling.dtype},
+    }
+
+
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
     """The inputs of a stage that are files: a hub model is named in the slice, not hashed."""
     files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
@@ -157,10 +186,10 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
 def run_experiment(settings: Experiment, plan: Stages) -> None:
     """The whole experiment; see the module's docstring."""
     model, data = sources.load(settings.model), sources.read(settings.data)
-    arms.check_sizes(model, settings.talking, settings.computing)
+    arms.check_sizes(model, data, settings.talking, settings.rl, settings.arms, settings.computing)
     computing, workdir = settings.computing, plan.workdir
     files = _files(settings.model, settings.data)
-    common = {'model': settings.model}
+    common = _common(settings)
 
     _timed(
         plan,
@@ -179,7 +208,6 @@ def run_experiment(settings: Experiment, plan: Stages) -> None:
                 jobs.fit_reward_model, model=model, data=data, settings=reward_settings, computing=computing
             ),
         )
-    talking = settings.talking
     _scale_stage(plan, settings, files, workdir / REWARD_STAGE, model, data)
     for seed in settings.seeds:
         for arm in settings.arms:
@@ -187,16 +215,27 @@ def run_experiment(settings: Experiment, plan: Stages) -> None:
             read = ArmStages(workdir / REWARD_STAGE, workdir / SCALE_STAGE, simulator)
             _rl_stage(plan, settings, files, arm, seed, read, model, data)
     trained = {rl_stage(arm, seed): workdir / rl_stage(arm, seed) for seed in settings.seeds for arm in settings.arms}
-    _timed(
-        plan,
-        COMPARISON_STAGE,
-        common | {'talking': talking, 'comparison': settings.comparison},
-        {**files, 'judge': workdir / JUDGE_STAGE, **trained},
-        lambda folder: arms.compare(
-            folder, model, data, workdir / JUDGE_STAGE, trained, talking, settings.comparison, computing
-        ),
-    )
-    print(report(workdir, list(trained)))
+    for assistant, stage in {'initial': None, **trained}.items():
+        _timed(
+            plan,
+            f'evaluate/{assistant}',
+            common | {'talking': settings.talking, 'comparison': settings.comparison},
+            {**files, 'judge': workdir / JUDGE_STAGE, **({} if stage is None else {'assistant': stage})},
+            functools.partial(
+                arms.evaluate,
+                model=model,
+                data=data,
+                judge_stage=workdir / JUDGE_STAGE,
+                assistant_stage=stage,
+                talking=settings.talking,
+                settings=settings.comparison,
+                computing=computing,
+            ),
+        )
+    comparison = config_lib.to_dict(arms.compare(workdir, list(trained)))
+    (workdir / 'results').mkdir(exist_ok=True)
+    (workdir / 'results' / 'comparison.json').write_text(json.dumps(comparison, indent=2) + '\n')
+    print(report(workdir, comparison))
 
 
 def _scale_stage(
@@ -210,7 +249,7 @@ def _scale_stage(
     _timed(
         plan,
         SCALE_STAGE,
-        {'model': settings.model, 'talking': settings.talking, 'scale': settings.scale},
+        _common(settings) | {'talking': settings.talking, 'scale': settings.scale},
         {**files, 'reward_model': reward_stage},
         lambda folder: arms.measure_scale(
             folder, model, data, reward_stage, settings.talking, settings.scale, settings.computing
@@ -234,13 +273,7 @@ def _rl_stage(
     _timed(
         plan,
         rl_stage(simulator, seed),
-        {
-            'model': settings.model,
-            'talking': settings.talking,
-            'simulator': simulator,
-            'seed': seed,
-            'rl': settings.rl,
-        },
+        _common(settings) | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl},
         inputs,
         lambda folder: arms.train_arm(
             folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.computing
@@ -252,7 +285,7 @@ def rl_stage(arm: str, seed: int) -> str:
     return f'rl/{arm}/seed-{seed}'
 
 
-def report(workdir: pathlib.Path, trained: list[str]) -> str:
+def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
     """What came out, as text."""
 
     def result(name: str) -> Any:
@@ -273,7 +306,6 @@ def report(workdir: pathlib.Path, trained: list[str]) -> str:
             f'{name}: accuracy {estimate(r["accuracy"])}, "longer wins" {estimate(r["longer_wins"])} on '
             f'{r["accuracy"]["num_observations"]} held-out pairs of {r["accuracy"]["num_clusters"]} openings'
         )
-    comparison = result(COMPARISON_STAGE)
     lines += [
         '',
         f'{"assistant":<26}{"reward first -> last":>22}{"ends by signal":>16}{"judge score":>13}  win rate vs initial',
@@ -301,7 +333,7 @@ def run_sft(settings: SFTJob, plan: Stages) -> None:
     _timed(
         plan,
         USER_STAGE,
-        {'model': settings.model, 'user_sft': settings.user_sft},
+        _common(settings) | {'user_sft': settings.user_sft},
         _files(settings.model, settings.data),
         lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.computing),
     )
@@ -312,7 +344,7 @@ def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
     _timed(
         plan,
         REWARD_STAGE,
-        {'model': settings.model, 'reward_model': settings.reward_model},
+        _common(settings) | {'reward_model': settings.reward_model},
         _files(settings.model, settings.data),
         lambda folder: jobs.fit_reward_model(folder, model, data, settings.reward_model, settings.computing),
     )
@@ -320,7 +352,7 @@ def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
 
 def run_rl(settings: RLJob, plan: Stages) -> None:
     model, data = sources.load(settings.model), sources.read(settings.data)
-    arms.check_sizes(model, settings.talking, settings.computing)
+    arms.check_sizes(model, data, settings.talking, settings.rl, (settings.simulator,), settings.computing)
     files = _files(settings.model, settings.data)
     read = ArmStages(settings.reward_stage, plan.workdir / SCALE_STAGE, settings.simulator_stage)
     _scale_stage(plan, settings, files, read.reward_model, model, data)

@@ -16,8 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 from simrl import config as config_lib
+from simrl.conversations.chat import Header
 from simrl.conversations.records import Preference
-from simrl.conversations.views import OnLong, preference_rows, user_rows
+from simrl.conversations.views import OnLong, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_bootstrap
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -46,7 +47,7 @@ class MeshSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Computing:
-    """How things are computed and logged: no part of what a stage's results depend on, beyond rounding."""
+    """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
 
     training: Execution  # of passes that are differentiated, and of those compared with them
     sampling: Execution  # of decoding
@@ -56,9 +57,10 @@ class Computing:
 
 @dataclasses.dataclass(frozen=True)
 class UserSFTSettings:
-    """Fine-tuning of a user simulator on people's turns."""
+    """Fine-tuning of a user simulator on people's turns, or of an assistant on assistants'."""
 
     sft: SFTSettings
+    role: Header = 'user'  # whose turns are learnt
     on_long: OnLong = 'cut'  # what to do with conversations longer than the longest bucket; both are counted
     held_out: int | None = None  # conversations of the test split that the loss is measured on; None: all
     held_out_seed: int = 0
@@ -120,10 +122,11 @@ def half_of(pair: Preference) -> int:
 def fine_tune_user(
     folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
 ) -> None:
-    """Fine-tunes a user simulator on people's turns, and measures the loss on held-out people before and after."""
+    """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
     longest = settings.sft.batch.lengths[-1]
-    rows, counts = user_rows(data.conversations_of('train'), model.chat, longest, on_long=settings.on_long)
-    held_out, held_out_counts = user_rows(data.conversations_of('test'), model.chat, longest, on_long=settings.on_long)
+    to_rows = user_rows if settings.role == 'user' else assistant_rows
+    rows, counts = to_rows(data.conversations_of('train'), model.chat, longest, on_long=settings.on_long)
+    held_out, held_out_counts = to_rows(data.conversations_of('test'), model.chat, longest, on_long=settings.on_long)
     print_counts('rows to train on', len(rows), counts)
     print_counts('rows held out', len(held_out), held_out_counts)
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
@@ -133,10 +136,15 @@ def fine_tune_user(
         rows,
         measured,
         config=model.config,
-        allowed=model.chat.allowed(model.config.padded_vocab_size, terminal=True, header='user'),
+        allowed=model.chat.allowed(
+            model.config.padded_vocab_size, terminal=settings.role == 'user', header=settings.role
+        ),
         execution=computing.training,
         settings=settings.sft,
-        loop_settings=computing.loop,
+        # Always before and after, whatever the loop's own setting.
+        loop_settings=dataclasses.replace(
+            computing.loop, evaluate_every=computing.loop.evaluate_every or settings.sft.steps
+        ),
         mesh=computing.mesh.make(),
         hyperparameters=config_lib.to_dict(settings),
     )

@@ -51,6 +51,7 @@ class ModelSettings:
     source: str  # a hub name OWNER/MODEL, a local Hugging Face folder, or a .gguf file
     rewrites: Rewrites = 'error'  # what to do with a template that rewrites history; see `chat_from_huggingface`
     date: str | None = None  # what a template that writes the date takes for today
+    revision: str | None = None  # of a hub model; None: its main branch
     random: RandomModel | None = None  # random weights of this size, with the source's tokenizer
 
 
@@ -73,7 +74,7 @@ class Model:
 
 def load(settings: ModelSettings) -> Model:
     """Loads the model, and adds the terminal token as a copy of the user's end-of-turn."""
-    config, params, tokenizer = load_model(settings.source)
+    config, params, tokenizer = load_model(settings.source, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
     if settings.random is not None:
         config = settings.random.transformer_config(config.vocab_size)

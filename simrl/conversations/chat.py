@@ -153,8 +153,8 @@ class Chat:
         if not text:
             raise ValueError('the text of an end signal is empty')
         runs: set[tuple[int, ...]] = set()
-        for before in ('', ' ', '\n', '\n\n', 'a', '.', '. ', '.\n', '!', '?', ')', '"', '*'):
-            for after in ('', '\n'):
+        for before in ('', ' ', '\n', '\n\n', 'a', '.', '. ', '.\n', *'!?)"*[(,:-'):
+            for after in ('', '\n', *'.,!?:)]"*', "'"):
                 ids = self.encode(before + text + after)
                 start = len(ids) - 1
                 while start > 0 and text not in self.decode(ids[start:]):

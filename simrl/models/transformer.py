@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from simrl.models.rows import rows_are_split, split_rows
+
 Params = Any  # a nested dict of arrays: {'decoder': ..., 'value_head'?: ..., 'reward_head'?: ...}
 
 VOCABULARY_MULTIPLE = 128  # the embedding is padded to this many rows, so that it tiles and shards evenly
@@ -162,21 +164,6 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return mixed.reshape(batch, time, heads, head_dim)
 
 
-def _rows_split(num_rows: int) -> bool:
-    """Whether a mesh is in use (`jax.set_mesh`) whose axis `data` divides so many rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 'data' in mesh.axis_names and num_rows % mesh.shape['data'] == 0
-
-
-def split_rows(x: jax.Array) -> jax.Array:
-    """Keeps activations `[B, ...]` split by rows over the mesh axis `data`, and whole on `model`.
-
-    Without it XLA may split a product along the weights' dimension instead, and compute every row on every device.
-    Outside `jax.set_mesh`, or where the axis does not divide the rows, it does nothing.
-    """
-    return jax.lax.with_sharding_constraint(x, PartitionSpec('data')) if _rows_split(x.shape[0]) else x
-
-
 class Block(nn.Module):
     """One layer. Its parameters carry logical axis names, which `sharding.py` maps to the mesh."""
 
@@ -254,7 +241,7 @@ def _write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array,
             value=cache.value.at[layer, row, :, positions].set(value, mode='drop'),
         )
 
-    if not _rows_split(positions.shape[0]):
+    if not rows_are_split(positions.shape[0]):
         return write(cache, layer, positions, key, value)
     # XLA does not see that every row is written by itself, and would send each device the keys of all rows.
     rows, cache_rows = PartitionSpec('data'), PartitionSpec(None, 'data')

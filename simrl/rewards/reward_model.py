@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat
 from simrl.models import transformer
+from simrl.models.rows import deal_rows, gather_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
 from simrl.rollouts.rollout import EndReason
@@ -47,10 +48,10 @@ class Frame:
     def end(self, message: int) -> int:
         return self.assistant_end if message % 2 else self.user_end
 
-    def row_length(self, num_messages: int, message_length: int) -> int:
-        """Tokens of a conversation of `num_messages` messages of `message_length` tokens each."""
+    def row_length(self, num_messages: int, opening_tokens: int, later_tokens: int) -> int:
+        """Tokens of a conversation whose opening and later messages have so many tokens each."""
         headers = sum(len(self.header(m)) + 1 for m in range(num_messages))
-        return len(self.prefix) + headers + num_messages * message_length
+        return len(self.prefix) + headers + opening_tokens + (num_messages - 1) * later_tokens
 
 
 def frame_of(chat: Chat) -> Frame:
@@ -67,14 +68,18 @@ def frame_of(chat: Chat) -> Frame:
 
 @flax.struct.dataclass
 class RewardScale:
-    """Mean and standard deviation of the initial assistant's reply scores: the zero and the unit of the reward."""
+    """Mean and standard deviation of the initial assistant's reply scores: the zero and the unit of the reward.
+
+    They are of single replies to openings, so that they depend on no simulator; means of several replies vary
+    less.
+    """
 
     mean: jax.Array
     std: jax.Array
 
 
 def assemble(
-    messages: jax.Array, message_length: jax.Array, num_visible: jax.Array, frame: Frame
+    messages: jax.Array, message_length: jax.Array, num_visible: jax.Array, frame: Frame, later_tokens: int
 ) -> tuple[jax.Array, jax.Array]:
     """Conversations as rows of tokens in an assistant's view.
 
@@ -82,22 +87,24 @@ def assemble(
         messages: int32 `[B, M, L]` content ids; even messages are the user's, odd ones the assistant's.
         message_length: int32 `[B, M]`.
         num_visible: int32 `[B]`, how many messages the assistant's side of the conversation holds.
+        later_tokens: most tokens of a message after the opening, which may be longer: it bounds T.
 
     Returns:
         tokens: int32 `[B, T]`, left-aligned, 0 past the end, with T the longest row possible.
         end_position: int32 `[B, M]`, the index of each message's end-of-turn; T for messages that are not there.
     """
-    batch, num_messages, width = messages.shape
-    time = frame.row_length(num_messages, width)
+    batch, num_messages, longest = messages.shape
+    time = frame.row_length(num_messages, longest, later_tokens)
     tokens = jnp.zeros((batch, time), jnp.int32).at[:, : len(frame.prefix)].set(jnp.asarray(frame.prefix, jnp.int32))
     start = jnp.full((batch,), len(frame.prefix), jnp.int32)
     row = jnp.arange(batch)[:, None]
     ends = []
     for m in range(num_messages):
         header, length = frame.header(m), message_length[:, m]
+        width = longest if m == 0 else later_tokens
         there = m < num_visible
         offset = jnp.arange(len(header) + width + 1)
-        content = jnp.pad(messages[:, m], ((0, 0), (len(header), 1)))
+        content = jnp.pad(messages[:, m, :width], ((0, 0), (len(header), 1)))
         chunk = content.at[:, : len(header)].set(jnp.asarray(header, jnp.int32))
         end = len(header) + length
         chunk = jnp.where(offset == end[:, None], frame.end(m), chunk)
@@ -136,13 +143,14 @@ def reply_scores(
     num_visible: jax.Array,
     *,
     frame: Frame,
+    later_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The score of every assistant message given the conversation before it.
+    """The score of every assistant message given the conversation before it; arguments as of `assemble`.
 
     Returns:
         score: float32 `[B, M // 2]`; and valid: bool, True where there is such a message.
     """
-    tokens, end_position = assemble(messages, message_length, num_visible, frame)
+    tokens, end_position = assemble(messages, message_length, num_visible, frame, later_tokens)
     score = score_rows(params, config, execution, tokens, end_position[:, 1::2])
     valid = jnp.arange(1, messages.shape[1], 2) < num_visible[:, None]
     return jnp.where(valid, score, 0.0), valid
@@ -158,11 +166,28 @@ def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale)
     return Rewards(value=value, valid=judged, parts={'score': mean}, cause=jnp.where(judged, 0, 1).astype(jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame'))
+@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'pieces'))
 def score_conversations(
-    params: Params, batch: Trajectories, *, config: TransformerConfig, execution: Execution, frame: Frame
+    params: Params,
+    batch: Trajectories,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    frame: Frame,
+    later_tokens: int,
+    pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """`reply_scores` of rollouts: of what was said, whichever view they are in."""
+    """`reply_scores` of rollouts: of what was said, whichever view they are in.
+
+    Args:
+        later_tokens: most tokens of a message after the opening.
+        pieces: how many parts the rows are scored in, one after the other, which bounds the memory.
+    """
     unheard = (batch.end_reason == EndReason.SIGNAL).astype(jnp.int32)  # the message that holds the signal
     visible = batch.num_messages - unheard
-    return reply_scores(params, config, execution, batch.messages, batch.message_length, visible, frame=frame)
+
+    def part(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
+
+    dealt = deal_rows((batch.messages, batch.message_length, visible), pieces)
+    return gather_rows(jax.lax.map(part, dealt))

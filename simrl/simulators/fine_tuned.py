@@ -1,6 +1,7 @@
 """A simulator fine-tuned on people's turns (UserLM, arXiv:2510.06552; SFTUser of arXiv:2605.09808).
 
-It speaks in the natural view, under the user header, and ends a conversation with the added terminal token.
+It speaks in the natural view, under the user header and the template's default system text, as in its training, and
+ends a conversation with the added terminal token.
 """
 
 import dataclasses
@@ -19,7 +20,6 @@ class FineTunedSettings:
 
     # Temperature and top-p of arXiv:2605.09808.
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9))
-    intents: bool = False  # the example's intent is the system text, as in training; else the template's default
 
 
 def fine_tuned(
@@ -38,9 +38,7 @@ def fine_tuned(
     """
 
     def prompt(example: Example) -> Rendered:
-        if settings.intents and example.intent is None:
-            raise ValueError(f'example {example.id}: expected an intent, found none')
-        return natural_prompt(chat, example.opening, example.intent if settings.intents else None)
+        return natural_prompt(chat, example.opening)
 
     voice = voice_of(
         chat,

@@ -60,7 +60,13 @@ def role_play(
         text = settings.instructions.replace('{signal}', settings.signal).replace('{opening}', example.opening)
         return swapped_prompt(chat, text)
 
-    signals = tuple(run for run in chat.terminal_runs(settings.signal) if len(run) <= budget)
+    runs = chat.terminal_runs(settings.signal)
+    signals = tuple(run for run in runs if len(run) <= budget)  # a longer one cannot be said
+    if not signals:
+        raise ValueError(
+            f'RolePlaySettings.signal: {settings.signal!r} takes at least {min(map(len, runs))} tokens, expected at '
+            f'most the {budget} of a message'
+        )
     voice = voice_of(
         chat,
         config,

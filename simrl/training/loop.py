@@ -54,13 +54,14 @@ class LoopSettings:
     evaluate_every: int = 0  # steps; also before the first and after the last; 0: never
     keep_checkpoints: int = 2
     max_nonfinite: int = 10  # updates skipped in a row, at which the run stops
-    shown_conversations: int = 2  # of each step's, as text in TensorBoard
+    saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
+    shown_conversations: int = 2  # of these, as text in TensorBoard
 
     def __post_init__(self) -> None:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
             if getattr(self, field) < 1:
                 raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
-        for field in ('evaluate_every', 'shown_conversations'):
+        for field in ('evaluate_every', 'saved_conversations', 'shown_conversations'):
             if getattr(self, field) < 0:
                 raise ValueError(f'LoopSettings.{field}: expected at least 0, found {getattr(self, field)}')
 

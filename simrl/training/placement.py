@@ -1,8 +1,11 @@
 """Training states and batches on a mesh: what the stages of every training do before their first step."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -34,12 +37,34 @@ def place_state(
     return state, state_shardings
 
 
+def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
+    """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration."""
+    shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def cast(decoder: Params) -> Params:
+        return {'decoder': jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), decoder)}
+
+    return lambda params: cast(params['decoder'])
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays as numpy, whole in every process, wherever their shards are."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def place_rows(batch: Any, mesh: Mesh) -> Any:
     """A batch that every process has whole, as global arrays with rows split over `data`."""
     count, index = jax.process_count(), jax.process_index()
 
     def own(array: np.ndarray) -> np.ndarray:
-        rows = array.shape[0] // count
+        rows, rest = divmod(array.shape[0], count)
+        if rest:
+            raise ValueError(f'batch: expected a multiple of the {count} processes, found {array.shape[0]} rows')
         return array[index * rows : (index + 1) * rows]
 
     return sharding.shard_batch(batch if count == 1 else jax.tree.map(own, batch), mesh)

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from simrl.models.rows import deal_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.training import losses, masked
 from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients
 from simrl.training.prepare import Batch, check_params
-from simrl.training.scoring import score, split_rows
+from simrl.training.scoring import score
 from simrl.training.update_settings import UpdateSettings
 
 
@@ -121,7 +122,7 @@ def minibatch_gradients(
     def microbatch_step(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return _accumulate(total, part(*piece)), None
 
-    pieces = split_rows((minibatch, weight), settings.microbatches)
+    pieces = deal_rows((minibatch, weight), settings.microbatches)
     shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(microbatch_step, zeros, pieces)
@@ -191,7 +192,7 @@ def update(
         if settings.minibatches > 1:
             order = jax.random.permutation(key, batch.tokens.shape[0])
             rows = jax.tree.map(lambda x: x[order], batch)
-        state, metrics = jax.lax.scan(minibatch_step, state, split_rows(rows, settings.minibatches))
+        state, metrics = jax.lax.scan(minibatch_step, state, deal_rows(rows, settings.minibatches))
         return state, jax.tree.map(jnp.sum, metrics)
 
     state, metrics = jax.lax.scan(epoch_step, state, jax.random.split(key, settings.epochs))

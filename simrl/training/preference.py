@@ -105,7 +105,7 @@ def margins(
             batch = batches.batch(i)
             margin = eval_step(params, placement.place_rows(batch, mesh), config=config, execution=execution)
             index = batch.index[0::2]
-            out[index[index >= 0]] = np.asarray(margin)[index >= 0]
+            out[index[index >= 0]] = placement.to_host(margin)[index >= 0]
     return out
 
 

@@ -14,11 +14,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from simrl.models.rows import deal_rows, gather_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
 from simrl.training import advantages, losses, masked
 from simrl.training.optimizer import Metrics
-from simrl.training.scoring import Scores, score, split_rows, trained_tokens
+from simrl.training.scoring import Scores, score, trained_tokens
 from simrl.training.update_settings import UpdateSettings
 
 
@@ -119,9 +120,9 @@ def prepare(
         """In pieces of the size that the update uses, which bounds the memory."""
         rows = jax.lax.map(
             lambda x: score(of, config, execution, x[0], x[1], allowed, temperature),
-            split_rows((tokens, sampled), pieces),
+            deal_rows((tokens, sampled), pieces),
         )
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), rows)
+        return gather_rows(rows)
 
     # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
     needed = settings.updates_per_batch > 1 or settings.estimator == 'gae' or settings.kl == 'k1'

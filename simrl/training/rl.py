@@ -48,14 +48,11 @@ class RLSettings:
     update: UpdateSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
-    saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
 
     def __post_init__(self) -> None:
         for field in ('steps', 'prompts_per_step', 'samples_per_prompt'):
             if getattr(self, field) < 1:
                 raise ValueError(f'RLSettings.{field}: expected at least 1, found {getattr(self, field)}')
-        if self.saved_conversations < 0:
-            raise ValueError(f'RLSettings.saved_conversations: expected at least 0, found {self.saved_conversations}')
         if not self.row_buckets or list(self.row_buckets) != sorted(set(self.row_buckets)):
             raise ValueError(f'RLSettings.row_buckets: expected rising lengths, found {self.row_buckets}')
         self.update.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
@@ -66,13 +63,14 @@ class RLSettings:
 
 
 def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Which examples a step starts from: epochs of seeded permutations, one after the other."""
-    positions = range(step * per_step, (step + 1) * per_step)
-    orders = {
-        epoch: np.random.default_rng([seed, epoch]).permutation(num_examples)
-        for epoch in {position // num_examples for position in positions}
-    }
-    return [int(orders[position // num_examples][position % num_examples]) for position in positions]
+    """Which examples a step starts from: epochs of seeded permutations.
+
+    An epoch's last examples that do not fill a step are left to later epochs, so that no step has an example twice:
+    its conversations would be the same ones.
+    """
+    epoch, place = divmod(step, num_examples // per_step)
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
 
 
 def cut_rows(batch: Trajectories, buckets: Sequence[int]) -> Trajectories:
@@ -145,8 +143,9 @@ def train(
     params = {'decoder': trained.params['decoder']}
     uses_reference = settings.update.kl != 'none'
     reference = placement.place_params(params, config, mesh, sharding.TRAINING_RULES) if uses_reference else None
-    partner_params = _for_sampling(partner, mesh)(partner.params)
-    to_sampler = _for_sampling(trained, mesh)
+    partner_config = partner.voice.config
+    partner_params = placement.for_sampling(partner_config, partner.voice.execution.dtype, mesh)(partner.params)
+    to_sampler = placement.for_sampling(config, trained.voice.execution.dtype, mesh)
     if settings.update.estimator == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
@@ -194,11 +193,12 @@ def train(
         )
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), UPDATE_STREAM)
         state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature)
-        said = conversation_rows(batch, rewards, chosen, settings.samples_per_prompt, chat, seed)
+        host_batch, host_rewards = placement.to_host((batch, rewards))
+        said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed)
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         if user.signal:
             metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, user.signal)), jnp.float32(len(said)))
-        shown = said[: settings.saved_conversations]
+        shown = said[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
     with jax.set_mesh(mesh):
@@ -224,29 +224,16 @@ def check_training_sampler(trained: Speaker) -> None:
         raise ValueError(f'the trained side: expected a temperature above 0 in training, found {trained.temperature}')
 
 
-def _for_sampling(side: Speaker, mesh: Mesh) -> Callable[[Any], Any]:
-    """Params -> their decoder in the sampler's dtype and shards: one cast and reshard an iteration, none per token."""
-    dtype = jnp.dtype(side.voice.execution.dtype)
-    shardings = sharding.param_shardings(side.voice.config, mesh, sharding.SAMPLING_RULES)
-
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def cast(decoder: Any) -> Any:
-        return {'decoder': jax.tree.map(lambda x: x.astype(dtype), decoder)}
-
-    return lambda params: cast(params['decoder'])
-
-
 def conversation_rows(
     batch: Trajectories, rewards: Rewards, examples: Sequence[Example], samples: int, chat: Chat, seed: int
 ) -> list[dict[str, Any]]:
-    """Conversations as JSON rows: who said what, why it ended, what it was worth and by which parts."""
-    host = jax.device_get(rewards)
+    """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts."""
     rows = []
     for i, row in enumerate(transcripts(batch, chat.decode)):
         worth = {
-            'reward': float(host.value[i]) if host.valid[i] else None,
-            'parts': {name: float(part[i]) for name, part in host.parts.items()},
-            'cause': int(host.cause[i]),
+            'reward': float(rewards.value[i]) if rewards.valid[i] else None,
+            'parts': {name: float(part[i]) for name, part in rewards.parts.items()},
+            'cause': int(rewards.cause[i]),
         }
         example = examples[i // samples]
         start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}

@@ -3,12 +3,9 @@
 A token's log-probability and value are read where it is predicted, one position before it.
 """
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -80,19 +77,3 @@ def _predicted(tokens: jax.Array) -> jax.Array:
 def _predicting(x: jax.Array) -> jax.Array:
     """`[B, T]` by predicting position -> by token; the first token, which nothing predicts, gets 0."""
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
-
-
-def split_rows(tree: Any, pieces: int) -> Any:
-    """Leaves `[B, ...]` -> `[pieces, B / pieces, ...]`; row i goes to piece i mod `pieces`.
-
-    Dealing rows out, instead of cutting, leaves them on the device that holds them when rows are sharded.
-    """
-    return jax.tree.map(lambda x: _sharded(x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)), tree)
-
-
-def _sharded(x: jax.Array) -> jax.Array:
-    """Keeps the rows, axis 1, split over the mesh axis `data`, where a mesh is set whose axis divides them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if 'data' not in mesh.axis_names or x.shape[1] % mesh.shape['data']:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, 'data'))

@@ -56,7 +56,7 @@ def arrays(chat, conversations, width=20):
 
 def test_rows_are_the_templates_own(chat):
     messages, length, count = arrays(chat, CONVERSATIONS)
-    tokens, end = assemble(messages, length, count, frame_of(chat))
+    tokens, end = assemble(messages, length, count, frame_of(chat), 12)
     for i, texts in enumerate(CONVERSATIONS):
         turns = [Turn(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
         rendered = render(chat, turns, system=None)
@@ -71,7 +71,7 @@ def test_one_pass_scores_every_reply_as_if_it_were_the_last(chat, model):
     config, params = model
     messages, length, count = arrays(chat, CONVERSATIONS)
     frame = frame_of(chat)
-    score, valid = reply_scores(params, config, Execution(), messages, length, count, frame=frame)
+    score, valid = reply_scores(params, config, Execution(), messages, length, count, frame=frame, later_tokens=12)
     assert valid.tolist() == [[True, True], [True, True], [True, False], [False, False]]
     for i, texts in enumerate(CONVERSATIONS):
         for reply in range(len(texts) // 2):
@@ -85,9 +85,9 @@ def test_what_was_not_said_does_not_matter(chat, model):
     config, params = model
     messages, length, count = arrays(chat, CONVERSATIONS)
     frame = frame_of(chat)
-    score, _ = reply_scores(params, config, Execution(), messages, length, count, frame=frame)
+    score, _ = reply_scores(params, config, Execution(), messages, length, count, frame=frame, later_tokens=12)
     noisy = jnp.where(jnp.arange(messages.shape[2]) < length[..., None], messages, 7)
-    again, _ = reply_scores(params, config, Execution(), noisy, length, count, frame=frame)
+    again, _ = reply_scores(params, config, Execution(), noisy, length, count, frame=frame, later_tokens=12)
     np.testing.assert_array_equal(score, again)
 
 

@@ -132,12 +132,15 @@ def test_bad_settings():
 
 
 def test_every_example_comes_once_an_epoch_and_the_order_is_a_function_of_the_seed():
-    steps = [examples_of_step(10, 4, 3, step) for step in range(5)]
-    flat = [i for step in steps for i in step]
-    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
-    assert flat[:10] != flat[10:20]
-    assert steps == [examples_of_step(10, 4, 3, step) for step in range(5)]
-    assert steps != [examples_of_step(10, 4, 4, step) for step in range(5)]
+    steps = [examples_of_step(10, 5, 3, step) for step in range(4)]
+    first, second = steps[0] + steps[1], steps[2] + steps[3]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert steps == [examples_of_step(10, 5, 3, step) for step in range(4)]
+    assert steps != [examples_of_step(10, 5, 4, step) for step in range(4)]
+    uneven = [examples_of_step(10, 4, 3, step) for step in range(40)]
+    assert all(len(set(step)) == 4 for step in uneven)
+    assert {i for step in uneven for i in step} == set(range(10))
 
 
 def test_placed_rows_are_the_rows(chat, talk):

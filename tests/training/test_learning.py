@@ -101,7 +101,6 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: UpdateSettings, s
         update=update,
         optimizer=OptimizerSettings(learning_rate=5e-3),
         trained=trained,
-        saved_conversations=0,
     )
     examples = [Example(f'example-{i}', f'opening {i}', None, i, 'test', 'train') for i in range(16)]
     rl.train(
@@ -113,7 +112,7 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: UpdateSettings, s
         limits=LIMITS,
         settings=settings,
         execution=EXECUTION,
-        loop_settings=LoopSettings(log_every=1, checkpoint_every=1000),
+        loop_settings=LoopSettings(log_every=1, checkpoint_every=1000, saved_conversations=0),
         seed=seed,
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
     )
@@ -132,7 +131,8 @@ def test_raises_a_true_reward_of_the_assistant(tmp_path, chat, seed, update):
     assert np.mean(rewards[-5:]) > 0.9
 
 
-def test_the_same_core_trains_the_user_model(tmp_path, chat):
-    rewards = learn(tmp_path, chat, 0, 'user', PPO, steps=40)
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_the_same_core_trains_the_user_model(tmp_path, chat, seed):
+    rewards = learn(tmp_path, chat, seed, 'user', PPO, steps=40)
     assert rewards[0] < 0.4
     assert np.mean(rewards[-5:]) > 0.9
