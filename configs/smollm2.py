@@ -185,7 +185,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'prompts_per_step': size['prompts'],
                 'samples_per_prompt': size['samples'],
                 'row_buckets': size['lengths'],  # tokens
-                'update': {
+                'algorithm': {
                     'estimator': 'gae',
                     'aggregation': 'token_mean',
                     'kl': 'k3',

@@ -96,7 +96,7 @@ def check_sizes(
     openings = len(openings_of(data.conversations_of('train'), model, talking, computing))
     if openings < settings.prompts_per_step:
         raise ValueError(f'RLSettings.prompts_per_step: expected at most {openings}, found {settings.prompts_per_step}')
-    make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
+    make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     split = computing.mesh.make().shape['data']
     rows = settings.prompts_per_step * settings.samples_per_prompt
     if rows % split:
@@ -248,7 +248,7 @@ def train_arm(
             execution=computing.training,
             frame=frame,
             later_tokens=max(talking.limits.assistant_tokens, talking.limits.user_tokens),
-            pieces=settings.update.minibatches * settings.update.microbatches,
+            pieces=settings.algorithm.minibatches * settings.algorithm.microbatches,
         )
         return conversation_rewards(*scores, scale)
 

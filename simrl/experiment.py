@@ -176,6 +176,21 @@ def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[st
     }
 
 
+def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Model, Data]:
+    try:
+        return sources.load(settings.model), sources.read(settings.data)
+    except ValueError as error:
+        raise config_lib.ConfigError(f'config.model, config.data: {error}') from error
+
+
+def _check_sizes(settings: Experiment | RLJob, simulators: tuple[str, ...], model: Model, data: Data) -> None:
+    """Refuses, before anything is trained, sizes that do not fit the model or the data."""
+    try:
+        arms.check_sizes(model, data, settings.talking, settings.rl, simulators, settings.computing)
+    except ValueError as error:
+        raise config_lib.ConfigError(f'config.talking, config.rl: {error}') from error
+
+
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
     """The inputs of a stage that are files: a hub model is named in the slice, not hashed."""
     files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
@@ -185,8 +200,8 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
 
 def run_experiment(settings: Experiment, plan: Stages) -> None:
     """The whole experiment; see the module's docstring."""
-    model, data = sources.load(settings.model), sources.read(settings.data)
-    arms.check_sizes(model, data, settings.talking, settings.rl, settings.arms, settings.computing)
+    model, data = _load(settings)
+    _check_sizes(settings, settings.arms, model, data)
     computing, workdir = settings.computing, plan.workdir
     files = _files(settings.model, settings.data)
     common = _common(settings)
@@ -329,7 +344,7 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
 
 
 def run_sft(settings: SFTJob, plan: Stages) -> None:
-    model, data = sources.load(settings.model), sources.read(settings.data)
+    model, data = _load(settings)
     _timed(
         plan,
         USER_STAGE,
@@ -340,7 +355,7 @@ def run_sft(settings: SFTJob, plan: Stages) -> None:
 
 
 def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
-    model, data = sources.load(settings.model), sources.read(settings.data)
+    model, data = _load(settings)
     _timed(
         plan,
         REWARD_STAGE,
@@ -351,8 +366,8 @@ def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
 
 
 def run_rl(settings: RLJob, plan: Stages) -> None:
-    model, data = sources.load(settings.model), sources.read(settings.data)
-    arms.check_sizes(model, data, settings.talking, settings.rl, (settings.simulator,), settings.computing)
+    model, data = _load(settings)
+    _check_sizes(settings, (settings.simulator,), model, data)
     files = _files(settings.model, settings.data)
     read = ArmStages(settings.reward_stage, plan.workdir / SCALE_STAGE, settings.simulator_stage)
     _scale_stage(plan, settings, files, read.reward_model, model, data)

@@ -79,12 +79,12 @@ def test_every_field_is_read():
 
 
 BAD = {
-    'unknown field': ({'rl': {'update': {'clip': 0.1}}}, r'config\.rl\.update\.clip: unknown field.*clip_low'),
+    'unknown field': ({'rl': {'algorithm': {'clip': 0.1}}}, r'config\.rl\.algorithm\.clip: unknown field.*clip_low'),
     'wrong type': ({'rl': {'steps': 'many'}}, r"config\.rl\.steps: expected int, found 'many'"),
     'unknown arm': ({'arms': ('oracle',)}, r'arms: unknown simulator .oracle., expected one of role_play, fine_tuned'),
     'no arms': ({'arms': ()}, 'arms: expected different values, at least one'),
     'clashing seeds': ({'seeds': (1, 1)}, 'seeds: expected different values'),
-    'minibatch not dividing': ({'rl': {'update': {'minibatches': 3}}}, 'minibatches.*expected to divide the 8 rows'),
+    'minibatch not dividing': ({'rl': {'algorithm': {'minibatches': 3}}}, 'minibatches.*expected to divide the 8 rows'),
     'one half for both': ({'judge': {'half': 0}}, r'config\.judge\.half'),
     'no turns': ({'talking': {'limits': {'turns': 0}}}, r'turns: expected at least 1, found 0'),
     'no signal': ({'talking': {'role_play': {'signal': ' '}}}, 'signal: expected some text'),

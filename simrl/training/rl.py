@@ -45,7 +45,7 @@ class RLSettings:
     prompts_per_step: int
     samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
     row_buckets: tuple[int, ...]  # tokens; an update's rows are cut to the shortest of these that holds the longest row
-    update: UpdateSettings
+    algorithm: UpdateSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
 
@@ -55,7 +55,7 @@ class RLSettings:
                 raise ValueError(f'RLSettings.{field}: expected at least 1, found {getattr(self, field)}')
         if not self.row_buckets or list(self.row_buckets) != sorted(set(self.row_buckets)):
             raise ValueError(f'RLSettings.row_buckets: expected rising lengths, found {self.row_buckets}')
-        self.update.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
+        self.algorithm.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
 
     @property
     def role(self) -> int:
@@ -141,19 +141,19 @@ def train(
     own_allowed = jnp.asarray(trained.allowed)
 
     params = {'decoder': trained.params['decoder']}
-    uses_reference = settings.update.kl != 'none'
+    uses_reference = settings.algorithm.kl != 'none'
     reference = placement.place_params(params, config, mesh, sharding.TRAINING_RULES) if uses_reference else None
     partner_config = partner.voice.config
     partner_params = placement.for_sampling(partner_config, partner.voice.execution.dtype, mesh)(partner.params)
     to_sampler = placement.for_sampling(config, trained.voice.execution.dtype, mesh)
-    if settings.update.estimator == 'gae':
+    if settings.algorithm.estimator == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
-    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.update.updates_per_batch)
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     state, state_sharding = placement.place_state(params, config, optimizer, mesh)
-    update = ppo.jit_update(config, execution, settings.update, optimizer, state_sharding=state_sharding)
+    update = ppo.jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
     jit_prepare = jax.jit(
         functools.partial(
-            prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.update
+            prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm
         )
     )
 

@@ -98,7 +98,7 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: UpdateSettings, s
         prompts_per_step=8,
         samples_per_prompt=8,
         row_buckets=(128,),
-        update=update,
+        algorithm=update,
         optimizer=OptimizerSettings(learning_rate=5e-3),
         trained=trained,
     )
