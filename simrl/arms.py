@@ -34,6 +34,7 @@ from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.sources import Data, Model, subsample
 from simrl.training import placement, rl
 from simrl.training.optimizer import make_optimizer
+from simrl.training.progress import Progress
 from simrl.training.rl import RLSettings
 
 SIMULATORS = ('role_play', 'fine_tuned')  # an arm is named after its simulator
@@ -153,35 +154,40 @@ def judged_replies(
     # A user who never speaks: the opening is given, and one turn ends with the reply.
     silent = simulator_of('fine_tuned', model, params, talking, computing)
     frame, scores, said = frame_of(model.chat), [], []
-    for start in range(0, len(examples), settings.batch_size):
-        chosen = list(examples[start : start + settings.batch_size])
-        padded = chosen + chosen[-1:] * (settings.batch_size - len(chosen))
-        prompts = prompts_of(padded, silent, speaker, model.chat, samples=1, prompt_tokens=talking.limits.prompt_tokens)
-        with jax.set_mesh(mesh):
-            batch = converse(
-                params,
-                params,
-                placement.place_rows(prompts, mesh),
-                settings.seed,
-                REPLY_STEP,
-                voices=(silent.voice, speaker.voice),
-                limits=talking.limits,
-                role=ASSISTANT,
-                temperatures=(silent.temperature, speaker.temperature),
-                allowed=(jnp.asarray(silent.allowed), jnp.asarray(speaker.allowed)),
+    num_batches = -(-len(examples) // settings.batch_size)
+    with Progress('replies', num_batches) as progress:
+        for start in range(0, len(examples), settings.batch_size):
+            chosen = list(examples[start : start + settings.batch_size])
+            padded = chosen + chosen[-1:] * (settings.batch_size - len(chosen))
+            prompts = prompts_of(
+                padded, silent, speaker, model.chat, samples=1, prompt_tokens=talking.limits.prompt_tokens
             )
-            score, _ = score_conversations(
-                judge,
-                batch,
-                config=model.config,
-                execution=computing.training,
-                frame=frame,
-                later_tokens=talking.limits.assistant_tokens,
-            )
-            batch, score = placement.to_host((batch, score))
-        scores.append(score[: len(chosen), 0])
-        rows = transcripts(batch, model.chat.decode)[: len(chosen)]
-        said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
+            with jax.set_mesh(mesh):
+                batch = converse(
+                    params,
+                    params,
+                    placement.place_rows(prompts, mesh),
+                    settings.seed,
+                    REPLY_STEP,
+                    voices=(silent.voice, speaker.voice),
+                    limits=talking.limits,
+                    role=ASSISTANT,
+                    temperatures=(silent.temperature, speaker.temperature),
+                    allowed=(jnp.asarray(silent.allowed), jnp.asarray(speaker.allowed)),
+                )
+                score, _ = score_conversations(
+                    judge,
+                    batch,
+                    config=model.config,
+                    execution=computing.training,
+                    frame=frame,
+                    later_tokens=talking.limits.assistant_tokens,
+                )
+                batch, score = placement.to_host((batch, score))
+            scores.append(score[: len(chosen), 0])
+            rows = transcripts(batch, model.chat.decode)[: len(chosen)]
+            said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
+            progress.update(tokens=float(np.sum(batch.length[: len(chosen)])))
     return np.concatenate(scores), said
 
 

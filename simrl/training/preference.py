@@ -24,6 +24,7 @@ from simrl.rewards.reward_model import score_rows
 from simrl.training import loop, placement
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
+from simrl.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,13 @@ def margins(
     """The margin of every row, float32 `[len(rows)]`, in their order."""
     batches = Batches(rows, settings, stack_preferences)
     out = np.full(len(rows), np.nan, np.float32)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Progress('held-out pairs', batches.batches_per_epoch) as progress:
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
             margin = eval_step(params, placement.place_rows(batch, mesh), config=config, execution=execution)
             index = batch.index[0::2]
             out[index[index >= 0]] = placement.to_host(margin)[index >= 0]
+            progress.update(tokens=int(np.sum(batch.length)))
     return out
 
 

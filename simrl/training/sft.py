@@ -23,6 +23,7 @@ from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.training import loop, metrics, placement
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
+from simrl.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +110,13 @@ def held_out_loss(
 ) -> Metrics:
     """`token_losses` over all rows of `batches`, under the prefix `held_out/`."""
     total: Mapping[str, Any] = {}
-    for i in range(batches.batches_per_epoch):
-        batch = placement.place_rows(batches.batch(i), mesh)
-        total = metrics.add(total, eval_step(params, batch, allowed, config=config, execution=execution))
+    with Progress('held out', batches.batches_per_epoch) as progress:
+        for i in range(batches.batches_per_epoch):
+            batch = batches.batch(i)
+            placed = placement.place_rows(batch, mesh)
+            measured = eval_step(params, placed, allowed, config=config, execution=execution)
+            total = metrics.add(total, metrics.fetch(measured))
+            progress.update(tokens=int(np.sum(batch.length)))
     return {f'held_out/{name}': pair for name, pair in total.items()}
 
 
