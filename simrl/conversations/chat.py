@@ -146,9 +146,9 @@ class Chat:
     def terminal_runs(self, text: str) -> tuple[tuple[int, ...], ...]:
         """The token runs by which a prompted model may write `text` at the end of what it has said.
 
-        A tokenizer may join the text's first characters with what precedes, and its last with a newline. Each run is
-        the shortest tail of tokens that holds the whole text, after a choice of usual endings of a sentence; one that
-        ends with another run is left out. A way of writing it that is not among them is found only in decoded text.
+        A tokenizer may join the text's first characters with what precedes, and its last with what follows. Each run is
+        the fewest tokens that hold the whole text, among a choice of usual characters around it; one that ends with
+        another run is left out. A way of writing it that is not among them is found only in decoded text.
         """
         if not text:
             raise ValueError('the text of an end signal is empty')
@@ -159,7 +159,10 @@ class Chat:
                 start = len(ids) - 1
                 while start > 0 and text not in self.decode(ids[start:]):
                     start -= 1
-                runs.add(tuple(ids[start:]))
+                stop = len(ids)  # what follows in tokens of its own comes after the end
+                while text in self.decode(ids[start : stop - 1]):
+                    stop -= 1
+                runs.add(tuple(ids[start:stop]))
         shortest_first = sorted(runs, key=lambda run: (len(run), run))
         kept: list[tuple[int, ...]] = []
         for run in shortest_first:

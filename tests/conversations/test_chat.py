@@ -350,14 +350,16 @@ def test_allowed_ids():
 def test_terminal_runs_find_the_text_however_it_is_joined():
     chat = chat_from_huggingface(byte_tokenizer(merges=[('.', '['), (']', 'Ċ'), ('Ġ', '['), ('E', 'N')]))
     runs = chat.terminal_runs('[END]')
-    for before in ('Bye.', 'Bye. ', 'Bye!', 'Bye\n', 'Bye\n\n', ''):
-        for after in ('', '\n'):
-            ids = chat.encode(before + '[END]' + after)
-            assert any(tuple(ids[-len(run) :]) == run for run in runs), (before, after)
-    for text in ('Bye. [EN', 'END]', '[end]', '[END].', 'Bye.'):
-        ids = chat.encode(text)
-        assert not any(tuple(ids[-len(run) :]) == run for run in runs), text
-    assert len(chat_from_huggingface(byte_tokenizer()).terminal_runs('[END]')) == 2  # alone, and before a newline
+
+    def found(ids: list[int]) -> bool:
+        return any(tuple(ids[max(end - len(run), 0) : end]) == run for end in range(len(ids) + 1) for run in runs)
+
+    for before in ('Bye.', 'Bye. ', 'Bye!', 'Bye\n', 'Bye\n\n', '', '"', '[', '(', 'so, '):
+        for after in ('', '\n', '.', '!', '"', ']', ')'):
+            assert found(chat.encode(before + '[END]' + after)), (before, after)
+    for text in ('Bye. [EN', 'END]', '[end]', '[END', 'Bye.'):
+        assert not found(chat.encode(text)), text
+    assert len(chat_from_huggingface(byte_tokenizer()).terminal_runs('[END]')) == 1  # no token joins it with anything
     with pytest.raises(ValueError, match='end signal is empty'):
         chat.terminal_runs('')
 
