@@ -4,7 +4,7 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simrl import experiment
@@ -32,6 +32,7 @@ def default_workdir(config_file: str) -> pathlib.Path:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)  # what libraries tell of themselves is not this program's output
     config_flag: Any = flags.FLAGS['config']
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
     print(f'workdir: {workdir}', flush=True)
