@@ -1,10 +1,11 @@
 """A simulator fine-tuned on people's turns (UserLM, arXiv:2510.06552; SFTUser of arXiv:2605.09808).
 
-It speaks in the natural view, under the user header and the template's default system text, as in its training, and
-ends a conversation with the added terminal token.
+It speaks in the natural view, under the user header, as in its training, and ends a conversation with the added
+terminal token. Its system text is what it was trained with: the intent, or the template's default.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
@@ -22,6 +23,22 @@ class FineTunedSettings:
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9))
 
 
+def default_system(_: Example) -> str | None:
+    """No system text but the template's own."""
+    return None
+
+
+def told_intent(example: Example) -> str:
+    """The intent as the system text.
+
+    Raises:
+        ValueError: the example has none.
+    """
+    if example.intent is None:
+        raise ValueError(f'example {example.id}: expected an intent, found none')
+    return example.intent
+
+
 def fine_tuned(
     chat: Chat,
     config: TransformerConfig,
@@ -30,15 +47,17 @@ def fine_tuned(
     *,
     budget: int,
     settings: FineTunedSettings,
+    system: Callable[[Example], str | None] = default_system,
 ) -> Speaker:
-    """A model trained on people's turns as the user.
+    """A model trained on users' turns as the user. Without an opening in the example it writes its own.
 
     Args:
         budget: most tokens sampled for a message, its end-of-turn included.
+        system: an example -> the system text, as in the rows that the model was trained on.
     """
 
     def prompt(example: Example) -> Rendered:
-        return natural_prompt(chat, example.opening)
+        return natural_prompt(chat, example.opening, system(example))
 
     voice = voice_of(
         chat,
