@@ -16,9 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 from simrl import config as config_lib
-from simrl.conversations.chat import Header
+from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Preference
-from simrl.conversations.views import OnLong, assistant_rows, preference_rows, user_rows
+from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_bootstrap
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -119,6 +119,41 @@ def half_of(pair: Preference) -> int:
     return hashlib.sha256(pair.opening.encode()).digest()[0] % HALVES
 
 
+def fit_role(
+    folder: pathlib.Path,
+    params: Params,
+    rows: Sequence[Rendered],
+    held_out: Sequence[Rendered],
+    *,
+    config: TransformerConfig,
+    chat: Chat,
+    role: Header,
+    settings: SFTSettings,
+    computing: Computing,
+    hyperparameters: Mapping[str, Any],
+) -> dict[str, float]:
+    """Fine-tunes on the turns of `role`, saves the params, and returns the held-out loss before and after."""
+    state = sft.fine_tune(
+        folder,
+        params,
+        rows,
+        held_out,
+        config=config,
+        allowed=chat.allowed(config.padded_vocab_size, terminal=role == 'user', header=role),
+        execution=computing.training,
+        settings=settings,
+        # Always before and after, whatever the loop's own setting.
+        loop_settings=dataclasses.replace(
+            computing.loop, evaluate_every=computing.loop.evaluate_every or settings.steps
+        ),
+        mesh=computing.mesh.make(),
+        hyperparameters=hyperparameters,
+    )
+    save_params(folder, {'decoder': state.params['decoder']})
+    losses = [line['held_out/loss'] for line in _lines(folder) if 'held_out/loss' in line]
+    return {'held_out_loss_before': losses[0], 'held_out_loss_after': losses[-1]}
+
+
 def fine_tune_user(
     folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
 ) -> None:
@@ -130,31 +165,22 @@ def fine_tune_user(
     print_counts('rows to train on', len(rows), counts)
     print_counts('rows held out', len(held_out), held_out_counts)
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
-    state = sft.fine_tune(
+    losses = fit_role(
         folder,
         model.params,
         rows,
         measured,
         config=model.config,
-        allowed=model.chat.allowed(
-            model.config.padded_vocab_size, terminal=settings.role == 'user', header=settings.role
-        ),
-        execution=computing.training,
+        chat=model.chat,
+        role=settings.role,
         settings=settings.sft,
-        # Always before and after, whatever the loop's own setting.
-        loop_settings=dataclasses.replace(
-            computing.loop, evaluate_every=computing.loop.evaluate_every or settings.sft.steps
-        ),
-        mesh=computing.mesh.make(),
+        computing=computing,
         hyperparameters=config_lib.to_dict(settings),
     )
-    save_params(folder, {'decoder': state.params['decoder']})
-    losses = [line['held_out/loss'] for line in _lines(folder) if 'held_out/loss' in line]
     save_result(
         folder,
-        {
-            'held_out_loss_before': losses[0],
-            'held_out_loss_after': losses[-1],
+        losses
+        | {
             'held_out_rows': len(measured),
             'train_rows': len(rows),
             'counts': dict(counts),
