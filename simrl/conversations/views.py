@@ -21,6 +21,7 @@ from simrl.conversations.records import Conversation, End, Preference, Turn
 
 View = Literal['natural', 'swapped']
 OnLong = Literal['error', 'cut', 'drop']
+Openings = Literal['given', 'trained']
 
 NOTHING_TO_TRAIN_ON = 'dropped: nothing to train on'
 CUT = 'cut to the whole messages that fit'
@@ -76,16 +77,20 @@ def render(
     train: Header | None = None,
     end: End = 'unknown',
     terminal: bool = False,
+    openings: Openings = 'given',
 ) -> Rendered:
     """Renders messages that alternate from the user's opening.
 
     Args:
         system: the system text; None keeps the template's default. The swapped view needs one, with the opening in it.
-        train: whose tokens are trained on: content and meant ends of turn, without the user's opening, which is given.
+        train: whose tokens are trained on: content and meant ends of turn.
         end: how the conversation ended. After 'cut' the last end-of-turn is nobody's; so is that of every message that
             is truncated.
-        terminal: natural view: append the user's terminal turn, `[terminal, end-of-turn]` under the user's header, if
-            the end is natural and the assistant spoke last.
+        terminal: natural view: write the user's terminal token where the end is natural. It follows the content of the
+            user's last message, as a simulator samples it, unless that is truncated; where the assistant spoke last it
+            is a turn of its own, `[terminal, end-of-turn]` under the user's header.
+        openings: whether the user's opening is 'given', and not trained on, or 'trained' as the user's other messages
+            are, for simulators that open conversations themselves. The swapped view has only given ones.
     """
     _check_alternation(messages)
     if view == 'swapped' and (system is None or messages[0].content not in system):
@@ -94,7 +99,12 @@ def render(
         raise ValueError(
             'terminal turn: only the natural view has one; a prompted model ends by the text of its signal'
         )
+    if view == 'swapped' and openings == 'trained':
+        raise ValueError(
+            "swapped view: the opening is in the system text, so expected openings='given', found 'trained'"
+        )
     first = 0 if view == 'natural' else 1
+    ends_here = terminal and end == 'natural'
 
     tokens = list(chat.system_prefix(system))
     role = [TEMPLATE] * len(tokens)
@@ -112,15 +122,18 @@ def render(
         if number >= first:
             last = number == len(messages) - 1
             speaker: Header = 'assistant' if turn.role == 'assistant' else 'user'
-            append(number, speaker, chat.encode(turn.content), not turn.truncated and not (last and end == 'cut'))
-    if terminal and end == 'natural' and messages[-1].role == 'assistant':
+            content = chat.encode(turn.content)
+            if last and ends_here and speaker == 'user' and not turn.truncated:
+                content.append(chat.terminal)
+            append(number, speaker, content, not turn.truncated and not (last and end == 'cut'))
+    if ends_here and messages[-1].role == 'assistant':
         append(len(messages), 'user', [chat.terminal], ends=True)
 
     roles, numbers = np.array(role, np.int8), np.array(message, np.int16)
     trained = np.zeros(len(tokens), np.bool_)
     if train is not None:
         trained = roles == ROLE_CODES[train]
-        if train == 'user':
+        if train == 'user' and openings == 'given':
             trained &= numbers > 0
     return Rendered(np.array(tokens, np.int32), roles, numbers, trained)
 
@@ -166,17 +179,20 @@ def user_rows(
     *,
     on_long: OnLong = 'error',
     intents: bool = False,
+    openings: Openings = 'given',
 ) -> tuple[list[Rendered], collections.Counter[str]]:
     """Rows that teach a simulator to speak as people did (protocol of arXiv:2605.09808, appendix C).
 
-    Natural view; the opening is given; trained on are the later user turns with their ends of turn, and the terminal
-    turn of natural ends. A conversation's own system message was the assistant's and is not shown. What follows the
-    last trained token is left off, since nothing depends on it.
+    Natural view; trained on are the user's turns, without a given opening, with their ends of turn, and the terminal
+    token of natural ends: in the user's last turn, or in one of its own after the assistant's. A conversation's own
+    system message was the assistant's and is not shown. What follows the last trained token is left off, since nothing
+    depends on it.
 
     Args:
         max_length: tokens of a row.
         on_long: what to do with a longer row: 'error'; 'cut' to the whole messages that fit; or 'drop'.
         intents: the intent is the system text; a conversation without one is an error. False keeps the default text.
+        openings: 'given', as in the protocol, or 'trained', for a simulator that opens conversations itself.
 
     Returns:
         The rows, and counts of what was cut or dropped.
@@ -192,6 +208,7 @@ def user_rows(
             train='user',
             end=conversation.end,
             terminal=True,
+            openings=openings,
         )
 
     return _rows(conversations, row, max_length, on_long)

@@ -66,11 +66,44 @@ def test_what_a_simulator_is_trained_on(chat):
     assert row.role[row.tokens == chat.terminal] == [USER]
 
 
+def test_the_terminal_token_of_a_user_who_spoke_last_is_in_that_message(chat):
+    row = render(chat, TALK[:3], system=None, train='user', end='natural', terminal=True)
+    assert spoken(chat, row, row.trained) == 'Bye<|endconversation|><|im_end|>'
+    assert spoken(chat, row, row.message == 2) == '\n<|im_start|>user\nBye<|endconversation|><|im_end|>'
+    assert row.role[row.tokens == chat.terminal] == [USER]
+    assert row.message.max() == 2
+
+
 @pytest.mark.parametrize(
-    ('turns', 'end', 'terminal'), [(TALK, 'cut', True), (TALK, 'unknown', True), (TALK[:3], 'natural', True)]
+    ('turns', 'end', 'terminal'),
+    [
+        *((talk, end, True) for talk in (TALK, TALK[:3]) for end in ('cut', 'unknown')),
+        *((talk, 'natural', False) for talk in (TALK, TALK[:3])),
+        ((*TALK[:2], Turn('user', 'By', truncated=True)), 'natural', True),
+    ],
 )
-def test_only_natural_ends_after_the_assistant_have_a_terminal_turn(chat, turns, end, terminal):
+def test_only_natural_ends_have_a_terminal_token(chat, turns, end, terminal):
     assert chat.terminal not in render(chat, turns, system=None, train='user', end=end, terminal=terminal).tokens
+
+
+@pytest.mark.parametrize(
+    ('turns', 'end', 'trained'),
+    [
+        (TALK, 'natural', 'Hello<|im_end|>|Bye<|im_end|>|<|endconversation|><|im_end|>'),
+        (TALK[:3], 'natural', 'Hello<|im_end|>|Bye<|endconversation|><|im_end|>'),
+        (TALK[:1], 'natural', 'Hello<|endconversation|><|im_end|>'),
+        (TALK[:1], 'unknown', 'Hello<|im_end|>'),
+        (TALK[:1], 'cut', 'Hello'),
+    ],
+)
+def test_an_opening_that_the_user_writes_is_trained_on(chat, turns, end, trained):
+    row = render(chat, turns, system='Greet.', train='user', end=end, terminal=True, openings='trained')
+    given = render(chat, turns, system='Greet.', train='user', end=end, terminal=True)
+    assert spoken(chat, row, row.trained) == trained
+    assert row.tokens.tolist() == given.tokens.tolist()
+    assert (row.trained & (row.message > 0)).tolist() == given.trained.tolist()
+    of_assistant = render(chat, turns, system='Greet.', train='assistant', end=end, openings='trained')
+    assert not of_assistant.trained[of_assistant.message == 0].any()
 
 
 def test_what_an_assistant_is_trained_on(chat):
@@ -102,6 +135,8 @@ def test_impossible_views(chat):
         render(chat, TALK, system='You are a person.', view='swapped')
     with pytest.raises(ValueError, match='only the natural view has one'):
         render(chat, TALK, system='You said: Hello', view='swapped', terminal=True)
+    with pytest.raises(ValueError, match="expected openings='given', found 'trained'"):
+        render(chat, TALK, system='You said: Hello', view='swapped', openings='trained')
     with pytest.raises(ValueError, match="message 0: expected role 'user', found 'assistant'"):
         render(chat, TALK[1:], system=None)
     with pytest.raises(ValueError, match="message 1: expected role 'assistant', found 'user'"):
@@ -150,6 +185,19 @@ def test_rows_end_with_what_is_trained_on_and_empty_ones_are_counted(chat):
 def test_an_opening_before_a_natural_end_leaves_the_terminal_turn_to_train_on(chat):
     (row,), _ = views.user_rows([conversation(TALK[:2], end='natural')], chat, 1000)
     assert spoken(chat, row, row.trained) == '<|endconversation|><|im_end|>'
+
+
+def test_rows_of_simulators_that_open_conversations(chat):
+    talks = [conversation(TALK[:n], end='natural', intent='Greet.') for n in (1, 3)]
+    rows, counts = views.user_rows(talks, chat, 1000, intents=True, openings='trained')
+    assert [spoken(chat, row, row.trained) for row in rows] == [
+        'Hello<|endconversation|><|im_end|>',
+        'Hello<|im_end|>|Bye<|endconversation|><|im_end|>',
+    ]
+    assert not counts
+    rows, counts = views.user_rows(talks, chat, 1000, intents=True)
+    assert [spoken(chat, row, row.trained) for row in rows] == ['Bye<|endconversation|><|im_end|>']
+    assert counts == {views.NOTHING_TO_TRAIN_ON: 1}
 
 
 def test_rows_that_are_too_long(chat):

@@ -1,0 +1,150 @@
+"""Texts in, a sentencepiece model out, and the chat of such a model: for models that are trained from nothing.
+
+1. `train_pieces` learns the pieces of a language from its texts, the headers of messages among them as control symbols.
+2. `chat_from_pieces` is the model's tokenizer and its headers, each a single token that no text encodes to.
+"""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+from simrl.conversations.chat import Chat
+
+BEGIN = '<s>'
+SYSTEM_HEADER, USER_HEADER, ASSISTANT_HEADER = '<|system|>', '<|user|>', '<|assistant|>'
+END_OF_TURN = '<|end|>'
+CONTROLS = (BEGIN, SYSTEM_HEADER, USER_HEADER, ASSISTANT_HEADER, END_OF_TURN)
+
+SPACE = '▁'  # U+2581, how sentencepiece writes a space; every text begins with one that decoding takes off
+_PROBE = ' Aﬁ  '  # outer and double spaces, a capital and a ligature: what normalisation would change
+
+
+def train_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A sentencepiece model of byte-pair pieces (Sennrich et al. 2016, arXiv:1508.07909): equal texts, equal bytes.
+
+    Texts are taken as they are: no normalisation, every space kept, every character that occurs a piece of its own.
+
+    Args:
+        texts: what messages look like; the order matters only where pieces are equally frequent.
+        vocab_size: number of ids, with those of `CONTROLS` and of the unknown character.
+
+    Raises:
+        ValueError: no texts, or more or fewer ids than such texts can have; the message says how many.
+    """
+    sentences = [text for text in texts if text]
+    if not sentences:
+        raise ValueError('train_pieces: expected at least one text that is not empty, found none')
+    for sentence in sentences:
+        _check_text(sentence)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type='bpe',  # counts of integers: no rounding that could differ between machines
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name='identity',
+            remove_extra_whitespaces=False,
+            max_sentence_length=max(len(sentence.encode()) for sentence in sentences),  # longer ones are left out
+            num_threads=1,
+            minloglevel=2,
+            unk_id=0,
+            bos_id=1,
+            eos_id=-1,
+            pad_id=-1,
+            bos_piece=BEGIN,
+            control_symbols=[piece for piece in CONTROLS if piece != BEGIN],
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f'train_pieces: cannot make vocab_size={vocab_size} pieces of {len(sentences)} texts: {error}'
+        ) from error
+    return model.getvalue()
+
+
+class PiecesTokenizer:
+    """A sentencepiece model as a `Tokenizer`."""
+
+    def __init__(self, model: bytes | str | os.PathLike[str]) -> None:
+        """Reads a model, given as its bytes or as the file that holds them.
+
+        Raises:
+            ValueError: not a sentencepiece model, or one that changes texts before it encodes them.
+        """
+        name = 'sentencepiece model' if isinstance(model, bytes) else str(model)
+        content = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
+        if not content:
+            raise ValueError(f'{name}: expected a sentencepiece model, found no bytes')
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError as error:
+            raise ValueError(f'{name}: not a sentencepiece model: {error}') from error
+        self.name = name
+        self.size = int(self._processor.get_piece_size())
+        self.pieces = tuple(str(self._processor.id_to_piece(i)) for i in range(self.size))
+        self.controls = {self.pieces[i]: i for i in range(self.size) if self._processor.is_control(i)}
+        unused = {i for i in range(self.size) if self._processor.is_unknown(i) or self._processor.is_unused(i)}
+        self.reserved = frozenset(unused | set(self.controls.values()))
+        expected = (SPACE + _PROBE).replace(' ', SPACE)
+        found = self._processor.normalize(_PROBE)
+        if found != expected:
+            raise ValueError(
+                f'{name}: expected a model that keeps texts as they are, behind one space, found that it turns '
+                f'{_PROBE!r} into {found!r} and not {expected!r}'
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; a character that is no piece gives the unknown one."""
+        _check_text(text)
+        return [int(i) for i in self._processor.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, tokens that are not text written out. It is for reading: ids do not follow from it."""
+        parts: list[str] = []
+        start = 0
+        values = [int(i) for i in ids]
+        for position, value in enumerate(values):
+            if value in self.reserved:
+                parts += [self._processor.decode(values[start:position]), self.pieces[value]]
+                start = position + 1
+        return ''.join([*parts, self._processor.decode(values[start:])])
+
+
+def chat_from_pieces(model: bytes | str | os.PathLike[str]) -> Chat:
+    """The chat of a sentencepiece model, given as its bytes or its file, that has `CONTROLS` as control symbols.
+
+    A conversation is `<s>`, then for each message its header, its pieces and `<|end|>`; a system text is such a message
+    under a header of its own, and there is no default one.
+
+    Raises:
+        ValueError: not such a model.
+    """
+    tokenizer = PiecesTokenizer(model)
+    missing = [piece for piece in CONTROLS if piece not in tokenizer.controls]
+    if missing:
+        raise ValueError(
+            f'{tokenizer.name}: expected the control symbols {CONTROLS}, found {tuple(tokenizer.controls)}, '
+            f'without {", ".join(missing)}'
+        )
+    begin, system, user, assistant, end = (tokenizer.controls[piece] for piece in CONTROLS)
+    headers = {'user': (user,), 'assistant': (assistant,)}
+    return Chat(
+        tokenizer=tokenizer,
+        end_of_turn={'user': end, 'assistant': end},
+        headers=headers,
+        first_headers=headers,
+        default_prefix=(begin,),
+        system_header=(begin, system),
+        system_end=end,
+        no_system_reason='',
+        reserved=tokenizer.reserved,
+    )
+
+
+def _check_text(text: str) -> None:
+    if SPACE in text:
+        raise ValueError(f'cannot encode {text[:60]!r}: {SPACE!r} (U+2581) would be read as a space')
