@@ -1,9 +1,21 @@
-"""Intervals for means of observations that come in clusters (people, openings, conversations)."""
+"""Intervals and tests: of means of observations that come in clusters (people, openings), and over training seeds.
+
+Two units, never mixed. A cluster bootstrap resamples people: what it says holds for the checkpoints at hand ("this
+checkpoint only"). A t-interval is over training runs: what it says is about the simulator that they trained against.
+The runs meet the same people, so it does not hold what another draw of people would change.
+"""
 
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import scipy.stats
+
+Vector = np.ndarray | Sequence[float]
+
+MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are counted out, more are sampled
+_DRAWS_AT_ONCE = 512  # of the bootstrap: what bounds its memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +40,31 @@ class Estimate:
         return f'{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.num_observations})'
 
 
+@dataclasses.dataclass(frozen=True)
+class SeedEstimate:
+    """A mean over training seeds with its interval.
+
+    Attributes:
+        mean: the mean over seeds.
+        low, high: the bounds of the t-interval; None with one seed, from which nothing can be said about others.
+        num_seeds: what it rests on.
+        p_value: of the two-sided sign-flip test that the mean is what it would be without an effect; None with one
+            seed, or where no such value was named.
+        level: the nominal coverage of the interval.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_seeds: int
+    p_value: float | None
+    level: float
+
+    def __str__(self) -> str:
+        interval = 'one seed, no interval' if self.low is None else f'[{self.low:.3f}, {self.high:.3f}]'
+        return f'{self.mean:.3f} {interval} (seeds={self.num_seeds})'
+
+
 def cluster_bootstrap(
     values: Sequence[float],
     clusters: Sequence[Hashable],
@@ -50,24 +87,146 @@ def cluster_bootstrap(
     """
     if len(values) != len(clusters):
         raise ValueError(f'cluster_bootstrap: expected one cluster per value, found {len(clusters)} for {len(values)}')
-    if not len(values):
-        raise ValueError('cluster_bootstrap: expected at least one observation, found none')
-    data = np.asarray(values, np.float64)
-    if not np.isfinite(data).all():
-        raise ValueError(f'cluster_bootstrap: expected finite values, found {data[~np.isfinite(data)][0]}')
+    return cluster_bootstraps([values], clusters, level=level, resamples=resamples, seed=seed)[0]
+
+
+def cluster_bootstraps(
+    measures: Sequence[Vector],
+    clusters: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """`cluster_bootstrap` of several measures of the same observations, which share their resamples.
+
+    Args:
+        measures: [K][N] finite numbers.
+        clusters: [N], the cluster of each observation.
+        level, resamples, seed: as for `cluster_bootstrap`.
+
+    Raises:
+        ValueError: as `cluster_bootstrap`.
+    """
+    data = _finite('cluster_bootstrap', measures, len(clusters))
+    check_level('cluster_bootstrap', level)
+    means = resampled_means(data, clusters, resamples=resamples, seed=seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return [
+        Estimate(
+            mean=float(data[k].mean()),
+            low=float(low[k]),
+            high=float(high[k]),
+            num_observations=len(clusters),
+            num_clusters=len(set(clusters)),
+            level=level,
+        )
+        for k in range(len(data))
+    ]
+
+
+def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resamples: int, seed: int) -> np.ndarray:
+    """The mean of each measure in each of `resamples` draws of the clusters with replacement.
+
+    Args:
+        measures: [K, N] finite numbers.
+        clusters: [N], the cluster of each observation.
+        resamples: number of draws, R.
+        seed: of the draws.
+
+    Returns:
+        [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired.
+    """
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
-    total = np.bincount(member, weights=data)
+    total = np.stack([np.bincount(member, weights=row) for row in measures], 1)
     count = np.bincount(member).astype(np.float64)
-    num_clusters = len(index)
-    draws = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), resamples)
-    means = (draws @ total) / (draws @ count)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(
-        mean=float(data.mean()),
-        low=float(low),
-        high=float(high),
-        num_observations=len(data),
-        num_clusters=num_clusters,
-        level=level,
-    )
+    equal_shares = np.full(len(index), 1 / len(index))
+    random = np.random.default_rng(seed)
+    means = np.empty((resamples, len(measures)))
+    for start in range(0, resamples, _DRAWS_AT_ONCE):
+        draws = random.multinomial(len(index), equal_shares, min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
+        means[start : start + len(draws)] = (draws @ total) / (draws @ count)[:, None]
+    return means.T
+
+
+def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None) -> SeedEstimate:
+    """The mean of one number per training seed with Student's t-interval: mean +- t_{n-1} s / sqrt(n) (Student 1908).
+
+    Args:
+        values: [seeds], finite; of one seed there is a mean, and no interval.
+        level: nominal coverage, in (0, 1).
+        null: what the mean would be without an effect (0 for a difference, 0.5 for a win rate); with it the estimate
+            holds the p-value of `sign_flip_test`.
+
+    Raises:
+        ValueError: with no seed, a value that is not finite, or a level outside (0, 1).
+    """
+    data = _finite('t_interval', [values], len(values))[0]
+    check_level('t_interval', level)
+    mean = float(data.mean())
+    if len(data) == 1:
+        return SeedEstimate(mean, low=None, high=None, num_seeds=1, p_value=None, level=level)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    p_value = None if null is None else sign_flip_test(data - null)
+    return SeedEstimate(mean, mean - half, mean + half, num_seeds=len(data), p_value=p_value, level=level)
+
+
+def paired_difference(first: Vector, second: Vector, *, level: float = 0.95) -> SeedEstimate:
+    """`first` minus `second`, seed by seed: its mean, t-interval and sign-flip test.
+
+    Args:
+        first, second: [seeds], in the same order of seeds. What a seed fixes for both arms (the initial assistant, the
+            people, the order of the data) cancels.
+        level: nominal coverage, in (0, 1).
+
+    Raises:
+        ValueError: lengths that differ, or as `t_interval`.
+    """
+    if len(first) != len(second):
+        raise ValueError(f'paired_difference: expected the same seeds of both, found {len(first)} and {len(second)}')
+    return t_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64), level=level, null=0.0)
+
+
+def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 0) -> float:
+    """The two-sided p-value of the hypothesis that differences are as likely with the other sign (Fisher 1935, s. 21).
+
+    The p-value is the share of sign patterns whose sum is at least as far from 0 as the one found: of all 2^n patterns
+    up to `MAX_EXACT_SEEDS`, so that it is never below 2 / 2^n (with 5 seeds 1 / 16); beyond, (1 + hits) / (1 + draws)
+    of `resamples` random ones (Phipson & Smyth 2010), which is never 0.
+
+    Args:
+        differences: [n], finite.
+        resamples, seed: of the random patterns.
+
+    Raises:
+        ValueError: with no difference, or one that is not finite.
+    """
+    data = _finite('sign_flip_test', [differences], len(differences))[0]
+    # Sums that are equal but for the order of addition count as equal.
+    found = abs(data.sum()) - 1e-9 * np.abs(data).sum()
+    if len(data) <= MAX_EXACT_SEEDS:
+        sums = data[:1]  # the first sign is fixed: a pattern and its mirror image are equally far from 0
+        for difference in data[1:]:
+            sums = np.concatenate([sums + difference, sums - difference])
+        return float((np.abs(sums) >= found).mean())
+    signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(data))) * 2 - 1
+    return float((1 + (np.abs(signs @ data) >= found).sum()) / (1 + resamples))
+
+
+def check_level(caller: str, level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f'{caller}: expected a level in (0, 1), found {level}')
+
+
+def _finite(caller: str, measures: Sequence[Vector], num_observations: int) -> np.ndarray:
+    """[K][N] numbers as float64 [K, N], or an error that speaks for `caller`."""
+    if not num_observations:
+        raise ValueError(f'{caller}: expected at least one observation, found none')
+    lengths = sorted({len(measure) for measure in measures} | {num_observations})
+    if len(lengths) > 1:
+        raise ValueError(f'{caller}: expected {num_observations} values of each measure, found {lengths}')
+    data = np.asarray(measures, np.float64).reshape(len(measures), num_observations)
+    if not np.isfinite(data).all():
+        raise ValueError(f'{caller}: expected finite values, found {data[~np.isfinite(data)][0]}')
+    return data
