@@ -1,6 +1,6 @@
 """The main job: train one assistant per simulator, all else equal, and compare the assistants.
 
-`run` reads as the experiment does:
+`experiment_tasks` reads as the experiment does:
 1. A user simulator is fine-tuned on people's turns, and two reward models are trained on disjoint choices of people.
 2. The initial assistant's replies give the reward its zero and unit.
 3. For each arm and seed an assistant is RL-trained against that arm's simulator.
@@ -11,12 +11,9 @@ jobs that are one such stage.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -25,9 +22,10 @@ from simrl import arms, jobs, sources, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
+from simrl.lanes import Job
 from simrl.sources import Data, DataSettings, Model, ModelSettings
-from simrl.stages import Stages
-from simrl.training.loop import CHECKPOINTS_FOLDER, enable_compilation_cache
+from simrl.stages import Task
+from simrl.training.loop import enable_compilation_cache
 from simrl.training.rl import RLSettings
 
 USER_STAGE, REWARD_STAGE, JUDGE_STAGE = 'sft/user', 'reward_model/train', 'reward_model/judge'
@@ -134,6 +132,11 @@ def check_simulator(field: str, name: str) -> None:
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tuple[str, ...] = ()) -> None:
     """Runs the job that `config.job` names in `workdir`, or what is missing of it.
 
+    Args:
+        config: the job's name and its settings.
+        workdir: the run directory.
+        rerun: names of stages, or of folders of stages, to be cleared first with all that rest on them.
+
     Raises:
         ConfigError: a field is unknown, missing, of the wrong type or impossible.
         WorkdirError: `workdir` is of another config, or something else.
@@ -143,28 +146,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
     name = fields.pop('job', None)
     if name not in JOBS:
         raise config_lib.ConfigError(f'config.job: expected one of {", ".join(JOBS)}, found {name!r}')
-    settings_type, job = JOBS[name]
-    settings: Any = config_lib.from_config_dict(settings_type, fields, 'config')
+    job = JOBS[name]
+    settings: Any = config_lib.from_config_dict(job.settings, fields, 'config')
+    tasks = job.tasks(settings, workdir)  # with what can be refused before anything is written
+    again = stages.to_run_again(workdir, tasks, rerun)
     plain = {'job': name, **config_lib.to_dict(settings)}
-    stages.open_workdir(workdir, plain, exempt=EXEMPT, changed=bool(rerun))
-    plan = Stages(workdir, rerun)
-    job(settings, plan)
-    plan.finish()
-
-
-def _timed(
-    plan: Stages,
-    name: str,
-    slice_: Mapping[str, Any],
-    inputs: Mapping[str, pathlib.Path],
-    work: Callable[[pathlib.Path], None],
-) -> None:
-    """Runs a stage and says how long it took. Its training checkpoints go once it is done; its params stay."""
-    started = time.monotonic()
-    print(f'\n== {name}', flush=True)
-    outcome = plan.run(name, config_lib.to_dict(slice_), inputs, work)
-    shutil.rmtree(plan.workdir / name / CHECKPOINTS_FOLDER, ignore_errors=True)
-    print(f'== {name}: {outcome}, {time.monotonic() - started:.0f} s', flush=True)
+    stages.open_workdir(workdir, plain, exempt=job.exempt, changed=bool(rerun))
+    stages.clear(workdir, again)
+    stages.run_tasks(workdir, tasks)
+    job.finish(settings, workdir)
 
 
 def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[str, Any]:
@@ -198,100 +188,103 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
     return files | ({'model': source} if source.exists() else {})
 
 
-def run_experiment(settings: Experiment, plan: Stages) -> None:
+def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:
     """The whole experiment; see the module's docstring."""
     model, data = _load(settings)
     _check_sizes(settings, settings.arms, model, data)
-    computing, workdir = settings.computing, plan.workdir
-    files = _files(settings.model, settings.data)
-    common = _common(settings)
+    reward_model, scale, judge = workdir / REWARD_STAGE, workdir / SCALE_STAGE, workdir / JUDGE_STAGE
 
-    _timed(
-        plan,
-        USER_STAGE,
-        common | {'user_sft': settings.user_sft},
-        files,
-        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, computing),
-    )
-    for name, reward_settings in ((REWARD_STAGE, settings.reward_model), (JUDGE_STAGE, settings.judge)):
-        _timed(
-            plan,
-            name,
-            common | {'reward_model': reward_settings},
-            files,
-            functools.partial(
-                jobs.fit_reward_model, model=model, data=data, settings=reward_settings, computing=computing
-            ),
-        )
-    _scale_stage(plan, settings, files, workdir / REWARD_STAGE, model, data)
+    tasks = [
+        _user_task(settings, model, data),
+        _reward_task(REWARD_STAGE, settings, settings.reward_model, model, data),
+        _reward_task(JUDGE_STAGE, settings, settings.judge, model, data),
+        _scale_task(settings, reward_model, model, data),
+    ]
+    trained: dict[str, pathlib.Path | None] = {}
     for seed in settings.seeds:
         for arm in settings.arms:
             simulator = workdir / USER_STAGE if arm == 'fine_tuned' else None
-            read = ArmStages(workdir / REWARD_STAGE, workdir / SCALE_STAGE, simulator)
-            _rl_stage(plan, settings, files, arm, seed, read, model, data)
-    trained = {rl_stage(arm, seed): workdir / rl_stage(arm, seed) for seed in settings.seeds for arm in settings.arms}
+            read = ArmStages(reward_model, scale, simulator)
+            tasks.append(_rl_task(settings, arm, seed, read, model, data))
+            trained[rl_stage(arm, seed)] = workdir / rl_stage(arm, seed)
     for assistant, stage in {'initial': None, **trained}.items():
-        _timed(
-            plan,
-            f'evaluate/{assistant}',
-            common | {'talking': settings.talking, 'comparison': settings.comparison},
-            {**files, 'judge': workdir / JUDGE_STAGE, **({} if stage is None else {'assistant': stage})},
-            functools.partial(
-                arms.evaluate,
-                model=model,
-                data=data,
-                judge_stage=workdir / JUDGE_STAGE,
-                assistant_stage=stage,
-                talking=settings.talking,
-                settings=settings.comparison,
-                computing=computing,
-            ),
-        )
-    comparison = config_lib.to_dict(arms.compare(workdir, list(trained)))
+        tasks.append(_evaluate_task(settings, assistant, stage, judge, model, data))
+    return tasks
+
+
+def finish_experiment(settings: Experiment, workdir: pathlib.Path) -> None:
+    """Compares the assistants, and prints and stores what came out."""
+    trained = [rl_stage(arm, seed) for seed in settings.seeds for arm in settings.arms]
+    comparison = config_lib.to_dict(arms.compare(workdir, trained))
     (workdir / 'results').mkdir(exist_ok=True)
     (workdir / 'results' / 'comparison.json').write_text(json.dumps(comparison, indent=2) + '\n')
     print(report(workdir, comparison))
 
 
-def _scale_stage(
-    plan: Stages,
-    settings: Experiment | RLJob,
-    files: Mapping[str, pathlib.Path],
-    reward_stage: pathlib.Path,
-    model: Model,
-    data: Data,
-) -> None:
-    _timed(
-        plan,
+def _user_task(settings: Experiment | SFTJob, model: Model, data: Data) -> Task:
+    return Task(
+        USER_STAGE,
+        _common(settings) | {'user_sft': settings.user_sft},
+        _files(settings.model, settings.data),
+        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.computing),
+    )
+
+
+def _reward_task(
+    name: str, settings: Experiment | RewardModelJob, reward_model: RewardModelSettings, model: Model, data: Data
+) -> Task:
+    return Task(
+        name,
+        _common(settings) | {'reward_model': reward_model},
+        _files(settings.model, settings.data),
+        lambda folder: jobs.fit_reward_model(folder, model, data, reward_model, settings.computing),
+    )
+
+
+def _scale_task(settings: Experiment | RLJob, reward_stage: pathlib.Path, model: Model, data: Data) -> Task:
+    return Task(
         SCALE_STAGE,
         _common(settings) | {'talking': settings.talking, 'scale': settings.scale},
-        {**files, 'reward_model': reward_stage},
+        {**_files(settings.model, settings.data), 'reward_model': reward_stage},
         lambda folder: arms.measure_scale(
             folder, model, data, reward_stage, settings.talking, settings.scale, settings.computing
         ),
     )
 
 
-def _rl_stage(
-    plan: Stages,
-    settings: Experiment | RLJob,
-    files: Mapping[str, pathlib.Path],
-    simulator: str,
-    seed: int,
-    read: ArmStages,
-    model: Model,
-    data: Data,
-) -> None:
-    inputs = {**files, 'reward_model': read.reward_model, 'scale': read.scale}
+def _rl_task(
+    settings: Experiment | RLJob, simulator: str, seed: int, read: ArmStages, model: Model, data: Data
+) -> Task:
+    inputs = {**_files(settings.model, settings.data), 'reward_model': read.reward_model, 'scale': read.scale}
     if read.simulator is not None:
         inputs['simulator'] = read.simulator
-    _timed(
-        plan,
+    return Task(
         rl_stage(simulator, seed),
         _common(settings) | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl},
         inputs,
         lambda folder: arms.train_arm(
             folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.computing
+        ),
+    )
+
+
+def _evaluate_task(
+    settings: Experiment,
+    assistant: str,
+    stage: pathlib.Path | None,
+    judge: pathlib.Path,
+    model: Model,
+    data: Data,
+) -> Task:
+    inputs = {**_files(settings.model, settings.data), 'judge': judge}
+    if stage is not None:
+        inputs['assistant'] = stage
+    return Task(
+        f'evaluate/{assistant}',
+        _common(settings) | {'talking': settings.talking, 'comparison': settings.comparison},
+        inputs,
+        lambda folder: arms.evaluate(
+            folder, model, data, judge, stage, settings.talking, settings.comparison, settings.computing
         ),
     )
 
@@ -343,40 +336,29 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def run_sft(settings: SFTJob, plan: Stages) -> None:
+def sft_tasks(settings: SFTJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
-    _timed(
-        plan,
-        USER_STAGE,
-        _common(settings) | {'user_sft': settings.user_sft},
-        _files(settings.model, settings.data),
-        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.computing),
-    )
+    return [_user_task(settings, model, data)]
 
 
-def run_reward_model(settings: RewardModelJob, plan: Stages) -> None:
+def reward_model_tasks(settings: RewardModelJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
-    _timed(
-        plan,
-        REWARD_STAGE,
-        _common(settings) | {'reward_model': settings.reward_model},
-        _files(settings.model, settings.data),
-        lambda folder: jobs.fit_reward_model(folder, model, data, settings.reward_model, settings.computing),
-    )
+    return [_reward_task(REWARD_STAGE, settings, settings.reward_model, model, data)]
 
 
-def run_rl(settings: RLJob, plan: Stages) -> None:
+def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
     _check_sizes(settings, (settings.simulator,), model, data)
-    files = _files(settings.model, settings.data)
-    read = ArmStages(settings.reward_stage, plan.workdir / SCALE_STAGE, settings.simulator_stage)
-    _scale_stage(plan, settings, files, read.reward_model, model, data)
-    _rl_stage(plan, settings, files, settings.simulator, settings.seed, read, model, data)
+    read = ArmStages(settings.reward_stage, workdir / SCALE_STAGE, settings.simulator_stage)
+    return [
+        _scale_task(settings, read.reward_model, model, data),
+        _rl_task(settings, settings.simulator, settings.seed, read, model, data),
+    ]
 
 
-JOBS: Mapping[str, tuple[type, Callable[[Any, Stages], None]]] = {
-    'experiment': (Experiment, run_experiment),
-    'sft_user': (SFTJob, run_sft),
-    'reward_model': (RewardModelJob, run_reward_model),
-    'rl': (RLJob, run_rl),
+JOBS: Mapping[str, Job] = {
+    'experiment': Job(Experiment, experiment_tasks, finish_experiment, exempt=EXEMPT),
+    'sft_user': Job(SFTJob, sft_tasks, exempt=EXEMPT),
+    'reward_model': Job(RewardModelJob, reward_model_tasks, exempt=EXEMPT),
+    'rl': Job(RLJob, rl_tasks, exempt=EXEMPT),
 }

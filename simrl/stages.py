@@ -1,46 +1,228 @@
 """A job as stages that talk through the run directory: each runs once, and the same command runs only what is missing.
 
-A stage is a folder of the run directory. It holds, besides what the stage writes:
+A `Task` says what a stage is: its folder in the run directory, the slice of the config that its results depend on, the
+inputs that it reads, and its work. A job is a list of them, each after those that it reads.
 
-    stage.lock    held (flock) while a process works on the stage; a kill leaves no lock behind
-    stage.json    the slice of the config that the stage depends on, and the hashes of its inputs
-    done.json     the same and an id of this run of the stage; written last, when all is complete
-
-A stage that was started goes on where it was; one that is done is skipped. Where its slice or an input differs from
-what it was started with, it is refused with the difference, unless it is to be run again, which clears its folder.
-
-What is hashed: of a file the sha256 of its bytes, for one over 64 MiB that of its size and of its first and last MiB;
-of a folder the names and hashes of all files in it; of a stage its done.json, so that running a stage again makes the
-results that rest on it out of date, whatever it writes.
+A stage that was started goes on where it was; one that is done is skipped, once its files were held against what it
+left. Where its slice or an input differs from what it was started with, it is refused with the difference. Stages that
+are named to be run again are cleared with all that rest on them before anything runs, so that a kill later costs
+nothing: the command without `--rerun` goes on. What a stage's folder holds, and what is hashed: `stage_files.py`.
 """
 
-import fcntl
-import hashlib
+import dataclasses
+import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
-import socket
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
-from simrl import config
+from simrl import config, stage_files
+from simrl.stage_files import DONE_FILE, LOCK_FILE, SCRATCH_FOLDER, STAGE_FILE, Hashes, WorkdirError, is_done, some
 
-CONFIG_FILE, STAGE_FILE, DONE_FILE, LOCK_FILE = 'config.json', 'stage.json', 'done.json', 'stage.lock'
-NEW_SUFFIX = '.new'  # of a file that is not renamed yet
-LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes
-
-Outcome = Literal['ran', 'done', 'locked']
-
-
-class WorkdirError(RuntimeError):
-    """A folder is not what a stage or a run may write to: of another config, or of something else."""
+CONFIG_FILE = 'config.json'
+FORMAT = 1  # of run directories; counts up when an older version's can no longer be gone on with
+POLL_SECONDS = 0.2  # between two looks at stages that other processes work on
 
 
 class LockedError(WorkdirError):
     """Another process works on the stage."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message, holder)
+        self.holder = holder  # what is known of that process
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A stage of a job.
+
+    Attributes:
+        name: its folder in the run directory, for instance 'rl/role_play/seed-0'.
+        slice_: what of the config its results depend on: dataclasses and plain values by name.
+        inputs: what it reads, by name: files or folders, and folders of stages. One inside the run directory is a
+            stage that comes before it.
+        work: does the work in the stage's folder, and goes on where a killed process left off. An exception leaves the
+            stage started: the next call goes on.
+    """
+
+    name: str
+    slice_: Mapping[str, Any]
+    inputs: Mapping[str, pathlib.Path]
+    work: Callable[[pathlib.Path], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What happens to a stage: it 'starts', it 'ran' to its end, it was 'done' before, or it 'waits' for a process."""
+
+    stage: str
+    what: Literal['starts', 'ran', 'done', 'waits']
+    seconds: float = 0.0  # of a stage that ran: in this process
+    holder: str = ''  # of a stage that waits: what is known of the process that works on it
+
+
+def say(event: Event) -> None:
+    """Prints it."""
+    if event.what == 'waits':
+        print(f'\n== {event.stage}: waits for {event.holder}', flush=True)
+        return
+    if event.what != 'ran':
+        print(f'\n== {event.stage}', flush=True)
+    if event.what != 'starts':
+        print(f'== {event.stage}: {event.what}, {event.seconds:.0f} s', flush=True)
+
+
+def run_tasks(
+    workdir: pathlib.Path,
+    tasks: Sequence[Task],
+    *,
+    held: Literal['error', 'wait'] = 'error',
+    tell: Callable[[Event], None] = say,
+) -> None:
+    """Runs what is missing, in order; returns once all stages are done.
+
+    Args:
+        workdir: the run directory.
+        tasks: each after those that it reads.
+        held: what to do with a stage that another process works on: raise, or go on with the others and wait for it.
+        tell: called with what happens.
+
+    Raises:
+        WorkdirError: a stage was started or done with another slice or other inputs; an input is missing, or a stage
+            that is not done; files of a done stage were changed; a folder holds something that is no stage; the tasks
+            are not in order.
+        LockedError: another process works on a stage, and `held` is 'error'.
+        ValueError: a stage's folder is, or is in, another's.
+    """
+    _check_order(workdir, tasks)
+    hashes, left, told = Hashes(), list(tasks), set[Event]()
+    while left:
+        waits = []
+        for task in left:
+            if not all(is_done(workdir / name) for name in _stages_read(workdir, task)):
+                continue
+            try:
+                _run_task(workdir, task, hashes, tell)
+            except LockedError as error:
+                if held == 'error':
+                    raise
+                waits.append(Event(task.name, 'waits', holder=error.holder))
+            else:
+                left.remove(task)
+                break  # and look again from the first on
+        else:
+            for event in waits:
+                if event not in told:
+                    tell(event)
+                    told.add(event)
+            time.sleep(POLL_SECONDS)
+
+
+def _run_task(workdir: pathlib.Path, task: Task, hashes: Hashes, tell: Callable[[Event], None]) -> None:
+    folder = workdir / task.name
+    slice_ = json.loads(json.dumps(config.to_dict(task.slice_)))
+    identity = {'slice': slice_, 'inputs': _hash_inputs(folder, task.inputs, hashes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with stage_files.lock(folder) as holder:
+        if holder is not None:
+            raise LockedError(
+                f'{folder}: another process works on this stage ({holder}); wait for it, or stop it', holder
+            )
+        started = _started(folder)
+        if started is not None and 'clearing' in started:  # a kill came in between
+            _clear(folder)
+            started = None
+        if started is not None:
+            _check(folder, started, identity, task.name)
+            if is_done(folder):
+                hashes.of(folder)
+                _remove_scratch(folder)
+                tell(Event(task.name, 'done'))
+                return
+        tell(Event(task.name, 'starts'))
+        if started is None:
+            stage_files.write_json(folder / STAGE_FILE, identity)
+        began = time.monotonic()
+        task.work(folder)
+        seconds = time.monotonic() - began
+        outputs = stage_files.outputs_of(folder)
+        stage_files.write_json(
+            folder / DONE_FILE, {'name': task.name, **identity, 'outputs': outputs, 'seconds': seconds}
+        )
+        _remove_scratch(folder)  # not before: after a kill in between the work would begin again
+    tell(Event(task.name, 'ran', seconds))
+
+
+def _remove_scratch(folder: pathlib.Path) -> None:
+    if (folder / SCRATCH_FOLDER).exists():
+        shutil.rmtree(folder / SCRATCH_FOLDER)
+
+
+def seconds_of(folder: pathlib.Path) -> float:
+    """How long the work of a finished stage took; where it went on after a kill, in the last process."""
+    return float(stage_files.read_done(folder)['seconds'])
+
+
+def to_run_again(workdir: pathlib.Path, tasks: Sequence[Task], rerun: Collection[str]) -> list[str]:
+    """The stages that are named, and all that rest on them, in order.
+
+    Args:
+        workdir: the run directory; need not exist.
+        tasks: each after those that it reads.
+        rerun: names of stages, or of folders of stages ('rl' for 'rl/role_play/seed-0').
+
+    Raises:
+        WorkdirError: a name is that of no stage; the tasks are not in order.
+        ValueError: a stage's folder is, or is in, another's.
+    """
+    _check_order(workdir, tasks)
+    chosen: list[str] = []
+    wanted = {name.strip('/') for name in rerun}
+    met: set[str] = set()
+    for task in tasks:
+        named = {name for name in wanted if f'{task.name}/'.startswith(f'{name}/')}
+        met |= named
+        if named or set(chosen) & set(_stages_read(workdir, task)):
+            chosen.append(task.name)
+    if unknown := sorted(wanted - met):
+        raise WorkdirError(
+            f'--rerun: expected names of stages, found {", ".join(unknown)}, which this run lacks; it has '
+            f'{", ".join(task.name for task in tasks)}'
+        )
+    return chosen
+
+
+def clear(workdir: pathlib.Path, names: Sequence[str]) -> None:
+    """Empties the folders of stages, so that they run again; a kill meanwhile is made up for by the next command.
+
+    Args:
+        workdir: the run directory.
+        names: of stages, each after those that it reads.
+
+    Raises:
+        WorkdirError: a folder holds something that is no stage. Nothing was cleared.
+        LockedError: another process works on one of the stages. Nothing was cleared.
+    """
+    folders = [workdir / name for name in names if (workdir / name).exists()]
+    with ExitStack() as stack:
+        started = []
+        for folder in folders:
+            holder = stack.enter_context(stage_files.lock(folder))
+            if holder is not None:
+                raise LockedError(f'{folder}: another process works on this stage ({holder}); stop it first', holder)
+            if _started(folder) is not None:
+                started.append(folder)
+        for folder in reversed(started):  # at no moment does one rest on an input that is gone
+            _clear(folder)
+    if started:
+        again = ', '.join(folder.relative_to(workdir).as_posix() for folder in started)
+        print(f'to be run again: {again}. After a kill the command without --rerun goes on', flush=True)
 
 
 def open_workdir(
@@ -49,6 +231,7 @@ def open_workdir(
     """Makes the run directory and its config.json, or checks that it is of the same config.
 
     Args:
+        workdir: the run directory.
         config_dict: the whole config as plain values (`config.to_dict`).
         exempt: dotted fields that may differ (with all below them), for instance what only says what is logged or
             which stages there are. Their new values replace those in config.json.
@@ -56,154 +239,93 @@ def open_workdir(
             its own slice.
 
     Raises:
-        WorkdirError: the directory is of another config, or holds something that is no run.
+        WorkdirError: the directory is of another config or another format, or holds something that is no run.
     """
-    stored = _read_json(workdir / CONFIG_FILE)
+    version = importlib.metadata.version('simrl')
+    wanted = {'format': FORMAT, 'version': version, **config_dict}
+    stored = stage_files.read_json(workdir / CONFIG_FILE)
     if stored is None and workdir.exists():
-        others = sorted(path.name for path in workdir.iterdir() if not _is_new(path))
+        others = sorted(path.name for path in workdir.iterdir() if not stage_files.is_new(path))
         if others:
-            raise WorkdirError(f'{workdir}: expected an empty folder or a run ({CONFIG_FILE}), found {_some(others)}')
+            raise WorkdirError(f'{workdir}: expected an empty folder or a run ({CONFIG_FILE}), found {some(others)}')
+    if stored is not None and stored.get('format') != FORMAT:
+        raise WorkdirError(
+            f'{workdir}: expected a run of format {FORMAT} (simrl {version}), found one of format '
+            f'{stored.get("format", "unknown")} (simrl {stored.get("version", "unknown")}). Choose another workdir, or '
+            'go on with the version that made it'
+        )
     if stored is not None and not changed:
         lines = [
             line
-            for line in config.differences(stored, config_dict)
-            if not any(line.split(': ')[0] == field or line.startswith(f'{field}.') for field in exempt)
+            for line in config.differences(stored, wanted)
+            if not any(line.split(': ')[0] == field or line.startswith(f'{field}.') for field in ('version', *exempt))
         ]
         if lines:
             raise WorkdirError(
                 f'{workdir}: is the run of another config: {"; ".join(lines)}. Choose another workdir, or name the '
                 'stages to run again (--rerun)'
             )
-    if stored != config_dict:
+    if stored != wanted:
         workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(workdir / CONFIG_FILE, config_dict)
+        stage_files.write_json(workdir / CONFIG_FILE, wanted)
 
 
-def stage(
-    folder: pathlib.Path,
-    slice_: Mapping[str, Any],
-    inputs: Mapping[str, pathlib.Path],
-    run: Callable[[pathlib.Path], None],
-    *,
-    rerun: bool = False,
-    locked: Literal['error', 'skip'] = 'error',
-) -> Outcome:
-    """Runs one stage, unless it is done.
-
-    Args:
-        folder: the stage's own; made where missing.
-        slice_: the part of the config that its results depend on, as plain values (`config.to_dict`).
-        inputs: files, folders or other stages' folders that it reads, by name.
-        run: does the work in `folder`, and goes on where a killed process left off. An exception leaves the stage
-            started: the next call goes on.
-        rerun: clear the folder first. A kill during the clearing is made up for by the next call; a kill later is not
-            known here, so the same call would begin again.
-        locked: what to do while another process works on it.
-
-    Returns:
-        'ran', 'done' (it was before), or 'locked' (skipped).
-
-    Raises:
-        WorkdirError: started or done with another slice or other inputs; an input is missing or a stage that is not
-            done; the folder holds something that is no stage.
-        LockedError: another process works on it, and `locked` is 'error'.
-    """
-    identity = {'slice': json.loads(json.dumps(slice_)), 'inputs': _hashes(folder, inputs)}
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder) as holder:
-        if holder is not None:
-            if locked == 'skip':
-                return 'locked'
-            raise LockedError(f'{folder}: another process works on this stage ({holder}); wait for it, or stop it')
-        started = _started(folder)
-        if started is not None and (rerun or 'clearing' in started):
-            _write_json(
-                folder / STAGE_FILE, {'clearing': True}
-            )  # from here on a kill leaves nothing that looks started
-            _clear(folder)
-            started = None
-        if started is None:
-            _write_json(folder / STAGE_FILE, identity)
-        else:
-            _check(folder, started, identity)
-            if (folder / DONE_FILE).exists():
-                return 'done'
-        run(folder)
-        _write_json(folder / DONE_FILE, identity | {'run': uuid.uuid4().hex})
-    return 'ran'
+def _stages_read(workdir: pathlib.Path, task: Task) -> list[str]:
+    """Names of the stages of this run that a task reads."""
+    root = workdir.resolve()
+    paths = [path.resolve() for path in task.inputs.values()]
+    return [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
 
 
-def is_done(folder: pathlib.Path) -> bool:
-    return (folder / DONE_FILE).exists()
+def _check_order(workdir: pathlib.Path, tasks: Sequence[Task]) -> None:
+    before: list[str] = []
+    for task in tasks:
+        for name in before:
+            if f'{task.name}/'.startswith(f'{name}/') or name.startswith(f'{task.name}/'):
+                raise ValueError(f'{task.name}: expected a folder of its own, found that {name} has it')
+        for name in _stages_read(workdir, task):
+            if name not in before:
+                raise WorkdirError(
+                    f'{task.name}: expected what it reads in {workdir} to be stages that come before it, found {name}'
+                )
+        before.append(task.name)
 
 
-class Stages:
-    """The stages of a run directory, some of which are to be run again with those that rest on them.
-
-    Args:
-        workdir: the run directory.
-        rerun: names of stages, or of folders of stages ('rl' for 'rl/role_play/seed-0').
-    """
-
-    def __init__(self, workdir: pathlib.Path, rerun: Collection[str] = ()) -> None:
-        self.workdir = pathlib.Path(workdir)
-        self._rerun = {name.strip('/') for name in rerun}
-        self._met: set[str] = set()
-        self._redone: set[pathlib.Path] = set()
-
-    def run(
-        self,
-        name: str,
-        slice_: Mapping[str, Any],
-        inputs: Mapping[str, pathlib.Path],
-        run: Callable[[pathlib.Path], None],
-        *,
-        locked: Literal['error', 'skip'] = 'error',
-    ) -> Outcome:
-        """`stage` for the folder `name`; run again if it was named, or if one of its inputs was run again."""
-        folder = self.workdir / name
-        named = {wanted for wanted in self._rerun if name == wanted or name.startswith(f'{wanted}/')}
-        self._met |= named
-        redone_input = any(path in self._redone or self._redone & set(path.parents) for path in inputs.values())
-        rerun = bool(named) or redone_input
-        outcome = stage(folder, slice_, inputs, run, rerun=rerun, locked=locked)
-        if rerun and outcome == 'ran':
-            self._redone.add(folder)
-        return outcome
-
-    def finish(self) -> None:
-        """Call it after the last stage.
-
-        Raises:
-            WorkdirError: a name to run again was that of no stage.
-        """
-        if unknown := sorted(self._rerun - self._met):
-            raise WorkdirError(f'--rerun: expected names of stages, found {", ".join(unknown)}, which this run lacks')
+def _hash_inputs(folder: pathlib.Path, inputs: Mapping[str, pathlib.Path], hashes: Hashes) -> dict[str, str]:
+    for name, path in sorted(inputs.items()):
+        if (path / STAGE_FILE).exists() and not is_done(path):
+            raise WorkdirError(f'{folder}: expected its input {name!r} to be done, found that {path} is not')
+        if not path.exists():
+            raise WorkdirError(f'{folder}: expected its input {name!r} at {path}, found nothing')
+    return {name: hashes.of(path) for name, path in sorted(inputs.items())}
 
 
 def _started(folder: pathlib.Path) -> dict[str, Any] | None:
     """What stage.json says; None for a new folder."""
-    started = _read_json(folder / STAGE_FILE)
-    others = [path.name for path in folder.iterdir() if path.name != LOCK_FILE and not _is_new(path)]
+    started = stage_files.read_json(folder / STAGE_FILE)
+    others = [path.name for path in folder.iterdir() if path.name != LOCK_FILE and not stage_files.is_new(path)]
     if started is None and others:
         raise WorkdirError(
-            f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {_some(sorted(others))}'
+            f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {some(sorted(others))}'
         )
     return started
 
 
-def _check(folder: pathlib.Path, started: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def _check(folder: pathlib.Path, started: Mapping[str, Any], identity: Mapping[str, Any], name: str) -> None:
     lines = config.differences(started['slice'], identity['slice'])
     lines += [f'input {line}' for line in config.differences(started['inputs'], identity['inputs'])]
     if lines:
         state = 'done' if is_done(folder) else 'started'
         raise WorkdirError(
-            f'{folder}: was {state} with other settings or inputs: {"; ".join(lines)}. Name it to be run again '
-            '(--rerun), or use another workdir'
+            f'{folder}: was {state} with other settings or inputs: {"; ".join(lines)}. Have it run again '
+            f'(--rerun={name}), or use another workdir'
         )
 
 
 def _clear(folder: pathlib.Path) -> None:
+    """Empties a stage's folder but for its lock; after a kill in between the stage is cleared before it starts."""
+    stage_files.write_json(folder / STAGE_FILE, {'clearing': True})
+    (folder / DONE_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name in (LOCK_FILE, STAGE_FILE):
             continue
@@ -211,88 +333,4 @@ def _clear(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-@contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[str | None]:
-    """Holds the folder's lock and gives None; or gives what is known of the process that holds it."""
-    with open(folder / LOCK_FILE, 'a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield file.read().strip() or 'process unknown'
-            return
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
-        yield None
-        file.truncate(0)
-
-
-def _hashes(folder: pathlib.Path, inputs: Mapping[str, pathlib.Path]) -> dict[str, str]:
-    hashes = {}
-    for name, path in sorted(inputs.items()):
-        if (path / STAGE_FILE).exists() and not is_done(path):
-            raise WorkdirError(f'{folder}: expected its input {name!r} to be done, found that {path} is not')
-        if not path.exists():
-            raise WorkdirError(f'{folder}: expected its input {name!r} at {path}, found nothing')
-        hashes[name] = hash_path(path)
-    return hashes
-
-
-def hash_path(path: pathlib.Path) -> str:
-    """A file's, folder's or stage's hash, as this module's docstring defines it: 64 hexadecimal digits."""
-    if is_done(path):
-        path = path / DONE_FILE
-    if path.is_file():
-        return _hash_file(path)
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob('*') if file.is_file()):
-        digest.update(f'{file.relative_to(path).as_posix()}\0{_hash_file(file)}\0'.encode())
-    return digest.hexdigest()
-
-
-def _hash_file(path: pathlib.Path) -> str:
-    with open(path, 'rb') as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= LARGE_FILE:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-        digest = hashlib.sha256(str(size).encode())
-        digest.update(file.read(FILE_END))
-        file.seek(size - FILE_END)
-        digest.update(file.read())
-        return digest.hexdigest()
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise WorkdirError(f'{path}: expected JSON, found {error}') from error
-
-
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Writes, syncs and renames, so that the file is there whole or not at all, whenever the machine stops."""
-    new = path.with_name(f'{path.name}.{os.getpid()}{NEW_SUFFIX}')
-    with open(new, 'w') as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _is_new(path: pathlib.Path) -> bool:
-    """Whether it is what a kill left of `_write_json`."""
-    return path.name.endswith(NEW_SUFFIX)
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+    (folder / STAGE_FILE).unlink()
