@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -328,21 +329,21 @@ def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f'{path}: the compressed file is damaged after line {number}: {error}') from error
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    number = 0
     with path.open('rb') as file:
+        # Arrow tells of damage by whichever of these the damaged part leads to, and never names the file.
         try:
-            groups = pyarrow.parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f'{path}: not a Parquet file: {error}') from error
-        number = 0
-        for batch in groups.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pyarrow.ArrowException, ValueError, OSError) as error:
+            raise ValueError(f'{path}: not a Parquet file, or damaged after row {number}: {error}') from error
 
 
 def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
