@@ -147,20 +147,20 @@ def test_unreadable_files_are_named(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.jsonl.gz', '.parquet'])
 def test_a_damaged_file_is_named_wherever_a_byte_is_flipped(tmp_path, suffix):
-    """Parquet pages carry no checksum, so a flipped byte of text may go by; every error that there is names the file."""
+    """Parquet pages carry no checksum, so a flipped byte of text may go by; but every error names the file."""
     path = tmp_path / f'rows{suffix}'
     turns = (Turn('user', 'Hello'), Turn('assistant', 'Hi.'))
     records.write_conversations(path, [Conversation(f'id {i}', 's', 'train', turns) for i in range(50)])
     whole = path.read_bytes()
-    refused = 0
+    faults = []
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
             records.read_conversations(path)
-        except ValueError as error:
-            assert str(path) in str(error), place
-            refused += 1
-    assert refused > len(whole) / 7 / 2
+        except ValueError as error:  # any other kind of error fails the test
+            faults.append(str(error))
+    assert len(faults) > len(whole) / 7 / 2
+    assert all(fault.startswith(str(path)) for fault in faults)
 
 
 TEXTS = st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=12).map(str.strip).filter(bool)
