@@ -1,9 +1,11 @@
-"""Rows in batches of equal length: seeded, resumable, sharded over hosts.
+"""Rows in batches of equal length: seeded and resumable.
 
 1. Every row goes to the smallest length bucket that holds it.
 2. An epoch permutes each bucket, cuts it into batches and permutes the batches. The order is a function of (seed,
    epoch) alone, so a batch is a function of its step and the step is all that must be saved.
-3. Each host takes its block of a batch's rows. A bucket's last batch is filled up with rows of length 0.
+3. A bucket's last batch is filled up with rows of length 0.
+
+Every process has the whole batch; `training.placement.place_rows` gives each device its rows.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from simrl.conversations.views import PreferenceRow, Rendered
 class BatchSettings:
     """How rows are put together."""
 
-    batch_size: int  # rows (pairs, for preferences) of a batch, over all hosts
+    batch_size: int  # rows (pairs, for preferences) of a batch, over all processes
     lengths: tuple[int, ...]  # tokens of a row in each bucket, ascending; one compiled program each
     seed: int = 0
 
@@ -113,26 +115,15 @@ class Batches(Generic[_Row, _Stacked]):
         rows: Sequence[_Row],
         settings: BatchSettings,
         stack: Callable[[Sequence[_Row], int, int, Sequence[int]], _Stacked],
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
     ) -> None:
         """Sorts rows into buckets.
 
         Args:
             rows: `len(row)` is a row's number of tokens.
             stack: `(rows, length, num_rows, index) -> batch`, such as `stack` or `stack_preferences`.
-            process_index, process_count: this host, and how many there are; all see the same rows and settings.
         """
         if not rows:
             raise ValueError('expected at least one row, found none')
-        if settings.batch_size % process_count:
-            raise ValueError(
-                f'BatchSettings.batch_size: expected a multiple of the {process_count} processes, '
-                f'found {settings.batch_size}'
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f'process_index: expected 0 to {process_count - 1}, found {process_index}')
         lengths = np.array([len(row) for row in rows])
         for number in (int(np.argmin(lengths)), int(np.argmax(lengths))):
             if not 1 <= lengths[number] <= settings.lengths[-1]:
@@ -143,8 +134,6 @@ class Batches(Generic[_Row, _Stacked]):
         self._rows = rows
         self._settings = settings
         self._stack = stack
-        self._local = settings.batch_size // process_count
-        self._first = process_index * self._local
         bucket = np.searchsorted(settings.lengths, lengths)
         self._buckets = [np.flatnonzero(bucket == i) for i in range(len(settings.lengths))]
         self.batches_per_epoch = sum(-(-len(members) // settings.batch_size) for members in self._buckets)
@@ -155,12 +144,12 @@ class Batches(Generic[_Row, _Stacked]):
         return self.batches_per_epoch
 
     def batch(self, step: int) -> _Stacked:
-        """This host's rows of the batch of a step; step `n * batches_per_epoch` starts epoch n."""
+        """The batch of a step; step `n * batches_per_epoch` starts epoch n."""
         if step < 0:
             raise ValueError(f'step: expected at least 0, found {step}')
         length, members = self._plan(step // self.batches_per_epoch)[step % self.batches_per_epoch]
-        mine = members[self._first : self._first + self._local].tolist()
-        return self._stack([self._rows[i] for i in mine], length, self._local, mine)
+        numbers = members.tolist()
+        return self._stack([self._rows[i] for i in numbers], length, self._settings.batch_size, numbers)
 
     def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """The batches of an epoch in order, each a length and the numbers of its rows."""

@@ -1,4 +1,4 @@
-"""Batches: every row once an epoch over all hosts, and a batch is a function of its step."""
+"""Batches: every row once an epoch, and a batch is a function of its step."""
 
 import types
 
@@ -27,35 +27,29 @@ def numbers(rows, length, num_rows, index):
 @st.composite
 def data(draw):
     rows = [row(length) for length in draw(st.lists(st.integers(1, LENGTHS[-1]), min_size=1, max_size=40))]
-    processes = draw(st.sampled_from([1, 2, 3]))
-    settings_ = BatchSettings(processes * draw(st.integers(1, 5)), LENGTHS, draw(st.integers(0, 2**32)))
-    return rows, settings_, processes
+    return rows, BatchSettings(draw(st.integers(1, 15)), LENGTHS, draw(st.integers(0, 2**32)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=data(), epoch=st.integers(0, 3))
 def test_every_row_is_met_once_an_epoch_in_the_smallest_bucket_that_holds_it(data, epoch):
-    rows, batch_settings, processes = data
-    hosts = [Batches(rows, batch_settings, numbers, process_index=i, process_count=processes) for i in range(processes)]
+    rows, batch_settings = data
+    batches = Batches(rows, batch_settings, numbers)
     met = []
-    for step in range(epoch * len(hosts[0]), (epoch + 1) * len(hosts[0])):
-        batches = [host.batch(step) for host in hosts]
-        assert len({batch.length for batch in batches}) == 1
-        assert all(batch.num_rows == batch_settings.batch_size // processes for batch in batches)
-        together = [i for batch in batches for i in batch.index]
-        assert together  # no batch of padding alone
-        for i in together:
-            assert batches[0].length == min(length for length in LENGTHS if length >= len(rows[i]))
-        met += together
-        (alone,) = [Batches(rows, batch_settings, numbers).batch(step)]
-        assert alone.index == together  # the same rows whatever the number of hosts
+    for step in range(epoch * len(batches), (epoch + 1) * len(batches)):
+        batch = batches.batch(step)
+        assert batch.num_rows == batch_settings.batch_size
+        assert 0 < len(batch.index) <= batch.num_rows  # no batch of padding alone
+        for i in batch.index:
+            assert batch.length == min(length for length in LENGTHS if length >= len(rows[i]))
+        met += batch.index
     assert sorted(met) == list(range(len(rows)))
 
 
 @settings(max_examples=30, deadline=None)
 @given(data=data(), steps=st.lists(st.integers(0, 100), min_size=1, max_size=10))
 def test_a_batch_is_a_function_of_its_step(data, steps):
-    rows, batch_settings, _ = data
+    rows, batch_settings = data
     used = Batches(rows, batch_settings, numbers)
     for step in steps:
         assert used.batch(step) == Batches(rows, batch_settings, numbers).batch(step)
@@ -144,14 +138,6 @@ def test_doubling_lengths():
             lambda: Batches([row(1), row(17)], BatchSettings(1, LENGTHS), stack),
         ),
         (r'row 1: expected 1 to 16 .* found 0', lambda: Batches([row(1), row(0)], BatchSettings(1, LENGTHS), stack)),
-        (
-            r'a multiple of the 2 processes, found 3',
-            lambda: Batches([row(1)], BatchSettings(3, LENGTHS), stack, process_count=2),
-        ),
-        (
-            r'process_index: expected 0 to 0, found 1',
-            lambda: Batches([row(1)], BatchSettings(1, LENGTHS), stack, process_index=1),
-        ),
         (r'step: expected at least 0, found -1', lambda: Batches([row(1)], BatchSettings(1, LENGTHS), stack).batch(-1)),
         (r'row 5: expected at most 2 tokens, found 3', lambda: stack([row(3)], 2, 1, [5])),
         (r'expected at most 1 rows, found 2', lambda: stack([row(1), row(1)], 2, 1)),
