@@ -93,16 +93,6 @@ def stack_preferences(
     return stack(replies, length, 2 * num_rows, [number for number in numbers for _ in range(2)])
 
 
-def doubling_lengths(max_length: int, smallest: int = 64) -> tuple[int, ...]:
-    """Bucket lengths that double from `smallest` up to `max_length`: no row is padded to more than twice its length."""
-    lengths = []
-    length = min(smallest, max_length)
-    while length < max_length:
-        lengths.append(length)
-        length *= 2
-    return (*lengths, max_length)
-
-
 _Row = TypeVar('_Row', bound=Sized)
 _Stacked = TypeVar('_Stacked')
 

@@ -199,11 +199,6 @@ class HuggingFaceTokenizer:
         return str(text).removeprefix(self.lead)
 
 
-def load_chat(source: str, *, rewrites: Rewrites = 'error', date: str | None = None) -> Chat:
-    """The chat of a Hugging Face model, by hub name or local folder; see `chat_from_huggingface`."""
-    return chat_from_huggingface(transformers.AutoTokenizer.from_pretrained(source), rewrites=rewrites, date=date)
-
-
 def chat_from_huggingface(
     tokenizer: transformers.PreTrainedTokenizerBase, *, rewrites: Rewrites = 'error', date: str | None = None
 ) -> Chat:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.conversations.batches import Batches, BatchSettings, doubling_lengths, stack, stack_preferences
+from simrl.conversations.batches import Batches, BatchSettings, stack, stack_preferences
 from simrl.conversations.chat import PAD, USER
 from simrl.conversations.views import PreferenceRow, Rendered
 
@@ -117,13 +117,6 @@ def test_pairs_stay_together():
             else:
                 assert batch.length[2 * pair : 2 * pair + 2].tolist() == [0, 0]
     assert sorted(met) == [0, 1, 2]
-
-
-def test_doubling_lengths():
-    assert doubling_lengths(256) == (64, 128, 256)
-    assert doubling_lengths(300) == (64, 128, 256, 300)
-    assert doubling_lengths(48) == (48,)
-    assert doubling_lengths(2048, 512) == (512, 1024, 2048)
 
 
 @pytest.mark.parametrize(

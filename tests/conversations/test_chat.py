@@ -419,11 +419,3 @@ def test_a_character_without_a_token_is_an_error():
     chat = chat_from_huggingface(sentencepiece_like())
     with pytest.raises(ValueError, match=r"cannot encode 'caf\u00e9': .* only '<unk>'"):
         chat.encode('caf\u00e9')
-
-
-def test_a_saved_tokenizer_loads(tmp_path):
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    ours, loaded = chat_from_huggingface(tokenizer), chat_lib.load_chat(str(tmp_path))
-    assert loaded.headers == ours.headers
-    assert loaded.encode('Hello <|im_end|>') == ours.encode('Hello <|im_end|>')
