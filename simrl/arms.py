@@ -7,7 +7,7 @@ people's openings.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Conversation, Example, example_of
 from simrl.conversations.views import natural_prompt
 from simrl.evaluation.win_rate import win_rate
-from simrl.jobs import RESULT_FILE, Computing, initial_params, load_params, save_params, save_result
+from simrl.jobs import RESULT_FILE, Computing, initial_params, load_params, metric_lines, save_params, save_result
 from simrl.models import sharding
 from simrl.models.transformer import Params
 from simrl.rewards.reward import Rewards
@@ -256,7 +256,7 @@ def train_arm(
             later_tokens=max(talking.limits.assistant_tokens, talking.limits.user_tokens),
             pieces=settings.algorithm.minibatches * settings.algorithm.microbatches,
         )
-        return conversation_rewards(*scores, scale)
+        return conversation_rewards(*scores, batch.end_reason, scale)
 
     trained, partner = (helper, user) if settings.trained == 'assistant' else (user, helper)
     state = rl.train(
@@ -275,17 +275,22 @@ def train_arm(
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, {'decoder': state.params['decoder']})
-    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    lines = metric_lines(folder)
     save_result(
         folder,
         {
             'openings': len(examples),
             'reward_first': lines[0]['reward/mean'],
             'reward_last': lines[-1]['reward/mean'],
-            'ended_by_signal': float(np.mean([line['rollout/end_signal'] for line in lines])),
-            'useful_steps': float(np.mean([line['rollout/useful_steps'] for line in lines])),
+            'ended_by_signal': mean_over_steps(lines, 'rollout/end_signal'),
+            'useful_steps': mean_over_steps(lines, 'rollout/useful_steps'),
         },
     )
+
+
+def mean_over_steps(lines: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of a metric over all steps: a line stands for the steps since the one before."""
+    return float(np.average([line[name] for line in lines], weights=np.diff([0, *(line['step'] for line in lines)])))
 
 
 def evaluate(

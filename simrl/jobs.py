@@ -110,7 +110,8 @@ def initial_params(model: Model, mesh: Mesh) -> Params:
     return placement.place_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
 
 
-def _lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """What a stage's training logged, in the order of its steps."""
     return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
@@ -150,7 +151,7 @@ def fit_role(
         hyperparameters=hyperparameters,
     )
     save_params(folder, {'decoder': state.params['decoder']})
-    losses = [line['held_out/loss'] for line in _lines(folder) if 'held_out/loss' in line]
+    losses = [line['held_out/loss'] for line in metric_lines(folder) if 'held_out/loss' in line]
     return {'held_out_loss_before': losses[0], 'held_out_loss_after': losses[-1]}
 
 

@@ -26,7 +26,8 @@ from simrl.rollouts.rollout import EndReason
 from simrl.rollouts.trajectories import Trajectories
 
 NO_REPLY = 'the conversation holds no assistant message'
-CAUSES = ('', NO_REPLY)  # what `Rewards.cause` indexes
+FAILED = 'a failure ended the conversation'
+CAUSES = ('', NO_REPLY, FAILED)  # what `Rewards.cause` indexes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +158,20 @@ def reply_scores(
 
 
 @jax.jit
-def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewards:
-    """The mean over a conversation's replies of their standardised scores, float32 `[B]`."""
+def conversation_rewards(score: jax.Array, valid: jax.Array, end_reason: jax.Array, scale: RewardScale) -> Rewards:
+    """The mean over a conversation's replies of their standardised scores, float32 `[B]`.
+
+    Args:
+        score, valid: `[B, replies]` of `score_conversations`.
+        end_reason: int `[B]`, of the conversations. One that a failure ended is masked, never judged.
+    """
     count = jnp.sum(valid, axis=1)
-    judged = count > 0
+    failed = end_reason == EndReason.FAILURE
+    judged = (count > 0) & ~failed
     mean = jnp.sum(jnp.where(valid, score, 0.0), axis=1) / jnp.maximum(count, 1)
     value = jnp.where(judged, (mean - scale.mean) / scale.std, 0.0)
-    return Rewards(value=value, valid=judged, parts={'score': mean}, cause=jnp.where(judged, 0, 1).astype(jnp.int32))
+    cause = jnp.where(failed, CAUSES.index(FAILED), jnp.where(judged, 0, CAUSES.index(NO_REPLY)))
+    return Rewards(value=value, valid=judged, parts={'score': mean}, cause=cause.astype(jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'pieces'))
@@ -179,6 +187,8 @@ def score_conversations(
 ) -> tuple[jax.Array, jax.Array]:
     """`reply_scores` of rollouts: of what was said, whichever view they are in.
 
+    No reply is valid in a conversation that a failure ended: what it came to is not known.
+
     Args:
         later_tokens: most tokens of a message after the opening.
         pieces: how many parts the rows are scored in, one after the other, which bounds the memory.
@@ -190,4 +200,6 @@ def score_conversations(
         return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
 
     dealt = deal_rows((batch.messages, batch.message_length, visible), pieces)
-    return gather_rows(jax.lax.map(part, dealt))
+    score, valid = gather_rows(jax.lax.map(part, dealt))
+    valid &= (batch.end_reason != EndReason.FAILURE)[:, None]
+    return jnp.where(valid, score, 0.0), valid
