@@ -1,7 +1,7 @@
 """Writes a model as a Hugging Face folder (config.json, safetensors, tokenizer, generation config).
 
     python tools/export.py --source=SmolLM2-135M-Instruct-Q8_0.gguf --output=smollm2
-    python tools/export.py --source=Qwen/Qwen2.5-0.5B-Instruct --output=qwen-bf16 --dtype=bfloat16
+    python tools/export.py --source=Qwen/Qwen2.5-0.5B-Instruct --revision=main --output=qwen-bf16 --dtype=bfloat16
     python tools/export.py --stage=runs/smollm2-cpu/sft/user --output=user-simulator
 
 A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
@@ -21,9 +21,9 @@ from simrl.models.huggingface import FLOAT_DTYPES
 from simrl.models.load import find_folder, load_model
 
 
-def generation_config_of(source: str) -> dict | None:
+def generation_config_of(source: str, revision: str | None) -> dict | None:
     """The source's own generation config; a GGUF file has none."""
-    return None if source.endswith('.gguf') else read_generation_config(find_folder(source))
+    return None if source.endswith('.gguf') else read_generation_config(find_folder(source, revision))
 
 
 def export_stage(stage: Path, output: Path, dtype: str) -> None:
@@ -45,7 +45,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
         model.tokenizer,
         output,
         dtype=dtype,
-        generation_config=generation_config_of(settings.source),
+        generation_config=generation_config_of(settings.source, settings.revision),
     )
 
 
@@ -53,17 +53,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('--source', help='hub name, Hugging Face folder or .gguf file')
+    parser.add_argument('--revision', help='of a hub model; default: its main branch')
     which.add_argument('--stage', type=Path, help='finished stage folder of a run')
     parser.add_argument('--output', required=True, type=Path, help='folder to write; must not exist')
     parser.add_argument('--dtype', default='float32', choices=sorted(FLOAT_DTYPES.values()), help='of the weights')
     options = parser.parse_args(arguments)
+    if options.stage is not None and options.revision is not None:
+        parser.error('--revision: expected beside --source only; a stage knows the revision that it started from')
     if options.output.exists():  # before the long part
         raise SystemExit(f'{options.output}: expected no such folder yet, found one')
     if options.stage is not None:
         export_stage(options.stage, options.output, options.dtype)
     else:
-        config, params, tokenizer = load_model(options.source)
-        generation_config = generation_config_of(options.source)
+        config, params, tokenizer = load_model(options.source, revision=options.revision)
+        generation_config = generation_config_of(options.source, options.revision)
         export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
     print(f'{options.output}: written')
 

@@ -16,7 +16,8 @@ from simrl.models import gguf, huggingface, sharding
 from simrl.models.transformer import Params, TransformerConfig
 
 # What is taken from the hub: no pickles, no code, and not the second copy of the weights that some models keep.
-HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', 'model.safetensors', 'model-*-of-*.safetensors')
+WEIGHTS = ('model.safetensors', 'model-*-of-*.safetensors', huggingface.HEADS_FILE)
+HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', *WEIGHTS)
 
 
 def load_model(
