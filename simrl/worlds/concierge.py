@@ -116,7 +116,7 @@ def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said
     if act.kind == 'propose' and _accepts(traits, len(wrong), len(intent.cared), rng):
         told, said = [], Said(rng.choice(language.ACCEPTANCES), 'accepted')
     else:
-        patience -= cost(act, intent, mind.told)
+        patience = round(patience - cost(act, intent, mind.told), 9)  # .8 less four times .2 is 0
         if patience <= 0:
             told, said = [], Said(language.LEAVE, 'left')
         elif act.kind == 'propose':

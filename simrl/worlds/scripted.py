@@ -70,10 +70,12 @@ def scripted_conversation(
     It ends with the user's message, naturally, or is cut after the assistant's message number `turns`.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such kind, or there are no turns.
     """
     if kind not in KINDS:
         raise ValueError(f'scripted assistant: expected one of {tuple(KINDS)}, found {kind!r}')
+    if turns < 1:
+        raise ValueError(f'turns of the scripted assistant: expected at least 1, found {turns}')
     rng = random.Random(f'scripted {user.id} {seed}')
     reads_typos = rng.random() < READS_TYPOS
     notes = Notes()
@@ -121,7 +123,7 @@ def _corpus_conversation(
     else:
         name = 'default' if drawn < people + default else rng.choice(tuple(STEREOTYPES))
         user = stereotyped(world, name, 'train', number)
-    return name, scripted_conversation(user, kind, number, identity=f'{corpus}-{number}')
+    return name, scripted_conversation(user, kind, number, identity=f'{corpus}/{user.id}/{kind}')
 
 
 def _note(notes: Notes, text: str, reads_typos: bool) -> None:
