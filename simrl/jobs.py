@@ -5,6 +5,7 @@ A stage's folder holds what its training writes (see `training.loop`), `params/`
 `configs/` run one each.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -212,7 +213,13 @@ def fit_reward_model(
     )
     save_params(folder, state.params)
 
-    fits = [p for p in data.preferences_of('test') if preference_rows([p], chat, batch.lengths[-1], on_long='drop')[0]]
+    fits: list[Preference] = []
+    held_out_counts: collections.Counter[str] = collections.Counter()
+    for pair in data.preferences_of('test'):
+        rendered, dropped = preference_rows([pair], chat, batch.lengths[-1], on_long='drop')
+        fits += [pair] if rendered else []
+        held_out_counts += dropped
+    print_counts('pairs held out', len(fits), held_out_counts)
     measured = subsample(fits, settings.held_out, settings.held_out_seed)
     held_out, _ = preference_rows(measured, chat, batch.lengths[-1])
     margins = preference.margins(
@@ -229,6 +236,6 @@ def fit_reward_model(
             'longer_wins': length,
             'train_pairs': len(rows),
             'counts': dict(counts),
-            'held_out_too_long': len(data.preferences_of('test')) - len(fits),
+            'held_out_counts': dict(held_out_counts),
         },
     )

@@ -26,6 +26,7 @@ Openings = Literal['given', 'trained']
 NOTHING_TO_TRAIN_ON = 'dropped: nothing to train on'
 CUT = 'cut to the whole messages that fit'
 TOO_LONG = 'dropped: longer than max_length'
+NO_SYSTEM = 'dropped: has a system text, for which the chat template has no place'
 
 _OTHER: dict[Header, Header] = {'user': 'assistant', 'assistant': 'user'}
 
@@ -219,13 +220,18 @@ def assistant_rows(
 ) -> tuple[list[Rendered], collections.Counter[str]]:
     """Rows that teach an assistant: natural view, the conversation's own system text or the default, all its turns.
 
-    Arguments and results as of `user_rows`.
+    Arguments and results as of `user_rows`. A conversation whose system text the template has no place for is dropped.
     """
 
     def row(conversation: Conversation) -> Rendered:
         return render(chat, conversation.messages, system=conversation.system, train='assistant', end=conversation.end)
 
-    return _rows(conversations, row, max_length, on_long)
+    given = list(conversations)
+    shown = [conversation for conversation in given if chat.system_header is not None or conversation.system is None]
+    rows, counts = _rows(shown, row, max_length, on_long)
+    if len(shown) < len(given):
+        counts[NO_SYSTEM] = len(given) - len(shown)
+    return rows, counts
 
 
 def _rows(
@@ -268,6 +274,8 @@ def preference_rows(
 ) -> tuple[list[PreferenceRow], collections.Counter[str]]:
     """Both replies of each pair rendered after the prompt, for a reward read at the last token.
 
+    A pair whose system text the template has no place for is dropped.
+
     Args:
         max_length: tokens of either reply's row.
         on_long: what to do with a pair of which one row is longer: 'error' or 'drop'.
@@ -279,6 +287,9 @@ def preference_rows(
     counts: collections.Counter[str] = collections.Counter()
     for preference in preferences:
         system = preference.prompt[0].content if preference.prompt[0].role == 'system' else None
+        if system is not None and chat.system_header is None:
+            counts[NO_SYSTEM] += 1
+            continue
         prompt = [turn for turn in preference.prompt if turn.role != 'system']
         chosen, rejected = (
             render(chat, [*prompt, Turn('assistant', reply)], system=system)

@@ -10,7 +10,7 @@ from simrl.conversations import records, views
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, chat_from_huggingface
 from simrl.conversations.records import Conversation, Preference, Turn
 from simrl.conversations.views import natural_prompt, preference_rows, render, swapped_prompt
-from tests.tiny import CHATML, byte_tokenizer
+from tests.tiny import CHATML, CHATML_WITHOUT_SYSTEM, byte_tokenizer
 
 DATA = os.environ.get('SIMRL_DATA')
 TALK = (Turn('user', 'Hello'), Turn('assistant', 'Hi.'), Turn('user', 'Bye'), Turn('assistant', 'See you!'))
@@ -246,6 +246,19 @@ def test_preference_rows(chat):
     assert preference_rows([pair], chat, longest - 1, on_long='drop') == ([], {views.TOO_LONG: 1})
     with pytest.raises(ValueError, match=f'preference p: expected at most max_length={longest - 1} tokens'):
         preference_rows([pair], chat, longest - 1)
+
+
+def test_rows_with_a_system_text_that_the_template_has_no_place_for_are_counted():
+    plain = chat_from_huggingface(byte_tokenizer(template=CHATML_WITHOUT_SYSTEM))
+    told = Turn('system', 'Be brief.')
+    pairs = [Preference(f'p{i}', 's', 'train', (*lead, *TALK[:3]), 'See', 'No') for i, lead in enumerate([(), (told,)])]
+    rows, counts = preference_rows(pairs, plain, 1000)
+    assert (len(rows), counts) == (1, {views.NO_SYSTEM: 1})
+    talks = [conversation(), conversation((told, *TALK))]
+    rows, counts = views.assistant_rows(talks, plain, 1000)
+    assert (len(rows), counts) == (1, {views.NO_SYSTEM: 1})
+    rows, counts = views.user_rows(talks, plain, 1000)  # the assistant's system text is not shown to a simulator
+    assert (len(rows), counts) == (2, {})
 
 
 @pytest.mark.skipif(not DATA, reason='SIMRL_DATA is not set')
