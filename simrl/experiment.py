@@ -13,12 +13,13 @@ jobs that are one such stage.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
-from simrl import arms, jobs, sources, stages
+from simrl import arms, jobs, lanes, sources, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
@@ -141,20 +142,36 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
         ConfigError: a field is unknown, missing, of the wrong type or impossible.
         WorkdirError: `workdir` is of another config, or something else.
     """
-    enable_compilation_cache()
     fields = dict(config)
     name = fields.pop('job', None)
     if name not in JOBS:
         raise config_lib.ConfigError(f'config.job: expected one of {", ".join(JOBS)}, found {name!r}')
     job = JOBS[name]
+    job.setup()
     settings: Any = config_lib.from_config_dict(job.settings, fields, 'config')
+    num_lanes = _num_lanes(job, settings)
     tasks = job.tasks(settings, workdir)  # with what can be refused before anything is written
     again = stages.to_run_again(workdir, tasks, rerun)
     plain = {'job': name, **config_lib.to_dict(settings)}
     stages.open_workdir(workdir, plain, exempt=job.exempt, changed=bool(rerun))
     stages.clear(workdir, again)
-    stages.run_tasks(workdir, tasks)
+    if num_lanes == 1:
+        stages.run_tasks(workdir, tasks, held='error' if job.lanes is None else 'wait')
+    else:
+        lanes.run_side_by_side(job, settings, workdir, tasks, num_lanes)
     job.finish(settings, workdir)
+
+
+def _num_lanes(job: Job, settings: Any) -> int:
+    """How many stages run side by side. Refuses more lanes than CPUs, or than one on an accelerator."""
+    number = 1 if job.lanes is None else job.lanes(settings)
+    lanes.cpu_shares(number)
+    if number > 1 and jax.default_backend() != 'cpu':
+        raise config_lib.ConfigError(
+            f'config.lanes: expected 1 on {jax.default_backend()}, whose memory the first lane would take, found '
+            f'{number}. Where there are several devices, start the command once for each, with that one visible'
+        )
+    return number
 
 
 def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[str, Any]:
@@ -356,9 +373,13 @@ def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Task]:
     ]
 
 
+def _job(settings: type, tasks: Callable[[Any, pathlib.Path], list[Task]], **options: Any) -> Job:
+    return Job(settings, tasks, setup=enable_compilation_cache, exempt=EXEMPT, **options)
+
+
 JOBS: Mapping[str, Job] = {
-    'experiment': Job(Experiment, experiment_tasks, finish_experiment, exempt=EXEMPT),
-    'sft_user': Job(SFTJob, sft_tasks, exempt=EXEMPT),
-    'reward_model': Job(RewardModelJob, reward_model_tasks, exempt=EXEMPT),
-    'rl': Job(RLJob, rl_tasks, exempt=EXEMPT),
+    'experiment': _job(Experiment, experiment_tasks, finish=finish_experiment),
+    'sft_user': _job(SFTJob, sft_tasks),
+    'reward_model': _job(RewardModelJob, reward_model_tasks),
+    'rl': _job(RLJob, rl_tasks),
 }

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from simrl import experiment
 from simrl.config import ConfigError
 from simrl.conversations.records import RowError
+from simrl.lanes import LaneError
 from simrl.stages import WorkdirError
 from simrl.training.checkpoint import CheckpointError
 from simrl.training.loop import NonFiniteError
@@ -19,7 +20,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
-USER_ERRORS = (ConfigError, WorkdirError, CheckpointError, NonFiniteError, RowError, FileNotFoundError)
+USER_ERRORS = (ConfigError, WorkdirError, LaneError, CheckpointError, NonFiniteError, RowError, FileNotFoundError)
 
 
 def default_workdir(config_file: str) -> pathlib.Path:

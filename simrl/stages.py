@@ -164,7 +164,7 @@ def _remove_scratch(folder: pathlib.Path) -> None:
         shutil.rmtree(folder / SCRATCH_FOLDER)
 
 
-def seconds_of(folder: pathlib.Path) -> float:
+def stage_seconds(folder: pathlib.Path) -> float:
     """How long the work of a finished stage took; where it went on after a kill, in the last process."""
     return float(stage_files.read_done(folder)['seconds'])
 

@@ -1,9 +1,11 @@
 """The whole line on a tiny model and made-up people: it runs, goes on, grows, and refuses what does not fit."""
 
+import dataclasses
 import importlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import time
 import jax
 import pytest
 
-from simrl import experiment, jobs, sources
+from simrl import experiment, jobs, sources, stage_files
 from simrl.config import ConfigError, from_config_dict
 from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Preference, Turn, write_conversations, write_preferences
@@ -21,6 +23,7 @@ from simrl.models.export import export
 from simrl.models.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
 from simrl.stages import WorkdirError
+from simrl.training import loop
 from tests.tiny import byte_tokenizer
 from tools import export as export_tool
 
@@ -135,6 +138,27 @@ def test_a_run_again_gives_the_same_numbers(files, finished, tmp_path):
         assert (tmp_path / 'again' / name / 'result.json').read_bytes() == (
             finished / name / 'result.json'
         ).read_bytes()
+
+
+def test_changed_parameters_of_a_stage_are_named(files, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    file = next((tmp_path / 'run' / 'reward_model' / 'judge' / 'params').rglob('manifest.ocdbt'))
+    file.write_bytes(file.read_bytes() + b' ')
+    name = file.relative_to(tmp_path / 'run' / 'reward_model' / 'judge')
+    with pytest.raises(WorkdirError, match=f'found that {name} was changed; --rerun=reward_model/judge'):
+        experiment.run(config_of(files), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'reward_model' / 'judge' / loop.CHECKPOINTS_FOLDER).exists()
+    assert stage_files.SCRATCH_FOLDER == loop.CHECKPOINTS_FOLDER  # what a stage drops is what the loop goes on from
+
+
+def test_lanes_would_share_an_accelerator(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
+    jobs_with_lanes = {name: dataclasses.replace(job, lanes=lambda _: 2) for name, job in experiment.JOBS.items()}
+    monkeypatch.setattr(experiment, 'JOBS', jobs_with_lanes)
+    with pytest.raises(ConfigError, match=r'config\.lanes: expected 1 on gpu, .* found 2'):
+        experiment.run(config_of(files), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_another_setting_is_refused_with_the_difference(files, finished):

@@ -164,11 +164,11 @@ def test_scratch_and_what_a_kill_left_are_no_files_of_a_stage(tmp_path: pathlib.
     assert not (folder / 'checkpoints').exists()
 
 
-def test_the_seconds_of_a_stage_are_kept_and_make_nothing_out_of_date(tmp_path: pathlib.Path) -> None:
+def test_the_stage_seconds_a_stage_are_kept_and_make_nothing_out_of_date(tmp_path: pathlib.Path) -> None:
     first, work = tmp_path / 'a' / 'first', Work()
     for seconds in (0.0, 0.05):
         run(first, SLICE, {}, lambda folder, seconds=seconds: time.sleep(seconds), again=True)
-        assert seconds <= stages.seconds_of(first) < seconds + 5
+        assert seconds <= stages.stage_seconds(first) < seconds + 5
         run(tmp_path / 'b' / 'second', SLICE, {'first': first}, work)
     assert work.calls == 1
 
