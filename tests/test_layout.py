@@ -24,12 +24,19 @@ ROOMS = (
     'study',
     'jobs',
     'arms',
+    'concierge_scene',
+    'known_answer_stages',
+    'known_answer',
+    'known_answer_results',
     'experiment',
     'main',
 )
 FORBIDDEN = {('rollouts', 'simulators'), ('rollouts', 'rewards'), ('training', 'simulators')}
 # Stages stand beside the rooms: they know configs, and only the main job knows them.
-ALLOWED = {('stages', 'config'), ('experiment', 'stages'), ('main', 'stages')}
+ALLOWED = {
+    ('stages', 'config'),
+    *((job, 'stages') for job in ('known_answer', 'known_answer_results', 'experiment', 'main')),
+}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -16,11 +16,11 @@ def directed(name: str, intent: str) -> str:
     return f'{name}: {intent}'
 
 
-def one_name(name: str) -> Callable[[Example], str | None]:
+def one_name(name: str) -> Callable[[Example], str]:
     """Every example is played by the same kind of person."""
     return lambda example: directed(name, told_intent(example))
 
 
-def drawn_name(draw: Callable[[int], str]) -> Callable[[Example], str | None]:
+def drawn_name(draw: Callable[[int], str]) -> Callable[[Example], str]:
     """The kind of person is drawn by the example's `persona_seed`."""
     return lambda example: directed(draw(example.persona_seed), told_intent(example))

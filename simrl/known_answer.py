@@ -1,0 +1,334 @@
+"""The experiment with a known answer: one assistant per simulator in a world whose people are a program.
+
+`tasks` reads as the experiment does:
+1. The world's text trains a tokenizer, the initial assistant and a user model that knows stereotypes.
+2. People talk with the initial assistant; the user model is fine-tuned on what they said, anew for each training seed.
+3. For each arm and seed an assistant is RL-trained against that arm's simulator, or against the people (the oracle).
+4. All assistants meet the same new people, and every simulator; every simulator is held against held-out people.
+
+`finish` puts together what came out.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from simrl import config as config_lib
+from simrl import known_answer_stages as work
+from simrl.concierge_scene import SIMULATORS, Scene, open_scene
+from simrl.evaluation.results import INITIAL, ORACLE
+from simrl.jobs import Computing
+from simrl.known_answer_stages import Corpora, Simulated
+from simrl.rollouts.speaker import Limits
+from simrl.sources import RandomModel
+from simrl.stages import Task
+from simrl.training.rl import RLSettings
+from simrl.training.sft import SFTSettings
+from simrl.worlds.people import World
+
+USUAL_SIZE = 'medium'  # of an arm that names none
+MOST_LANES = 8
+WORLD_STAGE, ASSISTANT_STAGE, LOGS_STAGE = 'world', 'sft/assistant', 'logs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitation:
+    """The initial assistant."""
+
+    model: RandomModel
+    sft: SFTSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class UserModel:
+    """A user model of one size."""
+
+    model: RandomModel
+    base: SFTSettings  # on stereotypes
+    fine_tuning: SFTSettings  # on people; the training seed is added to the seed of its batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How assistants are measured. None of it depends on the arm."""
+
+    people: int  # new ones that every assistant meets
+    block: int  # of these, whom one stage measures
+    matrix: int  # conversations of each simulator with each assistant
+    batch_size: int  # conversations at once
+    shown: int  # people whose conversations the report shows
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ('people', 'block', 'matrix', 'batch_size'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'Evaluation.{field}: expected at least 1, found {getattr(self, field)}')
+        if self.people % self.block:
+            raise ValueError(f'Evaluation.people: expected a multiple of block={self.block}, found {self.people}')
+        if not 0 <= self.shown <= self.block:
+            raise ValueError(f'Evaluation.shown: expected 0 to block={self.block}, found {self.shown}')
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownAnswer:
+    """The whole experiment in the concierge world."""
+
+    world: World
+    corpora: Corpora
+    assistant: Imitation
+    users: dict[str, UserModel]  # by size
+    limits: Limits
+    arms: tuple[str, ...]  # KIND or KIND-SIZE, or oracle
+    seeds: tuple[int, ...]  # training seeds, the same for every arm
+    rl: RLSettings
+    rl_people: int  # people, or their intents, that RL starts conversations from
+    evaluation: Evaluation
+    computing: Computing
+    lanes: int | None = None  # stages side by side; None: one for each core, at most MOST_LANES
+
+    def __post_init__(self) -> None:
+        for field in ('arms', 'seeds'):
+            values = getattr(self, field)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f'KnownAnswer.{field}: expected different values, at least one, found {values}')
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError(f'KnownAnswer.seeds: expected 0 or more, found {self.seeds}')
+        known = list(_arms(self.users))
+        for arm in self.arms:
+            if arm not in known:
+                raise ValueError(f'KnownAnswer.arms: unknown arm {arm!r}, expected one of {", ".join(known)}')
+        if self.rl_people < self.rl.prompts_per_step:
+            raise ValueError(
+                f'KnownAnswer.rl_people: expected at least rl.prompts_per_step={self.rl.prompts_per_step}, '
+                f'found {self.rl_people}'
+            )
+        if self.rl.trained != 'assistant':
+            raise ValueError(f"KnownAnswer.rl.trained: expected 'assistant', found {self.rl.trained!r}")
+        if self.lanes is not None and self.lanes < 1:
+            raise ValueError(f'KnownAnswer.lanes: expected at least 1, or None, found {self.lanes}')
+
+
+def _arms(sizes: Mapping[str, Any]) -> Iterator[str]:
+    """The names of all arms that there could be."""
+    for kind in SIMULATORS:
+        yield from (_sized(kind, size) for size in sizes)
+    yield ORACLE
+
+
+def _sized(name: str, size: str) -> str:
+    return name if size == USUAL_SIZE else f'{name}-{size}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An arm's name taken apart."""
+
+    name: str
+    kind: str
+    size: str
+
+    @classmethod
+    def of(cls, name: str) -> 'Arm':
+        kind, _, size = name.partition('-')
+        return cls(name, kind, size or USUAL_SIZE)
+
+    def simulator_stage(self, seed: int) -> str:
+        """Where the params of its simulator are: a fine-tuned one is trained anew for each training seed."""
+        if self.kind == 'fine_tuned':
+            return f'sft/{_sized("fine_tuned", self.size)}/seed-{seed}'
+        return f'sft/{_sized("base_user", self.size)}'
+
+
+def rl_stage(arm: str, seed: int) -> str:
+    return f'rl/{arm}/seed-{seed}'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The stages of one run directory."""
+
+    settings: KnownAnswer
+    workdir: pathlib.Path
+
+    @functools.cached_property
+    def scene(self) -> Scene:
+        """Read when a stage first needs it: the world's stage must be done."""
+        s = self.settings
+        return open_scene(self.workdir / WORLD_STAGE, s.world, s.limits, s.computing)
+
+    @functools.cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        return tuple(Arm.of(name) for name in self.settings.arms)
+
+    @functools.cached_property
+    def assistants(self) -> dict[str, str]:
+        """Every assistant's name and stage, the initial one first."""
+        trained = {f'{arm.name}/seed-{seed}': rl_stage(arm.name, seed) for arm, seed in self._runs()}
+        return {INITIAL: ASSISTANT_STAGE, **trained}
+
+    @functools.cached_property
+    def simulators(self) -> dict[str, Simulated]:
+        """The simulators that all assistants meet; of a fine-tuned one that of the first seed."""
+        first = self.settings.seeds[0]
+        return {arm.name: self._simulated(arm, first) for arm in self.arms if arm.kind != ORACLE}
+
+    def _runs(self) -> Iterator[tuple[Arm, int]]:
+        for seed in self.settings.seeds:
+            for arm in self.arms:
+                yield arm, seed
+
+    def _simulated(self, arm: Arm, seed: int) -> Simulated:
+        return Simulated(arm.kind, self.workdir / arm.simulator_stage(seed), self.settings.users[arm.size].model)
+
+    def _task(
+        self, name: str, slice_: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
+    ) -> Task:
+        """A stage that rests on its slice, on the sizes of conversations, and on other stages, by name."""
+        computing = self.settings.computing
+        common = {
+            'world': self.settings.world,
+            'limits': self.settings.limits,
+            'dtypes': {'training': computing.training.dtype, 'sampling': computing.sampling.dtype},
+        }
+        folders = {key: self.workdir / stage for key, stage in {'world': WORLD_STAGE, **inputs}.items()}
+        return Task(name, config_lib.to_dict(common | dict(slice_)), folders, run)
+
+    def tasks(self) -> list[Task]:
+        """All stages; each comes after what it rests on."""
+        sizes = dict.fromkeys(arm.size for arm in self.arms if arm.kind != ORACLE)
+        tuned = dict.fromkeys((arm.size, seed) for arm, seed in self._runs() if arm.kind == 'fine_tuned')
+        return [
+            self.make_world(),
+            self.fit_assistant(),
+            *(self.fit_base_user(size) for size in sizes),
+            self.collect_logs(),
+            *(self.fine_tune(size, seed) for size, seed in tuned),
+            *(self.train(arm, seed) for arm, seed in self._runs()),
+            *(task for assistant in self.assistants for task in self.evaluate(assistant)),
+            *(self.meet(assistant, simulator) for assistant in self.assistants for simulator in self.simulators),
+            *(self.measure_likelihood(simulator) for simulator in self.simulators),
+        ]
+
+    def make_world(self) -> Task:
+        s = self.settings
+        slice_ = config_lib.to_dict({'world': s.world, 'corpora': s.corpora})
+        return Task(WORLD_STAGE, slice_, {}, lambda folder: work.make_world(folder, s.world, s.corpora))
+
+    def fit_assistant(self) -> Task:
+        own, held_out = self.settings.assistant, self.settings.corpora.held_out
+
+        def run(folder: pathlib.Path) -> None:
+            work.fit_assistant(folder, self.workdir / WORLD_STAGE, self.scene, own.model, own.sft, held_out)
+
+        return self._task(ASSISTANT_STAGE, {'assistant': own}, {}, run)
+
+    def fit_base_user(self, size: str) -> Task:
+        user, held_out = self.settings.users[size], self.settings.corpora.held_out
+
+        def run(folder: pathlib.Path) -> None:
+            work.fit_base_user(folder, self.workdir / WORLD_STAGE, self.scene, user.model, user.base, held_out)
+
+        return self._task(f'sft/{_sized("base_user", size)}', {'model': user.model, 'base': user.base}, {}, run)
+
+    def collect_logs(self) -> Task:
+        s = self.settings
+
+        def run(folder: pathlib.Path) -> None:
+            stage = self.workdir / ASSISTANT_STAGE
+            work.collect_logs(folder, stage, self.scene, s.assistant.model, s.corpora, s.evaluation.batch_size)
+
+        slice_ = {'logs': s.corpora.logs, 'held_out': s.corpora.held_out}
+        return self._task(LOGS_STAGE, slice_, {'assistant': ASSISTANT_STAGE}, run)
+
+    def fine_tune(self, size: str, seed: int) -> Task:
+        user, base = self.settings.users[size], f'sft/{_sized("base_user", size)}'
+
+        def run(folder: pathlib.Path) -> None:
+            stages = self.workdir / base, self.workdir / LOGS_STAGE
+            work.fine_tune_simulator(folder, *stages, self.scene, user.model, user.fine_tuning, seed)
+
+        slice_ = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
+        return self._task(
+            f'sft/{_sized("fine_tuned", size)}/seed-{seed}', slice_, {'base': base, 'logs': LOGS_STAGE}, run
+        )
+
+    def train(self, arm: Arm, seed: int) -> Task:
+        s = self.settings
+        simulated = None if arm.kind == ORACLE else self._simulated(arm, seed)
+
+        def run(folder: pathlib.Path) -> None:
+            stage, model = self.workdir / ASSISTANT_STAGE, s.assistant.model
+            work.train_arm(folder, stage, simulated, self.scene, model, s.rl_people, s.rl, seed)
+
+        slice_ = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
+        inputs = {} if simulated is None else {'simulator': arm.simulator_stage(seed)}
+        return self._task(rl_stage(arm.name, seed), slice_, {'assistant': ASSISTANT_STAGE, **inputs}, run)
+
+    def evaluate(self, assistant: str) -> list[Task]:
+        """People in blocks, so that more people are more stages."""
+        e, stage = self.settings.evaluation, self.assistants[assistant]
+
+        def task(block: int) -> Task:
+            numbers = range(block * e.block, (block + 1) * e.block)
+            shown = e.shown if block == 0 else 0
+
+            def run(folder: pathlib.Path) -> None:
+                work.evaluate_on_people(
+                    folder,
+                    self.workdir / stage,
+                    self.scene,
+                    self.settings.assistant.model,
+                    numbers,
+                    e.seed,
+                    e.batch_size,
+                    shown,
+                )
+
+            slice_ = {'people': [numbers.start, numbers.stop], 'seed': e.seed, 'shown': shown}
+            return self._task(people_stage(assistant, block), slice_, {'assistant': stage}, run)
+
+        return [task(block) for block in range(e.people // e.block)]
+
+    def meet(self, assistant: str, simulator: str) -> Task:
+        e, stage, simulated = self.settings.evaluation, self.assistants[assistant], self.simulators[simulator]
+
+        def run(folder: pathlib.Path) -> None:
+            work.evaluate_on_simulator(
+                folder,
+                self.workdir / stage,
+                simulated,
+                self.scene,
+                self.settings.assistant.model,
+                e.matrix,
+                e.seed,
+                e.batch_size,
+            )
+
+        inputs = {'assistant': stage, 'simulator': simulated.stage.relative_to(self.workdir).as_posix()}
+        slice_ = {'kind': simulated.kind, 'conversations': e.matrix, 'seed': e.seed}
+        return self._task(matrix_stage(assistant, simulator), slice_, inputs, run)
+
+    def measure_likelihood(self, simulator: str) -> Task:
+        simulated = self.simulators[simulator]
+        fitting = self.settings.users[Arm.of(simulator).size].fine_tuning
+
+        def run(folder: pathlib.Path) -> None:
+            work.measure_likelihood(folder, simulated, self.workdir / LOGS_STAGE, self.scene, fitting.batch)
+
+        inputs = {'simulator': simulated.stage.relative_to(self.workdir).as_posix(), 'logs': LOGS_STAGE}
+        slice_ = {'kind': simulated.kind, 'lengths': fitting.batch.lengths}
+        return self._task(likelihood_stage(simulator), slice_, inputs, run)
+
+
+def people_stage(assistant: str, block: int) -> str:
+    return f'people/{assistant}/block-{block}'
+
+
+def matrix_stage(assistant: str, simulator: str) -> str:
+    return f'matrix/{assistant}/{simulator}'
+
+
+def likelihood_stage(simulator: str) -> str:
+    return f'likelihood/{simulator}'
