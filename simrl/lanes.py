@@ -137,27 +137,31 @@ def cpu_shares(lanes: int) -> list[frozenset[int]]:
     Raises:
         ConfigError: there are fewer CPUs than lanes.
     """
-    # Where a system does not let processes choose (macOS), the sets only count.
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
-    size = len(cpus) // lanes
+    own = cpus()
+    size = len(own) // lanes
     if not size:
-        raise config.ConfigError(f'config.lanes: expected at most {len(cpus)}, the number of CPUs, found {lanes}')
-    return [frozenset(cpus[i * size : (i + 1) * size]) for i in range(lanes)]
+        raise config.ConfigError(f'config.lanes: expected at most {len(own)}, the number of CPUs, found {lanes}')
+    return [frozenset(own[i * size : (i + 1) * size]) for i in range(lanes)]
 
 
-def _start(number: int, job: Job, plain: Mapping[str, Any], workdir: pathlib.Path, cpus: Collection[int]) -> _Lane:
+def cpus() -> list[int]:
+    """The CPUs that this process may use. Where a system does not let processes choose (macOS), they only count."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+
+
+def _start(number: int, job: Job, plain: Mapping[str, Any], workdir: pathlib.Path, share: Collection[int]) -> _Lane:
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(number, job, plain, workdir, sender), name=f'lane-{number}')
     resource_tracker.ensure_running()  # not by `start`: it would be on the CPUs of the first lane
-    with _inherited(cpus):
+    with _inherited(share):
         process.start()
     sender.close()  # so that the lane has the only one, and its end is the end of the messages
     return _Lane(number, process, receiver)
 
 
 @contextmanager
-def _inherited(cpus: Collection[int]) -> Iterator[None]:
+def _inherited(share: Collection[int]) -> Iterator[None]:
     """A process started inside runs on these CPUs, and takes no SIGINT: a terminal sends it to lanes as well."""
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -165,7 +169,7 @@ def _inherited(cpus: Collection[int]) -> Iterator[None]:
             yield
             return
         before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus)
+        os.sched_setaffinity(0, share)
         try:
             yield
         finally:
@@ -204,7 +208,7 @@ def _check_end(lane: _Lane, workdir: pathlib.Path) -> None:
     code = lane.process.exitcode or 0
     if code:
         how = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'
-        what = f'while it worked on {lane.stage}' if lane.stage else 'between two stages'
+        what = f'while it worked on {lane.stage}' if lane.stage else 'outside of a stage'
         log = workdir / LOGS_FOLDER / f'lane-{lane.number}.log'
         raise LaneError(f'lane {lane.number} {how} {what}; see {log}. The same command goes on')
 

@@ -139,8 +139,9 @@ def _run_task(workdir: pathlib.Path, task: Task, hashes: Hashes, tell: Callable[
             _clear(folder)
             started = None
         if started is not None:
-            _check(folder, started, identity, task.name)
-            if is_done(folder):
+            done = is_done(folder)
+            _check(folder, stage_files.read_done(folder) if done else started, identity, task.name)
+            if done:
                 hashes.of(folder)
                 _remove_scratch(folder)
                 tell(Event(task.name, 'done'))
@@ -308,6 +309,8 @@ def _started(folder: pathlib.Path) -> dict[str, Any] | None:
         raise WorkdirError(
             f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {some(sorted(others))}'
         )
+    if started is not None and 'clearing' not in started and not started.keys() >= {'slice', 'inputs'}:
+        raise WorkdirError(f'{folder / STAGE_FILE}: expected slice and inputs, found {some(sorted(started)) or "none"}')
     return started
 
 

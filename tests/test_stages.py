@@ -146,6 +146,25 @@ def test_a_done_stage_whose_files_were_changed_is_named(tmp_path: pathlib.Path, 
     assert run(tmp_path / 'other' / 'rl', SLICE, {'simulator': folder}, work) == 'ran'
 
 
+@pytest.mark.parametrize(
+    ('name', 'field', 'message'),
+    [
+        ('stage.json', 'slice', r'stage\.json: expected slice and inputs, found inputs'),
+        ('done.json', 'outputs', r'done\.json: expected what this version writes, found no outputs'),
+        ('done.json', 'name', r'done\.json: expected what this version writes, found no name'),
+    ],
+)
+def test_a_stages_own_files_were_changed(tmp_path: pathlib.Path, name: str, field: str, message: str) -> None:
+    run(tmp_path / 'sft', SLICE, {}, Work())
+    path = tmp_path / 'sft' / name
+    path.write_text(json.dumps({key: x for key, x in json.loads(path.read_text()).items() if key != field}))
+    with pytest.raises(WorkdirError, match=message):
+        run(tmp_path / 'sft', SLICE, {}, Work())
+    path.write_text('[]')
+    with pytest.raises(WorkdirError, match='expected a JSON object, found list'):
+        run(tmp_path / 'sft', SLICE, {}, Work())
+
+
 def test_scratch_and_what_a_kill_left_are_no_files_of_a_stage(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / 'sft'
 
