@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from simrl import arms, jobs, lanes, sources, stages
+from simrl import arms, jobs, known_answer, known_answer_results, lanes, sources, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
+from simrl.known_answer import KnownAnswer
 from simrl.lanes import Job
 from simrl.sources import Data, DataSettings, Model, ModelSettings
 from simrl.stages import Task
@@ -378,6 +379,15 @@ def _job(settings: type, tasks: Callable[[Any, pathlib.Path], list[Task]], **opt
 
 
 JOBS: Mapping[str, Job] = {
+    'known_answer': Job(
+        KnownAnswer,
+        known_answer.tasks,
+        known_answer_results.finish,
+        known_answer.num_lanes,
+        enable_compilation_cache,
+        # Arms, seeds, people and sizes of users can be added.
+        (*EXEMPT, 'evaluation.people', 'lanes', 'users'),
+    ),
     'experiment': _job(Experiment, experiment_tasks, finish=finish_experiment),
     'sft_user': _job(SFTJob, sft_tasks),
     'reward_model': _job(RewardModelJob, reward_model_tasks),

@@ -15,8 +15,11 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+
 from simrl import config as config_lib
 from simrl import known_answer_stages as work
+from simrl import lanes
 from simrl.concierge_scene import SIMULATORS, Scene, open_scene
 from simrl.evaluation.results import INITIAL, ORACLE
 from simrl.jobs import Computing
@@ -86,7 +89,7 @@ class KnownAnswer:
     rl_people: int  # people, or their intents, that RL starts conversations from
     evaluation: Evaluation
     computing: Computing
-    lanes: int | None = None  # stages side by side; None: one for each core, at most MOST_LANES
+    lanes: int | None = None  # stages side by side; None: one for each CPU, at most MOST_LANES; 1 on an accelerator
 
     def __post_init__(self) -> None:
         for field in ('arms', 'seeds'):
@@ -320,6 +323,20 @@ class Plan:
         inputs = {'simulator': simulated.stage.relative_to(self.workdir).as_posix(), 'logs': LOGS_STAGE}
         slice_ = {'kind': simulated.kind, 'lengths': fitting.batch.lengths}
         return self._task(likelihood_stage(simulator), slice_, inputs, run)
+
+
+def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
+    """The stages of the experiment in a run directory."""
+    return Plan(settings, workdir).tasks()
+
+
+def num_lanes(settings: KnownAnswer) -> int:
+    """How many stages run side by side."""
+    if settings.lanes is not None:
+        return settings.lanes
+    if jax.default_backend() != 'cpu':
+        return 1
+    return min(MOST_LANES, len(lanes.cpus()))
 
 
 def people_stage(assistant: str, block: int) -> str:

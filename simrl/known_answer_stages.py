@@ -30,7 +30,7 @@ from simrl.concierge_scene import (
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import Header
 from simrl.conversations.pieces import train_pieces
-from simrl.conversations.records import Conversation, Example, Turn, read_conversations, write_conversations
+from simrl.conversations.records import Conversation, End, Example, Turn, read_conversations, write_conversations
 from simrl.conversations.views import Rendered, assistant_rows, user_rows
 from simrl.evaluation.likelihood import row_log_likelihoods
 from simrl.jobs import fit_role, load_params, save_params, save_result
@@ -210,7 +210,7 @@ def _record(example: Example, row: Mapping[str, Any]) -> Conversation:
     """A conversation as a collection would keep it, with the intent of who had it."""
     turns = tuple(Turn(role, text) for role, text in spoken(row))  # type: ignore[arg-type]
     cut = [dataclasses.replace(t, truncated=m['truncated']) for t, m in zip(turns, row['messages'], strict=True)]
-    end = 'natural' if ended(row) else 'cut'
+    end: End = 'natural' if ended(row) else 'cut'
     return Conversation(example.id, example.source, example.split, tuple(cut), end, example.intent)
 
 
