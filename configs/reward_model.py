@@ -16,6 +16,5 @@ def get_config(arg: str = '') -> ConfigDict:
     whole = smollm2.get_config(arg)
     fields = ('model', 'data', 'reward_model', 'computing')
     config = ConfigDict({'job': 'reward_model', **{field: whole[field] for field in fields}})
-    with config.unlocked(), config.ignore_type():
-        config.reward_model.half = 'both'
+    config.reward_model.half = 'both'
     return config

@@ -113,13 +113,13 @@ def optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> ConfigD
     )
 
 
-def reward_model(size: dict, half: int) -> ConfigDict:
+def reward_model(size: dict, half: str, seed: int) -> ConfigDict:
     """A reward model on one half of the pairs, split by their openings."""
     return ConfigDict(
         {
             'preference': {
                 'steps': size['reward_steps'],
-                'batch': {'batch_size': size['pairs'], 'lengths': size['lengths'], 'seed': half},  # pairs; tokens
+                'batch': {'batch_size': size['pairs'], 'lengths': size['lengths'], 'seed': seed},  # pairs; tokens
                 'optimizer': optimizer(5e-5, 'linear', size['reward_steps'] // 10),
             },
             'half': half,
@@ -164,8 +164,8 @@ def get_config(arg: str = '') -> ConfigDict:
                 'held_out': size['held_out'],  # conversations; None: all of the test split
                 'held_out_seed': 0,
             },
-            'reward_model': reward_model(size, half=0),  # gives the reward
-            'judge': reward_model(size, half=1),  # compares the assistants
+            'reward_model': reward_model(size, half='first', seed=0),  # gives the reward
+            'judge': reward_model(size, half='second', seed=1),  # compares the assistants
             'talking': {
                 'limits': {
                     'turns': size['turns'],  # user messages with a reply, the opening included

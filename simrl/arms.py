@@ -16,24 +16,30 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl import config as config_lib
-from simrl.conversations.chat import ASSISTANT
+from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.conversations.records import Conversation, Example, example_of
 from simrl.conversations.views import natural_prompt
 from simrl.evaluation.win_rate import win_rate
-from simrl.jobs import RESULT_FILE, Computing, initial_params, load_params, metric_lines, save_params, save_result
+from simrl.jobs import (
+    RESULT_FILE,
+    Computing,
+    initial_params,
+    load_params,
+    metric_lines,
+    save_params,
+    save_result,
+)
 from simrl.models import sharding
 from simrl.models.transformer import Params
 from simrl.rewards.reward import Rewards
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
-from simrl.rollouts.rollout import check_voices
 from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Limits, Speaker, assistant, capacities, converse, fitting, prompts_of
+from simrl.rollouts.speaker import Limits, Speaker, assistant, converse, fitting, prompts_of
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.sources import Data, Model, subsample
 from simrl.training import placement, rl
-from simrl.training.optimizer import make_optimizer
 from simrl.training.progress import Progress
 from simrl.training.rl import RLSettings
 
@@ -49,6 +55,11 @@ class Talking:
     assistant: Sampling = dataclasses.field(default_factory=Sampling)
     role_play: RolePlaySettings = dataclasses.field(default_factory=RolePlaySettings)
     fine_tuned: FineTunedSettings = dataclasses.field(default_factory=FineTunedSettings)
+
+
+def possible_simulators(chat: Chat) -> tuple[str, ...]:
+    """The simulators that there can be with a chat template: a prompted one needs a place for its system text."""
+    return SIMULATORS if chat.system_header is not None else ('fine_tuned',)
 
 
 def assistant_of(model: Model, params: Params, talking: Talking, computing: Computing) -> Speaker:
@@ -68,8 +79,13 @@ def simulator_of(name: str, model: Model, params: Params, talking: Talking, comp
     """The user simulator `name`.
 
     Raises:
-        ValueError: there is no such simulator.
+        ValueError: there is no such simulator, or not with this chat template.
     """
+    if name in SIMULATORS and name not in possible_simulators(model.chat):
+        raise ValueError(
+            f'simulator {name!r}: expected a chat template that takes a system text, found one that does not '
+            f'({model.chat.no_system_reason})'
+        )
     common = (model.chat, model.config, params, computing.sampling)
     if name == 'role_play':
         return role_play(*common, budget=talking.limits.user_tokens, settings=talking.role_play)
@@ -78,40 +94,16 @@ def simulator_of(name: str, model: Model, params: Params, talking: Talking, comp
     raise ValueError(f'unknown simulator {name!r}, expected one of {", ".join(SIMULATORS)}')
 
 
-def check_sizes(
-    model: Model, data: Data, talking: Talking, settings: RLSettings, simulators: Sequence[str], computing: Computing
-) -> None:
-    """Proves, before anything is trained, that what `train_arm` is to do can be done.
-
-    Raises:
-        ValueError: the longest conversation does not fit into the model's positions; the trained side is not sampled by
-            temperature alone; there are fewer openings than a step needs; the warm-up has no end; or rows
-            do not divide.
-    """
-    helper = assistant_of(model, model.params, talking, computing)
-    for name in simulators:
-        user = simulator_of(name, model, model.params, talking, computing)
-        check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
-        capacities(user.voice, helper.voice, talking.limits)
-        rl.check_training_sampler(helper if settings.trained == 'assistant' else user)
-    openings = len(openings_of(data.conversations_of('train'), model, talking, computing))
-    if openings < settings.prompts_per_step:
-        raise ValueError(f'RLSettings.prompts_per_step: expected at most {openings}, found {settings.prompts_per_step}')
-    make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
-    split = computing.mesh.make().shape['data']
-    rows = settings.prompts_per_step * settings.samples_per_prompt
-    if rows % split:
-        raise ValueError(f'RLSettings: expected conversations of a step to divide by {split} devices, found {rows}')
-
-
 def openings_of(
     conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing
 ) -> list[Example]:
     """The openings that fit into the prompts of the assistant and of every simulator; prints how many do not.
 
-    All arms start from the same people, so an opening that one simulator's prompt is too long for is in none.
+    All arms start from the same people, so an opening that one simulator's prompt is too long for is in none. That
+    holds for arms that are added later as well: whichever arms a run has now, it is all simulators that there can be
+    with this chat template.
     """
-    sides = [simulator_of(name, model, model.params, talking, computing) for name in SIMULATORS]
+    sides = [simulator_of(name, model, model.params, talking, computing) for name in possible_simulators(model.chat)]
     sides.append(assistant_of(model, model.params, talking, computing))
     prompt_tokens = talking.limits.prompt_tokens
     kept, dropped = fitting([example_of(c) for c in conversations], sides, model.chat, prompt_tokens)
@@ -128,6 +120,12 @@ class ReplySettings:
     openings: int | None  # how many, chosen by seed; None: all that fit
     batch_size: int  # replies sampled at once
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.openings is not None and self.openings < 1:
+            raise ValueError(f'ReplySettings.openings: expected at least 1, or None, found {self.openings}')
+        if self.batch_size < 1:
+            raise ValueError(f'ReplySettings.batch_size: expected at least 1, found {self.batch_size}')
 
 
 def judged_replies(

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from simrl import arms, jobs, known_answer, known_answer_results, lanes, sources, stages
+from simrl import arms, checks, jobs, known_answer, known_answer_results, lanes, sources, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
@@ -191,12 +191,12 @@ def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Mod
         raise config_lib.ConfigError(f'config.model, config.data: {error}') from error
 
 
-def _check_sizes(settings: Experiment | RLJob, simulators: tuple[str, ...], model: Model, data: Data) -> None:
-    """Refuses, before anything is trained, sizes that do not fit the model or the data."""
-    try:
-        arms.check_sizes(model, data, settings.talking, settings.rl, simulators, settings.computing)
-    except ValueError as error:
-        raise config_lib.ConfigError(f'config.talking, config.rl: {error}') from error
+def _check_rl(settings: Experiment | RLJob, simulators: tuple[str, ...], model: Model, data: Data) -> None:
+    """Refuses what RL and the scale of its reward could not do; a scale needs two replies to differ."""
+    talking, computing = settings.talking, settings.computing
+    checks.check_rl(settings.rl, simulators, model, data, talking, computing)
+    openings = data.conversations_of('train')
+    checks.check_replies('config.scale', settings.scale, openings, model, talking, computing, at_least=2)
 
 
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
@@ -209,7 +209,13 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
 def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:
     """The whole experiment; see the module's docstring."""
     model, data = _load(settings)
-    _check_sizes(settings, settings.arms, model, data)
+    talking, computing = settings.talking, settings.computing
+    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, computing)
+    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, computing)
+    checks.check_reward_model('config.judge', settings.judge, model, data, computing)
+    _check_rl(settings, settings.arms, model, data)
+    held_out = data.conversations_of('test')
+    checks.check_replies('config.comparison', settings.comparison, held_out, model, talking, computing)
     reward_model, scale, judge = workdir / REWARD_STAGE, workdir / SCALE_STAGE, workdir / JUDGE_STAGE
 
     tasks = [
@@ -356,17 +362,19 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
 
 def sft_tasks(settings: SFTJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
+    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, settings.computing)
     return [_user_task(settings, model, data)]
 
 
 def reward_model_tasks(settings: RewardModelJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
+    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, settings.computing)
     return [_reward_task(REWARD_STAGE, settings, settings.reward_model, model, data)]
 
 
 def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
-    _check_sizes(settings, (settings.simulator,), model, data)
+    _check_rl(settings, (settings.simulator,), model, data)
     read = ArmStages(settings.reward_stage, workdir / SCALE_STAGE, settings.simulator_stage)
     return [
         _scale_task(settings, read.reward_model, model, data),

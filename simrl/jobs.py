@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from simrl import config as config_lib
 from simrl.conversations.chat import Chat, Header
-from simrl.conversations.records import Preference
+from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_bootstrap
 from simrl.models import sharding, transformer
@@ -31,7 +31,9 @@ from simrl.training.preference import PreferenceSettings, longer_wins
 from simrl.training.sft import SFTSettings
 
 PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
-HALVES = 2  # of the training pairs: one for the reward model, one for the judge
+
+Half = Literal['first', 'second', 'both']
+HALVES: tuple[Half, Half] = ('first', 'second')  # of the training pairs: one for the reward model, one for the judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +68,23 @@ class UserSFTSettings:
     held_out: int | None = None  # conversations of the test split that the loss is measured on; None: all
     held_out_seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f'UserSFTSettings.held_out: expected at least 1, or None, found {self.held_out}')
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardModelSettings:
     """A reward model from people's choices. Two models with different halves share no pair of one opening."""
 
     preference: PreferenceSettings
-    half: Literal[0, 1, 'both'] = 'both'  # of the training pairs, split by a hash of their opening
+    half: Half = 'both'  # of the training pairs, split by a hash of their opening
     held_out: int | None = None  # pairs of the test split that accuracy is measured on; None: all
     held_out_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f'RewardModelSettings.held_out: expected at least 1, or None, found {self.held_out}')
 
 
 def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
@@ -116,9 +126,14 @@ def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
-def half_of(pair: Preference) -> int:
-    """0 or 1, by a hash of the opening: pairs of one opening are in one half."""
-    return hashlib.sha256(pair.opening.encode()).digest()[0] % HALVES
+def half_of(pair: Preference) -> Half:
+    """The half that a pair is in, by a hash of the opening: pairs of one opening are in one half."""
+    return HALVES[hashlib.sha256(pair.opening.encode()).digest()[0] % len(HALVES)]
+
+
+def pairs_of(half: Half, data: Data) -> list[Preference]:
+    """The training pairs of a half, or of both."""
+    return [pair for pair in data.preferences_of('train') if half in ('both', half_of(pair))]
 
 
 def fit_role(
@@ -156,14 +171,20 @@ def fit_role(
     return {'held_out_loss_before': losses[0], 'held_out_loss_after': losses[-1]}
 
 
+def rows_of(
+    conversations: Sequence[Conversation], settings: UserSFTSettings, model: Model
+) -> tuple[list[Rendered], collections.Counter[str]]:
+    """Conversations as rows of the role that is learnt, and counts of what was cut or dropped."""
+    to_rows = user_rows if settings.role == 'user' else assistant_rows
+    return to_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
+
+
 def fine_tune_user(
     folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
 ) -> None:
     """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
-    longest = settings.sft.batch.lengths[-1]
-    to_rows = user_rows if settings.role == 'user' else assistant_rows
-    rows, counts = to_rows(data.conversations_of('train'), model.chat, longest, on_long=settings.on_long)
-    held_out, held_out_counts = to_rows(data.conversations_of('test'), model.chat, longest, on_long=settings.on_long)
+    rows, counts = rows_of(data.conversations_of('train'), settings, model)
+    held_out, held_out_counts = rows_of(data.conversations_of('test'), settings, model)
     print_counts('rows to train on', len(rows), counts)
     print_counts('rows held out', len(held_out), held_out_counts)
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
@@ -197,8 +218,7 @@ def fit_reward_model(
     """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
     chat, mesh = model.chat, computing.mesh.make()
     batch = settings.preference.batch
-    pairs = [p for p in data.preferences_of('train') if settings.half in ('both', half_of(p))]
-    rows, counts = preference_rows(pairs, chat, batch.lengths[-1], on_long='drop')
+    rows, counts = preference_rows(pairs_of(settings.half, data), chat, batch.lengths[-1], on_long='drop')
     print_counts('pairs to train on', len(rows), counts)
     state = preference.fit(
         folder,

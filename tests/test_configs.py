@@ -21,7 +21,7 @@ def settings_of(name: str, arg: str):
     config = importlib.import_module(f'configs.{name}').get_config(arg)
     fields = dict(config)
     job = fields.pop('job')
-    return from_config_dict(experiment.JOBS[job][0], fields, 'config')
+    return from_config_dict(experiment.JOBS[job].settings, fields, 'config')
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -57,7 +57,7 @@ def dataclasses_below(cls: type) -> set[type]:
 
 def test_every_field_is_read():
     """A field that is only checked in its own dataclass, or never, would be a setting without effect."""
-    classes = set().union(*(dataclasses_below(cls) for cls, _ in experiment.JOBS.values()))
+    classes = set().union(*(dataclasses_below(job.settings) for job in experiment.JOBS.values()))
     read: set[str] = set()
     for path in (ROOT / 'simrl').rglob('*.py'):
         tree = ast.parse(path.read_text())
@@ -85,7 +85,10 @@ BAD = {
     'no arms': ({'arms': ()}, 'arms: expected different values, at least one'),
     'clashing seeds': ({'seeds': (1, 1)}, 'seeds: expected different values'),
     'minibatch not dividing': ({'rl': {'algorithm': {'minibatches': 3}}}, 'minibatches.*expected to divide the 8 rows'),
-    'one half for both': ({'judge': {'half': 0}}, r'config\.judge\.half'),
+    'one half for both': (
+        {'judge': {'half': 'first'}},
+        r'judge\.half: expected the half that reward_model\.half=first is not',
+    ),
     'no turns': ({'talking': {'limits': {'turns': 0}}}, r'turns: expected at least 1, found 0'),
     'no signal': ({'talking': {'role_play': {'signal': ' '}}}, 'signal: expected some text'),
     'heads not divisible': (

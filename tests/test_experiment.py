@@ -170,7 +170,7 @@ def test_another_setting_is_refused_with_the_difference(files, finished):
 
 def test_the_reward_model_and_the_judge_share_no_opening(files):
     data = sources.read(from_config_dict(sources.DataSettings, {'folder': str(files)}, 'data'))
-    halves = [{p.opening for p in data.preferences_of('train') if jobs.half_of(p) == half} for half in (0, 1)]
+    halves = [{p.opening for p in data.preferences_of('train') if jobs.half_of(p) == half} for half in jobs.HALVES]
     assert all(halves)
     assert not halves[0] & halves[1]
 
