@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -31,9 +30,9 @@ LOOKS = {
     'persona': ('#b8649a', 's'),
     'fine_tuned': ('#0072b2', '^'),
     ORACLE: ('#009e73', 'D'),
-    PEOPLE: ('#222222', 'P'),
+    PEOPLE: ('#a17a00', 'P'),
 }
-OTHER_LOOK = ('#8a6d00', 'v')
+OTHER_LOOK = ('#56b4e9', 'v')
 LINES = {'small': ':', '': '-', 'large': '--'}
 GRID = '#dddddd'
 
@@ -139,7 +138,9 @@ def matrix(result: MatrixResult) -> Drawing:
         figure = Figure((max(WIDTH, 1.9 + 0.55 * len(users)), 1.5 + 0.42 * len(assistants)), layout=_layout())
         axis = figure.subplots()
         edges = (np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
-        axis.pcolormesh(*edges, values, cmap='cividis', vmin=0, vmax=1)  # drawn as shapes: no picture within the SVG
+        axis.pcolormesh(
+            *edges, values, cmap='cividis', vmin=0, vmax=1, edgecolors='white'
+        )  # drawn as shapes: no picture within the SVG
         axis.invert_yaxis()
         for (row, column), value in np.ndenumerate(values):
             ink = 'black' if value > 0.48 else 'white'
@@ -181,7 +182,7 @@ def svg(drawing: Drawing, name: str) -> str:
 def png(drawing: Drawing) -> bytes:
     file = io.BytesIO()
     with _style():
-        FigureCanvasAgg(drawing.figure).print_png(file, metadata={'Software': None})
+        drawing.figure.savefig(file, format='png', dpi=PIXELS_PER_INCH, metadata={'Software': None})
     return file.getvalue()
 
 

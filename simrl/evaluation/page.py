@@ -25,7 +25,7 @@ p { max-width: 46em; margin: 8px 0; overflow-wrap: anywhere; }
 .box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); margin: 10px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; }
+thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; min-width: 4.5em; }
 th:first-child, td.words { text-align: left; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
@@ -45,6 +45,7 @@ figure svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 .person { background: var(--person); margin-left: auto; border-bottom-right-radius: 3px; }
 .assistant { background: var(--assistant); border-bottom-left-radius: 3px; }
 .who { display: block; color: var(--soft); font-size: .72rem; }
+@media (max-width: 600px) { tbody th { white-space: normal; min-width: 9.4em; } }
 details { margin: 10px 0; }
 summary { cursor: pointer; padding: 4px 0; overflow-wrap: anywhere; }
 """

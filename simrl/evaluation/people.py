@@ -212,8 +212,9 @@ def claims_over_seeds(
         first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
         return first, second
 
-    gaps = [np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared)]
-    checkpoints = cluster_bootstraps(gaps, people, level=level, resamples=resamples, seed=seed) if gaps else []
+    gaps = [by_arm[arm].mean(0) - initial.satisfaction for arm in runs]
+    gaps.extend(np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared))
+    over_people = cluster_bootstraps(gaps, people, level=level, resamples=resamples, seed=seed)
     return ClaimsResult(
         seeds=tuple(sorted({number for seeds in runs.values() for number in seeds})),
         arms={
@@ -225,17 +226,18 @@ def claims_over_seeds(
                 ),
                 win_rate=t_interval(over_seeds(arm, win_rate), level=level, null=0.5),
                 strict_win_rate=t_interval(over_seeds(arm, strict), level=level, null=0.5),
+                gain_over_people=gain,
                 recovered=recovered[arm],
             )
-            for arm in runs
+            for arm, gain in zip(runs, over_people[: len(runs)], strict=True)
         },
         differences={
             ' - '.join(pair): DifferenceClaim(
                 satisfaction=paired_difference(*of_pair(pair, satisfaction), level=level),
                 win_rate=paired_difference(*of_pair(pair, win_rate), level=level),
-                satisfaction_over_people=checkpoint,
+                satisfaction_over_people=difference,
             )
-            for pair, checkpoint in zip(shared, checkpoints, strict=True)
+            for pair, difference in zip(shared, over_people[len(runs) :], strict=True)
         },
     )
 

@@ -62,6 +62,7 @@ class ArmClaim:
     gain: SeedEstimate
     win_rate: SeedEstimate
     strict_win_rate: SeedEstimate
+    gain_over_people: Estimate  # seeds averaged, people resampled: of these checkpoints only
     recovered: RecoveredShare
 
 

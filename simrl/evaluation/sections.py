@@ -161,7 +161,7 @@ def _claims(results: Results) -> list[str]:
                 summary.p_value(claim.gain),
                 _estimate(claim.win_rate),
                 summary.p_value(claim.win_rate),
-                '–',
+                _estimate(claim.gain_over_people, 3, '+'),
             )
         )
     for pair, difference in results.claims.differences.items():

@@ -139,7 +139,8 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     """
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
-    total = np.stack([np.bincount(member, weights=row) for row in measures], 1)
+    total = np.zeros((len(index), len(measures)))
+    np.add.at(total, member, measures.T)
     count = np.bincount(member).astype(np.float64)
     equal_shares = np.full(len(index), 1 / len(index))
     random = np.random.default_rng(seed)

@@ -125,8 +125,8 @@ def label(name: str) -> str:
 
 
 def number(value: float | None, digits: int = 2, sign: str = '') -> str:
-    """A rounded number; a dash where there is none. `sign` is '+' where a plus is wanted."""
-    return '–' if value is None else f'{value:{sign}.{digits}f}'.replace('-', '−')
+    """A rounded number; a dash where there is none, no minus before 0. `sign` is '+' where a plus is wanted."""
+    return '–' if value is None else f'{round(value, digits) + 0.0:{sign}.{digits}f}'.replace('-', '−')
 
 
 def share(value: float | None) -> str:
@@ -180,18 +180,11 @@ def sentences(results: Results, rows: Sequence[Row]) -> tuple[str, str, str]:
     """What was asked, what came out, and what that does not say."""
     arms = [row for row in rows if row.name != INITIAL]
     if results.people is None or not arms:
-        missing = 'no result on people is there yet'
-        return (
-            'Which simulated user trains the better assistant?',
-            f'Nothing came out so far: {missing}.',
-            (SHORT_OF_THE_WORLD),
-        )
+        nothing = 'Nothing came out so far: no trained assistant has met people yet.'
+        return 'Which simulated user trains the better assistant?', nothing, SHORT_OF_THE_WORLD
     seeds = sorted({row.num_seeds for row in arms})
-    each = (
-        'one training seed'
-        if seeds == [1]
-        else f'{"–".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} training seeds'
-    )
+    each = '–'.join(dict.fromkeys(str(count) for count in (seeds[0], seeds[-1])))
+    each = 'one training seed' if seeds == [1] else f'{each} training seeds'
     kinds = len({parts_of(row.name)[:2] for row in arms})
     oracle = '; the oracle trained against people themselves' if ORACLE in [row.name for row in arms] else ''
     asked = (
@@ -218,28 +211,30 @@ def _outcome(results: Results, rows: Sequence[Row], arms: Sequence[Row]) -> str:
         parts.append(f'lower after {listed(by_verdict[-1])}')
     if by_verdict[0]:
         parts.append(f'not told apart from it after {listed(by_verdict[0])}')
-    parts.extend(_orderings(results))
+    parts.extend(_orderings(results, several))
+    with_one = '; with one seed over people, so of that checkpoint only' if min(x.num_seeds for x in arms) == 1 else ''
     start = rows[0].satisfaction.mean if rows[0].name == INITIAL else None
     level = arms[0].satisfaction.level
-    rests_on = (
-        f'{level:.0%} intervals over training seeds'
+    basis = (
+        f'{level:.0%} intervals over training seeds{with_one}'
         if several
         else f'{level:.0%} intervals over people, so of this checkpoint only: another training seed may differ'
     )
-    return f'Mean satisfaction was {number(start)} with the initial assistant; {"; ".join(parts)} ({rests_on}).'
+    return f'Mean satisfaction was {number(start)} with the initial assistant; {"; ".join(parts)} ({basis}).'
 
 
-def _orderings(results: Results) -> list[str]:
-    """What the differences between arms support, and what they leave open."""
+def _orderings(results: Results, several: bool) -> list[str]:
+    """What the differences between arms support, and what they leave open; `several`: most rest on several seeds."""
     below: dict[str, list[str]] = {}  # an arm -> those that it is above
     left_open = []
     for pair, claim in (results.claims.differences if results.claims else {}).items():
         first, second = (label(name) for name in pair.split(' - '))
         difference = claim.satisfaction if claim.satisfaction.num_seeds > 1 else claim.satisfaction_over_people
+        alone = ', one seed' if several and claim.satisfaction.num_seeds == 1 else ''
         sign = verdict(difference)
         if sign:
             above, under = (first, second) if sign > 0 else (second, first)
-            below.setdefault(above, []).append(f'{under} (by {number(abs(difference.mean))})')
+            below.setdefault(above, []).append(f'{under} (by {number(abs(difference.mean))}{alone})')
         else:
             left_open.append(f'{first} and {second}')
     found = [f'{above} came out above {listed(arms)}' for above, arms in below.items()]

@@ -80,9 +80,19 @@ def test_differences_are_paired_by_seed_and_by_person():
     assert (over_people.low, over_people.high) == pytest.approx((0.05, 0.05)), 'people cancel within a pair'
     alone = claims.arms['fine_tuned']
     assert (alone.gain.mean, alone.gain.low, alone.gain.p_value) == (pytest.approx(0.3), None, None)
+    over_people = alone.gain_over_people
+    assert (over_people.low, over_people.high) == pytest.approx((0.3, 0.3))
+    assert claims.arms['role_play'].gain_over_people.mean == pytest.approx(0.2)
     assert alone.win_rate.mean == pytest.approx(vote(0.3, 0.0))
     assert alone.recovered.mean is None
     assert alone.recovered.reason == 'no assistant was trained against people'
+
+
+def test_before_any_arm_is_trained_nothing_is_claimed():
+    found = outcomes(initial=[0.1, 0.2])
+    claims = claims_over_seeds(found, 'ab', vote=vote, resamples=50)
+    assert (claims.seeds, claims.arms, claims.differences) == ((), {}, {})
+    assert list(summarise_people(found, 'ab', vote=vote, dial=1.0, resamples=50).assistants) == ['initial']
 
 
 def test_results_survive_json():

@@ -12,7 +12,7 @@ import pytest
 from simrl.evaluation.figures import FONT_SIZE
 from simrl.evaluation.report import REPORT_FILE, console_table, figure_pngs, write_report
 from simrl.evaluation.results import ResultError, read
-from simrl.evaluation.summary import label, ordered, rows_of, sentences
+from simrl.evaluation.summary import label, number, ordered, rows_of, sentences
 from tests.evaluation.fake_run import HOSTILE, fake_results, write
 
 SECTIONS = (
@@ -285,14 +285,23 @@ def test_seeds_that_differ_are_told_apart_from_those_that_are_several(files, tmp
         name: found for name, found in people['assistants'].items() if name not in ('oracle/seed-1', 'oracle/seed-2')
     }
     claims = copy.deepcopy(files['results/claims.json'])
-    claims['arms']['oracle']['gain'] = claim(0.4)
+    claims['differences']['oracle - fine_tuned'] = {
+        'satisfaction': claim(0.1),
+        'win_rate': claim(0.1),
+        'satisfaction_over_people': over_people(0.1, 0.05, 0.15),
+    }
     write(
         tmp_path,
         {**files, 'results/people.json': {**people, 'assistants': kept}, 'results/claims.json': claims},
     )
     asked, outcome, _ = said(tmp_path)
     assert '1–3 training seeds each' in asked
-    assert ', one seed)' in outcome
+    gain = kept['oracle/seed-0']['gain']['mean']  # of the checkpoint on people, where there is one seed
+    assert f'oracle ({gain:+.2f}, one seed)' in outcome
+    assert 'oracle came out above fine-tuned (by 0.10, one seed)' in outcome
+    assert outcome.endswith(
+        '(95% intervals over training seeds; with one seed over people, so of that checkpoint only).'
+    )
     assert 'with one seed, and for the initial assistant, over people: this checkpoint only' in console_table(tmp_path)
 
 
@@ -305,6 +314,17 @@ def test_an_undefined_share_says_why(files, tmp_path):
     text = write_report(tmp_path).read_text()
     assert '<td>undefined</td>' in text
     assert 'Recovered shares are undefined: the oracle&#x27;s gain +0.010 [-0.004, +0.024] is not above 0.' in text
+
+
+def test_only_the_initial_assistant_met_people(files, tmp_path):
+    people = files['results/people.json']
+    alone = {**people, 'assistants': {'initial': people['assistants']['initial']}}
+    claims = {'seeds': [], 'arms': {}, 'differences': {}}
+    write(tmp_path, {'results/people.json': alone, 'results/claims.json': claims})
+    text = write_report(tmp_path).read_text()
+    assert 'initial</th>' in text
+    assert 'Nothing came out so far' in text
+    assert 'initial' in console_table(tmp_path)
 
 
 def test_the_terminal_gets_at_most_120_columns(run, crowded):
@@ -336,6 +356,11 @@ def test_names_and_their_order():
     ]
     assert label('fine_tuned-large/seed-1') == 'fine-tuned large, seed 1'
     assert label('new_arm') == 'new arm'
+
+
+def test_numbers():
+    assert [number(x) for x in (0.125, -0.125, -0.001, None)] == ['0.12', '−0.12', '0.00', '–']
+    assert [number(x, 3, '+') for x in (0.5, -0.5, 0.0)] == ['+0.500', '−0.500', '+0.000']
 
 
 @pytest.fixture(scope='module')
