@@ -7,10 +7,15 @@ or folder named by --config.model.source. Sized for one H100 and 20 minutes; `sm
 minutes; `smollm2.py:smoke` runs the same stages on a tiny random model with this tokenizer.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from configs.parts import algorithm, execution, optimizer, optional, random_model, sampling
+from simrl.simulators.role_play import INSTRUCTIONS
+
 # What the three sizes differ in. A row is one conversation; a message's budget counts its end-of-turn.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     '': {
         'turns': 4,  # user messages with a reply
         'message_tokens': 160,
@@ -97,34 +102,40 @@ SIZES = {
 }
 
 
-def optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> ConfigDict:
-    """AdamW; the learning rate is its highest."""
+def fitting(steps: int, rows: int, lengths: tuple[int, ...], schedule: str, seed: int) -> ConfigDict:
+    """Fine-tuning, or a reward model."""
     return ConfigDict(
         {
-            'learning_rate': learning_rate,
-            'schedule': schedule,
-            'warmup_steps': warmup_steps,
-            'end_fraction': 0.1,  # of the highest rate, at the last step
-            'b1': 0.9,
-            'b2': 0.999,
-            'weight_decay': 0.0,
-            'clip_norm': 1.0,  # global norm of a gradient
+            'steps': steps,
+            'batch': {
+                'batch_size': rows,  # rows; of a reward model, pairs
+                'lengths': lengths,  # tokens of a row, by bucket
+                'seed': seed,  # of the order
+            },
+            'optimizer': optimizer(5e-5, schedule, warmup_steps=steps // 10, end_fraction=0.1),
         }
     )
 
 
-def reward_model(size: dict, half: str, seed: int) -> ConfigDict:
+def reward_model(size: dict[str, Any], half: str, seed: int) -> ConfigDict:
     """A reward model on one half of the pairs, split by their openings."""
     return ConfigDict(
         {
-            'preference': {
-                'steps': size['reward_steps'],
-                'batch': {'batch_size': size['pairs'], 'lengths': size['lengths'], 'seed': seed},  # pairs; tokens
-                'optimizer': optimizer(5e-5, 'linear', size['reward_steps'] // 10),
-            },
-            'half': half,
-            'held_out': size['held_out_pairs'],  # pairs; None: all of the test split
-            'held_out_seed': 0,
+            'preference': fitting(size['reward_steps'], size['pairs'], size['lengths'], 'linear', seed),
+            'half': half,  # of the training pairs: first, second or both
+            'held_out': optional(int, size['held_out_pairs']),  # pairs; None: all of the test split
+            'held_out_seed': 0,  # of their choice
+        }
+    )
+
+
+def replies(size: dict[str, Any], openings: int | None, seed: int) -> ConfigDict:
+    """Single replies to openings."""
+    return ConfigDict(
+        {
+            'openings': optional(int, openings),  # None: all that fit
+            'batch_size': size['replies'],  # replies at once
+            'seed': seed,  # of the choice of openings, and of sampling
         }
     )
 
@@ -134,35 +145,28 @@ def get_config(arg: str = '') -> ConfigDict:
     if arg not in SIZES:
         raise ValueError(f'smollm2.py: unknown size {arg!r}, expected one of {", ".join(map(repr, SIZES))}')
     size = SIZES[arg]
-    execution = {
-        'dtype': size['dtype'],  # of activations and matrix products; parameters are float32
-        'remat': size['remat'],  # what the backward pass recomputes
-        'attention': 'xla',
-        'log_prob_chunk': 128,  # time steps whose logits exist at once
-    }
     return ConfigDict(
         {
             'job': 'experiment',
             'model': {
                 'source': 'HuggingFaceTB/SmolLM2-135M-Instruct',  # hub name, folder, or .gguf file
-                'random': size['random'],  # None: the source's own weights
+                'rewrites': 'error',  # what to do with a template that rewrites history: error, keep or omit
+                'date': optional(str),  # today, for a template that writes it, such as '26 Jul 2024'
+                'revision': optional(str),  # of a hub model; None: its main branch
+                'random': random_model(size['random']),  # in place of the source's own weights
             },
             'data': {
                 'folder': 'data',
-                'conversations': 'conversations.jsonl.gz',
-                'preferences': 'preferences.jsonl.gz',
-                'on_bad_rows': 'drop',  # counted by reason
+                'conversations': 'conversations.jsonl.gz',  # in the folder
+                'preferences': 'preferences.jsonl.gz',  # in the folder
+                'on_bad_rows': 'drop',  # counted by reason; or raise
             },
             'user_sft': {
-                'sft': {
-                    'steps': size['sft_steps'],
-                    'batch': {'batch_size': size['sft_rows'], 'lengths': size['lengths'], 'seed': 0},  # rows; tokens
-                    'optimizer': optimizer(5e-5, 'cosine', size['sft_steps'] // 10),
-                },
-                'role': 'user',  # whose turns are learnt
-                'on_long': 'cut',  # to the whole messages that fit; counted
-                'held_out': size['held_out'],  # conversations; None: all of the test split
-                'held_out_seed': 0,
+                'sft': fitting(size['sft_steps'], size['sft_rows'], size['lengths'], 'cosine', seed=0),
+                'role': 'user',  # whose turns are learnt: user or assistant
+                'on_long': 'cut',  # to the whole messages that fit; or drop, both counted; or error
+                'held_out': optional(int, size['held_out']),  # conversations; None: all of the test split
+                'held_out_seed': 0,  # of their choice
             },
             'reward_model': reward_model(size, half='first', seed=0),  # gives the reward
             'judge': reward_model(size, half='second', seed=1),  # compares the assistants
@@ -170,53 +174,46 @@ def get_config(arg: str = '') -> ConfigDict:
                 'limits': {
                     'turns': size['turns'],  # user messages with a reply, the opening included
                     'prompt_tokens': size['prompt_tokens'],  # of the longest prompt in any view
-                    'assistant_tokens': size['message_tokens'],
+                    'assistant_tokens': size['message_tokens'],  # of a message, its end-of-turn included
                     'user_tokens': size['message_tokens'],
                 },
-                'assistant': {'temperature': 1.0},
-                'role_play': {'sampling': {'temperature': 0.7, 'top_p': 0.9}, 'signal': '[END]'},
-                'fine_tuned': {'sampling': {'temperature': 0.7, 'top_p': 0.9}},
+                'assistant': sampling(),  # temperature alone in training
+                'role_play': {
+                    'sampling': sampling(temperature=0.7, top_p=0.9),
+                    'signal': '[END]',  # what it writes to end a conversation
+                    'instructions': INSTRUCTIONS,  # with the fields {signal} and {opening}
+                },
+                'fine_tuned': {'sampling': sampling(temperature=0.7, top_p=0.9)},
             },
-            'scale': {'openings': size['scale_openings'], 'batch_size': size['replies'], 'seed': 0},
-            'arms': ('role_play', 'fine_tuned'),
-            'seeds': (0,),
+            'scale': replies(size, size['scale_openings'], seed=0),  # of the reward: the initial assistant's replies
+            'arms': ('role_play', 'fine_tuned'),  # simulators to train against
+            'seeds': (0,),  # training seeds of every arm
             'rl': {
                 'steps': size['rl_steps'],
                 'prompts_per_step': size['prompts'],
-                'samples_per_prompt': size['samples'],
-                'row_buckets': size['lengths'],  # tokens
-                'algorithm': {
-                    'estimator': 'gae',
-                    'aggregation': 'token_mean',
-                    'kl': 'k3',
-                    'kl_coef': 0.01,
-                    'clip_low': 0.2,
-                    'clip_high': 0.2,
-                    'value_coef': 0.5,
-                    'gamma': 1.0,
-                    'lam': 0.95,
-                    'whiten': True,
-                    'epochs': 1,
-                    'minibatches': size['minibatches'],
-                    'microbatches': size['microbatches'],
-                },
-                'optimizer': optimizer(2e-6, 'constant', 0),
-                'trained': 'assistant',
+                'samples_per_prompt': size['samples'],  # conversations
+                'row_buckets': size['lengths'],  # tokens that an update's rows are cut to
+                'algorithm': algorithm('gae', minibatches=size['minibatches'], microbatches=size['microbatches']),
+                'optimizer': optimizer(2e-6, 'constant', warmup_steps=0, end_fraction=0.1),
+                'trained': 'assistant',  # or user, in a job of its own (rl.py)
             },
-            'comparison': {'openings': size['openings'], 'batch_size': size['replies'], 'seed': 1},
+            'comparison': replies(size, size['openings'], seed=1),  # held-out openings for every assistant
             'computing': {
-                'training': execution,
-                'sampling': execution,
+                'training': execution(size['dtype'], size['remat']),
+                'sampling': execution(size['dtype'], size['remat']),
                 'loop': {
                     'log_every': size['log_every'],  # steps
                     'checkpoint_every': size['checkpoint_every'],  # steps
                     'evaluate_every': size['sft_steps'],  # steps of fine-tuning
-                    'keep_checkpoints': 1,
+                    'keep_checkpoints': 1,  # latest ones
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
                     'saved_conversations': 8,  # of each step's
                     'shown_conversations': 2,  # of each step's, as text in TensorBoard
                 },
-                'mesh': {'data': None, 'model': 1},  # devices; None: all the rest
+                'mesh': {  # devices
+                    'data': optional(int),  # that rows are split over; None: all the rest
+                    'model': 1,  # that heads, MLP and vocabulary are split over
+                },
             },
         }
     )

@@ -26,6 +26,8 @@ def from_config_dict(cls: type[T], config: ml_collections.ConfigDict | Mapping[s
 
     Supported field types: int, float (an int is accepted and converted), bool, str, None, `pathlib.Path` (from a str),
     `Literal`, unions such as `X | None`, nested dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`.
+    A dataclass that may be None is None also where all the fields that the config gives for it are: so its fields can
+    be there with their types, for flags to set.
 
     Args:
         cls: a dataclass; its defaults stand for the fields that `config` leaves out.
@@ -103,7 +105,7 @@ def _convert(expected: Any, value: Any, name: str) -> Any:
 def _convert_union(options: tuple[Any, ...], value: Any, name: str) -> Any:
     exact = [option for option in options if option is type(value)]  # 3 for `float | int` stays an int
     concrete = [option for option in options if option is not type(None)]
-    if value is None and type(None) in options:
+    if type(None) in options and (value is None or _is_unset(concrete, value)):
         return None
     if len(concrete) == 1:
         try:
@@ -119,6 +121,14 @@ def _convert_union(options: tuple[Any, ...], value: Any, name: str) -> Any:
         except ConfigError:
             continue
     raise ConfigError(f'{name}: expected {" or ".join(map(_describe, options))}, found {_show(value)}')
+
+
+def _is_unset(concrete: list[Any], value: Any) -> bool:
+    """Whether a dataclass's fields are all there and all None: how a config with typed fields writes `X | None`."""
+    if len(concrete) != 1 or not dataclasses.is_dataclass(concrete[0]):
+        return False
+    is_dict = isinstance(value, ml_collections.ConfigDict | Mapping)
+    return is_dict and len(value) > 0 and all(value[key] is None for key in value)
 
 
 def _convert_sequence(expected: Any, value: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import ml_collections
 import pytest
+from ml_collections.config_dict import placeholder
 
 from simrl import config
 
@@ -75,6 +76,19 @@ def test_fills_in_nested_fields_and_defaults() -> None:
     assert parse({}) == Outer(inner=Inner(rate=0.5), flag=True)
 
 
+def test_a_dataclass_that_may_be_none_is_none_where_its_fields_are() -> None:
+    """With types for flags to set; one that is set asks for the others that are needed."""
+    unset = {'rate': placeholder(float), 'steps': placeholder(int)}
+    assert parse({'maybe': unset}).maybe is None
+    assert parse({'maybe': unset | {'rate': 0.5, 'steps': 2}}).maybe == Inner(rate=0.5, steps=2)
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.maybe\.rate: expected float, found None'):
+        parse({'maybe': unset | {'steps': 2}})
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.inner\.rate: expected float, found None'):
+        parse({'inner': unset})  # this one may not
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.maybe\.rate: missing'):
+        parse({'maybe': {}})
+
+
 def test_plain_and_frozen_dicts_are_configs_too() -> None:
     expected = Outer(inner=Inner(rate=0.5), flag=True)
     assert config.from_config_dict(Outer, good(), 'config') == expected
@@ -102,7 +116,7 @@ def test_plain_and_frozen_dicts_are_configs_too() -> None:
         ({'limit': 'x'}, r"config\.outer\.limit: expected int or None, found 'x' \(str\)"),
         ({'either': 1.5}, r'config\.outer\.either: expected int or str, found 1\.5 \(float\)'),
         ({'path': 3}, r'config\.outer\.path: expected a path, found 3 \(int\)'),
-        ({'maybe': {'rate': None}}, r'config\.outer\.maybe\.rate: expected float, found None \(NoneType\)'),
+        ({'maybe': {'rate': None, 'steps': 1}}, r'config\.outer\.maybe\.rate: expected float, found None \(NoneType\)'),
         # What the dataclass itself refuses carries the dots as well.
         ({'inner': {'rate': 1, 'steps': 0}}, r'^config\.outer\.inner\.steps: expected at least 1, found 0$'),
     ],
