@@ -33,6 +33,7 @@ from simrl.worlds.people import World
 
 USUAL_SIZE = 'medium'  # of an arm that names none
 MOST_LANES = 8
+AROUND_MESSAGE = 2  # tokens: a header and an end-of-turn
 WORLD_STAGE, ASSISTANT_STAGE, LOGS_STAGE = 'world', 'sft/assistant', 'logs'
 
 
@@ -109,6 +110,16 @@ class KnownAnswer:
             )
         if self.rl.trained != 'assistant':
             raise ValueError(f"KnownAnswer.rl.trained: expected 'assistant', found {self.rl.trained!r}")
+        models = {'assistant': self.assistant.model} | {f'users.{size}': u.model for size, u in self.users.items()}
+        needed = self.limits.prompt_tokens + self.limits.turns * (
+            self.limits.assistant_tokens + self.limits.user_tokens + 2 * AROUND_MESSAGE
+        )
+        for name, model in models.items():
+            if needed > model.max_positions:
+                raise ValueError(
+                    f'KnownAnswer.{name}.model.max_positions: expected at least the {needed} tokens that a conversation '
+                    f'of limits may take, found {model.max_positions}'
+                )
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f'KnownAnswer.lanes: expected at least 1, or None, found {self.lanes}')
 
