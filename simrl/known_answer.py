@@ -117,8 +117,8 @@ class KnownAnswer:
         for name, model in models.items():
             if needed > model.max_positions:
                 raise ValueError(
-                    f'KnownAnswer.{name}.model.max_positions: expected at least the {needed} tokens that a conversation '
-                    f'of limits may take, found {model.max_positions}'
+                    f'KnownAnswer.{name}.model.max_positions: expected at least the {needed} tokens that a '
+                    f'conversation of limits may take, found {model.max_positions}'
                 )
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f'KnownAnswer.lanes: expected at least 1, or None, found {self.lanes}')
