@@ -44,6 +44,7 @@ EXEMPT = (
         for field in ('remat', 'attention', 'log_prob_chunk')
     ),
     'data.folder',
+    'model.source',  # a hub's is in the stages' slices
     'simulator_stage',
     'reward_stage',
 )
@@ -179,7 +180,7 @@ def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[st
     """What every stage's results depend on: the model, and in what precision it is computed."""
     computing = settings.computing
     return {
-        'model': settings.model,
+        'model': jobs.model_slice(settings.model),
         'dtypes': {'training': computing.training.dtype, 'sampling': computing.sampling.dtype},
     }
 
@@ -202,8 +203,8 @@ def _check_rl(settings: Experiment | RLJob, simulators: tuple[str, ...], model: 
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
     """The inputs of a stage that are files: a hub model is named in the slice, not hashed."""
     files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
-    source = pathlib.Path(model.source)
-    return files | ({'model': source} if source.exists() else {})
+    source = jobs.local_source(model)
+    return files | ({} if source is None else {'model': source})
 
 
 def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:

@@ -23,7 +23,7 @@ from simrl.conversations.views import OnLong, Rendered, assistant_rows, preferen
 from simrl.evaluation.statistics import cluster_bootstrap
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.sources import Data, Model, print_counts, subsample
+from simrl.sources import Data, Model, ModelSettings, print_counts, subsample
 from simrl.training import placement, preference, sft
 from simrl.training.checkpoint import Checkpoints
 from simrl.training.loop import LoopSettings
@@ -85,6 +85,24 @@ class RewardModelSettings:
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f'RewardModelSettings.held_out: expected at least 1, or None, found {self.held_out}')
+
+
+def local_source(settings: ModelSettings) -> pathlib.Path | None:
+    """The file or folder that a model comes from; None for a hub's model."""
+    path = pathlib.Path(settings.source)
+    return path if path.exists() else None
+
+
+def model_slice(settings: ModelSettings) -> dict[str, Any]:
+    """What a stage's results depend on of the model.
+
+    A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
+    wherever it lies.
+    """
+    plain: dict[str, Any] = config_lib.to_dict(settings)
+    if local_source(settings) is not None:
+        del plain['source'], plain['revision']
+    return plain
 
 
 def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:

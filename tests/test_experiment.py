@@ -151,6 +151,20 @@ def test_changed_parameters_of_a_stage_are_named(files, finished, tmp_path):
     assert stage_files.SCRATCH_FOLDER == loop.CHECKPOINTS_FOLDER  # what a stage drops is what the loop goes on from
 
 
+def test_a_local_model_is_known_by_its_contents_wherever_it_lies(files, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    shutil.copytree(files / 'model', tmp_path / 'moved')
+    before = contents(tmp_path / 'run')
+    config = config_of(files)
+    config.model.source = str(tmp_path / 'moved')
+    experiment.run(config, tmp_path / 'run')
+    assert contents(tmp_path / 'run') == before
+    export_tool.main([f'--stage={tmp_path}/run/sft/user', f'--output={tmp_path}/simulator'])
+    (tmp_path / 'moved' / 'generation_config.json').write_text('{"top_p": 0.5}')
+    with pytest.raises(WorkdirError, match='input model'):
+        experiment.run(config, tmp_path / 'run')
+
+
 def test_lanes_would_share_an_accelerator(files, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
@@ -212,7 +226,17 @@ LATE = {
         edit('rl.prompts_per_step', 100),
         'prompts_per_step: expected at most 12, found 100',
     ),
-    'warm-up without end': (edit('rl.optimizer.warmup_steps', 50), 'warmup_steps'),
+    'warm-up without end': (edit('rl.optimizer.warmup_steps', 50), r'config\.rl\.optimizer\.warmup_steps'),
+    'warm-up of fine-tuning': (
+        edit('user_sft.sft.optimizer.warmup_steps', 50),
+        r'config\.user_sft\.sft\.optimizer\.warmup_steps',
+    ),
+    'pairs over positions': (
+        edit('judge.preference.batch.lengths', (128, 600)),
+        r'config\.judge\.preference\.batch\.lengths: expected at most .* found 600',
+    ),
+    'a scale of one reply': (edit('scale.openings', 1), r'config\.scale\.openings: expected at least 2, found 1'),
+    'batches of no reply': (edit('comparison.batch_size', 0), r'config\.comparison\.batch_size: expected at least 1'),
     'no opening fits': (edit('talking.limits.prompt_tokens', 3), 'found none of 12'),
     'no data': (edit('data.folder', 'nowhere'), 'nowhere'),
 }

@@ -26,12 +26,23 @@ def generation_config_of(source: str, revision: str | None) -> dict | None:
     return None if source.endswith('.gguf') else read_generation_config(find_folder(source, revision))
 
 
+def model_of_run(stage: Path) -> sources.ModelSettings:
+    """The model of the run that a stage is of, from the run's config."""
+    for folder in stage.resolve().parents:
+        if (folder / stages.CONFIG_FILE).exists():
+            run = json.loads((folder / stages.CONFIG_FILE).read_text())
+            if 'model' not in run:
+                raise SystemExit(f'{folder}: expected a run that starts from a model, found that of {run.get("job")!r}')
+            return config_lib.from_config_dict(sources.ModelSettings, run['model'], f'{folder}: model')
+    raise SystemExit(f'{stage}: expected a stage in a run directory with {stages.CONFIG_FILE}, found none')
+
+
 def export_stage(stage: Path, output: Path, dtype: str) -> None:
     """The parameters that a stage left, with the tokenizer of the model that it started from."""
     if not stages.is_done(stage):
         raise SystemExit(f'{stage}: expected a finished stage, found none')
     slice_ = json.loads((stage / stages.STAGE_FILE).read_text())['slice']
-    settings = config_lib.from_config_dict(sources.ModelSettings, slice_['model'], f'{stage}: model')
+    settings = model_of_run(stage)
     model = sources.load(settings)
     heads = ('reward_head',) if 'reward_model' in slice_ else ()
     mesh = jobs.MeshSettings().make()
