@@ -331,7 +331,8 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
     lines = [
         '',
         f'simulator fine-tuning: held-out loss on human turns {user["held_out_loss_before"]:.3f} -> '
-        f'{user["held_out_loss_after"]:.3f} nats per token ({user["held_out_rows"]} conversations)',
+        f'{user["held_out_loss_after"]:.3f} nats per token ({user["held_out_rows"]} conversations); without '
+        f'ends {user["held_out_content_loss_before"]:.3f} -> {user["held_out_content_loss_after"]:.3f}',
     ]
     for name in (REWARD_STAGE, JUDGE_STAGE):
         r = result(name)

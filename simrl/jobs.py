@@ -167,7 +167,10 @@ def fit_role(
     computing: Computing,
     hyperparameters: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Fine-tunes on the turns of `role`, saves the params, and returns the held-out loss before and after."""
+    """Fine-tunes on the turns of `role`, saves the params, and returns the held-out losses before and after.
+
+    `loss` is of all trained tokens, `content_loss` of those that end no message.
+    """
     state = sft.fine_tune(
         folder,
         params,
@@ -182,11 +185,16 @@ def fit_role(
             computing.loop, evaluate_every=computing.loop.evaluate_every or settings.steps
         ),
         mesh=computing.mesh.make(),
+        ends=(chat.terminal, *sorted(set(chat.end_of_turn.values()))),
         hyperparameters=hyperparameters,
     )
     save_params(folder, {'decoder': state.params['decoder']})
-    losses = [line['held_out/loss'] for line in metric_lines(folder) if 'held_out/loss' in line]
-    return {'held_out_loss_before': losses[0], 'held_out_loss_after': losses[-1]}
+    measured = [line for line in metric_lines(folder) if 'held_out/loss' in line]
+    return {
+        f'held_out_{name}_{when}': line[f'held_out/{name}']
+        for name in ('loss', 'content_loss')
+        for when, line in (('before', measured[0]), ('after', measured[-1]))
+    }
 
 
 def rows_of(

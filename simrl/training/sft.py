@@ -91,12 +91,20 @@ def train_step(
     return state, sums | update_metrics
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution'))
+@functools.partial(jax.jit, static_argnames=('config', 'execution', 'ends'))
 def eval_step(
-    params: Params, batch: Batch, allowed: jax.Array, *, config: TransformerConfig, execution: Execution
+    params: Params,
+    batch: Batch,
+    allowed: jax.Array,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    ends: tuple[int, ...],
 ) -> Metrics:
-    """The metrics of `token_losses` without a gradient."""
-    return token_losses(params, config, execution, batch, allowed)
+    """The metrics of `token_losses` without a gradient, and `content_loss`, the loss of what is none of `ends`."""
+    content = jnp.asarray(batch.trained) & ~jnp.isin(jnp.asarray(batch.tokens), jnp.array(ends, jnp.int32))
+    content_loss = token_losses(params, config, execution, batch.replace(trained=content), allowed)['loss']
+    return token_losses(params, config, execution, batch, allowed) | {'content_loss': content_loss}
 
 
 def held_out_loss(
@@ -107,14 +115,15 @@ def held_out_loss(
     config: TransformerConfig,
     execution: Execution,
     mesh: Mesh,
+    ends: tuple[int, ...],
 ) -> Metrics:
-    """`token_losses` over all rows of `batches`, under the prefix `held_out/`."""
+    """The metrics of `eval_step` over all rows of `batches`, under the prefix `held_out/`."""
     total: Mapping[str, Any] = {}
     with Progress('held out', batches.batches_per_epoch) as progress:
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
             placed = placement.place_rows(batch, mesh)
-            measured = eval_step(params, placed, allowed, config=config, execution=execution)
+            measured = eval_step(params, placed, allowed, config=config, execution=execution, ends=ends)
             total = metrics.add(total, metrics.fetch(measured))
             progress.update(tokens=int(np.sum(batch.length)))
     return {f'held_out/{name}': pair for name, pair in total.items()}
@@ -132,6 +141,7 @@ def fine_tune(
     settings: SFTSettings,
     loop_settings: LoopSettings,
     mesh: Mesh,
+    ends: tuple[int, ...] = (),
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Fits `params` to the trained tokens of `rows`.
@@ -142,6 +152,9 @@ def fine_tune(
         rows, held_out: from `conversations.views`, no longer than the longest of `settings.batch.lengths`. The held-out
             loss is measured before, after, and every `loop_settings.evaluate_every` steps.
         allowed: bool `[V]`, the tokens that the trained role may sample.
+        ends: tokens that end messages and conversations. The held-out loss is measured without them as well: a terminal
+            token that starts as a copy of end-of-turn takes half of its probability, so that the first steps lower the
+            loss of every end whatever is learnt.
 
     Returns:
         The state after the last step.
@@ -160,7 +173,9 @@ def fine_tune(
         return state, StepResult(measured, tokens=tokens)
 
     def evaluate_fn(state: TrainState, _: int) -> Metrics:
-        return held_out_loss(state.params, held_out_batches, mask, config=config, execution=execution, mesh=mesh)
+        return held_out_loss(
+            state.params, held_out_batches, mask, config=config, execution=execution, mesh=mesh, ends=ends
+        )
 
     with jax.set_mesh(mesh):
         return loop.run(

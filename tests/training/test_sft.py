@@ -1,0 +1,53 @@
+"""The held-out loss: that of every trained token, and that of content alone, against a loop over tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.batches import stack
+from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.records import Turn
+from simrl.conversations.views import render
+from simrl.models import transformer
+from simrl.models.transformer import Execution, TransformerConfig
+from simrl.training.sft import eval_step
+from tests.tiny import byte_tokenizer
+
+
+def test_the_loss_of_content_leaves_ends_out():
+    chat = chat_from_huggingface(byte_tokenizer())
+    config = TransformerConfig(
+        vocab_size=chat.size,
+        model_dim=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=8,
+        max_positions=128,
+    )
+    params = transformer.init_params(jax.random.key(0), config)
+    talks = [['hi', 'yes?', 'bye', 'see you'], ['a', 'b', 'c']]
+    turns = [[Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
+    rows = [render(chat, talk, system=None, train='user', end='natural', terminal=True) for talk in turns]
+    batch = stack(rows, 96, 3)
+    allowed = chat.allowed(config.padded_vocab_size, terminal=True, header='user')
+    ends = (chat.terminal, chat.end_of_turn['user'])
+    measured = eval_step(params, batch, jnp.asarray(allowed), config=config, execution=Execution(), ends=ends)
+
+    hidden, _ = transformer.apply(params, config, Execution(), jnp.asarray(batch.tokens))
+    logits = np.where(allowed, np.asarray(transformer.project(params, hidden), np.float64), -np.inf)
+    log_prob = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    losses: dict[str, list[float]] = {'loss': [], 'content_loss': []}
+    for row, time in np.argwhere(batch.trained):
+        token = int(batch.tokens[row, time])
+        loss = -log_prob[row, time - 1, token]
+        losses['loss'].append(loss)
+        if token not in ends:
+            losses['content_loss'].append(loss)
+    assert len(losses['content_loss']) == len('bye' + 'c')
+    assert len(losses['loss']) == len('bye' + 'c') + 3 + 2  # ends of turn, and a terminal token in each row
+    for name, values in losses.items():
+        total, count = measured[name]
+        assert count == len(values)
+        np.testing.assert_allclose(total, np.sum(values), rtol=1e-5)
