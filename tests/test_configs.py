@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from simrl import experiment, stages
 from simrl.config import ConfigError, from_config_dict, to_dict
+from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.views import natural_prompt, swapped_prompt
+from simrl.models.load import load_model
 from tests.reads import dataclasses_in, fields_read
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -217,6 +221,26 @@ def test_bad_config_is_one_clear_error(name):
 
     with pytest.raises((ConfigError, ValueError), match=message):
         build()
+
+
+@pytest.mark.skipif('SIMRL_SMOLLM2' not in os.environ, reason='SIMRL_SMOLLM2 is not set')
+def test_rows_of_the_cpu_size_fit_into_its_longest_bucket():
+    """The longest opening that the role-play prompt lets in, and every message as long as its budget."""
+    settings = settings_of(parsed('smollm2', 'cpu'))
+    chat = chat_from_huggingface(load_model(os.environ['SIMRL_SMOLLM2'])[2])
+    limits, role_play = settings.talking.limits, settings.talking.role_play
+
+    def role_play_tokens(opening: str) -> int:
+        text = role_play.instructions.replace('{signal}', role_play.signal).replace('{opening}', opening)
+        return len(swapped_prompt(chat, text))
+
+    opening = 'dog'
+    while role_play_tokens(opening + ' dog') <= limits.prompt_tokens:
+        opening += ' dog'
+    reply = len(chat.header('assistant')) + limits.assistant_tokens + 1
+    answer = len(chat.header('user')) + limits.user_tokens + 1
+    longest = len(natural_prompt(chat, opening)) + limits.turns * reply + (limits.turns - 1) * answer
+    assert 192 < longest <= settings.rl.row_buckets[-1] == 256
 
 
 def run_main(*arguments: str) -> subprocess.CompletedProcess:
