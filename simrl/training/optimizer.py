@@ -9,7 +9,7 @@ Parameters, moments and every quantity here are float32.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ import optax
 from simrl.models.transformer import Params
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars; divided where they are shown
+P = ParamSpec('P')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,3 +204,17 @@ def apply_gradients(
     metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}
     metrics['skipped'] = (1 - finite.astype(jnp.float32), jnp.ones((), jnp.float32))
     return new_state, metrics
+
+
+def jit_step(
+    step: Callable[P, tuple[TrainState, Metrics]], state_sharding: TrainState | None
+) -> Callable[P, tuple[TrainState, Metrics]]:
+    """Compiles a training step: a function of (state, ...), which it donates, that returns the next state and metrics.
+
+    Args:
+        state_sharding: a tree of shardings like the state, from `placement.place_state`. It pins the new state's to the
+            old one's, as the compiler would otherwise be free to return replicated parameters: they might not fit, and
+            the second step would compile again. None: leave it to the compiler.
+    """
+    out_shardings = None if state_sharding is None else (state_sharding, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from simrl.models.rows import deal_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.training import losses, masked
-from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients
+from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients, jit_step
 from simrl.training.prepare import Batch, check_params
 from simrl.training.scoring import score
 from simrl.training.update_settings import UpdateSettings
@@ -230,14 +230,9 @@ def jit_update(
     settings: UpdateSettings,
     optimizer: Optimizer,
     *,
-    state_sharding: Any = None,
+    state_sharding: TrainState | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array, jax.Array, jax.Array | float], tuple[TrainState, Metrics]]:
-    """`update` as one compiled function of (state, batch, key, allowed, temperature); the state is donated.
-
-    Args:
-        state_sharding: a tree of shardings like the state. It pins the new state's to the old one's, as the compiler
-            would otherwise be free to return replicated parameters. None: leave it to the compiler.
-    """
+    """`update` as one compiled function of (state, batch, key, allowed, temperature); see `optimizer.jit_step`."""
 
     def update_batch(
         state: TrainState, batch: Batch, key: jax.Array, allowed: jax.Array, temperature: jax.Array | float
@@ -254,5 +249,4 @@ def jit_update(
             temperature=temperature,
         )
 
-    shardings = None if state_sharding is None else (state_sharding, None)
-    return jax.jit(update_batch, donate_argnums=0, out_shardings=shardings)
+    return jit_step(update_batch, state_sharding)

@@ -23,7 +23,15 @@ from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward_model import score_rows
 from simrl.training import loop, placement
 from simrl.training.loop import LoopSettings, StepResult
-from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
+from simrl.training.optimizer import (
+    Metrics,
+    Optimizer,
+    OptimizerSettings,
+    TrainState,
+    apply_gradients,
+    jit_step,
+    make_optimizer,
+)
 from simrl.training.progress import Progress
 
 
@@ -62,7 +70,6 @@ def pair_losses(margin: jax.Array, real: jax.Array) -> Metrics:
     return {name: (jnp.sum(part, where=real), count) for name, part in parts.items()}
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution', 'optimizer'), donate_argnames='state')
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -71,7 +78,7 @@ def train_step(
     execution: Execution,
     optimizer: Optimizer,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step on the mean loss of a batch's pairs."""
+    """One gradient step on the mean loss of a batch's pairs. Pure; `jit_step` compiles it."""
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
         sums = pair_losses(*pair_margins(params, config, execution, batch))
@@ -136,13 +143,15 @@ def fit(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = Batches(rows, settings.batch, stack_preferences)
     start = {'decoder': params['decoder'], 'reward_head': transformer.init_head(config)}
-    state, _ = placement.place_state(start, config, optimizer, mesh)
+    state, state_sharding = placement.place_state(start, config, optimizer, mesh)
+    update = jit_step(
+        functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding
+    )
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         tokens = int(np.sum(batch.length))
-        placed = placement.place_rows(batch, mesh)
-        state, measured = train_step(state, placed, config=config, execution=execution, optimizer=optimizer)
+        state, measured = update(state, placement.place_rows(batch, mesh))
         return state, StepResult(measured, tokens=tokens)
 
     with jax.set_mesh(mesh):

@@ -22,7 +22,15 @@ from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.training import loop, metrics, placement
 from simrl.training.loop import LoopSettings, StepResult
-from simrl.training.optimizer import Metrics, Optimizer, OptimizerSettings, TrainState, apply_gradients, make_optimizer
+from simrl.training.optimizer import (
+    Metrics,
+    Optimizer,
+    OptimizerSettings,
+    TrainState,
+    apply_gradients,
+    jit_step,
+    make_optimizer,
+)
 from simrl.training.progress import Progress
 
 
@@ -69,7 +77,6 @@ def token_losses(
     }
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution', 'optimizer'), donate_argnames='state')
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -79,7 +86,7 @@ def train_step(
     execution: Execution,
     optimizer: Optimizer,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step on the mean loss per trained token of a batch."""
+    """One gradient step on the mean loss per trained token of a batch. Pure; `jit_step` compiles it."""
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
         sums = token_losses(params, config, execution, batch, allowed)
@@ -162,14 +169,16 @@ def fine_tune(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = Batches(rows, settings.batch, stack)
     held_out_batches = Batches(held_out, settings.batch, stack)
-    state, _ = placement.place_state({'decoder': params['decoder']}, config, optimizer, mesh)
+    state, state_sharding = placement.place_state({'decoder': params['decoder']}, config, optimizer, mesh)
     mask = jnp.asarray(allowed)
+    update = jit_step(
+        functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding
+    )
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         tokens = int(np.sum(batch.length))
-        placed = placement.place_rows(batch, mesh)
-        state, measured = train_step(state, placed, mask, config=config, execution=execution, optimizer=optimizer)
+        state, measured = update(state, placement.place_rows(batch, mesh), mask)
         return state, StepResult(measured, tokens=tokens)
 
     def evaluate_fn(state: TrainState, _: int) -> Metrics:
