@@ -57,7 +57,7 @@ class OptimizerSettings:
 class Optimizer(NamedTuple):
     """What `make_optimizer` makes. Hashable, so a jitted function may take it as a static argument."""
 
-    transform: optax.GradientTransformation  # everything but the learning rate
+    transform: optax.GradientTransformation  # of each part of the params; everything but the learning rate
     schedule: Callable[[jax.Array], jax.Array]  # step -> learning rate
     clip_norm: float | None
 
@@ -68,13 +68,13 @@ class TrainState:
 
     Attributes:
         params: float32 tree.
-        opt_state: Adam's moments, float32.
+        opt_state: by part of the params ('decoder', a head), Adam's moments, float32, and its count of updates.
         step: int32, updates tried so far, the skipped ones included; the learning rate is a function of it.
         nonfinite: int32, updates skipped in a row, up to now, for a non-finite loss or gradient.
     """
 
     params: Params
-    opt_state: Any
+    opt_state: dict[str, Any]
     step: jax.Array
     nonfinite: jax.Array
 
@@ -140,8 +140,9 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
             raise TypeError(f'params{jax.tree_util.keystr(path)}: expected float32, found {leaf.dtype}')
     # A weakly typed leaf (from a Python number) comes back strongly typed, and the second step would compile again.
     params = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.float32) if x.weak_type else x, params)
+    opt_state = {part: optimizer.transform.init({part: tree}) for part, tree in params.items()}
     # Two arrays: one buffer in two places could not be donated.
-    return TrainState(params, optimizer.transform.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def global_norm(tree: Params) -> jax.Array:
@@ -156,6 +157,7 @@ def apply_gradients(
     *,
     loss: jax.Array,
     active: jax.Array | bool = True,
+    hold_decoder: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -167,6 +169,8 @@ def apply_gradients(
         loss: a scalar; only whether it is finite is read.
         active: bool scalar. False also leaves parameters and optimizer state as they are, without being a fault:
             there was nothing to learn from, and Adam's momentum alone must not move the parameters.
+        hold_decoder: bool scalar. True updates the heads only: the decoder stays as it is, and so do its moments and
+            their count, so that its first own update is that of a fresh Adam.
 
     Returns:
         The new state, and metrics: `grad_norm` (before clipping), `update_norm`, `param_norm` (after the update),
@@ -180,17 +184,17 @@ def apply_gradients(
     if optimizer.clip_norm is not None:
         scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
         gradients = jax.tree.map(lambda x: x * scale, gradients)
-    updates, opt_state = optimizer.transform.update(gradients, state.opt_state, state.params)
     learning_rate = optimizer.schedule(state.step)
-    updates = jax.tree.map(lambda x: -learning_rate * x, updates)
-
-    def chosen(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(happens, n, o), new, old)
-
-    params = chosen(optax.apply_updates(state.params, updates), state.params)
+    params, opt_state, updates = {}, {}, {}
+    for part, old in state.params.items():
+        moves = happens & jnp.logical_not(hold_decoder) if part == 'decoder' else happens
+        direction, moments = optimizer.transform.update({part: gradients[part]}, state.opt_state[part], {part: old})
+        updates[part] = _scaled(direction[part], jnp.where(moves, -learning_rate, 0.0))
+        params[part] = _chosen(moves, optax.apply_updates(old, updates[part]), old)
+        opt_state[part] = _chosen(moves, moments, state.opt_state[part])
     new_state = TrainState(
         params=params,
-        opt_state=chosen(opt_state, state.opt_state),
+        opt_state=opt_state,
         step=state.step + 1,
         nonfinite=jnp.where(finite, 0, state.nonfinite + 1),
     )
@@ -204,6 +208,14 @@ def apply_gradients(
     metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}
     metrics['skipped'] = (1 - finite.astype(jnp.float32), jnp.ones((), jnp.float32))
     return new_state, metrics
+
+
+def _scaled(tree: Params, factor: jax.Array) -> Params:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 def jit_step(

@@ -176,14 +176,9 @@ def update(
             temperature=temperature,
         )
         tokens = masked.count(minibatch.trained)
-        new_state, metrics = apply_gradients(state, gradients, optimizer, loss=loss, active=tokens > 0)
-        if settings.critic_warmup_steps:
-            # Without a gradient Adam moves nothing, but weight decay would.
-            held = {name: tree for name, tree in state.params.items() if name != 'value_head'}
-            moved = {name: new_state.params[name] for name in held}
-            held = jax.tree.map(lambda new, old: jnp.where(warming, old, new), moved, held)
-            params = {**new_state.params, **held}
-            new_state = TrainState(params, new_state.opt_state, new_state.step, new_state.nonfinite)
+        new_state, metrics = apply_gradients(
+            state, gradients, optimizer, loss=loss, active=tokens > 0, hold_decoder=warming
+        )
         kept = (1 - metrics['skipped'][0]) * (tokens > 0)
         return new_state, metrics | _step_metrics(loss, sums, tokens, kept)
 

@@ -541,6 +541,18 @@ def test_critic_warmup_moves_the_value_head_only():
     assert distance(state.params['decoder'], policy()['decoder']) > 1e-3
 
 
+def test_the_first_policy_update_after_critic_warmup_is_that_of_a_run_without():
+    """With a critic that stays in its head, so that the decoder's gradient is the same in both; and no clipping."""
+    adamw = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2, weight_decay=0.1, clip_norm=None), 100)
+    settings = UpdateSettings(value_stop_gradient=True, epochs=3, critic_warmup_steps=2)
+    batch, _ = assembled(settings)
+    warmed, _ = updated(settings, batch, adamw=adamw)
+    expected, _ = updated(dataclasses.replace(settings, epochs=1, critic_warmup_steps=0), batch, adamw=adamw)
+    assert distance(expected.params['decoder'], policy()['decoder']) > 5e-3
+    assert distance(warmed.params['decoder'], expected.params['decoder']) < 1e-5
+    assert distance(warmed.params['value_head'], expected.params['value_head']) > 5e-3  # it went on
+
+
 def test_value_stop_gradient_keeps_the_critic_out_of_the_trunk():
     batch, _ = assembled(UpdateSettings())
     batch = batch.replace(advantage=jnp.zeros_like(batch.advantage))  # nothing but the critic's loss is left
