@@ -1,20 +1,18 @@
 """The settings of the update: which algorithm, and how much of each of its parts."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from simrl.training import losses
 
-ESTIMATORS = ('gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp')
-AGGREGATIONS = ('token_mean', 'seq_mean_token_mean', 'constant')
-KLS = ('none', 'k1', 'k2', 'k3')
+Estimator = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSettings:
     """The algorithm. Fields marked (gae) are read by that estimator only."""
 
-    estimator: Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'] = 'gae'  # see `advantages`
+    estimator: Estimator = 'gae'  # see `advantages`
     aggregation: losses.Aggregation = 'token_mean'  # see `losses.aggregation_weights`
     aggregation_constant: float | None = None  # tokens; for `constant`, and only there
     kl: losses.KL = 'none'  # k1 is a penalty in the reward; k2 and k3 are terms of the loss; see `losses.kl_estimate`
@@ -38,8 +36,8 @@ class UpdateSettings:
             if not fine:
                 raise ValueError(f'UpdateSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
 
-        for field, names in (('estimator', ESTIMATORS), ('aggregation', AGGREGATIONS), ('kl', KLS)):
-            check(field, getattr(self, field) in names, f'one of {", ".join(names)}')
+        for field, kind in (('estimator', Estimator), ('aggregation', losses.Aggregation), ('kl', losses.KL)):
+            check(field, getattr(self, field) in get_args(kind), f'one of {", ".join(get_args(kind))}')
         if self.aggregation == 'constant':
             fine = self.aggregation_constant is not None and self.aggregation_constant > 0
             check('aggregation_constant', fine, "a number of tokens above 0 (aggregation is 'constant')")
