@@ -14,7 +14,9 @@ from simrl.training import masked
 EPSILON = 1e-6  # added to standard deviations of rewards, as in the GRPO implementations of TRL and SkyRL
 
 
-def place_rewards(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Array:
+def place_rewards(
+    value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Puts each reward on the token that it rewards.
 
     Args:
@@ -24,8 +26,8 @@ def place_rewards(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: 
         turn: int `[B, T]`, the turn that each token belongs to, 0 the first; read at trained tokens only.
 
     Returns:
-        float32 `[B, T]`, 0 at every token without a reward. A reward whose turn has no trained token is not in it:
-        see `count_unplaced`.
+        placed: float32 `[B, T]`, 0 at every token without a reward.
+        unplaced: float32 scalar, the number of valid rewards that are not in it: their turn has no trained token.
 
     Raises:
         TypeError: `value` is not floating point; whole numbers would have lost the fraction before coming here.
@@ -34,13 +36,8 @@ def place_rewards(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: 
     last = _last_trained(value, valid, trained, turn)
     value = jnp.where(valid, value, 0).astype(jnp.float32).reshape(last.shape)
     row = jnp.arange(trained.shape[0])[:, None]
-    return jnp.zeros(trained.shape, jnp.float32).at[row, last].add(value, mode='drop')
-
-
-def count_unplaced(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Array:
-    """The number of valid rewards that no trained token can carry; arguments as in `place_rewards`."""
-    last = _last_trained(value, valid, trained, turn)
-    return masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
+    placed = jnp.zeros(trained.shape, jnp.float32).at[row, last].add(value, mode='drop')
+    return placed, masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
 
 
 def _last_trained(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Array:

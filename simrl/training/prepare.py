@@ -161,10 +161,10 @@ def assemble(
         judged = used = advantages.valid_rows(rewards.valid, sampled, turn) & present
         trained = sampled & used[:, None]
         valid = rewards.valid & used.reshape(-1, *[1] * (rewards.valid.ndim - 1))
-        placed = advantages.place_rewards(rewards.value, valid, trained, turn)
+        placed, unplaced = advantages.place_rewards(rewards.value, valid, trained, turn)
         old_value = old.value
         advantage, returns = advantages.gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
-        metrics['unplaced_rewards'] = (advantages.count_unplaced(rewards.value, valid, trained, turn), 1.0)
+        metrics['unplaced_rewards'] = (unplaced, 1.0)
         metrics |= _critic_metrics(old_value, returns, trained) | _moments('advantage', advantage, trained)
         if settings.whiten:
             advantage = advantages.whiten(advantage, trained)

@@ -50,7 +50,8 @@ def test_a_fractional_reward_survives_untouched():
     trained[:, [2, 3, 7]] = True
     turn = np.zeros((2, TIME), np.int16)
     reward = jnp.array([0.7, 1.6], jnp.float32)
-    placed = jit_place(reward, jnp.ones(2, bool), trained, turn)
+    placed, unplaced = jit_place(reward, jnp.ones(2, bool), trained, turn)
+    assert unplaced == 0
     assert placed.dtype == jnp.float32
     np.testing.assert_array_equal(placed[:, 7], reward)
     assert np.count_nonzero(placed) == 2
@@ -77,8 +78,9 @@ def test_turn_rewards_stand_on_each_turns_last_trained_token(value, valid, train
             elif valid[i, k]:
                 unplaced += 1
     hidden = np.where(valid, value, np.nan)
-    np.testing.assert_array_equal(jit_place(hidden, valid, trained, turn), expected)
-    assert advantages.count_unplaced(jnp.asarray(value), jnp.asarray(valid), trained, turn) == unplaced
+    placed, missed = jit_place(hidden, valid, trained, turn)
+    np.testing.assert_array_equal(placed, expected)
+    assert missed == unplaced
 
 
 def test_whole_number_rewards_are_refused():
