@@ -86,31 +86,33 @@ def check_reward_model(
             )
 
 
-def check_replies(
-    field: str,
-    settings: ReplySettings,
-    conversations: Sequence[Conversation],
-    model: Model,
-    talking: Talking,
-    computing: Computing,
-    *,
-    at_least: int = 1,
-) -> None:
-    """Refuses fewer than `at_least` openings to reply to, and uneven batches."""
-    check_split(f'{field}.batch_size', settings.batch_size, computing)
+def count_openings(conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing) -> int:
+    """How many openings fit into every prompt; refuses that none does."""
     try:
-        fits = len(openings_of(conversations, model, talking, computing))
+        return len(openings_of(conversations, model, talking, computing))
     except ValueError as error:
-        raise ConfigError(f'config.talking, {field}: {error}') from error
-    found = fits if settings.openings is None else min(fits, settings.openings)
+        raise ConfigError(f'config.talking: {error}') from error
+
+
+def check_replies(
+    field: str, settings: ReplySettings, openings: int, computing: Computing, *, at_least: int = 1
+) -> None:
+    """Refuses fewer than `at_least` of so many openings to reply to, and uneven batches."""
+    found = openings if settings.openings is None else min(openings, settings.openings)
     if found < at_least:
-        raise ConfigError(f'{field}.openings: expected at least {at_least}, found {found} of {fits} that fit')
+        raise ConfigError(f'{field}.openings: expected at least {at_least}, found {found} of {openings} that fit')
+    check_split(f'{field}.batch_size', settings.batch_size, computing)
 
 
 def check_rl(
-    settings: RLSettings, simulators: Sequence[str], model: Model, data: Data, talking: Talking, computing: Computing
+    settings: RLSettings,
+    simulators: Sequence[str],
+    openings: int,
+    model: Model,
+    talking: Talking,
+    computing: Computing,
 ) -> None:
-    """Refuses what `train_arm` could not do against these simulators.
+    """Refuses what `train_arm` could not do against these simulators, from so many openings.
 
     That is: conversations that may be longer than the model's positions; a simulator that there cannot be; a trained
     side that is not sampled by temperature alone; fewer openings than a step needs; a warm-up without end; and rows
@@ -123,7 +125,6 @@ def check_rl(
             check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
             capacities(user.voice, helper.voice, talking.limits)
             rl.check_training_sampler(helper if settings.trained == 'assistant' else user)
-        openings = len(openings_of(data.conversations_of('train'), model, talking, computing))
     except ValueError as error:
         raise ConfigError(f'config.talking, config.rl: {error}') from error
     if openings < settings.prompts_per_step:

@@ -195,9 +195,9 @@ def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Mod
 def _check_rl(settings: Experiment | RLJob, simulators: tuple[str, ...], model: Model, data: Data) -> None:
     """Refuses what RL and the scale of its reward could not do; a scale needs two replies to differ."""
     talking, computing = settings.talking, settings.computing
-    checks.check_rl(settings.rl, simulators, model, data, talking, computing)
-    openings = data.conversations_of('train')
-    checks.check_replies('config.scale', settings.scale, openings, model, talking, computing, at_least=2)
+    openings = checks.count_openings(data.conversations_of('train'), model, talking, computing)
+    checks.check_rl(settings.rl, simulators, openings, model, talking, computing)
+    checks.check_replies('config.scale', settings.scale, openings, computing, at_least=2)
 
 
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
@@ -215,8 +215,8 @@ def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:
     checks.check_reward_model('config.reward_model', settings.reward_model, model, data, computing)
     checks.check_reward_model('config.judge', settings.judge, model, data, computing)
     _check_rl(settings, settings.arms, model, data)
-    held_out = data.conversations_of('test')
-    checks.check_replies('config.comparison', settings.comparison, held_out, model, talking, computing)
+    held_out = checks.count_openings(data.conversations_of('test'), model, talking, computing)
+    checks.check_replies('config.comparison', settings.comparison, held_out, computing)
     reward_model, scale, judge = workdir / REWARD_STAGE, workdir / SCALE_STAGE, workdir / JUDGE_STAGE
 
     tasks = [

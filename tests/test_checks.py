@@ -75,8 +75,9 @@ def changed(settings, path: str, value):
 def test_what_can_be_done_passes():
     checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, COMPUTING)
     checks.check_reward_model('config.judge', REWARD, MODEL, DATA, COMPUTING)
-    checks.check_replies('config.scale', REPLIES, DATA.conversations_of('train'), MODEL, TALKING, COMPUTING, at_least=2)
-    checks.check_rl(RL, arms.SIMULATORS, MODEL, DATA, TALKING, COMPUTING)
+    assert checks.count_openings(DATA.conversations_of('train'), MODEL, TALKING, COMPUTING) == 2
+    checks.check_replies('config.scale', REPLIES, 2, COMPUTING, at_least=2)
+    checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, COMPUTING)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_rows_divide_by_the_devices():
         checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, many)
     checks.check_reward_model('config.judge', REWARD, MODEL, DATA, many)  # four pairs are eight rows
     with pytest.raises(ConfigError, match=r'^config\.scale\.batch_size: expected 4 rows'):
-        checks.check_replies('config.scale', REPLIES, DATA.conversations_of('train'), MODEL, TALKING, many)
+        checks.check_replies('config.scale', REPLIES, 2, many)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step x samples_per_prompt: expected 4 rows'):
-        checks.check_rl(RL, arms.SIMULATORS, MODEL, DATA, TALKING, many)
+        checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, many)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,15 @@ def test_a_half_or_a_split_without_pairs_is_named():
 
 
 def test_too_few_openings_are_named():
-    openings = DATA.conversations_of('test')
     with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 1 that fit'):
-        checks.check_replies('config.scale', REPLIES, openings, MODEL, TALKING, COMPUTING, at_least=2)
-    with pytest.raises(ConfigError, match=r'^config\.talking, config\.scale: Limits\.prompt_tokens: .* none of 0 fits'):
-        checks.check_replies('config.scale', REPLIES, [], MODEL, TALKING, COMPUTING)
+        checks.check_replies('config.scale', REPLIES, 1, COMPUTING, at_least=2)
+    one = changed(REPLIES, 'openings', 1)
+    with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 9 that fit'):
+        checks.check_replies('config.scale', one, 9, COMPUTING, at_least=2)
+    with pytest.raises(ConfigError, match=r'^config\.talking: Limits\.prompt_tokens: .* none of 0 fits'):
+        checks.count_openings([], MODEL, TALKING, COMPUTING)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step: expected at most 2, found 3'):
-        checks.check_rl(changed(RL, 'prompts_per_step', 3), arms.SIMULATORS, MODEL, DATA, TALKING, COMPUTING)
+        checks.check_rl(changed(RL, 'prompts_per_step', 3), arms.SIMULATORS, 2, MODEL, TALKING, COMPUTING)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +167,9 @@ def test_a_template_without_system_text_has_fine_tuned_simulators_only():
     model = model_of(CHATML_WITHOUT_SYSTEM)
     assert arms.possible_simulators(MODEL.chat) == arms.SIMULATORS
     assert arms.possible_simulators(model.chat) == ('fine_tuned',)
-    checks.check_rl(RL, ('fine_tuned',), model, DATA, TALKING, COMPUTING)
+    checks.check_rl(RL, ('fine_tuned',), 2, model, TALKING, COMPUTING)
     with pytest.raises(ConfigError, match=r"simulator 'role_play': expected a chat template that takes a system text"):
-        checks.check_rl(RL, ('role_play',), model, DATA, TALKING, COMPUTING)
+        checks.check_rl(RL, ('role_play',), 2, model, TALKING, COMPUTING)
 
 
 def test_all_arms_start_from_the_same_people_whichever_a_run_has():
