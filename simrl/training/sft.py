@@ -109,8 +109,8 @@ def eval_step(
     ends: tuple[int, ...],
 ) -> Metrics:
     """The metrics of `token_losses` without a gradient, and `content_loss`, the loss of what is none of `ends`."""
-    content = jnp.asarray(batch.trained) & ~jnp.isin(jnp.asarray(batch.tokens), jnp.array(ends, jnp.int32))
-    content_loss = token_losses(params, config, execution, batch.replace(trained=content), allowed)['loss']
+    content: Any = jnp.asarray(batch.trained) & ~jnp.isin(jnp.asarray(batch.tokens), jnp.array(ends, jnp.int32))
+    content_loss = token_losses(params, config, execution, dataclasses.replace(batch, trained=content), allowed)['loss']
     return token_losses(params, config, execution, batch, allowed) | {'content_loss': content_loss}
 
 
