@@ -30,7 +30,7 @@ from simrl.evaluation.results import (
 from simrl.evaluation.statistics import Estimate, cluster_bootstrap
 from simrl.jobs import RESULT_FILE
 from simrl.known_answer import KnownAnswer, Plan, likelihood_stage, matrix_stage, people_stage
-from simrl.stages import seconds_of
+from simrl.stages import stage_seconds
 from simrl.training.metrics import Writer
 from simrl.worlds.outcomes import vote
 
@@ -50,7 +50,7 @@ def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
         name: _curve(_result(workdir, stage)) for name, stage in plan.assistants.items() if name != INITIAL
     }
     results['conversations'] = _talks(blocks)
-    results['timings'] = TimingsResult({task.name: seconds_of(workdir / task.name) for task in plan.tasks()})
+    results['timings'] = TimingsResult({task.name: stage_seconds(workdir / task.name) for task in plan.tasks()})
     (workdir / RESULTS_FOLDER).mkdir(exist_ok=True)
     for name, value in results.items():
         (workdir / RESULTS_FOLDER / f'{name}.json').write_text(json.dumps(config_lib.to_dict(value), indent=1) + '\n')
