@@ -17,16 +17,18 @@ import enum
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
+from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Cache, Params
-from simrl.rollouts.context import PREFIX, Context, extend, last_token
-from simrl.rollouts.sampler import Message, Voice, generate
+from simrl.rollouts.context import Context
+from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, speak
+from simrl.rollouts.sampler import Message, Voice
 
 
 class EndReason(enum.IntEnum):
@@ -40,11 +42,10 @@ class EndReason(enum.IntEnum):
 
 
 @flax.struct.dataclass
-class Dialogue:
-    """B conversations, as both models see them and as what was said. Every array has a row axis: see `take_rows`.
+class Record:
+    """What was said in B conversations, whoever saw it.
 
     Attributes:
-        user, assistant: the models' views.
         messages: int32 `[B, M, L]`, content without headers and ends of turn, 0 after it. Even messages are the
             user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
         message_length: int32 `[B, M]`.
@@ -57,8 +58,6 @@ class Dialogue:
             their sums' ratio is the share of decoding that was useful.
     """
 
-    user: Context
-    assistant: Context
     messages: jax.Array
     message_length: jax.Array
     truncated: jax.Array
@@ -67,6 +66,17 @@ class Dialogue:
     end_reason: jax.Array
     decoded_steps: jax.Array
     loop_steps: jax.Array
+
+
+@flax.struct.dataclass
+class Dialogue(Record):
+    """B conversations of two models: what was said, and both models' views. All have a row axis: see `take_rows`."""
+
+    user: Context
+    assistant: Context
+
+
+_Record = TypeVar('_Record', bound=Record)
 
 
 def begin(
@@ -84,24 +94,41 @@ def begin(
     Args:
         user, assistant: contexts of what precedes it in each view. Where an opening is given, the assistant's holds it
             under the user header, with its end-of-turn; the user's does where it speaks in the natural view.
+        opening, opening_length, given, turns, budgets: as in `begin_record`.
+
+    Rows with an empty context end as FAILURE at once.
+    """
+    empty = (user.length == 0) | (assistant.length == 0)
+    said = begin_record(opening, opening_length, given, empty, turns=turns, budgets=budgets)
+    return Dialogue(user=user, assistant=assistant, **vars(said))
+
+
+def begin_record(
+    opening: jax.Array,
+    opening_length: jax.Array,
+    given: jax.Array,
+    empty: jax.Array,
+    *,
+    turns: int,
+    budgets: tuple[int, int],
+) -> Record:
+    """What was said before the first sampled message.
+
+    Args:
         opening: int32 `[B, L]`, the content of the given openings.
         opening_length: int32 `[B]`.
         given: bool `[B]`; the user opens the conversation where not.
+        empty: bool `[B]`, rows without a prompt; they end as FAILURE.
         turns: most turns, each a user message and an assistant message; M is twice that.
         budgets: of the user's and the assistant's messages, tokens.
-
-    Rows with an empty context end as FAILURE at once.
     """
     batch, width = opening.shape
     longest = max(width, *budgets)
     length = jnp.where(given, opening_length, 0).astype(jnp.int32)
     first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
     num_given = given.astype(jnp.int32)
-    empty = (user.length == 0) | (assistant.length == 0)
     zeros = jnp.zeros((batch,), jnp.int32)
-    return Dialogue(
-        user=user,
-        assistant=assistant,
+    return Record(
         messages=jnp.zeros((batch, 2 * turns, longest), jnp.int32).at[:, 0, :width].set(first),
         message_length=jnp.zeros((batch, 2 * turns), jnp.int32).at[:, 0].set(length),
         truncated=jnp.zeros((batch, 2 * turns), bool),
@@ -122,41 +149,42 @@ def take_rows(dialogue: Dialogue, index: jax.Array) -> Dialogue:
     return jax.tree.map(taken, dialogue, is_leaf=lambda x: isinstance(x, Cache))
 
 
-def _chosen_header(first: tuple[int, ...], later: tuple[int, ...], is_first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row's header: int32 `[B, longest of the two]` and its length `[B]`."""
-    width = max(len(first), len(later))
-    runs = np.zeros((2, width), np.int32)
-    runs[0, : len(later)] = later
-    runs[1, : len(first)] = first
-    lengths = np.array([len(later), len(first)], np.int32)
-    row = is_first.astype(jnp.int32)
-    return jnp.asarray(runs)[row], jnp.asarray(lengths)[row]
+def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:
+    """What was said, with one message more, and how it leaves the conversations.
+
+    Args:
+        said: with `messages` at least as wide as the message's content may be.
+        message: in the active rows, the next one.
+        waiting: bool `[B]`, the rows whose turn it is to speak.
+        active: bool `[B]`, those of them that have room for it.
+    """
+    number = said.num_messages
+    most_messages = said.messages.shape[1]
+    budget = message.tokens.shape[1] - 1
+    row = jnp.arange(number.shape[0])
+    slot = jnp.where(active, number, most_messages)  # dropped where not active
+    content = jnp.where(jnp.arange(budget) < message.content_length[:, None], message.tokens[:, :budget], 0)
+    num_messages = number + active
+    end_reason = jnp.select(
+        [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
+        [jnp.int8(EndReason.BUDGET), jnp.int8(EndReason.SIGNAL), jnp.int8(EndReason.TURNS)],
+        said.end_reason,
+    )
+    return dataclasses.replace(
+        said,
+        messages=said.messages.at[row, slot, :budget].set(content, mode='drop'),
+        message_length=said.message_length.at[row, slot].set(message.content_length, mode='drop'),
+        truncated=said.truncated.at[row, slot].set(message.truncated, mode='drop'),
+        num_messages=num_messages,
+        end_reason=end_reason,
+        decoded_steps=said.decoded_steps + message.decoded_steps,
+        loop_steps=said.loop_steps + message.loop_steps,
+    )
 
 
-def _hear(
-    params: Params, voice: Voice, context: Context, message: Message, number: jax.Array, heard: jax.Array
-) -> Context:
-    """Appends the partner's message to a context: header, content and end-of-turn as `voice` sees its partner's."""
-    is_first = last_token(context.message, context.length) == PREFIX
-    header, header_length = _chosen_header(voice.partner_first_header, voice.partner_header, is_first)
-    index = jnp.arange(header.shape[1] + message.tokens.shape[1])
-    at = index - header_length[:, None]  # the index in the message
-    content = jnp.take_along_axis(message.tokens, jnp.clip(at, 0, message.tokens.shape[1] - 1), axis=1)
-    tokens = jnp.where(at == message.content_length[:, None], voice.partner_end_of_turn, content)
-    header = jnp.pad(header, ((0, 0), (0, message.tokens.shape[1])))
-    tokens = jnp.where(at < 0, header, tokens)
-
-    speaker = ASSISTANT if voice.role == USER else USER
-    forced = message.truncated[:, None] & (at == message.content_length[:, None])
-    role = jnp.where((at < 0) | forced, TEMPLATE, speaker)
-    count = jnp.where(heard, header_length + message.length, 0)
-    return extend(params, voice.config, voice.execution, context, tokens, role, number, count, chunk=voice.feed_chunk)
-
-
-def _header_room(voice: Voice) -> tuple[int, int]:
-    """Most tokens of the headers before its own and before its partner's messages."""
-    own = max(len(voice.own_header), len(voice.own_first_header))
-    return own, max(len(voice.partner_header), len(voice.partner_first_header))
+def waiting_for(said: Record, role: int) -> jax.Array:
+    """The rows that go on with a message of `role` (USER or ASSISTANT), bool `[B]`."""
+    return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
 
 
 @functools.partial(jax.jit, static_argnames=('role', 'voices'))
@@ -180,56 +208,16 @@ def turn(
     voice, partner_voice = voices[:: 1 - 2 * side]
     own, partner = (dialogue.user, dialogue.assistant)[:: 1 - 2 * side]
     number = dialogue.num_messages
-    _, most_messages, longest = dialogue.messages.shape
+    longest = dialogue.messages.shape[2]
     if longest < voice.budget:
         raise ValueError(f'Dialogue.messages: expected room for Voice.budget={voice.budget} tokens, found {longest}')
 
-    waiting = (dialogue.end_reason == EndReason.RUNNING) & (number % 2 == side)
-    own_room = own.capacity - _header_room(voice)[0] - voice.budget - 1
-    partner_room = partner.capacity - _header_room(partner_voice)[1] - voice.budget - 1
-    fits = (own.length <= own_room) & (partner.length <= partner_room)
-    active = waiting & fits
-
-    is_first = last_token(own.message, own.length) == PREFIX
-    header, header_length = _chosen_header(voice.own_first_header, voice.own_header, is_first)
-    own = extend(
-        params,
-        voice.config,
-        voice.execution,
-        own,
-        header,
-        jnp.full(header.shape, TEMPLATE, jnp.int8),
-        number,
-        jnp.where(active, header_length, 0),
-        chunk=voice.feed_chunk,
-    )
-    keys = jax.vmap(jax.random.fold_in)(row_keys, number)
-    own, message = generate(params, voice, own, keys, active, number, allowed[side], temperatures[side])
-    partner = _hear(partner_params, partner_voice, partner, message, number, active & ~message.signalled)
-
-    row = jnp.arange(number.shape[0])
-    slot = jnp.where(active, number, most_messages)  # dropped where not active
-    content = message.tokens[:, : voice.budget]
-    content = jnp.where(jnp.arange(voice.budget) < message.content_length[:, None], content, 0)
-    said = number + active
-    end_reason = jnp.select(
-        [waiting & ~fits, message.signalled, active & (said == most_messages)],
-        [jnp.int8(EndReason.BUDGET), jnp.int8(EndReason.SIGNAL), jnp.int8(EndReason.TURNS)],
-        dialogue.end_reason,
-    )
+    waiting = waiting_for(dialogue, role)
+    active = waiting & can_speak(voice, own) & can_hear(partner_voice, partner, voice.budget)
+    own, message = speak(params, voice, own, row_keys, number, active, allowed[side], temperatures[side])
+    partner = hear(partner_params, partner_voice, partner, message, number, active & ~message.signalled)
     user, assistant = (own, partner)[:: 1 - 2 * side]
-    return dataclasses.replace(
-        dialogue,
-        user=user,
-        assistant=assistant,
-        messages=dialogue.messages.at[row, slot, : voice.budget].set(content, mode='drop'),
-        message_length=dialogue.message_length.at[row, slot].set(message.content_length, mode='drop'),
-        truncated=dialogue.truncated.at[row, slot].set(message.truncated, mode='drop'),
-        num_messages=said,
-        end_reason=end_reason,
-        decoded_steps=dialogue.decoded_steps + message.decoded_steps,
-        loop_steps=dialogue.loop_steps + message.loop_steps,
-    )
+    return record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active)
 
 
 @functools.partial(jax.jit, static_argnames=('voices', 'turns'))
@@ -310,7 +298,7 @@ def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, 
         turns: of the conversation.
         name: what an error calls the voice.
     """
-    own_header, partner_header = _header_room(voice)
+    own_header, partner_header = header_room(voice)
     per_turn = own_header + voice.budget + 1 + partner_header + partner_budget + 1
     needed = prompt_length + turns * per_turn
     if needed > voice.config.max_positions:

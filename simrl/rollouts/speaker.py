@@ -1,7 +1,7 @@
 """The two sides of a conversation, and the call that lets them talk: examples in, trajectories out.
 
 A side on the device is a `Speaker`: parameters, how they are sampled, and a function from an example to its prompt. A
-user simulator and an assistant are the same thing on opposite sides.
+user simulator and an assistant are the same thing on opposite sides. For a side that is not on the device see `host`.
 
 1. `prompts_of` renders a batch of examples for both sides into arrays of a fixed width, on the host.
 2. `converse` prefills both contexts, rolls whole conversations out and drops the caches, in one jit.
@@ -142,9 +142,18 @@ def fitting(
 
 
 def prompts_of(
-    examples: Sequence[Example], user: Speaker, assistant: Speaker, chat: Chat, *, samples: int, prompt_tokens: int
+    examples: Sequence[Example],
+    user: Speaker | None,
+    assistant: Speaker | None,
+    chat: Chat,
+    *,
+    samples: int,
+    prompt_tokens: int,
 ) -> Prompts:
     """Renders `samples` neighbouring rows of each example.
+
+    Args:
+        user, assistant: None where that side is not on the device: its rows are empty and have no width.
 
     Raises:
         ValueError: a prompt is longer than `prompt_tokens`; `fitting` finds those that are not.
@@ -164,7 +173,10 @@ def prompts_of(
     return prompts.replace(sample=np.tile(np.arange(samples, dtype=np.int32), len(examples)))
 
 
-def _prompt_rows(examples: Sequence[Example], side: Speaker, width: int, what: str) -> PromptRows:
+def _prompt_rows(examples: Sequence[Example], side: Speaker | None, width: int, what: str) -> PromptRows:
+    if side is None:
+        nothing, none = np.zeros((len(examples), 0), np.int32), np.zeros(len(examples), np.int32)
+        return PromptRows(nothing, nothing.astype(np.int8), nothing.astype(np.int16), none)
     rendered = [side.prompt(example) for example in examples]
     return PromptRows(
         tokens=_padded(examples, [r.tokens for r in rendered], width, np.int32, what),
@@ -215,8 +227,8 @@ def converse(
     """
     sizes = capacities(*voices, limits)
     dialogue = begin(
-        _prefilled(params_user, voices[0], prompts.user, sizes[0]),
-        _prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
+        prefilled(params_user, voices[0], prompts.user, sizes[0]),
+        prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
@@ -237,7 +249,8 @@ def converse(
     return trajectories(dialogue, role, jnp.asarray(prompts.example), jnp.asarray(prompts.group))
 
 
-def _prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
+def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
+    """A view that holds its prompts, with room for `size` tokens."""
     return prefill(
         params,
         voice.config,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import TEMPLATE, USER
-from simrl.rollouts.rollout import Dialogue, EndReason
+from simrl.rollouts.context import Context
+from simrl.rollouts.rollout import Dialogue, EndReason, Record
 
 ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
 
@@ -39,7 +40,7 @@ class Trajectories:
         message_length: int32 `[B, M]`.
         truncated: bool `[B, M]`.
         num_messages: int32 `[B]`; messages from there on were never said. An empty message has length 0 as well.
-        decoded_steps, loop_steps: int32 `[B]`, see `Dialogue`.
+        decoded_steps, loop_steps: int32 `[B]`, see `Record`; those of partners off the device are not counted.
     """
 
     tokens: jax.Array
@@ -60,24 +61,28 @@ class Trajectories:
 
 def trajectories(dialogue: Dialogue, role: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
     """What is left of dialogues when `role` (USER or ASSISTANT) is trained: its view, and what was said."""
-    context = dialogue.user if role == USER else dialogue.assistant
+    return in_view(dialogue.user if role == USER else dialogue.assistant, dialogue, role, example_id, group)
+
+
+def in_view(context: Context, said: Record, role: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
+    """The same from the view of `role` alone."""
     spoken = context.role == role
-    given = spoken & (context.message < dialogue.num_given[:, None])
+    given = spoken & (context.message < said.num_given[:, None])
     return Trajectories(
         tokens=context.tokens,
         role=jnp.where(given, TEMPLATE, context.role).astype(jnp.int8),
         turn=jnp.where(spoken & ~given, context.message // 2, -1).astype(jnp.int32),
         log_prob=context.log_prob,
         length=context.length,
-        end_reason=dialogue.end_reason,
+        end_reason=said.end_reason,
         example_id=example_id,
         group=group,
-        messages=dialogue.messages,
-        message_length=dialogue.message_length,
-        truncated=dialogue.truncated,
-        num_messages=dialogue.num_messages,
-        decoded_steps=dialogue.decoded_steps,
-        loop_steps=dialogue.loop_steps,
+        messages=said.messages,
+        message_length=said.message_length,
+        truncated=said.truncated,
+        num_messages=said.num_messages,
+        decoded_steps=said.decoded_steps,
+        loop_steps=said.loop_steps,
     )
 
 

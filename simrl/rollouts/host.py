@@ -1,0 +1,280 @@
+"""The conversation loop for a partner that is not on the device: a scripted person, or a model behind an interface.
+
+The other side is a `Speaker`, and its view is the only one. From the same prompts, limits and keys come the same
+`Trajectories` as from `speaker.converse`:
+
+1. `_start` prefills the speaker's view and gives every conversation a seed for its partner.
+2. `_speak` adds a message that the speaker samples; `_listen` one that the partner wrote.
+3. In between, on the host, `_asked` lets the partner reply in the conversations that wait for it, and encodes its text.
+
+What the speaker sampled is never encoded again and nothing is prefilled twice: the partner's text is all that is fed.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.models.transformer import Params
+from simrl.rollouts.context import Context
+from simrl.rollouts.exchange import can_hear, can_speak, hear, speak
+from simrl.rollouts.rollout import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
+from simrl.rollouts.sampler import Message, Voice
+from simrl.rollouts.speaker import Limits, Prompts, Speaker, prefilled
+from simrl.rollouts.trajectories import ROLE_NAMES, Trajectories, in_view
+
+PARTNER_STREAM = 2**32 - 1  # folded into a conversation's key for its partner's seed; messages fold in their numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class HostConversation:
+    """A conversation as its partner on the host sees it.
+
+    Attributes:
+        example: what it started from.
+        sample: which of the example's conversations it is.
+        messages: what was said so far, as (role, text), role 'user' or 'assistant', from the user's opening.
+    """
+
+    example: Example
+    sample: int
+    messages: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """A partner's message. With `ends` it is the last of the conversation; with a `failure`, a reason, it is none."""
+
+    text: str
+    ends: bool = False
+    failure: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Partner:
+    """A side of a conversation that is not on the device.
+
+    Attributes:
+        reply: (conversations, seeds) -> a reply to each. The conversations are those that wait for this side, in the
+            order of their rows; `seeds`, uint32, has one number for each, which it keeps from its first message to its
+            last: with what it has heard it may decide all that is random about the partner.
+        budget: most tokens of a message, its end-of-turn included; a longer one is cut and counted as truncated.
+        signal: what stands at the end of the message that ends a conversation, when it is decoded.
+    """
+
+    reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
+    budget: int
+    signal: str = TERMINAL_TEXT
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f'Partner.budget: expected at least 1, found {self.budget}')
+
+
+@flax.struct.dataclass
+class _HostDialogue(Record):
+    """Conversations of which one side is on the device: what was said, and that side's view."""
+
+    own: Context
+
+
+@flax.struct.dataclass
+class _Heard:
+    """What partners said in B rows.
+
+    Attributes:
+        tokens: int32 `[B, budget + 1]`, content, 0 after it.
+        content_length: int32 `[B]`.
+        said: bool `[B]`, whether there is a message.
+        ends, truncated, failed: bool `[B]`, False where the row was not asked.
+    """
+
+    tokens: np.ndarray | jax.Array
+    content_length: np.ndarray | jax.Array
+    said: np.ndarray | jax.Array
+    ends: np.ndarray | jax.Array
+    truncated: np.ndarray | jax.Array
+    failed: np.ndarray | jax.Array
+
+
+def converse_with(
+    params: Params,
+    speaker: Speaker,
+    partner: Partner,
+    prompts: Prompts,
+    examples: Sequence[Example],
+    chat: Chat,
+    seed: int,
+    step: int,
+    *,
+    limits: Limits,
+) -> tuple[Trajectories, Mapping[int, str]]:
+    """Whole conversations from prompts, in the speaker's view.
+
+    A reply's text is encoded as it is. The end of a conversation is the terminal token behind it, which the record
+    holds as it does a simulator's; the speaker hears nothing of that message. A partner that fails, or writes what the
+    tokenizer cannot encode, ends its conversation as FAILURE.
+
+    Args:
+        params: the speaker's.
+        prompts: of `prompts_of`, with None for the partner's side.
+        examples: those of the prompts.
+        seed, step: of the training run; with the example and the sample they decide every draw and the partner's seed.
+
+    Returns:
+        The conversations, and by row why a partner failed.
+    """
+    voice = speaker.voice
+    rows = prompts.given.shape[0]
+    if jax.process_count() > 1:
+        raise ValueError(f'partners off the device: expected one process, found {jax.process_count()}')
+    if not examples or rows % len(examples):
+        raise ValueError(f'expected prompts of {len(examples)} examples, found {rows} rows')
+    if chat.tokenizer.size > voice.config.vocab_size:
+        raise ValueError(
+            f'expected a tokenizer of at most the {voice.config.vocab_size} ids of the model, '
+            f'found {chat.tokenizer.size}'
+        )
+    samples = rows // len(examples)
+    dialogue, keys, seeds = _start(
+        params, prompts, seed, step, voice=voice, limits=limits, partner_budget=partner.budget
+    )
+    # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
+    conversations = [HostConversation(examples[row // samples], row % samples, ()) for row in range(rows)]
+    partner_seeds = np.asarray(seeds)
+    allowed = jnp.asarray(speaker.allowed)
+    failures: dict[int, str] = {}
+    for message in range(2 * limits.turns):
+        role = (USER, ASSISTANT)[message % 2]
+        said = _on_host(dialogue)
+        waiting = np.flatnonzero(waiting_for(said, role))
+        if not waiting.size:
+            continue
+        if role == voice.role:
+            dialogue = _speak(params, dialogue, keys, allowed, speaker.temperature, voice=voice)
+            continue
+        for row in waiting.tolist():
+            conversations[row] = _updated(conversations[row], said, row, chat)
+        replies = partner.reply([conversations[row] for row in waiting], partner_seeds[waiting])
+        if len(replies) != len(waiting):
+            raise ValueError(f'Partner.reply: expected {len(waiting)} replies, found {len(replies)}')
+        heard, why = _encoded(dict(zip(waiting.tolist(), replies, strict=True)), rows, partner.budget, chat)
+        failures |= why
+        dialogue = _listen(params, dialogue, heard, voice=voice)
+    return _in_own_view(dialogue, prompts, role=voice.role), failures
+
+
+@functools.partial(jax.jit, static_argnames=('voice', 'limits', 'partner_budget'))
+def _start(
+    params: Params, prompts: Prompts, seed: int, step: int, *, voice: Voice, limits: Limits, partner_budget: int
+) -> tuple[_HostDialogue, jax.Array, jax.Array]:
+    """The conversations before their first sampled message, their keys, and their partners' seeds (uint32 `[B]`)."""
+    size = capacity(voice, partner_budget, limits.prompt_tokens, limits.turns, ROLE_NAMES[voice.role == ASSISTANT])
+    own = prefilled(params, voice, prompts.user if voice.role == USER else prompts.assistant, size)
+    said = begin_record(
+        jnp.asarray(prompts.opening),
+        jnp.asarray(prompts.opening_length),
+        jnp.asarray(prompts.given),
+        own.length == 0,
+        turns=limits.turns,
+        budgets=(voice.budget, partner_budget),
+    )
+    keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
+    streams = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(PARTNER_STREAM))
+    return _HostDialogue(own=own, **vars(said)), keys, jax.vmap(jax.random.bits)(streams)
+
+
+@functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
+def _speak(
+    params: Params,
+    dialogue: _HostDialogue,
+    keys: jax.Array,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+    *,
+    voice: Voice,
+) -> _HostDialogue:
+    """One message by the speaker in the rows that wait for it."""
+    waiting = waiting_for(dialogue, voice.role)
+    active = waiting & can_speak(voice, dialogue.own)
+    own, message = speak(params, voice, dialogue.own, keys, dialogue.num_messages, active, allowed, temperature)
+    return record(dataclasses.replace(dialogue, own=own), message, waiting, active)
+
+
+@functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
+def _listen(params: Params, dialogue: _HostDialogue, heard: _Heard, *, voice: Voice) -> _HostDialogue:
+    """One message by partners, in the rows where they said or failed to say one."""
+    said = jnp.asarray(heard.said)
+    active = said & can_hear(voice, dialogue.own, heard.tokens.shape[1] - 1)
+    ends, content_length = jnp.asarray(heard.ends), jnp.asarray(heard.content_length)
+    none = jnp.zeros(said.shape, jnp.int32)
+    message = Message(
+        tokens=jnp.asarray(heard.tokens),
+        length=content_length + ~ends,
+        content_length=content_length,
+        signalled=ends & active,
+        truncated=jnp.asarray(heard.truncated),
+        decoded_steps=none,
+        loop_steps=none,
+    )
+    own = hear(params, voice, dialogue.own, message, dialogue.num_messages, active & ~ends)
+    dialogue = record(dataclasses.replace(dialogue, own=own), message, said, active)
+    reason = jnp.where(heard.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
+    return dataclasses.replace(dialogue, end_reason=reason)
+
+
+@functools.partial(jax.jit, static_argnames='role')
+def _in_own_view(dialogue: _HostDialogue, prompts: Prompts, *, role: int) -> Trajectories:
+    return in_view(dialogue.own, dialogue, role, jnp.asarray(prompts.example), jnp.asarray(prompts.group))
+
+
+def _on_host(dialogue: _HostDialogue) -> Record:
+    """What was said, fetched: no view and no cache."""
+    fields = [field.name for field in dataclasses.fields(Record)]
+    return Record(**jax.device_get({name: getattr(dialogue, name) for name in fields}))
+
+
+def _updated(conversation: HostConversation, said: Record, row: int, chat: Chat) -> HostConversation:
+    """The conversation with the messages that were said since its partner last saw it."""
+    messages = list(conversation.messages)
+    for number in range(len(messages), int(said.num_messages[row])):
+        ids = said.messages[row, number, : said.message_length[row, number]]
+        messages.append((ROLE_NAMES[number % 2], chat.decode(ids.tolist())))
+    return dataclasses.replace(conversation, messages=tuple(messages))
+
+
+def _encoded(replies: Mapping[int, Reply], rows: int, budget: int, chat: Chat) -> tuple[_Heard, dict[int, str]]:
+    """Replies by row as arrays, and by row why there is none."""
+    heard = _Heard(
+        tokens=np.zeros((rows, budget + 1), np.int32),
+        content_length=np.zeros(rows, np.int32),
+        said=np.zeros(rows, np.bool_),
+        ends=np.zeros(rows, np.bool_),
+        truncated=np.zeros(rows, np.bool_),
+        failed=np.zeros(rows, np.bool_),
+    )
+    failures: dict[int, str] = {}
+    for row, reply in replies.items():
+        try:
+            ids = [] if reply.failure is not None else chat.encode(reply.text)
+        except ValueError as error:
+            reply = dataclasses.replace(reply, failure=str(error))
+        if reply.failure is not None:
+            heard.failed[row] = True
+            failures[row] = reply.failure
+            continue
+        # As where it is sampled: a message without an end of its own within the budget is cut.
+        truncated = len(ids) >= budget
+        content = [*ids[: budget - 1], chat.terminal] if reply.ends else ids[:budget]
+        heard.tokens[row, : len(content)] = content
+        heard.content_length[row] = len(content)
+        heard.said[row] = True
+        heard.ends[row] = reply.ends
+        heard.truncated[row] = truncated
+    return heard, failures

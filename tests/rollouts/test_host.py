@@ -1,0 +1,351 @@
+"""Conversations with partners off the device: the same as on it, and what a partner's text may and may not do."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.conversations.views import natural_prompt
+from simrl.models import transformer
+from simrl.models.transformer import Execution, TransformerConfig
+from simrl.rollouts import host
+from simrl.rollouts.host import HostConversation, Partner, Reply, converse_with
+from simrl.rollouts.rollout import EndReason, begin, rollout, row_keys
+from simrl.rollouts.sampler import Sampling, Voice
+from simrl.rollouts.speaker import Limits, Prompts, Speaker, capacities, prefilled, prompts_of, voice_of
+from simrl.rollouts.trajectories import Trajectories, rollout_metrics, trajectories, transcripts
+
+UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
+CONTENT = range(10, 18)
+LIMITS = Limits(turns=3, prompt_tokens=8, assistant_tokens=4, user_tokens=5)
+SAMPLES = 4
+SEED, STEP = 5, 3
+EXAMPLES = [
+    Example(f'example-{i}', opening, None, i, 'test', 'train')
+    for i, opening in enumerate([None, '10 11', None, '12', None, None])
+]
+ROWS = SAMPLES * len(EXAMPLES)
+ROLES = {'user': USER, 'assistant': ASSISTANT}
+
+
+class Numbers:
+    """A tokenizer of ids written out: every sequence of ids is the text of itself."""
+
+    size = 60
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) if word.isdigit() else UNKNOWN for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ' '.join(map(str, ids))
+
+
+CHAT = Chat(
+    tokenizer=Numbers(),
+    end_of_turn={'user': END_USER, 'assistant': END_ASSISTANT},
+    headers={'user': (4, 5), 'assistant': (4, 6, 7)},
+    first_headers={'user': (5,), 'assistant': (6, 7)},
+    default_prefix=(BEGIN,),
+    system_header=None,
+    system_end=END_USER,
+    no_system_reason='none here',
+    reserved=frozenset(range(8)),
+)
+
+
+@functools.cache
+def speaker(role: int) -> Speaker:
+    """A tiny random model that says a few kinds of tokens, so that ends of turn and of conversations are frequent."""
+    config = TransformerConfig(
+        vocab_size=CHAT.size,
+        model_dim=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=16,
+        max_positions=128,
+    )
+    decoder = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(role), config))['decoder']
+    strong = {**decoder, 'head': decoder['head'] * 8, 'embedding': decoder['embedding'] * 50}
+    allowed = np.zeros(config.padded_vocab_size, bool)
+    allowed[[*CONTENT, END_USER if role == USER else END_ASSISTANT]] = True
+    allowed[CHAT.terminal] = role == USER
+    voice = voice_of(
+        CHAT,
+        config,
+        Execution(),
+        role=role,
+        swapped=False,
+        budget=LIMITS.user_tokens if role == USER else LIMITS.assistant_tokens,
+        sampling=Sampling(),
+        end_signals=((CHAT.terminal,),) if role == USER else (),
+    )
+    return Speaker({'decoder': strong}, voice, 1.0, allowed, lambda example: natural_prompt(CHAT, example.opening))
+
+
+@functools.partial(jax.jit, static_argnames='voices')
+def both_views(params: tuple, prompts: Prompts, allowed: tuple, *, voices: tuple[Voice, Voice]) -> list[Trajectories]:
+    """`converse` as of both roles, compiled once."""
+    sizes = capacities(*voices, LIMITS)
+    sides = (prompts.user, prompts.assistant)
+    contexts = [prefilled(*side) for side in zip(params, voices, sides, sizes, strict=True)]
+    opening = (prompts.opening, prompts.opening_length, prompts.given)
+    budgets = (voices[0].budget, voices[1].budget)
+    dialogue = rollout(
+        *params,
+        begin(*contexts, *opening, turns=LIMITS.turns, budgets=budgets),
+        row_keys(SEED, STEP, prompts.example, prompts.sample),
+        voices=voices,
+        turns=LIMITS.turns,
+        temperatures=(1.0, 1.0),
+        allowed=allowed,
+    )
+    return [trajectories(dialogue, role, prompts.example, prompts.group) for role in (USER, ASSISTANT)]
+
+
+@functools.cache
+def on_device(role: int) -> Trajectories:
+    user, assistant = speaker(USER), speaker(ASSISTANT)
+    prompts = prompts_of(EXAMPLES, user, assistant, CHAT, samples=SAMPLES, prompt_tokens=LIMITS.prompt_tokens)
+    params, allowed = (user.params, assistant.params), (user.allowed, assistant.allowed)
+    views = both_views(params, jax.tree.map(jnp.asarray, prompts), allowed, voices=(user.voice, assistant.voice))
+    return jax.device_get(views[role - USER])
+
+
+def talk(
+    role: int, partner: Partner, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
+) -> tuple[Trajectories, Mapping[int, str]]:
+    """`role` on the device with a partner off it."""
+    own = speaker(role)
+    sides = (own, None) if role == USER else (None, own)
+    samples = ROWS // len(examples)
+    prompts = prompts_of(examples, *sides, CHAT, samples=samples, prompt_tokens=LIMITS.prompt_tokens)
+    batch, failures = converse_with(own.params, own, partner, prompts, examples, CHAT, seed, STEP, limits=LIMITS)
+    return jax.device_get(batch), failures
+
+
+def partner_of(reply: Callable[[HostConversation, int], Reply], budget: int = LIMITS.user_tokens) -> Partner:
+    def replies(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
+        return [reply(conversation, int(seed)) for conversation, seed in zip(conversations, seeds, strict=True)]
+
+    return Partner(replies, budget)
+
+
+# The same as on the device.
+
+
+@pytest.mark.parametrize('name', ['user', 'assistant'])
+def test_a_partner_that_plays_back_a_model_is_that_model(name: str) -> None:
+    """The side `name` is on the device; what its partner's model said in the jitted rollout is said by the host."""
+    expected = on_device(ROLES[name])
+    row_of = {(e.id, s): i * SAMPLES + s for i, e in enumerate(EXAMPLES) for s in range(SAMPLES)}
+
+    def reply(conversation: HostConversation, seed: int) -> Reply:
+        row, number = row_of[conversation.example.id, conversation.sample], len(conversation.messages)
+        said = transcripts(expected, CHAT.decode)[row]['messages'][: number + 1]
+        assert conversation.messages == tuple((m['role'], m['content']) for m in said[:number])
+        text = said[number]['content']
+        return Reply(text.removesuffix(TERMINAL_TEXT), ends=text.endswith(TERMINAL_TEXT))
+
+    partner = partner_of(reply, LIMITS.assistant_tokens if name == 'user' else LIMITS.user_tokens)
+    batch, failures = talk(ROLES[name], partner)
+    assert not failures
+    for field in dataclasses.fields(Trajectories):
+        mine, theirs = getattr(batch, field.name), getattr(expected, field.name)
+        if field.name == 'log_prob':
+            np.testing.assert_allclose(mine, theirs, atol=2e-5)
+        elif field.name not in ('decoded_steps', 'loop_steps'):  # of the partner's model too
+            np.testing.assert_array_equal(mine, theirs, field.name)
+    assert np.all(batch.decoded_steps <= expected.decoded_steps)
+
+
+def test_the_played_conversations_hold_every_case() -> None:
+    batch = on_device(ASSISTANT)
+    last = batch.message_length[np.arange(ROWS), batch.num_messages - 1]
+    signalled = batch.end_reason == EndReason.SIGNAL
+    assert np.any(signalled & (last == 1))
+    assert np.any(signalled & (last > 1))
+    assert np.any(batch.end_reason == EndReason.TURNS)
+    said = np.arange(2 * LIMITS.turns) < batch.num_messages[:, None]
+    for side in (0, 1):
+        assert {True, False} == set(batch.truncated[:, side::2][said[:, side::2]].tolist())
+        assert np.any(said[:, side::2] & (batch.message_length[:, side::2] == 0))
+
+
+def chatty(conversation: HostConversation, seed: int) -> Reply:
+    """Says numbers drawn from its seed and what it has heard."""
+    random = np.random.default_rng([seed, *''.join(text for _, text in conversation.messages).encode()])
+    ids = random.choice(np.array(CONTENT), random.integers(0, 5))
+    return Reply(' '.join(map(str, ids)), ends=bool(random.random() < 0.2))
+
+
+def test_other_rows_do_not_matter_and_nothing_is_compiled_again() -> None:
+    batch, _ = talk(ASSISTANT, partner_of(chatty))
+    programs = (host._start, host._speak, host._listen, host._in_own_view)
+    compiled = [program._cache_size() for program in programs]
+    order = [4, 1, 5]  # other neighbours, other places, and twice as many samples
+    other, _ = talk(ASSISTANT, partner_of(chatty), [EXAMPLES[i] for i in order])
+    assert [program._cache_size() for program in programs] == compiled
+    for place, i in enumerate(order):
+        rows, other_rows = np.arange(SAMPLES) + i * SAMPLES, np.arange(SAMPLES) + place * 2 * SAMPLES
+        for name in ('tokens', 'role', 'turn', 'length', 'end_reason', 'messages', 'num_messages', 'truncated'):
+            np.testing.assert_array_equal(getattr(batch, name)[rows], getattr(other, name)[other_rows], name)
+        np.testing.assert_allclose(batch.log_prob[rows], other.log_prob[other_rows], atol=2e-5)
+    changed, _ = talk(ASSISTANT, partner_of(chatty), seed=SEED + 1)
+    assert not np.array_equal(batch.tokens, changed.tokens)
+
+
+def test_a_partner_keeps_its_seed_and_is_asked_only_while_its_conversation_goes_on() -> None:
+    asked: list[tuple[str, int, int, int]] = []
+
+    def reply(conversation: HostConversation, seed: int) -> Reply:
+        number = len(conversation.messages)
+        asked.append((conversation.example.id, conversation.sample, number, seed))
+        return Reply('10', ends=conversation.sample == 1 and number >= 2)
+
+    batch, _ = talk(ASSISTANT, partner_of(reply))
+    seeds = {(example, sample): seed for example, sample, _, seed in asked}
+    assert {(example, sample, seed) for example, sample, _, seed in asked} == {(*k, v) for k, v in seeds.items()}
+    assert len(set(seeds.values())) == len(seeds) == ROWS
+    for i, example in enumerate(EXAMPLES):
+        for sample in range(SAMPLES):
+            numbers = [number for e, s, number, _ in asked if (e, s) == (example.id, sample)]
+            first = 0 if example.opening is None else 2
+            assert numbers == list(range(first, 3 if sample == 1 else 6, 2))
+            assert batch.num_messages[i * SAMPLES + sample] == (3 if sample == 1 else 6)
+
+
+# What a partner may say.
+
+
+def scripted(conversation: HostConversation, seed: int) -> Reply:
+    """Of each example the samples 1 to 3 do something else in their second message."""
+    if len(conversation.messages) < 2:
+        return Reply('10 11')
+    cases = {
+        ('example-0', 1): Reply('', failure='the line is dead'),
+        ('example-0', 2): Reply('12 what 13'),
+        ('example-2', 1): Reply('12 13', ends=True),
+        ('example-2', 2): Reply('12 13 14 15 16 17', ends=True),
+        ('example-2', 3): Reply('', ends=True),
+        ('example-4', 1): Reply('12 13 14 15 16 17'),
+        ('example-4', 2): Reply('12 13 14 15'),
+        ('example-4', 3): Reply(''),
+    }
+    return cases.get((conversation.example.id, conversation.sample), Reply('17'))
+
+
+@functools.cache
+def scripted_talk() -> tuple[Trajectories, Mapping[int, str]]:
+    return talk(ASSISTANT, partner_of(scripted))
+
+
+def said(batch: Trajectories, row: int, number: int) -> list[int]:
+    return batch.messages[row, number, : batch.message_length[row, number]].tolist()
+
+
+def view(batch: Trajectories, row: int) -> list[int]:
+    return batch.tokens[row, : batch.length[row]].tolist()
+
+
+def heard(number: int, content: Sequence[int]) -> list[int]:
+    return [*(CHAT.first_header('user') if number == 0 else CHAT.header('user')), *content, END_USER]
+
+
+def test_failures_end_their_conversations_and_no_others() -> None:
+    batch, failures = scripted_talk()
+    assert failures == {
+        1: 'the line is dead',
+        2: "cannot encode '12 what 13': a part of it has no token of its own, only '0'",
+    }
+    failed = batch.end_reason == EndReason.FAILURE
+    assert np.flatnonzero(failed).tolist() == [1, 2]
+    assert batch.num_messages[failed].tolist() == [2, 2]
+    assert batch.end_reason[0] == EndReason.TURNS
+    total, rows = rollout_metrics(batch)['rollout/end_failure']
+    assert (float(total), float(rows)) == (2, ROWS)
+    for row in (1, 2):  # what was said before is there, and nothing after it
+        reply = said(batch, row, 1)
+        cut = bool(batch.truncated[row, 1])
+        own = [*CHAT.header('assistant'), *reply, END_ASSISTANT]
+        assert view(batch, row) == [BEGIN, *heard(0, [10, 11]), *own]
+        assert (batch.role[row] == ASSISTANT).sum() == len(reply) + (not cut)
+
+
+@pytest.mark.parametrize(
+    ('row', 'content', 'truncated'),
+    [
+        (9, [12, 13], False),
+        (10, [12, 13, 14, 15], True),
+        (11, [], False),
+    ],
+)
+def test_the_message_that_ends_a_conversation_is_said_and_not_heard(row: int, content: list, truncated: bool) -> None:
+    batch, _ = scripted_talk()
+    assert batch.end_reason[row] == EndReason.SIGNAL
+    assert batch.num_messages[row] == 3
+    assert said(batch, row, 2) == [*content, CHAT.terminal]  # within the budget of 5, as where it is sampled
+    assert batch.truncated[row, 2] == truncated
+    assert batch.role[row, batch.length[row] - 1] != USER
+    assert CHAT.terminal not in view(batch, row)
+    text = transcripts(batch, CHAT.decode)[row]['messages'][-1]['content']
+    assert text == CHAT.tokenizer.decode(content) + TERMINAL_TEXT
+
+
+@pytest.mark.parametrize(
+    ('row', 'content', 'truncated'),
+    [
+        (17, [12, 13, 14, 15, 16], True),
+        (18, [12, 13, 14, 15], False),
+        (19, [], False),
+    ],
+)
+def test_texts_are_cut_to_the_budget_with_an_end_that_nobody_meant(row: int, content: list, truncated: bool) -> None:
+    batch, _ = scripted_talk()
+    assert said(batch, row, 2) == content
+    assert batch.truncated[row, 2] == truncated
+    run = heard(2, content)
+    own = [*CHAT.header('assistant'), *said(batch, row, 1), END_ASSISTANT]
+    start = 1 + len(heard(0, [10, 11])) + len(own)
+    assert view(batch, row)[start : start + len(run)] == run
+    roles = batch.role[row, start : start + len(run)].tolist()
+    assert roles == [1, 1, *[USER] * len(content), 1 if truncated else USER]
+    assert np.all(batch.log_prob[row, start : start + len(run)] == 0)
+
+
+# What cannot be.
+
+
+def test_bad_partners_and_prompts() -> None:
+    with pytest.raises(ValueError, match=r'Partner.budget: expected at least 1, found 0'):
+        Partner(lambda conversations, seeds: [], 0)
+    with pytest.raises(ValueError, match=rf'Partner.reply: expected {ROWS - 2 * SAMPLES} replies, found 0'):
+        talk(ASSISTANT, Partner(lambda conversations, seeds: [], LIMITS.user_tokens))
+    own = speaker(ASSISTANT)
+    prompts = prompts_of(EXAMPLES[:3], None, own, CHAT, samples=1, prompt_tokens=8)
+    partner = partner_of(chatty)
+    with pytest.raises(ValueError, match='expected prompts of 2 examples, found 3 rows'):
+        converse_with(own.params, own, partner, prompts, EXAMPLES[:2], CHAT, 0, 0, limits=LIMITS)
+    small = dataclasses.replace(own.voice, config=dataclasses.replace(own.voice.config, vocab_size=59))
+    with pytest.raises(ValueError, match='a tokenizer of at most the 59 ids of the model, found 60'):
+        converse_with(
+            own.params,
+            dataclasses.replace(own, voice=small),
+            partner,
+            prompts,
+            EXAMPLES[:3],
+            CHAT,
+            0,
+            0,
+            limits=LIMITS,
+        )
+    long = dataclasses.replace(LIMITS, turns=10)
+    with pytest.raises(ValueError, match=r'assistant: expected conversations of at most max_positions=128 tokens'):
+        converse_with(own.params, own, partner, prompts, EXAMPLES[:3], CHAT, 0, 0, limits=long)
