@@ -2,14 +2,15 @@
 
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
-2. Both sides talk (`rollouts.speaker.converse`).
-3. The conversations are scored by a function that the caller gives.
+2. Both sides talk (`talk`).
+3. The conversations are scored by a function that the caller gives; those that a failure ended have no reward.
 4. Advantages, then the update (`ppo.prepare`, `ppo.update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the partner: arms of one experiment see
 the same examples in the same order and draw the same uniform numbers.
 """
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -24,8 +25,10 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import sharding, transformer
-from simrl.models.transformer import Execution
+from simrl.models.transformer import Execution, Params
 from simrl.rewards.reward import Rewards
+from simrl.rollouts.host import Partner, converse_with
+from simrl.rollouts.rollout import EndReason
 from simrl.rollouts.speaker import Limits, Speaker, converse, prompts_of
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, placement, ppo
@@ -81,6 +84,62 @@ def cut_rows(batch: Trajectories, buckets: Sequence[int]) -> Trajectories:
     return dataclasses.replace(batch, **cut)
 
 
+def talk(
+    speaker: Speaker,
+    params: Params,
+    partner: Speaker | Partner,
+    partner_params: Params | None,
+    examples: Sequence[Example],
+    *,
+    chat: Chat,
+    limits: Limits,
+    seed: int,
+    step: int,
+    mesh: Mesh,
+    samples: int = 1,
+) -> tuple[Trajectories, Mapping[int, str]]:
+    """Conversations of two sides from each example, in the speaker's view; inside `jax.set_mesh(mesh)`.
+
+    Args:
+        params, partner_params: of `placement.for_sampling`; None for a partner that is not on the device.
+        seed, step: with the example and the sample they decide every draw.
+        samples: conversations of each example, which are neighbouring rows.
+
+    Returns:
+        The conversations, and by row why a partner off the device failed.
+    """
+    on_device = partner if isinstance(partner, Speaker) else None
+    user, assistant = (on_device, speaker) if speaker.voice.role == ASSISTANT else (speaker, on_device)
+    prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
+    prompts = placement.place_rows(prompts, mesh)
+    if isinstance(partner, Partner):
+        return converse_with(params, speaker, partner, prompts, examples, chat, seed, step, limits=limits)
+    assert partner_params is not None
+    assert user is not None
+    assert assistant is not None
+    params_user, params_assistant = (partner_params, params) if user is partner else (params, partner_params)
+    batch = converse(
+        params_user,
+        params_assistant,
+        prompts,
+        seed,
+        step,
+        voices=(user.voice, assistant.voice),
+        limits=limits,
+        role=speaker.voice.role,
+        temperatures=(user.temperature, assistant.temperature),
+        allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
+    )
+    return batch, {}
+
+
+def without_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
+    """The rewards with the conversations masked that a failure ended, whatever a score function said of them."""
+    ended_well = (end_reason != EndReason.FAILURE).reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    valid = rewards.valid & ended_well
+    return dataclasses.replace(rewards, valid=valid, value=jnp.where(valid, rewards.value, 0.0))
+
+
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The mean reward and its parts over what has one, and the share that has none."""
     count = jnp.sum(rewards.valid, dtype=jnp.float32)
@@ -97,7 +156,7 @@ def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
 def train(
     folder: pathlib.Path,
     trained: Speaker,
-    partner: Speaker,
+    partner: Speaker | Partner,
     *,
     chat: Chat,
     examples: Sequence[Example],
@@ -115,9 +174,10 @@ def train(
     Args:
         folder: of the run; see `loop.run`.
         trained: the side that `settings.trained` names, with its initial params `{'decoder'}`.
-        partner: the other side, frozen.
+        partner: the other side, frozen, on the device or off it.
         examples: what conversations start from; their prompts must fit (`speaker.fitting`).
-        score: conversations -> rewards; it sees messages and no prompt of the simulator.
+        score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
+            that a failure ended is not used.
         execution: of the update; rollouts use that of the voices.
         seed: of this run: order of examples, conversations, order of rows.
 
@@ -128,23 +188,24 @@ def train(
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
     """
     check_training_sampler(trained)
+    if trained.voice.role != settings.role:
+        raise ValueError(f'RLSettings.trained: expected the side that is trained, found {settings.trained!r}')
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
             f'found {settings.prompts_per_step}'
         )
-    user, assistant = (partner, trained) if settings.role == ASSISTANT else (trained, partner)
-    voices = (user.voice, assistant.voice)
-    temperatures = (user.temperature, assistant.temperature)
-    allowed = (jnp.asarray(user.allowed), jnp.asarray(assistant.allowed))
     config = trained.voice.config
     own_allowed = jnp.asarray(trained.allowed)
 
     params = {'decoder': trained.params['decoder']}
     uses_reference = settings.algorithm.kl != 'none'
     reference = placement.place_params(params, config, mesh, sharding.TRAINING_RULES) if uses_reference else None
-    partner_config = partner.voice.config
-    partner_params = placement.for_sampling(partner_config, partner.voice.execution.dtype, mesh)(partner.params)
+    partner_params = None
+    if isinstance(partner, Speaker):
+        voice = partner.voice
+        partner_params = placement.for_sampling(voice.config, voice.execution.dtype, mesh)(partner.params)
+    signal = (partner if settings.role == ASSISTANT else trained).signal
     to_sampler = placement.for_sampling(config, trained.voice.execution.dtype, mesh)
     if settings.algorithm.estimator == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
@@ -160,23 +221,22 @@ def train(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
-        prompts = prompts_of(
-            chosen, user, assistant, chat, samples=settings.samples_per_prompt, prompt_tokens=limits.prompt_tokens
-        )
-        sampler_params = to_sampler(state.params)
-        pair = (partner_params, sampler_params) if settings.role == ASSISTANT else (sampler_params, partner_params)
-        batch = converse(
-            *pair,
-            placement.place_rows(prompts, mesh),
-            seed,
-            step,
-            voices=voices,
+        batch, failures = talk(
+            trained,
+            to_sampler(state.params),
+            partner,
+            partner_params,
+            chosen,
+            chat=chat,
             limits=limits,
-            role=settings.role,
-            temperatures=temperatures,
-            allowed=allowed,
+            seed=seed,
+            step=step,
+            mesh=mesh,
+            samples=settings.samples_per_prompt,
         )
-        rewards = score(batch)
+        for reason, count in collections.Counter(failures.values()).items():
+            print(f'step {step}: {count} conversations ended by a failure of the partner: {reason}', flush=True)
+        rewards = without_failures(score(batch), batch.end_reason)
         rows = cut_rows(batch, settings.row_buckets)
         prepared, prepare_metrics = jit_prepare(
             state.params,
@@ -194,10 +254,10 @@ def train(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), UPDATE_STREAM)
         state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature)
         host_batch, host_rewards = placement.to_host((batch, rewards))
-        said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed)
+        said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
-        if user.signal:
-            metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, user.signal)), jnp.float32(len(said)))
+        if signal:
+            metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, signal)), jnp.float32(len(said)))
         shown = said[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
@@ -225,7 +285,13 @@ def check_training_sampler(trained: Speaker) -> None:
 
 
 def conversation_rows(
-    batch: Trajectories, rewards: Rewards, examples: Sequence[Example], samples: int, chat: Chat, seed: int
+    batch: Trajectories,
+    rewards: Rewards,
+    examples: Sequence[Example],
+    samples: int,
+    chat: Chat,
+    seed: int,
+    failures: Mapping[int, str],
 ) -> list[dict[str, Any]]:
     """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts."""
     rows = []
@@ -237,5 +303,6 @@ def conversation_rows(
         }
         example = examples[i // samples]
         start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
-        rows.append(start | row | worth)
+        failure = {'failure': failures[i]} if i in failures else {}
+        rows.append(start | row | worth | failure)
     return rows
