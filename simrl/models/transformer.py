@@ -10,6 +10,7 @@ Dimension letters, used in every einsum and shape comment:
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -206,8 +207,7 @@ class Block(nn.Module):
             mixed = _causal_attention(query, key, value, self.execution.attention)
         else:
             cache = _write(cache, layer, positions, key, value)
-            mask = jnp.arange(cache.capacity) <= positions[:, :, None]
-            mixed = attend(query, cache.key[layer], cache.value[layer], mask)
+            mixed = _attend_to_cache(query, cache, layer, positions)
         output_axes = ('heads', 'head_dim', 'embed')
         output = weight(
             'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
@@ -229,6 +229,34 @@ def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implem
     time = query.shape[1]
     causal = jnp.tril(jnp.ones((1, time, time), bool))
     return attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), causal)
+
+
+def segments(capacity: int) -> list[int]:
+    """Lengths of the beginnings of a cache that attention may be computed over: two per octave, and all of it."""
+    lengths = [length for k in range(5, 31) for length in (2**k, 3 * 2 ** (k - 1)) if length < capacity]
+    return [*lengths, capacity]
+
+
+def _attend_to_cache(query: jax.Array, cache: Cache, layer: jax.Array, positions: jax.Array) -> jax.Array:
+    """Attention of `[B, T]` queries to what is cached up to each one's position.
+
+    It costs what the longest row needs and not what the cache could hold: beyond the shortest segment that reaches the
+    last query nothing is read.
+    """
+    lengths = segments(cache.capacity)
+    fed = jnp.where(positions < cache.capacity, positions + 1, 0)
+    index = jnp.sum(jnp.max(fed) > jnp.array(lengths[:-1], jnp.int32))
+
+    def over(length: int) -> Callable[..., jax.Array]:
+        def attend_to_beginning(query: jax.Array, cache: Cache, layer: jax.Array, positions: jax.Array) -> jax.Array:
+            num_rows, num_heads, _, head_dim = cache.key.shape[1:]
+            size = (1, num_rows, num_heads, length, head_dim)
+            key, value = (jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), size)[0] for x in (cache.key, cache.value))
+            return attend(query, key, value, jnp.arange(length) <= positions[:, :, None])
+
+        return attend_to_beginning
+
+    return jax.lax.switch(index, [over(length) for length in lengths], query, cache, layer, positions)
 
 
 def _write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
