@@ -2,27 +2,16 @@
 
     python -m simrl.main --config=configs/quickstart.py
 
-Sized for a laptop and minutes. `quickstart.py:ppo` and `quickstart.py:grpo` name the algorithm; without an argument it is
-grpo. `quickstart.py:smoke` runs the same stages, too small to learn much, in 90 seconds.
+Sized for a laptop and minutes. `quickstart.py:ppo` and `quickstart.py:grpo` name the algorithm; without an argument it
+is grpo. `quickstart.py:smoke` runs the same stages, too small to learn much, in 90 seconds.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-ALGORITHMS = ('ppo', 'grpo')
+from configs.parts import algorithm, execution, optimizer, optional
+
+ESTIMATORS = {'ppo': 'gae', 'grpo': 'grpo'}  # of the algorithms by their names
 DEFAULT = 'grpo'
-
-
-def optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> ConfigDict:
-    """Adam; the learning rate is its highest."""
-    return ConfigDict(
-        {
-            'learning_rate': learning_rate,
-            'schedule': schedule,
-            'warmup_steps': warmup_steps,
-            'end_fraction': 0.05,  # of the highest rate, at the last step
-            'clip_norm': 1.0,  # global norm of a gradient
-        }
-    )
 
 
 def fitting(steps: int, batch_size: int, seed: int) -> ConfigDict:
@@ -30,8 +19,12 @@ def fitting(steps: int, batch_size: int, seed: int) -> ConfigDict:
     return ConfigDict(
         {
             'steps': steps,
-            'batch': {'batch_size': batch_size, 'lengths': (40, 56, 72, 96, 128), 'seed': seed},  # rows; tokens
-            'optimizer': optimizer(3e-3, 'cosine', min(30, steps // 3)),
+            'batch': {
+                'batch_size': batch_size,  # rows
+                'lengths': (40, 56, 72, 96, 128),  # tokens of a row, by bucket
+                'seed': seed,  # of the order
+            },
+            'optimizer': optimizer(3e-3, 'cosine', warmup_steps=min(30, steps // 3), end_fraction=0.05),
         }
     )
 
@@ -62,34 +55,11 @@ def user_model(model_dim: int, num_layers: int, base_steps: int, fine_tuning_ste
     )
 
 
-def algorithm(name: str) -> ConfigDict:
-    """The update: PPO with a value head, or GRPO."""
-    common = {
-        'aggregation': 'token_mean',
-        'kl': 'k3',
-        'kl_coef': 0.01,
-        'clip_low': 0.2,
-        'clip_high': 0.2,
-        'epochs': 1,
-        'minibatches': 2,
-        'microbatches': 1,
-    }
-    if name == 'grpo':
-        return ConfigDict(common | {'estimator': 'grpo'})
-    return ConfigDict(common | {'estimator': 'gae', 'value_coef': 0.5, 'gamma': 1.0, 'lam': 0.95, 'whiten': True})
-
-
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: '' (as grpo), 'ppo', 'grpo' or 'smoke'."""
-    if arg not in ('', 'smoke', *ALGORITHMS):
+    if arg not in ('', 'smoke', *ESTIMATORS):
         raise ValueError(f"quickstart.py: unknown argument {arg!r}, expected '', 'ppo', 'grpo' or 'smoke'")
     smoke = arg == 'smoke'
-    execution = {
-        'dtype': 'float32',  # of activations and matrix products; parameters are float32
-        'remat': 'none',
-        'attention': 'xla',
-        'log_prob_chunk': 128,  # time steps whose logits exist at once
-    }
     return ConfigDict(
         {
             'job': 'known_answer',
@@ -124,8 +94,8 @@ def get_config(arg: str = '') -> ConfigDict:
                 'prompts_per_step': 8 if smoke else 32,
                 'samples_per_prompt': 4 if smoke else 8,
                 'row_buckets': (48, 64, 80, 96, 128, 200),  # tokens
-                'algorithm': algorithm(arg if arg in ALGORITHMS else DEFAULT),
-                'optimizer': optimizer(1e-3, 'constant', 0),
+                'algorithm': algorithm(ESTIMATORS.get(arg, ESTIMATORS[DEFAULT]), minibatches=2, microbatches=1),
+                'optimizer': optimizer(1e-3, 'constant', warmup_steps=0, end_fraction=0.05),
                 'trained': 'assistant',
             },
             'rl_people': 64 if smoke else 4096,  # people, or their intents, that RL starts conversations from
@@ -138,8 +108,8 @@ def get_config(arg: str = '') -> ConfigDict:
                 'seed': 0,
             },
             'computing': {
-                'training': execution,
-                'sampling': execution,
+                'training': execution('float32', 'none'),
+                'sampling': execution('float32', 'none'),
                 'loop': {
                     'log_every': 1,  # steps
                     'checkpoint_every': 2 if smoke else 20,  # steps
@@ -149,8 +119,11 @@ def get_config(arg: str = '') -> ConfigDict:
                     'saved_conversations': 4,  # of each step's
                     'shown_conversations': 1,  # of each step's, as text in TensorBoard
                 },
-                'mesh': {'data': 1, 'model': 1},  # devices
+                'mesh': {  # devices
+                    'data': optional(int, 1),  # that rows are split over
+                    'model': 1,  # that heads, MLP and vocabulary are split over
+                },
             },
-            'lanes': config_dict.placeholder(int),  # stages side by side; None: one for each core, at most 8
+            'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
         }
     )

@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
-USER_ERRORS = (ConfigError, WorkdirError, LaneError, CheckpointError, NonFiniteError, RowError, FileNotFoundError)
+USER_ERRORS = (ConfigError, WorkdirError, LaneError, CheckpointError, NonFiniteError, RowError, OSError)
 
 
 def default_workdir(config_file: str) -> pathlib.Path:

@@ -31,7 +31,7 @@ CONFIGS = {
     'quickstart': ('', 'ppo', 'grpo', 'smoke'),
     'concierge': ('', 'smoke'),
 }
-EXPLICIT = ('smollm2', 'sft_user', 'reward_model', 'rl')  # those that write out every field
+EXPLICIT = ('smollm2', 'sft_user', 'reward_model', 'rl', 'quickstart', 'concierge')  # those that write out every field
 
 
 def parsed(name: str, arg: str, *overrides: str) -> ConfigDict:

@@ -24,6 +24,7 @@ ROOMS = (
     'study',
     'jobs',
     'arms',
+    'checks',
     'concierge_scene',
     'known_answer_stages',
     'known_answer',
