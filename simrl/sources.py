@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat, Rewrites, chat_from_huggingface
 from simrl.conversations.records import Conversation, OnBadRows, Preference, read_conversations, read_preferences
-from simrl.models import transformer
+from simrl.models import sharding, transformer
 from simrl.models.load import load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 
@@ -61,7 +62,8 @@ class Model:
 
     Attributes:
         config: of the decoder.
-        params: float32 `{'decoder'}` on the host; or on the device, where random.
+        params: float32 `{'decoder'}`, in training shards on the mesh that it was loaded onto, if any; else on the host
+            or, where random, on one device.
         chat: its tokenizer and template.
         tokenizer: the transformers tokenizer that the chat was made of, without the terminal token.
     """
@@ -72,13 +74,21 @@ class Model:
     tokenizer: Any
 
 
-def load(settings: ModelSettings) -> Model:
-    """Loads the model, and adds the terminal token as a copy of the user's end-of-turn."""
-    config, params, tokenizer = load_model(settings.source, revision=settings.revision)
+def load(settings: ModelSettings, mesh: Mesh | None = None) -> Model:
+    """Loads the model, and adds the terminal token as a copy of the user's end-of-turn.
+
+    Args:
+        mesh: where given, the params are read, or made, straight into the shards of training on it.
+    """
+    config, params, tokenizer = load_model(settings.source, mesh=mesh, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
     if settings.random is not None:
         config = settings.random.transformer_config(config.vocab_size)
-        params = transformer.init_params(jax.random.key(settings.random.seed), config)
+        key = jax.random.key(settings.random.seed)
+        if mesh is None:
+            params = transformer.init_params(key, config)
+        else:
+            params = sharding.init_sharded(key, config, mesh, sharding.TRAINING_RULES)
     params, config = resize_vocabulary(params, config, chat.size, chat.end_of_turn['user'])
     print(f'model: {settings.source}; what its template writes first: {chat.default_system!r}', flush=True)
     return Model(config, params, chat, tokenizer)

@@ -9,11 +9,13 @@ device, eight, or several processes.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -129,13 +131,32 @@ def init_sharded(
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Puts host arrays, the same in every process, onto devices by a tree of shardings, each device its shards."""
+    """New arrays on devices by a tree of shardings, each device its shards; the given arrays stay good.
 
-    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    Arrays that lie on the shardings' devices go from shards to shards: nothing holds them whole that did not. All
+    others, which must be the same in every process, go by way of the host.
+    """
+    leaves, targets = jax.tree.leaves(tree), jax.tree.leaves(shardings)
+    stays = [
+        isinstance(array, jax.Array) and array.sharding.device_set == target.device_set
+        for array, target in zip(leaves, targets, strict=True)
+    ]
+
+    # By a compiled copy: `device_put` reshards by way of the host, and may share memory with what it was given.
+    copy = jax.jit(
+        lambda arrays: [jnp.copy(array) for array in arrays], out_shardings=list(itertools.compress(targets, stays))
+    )
+    resharded = iter(copy(list(itertools.compress(leaves, stays))))
+
+    def put(array: Any, target: NamedSharding) -> jax.Array:
         host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
-    return jax.tree.map(put, tree, shardings)
+    placed = [
+        next(resharded) if there else put(array, target)
+        for array, target, there in zip(leaves, targets, stays, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shardings), placed)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -20,9 +20,8 @@ def heads_of(params: Params) -> tuple[str, ...]:
 
 
 def place_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """Host or device params as new device arrays in the shards of `rules`; the given arrays stay good."""
-    shardings = sharding.param_shardings(config, mesh, rules, heads_of(params))
-    return sharding.place(jax.tree.map(np.asarray, params), shardings)
+    """Host or device params as new device arrays in the shards of `rules`; see `sharding.place`."""
+    return sharding.place(params, sharding.param_shardings(config, mesh, rules, heads_of(params)))
 
 
 def place_state(
