@@ -293,12 +293,15 @@ def conversation_rows(
     seed: int,
     failures: Mapping[int, str],
 ) -> list[dict[str, Any]]:
-    """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts."""
+    """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts.
+
+    A `reward` is a number, or with `[B, turns]` rewards a list of them; None stands where there is none.
+    """
     rows = []
     for i, row in enumerate(transcripts(batch, chat.decode)):
         worth = {
-            'reward': float(rewards.value[i]) if rewards.valid[i] else None,
-            'parts': {name: float(part[i]) for name, part in rewards.parts.items()},
+            'reward': np.where(rewards.valid[i], rewards.value[i].astype(object), np.array(None)).tolist(),
+            'parts': {name: np.asarray(part[i]).tolist() for name, part in rewards.parts.items()},
             'cause': int(rewards.cause[i]),
         }
         example = examples[i // samples]
