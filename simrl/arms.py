@@ -270,6 +270,7 @@ def train_arm(
         loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
         seed=seed,
         mesh=mesh,
+        rows_in_flight=computing.rows_in_flight,
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, {'decoder': state.params['decoder']})

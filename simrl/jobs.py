@@ -56,6 +56,7 @@ class Computing:
     sampling: Execution  # of decoding
     loop: LoopSettings
     mesh: MeshSettings
+    rows_in_flight: int | None = None  # conversations of an RL step held at once, which bounds the caches; None: all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,12 +141,12 @@ def converse_with(
             f'expected a tokenizer of at most the {voice.config.vocab_size} ids of the model, '
             f'found {chat.tokenizer.size}'
         )
-    samples = rows // len(examples)
+    samples, sample = rows // len(examples), np.asarray(prompts.sample).tolist()
     dialogue, keys, seeds = _start(
         params, prompts, seed, step, voice=voice, limits=limits, partner_budget=partner.budget
     )
     # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
-    conversations = [HostConversation(examples[row // samples], row % samples, ()) for row in range(rows)]
+    conversations = [HostConversation(examples[row // samples], sample[row], ()) for row in range(rows)]
     partner_seeds = np.asarray(seeds)
     allowed = jnp.asarray(speaker.allowed)
     failures: dict[int, str] = {}

@@ -13,6 +13,7 @@ the same examples in the same order and draw the same uniform numbers.
 import collections
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,11 +26,12 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import sharding, transformer
+from simrl.models.rows import split_rows
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.reward import Rewards
 from simrl.rollouts.host import Partner, converse_with
 from simrl.rollouts.rollout import EndReason
-from simrl.rollouts.speaker import Limits, Speaker, converse, prompts_of
+from simrl.rollouts.speaker import Limits, Prompts, Speaker, converse, prompts_of
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, placement, ppo
 from simrl.training.loop import LoopSettings, StepResult
@@ -97,6 +99,7 @@ def talk(
     step: int,
     mesh: Mesh,
     samples: int = 1,
+    rows_in_flight: int | None = None,
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """Conversations of two sides from each example, in the speaker's view; inside `jax.set_mesh(mesh)`.
 
@@ -104,21 +107,69 @@ def talk(
         params, partner_params: of `placement.for_sampling`; None for a partner that is not on the device.
         seed, step: with the example and the sample they decide every draw.
         samples: conversations of each example, which are neighbouring rows.
+        rows_in_flight: how many conversations are held at once; the others wait. It bounds the caches, and changes no
+            token. None: all of them.
 
     Returns:
         The conversations, and by row why a partner off the device failed.
+
+    Raises:
+        ValueError: `rows_in_flight` does not divide the conversations.
     """
     on_device = partner if isinstance(partner, Speaker) else None
     user, assistant = (on_device, speaker) if speaker.voice.role == ASSISTANT else (speaker, on_device)
     prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
-    prompts = placement.place_rows(prompts, mesh)
-    if isinstance(partner, Partner):
-        return converse_with(params, speaker, partner, prompts, examples, chat, seed, step, limits=limits)
+    example_of_row = [example for example in examples for _ in range(samples)]
+    size = rows_at_once(len(example_of_row), rows_in_flight)
+    batches: list[Trajectories] = []
+    failures: dict[int, str] = {}
+    for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
+        rows = placement.place_rows(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
+        if isinstance(partner, Partner):
+            batch, failed = converse_with(
+                params, speaker, partner, rows, example_of_row[piece], chat, seed, step, limits=limits
+            )
+            failures |= {piece.start + row: reason for row, reason in failed.items()}
+        else:
+            batch = _converse(speaker, params, partner, partner_params, rows, limits, seed, step)
+        batches.append(batch)
+    return batches[0] if len(batches) == 1 else _joined(batches), failures
+
+
+def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
+    """How many of `rows` conversations are held at once.
+
+    Raises:
+        ValueError: `rows_in_flight` does not divide them.
+    """
+    if rows_in_flight is not None and (rows_in_flight < 1 or rows % rows_in_flight):
+        raise ValueError(
+            f'rows_in_flight: expected None or a divisor of the {rows} rows of a step, found {rows_in_flight}'
+        )
+    return rows if rows_in_flight is None else rows_in_flight
+
+
+@jax.jit
+def _joined(batches: Sequence[Trajectories]) -> Trajectories:
+    """One batch of the rows of all of them, in their order."""
+    return jax.tree.map(lambda *pieces: split_rows(jnp.concatenate(pieces)), *batches)
+
+
+def _converse(
+    speaker: Speaker,
+    params: Params,
+    partner: Speaker,
+    partner_params: Params | None,
+    prompts: Prompts,
+    limits: Limits,
+    seed: int,
+    step: int,
+) -> Trajectories:
+    """`converse` for sides that are named by who is trained, not by who is the user."""
+    user, assistant = (partner, speaker) if speaker.voice.role == ASSISTANT else (speaker, partner)
     assert partner_params is not None
-    assert user is not None
-    assert assistant is not None
     params_user, params_assistant = (partner_params, params) if user is partner else (params, partner_params)
-    batch = converse(
+    return converse(
         params_user,
         params_assistant,
         prompts,
@@ -130,7 +181,6 @@ def talk(
         temperatures=(user.temperature, assistant.temperature),
         allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
     )
-    return batch, {}
 
 
 def without_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
@@ -167,6 +217,7 @@ def train(
     loop_settings: LoopSettings,
     seed: int,
     mesh: Mesh,
+    rows_in_flight: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains one side from its own parameters, which also stay as the frozen reference.
@@ -180,6 +231,7 @@ def train(
             that a failure ended is not used.
         execution: of the update; rollouts use that of the voices.
         seed: of this run: order of examples, conversations, order of rows.
+        rows_in_flight: how many conversations of a step are held at once; see `talk`.
 
     Returns:
         The state after the last step.
@@ -188,6 +240,7 @@ def train(
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
     """
     check_training_sampler(trained)
+    rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
     if trained.voice.role != settings.role:
         raise ValueError(f'RLSettings.trained: expected the side that is trained, found {settings.trained!r}')
     if len(examples) < settings.prompts_per_step:
@@ -233,6 +286,7 @@ def train(
             step=step,
             mesh=mesh,
             samples=settings.samples_per_prompt,
+            rows_in_flight=rows_in_flight,
         )
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the partner: {reason}', flush=True)

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +170,38 @@ def test_a_failure_masks_every_reward_of_its_conversation() -> None:
 def test_the_side_that_is_trained_must_be_the_one_given(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"RLSettings.trained: expected the side that is trained, found 'user'"):
         train(tmp_path, share_of_tea, trained='user')
+
+
+def test_rows_in_flight_change_nothing_that_is_said() -> None:
+    """Pieces of two rows, though each person has four conversations; failures and samples keep their rows."""
+    met: list[tuple[str, int]] = []
+
+    def meeting(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
+        met.extend((c.example.id, c.sample) for c in conversations if not c.messages)
+        return people(conversations, seeds)
+
+    def talked(rows_in_flight: int | None) -> tuple[Trajectories, Mapping[int, str]]:
+        side = helper()
+        mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            batch, failures = rl.talk(
+                side,
+                side.params,
+                Partner(meeting, LIMITS.user_tokens),
+                None,
+                EXAMPLES,
+                chat=CHAT,
+                limits=LIMITS,
+                seed=0,
+                step=0,
+                mesh=mesh,
+                samples=SAMPLES,
+                rows_in_flight=rows_in_flight,
+            )
+        return jax.device_get(batch), failures
+
+    (whole, failures), (pieces, failures_of_pieces) = talked(None), talked(2)
+    assert met == [(example.id, sample) for example in EXAMPLES for sample in range(SAMPLES)] * 2
+    assert failures == failures_of_pieces == dict.fromkeys(range(12, 16), REASON)
+    for field in ('tokens', 'role', 'turn', 'length', 'end_reason', 'example_id', 'group', 'messages', 'truncated'):
+        np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field), err_msg=field)
