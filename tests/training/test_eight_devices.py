@@ -1,0 +1,109 @@
+"""RL, fine-tuning and preference steps on eight fake devices against one, in processes of their own."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training import eight_devices
+
+MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
+TRAININGS = ['reinforce', 'fine_tune', 'fit']
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `eight_devices.py` wrote: `results.json`, and by training its arrays by name."""
+
+    results: dict[str, Any]
+    arrays: dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    """By mesh; compiling is nearly all of the time, so they run side by side."""
+    environment = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *MESHES)}
+    processes = {
+        mesh: subprocess.Popen(
+            [sys.executable, '-m', eight_devices.__name__, *mesh.split('x'), str(folder)],
+            env=os.environ | environment,
+            cwd=pathlib.Path(__file__).parents[2],
+            stdout=(folder / 'output').open('w'),
+            stderr=subprocess.STDOUT,
+        )
+        for mesh, folder in folders.items()
+    }
+    for mesh, process in processes.items():
+        assert process.wait(timeout=600) == 0, (folders[mesh] / 'output').read_text()[-4000:]
+    return {
+        mesh: Found(
+            json.loads((folder / 'results.json').read_text()),
+            {training: dict(np.load(folder / f'{training}.npz')) for training in TRAININGS},
+        )
+        for mesh, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('training', TRAININGS)
+def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: str, mesh: str) -> None:
+    """Up to the order of float32 sums; at a rate of 1e-2 params move by 1e-3 and more."""
+    arrays, expected = (found[name].arrays[training] for name in (mesh, '1x1'))
+    assert arrays.keys() == expected.keys()
+    said = [name for name in arrays if name.startswith('said')]
+    assert len(said) == (2 if training == 'reinforce' else 0)
+    for name in arrays:
+        if name in said:
+            np.testing.assert_array_equal(arrays[name], expected[name])
+        else:
+            np.testing.assert_allclose(arrays[name], expected[name], atol=5e-6, err_msg=name)
+    lines, expected_lines = (found[name].results[training]['lines'] for name in (mesh, '1x1'))
+    assert lines == [pytest.approx(line, rel=1e-5, abs=1e-5) for line in expected_lines]
+    assert max(line.get('update_norm', 0) for line in lines) > 1e-2
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('training', TRAININGS)
+def test_params_and_moments_are_split_after_the_second_step(found: dict[str, Found], training: str, mesh: str) -> None:
+    data, model = (int(size) for size in mesh.split('x'))
+    kv = 2 // model if 2 % model == 0 else 2  # whole where the axis does not divide them
+    expected = {
+        'decoder.embedding': [384 // model, 32 // data],
+        'layers.query': [2, 32 // data, 4 // model, 8],
+        'layers.key': [2, 32 // data, kv, 8],
+        'layers.output': [2, 4 // model, 8, 32 // data],
+        'layers.down': [2, 48 // model, 32 // data],
+        'decoder.final_norm': [32],
+    } | {'reinforce': {'value_head.kernel': [32]}, 'fit': {'reward_head.kernel': [32]}}.get(training, {})
+    shards = found[mesh].results[training]['shards']
+    for what in ('params', 'mu', 'nu'):
+        assert {name: shards[what].get(name) for name in expected} == expected, what
+    assert shards['params'] == shards['mu'] == shards['nu']
+
+
+def test_a_model_is_loaded_and_placed_without_being_whole_anywhere(found: dict[str, Found]) -> None:
+    """On 4 x 2 devices; its vocabulary grew by the terminal token, to four times 128."""
+    result = found['4x2'].results['loaded']
+    for what in ('loaded', 'made'):
+        assert result['shards'][what]['decoder.embedding'] == [256, 8]
+        assert result['shards'][what]['layers.query'] == [2, 8, 2, 8]
+    assert result['training_embedding'] == [256, 8]
+    assert result['sampling_embedding'] == [256, 32]
+    assert result['whole'] == []
+    assert result['read_by_host'] == []
+    assert result['same']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('training', TRAININGS)
+def test_the_second_step_compiles_nothing(found: dict[str, Found], training: str, mesh: str) -> None:
+    first, second = found[mesh].results[training]['compiles']
+    assert first > 0
+    assert second == 0
