@@ -123,6 +123,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'data': optional(int, 1),  # that rows are split over
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
+                'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
             },
             'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
         }

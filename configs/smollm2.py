@@ -216,6 +216,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'data': optional(int),  # that rows are split over; None: all the rest
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
+                'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
             },
         }
     )
