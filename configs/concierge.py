@@ -15,8 +15,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config = quickstart.get_config(arg)
     smoke = arg == 'smoke'
     users = {
-        'small': quickstart.user_model(16, 1, 12, 8, 64) if smoke else quickstart.user_model(32, 1, 400, 500, 64),
-        'large': quickstart.user_model(48, 1, 12, 8, 64) if smoke else quickstart.user_model(128, 3, 400, 500, 64),
+        'small': quickstart.user_model(16, 1, 12, 8, 64) if smoke else quickstart.user_model(32, 1, 1000, 1000, 32),
+        'large': quickstart.user_model(48, 1, 12, 8, 64) if smoke else quickstart.user_model(128, 3, 1000, 1000, 32),
     }
     config.users.update(users)
     config.arms = (

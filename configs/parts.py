@@ -81,7 +81,7 @@ def execution(dtype: str, remat: str) -> ConfigDict:
     )
 
 
-def random_model(sizes: dict[str, int] | None) -> ConfigDict:
+def random_model(sizes: dict[str, int | bool] | None) -> ConfigDict:
     """A decoder of random weights; None: all of its fields are None, which stands for no such model."""
     sizes = sizes or {}
     return ConfigDict(
@@ -92,6 +92,7 @@ def random_model(sizes: dict[str, int] | None) -> ConfigDict:
             'num_kv_heads': optional(int, sizes.get('num_kv_heads')),
             'mlp_dim': optional(int, sizes.get('mlp_dim')),
             'max_positions': optional(int, sizes.get('max_positions')),  # tokens
+            'tied_embedding': optional(bool, sizes.get('tied_embedding')),  # the output shares the input's matrix
             'seed': optional(int, sizes.get('seed')),
         }
     )

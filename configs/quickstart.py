@@ -39,6 +39,7 @@ def model(model_dim: int, num_layers: int, seed: int) -> ConfigDict:
             'num_kv_heads': model_dim // 16,
             'mlp_dim': 3 * model_dim,
             'max_positions': 512,  # tokens
+            'tied_embedding': False,  # the output has a matrix of its own
             'seed': seed,
         }
     )
@@ -76,10 +77,10 @@ def get_config(arg: str = '') -> ConfigDict:
             },
             'assistant': {
                 'model': model(64, 2, seed=0) if not smoke else model(32, 1, seed=0),
-                'sft': fitting(12 if smoke else 400, 64, seed=0),
+                'sft': fitting(12 if smoke else 800, 32, seed=0),
             },
             'users': {  # by size; an arm without a size has the medium one
-                'medium': user_model(32, 1, 12, 8, 64) if smoke else user_model(64, 2, 400, 500, 64),
+                'medium': user_model(32, 1, 12, 8, 64) if smoke else user_model(64, 2, 1000, 1000, 32),
             },
             'limits': {
                 'turns': 5,  # user messages with a reply

@@ -98,6 +98,7 @@ SIZES: dict[str, dict[str, Any]] = {
             'num_kv_heads': 2,
             'mlp_dim': 64,
             'max_positions': 2048,  # tokens
+            'tied_embedding': True,
             'seed': 0,
         },
     },

@@ -127,8 +127,15 @@ def check_rl(
             rl.check_training_sampler(helper if settings.trained == 'assistant' else user)
     except ValueError as error:
         raise ConfigError(f'config.talking, config.rl: {error}') from error
-    if openings < settings.prompts_per_step:
-        raise ConfigError(f'config.rl.prompts_per_step: expected at most {openings}, found {settings.prompts_per_step}')
+    check_rl_steps(settings, openings, computing)
+
+
+def check_rl_steps(settings: RLSettings, available: int, computing: Computing) -> None:
+    """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
+    if available < settings.prompts_per_step:
+        raise ConfigError(
+            f'config.rl.prompts_per_step: expected at most {available}, found {settings.prompts_per_step}'
+        )
     updates = settings.steps * settings.algorithm.updates_per_batch
     if settings.optimizer.warmup_steps >= updates:
         raise ConfigError(
@@ -136,4 +143,9 @@ def check_rl(
             f'found {settings.optimizer.warmup_steps}'
         )
     rows = settings.prompts_per_step * settings.samples_per_prompt
+    try:
+        at_once = rl.rows_at_once(rows, computing.rows_in_flight)
+    except ValueError as error:
+        raise ConfigError(f'config.computing.{error}') from error
     check_split('config.rl.prompts_per_step x samples_per_prompt', rows, computing)
+    check_split('config.computing.rows_in_flight', at_once, computing)

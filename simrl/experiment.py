@@ -187,7 +187,7 @@ def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[st
 
 def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Model, Data]:
     try:
-        return sources.load(settings.model), sources.read(settings.data)
+        return sources.load(settings.model, settings.computing.mesh.make()), sources.read(settings.data)
     except ValueError as error:
         raise config_lib.ConfigError(f'config.model, config.data: {error}') from error
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
+from simrl import checks, lanes
 from simrl import config as config_lib
 from simrl import known_answer_stages as work
-from simrl import lanes
 from simrl.concierge_scene import SIMULATORS, Scene, open_scene
 from simrl.evaluation.results import INITIAL, ORACLE
 from simrl.jobs import Computing
@@ -103,11 +103,6 @@ class KnownAnswer:
         for arm in self.arms:
             if arm not in known:
                 raise ValueError(f'KnownAnswer.arms: unknown arm {arm!r}, expected one of {", ".join(known)}')
-        if self.rl_people < self.rl.prompts_per_step:
-            raise ValueError(
-                f'KnownAnswer.rl_people: expected at least rl.prompts_per_step={self.rl.prompts_per_step}, '
-                f'found {self.rl_people}'
-            )
         if self.rl.trained != 'assistant':
             raise ValueError(f"KnownAnswer.rl.trained: expected 'assistant', found {self.rl.trained!r}")
         models = {'assistant': self.assistant.model} | {f'users.{size}': u.model for size, u in self.users.items()}
@@ -337,7 +332,19 @@ class Plan:
 
 
 def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
-    """The stages of the experiment in a run directory."""
+    """The stages of the experiment in a run directory, once it is clear that all of them can be done.
+
+    Raises:
+        ConfigError: rows do not fit the models' positions or the devices, or a warm-up has no end.
+    """
+    s, computing = settings, settings.computing
+    own = s.assistant
+    checks.check_fitting('config.assistant.sft', own.sft, own.model.max_positions, computing)
+    for size, user in s.users.items():
+        for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
+            checks.check_fitting(f'config.users.{size}.{name}', fitting, user.model.max_positions, computing)
+    checks.check_rl_steps(s.rl, s.rl_people, computing)
+    checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, computing)
     return Plan(settings, workdir).tasks()
 
 

@@ -143,7 +143,7 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
         step=result['step'],
         reward=result['reward/mean'],
         end_signal=result['rollout/end_signal'],
-        kl=result.get('kl'),
+        kl=result.get('kl_k3'),  # not there without a reference
     )
 
 

@@ -240,12 +240,13 @@ def train_arm(
         execution=scene.computing.training,
         loop_settings=dataclasses.replace(scene.computing.loop, evaluate_every=0),
         seed=seed,
+        rows_in_flight=scene.computing.rows_in_flight,
         mesh=scene.computing.mesh.make(),
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, {'decoder': state.params['decoder']})
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    names = ('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'kl', 'entropy')
+    names = ('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'kl_k3', 'entropy')
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
 
 

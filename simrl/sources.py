@@ -21,7 +21,7 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True)
 class RandomModel:
-    """A model of random weights, in place of a source's: for tests of the pipeline."""
+    """A model of random weights: where a world trains its own, and in place of a source's in tests of the pipeline."""
 
     model_dim: int
     num_layers: int
@@ -29,6 +29,9 @@ class RandomModel:
     num_kv_heads: int
     mlp_dim: int
     max_positions: int  # tokens
+    tied_embedding: bool = (
+        True  # False: the output has a matrix of its own, with which tiny models learn to copy sooner
+    )
     seed: int = 0
 
     def transformer_config(self, vocab_size: int) -> TransformerConfig:
@@ -41,7 +44,7 @@ class RandomModel:
             head_dim=self.model_dim // self.num_heads,
             mlp_dim=self.mlp_dim,
             max_positions=self.max_positions,
-            tied_embedding=True,
+            tied_embedding=self.tied_embedding,
         )
 
 

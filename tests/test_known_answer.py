@@ -16,6 +16,7 @@ from simrl.conversations.pieces import chat_from_pieces, train_pieces
 from simrl.conversations.views import user_rows
 from simrl.evaluation.likelihood import row_log_likelihoods
 from simrl.known_answer import KnownAnswer, Plan, num_lanes
+from simrl.known_answer import tasks as plan_of
 from simrl.models import transformer
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution
@@ -115,7 +116,11 @@ def test_sizes_have_user_models_of_their_own():
         ({'evaluation__people': 0}, r'config.evaluation.people: expected at least 1, found 0'),
         ({'evaluation__people': 65}, r'config.evaluation.people: expected a multiple of block=64, found 65'),
         ({'evaluation__shown': 65}, r'config.evaluation.shown: expected 0 to block=64, found 65'),
-        ({'rl_people': 7}, r'config.rl_people: expected at least rl.prompts_per_step=8, found 7'),
+        ({'rl_people': 7}, r'config.rl.prompts_per_step: expected at most 7, found 8'),
+        ({'rl__optimizer__warmup_steps': 99}, r'config.rl.optimizer.warmup_steps: expected fewer than the 6 updates'),
+        ({'users__medium__base__optimizer__warmup_steps': 99}, r'config.users.medium.base.optimizer.warmup_steps'),
+        ({'assistant__sft__batch__lengths': (40, 1024)}, r'config.assistant.sft.batch.lengths: expected at most'),
+        ({'computing__rows_in_flight': 5}, r'config.computing.rows_in_flight: expected None or a divisor of the 32'),
         ({'world__dial': 1.5}, r'config.world.dial: expected a number in \[0, 1\], found 1.5'),
         ({'corpora__logs': 0}, r'config.corpora.logs: expected at least 1, found 0'),
         ({'lanes': 0}, r'config.lanes: expected at least 1, or None, found 0'),
@@ -125,7 +130,7 @@ def test_sizes_have_user_models_of_their_own():
 )
 def test_what_cannot_be_is_refused_by_name(changes, message):
     with pytest.raises(ConfigError, match=message):
-        settings(**changes)
+        plan_of(settings(**changes), WORKDIR)
 
 
 def test_lanes_follow_the_machine_unless_told():
