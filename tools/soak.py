@@ -12,6 +12,7 @@ timings.json is exempt.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import random
@@ -25,6 +26,7 @@ from tests.kills import assert_same_run, run_with_kills
 
 STEPS = {'sft_user': ('--config.user_sft.sft.steps=60',), 'rl': ('--config.rl.steps=40',)}
 TIMINGS = 'timings.json'
+START_SECONDS = 5.0  # about what a process takes to its first stage
 
 
 def commands(name: str, options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
@@ -56,16 +58,17 @@ def check_quickstart(options: argparse.Namespace) -> None:
     def command(workdir: pathlib.Path) -> list[str]:
         return [sys.executable, '-m', 'simrl.main', '--config=configs/quickstart.py:smoke', f'--workdir={workdir}']
 
-    unbroken, broken = options.workdir / 'unbroken', options.workdir / 'killed'
-    started = time.monotonic()
-    subprocess.run(command(unbroken), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - started
-    print(f'quickstart: unbroken {seconds:.0f} s', flush=True)
+    unbroken, broken = options.unbroken or options.workdir / 'unbroken', options.workdir / 'killed'
+    if options.unbroken is None:
+        subprocess.run(command(unbroken), check=True, stdout=subprocess.DEVNULL)
+    timings = json.loads((unbroken / RESULTS_FOLDER / TIMINGS).read_text())
+    seconds = sum(timings['stages'].values()) / 2
+    print(f'quickstart: the stages of an unbroken run took {2 * seconds:.0f} s', flush=True)
     moments = random.Random(options.seed)
     kills = 0
     while kills < options.kills:
         # So late that most processes get to work, and so early that a run sees many of them.
-        wait = moments.uniform(0.1, 0.5) * seconds
+        wait = START_SECONDS + moments.uniform(0.0, 0.5) * seconds
         process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             process.wait(timeout=wait)
@@ -109,6 +112,7 @@ def main() -> None:
     stages.add_argument('--model', required=True, help='as --config.model.source')
     stages.add_argument('--data', required=True, help='as --config.data.folder')
     quickstart = checks.add_parser('quickstart', help='the whole experiment with a known answer')
+    quickstart.add_argument('--unbroken', type=pathlib.Path, help='a finished run to compare with; None makes one')
     for check, kills in ((stages, 10), (quickstart, 20)):
         check.add_argument('--workdir', required=True, type=pathlib.Path, help='a new folder')
         check.add_argument('--kills', type=int, default=kills, help='of each job')
