@@ -3,9 +3,9 @@
     python -m tools.controls --workdir=DIR [--config=configs/quickstart.py] [--dials 0 0.5 0.8 1] [--seeds 0 1 2 3]
 
 One run for each dial: at 0 people are the stereotype that role-play knows, so fine-tuning on people may gain nothing;
-at 1 they are as the world describes them. The gap between fine-tuned and role-play must open from one to the other. Within
-each run the seeds of one arm, split in halves, are the same simulator twice. Every run goes on where it was; the table
-is also written to DIR/controls.json.
+at 1 they are as the world describes them. The gap between fine-tuned and role-play must open from one to the other.
+Within each run the seeds of one arm, split in halves, are the same simulator twice. Every run goes on where it was; the
+table is also written to DIR/controls.json.
 """
 
 import argparse
