@@ -14,11 +14,13 @@ def get_config(arg: str = '') -> ConfigDict:
     """`arg`: an argument of quickstart.py."""
     config = quickstart.get_config(arg)
     smoke = arg == 'smoke'
-    users = {
-        'small': quickstart.user_model(16, 1, 12, 8, 64) if smoke else quickstart.user_model(32, 1, 1000, 1000, 32),
-        'large': quickstart.user_model(48, 1, 12, 8, 64) if smoke else quickstart.user_model(128, 3, 1000, 1000, 32),
-    }
-    config.users.update(users)
+    if smoke:
+        sizes = {'small': (16, 1, 12, 8, 64), 'large': (48, 1, 12, 8, 64)}
+    else:
+        sizes = {'small': (32, 1, 1500, 1500, 32), 'medium': (64, 2, 1500, 1500, 32), 'large': (128, 3, 1500, 1500, 32)}
+        config.corpora.logs = 12000
+        config.rl.steps = 50
+    config.users.update({size: quickstart.user_model(*shape) for size, shape in sizes.items()})
     config.arms = (
         'role_play-small',
         'role_play',

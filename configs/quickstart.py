@@ -72,7 +72,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'vocabulary': 383,  # ids of the tokenizer; with the terminal token a multiple of 128
                 'assistant': 600 if smoke else 16000,
                 'base_user': 600 if smoke else 12000,
-                'logs': 256 if smoke else 12000,
+                'logs': 256 if smoke else 8000,
                 'held_out': 64 if smoke else 512,
             },
             'assistant': {
@@ -80,7 +80,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'sft': fitting(12 if smoke else 800, 32, seed=0),
             },
             'users': {  # by size; an arm without a size has the medium one
-                'medium': user_model(32, 1, 12, 8, 64) if smoke else user_model(64, 2, 1000, 1000, 32),
+                'medium': user_model(32, 1, 12, 8, 64) if smoke else user_model(64, 2, 1000, 700, 32),
             },
             'limits': {
                 'turns': 5,  # user messages with a reply
@@ -91,7 +91,7 @@ def get_config(arg: str = '') -> ConfigDict:
             'arms': ('role_play', 'persona', 'fine_tuned', 'oracle'),
             'seeds': (0,) if smoke else (0, 1),  # training seeds, the same for every arm
             'rl': {
-                'steps': 3 if smoke else 40,
+                'steps': 3 if smoke else 24,
                 'prompts_per_step': 8 if smoke else 32,
                 'samples_per_prompt': 4 if smoke else 8,
                 'row_buckets': (48, 64, 80, 96, 128, 200),  # tokens
