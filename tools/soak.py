@@ -49,7 +49,7 @@ def check_stages(options: argparse.Namespace) -> None:
         subprocess.run(commands(name, options, unbroken), check=True)
         seconds = time.monotonic() - started
         print(f'{name}: unbroken {seconds:.0f} s', flush=True)
-        run_with_kills(commands(name, options, broken), broken, options.kills, options.seed, lines=2, span=2.0)
+        run_with_kills(commands(name, options, broken), broken, options.kills, options.seed, lines=8, span=4.0)
         assert_same_run(unbroken, broken)
         print(f'{name}: {options.kills} kills, every value and step equal', flush=True)
 
