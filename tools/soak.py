@@ -24,7 +24,7 @@ import time
 from simrl.evaluation.results import RESULTS_FOLDER
 from tests.kills import assert_same_run, run_with_kills
 
-STEPS = {'sft_user': ('--config.user_sft.sft.steps=60',), 'rl': ('--config.rl.steps=40',)}
+STEPS = {'sft_user': ('--config.user_sft.sft.steps=60',), 'rl': ('--config.rl.steps=60',)}
 TIMINGS = 'timings.json'
 START_SECONDS = 5.0  # about what a process takes to its first stage
 
@@ -32,7 +32,7 @@ START_SECONDS = 5.0  # about what a process takes to its first stage
 def commands(name: str, options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
     """The job `name` of configs/, small, in `workdir`."""
     common = [f'--config.model.source={options.model}', f'--config.data.folder={options.data}']
-    every = ['--config.computing.loop.checkpoint_every=3', *STEPS.get(name, ())]
+    every = ['--config.computing.loop.checkpoint_every=1', *STEPS.get(name, ())]
     if name == 'rl':
         every.append(f'--config.reward_stage={options.workdir}/reward_model/reward_model/train')
     if name == 'sft_user':
@@ -49,7 +49,7 @@ def check_stages(options: argparse.Namespace) -> None:
         subprocess.run(commands(name, options, unbroken), check=True)
         seconds = time.monotonic() - started
         print(f'{name}: unbroken {seconds:.0f} s', flush=True)
-        run_with_kills(commands(name, options, broken), broken, options.kills, options.seed, lines=8, span=4.0)
+        run_with_kills(commands(name, options, broken), broken, options.kills, options.seed, lines=3, span=2.0)
         assert_same_run(unbroken, broken)
         print(f'{name}: {options.kills} kills, every value and step equal', flush=True)
 
