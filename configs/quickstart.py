@@ -4,7 +4,8 @@
 
 Sized for a laptop and minutes. `quickstart.py:ppo` and `quickstart.py:grpo` name the algorithm; without an argument it
 is grpo, which is there sooner: training against people themselves, the mean satisfaction of four steps passed .70 by
-step 12 in both seeds, with PPO by steps 16 and 20. `quickstart.py:smoke` runs the same stages, too small to learn much, in 90 seconds.
+step 12 with both seeds, and with ppo by steps 16 and 20. `quickstart.py:smoke` runs the same stages, too small to learn
+much, in 90 seconds.
 """
 
 from ml_collections import ConfigDict
