@@ -69,6 +69,7 @@ def console_table(workdir: pathlib.Path) -> str:
             for row in rows
         ]
         lines.extend([*_columns([header, *cells]), summary.rests_on(rows)])
+        lines.append('Intervals of recovered are over people: these checkpoints only, whatever the number of seeds.')
     if results.claims and results.claims.differences:
         names = ('difference', 'satisfaction', 'p', 'win rate', 'seeds', 'these checkpoints')
         claims = [
