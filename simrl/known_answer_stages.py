@@ -5,7 +5,6 @@ As those of `jobs.py`: `params/` is what later stages read, `result.json` what i
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ from simrl.conversations.pieces import train_pieces
 from simrl.conversations.records import Conversation, End, Example, Turn, read_conversations, write_conversations
 from simrl.conversations.views import Rendered, assistant_rows, user_rows
 from simrl.evaluation.likelihood import row_log_likelihoods
-from simrl.jobs import fit_role, load_params, save_params, save_result
+from simrl.jobs import fit_role, load_params, metric_lines, save_params, save_result
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Params
 from simrl.rollouts.rollout import example_hash
@@ -245,7 +244,7 @@ def train_arm(
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, {'decoder': state.params['decoder']})
-    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    lines = metric_lines(folder)
     names = ('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'kl_k3', 'entropy')
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
 
