@@ -17,9 +17,9 @@ def get_config(arg: str = '') -> ConfigDict:
     if smoke:
         sizes = {'small': (16, 1, 12, 8, 64), 'large': (48, 1, 12, 8, 64)}
     else:
-        sizes = {'small': (32, 1, 1500, 1500, 32), 'medium': (64, 2, 1500, 1500, 32), 'large': (128, 3, 1500, 1500, 32)}
+        sizes = {'small': (32, 1, 1500, 1000, 32), 'medium': (64, 2, 1500, 1000, 32), 'large': (96, 3, 1500, 1000, 32)}
         config.corpora.logs = 12000
-        config.rl.steps = 50
+        config.rl.steps = 40
     config.users.update({size: quickstart.user_model(*shape) for size, shape in sizes.items()})
     config.arms = (
         'role_play-small',

@@ -285,7 +285,9 @@ def _rl_task(
         inputs['simulator'] = read.simulator
     return Task(
         rl_stage(simulator, seed),
-        _common(settings) | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl},
+        _common(settings)
+        | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl}
+        | {'log_every': settings.computing.loop.log_every},  # which steps the first and last reward are of
         inputs,
         lambda folder: arms.train_arm(
             folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.computing

@@ -21,6 +21,7 @@ from simrl import checks, lanes
 from simrl import config as config_lib
 from simrl import known_answer_stages as work
 from simrl.concierge_scene import SIMULATORS, Scene, open_scene
+from simrl.evaluation.people import split_name
 from simrl.evaluation.results import INITIAL, ORACLE
 from simrl.jobs import Computing
 from simrl.known_answer_stages import Corpora, Simulated
@@ -33,7 +34,7 @@ from simrl.worlds.people import World
 
 USUAL_SIZE = 'medium'  # of an arm that names none
 MOST_LANES = 8
-AROUND_MESSAGE = 2  # tokens: a header and an end-of-turn
+MOST_SEEDS = 2**31  # of training runs
 WORLD_STAGE, ASSISTANT_STAGE, LOGS_STAGE = 'world', 'sft/assistant', 'logs'
 
 
@@ -97,8 +98,8 @@ class KnownAnswer:
             values = getattr(self, field)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f'KnownAnswer.{field}: expected different values, at least one, found {values}')
-        if any(seed < 0 for seed in self.seeds):
-            raise ValueError(f'KnownAnswer.seeds: expected 0 or more, found {self.seeds}')
+        if not all(0 <= seed < MOST_SEEDS for seed in self.seeds):
+            raise ValueError(f'KnownAnswer.seeds: expected numbers from 0 to {MOST_SEEDS - 1}, found {self.seeds}')
         known = list(_arms(self.users))
         for arm in self.arms:
             if arm not in known:
@@ -106,9 +107,7 @@ class KnownAnswer:
         if self.rl.trained != 'assistant':
             raise ValueError(f"KnownAnswer.rl.trained: expected 'assistant', found {self.rl.trained!r}")
         models = {'assistant': self.assistant.model} | {f'users.{size}': u.model for size, u in self.users.items()}
-        needed = self.limits.prompt_tokens + self.limits.turns * (
-            self.limits.assistant_tokens + self.limits.user_tokens + 2 * AROUND_MESSAGE
-        )
+        needed = work.longest_conversation(self.limits)
         for name, model in models.items():
             if needed > model.max_positions:
                 raise ValueError(
@@ -143,10 +142,14 @@ class Arm:
         kind, _, size = name.partition('-')
         return cls(name, kind, size or USUAL_SIZE)
 
+    def simulator(self, seed: int) -> str:
+        """Its simulator's name in this seed's runs: a fine-tuned one is trained anew for each training seed."""
+        return f'{self.name}/seed-{seed}' if self.kind == 'fine_tuned' else self.name
+
     def simulator_stage(self, seed: int) -> str:
-        """Where the params of its simulator are: a fine-tuned one is trained anew for each training seed."""
+        """Where the params of its simulator are."""
         if self.kind == 'fine_tuned':
-            return f'sft/{_sized("fine_tuned", self.size)}/seed-{seed}'
+            return f'sft/{self.simulator(seed)}'
         return f'sft/{_sized("base_user", self.size)}'
 
 
@@ -179,9 +182,15 @@ class Plan:
 
     @functools.cached_property
     def simulators(self) -> dict[str, Simulated]:
-        """The simulators that all assistants meet; of a fine-tuned one that of the first seed."""
-        first = self.settings.seeds[0]
-        return {arm.name: self._simulated(arm, first) for arm in self.arms if arm.kind != ORACLE}
+        """All simulators by name."""
+        return {arm.simulator(seed): self._simulated(arm, seed) for arm, seed in self._runs() if arm.kind != ORACLE}
+
+    def simulators_met(self, assistant: str) -> list[str]:
+        """The simulators that an assistant meets: those of its own seed; the initial assistant meets all."""
+        if assistant == INITIAL:
+            return list(self.simulators)
+        seed = split_name(assistant)[1]
+        return [arm.simulator(seed) for arm in self.arms if arm.kind != ORACLE]
 
     def _runs(self) -> Iterator[tuple[Arm, int]]:
         for seed in self.settings.seeds:
@@ -216,7 +225,7 @@ class Plan:
             *(self.fine_tune(size, seed) for size, seed in tuned),
             *(self.train(arm, seed) for arm, seed in self._runs()),
             *(task for assistant in self.assistants for task in self.evaluate(assistant)),
-            *(self.meet(assistant, simulator) for assistant in self.assistants for simulator in self.simulators),
+            *(self.meet(assistant, user) for assistant in self.assistants for user in self.simulators_met(assistant)),
             *(self.measure_likelihood(simulator) for simulator in self.simulators),
         ]
 
@@ -272,6 +281,7 @@ class Plan:
             work.train_arm(folder, stage, simulated, self.scene, model, s.rl_people, s.rl, seed)
 
         slice_ = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
+        slice_['log_every'] = s.computing.loop.log_every  # which steps the result holds
         inputs = {} if simulated is None else {'simulator': arm.simulator_stage(seed)}
         return self._task(rl_stage(arm.name, seed), slice_, {'assistant': ASSISTANT_STAGE, **inputs}, run)
 
@@ -321,13 +331,13 @@ class Plan:
 
     def measure_likelihood(self, simulator: str) -> Task:
         simulated = self.simulators[simulator]
-        fitting = self.settings.users[Arm.of(simulator).size].fine_tuning
+        e = self.settings.evaluation
 
         def run(folder: pathlib.Path) -> None:
-            work.measure_likelihood(folder, simulated, self.workdir / LOGS_STAGE, self.scene, fitting.batch)
+            work.measure_likelihood(folder, simulated, self.workdir / LOGS_STAGE, self.scene, e.batch_size)
 
         inputs = {'simulator': simulated.stage.relative_to(self.workdir).as_posix(), 'logs': LOGS_STAGE}
-        slice_ = {'kind': simulated.kind, 'lengths': fitting.batch.lengths}
+        slice_ = {'kind': simulated.kind}
         return self._task(likelihood_stage(simulator), slice_, inputs, run)
 
 

@@ -36,7 +36,7 @@ from simrl.jobs import fit_role, load_params, metric_lines, save_params, save_re
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Params
 from simrl.rollouts.rollout import example_hash
-from simrl.rollouts.speaker import Speaker
+from simrl.rollouts.speaker import Limits, Speaker
 from simrl.sources import RandomModel, print_counts
 from simrl.training import rl
 from simrl.training.rl import RLSettings
@@ -49,6 +49,7 @@ ASSISTANT_CORPUS, BASE_USER_CORPUS = 'assistant.jsonl.gz', 'base_user.jsonl.gz'
 LOGS, HELD_OUT_LOGS = 'logs.jsonl.gz', 'held_out.jsonl.gz'
 # Steps in `row_keys`, far above those of training runs: no two uses draw the same numbers.
 LOGS_STEP, EVALUATION_STEP, MATRIX_STEP = 2**31 - 2, 2**31 - 3, 2**31 - 4
+AROUND_MESSAGE = 2  # tokens: a header and an end-of-turn
 # The people of the train split: scripted conversations have the first ones, logs and RL start far above.
 FIRST_LOGGED, FIRST_IN_RL = 10**6, 2 * 10**6
 
@@ -76,6 +77,11 @@ class Simulated:
     kind: str  # role_play, persona or fine_tuned
     stage: pathlib.Path
     model: RandomModel
+
+
+def longest_conversation(limits: Limits) -> int:
+    """Tokens of a conversation in any view, at most."""
+    return limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens + 2 * AROUND_MESSAGE)
 
 
 def make_world(folder: pathlib.Path, world: World, corpora: Corpora) -> None:
@@ -126,8 +132,13 @@ def fine_tune_simulator(
     settings: SFTSettings,
     seed: int,
 ) -> None:
-    """The base user model learns what people said to the initial assistant, from their intents."""
-    settings = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, seed=seed))
+    """The base user model learns what people said to the initial assistant, from their intents.
+
+    Of two training seeds the batches come in different orders; the base model and the logs are the same.
+    """
+    settings = dataclasses.replace(
+        settings, batch=dataclasses.replace(settings.batch, seed=settings.batch.seed + seed)
+    )
     logs, _ = read_conversations(logs_stage / LOGS)
     held_out, _ = read_conversations(logs_stage / HELD_OUT_LOGS)
     rows, counts = _user_rows([*logs, *held_out], scene, settings.batch)
@@ -245,7 +256,10 @@ def train_arm(
     )
     save_params(folder, {'decoder': state.params['decoder']})
     lines = metric_lines(folder)
-    names = ('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'kl_k3', 'entropy')
+    names = (
+        *('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'rollout/truncated_user', 'kl_k3'),
+        *('entropy', 'groups', 'groups_zero_variance'),
+    )
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
 
 
@@ -312,9 +326,12 @@ def evaluate_on_simulator(
 
 
 def measure_likelihood(
-    folder: pathlib.Path, simulated: Simulated, logs_stage: pathlib.Path, scene: Scene, batch: BatchSettings
+    folder: pathlib.Path, simulated: Simulated, logs_stage: pathlib.Path, scene: Scene, batch_size: int
 ) -> None:
-    """How well a simulator predicts what people, held out, said to the initial assistant, under its own system text."""
+    """How well a simulator predicts what people, held out, said to the initial assistant, under its own system text.
+
+    Rows are as long as conversations may be, so that the same tokens count whatever a simulator is told.
+    """
     logs, _ = read_conversations(logs_stage / HELD_OUT_LOGS)
     told = SIMULATORS[simulated.kind]
     asked = [
@@ -323,8 +340,8 @@ def measure_likelihood(
         )
         for log in logs
     ]
-    rows, counts = _user_rows(asked, scene, batch)
-    print_counts('rows', len(rows), counts)
+    batch = BatchSettings(batch_size, (longest_conversation(scene.limits),))
+    rows, _ = user_rows(asked, scene.chat, batch.lengths[-1], on_long='error', intents=True, openings='trained')
     config = simulated.model.transformer_config(scene.chat.size)
     log_likelihood, tokens = row_log_likelihoods(
         _load(simulated.stage, simulated.model, scene),
@@ -335,7 +352,7 @@ def measure_likelihood(
         execution=scene.computing.training,
         mesh=scene.computing.mesh.make(),
     )
-    save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist(), 'counts': dict(counts)})
+    save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()})
 
 
 def _outcomes(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -344,8 +361,16 @@ def _outcomes(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) ->
     columns: dict[str, list[Any]] = {
         field.name: [getattr(outcome, field.name) for outcome in outcomes] for field in dataclasses.fields(Outcome)
     }
-    cut = [sum(m['truncated'] for m in row['messages'] if m['role'] == 'assistant') for row in rows]
-    return {'person': [example.id for example in examples], **columns, 'truncated': cut}
+    cut = {
+        role: [sum(m['truncated'] for m in row['messages'] if m['role'] == role) for row in rows]
+        for role in ('assistant', 'user')
+    }
+    return {
+        'person': [example.id for example in examples],
+        **columns,
+        'truncated': cut['assistant'],
+        'user_truncated': cut['user'],
+    }
 
 
 def _statistics(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

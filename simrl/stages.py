@@ -23,7 +23,7 @@ from simrl import config, stage_files
 from simrl.stage_files import DONE_FILE, LOCK_FILE, SCRATCH_FOLDER, STAGE_FILE, Hashes, WorkdirError, is_done, some
 
 CONFIG_FILE = 'config.json'
-FORMAT = 1  # of run directories; counts up when an older version's can no longer be gone on with
+FORMAT = 2  # of run directories; counts up when an older version's can no longer be gone on with
 POLL_SECONDS = 0.2  # between two looks at stages that other processes work on
 
 
