@@ -6,12 +6,13 @@ import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from simrl import config as config_lib
-from simrl.evaluation.people import claims_over_seeds, outcomes_of, summarise_people
+from simrl.evaluation.claims import claims_over_seeds
+from simrl.evaluation.people import Outcomes, compare, outcomes_of, summarise_people
 from simrl.evaluation.report import console_table, figure_pngs, write_report
 from simrl.evaluation.results import (
     INITIAL,
@@ -27,12 +28,14 @@ from simrl.evaluation.results import (
     TrainingCurve,
     TurnStatistics,
 )
-from simrl.evaluation.statistics import Estimate, cluster_bootstrap
+from simrl.evaluation.statistics import Estimate, cluster_bootstraps, cluster_ratio
 from simrl.jobs import RESULT_FILE
 from simrl.known_answer import KnownAnswer, Plan, likelihood_stage, matrix_stage, people_stage
 from simrl.stages import stage_seconds
 from simrl.training.metrics import Writer
 from simrl.worlds.outcomes import vote
+
+T = TypeVar('T')
 
 
 def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
@@ -42,9 +45,12 @@ def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
     blocks = {assistant: _blocks(plan, assistant) for assistant in plan.assistants}
     outcomes = {assistant: outcomes_of(assistant, _rows(parts)) for assistant, parts in blocks.items()}
     people = [person for part in blocks[INITIAL] for person in part['outcomes']['person']]
-    results['people'] = summarise_people(outcomes, people, vote=vote, dial=plan.settings.world.dial)
-    results['claims'] = claims_over_seeds(outcomes, people, vote=vote)
-    results['matrix'] = _matrix(plan, blocks)
+    compared = compare(outcomes, vote=vote)
+    met = {assistant: _met(plan, assistant) for assistant in plan.assistants}
+    means = {assistant: {user: float(x.mean()) for user, x in users.items()} for assistant, users in met.items()}
+    results['people'] = summarise_people(outcomes, compared, people, dial=plan.settings.world.dial)
+    results['claims'] = claims_over_seeds(outcomes, compared, people, met=means)
+    results['matrix'] = _matrix(met, outcomes)
     results['fidelity'] = _fidelity(plan, blocks[INITIAL])
     results['training'] = {
         name: _curve(_result(workdir, stage)) for name, stage in plan.assistants.items() if name != INITIAL
@@ -80,43 +86,55 @@ def _rows(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(plan: Plan, blocks: Mapping[str, Sequence[Mapping[str, Any]]]) -> MatrixResult:
-    def cell(parts: Sequence[Mapping[str, Any]]) -> Estimate:
-        rows = _rows(parts)
-        return cluster_bootstrap([row['satisfaction'] for row in rows], [row['person'] for row in rows])
-
-    users = {
-        name: [cell([_result(plan.workdir, matrix_stage(assistant, name))]) for assistant in plan.assistants]
-        for name in plan.simulators
+def _met(plan: Plan, assistant: str) -> dict[str, np.ndarray]:
+    """Simulator -> [conversations] satisfaction with one assistant, the same people played throughout."""
+    return {
+        user: np.array(_result(plan.workdir, matrix_stage(assistant, user))['outcomes']['satisfaction'])
+        for user in plan.simulators_met(assistant)
     }
-    users[PEOPLE] = [cell(blocks[assistant]) for assistant in plan.assistants]
+
+
+def _matrix(met: Mapping[str, Mapping[str, np.ndarray]], outcomes: Mapping[str, Outcomes]) -> MatrixResult:
+    by_kind = {assistant: _by_kind(users) for assistant, users in met.items()}
+    cells = {user: [np.mean(users[user], 0) for users in by_kind.values()] for user in by_kind[INITIAL]}
+    cells[PEOPLE] = [found.satisfaction for found in outcomes.values()]
+    estimates = {user: cluster_bootstraps(row, range(len(row[0]))) for user, row in cells.items()}
+    conversations = {user: [sum(map(len, users[user])) for users in by_kind.values()] for user in by_kind[INITIAL]}
+    conversations[PEOPLE] = [len(row) for row in cells[PEOPLE]]
     return MatrixResult(
-        users=tuple(users),
-        assistants=tuple(plan.assistants),
-        mean=tuple(tuple(cell.mean for cell in row) for row in users.values()),
-        low=tuple(tuple(cell.low for cell in row) for row in users.values()),
-        high=tuple(tuple(cell.high for cell in row) for row in users.values()),
-        conversations=tuple(tuple(cell.num_observations for cell in row) for row in users.values()),
+        users=tuple(cells),
+        assistants=tuple(met),
+        mean=tuple(tuple(cell.mean for cell in row) for row in estimates.values()),
+        low=tuple(tuple(cell.low for cell in row) for row in estimates.values()),
+        high=tuple(tuple(cell.high for cell in row) for row in estimates.values()),
+        conversations=tuple(map(tuple, conversations.values())),
     )
+
+
+def _by_kind(simulators: Mapping[str, T]) -> dict[str, list[T]]:
+    """Simulator -> what its trainings have, by seed where it is trained anew for each."""
+    grouped: dict[str, list[T]] = {}
+    for name, value in simulators.items():
+        grouped.setdefault(name.partition('/')[0], []).append(value)
+    return grouped
 
 
 def _fidelity(plan: Plan, initial: Sequence[Mapping[str, Any]]) -> FidelityResult:
     """How simulators talk with the initial assistant, beside people; and how well they predict people."""
-    simulators = {}
-    for name in plan.simulators:
-        statistics = _turn_statistics([_result(plan.workdir, matrix_stage(INITIAL, name))])
-        likelihood = _result(plan.workdir, likelihood_stage(name))
-        nats = _nats_per_token(likelihood['log_likelihood'], likelihood['tokens'])
-        simulators[name] = SimulatorFidelity(
+    fidelity = {}
+    for name, trained in _by_kind({name: name for name in plan.simulators}).items():
+        statistics = _turn_statistics([_result(plan.workdir, matrix_stage(INITIAL, one)) for one in trained])
+        nats = _nats_per_token([_result(plan.workdir, likelihood_stage(one)) for one in trained])
+        fidelity[name] = SimulatorFidelity(
             **config_lib.to_dict(statistics), perplexity=math.exp(nats.mean), nats_per_token=nats
         )
-    return FidelityResult(people=_turn_statistics(initial), simulators=simulators)
+    return FidelityResult(people=_turn_statistics(initial), simulators=fidelity)
 
 
-def _nats_per_token(log_likelihood: Sequence[float], tokens: Sequence[int]) -> Estimate:
-    """The mean over tokens, with an interval over conversations."""
-    mean = np.repeat(-np.array(log_likelihood) / np.array(tokens), tokens)
-    return cluster_bootstrap(mean.tolist(), np.repeat(np.arange(len(tokens)), tokens).tolist())
+def _nats_per_token(likelihoods: Sequence[Mapping[str, Sequence[float]]]) -> Estimate:
+    """The mean over tokens and trainings of one simulator, with an interval over conversations, the same for all."""
+    nats = -np.mean([found['log_likelihood'] for found in likelihoods], 0)
+    return cluster_ratio(nats, np.array(likelihoods[0]['tokens']))
 
 
 def _turn_statistics(parts: Sequence[Mapping[str, Any]]) -> TurnStatistics:
@@ -144,7 +162,15 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
         reward=result['reward/mean'],
         end_signal=result['rollout/end_signal'],
         kl=result.get('kl_k3'),  # not there without a reference
+        no_spread=_shares(result, 'groups_zero_variance', 'groups'),
     )
+
+
+def _shares(result: Mapping[str, Any], part: str, whole: str) -> tuple[float, ...] | None:
+    """By step; None where the run has no such numbers."""
+    if part not in result:
+        return None
+    return tuple(x / n if n else 0.0 for x, n in zip(result[part], result[whole], strict=True))
 
 
 def _talks(blocks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[PersonTalks]:

@@ -136,9 +136,7 @@ def fine_tune_simulator(
 
     Of two training seeds the batches come in different orders; the base model and the logs are the same.
     """
-    settings = dataclasses.replace(
-        settings, batch=dataclasses.replace(settings.batch, seed=settings.batch.seed + seed)
-    )
+    settings = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, seed=settings.batch.seed + seed))
     logs, _ = read_conversations(logs_stage / LOGS)
     held_out, _ = read_conversations(logs_stage / HELD_OUT_LOGS)
     rows, counts = _user_rows([*logs, *held_out], scene, settings.batch)

@@ -99,6 +99,8 @@ def training_curves(training: TrainingResult) -> Drawing:
     panels = {'reward': 'Reward under its own user', 'end_signal': 'Share of conversations that the user ended'}
     if any(curve.kl is not None for curve in training.assistants.values()):
         panels['kl'] = 'KL to the initial assistant (nats a token)'
+    if any(curve.no_spread is not None for curve in training.assistants.values()):
+        panels['no_spread'] = 'Share of groups of equal rewards'
     with _style():
         figure = Figure((WIDTH, 0.8 + 2.1 * len(panels)), layout=_layout())
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

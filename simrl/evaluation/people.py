@@ -1,38 +1,23 @@
-"""How the same new people fared with every assistant -> people.json and claims.json.
+"""How the same new people fared with every assistant -> people.json.
 
-1. `outcomes_of` turns one row per person into arrays, for each assistant.
+1. `outcomes_of` turns one row per person into arrays, for each assistant; `compare` sets it against the initial one.
 2. `summarise_people`: each assistant by itself and against the initial one, with intervals over people.
-3. `claims_over_seeds`: each arm over its training seeds, and pairs of arms over the seeds that both have.
 """
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from simrl.evaluation.recovered import RecoveredShare, recovered_shares
-from simrl.evaluation.results import (
-    INITIAL,
-    ORACLE,
-    ArmClaim,
-    AssistantResult,
-    ClaimsResult,
-    DifferenceClaim,
-    PeopleResult,
-    World,
-)
-from simrl.evaluation.statistics import cluster_bootstraps, paired_difference, t_interval
+from simrl.evaluation.results import INITIAL, AssistantResult, PeopleResult, World
+from simrl.evaluation.statistics import cluster_bootstraps
 from simrl.evaluation.win_rate import wins
 
-T = TypeVar('T')
 Vote = Callable[[float, float], float]  # satisfactions with two assistants -> how likely a person prefers the first
 
 ENDS = ('accepted', 'left', 'turns')
-# What is claimed about simulators, beside the sizes of one: the first minus the second.
-PAIRS = (('persona', 'role_play'), ('fine_tuned', 'role_play'), ('fine_tuned', 'persona'), (ORACLE, 'fine_tuned'))
 _SEED = '/seed-'
 _TYPES = {
     'satisfaction': (int, float),
@@ -42,6 +27,7 @@ _TYPES = {
     'assistant_turns': (int,),
     'first_act': (str,),
     'truncated': (int,),
+    'user_truncated': (int,),
 }
 
 
@@ -53,6 +39,7 @@ class Outcomes:
         satisfaction, share_met: float64.
         end: of `ENDS`.
         assistant_turns, truncated: numbers of the assistant's messages, and of those that the budget cut.
+        user_truncated: numbers of the person's messages that the budget cut.
         first_act: what the assistant did first.
     """
 
@@ -61,6 +48,7 @@ class Outcomes:
     end: tuple[str, ...]
     assistant_turns: np.ndarray
     truncated: np.ndarray
+    user_truncated: np.ndarray
     first_act: tuple[str, ...]
 
 
@@ -69,8 +57,9 @@ def outcomes_of(assistant: str, rows: Sequence[Mapping[str, Any]]) -> Outcomes:
 
     Args:
         assistant: what errors call it.
-        rows: `{satisfaction, share_met, left, accepted, assistant_turns, first_act, truncated}`, other keys are
-            ignored; `truncated` counts the assistant's messages that the budget cut.
+        rows: `{satisfaction, share_met, left, accepted, assistant_turns, first_act, truncated,
+            user_truncated}`, other keys are ignored; `truncated` counts the assistant's messages that the budget cut,
+            `user_truncated` the person's.
 
     Raises:
         ValueError: no rows, a key that is missing or of the wrong type, or a person who both accepted and left.
@@ -94,15 +83,53 @@ def outcomes_of(assistant: str, rows: Sequence[Mapping[str, Any]]) -> Outcomes:
         end=tuple('accepted' if row['accepted'] else 'left' if row['left'] else 'turns' for row in rows),
         assistant_turns=np.array([row['assistant_turns'] for row in rows], np.int64),
         truncated=np.array([row['truncated'] for row in rows], np.int64),
+        user_truncated=np.array([row['user_truncated'] for row in rows], np.int64),
         first_act=tuple(row['first_act'] for row in rows),
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One assistant against the initial one on the same people; all [people], float64.
+
+    Attributes:
+        gain: satisfaction minus that with the initial assistant.
+        vote: the expected vote between the two.
+        win: 1 where satisfaction is higher, 0 where it is lower, 1/2 for a tie.
+    """
+
+    gain: np.ndarray
+    vote: np.ndarray
+    win: np.ndarray
+
+
+def compare(outcomes: Mapping[str, Outcomes], *, vote: Vote) -> dict[str, Compared]:
+    """Every assistant but the initial one against it.
+
+    Args:
+        outcomes: of each assistant, 'initial' among them; people in the same order for all.
+        vote: how likely a person prefers the first of two satisfactions.
+
+    Raises:
+        ValueError: without the initial assistant, or with other numbers of people.
+    """
+    initial = _initial(outcomes).satisfaction
+    return {
+        name: Compared(
+            gain=found.satisfaction - initial,
+            vote=np.array([vote(x, y) for x, y in zip(found.satisfaction.tolist(), initial.tolist(), strict=True)]),
+            win=np.array(wins(found.satisfaction.tolist(), initial.tolist())),
+        )
+        for name, found in outcomes.items()
+        if name != INITIAL
+    }
+
+
 def summarise_people(
     outcomes: Mapping[str, Outcomes],
+    compared: Mapping[str, Compared],
     people: Sequence[Hashable],
     *,
-    vote: Vote,
     dial: float,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -112,25 +139,22 @@ def summarise_people(
 
     Args:
         outcomes: of each assistant, 'initial' among them; people in the same order for all.
+        compared: what `compare` made of them.
         people: [people], their names: the clusters of the bootstrap.
-        vote: how likely a person prefers the first of two satisfactions.
         dial: of the world.
         level, resamples, seed: of the bootstrap; all measures share its draws.
 
     Raises:
-        ValueError: without the initial assistant, or with other numbers of people.
+        ValueError: other numbers of people.
     """
-    initial = _initial(outcomes, people)
     measures: dict[tuple[str, str], np.ndarray] = {}
     for name, found in outcomes.items():
         measures[name, 'satisfaction'] = found.satisfaction
         measures[name, 'share_met'] = found.share_met
-        if name != INITIAL:
-            measures[name, 'gain'] = found.satisfaction - initial.satisfaction
-            measures[name, 'win_rate'] = votes(vote, found.satisfaction, initial.satisfaction)
-            measures[name, 'strict_win_rate'] = np.array(
-                wins(found.satisfaction.tolist(), initial.satisfaction.tolist())
-            )
+        if name in compared:
+            measures[name, 'gain'] = compared[name].gain
+            measures[name, 'win_rate'] = compared[name].vote
+            measures[name, 'strict_win_rate'] = compared[name].win
     estimates = dict(
         zip(
             measures,
@@ -149,6 +173,7 @@ def summarise_people(
                 ends=_shares(found.end, ENDS),
                 first_acts=_shares(found.first_act, acts),
                 truncated=float(found.truncated.sum() / max(1, found.assistant_turns.sum())),
+                user_truncated=float((found.user_truncated > 0).mean()),
                 gain=estimates.get((name, 'gain')),
                 win_rate=estimates.get((name, 'win_rate')),
                 strict_win_rate=estimates.get((name, 'strict_win_rate')),
@@ -156,95 +181,6 @@ def summarise_people(
             for name, found in outcomes.items()
         },
     )
-
-
-def claims_over_seeds(
-    outcomes: Mapping[str, Outcomes],
-    people: Sequence[Hashable],
-    *,
-    vote: Vote,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> ClaimsResult:
-    """claims.json: each arm over its training seeds, and the differences of `pairs_of` over the seeds that both have.
-
-    A pair without a common seed has no difference and is left out.
-
-    Args:
-        outcomes, people, vote: as for `summarise_people`.
-        level: of all intervals.
-        resamples, seed: of the bootstraps over people (recovered shares, and differences of these checkpoints).
-
-    Raises:
-        ValueError: as `summarise_people`, or an assistant that is neither 'initial' nor 'ARM/seed-K'.
-    """
-    initial = _initial(outcomes, people)
-    runs: dict[str, dict[int, str]] = {}  # arm -> seed -> assistant
-    for name in outcomes:
-        if name != INITIAL:
-            arm, number = split_name(name)
-            runs.setdefault(arm, {})[number] = name
-    scores = {name: found.satisfaction for name, found in outcomes.items()}
-    satisfaction = {name: float(found.mean()) for name, found in scores.items()}
-    share_met = {name: float(found.share_met.mean()) for name, found in outcomes.items()}
-    win_rate = {name: float(votes(vote, found, initial.satisfaction).mean()) for name, found in scores.items()}
-    strict = {
-        name: float(np.mean(wins(found.tolist(), initial.satisfaction.tolist()))) for name, found in scores.items()
-    }
-
-    def over_seeds(arm: str, values: Mapping[str, float]) -> list[float]:
-        return [values[name] for _, name in sorted(runs[arm].items())]
-
-    by_arm = {arm: np.stack([scores[name] for name in seeds.values()]) for arm, seeds in runs.items()}
-    if ORACLE in by_arm:
-        recovered = recovered_shares(
-            by_arm, initial.satisfaction, by_arm[ORACLE], people, level=level, resamples=resamples, seed=seed
-        )
-    else:
-        no_oracle = RecoveredShare(None, None, None, 'no assistant was trained against people', len(people), level)
-        recovered = dict.fromkeys(by_arm, no_oracle)
-
-    shared = {pair: sorted(runs[pair[0]].keys() & runs[pair[1]].keys()) for pair in pairs_of(tuple(runs))}
-    shared = {pair: seeds for pair, seeds in shared.items() if seeds}
-
-    def of_pair(pair: tuple[str, str], values: Mapping[str, T]) -> tuple[list[T], list[T]]:
-        first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
-        return first, second
-
-    gaps = [by_arm[arm].mean(0) - initial.satisfaction for arm in runs]
-    gaps.extend(np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared))
-    over_people = cluster_bootstraps(gaps, people, level=level, resamples=resamples, seed=seed)
-    return ClaimsResult(
-        seeds=tuple(sorted({number for seeds in runs.values() for number in seeds})),
-        arms={
-            arm: ArmClaim(
-                satisfaction=t_interval(over_seeds(arm, satisfaction), level=level),
-                share_met=t_interval(over_seeds(arm, share_met), level=level),
-                gain=t_interval(
-                    [score - satisfaction[INITIAL] for score in over_seeds(arm, satisfaction)], level=level, null=0.0
-                ),
-                win_rate=t_interval(over_seeds(arm, win_rate), level=level, null=0.5),
-                strict_win_rate=t_interval(over_seeds(arm, strict), level=level, null=0.5),
-                gain_over_people=gain,
-                recovered=recovered[arm],
-            )
-            for arm, gain in zip(runs, over_people[: len(runs)], strict=True)
-        },
-        differences={
-            ' - '.join(pair): DifferenceClaim(
-                satisfaction=paired_difference(*of_pair(pair, satisfaction), level=level),
-                win_rate=paired_difference(*of_pair(pair, win_rate), level=level),
-                satisfaction_over_people=difference,
-            )
-            for pair, difference in zip(shared, over_people[len(runs) :], strict=True)
-        },
-    )
-
-
-def votes(vote: Vote, satisfaction: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[people] the expected vote of each person between two assistants."""
-    return np.array([vote(x, y) for x, y in zip(satisfaction.tolist(), other.tolist(), strict=True)], np.float64)
 
 
 def split_name(assistant: str) -> tuple[str, int]:
@@ -259,20 +195,13 @@ def split_name(assistant: str) -> tuple[str, int]:
     return arm, int(number)
 
 
-def pairs_of(arms: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of arms that are compared: those of `PAIRS`, and neighbouring sizes of one simulator, larger first."""
-    sizes = itertools.chain.from_iterable(
-        ((f'{arm}-large', arm), (arm, f'{arm}-small')) for arm in arms if '-' not in arm
-    )
-    return tuple(pair for pair in (*PAIRS, *sizes) if set(pair) <= set(arms))
-
-
-def _initial(outcomes: Mapping[str, Outcomes], people: Sequence[Hashable]) -> Outcomes:
+def _initial(outcomes: Mapping[str, Outcomes]) -> Outcomes:
     if INITIAL not in outcomes:
         raise ValueError(f'outcomes: expected {INITIAL!r} among the assistants, found {", ".join(outcomes) or "none"}')
+    number = len(outcomes[INITIAL].satisfaction)
     for name, found in outcomes.items():
-        if len(found.satisfaction) != len(people):
-            raise ValueError(f'outcomes of {name!r}: expected {len(people)} people, found {len(found.satisfaction)}')
+        if len(found.satisfaction) != number:
+            raise ValueError(f'outcomes of {name!r}: expected {number} people, found {len(found.satisfaction)}')
     return outcomes[INITIAL]
 
 

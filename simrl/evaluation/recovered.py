@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from simrl.evaluation.statistics import check_level, resampled_means
+from simrl.evaluation.statistics import check_level, resampled_means, t_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,8 @@ class RecoveredShare:
 
     Attributes:
         mean: the share, from the means over all people; None where it is undefined.
-        low, high: the bounds of its interval over people: of these checkpoints only.
+        low, high: the bounds of its interval over people: of these checkpoints only; None for the oracle itself, whose
+            share is 1 by definition.
         reason: why it is undefined.
         num_people: what it rests on.
         level: the nominal coverage of the interval.
@@ -41,13 +42,14 @@ def recovered_shares(
     """The recovered share of each arm, with a percentile interval from resampling people (Efron & Tibshirani 1993).
 
     A draw of people is the same for all, so what makes a person hard to please cancels. Seeds are averaged first: the
-    interval does not hold what other training runs would change. The share is undefined where the interval of the
-    oracle's gain is not above 0: a ratio to a gain that may be none says nothing.
+    interval does not hold what other training runs would change. The share is undefined where an interval of the
+    oracle's gain, over people or (from two seeds on) over training seeds, is not above 0: a ratio to a gain that may
+    be none says nothing.
 
     Args:
         arms: satisfactions by arm, [people] of one run or [seeds, people].
         initial: [people].
-        oracle: as one of the arms.
+        oracle: as an arm.
         people: [people], their names.
         level: nominal coverage, in (0, 1).
         resamples, seed: of the bootstrap.
@@ -62,10 +64,15 @@ def recovered_shares(
     gains = np.stack([best - base, *(_per_person(arm, scores, len(people)) - base for arm, scores in arms.items())])
     oracle_draws, *arm_draws = resampled_means(gains, people, resamples=resamples, seed=seed)
     bounds = [(1 - level) / 2, (1 + level) / 2]
-    lowest, highest = np.quantile(oracle_draws, bounds)
-    if lowest <= 0:
-        reason = f"the oracle's gain {gains[0].mean():+.3f} [{lowest:+.3f}, {highest:+.3f}] is not above 0"
-        return {arm: RecoveredShare(None, None, None, reason, len(people), level) for arm in arms}
+    over_people = np.quantile(oracle_draws, bounds).tolist()
+    over_seeds = t_interval((np.atleast_2d(oracle) - base).mean(1), level=level)
+    found = {'people': over_people, 'training seeds': (over_seeds.low, over_seeds.high)}
+    for unit, (lowest, highest) in found.items():
+        if lowest is not None and lowest <= 0:
+            reason = (
+                f"the oracle's gain {gains[0].mean():+.3f} [{lowest:+.3f}, {highest:+.3f}] over {unit} is not above 0"
+            )
+            return dict.fromkeys(arms, RecoveredShare(None, None, None, reason, len(people), level))
     defined = oracle_draws > 0  # all but fewer draws than the interval leaves out below
     shares = {}
     for arm, gain, draws in zip(arms, gains[1:], arm_draws, strict=True):

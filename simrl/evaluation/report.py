@@ -54,7 +54,7 @@ def console_table(workdir: pathlib.Path) -> str:
     rows = summary.rows_of(results, workdir)
     lines = []
     if rows:
-        header = ('assistant', 'satisfaction', 'met', 'win rate', 'strict', 'recovered', 'turns', 'left')
+        columns = ('assistant', 'satisfaction', 'met', 'win rate', 'strict', 'recovered', 'turns', 'left')
         cells = [
             (
                 row.name,
@@ -68,7 +68,7 @@ def console_table(workdir: pathlib.Path) -> str:
             )
             for row in rows
         ]
-        lines.extend([*_columns([header, *cells]), summary.rests_on(rows)])
+        lines.extend([*_columns([columns, *cells]), summary.rests_on(rows)])
         lines.append('Intervals of recovered are over people: these checkpoints only, whatever the number of seeds.')
     if results.claims and results.claims.differences:
         names = ('difference', 'satisfaction', 'p', 'win rate', 'seeds', 'these checkpoints')
@@ -77,13 +77,25 @@ def console_table(workdir: pathlib.Path) -> str:
                 pair,
                 interval(claim.satisfaction, 3, '+'),
                 summary.p_value(claim.satisfaction),
-                interval(claim.win_rate, 3, '+'),
+                interval(claim.win_rate, 2, '+'),
                 str(claim.satisfaction.num_seeds),
-                interval(claim.satisfaction_over_people, 3, '+'),
+                interval(claim.satisfaction_over_people, 2, '+'),
             )
             for pair, claim in results.claims.differences.items()
         ]
         lines.extend(['', *_columns([names, *claims])])
+    if results.claims and results.claims.transfers:
+        users = ('gain over initial', 'its own simulator', 'other kinds', 'people')
+        gains = [
+            (
+                arm,
+                interval(found.users.get(arm), 3, '+'),
+                interval(found.others, 3, '+'),
+                interval(results.claims.arms[arm].gain, 3, '+'),
+            )
+            for arm, found in results.claims.transfers.items()
+        ]
+        lines.extend(['', *_columns([users, *gains])])
     for sentence in summary.sentences(results, rows):
         lines.extend(['', *textwrap.wrap(sentence, CONSOLE_WIDTH)])
     return '\n'.join(lines).strip('\n')

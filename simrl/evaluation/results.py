@@ -40,6 +40,7 @@ class AssistantResult:
     ends: dict[str, float]  # shares of conversations by reason: accepted, left, turns
     first_acts: dict[str, float]  # shares of conversations by what the assistant did first
     truncated: float  # share of the assistant's messages that the budget cut
+    user_truncated: float  # share of conversations in which the budget cut a message of the person
     gain: Estimate | None = None  # satisfaction minus the initial assistant's, paired; None for the initial one
     win_rate: Estimate | None = None  # expected votes against the initial assistant
     strict_win_rate: Estimate | None = None  # satisfaction is higher than with the initial assistant; ties count 1/2
@@ -57,6 +58,7 @@ class PeopleResult:
 class ArmClaim:
     """One arm over its training seeds."""
 
+    seeds: tuple[int, ...]  # in the order of every estimate's values
     satisfaction: SeedEstimate
     share_met: SeedEstimate
     gain: SeedEstimate
@@ -70,23 +72,38 @@ class ArmClaim:
 class DifferenceClaim:
     """One arm minus another over the training seeds that both have."""
 
+    seeds: tuple[int, ...]
     satisfaction: SeedEstimate
     win_rate: SeedEstimate
     satisfaction_over_people: Estimate  # seeds averaged, people resampled: of these checkpoints only
 
 
 @dataclasses.dataclass(frozen=True)
+class TransferClaim:
+    """What an arm gained over the initial assistant with each simulator, over its training seeds."""
+
+    seeds: tuple[int, ...]
+    users: dict[str, SeedEstimate]  # satisfaction minus the initial assistant's with the same simulator
+    others: SeedEstimate | None  # the mean over simulators of other kinds than its own; None without one
+
+
+@dataclasses.dataclass(frozen=True)
 class ClaimsResult:
-    """claims.json; `differences` by 'ARM - OTHER'."""
+    """claims.json; `differences` by 'ARM - OTHER', the others by arm."""
 
     seeds: tuple[int, ...]
     arms: dict[str, ArmClaim]
     differences: dict[str, DifferenceClaim]
+    transfers: dict[str, TransferClaim]
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixResult:
-    """matrix.json: mean satisfaction of each user (rows) with each assistant (columns)."""
+    """matrix.json: mean satisfaction of each user (rows) with each assistant (columns).
+
+    A simulator that is trained anew for each training seed is the one of the assistant's seed; with the initial
+    assistant it is the mean over all of them.
+    """
 
     users: tuple[str, ...]
     assistants: tuple[str, ...]
@@ -139,9 +156,10 @@ class TrainingCurve:
     reward: tuple[float | None, ...]  # mean over the step's conversations, under the arm's own simulator
     end_signal: tuple[float | None, ...]  # share of conversations that the user ended
     kl: tuple[float | None, ...] | None = None  # to the initial assistant, nats per token
+    no_spread: tuple[float | None, ...] | None = None  # share of groups of equal rewards, which teach nothing
 
     def __post_init__(self) -> None:
-        for field in ('reward', 'end_signal', 'kl'):
+        for field in ('reward', 'end_signal', 'kl', 'no_spread'):
             values = getattr(self, field)
             if values is not None and len(values) != len(self.step):
                 raise ValueError(f'TrainingCurve.{field}: expected {len(self.step)} values, found {len(values)}')

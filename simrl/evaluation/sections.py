@@ -20,16 +20,21 @@ ARMS = (
     'often people would prefer this assistant to the initial one, by expected votes; strict: higher satisfaction '
     'wins, ties count ½. Recovered: the gain over the initial assistant as a share of the gain of the oracle, which '
     'trained against people themselves; its interval is over people, and it may exceed 1. Cut: messages of the '
-    'assistant that its budget cut short.'
+    'assistant that its budget cut short; person cut: conversations in which a budget cut a message of the person.'
 )
 WIN_RATES = 'The dashed line is the initial assistant. Strict wins can mislead: who fails sooner costs less effort.'
 TRAINING = (
     'Rewards are under each arm’s own user, so they compare a run with itself and not arms with each other; thin lines '
-    'are single seeds.'
+    'are single seeds. A group is the conversations of one opening; where all have the same reward nothing is learnt.'
 )
 MATRIX = (
-    'Mean satisfaction; rows are assistants, columns the users that they talked with, people last. A gain that is in '
-    'the column of the own simulator alone does not carry over.'
+    'Mean satisfaction; rows are assistants, columns the users that they talked with, people last. A simulator that is '
+    'trained anew for each seed is the one of the assistant’s own seed; the initial assistant met all of them.'
+)
+TRANSFER = (
+    'Gains in mean satisfaction over the initial assistant, with intervals over training seeds: by the reckoning of '
+    'the simulator that the arm trained against, of simulators of other kinds (their mean), and of people. A gain that '
+    'the own simulator alone sees does not carry over.'
 )
 CLAIMS = (
     'The unit of a claim about a simulator is the training run: intervals and sign-flip tests are over training seeds, '
@@ -53,6 +58,7 @@ def sections(results: Results, rows: Sequence[Row]) -> list[str]:
         page.section('Training', _drawn(drawings, 'training', 'training.json', TRAINING)),
         page.section('Every assistant with every user', *_matrix(results, drawings)),
         page.section('What is claimed', *_claims(results)),
+        page.section('Who else sees the gain', *_transfers(results)),
         page.section('How true the simulators are', *_fidelity(results)),
         page.section('What the assistant does first', *_first_acts(rows)),
         page.section('The same person with every assistant', *_conversations(results)),
@@ -69,6 +75,7 @@ def _arms(results: Results, rows: Sequence[Row]) -> list[str]:
         *('assistant', 'seeds', 'satisfaction', 'intent met', 'win rate', 'strict win rate', 'recovered', 'turns'),
         *(f'ended: {kind}' for kind in kinds),
         'cut',
+        'person cut',
     )
     table = page.table(
         header,
@@ -84,6 +91,7 @@ def _arms(results: Results, rows: Sequence[Row]) -> list[str]:
                 number(row.turns, 1),
                 *(share(row.ends.get(kind)) for kind in kinds),
                 f'{row.truncated:.1%}',
+                f'{row.user_truncated:.1%}',
             )
             for row in rows
         ],
@@ -182,6 +190,30 @@ def _claims(results: Results) -> list[str]:
     )
     seeds = ', '.join(map(str, results.claims.seeds))
     return [page.table(header, rows), page.paragraph(f'Training seeds: {seeds}. {CLAIMS}', 'note')]
+
+
+def _transfers(results: Results) -> list[str]:
+    if results.claims is None:
+        return [_missing('claims.json')]
+    transfers = results.claims.transfers
+    if not transfers:
+        return [page.paragraph('No assistant met a simulator.', 'note')]
+    rows: list[Sequence[str | Cell]] = []
+    each: list[Sequence[str | Cell]] = []
+    users = summary.ordered(list(dict.fromkeys(user for found in transfers.values() for user in found.users)))
+    for arm in summary.ordered(transfers):
+        found, name = transfers[arm], Cell(label(arm), dot=figures.colour(arm))
+        gains = (found.users.get(arm), found.others, results.claims.arms[arm].gain)
+        rows.append((name, str(len(found.seeds)), *(_estimate(gain, 3, '+') for gain in gains)))
+        each.append((name, *(_estimate(found.users.get(user), 3, '+') for user in users)))
+    header = ('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds', 'with people')
+    return [
+        page.table(header, rows),
+        page.paragraph(TRANSFER, 'note'),
+        page.details(
+            'Gains with every simulator', page.table(('arm', *(f'with {label(user)}' for user in users)), each)
+        ),
+    ]
 
 
 def _fidelity(results: Results) -> list[str]:

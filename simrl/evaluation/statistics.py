@@ -47,7 +47,7 @@ class SeedEstimate:
     Attributes:
         mean: the mean over seeds.
         low, high: the bounds of the t-interval; None with one seed, from which nothing can be said about others.
-        num_seeds: what it rests on.
+        values: what it rests on, one number per seed.
         p_value: of the two-sided sign-flip test that the mean is what it would be without an effect; None with one
             seed, or where no such value was named.
         level: the nominal coverage of the interval.
@@ -56,9 +56,13 @@ class SeedEstimate:
     mean: float
     low: float | None
     high: float | None
-    num_seeds: int
+    values: tuple[float, ...]
     p_value: float | None
     level: float
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.values)
 
     def __str__(self) -> str:
         interval = 'one seed, no interval' if self.low is None else f'[{self.low:.3f}, {self.high:.3f}]'
@@ -125,6 +129,31 @@ def cluster_bootstraps(
     ]
 
 
+def cluster_ratio(
+    totals: np.ndarray, counts: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Estimate:
+    """The mean over observations of which each cluster has several, from what they add up to in each.
+
+    It is sum(totals) / sum(counts), with a percentile interval from resampling clusters: the same as
+    `cluster_bootstrap` of the observations themselves.
+
+    Args:
+        totals, counts: [clusters], the sum over each cluster's observations, and their number.
+        level, resamples, seed: as for `cluster_bootstrap`.
+
+    Raises:
+        ValueError: as `cluster_bootstrap`, or a cluster without observations.
+    """
+    data = _finite('cluster_ratio', [totals, counts], len(totals))
+    check_level('cluster_ratio', level)
+    if data[1].min() < 1:
+        raise ValueError(f'cluster_ratio: expected at least 1 observation in each cluster, found {data[1].min():g}')
+    sums, numbers = resampled_means(data, range(len(totals)), resamples=resamples, seed=seed)
+    low, high = np.quantile(sums / numbers, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(data[0].sum() / data[1].sum())
+    return Estimate(mean, float(low), float(high), int(data[1].sum()), len(totals), level)
+
+
 def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resamples: int, seed: int) -> np.ndarray:
     """The mean of each measure in each of `resamples` draws of the clusters with replacement.
 
@@ -165,12 +194,12 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     """
     data = _finite('t_interval', [values], len(values))[0]
     check_level('t_interval', level)
-    mean = float(data.mean())
+    mean, each = float(data.mean()), tuple(data.tolist())
     if len(data) == 1:
-        return SeedEstimate(mean, low=None, high=None, num_seeds=1, p_value=None, level=level)
+        return SeedEstimate(mean, low=None, high=None, values=each, p_value=None, level=level)
     half = float(scipy.stats.t.ppf((1 + level) / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
     p_value = None if null is None else sign_flip_test(data - null)
-    return SeedEstimate(mean, mean - half, mean + half, num_seeds=len(data), p_value=p_value, level=level)
+    return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level)
 
 
 def paired_difference(first: Vector, second: Vector, *, level: float = 0.95) -> SeedEstimate:

@@ -5,6 +5,7 @@ An ordering is put into words only where an interval supports it, and with one t
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,9 @@ Interval = Estimate | SeedEstimate
 
 NAMES = {'role_play': 'role-play', 'persona': 'persona', 'fine_tuned': 'fine-tuned', ORACLE: 'oracle'}
 SIZES = ('small', '', 'large')
+# Of the differences between arms, those that the second sentence speaks of.
+IN_WORDS = ('persona - role_play', 'fine_tuned - role_play', 'fine_tuned - persona', f'{ORACLE} - fine_tuned')
+ENOUGH_SEEDS = 6  # with fewer no sign-flip test can give a p below .05
 SHORT_OF_THE_WORLD = (
     'The world is a program with a known answer: it checks the instrument and is no evidence about real people, and '
     'the gap between simulators partly restates how its stereotypes were written.'
@@ -33,7 +37,7 @@ class Row:
         num_seeds: training seeds; 0 of the initial assistant. Intervals are over seeds from two on, else over people.
         satisfaction, share_met: means with intervals.
         gain, win_rate, strict_win_rate, recovered: against the initial assistant; None for itself.
-        turns, ends, first_acts, truncated: means over the arm's assistants.
+        turns, ends, first_acts, truncated, user_truncated: means over the arm's assistants.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Row:
     ends: dict[str, float]
     first_acts: dict[str, float]
     truncated: float
+    user_truncated: float
 
 
 def rows_of(results: Results, workdir: pathlib.Path) -> list[Row]:
@@ -91,6 +96,7 @@ def rows_of(results: Results, workdir: pathlib.Path) -> list[Row]:
                 ends=_mean_shares([member.ends for member in members]),
                 first_acts=_mean_shares([member.first_acts for member in members]),
                 truncated=float(np.mean([member.truncated for member in members])),
+                user_truncated=float(np.mean([member.user_truncated for member in members])),
             )
         )
     return rows
@@ -215,8 +221,10 @@ def _outcome(results: Results, rows: Sequence[Row], arms: Sequence[Row]) -> str:
     with_one = '; with one seed over people, so of that checkpoint only' if min(x.num_seeds for x in arms) == 1 else ''
     start = rows[0].satisfaction.mean if rows[0].name == INITIAL else None
     level = arms[0].satisfaction.level
+    few = max(x.num_seeds for x in arms) < ENOUGH_SEEDS
+    normal = ', which rest on normal spread: so few seeds cannot give a sign-flip p below .05' if few else ''
     basis = (
-        f'{level:.0%} intervals over training seeds{with_one}'
+        f'{level:.0%} t-intervals over training seeds{normal}{with_one}'
         if several
         else f'{level:.0%} intervals over people, so of this checkpoint only: another training seed may differ'
     )
@@ -224,10 +232,15 @@ def _outcome(results: Results, rows: Sequence[Row], arms: Sequence[Row]) -> str:
 
 
 def _orderings(results: Results, several: bool) -> list[str]:
-    """What the differences between arms support, and what they leave open; `several`: most rest on several seeds."""
+    """What the differences between arms support, and what they leave open; `several`: most rest on several seeds.
+
+    Only those of `IN_WORDS`, and of the largest and smallest of a kind: the table has all.
+    """
     below: dict[str, list[str]] = {}  # an arm -> those that it is above
     left_open = []
     for pair, claim in (results.claims.differences if results.claims else {}).items():
+        if pair not in IN_WORDS and not re.fullmatch(r'(.*)-large - \1-small', pair):
+            continue
         first, second = (label(name) for name in pair.split(' - '))
         difference = claim.satisfaction if claim.satisfaction.num_seeds > 1 else claim.satisfaction_over_people
         alone = ', one seed' if several and claim.satisfaction.num_seeds == 1 else ''

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from simrl import config
-from simrl.evaluation.people import Outcomes, claims_over_seeds, outcomes_of, summarise_people
+from simrl.evaluation.claims import claims_over_seeds
+from simrl.evaluation.people import Outcomes, compare, outcomes_of, summarise_people
 from simrl.evaluation.report import console_table, write_report
 
 SCALE = 0.25 / math.log(9)
@@ -50,6 +51,7 @@ def outcomes_like(assistant: str, arm: str, people: int, random: np.random.Gener
                 'assistant_turns': spoken,
                 'first_act': str(random.choice(ACTS, p=acts)),
                 'truncated': int(random.random() < 0.01),
+                'user_truncated': int(random.random() < 0.003),
             }
         )
     return outcomes_of(assistant, rows)
@@ -63,10 +65,16 @@ def fake_results(seeds: int = 3, people: int = 300, sizes: tuple[str, ...] = (''
     assistants = {'initial': 'initial', **{f'{arm}/seed-{k}': arm for arm in arms for k in range(seeds)}}
     found = {name: outcomes_like(name, arm, people, random) for name, arm in assistants.items()}
     names = [f'people-test-{k}' for k in range(people)]
-    users = [*(arm for arm in arms if arm.startswith(('role_play', 'persona')))]
-    users += [f'{arm}/seed-{k}' for arm in arms if arm.startswith('fine_tuned') for k in range(seeds)]
+    users = [arm for arm in arms if arm != 'oracle']
+    compared = compare(found, vote=vote)
     means = np.clip(random.normal(0.6, 0.2, (len(users) + 1, len(assistants))), 0.05, 0.95)
     means[-1] = [float(outcomes.satisfaction.mean()) for outcomes in found.values()]
+    met: dict[str, dict[str, float]] = {name: {} for name in assistants}
+    for place, name in enumerate(assistants):
+        for user, row in zip(users, means, strict=False):
+            for k in range(seeds) if user.startswith('fine_tuned') else ['']:
+                if name == 'initial' or name.endswith(f'-{k}'):
+                    met[name][f'{user}/seed-{k}' if k != '' else user] = float(row[place])
     statistics = {
         'words_per_message': 3.1,
         'opening_attributes': 1.03,
@@ -87,6 +95,7 @@ def fake_results(seeds: int = 3, people: int = 300, sizes: tuple[str, ...] = (''
                 'reward': reward.tolist(),
                 'end_signal': np.clip(0.6 + 0.3 * rise + random.normal(0, 0.02, 50), 0, 1).tolist(),
                 'kl': [None, *(0.3 * rise[1:]).tolist()],
+                'no_spread': (0.2 * rise).tolist(),
             }
     talk = {
         'messages': [
@@ -114,8 +123,8 @@ def fake_results(seeds: int = 3, people: int = 300, sizes: tuple[str, ...] = (''
         name: rude if name.startswith('role_play') else talk for name in assistants if not name.endswith(('2', '3'))
     }
     return {
-        'results/people.json': config.to_dict(summarise_people(found, names, vote=vote, dial=1.0, resamples=500)),
-        'results/claims.json': config.to_dict(claims_over_seeds(found, names, vote=vote, resamples=500)),
+        'results/people.json': config.to_dict(summarise_people(found, compared, names, dial=1.0, resamples=500)),
+        'results/claims.json': config.to_dict(claims_over_seeds(found, compared, names, met=met, resamples=500)),
         'results/matrix.json': {
             'users': [*users, 'people'],
             'assistants': list(assistants),

@@ -21,6 +21,7 @@ SECTIONS = (
     'Training',
     'Every assistant with every user',
     'What is claimed',
+    'Who else sees the gain',
     'How true the simulators are',
     'What the assistant does first',
     'The same person with every assistant',
@@ -178,7 +179,7 @@ def change(content, path, value):
         ('people', ('world', 'people'), ..., r'people\.json\.world\.people: missing'),
         ('people', ('assistants', 'oracle'), 1, r'people\.json\.assistants\.oracle: expected the fields of Assistant'),
         ('claims', ('arms', 'persona', 'gain', 'bound'), 1.0, r'arms\.persona\.gain\.bound: unknown field'),
-        ('matrix', ('low',), [[0.1]], r'matrix\.json\.low: expected \[users, assistants\] \(6, 13\), found \(1, 1\)'),
+        ('matrix', ('low',), [[0.1]], r'matrix\.json\.low: expected \[users, assistants\] \(4, 13\), found \(1, 1\)'),
         ('fidelity', ('people', 'left'), 'few', r'fidelity\.json\.people\.left: expected float or None, found'),
         ('training', ('oracle/seed-0', 'reward'), [0.1], r'oracle/seed-0\.reward: expected 50 values, found 1'),
         (
@@ -234,7 +235,7 @@ def test_an_undefined_share_says_why(files, tmp_path):
 def test_only_the_initial_assistant_met_people(files, tmp_path):
     people = files['results/people.json']
     alone = {**people, 'assistants': {'initial': people['assistants']['initial']}}
-    claims = {'seeds': [], 'arms': {}, 'differences': {}}
+    claims = {'seeds': [], 'arms': {}, 'differences': {}, 'transfers': {}}
     write(tmp_path, {'results/people.json': alone, 'results/claims.json': claims})
     text = write_report(tmp_path).read_text()
     assert 'initial</th>' in text

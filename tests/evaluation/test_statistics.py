@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.evaluation.statistics import cluster_bootstrap
+from simrl.evaluation.statistics import cluster_bootstrap, cluster_ratio
 from simrl.evaluation.win_rate import win_rate, wins
 
 
@@ -54,3 +54,15 @@ def test_wins_losses_and_ties():
     assert estimate.mean == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     with pytest.raises(ValueError, match='paired scores, found 1 and 2'):
         wins([1.0], [1.0, 2.0])
+
+
+def test_a_ratio_of_sums_is_the_mean_of_the_observations():
+    random = np.random.default_rng(0)
+    counts = random.integers(1, 6, 30)
+    values = [random.normal(size=count) for count in counts]
+    whole = cluster_bootstrap(np.concatenate(values), np.repeat(np.arange(30), counts).tolist(), resamples=200)
+    sums = cluster_ratio(np.array([x.sum() for x in values]), counts, resamples=200)
+    assert (sums.mean, sums.low, sums.high) == pytest.approx((whole.mean, whole.low, whole.high))
+    assert (sums.num_observations, sums.num_clusters) == (whole.num_observations, whole.num_clusters)
+    with pytest.raises(ValueError, match='at least 1 observation in each cluster, found 0'):
+        cluster_ratio(np.ones(2), np.array([1, 0]))

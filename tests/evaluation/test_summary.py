@@ -17,7 +17,7 @@ def files():
 
 
 def claim(mean, low=None, high=None, seeds=1):
-    return {'mean': mean, 'low': low, 'high': high, 'num_seeds': seeds, 'p_value': None, 'level': 0.95}
+    return {'mean': mean, 'low': low, 'high': high, 'values': [mean] * seeds, 'p_value': None, 'level': 0.95}
 
 
 def over_people(mean, low, high):
@@ -41,6 +41,7 @@ def test_an_ordering_is_claimed_exactly_where_the_interval_over_seeds_supports_i
         'oracle - fine_tuned': claim(0.0, -0.2, 0.2, seeds=3),
     }.items():
         claims['differences'][pair] = {
+            'seeds': [0, 1, 2],
             'satisfaction': interval,
             'win_rate': interval,
             'satisfaction_over_people': certain_people,  # many people do not make up for few seeds
@@ -53,7 +54,7 @@ def test_an_ordering_is_claimed_exactly_where_the_interval_over_seeds_supports_i
     assert 'role-play came out above fine-tuned (by 0.20)' in outcome
     assert 'fine-tuned came out above persona (by 0.20)' in outcome
     assert 'not told apart: persona and role-play, oracle and fine-tuned' in outcome
-    assert '95% intervals over training seeds' in outcome
+    assert '95% t-intervals over training seeds, which rest on normal spread: so few seeds cannot' in outcome
     assert 'checkpoint' not in outcome
 
 
@@ -82,6 +83,7 @@ def test_seeds_that_differ_are_told_apart_from_those_that_are_several(files, tmp
     }
     claims = copy.deepcopy(files['results/claims.json'])
     claims['differences']['oracle - fine_tuned'] = {
+        'seeds': [0],
         'satisfaction': claim(0.1),
         'win_rate': claim(0.1),
         'satisfaction_over_people': over_people(0.1, 0.05, 0.15),
@@ -96,7 +98,7 @@ def test_seeds_that_differ_are_told_apart_from_those_that_are_several(files, tmp
     assert f'oracle ({gain:+.2f}, one seed)' in outcome
     assert 'oracle came out above fine-tuned (by 0.10, one seed)' in outcome
     assert outcome.endswith(
-        '(95% intervals over training seeds; with one seed over people, so of that checkpoint only).'
+        'cannot give a sign-flip p below .05; with one seed over people, so of that checkpoint only).'
     )
     assert 'with one seed, and for the initial assistant, over people: this checkpoint only' in console_table(tmp_path)
 
