@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from configs import concierge, quickstart
+from simrl import known_answer_stages
 from simrl.concierge_scene import Scene, people_examples, people_partner, satisfaction, simulator
 from simrl.config import ConfigError, from_config_dict, to_dict
 from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.pieces import chat_from_pieces, train_pieces
+from simrl.conversations.records import write_conversations
 from simrl.conversations.views import user_rows
 from simrl.evaluation.likelihood import row_log_likelihoods
 from simrl.known_answer import KnownAnswer, Plan, num_lanes
@@ -67,6 +69,7 @@ def test_every_stage_comes_after_what_it_reads():
     [
         ({'arms': ('role_play',)}, {'arms': ('role_play', 'oracle')}, 'oracle'),
         ({'seeds': (0,)}, {'seeds': (0, 1)}, 'seed-1'),
+        ({'seeds': (0,)}, {'seeds': (1, 0)}, 'seed-1'),
         ({'evaluation__people': 64}, {'evaluation__people': 192}, 'block-'),
         ({'arms': ('role_play',)}, {'arms': ('role_play', 'persona')}, 'persona'),
     ],
@@ -97,6 +100,35 @@ def test_a_fine_tuned_simulator_is_trained_anew_for_each_seed():
     assert 'simulator' not in plan['rl/oracle/seed-0'].inputs
 
 
+def test_seeds_may_be_run_one_by_one_and_an_assistant_meets_the_simulators_of_its_own():
+    together, apart = tasks(seeds=(3, 0)), {**tasks(seeds=(0,)), **tasks(seeds=(3,))}
+    assert {name: identity(task) for name, task in together.items()} == {
+        name: identity(task) for name, task in apart.items()
+    }
+    matrix = [name.split('/', 1)[1] for name in together if name.startswith('matrix/')]
+    met = {name for name in matrix if name.startswith('oracle/seed-3/')}
+    assert met == {f'oracle/seed-3/{user}' for user in ('role_play', 'persona', 'fine_tuned/seed-3')}
+    met = {name for name in matrix if name.startswith('initial/')}
+    assert met == {f'initial/{user}' for user in ('role_play', 'persona', 'fine_tuned/seed-3', 'fine_tuned/seed-0')}
+    for seed in (0, 3):
+        for stage in (f'matrix/oracle/seed-{seed}/fine_tuned/seed-{seed}', f'likelihood/fine_tuned/seed-{seed}'):
+            assert together[stage].inputs['simulator'] == WORKDIR / f'sft/fine_tuned/seed-{seed}'
+
+
+@pytest.mark.parametrize(('own', 'training'), [(2, 0), (2, 3), (0, 3)])
+def test_the_training_seed_is_added_to_that_of_the_batches(own, training, scene, tmp_path, monkeypatch):
+    users = settings(users__medium__fine_tuning__batch__seed=own).users['medium']
+    write_conversations(tmp_path / known_answer_stages.LOGS, scripted.base_user_corpus(World(), 4))
+    write_conversations(tmp_path / known_answer_stages.HELD_OUT_LOGS, scripted.base_user_corpus(World(), 2))
+    fitted = []
+    monkeypatch.setattr(known_answer_stages, '_load', lambda *_: {})
+    monkeypatch.setattr(known_answer_stages, '_fit', lambda *args: fitted.append(args[-1].batch.seed))
+    known_answer_stages.fine_tune_simulator(
+        tmp_path, tmp_path, tmp_path, scene, users.model, users.fine_tuning, training
+    )
+    assert fitted == [own + training]
+
+
 def test_sizes_have_user_models_of_their_own():
     plan = tasks(name=concierge)
     assert plan['rl/fine_tuned-large/seed-0'].inputs['simulator'] == WORKDIR / 'sft/fine_tuned-large/seed-0'
@@ -112,7 +144,8 @@ def test_sizes_have_user_models_of_their_own():
         ({'arms': ('persona-huge',)}, r"unknown arm 'persona-huge'"),
         ({'arms': ()}, r'config.arms: expected different values, at least one'),
         ({'seeds': (1, 1)}, r'config.seeds: expected different values, at least one, found \(1, 1\)'),
-        ({'seeds': (-1,)}, r'config.seeds: expected 0 or more'),
+        ({'seeds': (-1,)}, r'config.seeds: expected numbers from 0 to 2147483647, found \(-1,\)'),
+        ({'seeds': (2**31,)}, r'config.seeds: expected numbers from 0 to 2147483647'),
         ({'evaluation__people': 0}, r'config.evaluation.people: expected at least 1, found 0'),
         ({'evaluation__people': 65}, r'config.evaluation.people: expected a multiple of block=64, found 65'),
         ({'evaluation__shown': 65}, r'config.evaluation.shown: expected 0 to block=64, found 65'),
