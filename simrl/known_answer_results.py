@@ -43,7 +43,7 @@ def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
     plan = Plan(settings, workdir)
     results: dict[str, Any] = {}
     blocks = {assistant: _blocks(plan, assistant) for assistant in plan.assistants}
-    outcomes = {assistant: outcomes_of(assistant, _rows(parts)) for assistant, parts in blocks.items()}
+    outcomes = outcomes_on_people(plan)
     people = [person for part in blocks[INITIAL] for person in part['outcomes']['person']]
     compared = compare(outcomes, vote=vote)
     met = {assistant: _met(plan, assistant) for assistant in plan.assistants}
@@ -64,6 +64,11 @@ def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
     _show_in_tensorboard(workdir)
     print(console_table(workdir))
     print(f'report: {report}', flush=True)
+
+
+def outcomes_on_people(plan: Plan) -> dict[str, Outcomes]:
+    """What every assistant was worth to the same people, in their order."""
+    return {assistant: outcomes_of(assistant, _rows(_blocks(plan, assistant))) for assistant in plan.assistants}
 
 
 def _result(workdir: pathlib.Path, stage: str) -> dict[str, Any]:

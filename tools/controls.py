@@ -1,11 +1,15 @@
 """The instrument's negative controls in the concierge world: where it must find nothing, and a gap that must open.
 
-    python -m tools.controls --workdir=DIR [--config=configs/quickstart.py] [--dials 0 0.5 0.8 1] [--seeds 0 1 2 3]
+    python -m tools.controls twice --run=DIR
+    python -m tools.controls dial --workdir=DIR [--config=configs/quickstart.py] [--dials 0 0.5 0.8 0.9 1]
+        [--seeds 0 1 2 3] [--people=1000]
 
-One run for each dial: at 0 people are the stereotype that role-play knows, so fine-tuning on people may gain nothing;
-at 1 they are as the world describes them. The gap between fine-tuned and role-play must open from one to the other.
-Within each run the seeds of one arm, split in halves, are the same simulator twice. Every run goes on where it was; the
-table is also written to DIR/controls.json.
+`twice` reads a finished run of at least four seeds: halves of the seeds of one arm are the same simulator twice, so the
+intervals that claims are made with may miss 0 in one case of twenty.
+
+`dial` makes one run for each dial, with role-play and fine-tuned alone: at 0 people are the stereotype that role-play
+knows, so fine-tuning on people may gain nothing; at 1 they are as the world describes them. The gap must open from one
+to the other. Every run goes on where it was; the table is also written to DIR/controls.json and DIR/controls.png.
 """
 
 import argparse
@@ -13,70 +17,145 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from simrl import config
-from simrl.evaluation import results
-from simrl.evaluation.controls import same_simulator_twice
+from simrl.evaluation import results, summary
+from simrl.evaluation.controls import Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.people import split_name
+from simrl.evaluation.statistics import SeedEstimate
+from simrl.known_answer import KnownAnswer, Plan
+from simrl.known_answer_results import outcomes_on_people
 
 ARMS = ('role_play', 'fine_tuned')
 PAIR = 'fine_tuned - role_play'
 
 
-def run(options: argparse.Namespace, dial: float) -> pathlib.Path:
+def twice(run: pathlib.Path) -> dict[str, SameTwice]:
+    """Each arm of a finished run against itself."""
+    outcomes = outcomes_on_people(_plan(run))
+    seeds: dict[str, dict[int, np.ndarray]] = {}
+    for name, found in outcomes.items():
+        if name != results.INITIAL:
+            arm, seed = split_name(name)
+            seeds.setdefault(arm, {})[seed] = found.satisfaction
+    return {arm: same_simulator_twice(np.stack([x for _, x in sorted(runs.items())])) for arm, runs in seeds.items()}
+
+
+def _plan(run: pathlib.Path) -> Plan:
+    if not (run / 'config.json').exists():
+        raise SystemExit(f'{run}: expected a run, found no config.json')
+    fields = json.loads((run / 'config.json').read_text())
+    for key in ('job', 'format', 'version'):
+        fields.pop(key)
+    return Plan(config.from_config_dict(KnownAnswer, fields, str(run / 'config.json')), run)
+
+
+def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
     """The run of one dial: the config with two arms."""
     workdir: pathlib.Path = options.workdir / f'dial-{dial:g}'
-    subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'simrl.main',
-            f'--config={options.config}',
-            f'--workdir={workdir}',
-            f'--config.world.dial={dial}',
-            f'--config.arms={ARMS}',
-            f'--config.seeds=({", ".join(map(str, options.seeds))},)',
-        ],
-        check=True,
-    )
+    command = [
+        *(sys.executable, '-m', 'simrl.main', f'--config={options.config}', f'--workdir={workdir}'),
+        f'--config.world.dial={dial}',
+        f'--config.arms={ARMS}',
+        f'--config.seeds=({", ".join(map(str, options.seeds))},)',
+        *(() if options.people is None else (f'--config.evaluation.people={options.people}',)),
+    ]
+    subprocess.run(command, check=True)
     return workdir
 
 
 def row(workdir: pathlib.Path, dial: float) -> dict[str, Any]:
-    """What one dial's run says of the pair of arms, and of each arm against itself."""
+    """What one dial's run says of the two arms."""
     found = results.read(workdir)
-    if found.people is None or found.claims is None:
+    if found.people is None or found.claims is None or found.fidelity is None:
         raise SystemExit(f'{workdir}: expected results, found none')
-    runs: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for name, result in found.people.assistants.items():
-        if name != results.INITIAL:
-            runs[split_name(name)[0]].append(result.satisfaction.mean)
     return {
         'dial': dial,
-        'satisfaction': {arm: sum(values) / len(values) for arm, values in runs.items()},
+        'initial': found.people.assistants[results.INITIAL].satisfaction,
+        'satisfaction': {arm: found.claims.arms[arm].satisfaction for arm in ARMS},
         'gap': found.claims.differences[PAIR].satisfaction,
-        'same_twice': same_simulator_twice(runs),
+        'nats_per_token': {arm: found.fidelity.simulators[arm].nats_per_token for arm in ARMS},
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='of all runs')
-    parser.add_argument('--config', default='configs/quickstart.py')
-    parser.add_argument('--dials', type=float, nargs='+', default=[0.0, 0.5, 0.8, 1.0])
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3])
-    options = parser.parse_args()
-    rows = [row(run(options, dial), dial) for dial in options.dials]
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    (options.workdir / 'controls.json').write_text(json.dumps(config.to_dict(rows), indent=1) + '\n')
-    print(f'\n{"dial":>6}{"role-play":>12}{"fine-tuned":>12}   gap over seeds           same simulator twice')
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each dial."""
+    lines = [f'{"dial":>5}{"initial":>10}{"role-play":>11}{"fine-tuned":>12}   {"gap over seeds":<28}nats a token']
     for r in rows:
-        gap, twice = r['gap'], r['same_twice']
-        interval = '' if gap.low is None else f' [{gap.low:+.3f}, {gap.high:+.3f}]'
-        told = '-' if twice.told_apart is None else f'{twice.told_apart:.0%} of {twice.splits} told apart'
-        means = ''.join(f'{r["satisfaction"][arm]:>12.3f}' for arm in ARMS)
-        print(f'{r["dial"]:>6g}{means}   {gap.mean:+.3f}{interval:<18}  {told}')
+        means = ''.join(f'{r["satisfaction"][arm].mean:>{width}.3f}' for arm, width in zip(ARMS, (11, 12), strict=True))
+        nats = ', '.join(f'{summary.label(arm)} {r["nats_per_token"][arm].mean:.3f}' for arm in ARMS)
+        gap = summary.interval(r['gap'], 3, '+')
+        lines.append(f'{r["dial"]:>5g}{r["initial"].mean:>10.3f}{means}   {gap:<28}{nats}')
+    return '\n'.join(lines)
+
+
+def verdict(found: Opening) -> str:
+    """What the dial shows, in words."""
+    steps = ', '.join(summary.interval(step, 3, '+') for step in found.steps)
+    bound = '' if found.at_most is None else f', at most {found.at_most:.0%} of the gap at the last dial'
+    return '\n'.join(
+        (
+            f'At the first dial the gap is {"not told apart from 0" if found.closed else "NOT 0"}{bound}.',
+            f'The gap {"opens" if found.monotone else "does NOT open"} monotonically, as far as the seeds can tell: '
+            f'from dial to dial {steps}; slope {summary.interval(found.slope, 3, "+")}.',
+        )
+    )
+
+
+def picture(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """The gap by dial, a point per seed, with intervals."""
+    figure = Figure((4.8, 3.2), layout='constrained')
+    axis = figure.subplots()
+    for r in rows:
+        gap: SeedEstimate = r['gap']
+        axis.plot([r['dial']] * gap.num_seeds, gap.values, '.', color='#0072b2', alpha=0.4)
+        if gap.low is not None and gap.high is not None:
+            axis.plot([r['dial']] * 2, [gap.low, gap.high], color='#0072b2')
+    axis.plot([r['dial'] for r in rows], [r['gap'].mean for r in rows], 'o-', color='#0072b2')
+    axis.axhline(0, color='#6b6b6b', linewidth=1, linestyle='--')
+    axis.set_xlabel('dial: 0 people are the stereotype, 1 people as described')
+    axis.set_ylabel('satisfaction, fine-tuned − role-play')
+    figure.savefig(path, dpi=150)
+
+
+def show_twice(options: argparse.Namespace) -> None:
+    found = twice(options.run)
+    print(f'{"arm":<20}{"halvings":>9}{"over seeds":>12}{"over people":>13}{"largest":>9}   (intervals that miss 0)')
+    for arm, x in found.items():
+        print(f'{arm:<20}{x.splits:>9}{x.over_seeds:>12.1%}{x.over_people:>13.1%}{x.largest:>9.3f}')
+    means = [float(np.mean([getattr(x, field) for x in found.values()])) for field in ('over_seeds', 'over_people')]
+    print(f'{"mean":<29}{means[0]:>12.1%}{means[1]:>13.1%}')
+
+
+def show_dial(options: argparse.Namespace) -> None:
+    rows = [row(run_dial(options, dial), dial) for dial in sorted(options.dials)]
+    found = opening([r['dial'] for r in rows], np.array([r['gap'].values for r in rows]))
+    content = config.to_dict({'dials': rows, 'opening': found})
+    (options.workdir / 'controls.json').write_text(json.dumps(content, indent=1) + '\n')
+    picture(rows, options.workdir / 'controls.png')
+    print(f'\n{table(rows)}\n{verdict(found)}')
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    controls = parser.add_subparsers(dest='control', required=True)
+    same = controls.add_parser('twice', help='one simulator twice')
+    same.add_argument('--run', required=True, type=pathlib.Path, help='a finished run of at least four seeds')
+    dial = controls.add_parser('dial', help='from the stereotype to people')
+    dial.add_argument('--workdir', required=True, type=pathlib.Path, help='of all runs')
+    dial.add_argument('--config', default='configs/quickstart.py')
+    dial.add_argument('--dials', type=float, nargs='+', default=[0.0, 0.5, 0.8, 0.9, 1.0])
+    dial.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3])
+    dial.add_argument('--people', type=int, help='new people that every assistant meets; as the config has it')
+    options = parser.parse_args(arguments)
+    if options.control == 'dial' and len(set(options.seeds)) < 2:
+        raise SystemExit(f'--seeds: expected at least two, found {options.seeds}')
+    {'twice': show_twice, 'dial': show_dial}[options.control](options)
 
 
 if __name__ == '__main__':
