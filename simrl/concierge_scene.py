@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -81,12 +82,13 @@ def assistant_speaker(scene: Scene, config: TransformerConfig, params: Params) -
 
 def people_partner(scene: Scene) -> Partner:
     """The people themselves: each conversation is with the person whose id the example has."""
+    person_called = functools.cache(functools.partial(person_of, scene.world))
 
     def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
         replies = []
         for conversation, seed in zip(conversations, seeds.tolist(), strict=True):
             heard = [text for role, text in conversation.messages if role == 'assistant']
-            said = concierge.speak(person_of(scene.world, conversation.example.id), heard, seed)
+            said = concierge.speak(person_called(conversation.example.id), heard, seed)
             replies.append(Reply(said.text, ends=said.end is not None))
         return replies
 
@@ -124,8 +126,14 @@ def ended(row: Mapping[str, Any]) -> bool:
 
 
 def satisfaction(scene: Scene, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
-    """The reward of every arm: satisfaction, a function of intent and transcript alone."""
+    """The reward of every arm: satisfaction, a function of intent and transcript alone.
+
+    Raises:
+        ValueError: two examples have the same hash, by which rows name them.
+    """
     intents = {example_hash(e.id): intent_of(e) for e in examples}
+    if len(intents) < len(examples):
+        raise ValueError(f'expected {len(examples)} examples with hashes of their own, found {len(intents)} hashes')
 
     def score(batch: Trajectories) -> Rewards:
         ids = np.asarray(placement.to_host(batch.example_id)).tolist()

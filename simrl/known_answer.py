@@ -24,7 +24,7 @@ from simrl.concierge_scene import SIMULATORS, Scene, open_scene
 from simrl.evaluation.people import split_name
 from simrl.evaluation.results import INITIAL, ORACLE
 from simrl.jobs import Computing
-from simrl.known_answer_stages import Corpora, Simulated
+from simrl.known_answer_stages import Assistant, Corpora, Simulated
 from simrl.rollouts.speaker import Limits
 from simrl.sources import RandomModel
 from simrl.stages import Task
@@ -197,6 +197,9 @@ class Plan:
             for arm in self.arms:
                 yield arm, seed
 
+    def _assistant(self, name: str) -> Assistant:
+        return Assistant(self.workdir / self.assistants[name], self.settings.assistant.model)
+
     def _simulated(self, arm: Arm, seed: int) -> Simulated:
         return Simulated(arm.kind, self.workdir / arm.simulator_stage(seed), self.settings.users[arm.size].model)
 
@@ -254,8 +257,7 @@ class Plan:
         s = self.settings
 
         def run(folder: pathlib.Path) -> None:
-            stage = self.workdir / ASSISTANT_STAGE
-            work.collect_logs(folder, stage, self.scene, s.assistant.model, s.corpora, s.evaluation.batch_size)
+            work.collect_logs(folder, self._assistant(INITIAL), self.scene, s.corpora, s.evaluation.batch_size)
 
         slice_ = {'logs': s.corpora.logs, 'held_out': s.corpora.held_out}
         return self._task(LOGS_STAGE, slice_, {'assistant': ASSISTANT_STAGE}, run)
@@ -277,8 +279,7 @@ class Plan:
         simulated = None if arm.kind == ORACLE else self._simulated(arm, seed)
 
         def run(folder: pathlib.Path) -> None:
-            stage, model = self.workdir / ASSISTANT_STAGE, s.assistant.model
-            work.train_arm(folder, stage, simulated, self.scene, model, s.rl_people, s.rl, seed)
+            work.train_arm(folder, self._assistant(INITIAL), simulated, self.scene, s.rl_people, s.rl, seed)
 
         slice_ = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
         slice_['log_every'] = s.computing.loop.log_every  # which steps the result holds
@@ -295,14 +296,7 @@ class Plan:
 
             def run(folder: pathlib.Path) -> None:
                 work.evaluate_on_people(
-                    folder,
-                    self.workdir / stage,
-                    self.scene,
-                    self.settings.assistant.model,
-                    numbers,
-                    e.seed,
-                    e.batch_size,
-                    shown,
+                    folder, self._assistant(assistant), self.scene, numbers, e.seed, e.batch_size, shown
                 )
 
             slice_ = {'people': [numbers.start, numbers.stop], 'seed': e.seed, 'shown': shown}
@@ -315,14 +309,7 @@ class Plan:
 
         def run(folder: pathlib.Path) -> None:
             work.evaluate_on_simulator(
-                folder,
-                self.workdir / stage,
-                simulated,
-                self.scene,
-                self.settings.assistant.model,
-                e.matrix,
-                e.seed,
-                e.batch_size,
+                folder, self._assistant(assistant), simulated, self.scene, e.matrix, e.seed, e.batch_size
             )
 
         inputs = {'assistant': stage, 'simulator': simulated.stage.relative_to(self.workdir).as_posix()}

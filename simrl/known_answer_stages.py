@@ -71,6 +71,14 @@ class Corpora:
 
 
 @dataclasses.dataclass(frozen=True)
+class Assistant:
+    """An assistant: the stage whose params it has, and its model."""
+
+    stage: pathlib.Path
+    model: RandomModel
+
+
+@dataclasses.dataclass(frozen=True)
 class Simulated:
     """A simulator of an arm: what kind, the stage whose params it has, and its model."""
 
@@ -189,15 +197,13 @@ def _fit(
 
 def collect_logs(
     folder: pathlib.Path,
-    assistant_stage: pathlib.Path,
+    assistant: Assistant,
     scene: Scene,
-    model: RandomModel,
     corpora: Corpora,
     batch_size: int,
 ) -> None:
     """People talk with the initial assistant; the conversations are kept as any collection's would be."""
-    config = model.transformer_config(scene.chat.size)
-    helper = assistant_speaker(scene, config, _load(assistant_stage, model, scene))
+    helper = _assistant(assistant, scene)
     dropped = {}  # conversations in which a message is empty, which a collection would not hold
     for split, start, number, name in (
         ('train', FIRST_LOGGED, corpora.logs, LOGS),
@@ -224,17 +230,15 @@ def _record(example: Example, row: Mapping[str, Any]) -> Conversation:
 
 def train_arm(
     folder: pathlib.Path,
-    assistant_stage: pathlib.Path,
+    assistant: Assistant,
     simulated: Simulated | None,
     scene: Scene,
-    model: RandomModel,
     people: int,
     settings: RLSettings,
     seed: int,
 ) -> None:
     """RL of the initial assistant against one simulator, or against the people themselves (None: the oracle)."""
-    config = model.transformer_config(scene.chat.size)
-    helper = assistant_speaker(scene, config, _load(assistant_stage, model, scene))
+    helper = _assistant(assistant, scene)
     examples = people_examples(scene.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + people))
     state = rl.train(
         folder,
@@ -261,6 +265,11 @@ def train_arm(
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
 
 
+def _assistant(assistant: Assistant, scene: Scene) -> Speaker:
+    config = assistant.model.transformer_config(scene.chat.size)
+    return assistant_speaker(scene, config, _load(assistant.stage, assistant.model, scene))
+
+
 def _simulator(simulated: Simulated, scene: Scene) -> Speaker:
     config = simulated.model.transformer_config(scene.chat.size)
     return simulator(simulated.kind, scene, config, _load(simulated.stage, simulated.model, scene))
@@ -268,9 +277,8 @@ def _simulator(simulated: Simulated, scene: Scene) -> Speaker:
 
 def evaluate_on_people(
     folder: pathlib.Path,
-    assistant_stage: pathlib.Path,
+    assistant: Assistant,
     scene: Scene,
-    model: RandomModel,
     numbers: range,
     seed: int,
     batch_size: int,
@@ -282,8 +290,7 @@ def evaluate_on_people(
         numbers: which people of the test split.
         shown: of how many the conversation is kept in the result.
     """
-    config = model.transformer_config(scene.chat.size)
-    helper = assistant_speaker(scene, config, _load(assistant_stage, model, scene))
+    helper = _assistant(assistant, scene)
     examples = people_examples(scene.world, 'test', numbers)
     user = people_partner(scene)
     rows = hold_conversations(
@@ -304,17 +311,15 @@ def evaluate_on_people(
 
 def evaluate_on_simulator(
     folder: pathlib.Path,
-    assistant_stage: pathlib.Path,
+    assistant: Assistant,
     simulated: Simulated,
     scene: Scene,
-    model: RandomModel,
     number: int,
     seed: int,
     batch_size: int,
 ) -> None:
     """A simulator plays the first people of the test split for one assistant: a cell of the matrix."""
-    config = model.transformer_config(scene.chat.size)
-    helper = assistant_speaker(scene, config, _load(assistant_stage, model, scene))
+    helper = _assistant(assistant, scene)
     examples = people_examples(scene.world, 'test', range(number))
     user = _simulator(simulated, scene)
     rows = hold_conversations(

@@ -222,6 +222,12 @@ def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
     assert np.all(rewards.valid)
 
 
+def test_a_hash_that_two_examples_share_is_refused(scene):
+    example = people_examples(scene.world, 'test', [0])[0]
+    with pytest.raises(ValueError, match='expected 2 examples with hashes of their own, found 1 hashes'):
+        satisfaction(scene, [example, example])
+
+
 def test_simulators_are_told_the_intent_and_whom_to_play(scene):
     example = people_examples(scene.world, 'test', [5])[0]
     config = settings().users['medium'].model.transformer_config(scene.chat.size)
