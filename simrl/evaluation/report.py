@@ -93,7 +93,9 @@ def console_table(workdir: pathlib.Path) -> str:
                 interval(found.others, 3, '+'),
                 interval(results.claims.arms[arm].gain, 3, '+'),
             )
-            for arm, found in results.claims.transfers.items()
+            for arm, found in (
+                (arm, results.claims.transfers[arm]) for arm in summary.ordered(results.claims.transfers)
+            )
         ]
         lines.extend(['', *_columns([users, *gains])])
     for sentence in summary.sentences(results, rows):

@@ -20,7 +20,7 @@ ARMS = (
     'often people would prefer this assistant to the initial one, by expected votes; strict: higher satisfaction '
     'wins, ties count ½. Recovered: the gain over the initial assistant as a share of the gain of the oracle, which '
     'trained against people themselves; its interval is over people, and it may exceed 1. Cut: messages of the '
-    'assistant that its budget cut short; person cut: conversations in which a budget cut a message of the person.'
+    'assistant that its budget cut short; below, conversations in which a message of the person was.'
 )
 WIN_RATES = 'The dashed line is the initial assistant. Strict wins can mislead: who fails sooner costs less effort.'
 TRAINING = (
@@ -75,7 +75,6 @@ def _arms(results: Results, rows: Sequence[Row]) -> list[str]:
         *('assistant', 'seeds', 'satisfaction', 'intent met', 'win rate', 'strict win rate', 'recovered', 'turns'),
         *(f'ended: {kind}' for kind in kinds),
         'cut',
-        'person cut',
     )
     table = page.table(
         header,
@@ -90,8 +89,7 @@ def _arms(results: Results, rows: Sequence[Row]) -> list[str]:
                 _recovered(row),
                 number(row.turns, 1),
                 *(share(row.ends.get(kind)) for kind in kinds),
-                f'{row.truncated:.1%}',
-                f'{row.user_truncated:.1%}',
+                Cell(f'{row.truncated:.1%}', under=f'people {row.user_truncated:.1%}'),
             )
             for row in rows
         ],

@@ -73,7 +73,7 @@ def fake_results(seeds: int = 3, people: int = 300, sizes: tuple[str, ...] = (''
     for place, name in enumerate(assistants):
         for user, row in zip(users, means, strict=False):
             for k in range(seeds) if user.startswith('fine_tuned') else ['']:
-                if name == 'initial' or name.endswith(f'-{k}'):
+                if name == 'initial' or k == '' or name.endswith(f'-{k}'):
                     met[name][f'{user}/seed-{k}' if k != '' else user] = float(row[place])
     statistics = {
         'words_per_message': 3.1,
