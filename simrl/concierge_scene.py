@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simrl.config import ConfigError
 from simrl.conversations.chat import TERMINAL_TEXT, Chat
 from simrl.conversations.pieces import chat_from_pieces
 from simrl.conversations.records import Example
@@ -28,13 +29,13 @@ from simrl.rollouts.sampler import Sampling
 from simrl.rollouts.speaker import Limits, Speaker, assistant
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned, told_intent
-from simrl.simulators.personas import drawn_name, one_name
+from simrl.simulators.personas import directed, drawn_name, one_name
 from simrl.training import placement, rl
 from simrl.training.progress import Progress
 from simrl.worlds import concierge
-from simrl.worlds.language import Intent
+from simrl.worlds.language import Intent, all_intents
 from simrl.worlds.outcomes import judge
-from simrl.worlds.people import World, person, person_of, persona_name
+from simrl.worlds.people import STEREOTYPES, World, person, person_of, persona_name
 from simrl.worlds.scripted import SOURCE
 
 TOKENIZER_FILE = 'tokenizer.model'
@@ -57,8 +58,20 @@ class Scene:
 
 
 def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, computing: Computing) -> Scene:
-    """The scene whose tokenizer the stage `make_world` left."""
-    return Scene(world, chat_from_pieces((world_stage / TOKENIZER_FILE).read_bytes()), limits, computing)
+    """The scene whose tokenizer the stage `make_world` left.
+
+    Raises:
+        ConfigError: what a simulator may be told is longer than prompts may be.
+    """
+    chat = chat_from_pieces((world_stage / TOKENIZER_FILE).read_bytes())
+    texts = (directed(name, intent.text) for intent in all_intents() for name in STEREOTYPES)
+    longest = max((natural_prompt(chat, None, text).tokens for text in texts), key=len)
+    if len(longest) > limits.prompt_tokens:
+        raise ConfigError(
+            f'config.limits.prompt_tokens: expected at least {len(longest)}, of the longest that a simulator is told '
+            f'({chat.decode(longest)!r}), found {limits.prompt_tokens}'
+        )
+    return Scene(world, chat, limits, computing)
 
 
 def people_examples(world: World, split: str, numbers: Iterable[int]) -> list[Example]:

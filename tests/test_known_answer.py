@@ -10,7 +10,15 @@ import pytest
 
 from configs import concierge, quickstart
 from simrl import known_answer_stages
-from simrl.concierge_scene import Scene, people_examples, people_partner, satisfaction, simulator
+from simrl.concierge_scene import (
+    TOKENIZER_FILE,
+    Scene,
+    open_scene,
+    people_examples,
+    people_partner,
+    satisfaction,
+    simulator,
+)
 from simrl.config import ConfigError, from_config_dict, to_dict
 from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.pieces import chat_from_pieces, train_pieces
@@ -172,11 +180,15 @@ def test_lanes_follow_the_machine_unless_told():
 
 
 @pytest.fixture(scope='module')
-def scene() -> Scene:
+def pieces() -> bytes:
     corpus = scripted.base_user_corpus(World(), 300)
-    chat = chat_from_pieces(train_pieces([t for c in corpus for t in (c.intent, *(x.content for x in c.turns))], 300))
+    return train_pieces([t for c in corpus for t in (c.intent, *(x.content for x in c.turns))], 300)
+
+
+@pytest.fixture(scope='module')
+def scene(pieces) -> Scene:
     s = settings()
-    return Scene(s.world, chat, s.limits, s.computing)
+    return Scene(s.world, chat_from_pieces(pieces), s.limits, s.computing)
 
 
 def test_people_answer_what_they_heard_and_nothing_else(scene):
@@ -220,6 +232,14 @@ def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
     np.testing.assert_allclose(rewards.value, [0.97, -0.03, -0.03, -0.03], atol=1e-6)
     np.testing.assert_array_equal(rewards.parts['left'], [0, 1, 0, 0])
     assert np.all(rewards.valid)
+
+
+def test_prompts_that_are_too_long_are_named_before_anything_is_trained(pieces, tmp_path):
+    s = settings(limits__prompt_tokens=64)
+    (tmp_path / TOKENIZER_FILE).write_bytes(pieces)
+    assert open_scene(tmp_path, s.world, s.limits, s.computing).limits == s.limits
+    with pytest.raises(ConfigError, match=r'config.limits.prompt_tokens: expected at least \d+, .*food .* found 9'):
+        open_scene(tmp_path, s.world, dataclasses.replace(s.limits, prompt_tokens=9), s.computing)
 
 
 def test_a_hash_that_two_examples_share_is_refused(scene):

@@ -175,6 +175,13 @@ class Intent:
         return cls(values)
 
 
+def all_intents() -> Iterator[Intent]:
+    """Everything that one may want."""
+    for values in itertools.product(*((*attribute.values, ANY) for attribute in ATTRIBUTES)):
+        if set(values) != {ANY}:
+            yield Intent(values)
+
+
 ActKind = Literal['propose', 'ask', 'open', 'chatter']
 
 
