@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from simrl import arms, checks, jobs, known_answer, known_answer_results, lanes, sources, stages
+from simrl import arms, checks, jobs, known_answer, known_answer_results, lanes, sources, stage_files, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
+from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
 from simrl.known_answer import KnownAnswer
 from simrl.lanes import Job
@@ -155,13 +156,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
     tasks = job.tasks(settings, workdir)  # with what can be refused before anything is written
     again = stages.to_run_again(workdir, tasks, rerun)
     plain = {'job': name, **config_lib.to_dict(settings)}
-    stages.open_workdir(workdir, plain, exempt=job.exempt, changed=bool(rerun))
+    stages.open_workdir(workdir, plain, tasks, exempt=job.exempt, again=again)
     stages.clear(workdir, again)
     if num_lanes == 1:
         stages.run_tasks(workdir, tasks, held='error' if job.lanes is None else 'wait')
     else:
         lanes.run_side_by_side(job, settings, workdir, tasks, num_lanes)
-    job.finish(settings, workdir)
+    if job.finish is not None:
+        with stage_files.alone_in(workdir / RESULTS_FOLDER):  # jobs of other arms may end here at the same time
+            job.finish(settings, workdir)
 
 
 def _num_lanes(job: Job, settings: Any) -> int:
@@ -241,8 +244,7 @@ def finish_experiment(settings: Experiment, workdir: pathlib.Path) -> None:
     """Compares the assistants, and prints and stores what came out."""
     trained = [rl_stage(arm, seed) for seed in settings.seeds for arm in settings.arms]
     comparison = config_lib.to_dict(arms.compare(workdir, trained))
-    (workdir / 'results').mkdir(exist_ok=True)
-    (workdir / 'results' / 'comparison.json').write_text(json.dumps(comparison, indent=2) + '\n')
+    stage_files.write_json(workdir / RESULTS_FOLDER / 'comparison.json', comparison)
     print(report(workdir, comparison))
 
 

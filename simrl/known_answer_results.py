@@ -31,6 +31,7 @@ from simrl.evaluation.results import (
 from simrl.evaluation.statistics import Estimate, cluster_bootstraps, cluster_ratio
 from simrl.jobs import RESULT_FILE
 from simrl.known_answer import KnownAnswer, Plan, likelihood_stage, matrix_stage, people_stage
+from simrl.stage_files import write_json
 from simrl.stages import stage_seconds
 from simrl.training.metrics import Writer
 from simrl.worlds.outcomes import vote
@@ -57,9 +58,8 @@ def finish(settings: KnownAnswer, workdir: pathlib.Path) -> None:
     }
     results['conversations'] = _talks(blocks)
     results['timings'] = TimingsResult({task.name: stage_seconds(workdir / task.name) for task in plan.tasks()})
-    (workdir / RESULTS_FOLDER).mkdir(exist_ok=True)
     for name, value in results.items():
-        (workdir / RESULTS_FOLDER / f'{name}.json').write_text(json.dumps(config_lib.to_dict(value), indent=1) + '\n')
+        write_json(workdir / RESULTS_FOLDER / f'{name}.json', config_lib.to_dict(value))
     report = write_report(workdir)
     _show_in_tensorboard(workdir)
     print(console_table(workdir))

@@ -34,7 +34,7 @@ LOOK_SECONDS = 0.5  # between two looks at how many stages are done
 
 
 def _nothing(*_: Any) -> None:
-    """What a job does that has nothing to set up, or leaves nothing but its stages."""
+    """What a job does that has nothing to set up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Job:
         settings: the dataclass of the job's config.
         tasks: (settings, run directory) -> the stages, each after those that it reads. Each lane calls it, so what only
             a stage needs is better loaded by that stage.
-        finish: (settings, run directory), called once all stages are done: what is made of all of them.
+        finish: (settings, run directory), called once all stages are done, by one process at a time, with a folder for
+            results there: what is made of all of them. None: nothing.
         lanes: settings -> how many stages run side by side. None: one after the other, and it is an error if another
             process works in the run directory.
         setup: called first in every process, for instance to keep compiled programs in one place.
@@ -54,7 +55,7 @@ class Job:
 
     settings: type[Any]
     tasks: Callable[[Any, pathlib.Path], list[Task]]
-    finish: Callable[[Any, pathlib.Path], None] = _nothing
+    finish: Callable[[Any, pathlib.Path], None] | None = None
     lanes: Callable[[Any], int] | None = None
     setup: Callable[[], object] = _nothing
     exempt: tuple[str, ...] = ()

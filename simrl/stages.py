@@ -4,27 +4,27 @@ A `Task` says what a stage is: its folder in the run directory, the slice of the
 inputs that it reads, and its work. A job is a list of them, each after those that it reads.
 
 A stage that was started goes on where it was; one that is done is skipped, once its files were held against what it
-left. Where its slice or an input differs from what it was started with, it is refused with the difference. Stages that
-are named to be run again are cleared with all that rest on them before anything runs, so that a kill later costs
-nothing: the command without `--rerun` goes on. What a stage's folder holds, and what is hashed: `stage_files.py`.
+left. Where the slices of stages differ from what they were started with, all of them are refused with the differences
+before anything is written; an input that differs is refused when its stage is reached, since hashing takes time. Stages
+that are named to be run again are cleared with all that rest on them before anything runs, so that a kill later costs
+nothing: the command without `--rerun` goes on. While a stage is worked on, no other process can clear what it reads.
+What a stage's folder holds, and what is hashed: `stage_files.py`.
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
 from simrl import config, stage_files
-from simrl.stage_files import DONE_FILE, LOCK_FILE, SCRATCH_FOLDER, STAGE_FILE, Hashes, WorkdirError, is_done, some
+from simrl.stage_files import DONE_FILE, POLL_SECONDS, STAGE_FILE, Hashes, WorkdirError, is_done, some
 
 CONFIG_FILE = 'config.json'
 FORMAT = 2  # of run directories; counts up when an older version's can no longer be gone on with
-POLL_SECONDS = 0.2  # between two looks at stages that other processes work on
 
 
 class LockedError(WorkdirError):
@@ -95,9 +95,9 @@ def run_tasks(
 
     Raises:
         WorkdirError: a stage was started or done with another slice or other inputs; an input is missing, or a stage
-            that is not done; files of a done stage were changed; a folder holds something that is no stage; the tasks
-            are not in order.
-        LockedError: another process works on a stage, and `held` is 'error'.
+            that is not done, or was run again by another process after it was read here; files of a done stage were
+            changed; a folder holds something that is no stage; the tasks are not in order.
+        LockedError: another process works on a stage, or on one that it reads, and `held` is 'error'.
         ValueError: a stage's folder is, or is in, another's.
     """
     _check_order(workdir, tasks)
@@ -126,24 +126,26 @@ def run_tasks(
 
 def _run_task(workdir: pathlib.Path, task: Task, hashes: Hashes, tell: Callable[[Event], None]) -> None:
     folder = workdir / task.name
-    slice_ = json.loads(json.dumps(config.to_dict(task.slice_)))
-    identity = {'slice': slice_, 'inputs': _hash_inputs(folder, task.inputs, hashes)}
-    folder.mkdir(parents=True, exist_ok=True)
-    with stage_files.lock(folder) as holder:
-        if holder is not None:
-            raise LockedError(
-                f'{folder}: another process works on this stage ({holder}); wait for it, or stop it', holder
-            )
-        started = _started(folder)
+    with ExitStack() as locks:
+        for path in task.inputs.values():
+            if stage_files.is_stage(path):
+                _hold(locks, path, shared=True)  # so that nobody clears it meanwhile
+        identity = {'slice': _plain(task.slice_), 'inputs': _hash_inputs(folder, task.inputs, hashes)}
+        folder.mkdir(parents=True, exist_ok=True)
+        settled = stage_files.is_settled(folder)
+        _hold(locks, folder, shared=settled)  # a settled one is only looked at, and others may be reading it for long
+        if settled and not stage_files.is_settled(folder):
+            raise LockedError(f'{folder}: another process begins this stage anew; wait for it', 'process unknown')
+        started = stage_files.started_in(folder)
         if started is not None and 'clearing' in started:  # a kill came in between
-            _clear(folder)
+            stage_files.empty(folder)
             started = None
         if started is not None:
             done = is_done(folder)
             _check(folder, stage_files.read_done(folder) if done else started, identity, task.name)
             if done:
                 hashes.of(folder)
-                _remove_scratch(folder)
+                stage_files.remove_scratch(folder)
                 tell(Event(task.name, 'done'))
                 return
         tell(Event(task.name, 'starts'))
@@ -156,13 +158,14 @@ def _run_task(workdir: pathlib.Path, task: Task, hashes: Hashes, tell: Callable[
         stage_files.write_json(
             folder / DONE_FILE, {'name': task.name, **identity, 'outputs': outputs, 'seconds': seconds}
         )
-        _remove_scratch(folder)  # not before: after a kill in between the work would begin again
+        stage_files.remove_scratch(folder)  # not before: after a kill in between the work would begin again
     tell(Event(task.name, 'ran', seconds))
 
 
-def _remove_scratch(folder: pathlib.Path) -> None:
-    if (folder / SCRATCH_FOLDER).exists():
-        shutil.rmtree(folder / SCRATCH_FOLDER)
+def _hold(locks: ExitStack, folder: pathlib.Path, *, shared: bool = False) -> None:
+    holder = locks.enter_context(stage_files.lock(folder, shared=shared))
+    if holder is not None:
+        raise LockedError(f'{folder}: another process works on this stage ({holder}); wait for it, or stop it', holder)
 
 
 def stage_seconds(folder: pathlib.Path) -> float:
@@ -208,7 +211,7 @@ def clear(workdir: pathlib.Path, names: Sequence[str]) -> None:
 
     Raises:
         WorkdirError: a folder holds something that is no stage. Nothing was cleared.
-        LockedError: another process works on one of the stages. Nothing was cleared.
+        LockedError: another process works on one of the stages, or on one that reads it. Nothing was cleared.
     """
     folders = [workdir / name for name in names if (workdir / name).exists()]
     with ExitStack() as stack:
@@ -217,30 +220,37 @@ def clear(workdir: pathlib.Path, names: Sequence[str]) -> None:
             holder = stack.enter_context(stage_files.lock(folder))
             if holder is not None:
                 raise LockedError(f'{folder}: another process works on this stage ({holder}); stop it first', holder)
-            if _started(folder) is not None:
+            if stage_files.started_in(folder) is not None:
                 started.append(folder)
         for folder in reversed(started):  # at no moment does one rest on an input that is gone
-            _clear(folder)
+            stage_files.empty(folder)
     if started:
         again = ', '.join(folder.relative_to(workdir).as_posix() for folder in started)
         print(f'to be run again: {again}. After a kill the command without --rerun goes on', flush=True)
 
 
 def open_workdir(
-    workdir: pathlib.Path, config_dict: Mapping[str, Any], *, exempt: Collection[str] = (), changed: bool = False
+    workdir: pathlib.Path,
+    config_dict: Mapping[str, Any],
+    tasks: Sequence[Task] = (),
+    *,
+    exempt: Collection[str] = (),
+    again: Collection[str] = (),
 ) -> None:
-    """Makes the run directory and its config.json, or checks that it is of the same config.
+    """Makes the run directory and its config.json, or checks that all that it holds is of the same config.
 
     Args:
         workdir: the run directory.
         config_dict: the whole config as plain values (`config.to_dict`).
+        tasks: all that are to be run. Stages of the run directory that they lack are left alone.
         exempt: dotted fields that may differ (with all below them), for instance what only says what is logged or
             which stages there are. Their new values replace those in config.json.
-        changed: accept any difference and store it. For a run with stages to be done again: each stage still checks
-            its own slice.
+        again: names of stages that are to be run again, whatever they were run with. With them any difference between
+            the configs is accepted and stored: what the other stages rest on is in their slices.
 
     Raises:
-        WorkdirError: the directory is of another config or another format, or holds something that is no run.
+        WorkdirError: the directory is of another config or another format, or holds something that is no run; or
+            stages were started or done with other slices. Nothing was written.
     """
     version = importlib.metadata.version('simrl')
     wanted = {'format': FORMAT, 'version': version, **config_dict}
@@ -255,7 +265,8 @@ def open_workdir(
             f'{stored.get("format", "unknown")} (simrl {stored.get("version", "unknown")}). Choose another workdir, or '
             'go on with the version that made it'
         )
-    if stored is not None and not changed:
+    _check_slices(workdir, tasks, again)
+    if stored is not None and not again:
         lines = [
             line
             for line in config.differences(stored, wanted)
@@ -269,6 +280,35 @@ def open_workdir(
     if stored != wanted:
         workdir.mkdir(parents=True, exist_ok=True)
         stage_files.write_json(workdir / CONFIG_FILE, wanted)
+
+
+def _check_slices(workdir: pathlib.Path, tasks: Sequence[Task], again: Collection[str]) -> None:
+    """Holds the stages that there are against the tasks' slices, but for those to be run again."""
+    stages_of: dict[str, list[str]] = {}  # by what differs: often the same for many
+    for task in tasks:
+        found = None if task.name in again else stage_files.read_started(workdir / task.name)
+        if found is None or 'clearing' in found:
+            continue
+        if lines := config.differences(found['slice'], _plain(task.slice_)):
+            stages_of.setdefault('; '.join(lines), []).append(task.name)
+    if stages_of:
+        refused = {name for names in stages_of.values() for name in names}
+        covered, named = set[str](), list[str]()
+        for name in (task.name for task in tasks if task.name in refused):
+            if name not in covered:
+                named.append(name)
+                covered |= set(to_run_again(workdir, tasks, [name]))
+        what = '; '.join(f'{", ".join(names)} ({lines})' for lines, names in stages_of.items())
+        raise WorkdirError(
+            f'{workdir}: stages were started or done with other settings: {what}. Have them run again '
+            f'(--rerun={",".join(named)}), or use another workdir'
+        )
+
+
+def _plain(slice_: Mapping[str, Any]) -> dict[str, Any]:
+    """A slice as stage.json has it."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(slice_)))
+    return plain
 
 
 def _stages_read(workdir: pathlib.Path, task: Task) -> list[str]:
@@ -294,24 +334,11 @@ def _check_order(workdir: pathlib.Path, tasks: Sequence[Task]) -> None:
 
 def _hash_inputs(folder: pathlib.Path, inputs: Mapping[str, pathlib.Path], hashes: Hashes) -> dict[str, str]:
     for name, path in sorted(inputs.items()):
-        if (path / STAGE_FILE).exists() and not is_done(path):
+        if stage_files.is_stage(path) and not stage_files.is_settled(path):
             raise WorkdirError(f'{folder}: expected its input {name!r} to be done, found that {path} is not')
         if not path.exists():
             raise WorkdirError(f'{folder}: expected its input {name!r} at {path}, found nothing')
     return {name: hashes.of(path) for name, path in sorted(inputs.items())}
-
-
-def _started(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What stage.json says; None for a new folder."""
-    started = stage_files.read_json(folder / STAGE_FILE)
-    others = [path.name for path in folder.iterdir() if path.name != LOCK_FILE and not stage_files.is_new(path)]
-    if started is None and others:
-        raise WorkdirError(
-            f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {some(sorted(others))}'
-        )
-    if started is not None and 'clearing' not in started and not started.keys() >= {'slice', 'inputs'}:
-        raise WorkdirError(f'{folder / STAGE_FILE}: expected slice and inputs, found {some(sorted(started)) or "none"}')
-    return started
 
 
 def _check(folder: pathlib.Path, started: Mapping[str, Any], identity: Mapping[str, Any], name: str) -> None:
@@ -323,17 +350,3 @@ def _check(folder: pathlib.Path, started: Mapping[str, Any], identity: Mapping[s
             f'{folder}: was {state} with other settings or inputs: {"; ".join(lines)}. Have it run again '
             f'(--rerun={name}), or use another workdir'
         )
-
-
-def _clear(folder: pathlib.Path) -> None:
-    """Empties a stage's folder but for its lock; after a kill in between the stage is cleared before it starts."""
-    stage_files.write_json(folder / STAGE_FILE, {'clearing': True})
-    (folder / DONE_FILE).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.name in (LOCK_FILE, STAGE_FILE):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    (folder / STAGE_FILE).unlink()

@@ -13,6 +13,7 @@ import time
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from simrl import experiment, jobs, sources, stage_files
 from simrl.config import ConfigError, from_config_dict
@@ -24,6 +25,7 @@ from simrl.models.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
 from simrl.stages import WorkdirError
 from simrl.training import loop
+from tests import lane_job
 from tests.tiny import byte_tokenizer
 from tools import export as export_tool
 
@@ -178,8 +180,28 @@ def test_lanes_would_share_an_accelerator(files, tmp_path, monkeypatch):
 def test_another_setting_is_refused_with_the_difference(files, finished):
     config = config_of(files)
     config.rl.algorithm.clip_low = 0.1
-    with pytest.raises(WorkdirError, match=r'rl\.algorithm\.clip_low: 0\.2 -> 0\.1'):
+    config.seeds = (2, 0)
+    before = {path: path.read_bytes() for path in finished.rglob('*.json')}
+    named = r'rl/role_play/seed-0, rl/fine_tuned/seed-0 \(rl\.algorithm\.clip_low: 0\.2 -> 0\.1\)'
+    with pytest.raises(WorkdirError, match=rf'{named}.*--rerun=rl/role_play/seed-0,rl/fine_tuned/seed-0\)'):
         experiment.run(config, finished)
+    assert {path: path.read_bytes() for path in finished.rglob('*.json')} == before  # not a stage of the new seed ran
+
+
+def test_results_are_written_by_one_process_at_a_time(tmp_path, monkeypatch):
+    holders = []
+
+    def finish(_: lane_job.Settings, workdir: pathlib.Path) -> None:
+        with stage_files.lock(workdir / 'results') as holder:
+            holders.append(holder)
+
+    monkeypatch.setattr(experiment, 'JOBS', {'lanes': dataclasses.replace(lane_job.JOB, finish=finish)})
+    config = ConfigDict({'job': 'lanes', 'log': str(tmp_path / 'log'), 'seconds': 0.0})
+    experiment.run(config, tmp_path / 'run')
+    assert len(holders) == 1
+    assert holders[0].startswith(f'process {os.getpid()} on')
+    with stage_files.lock(tmp_path / 'run' / 'results') as holder:
+        assert holder is None
 
 
 def test_the_reward_model_and_the_judge_share_no_opening(files):

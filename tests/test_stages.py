@@ -1,6 +1,8 @@
 """Stages run once, go on after a kill, and refuse what does not fit them."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -350,6 +352,153 @@ def test_tasks_out_of_order(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_read_is_not_cleared_and_is_looked_at_by_others(tmp_path: pathlib.Path) -> None:
+    """A command of other arms knows nothing of the stage that works here, but reads the same stages."""
+    plan, events = job(tmp_path), list[Event]()
+    arm = next(task for task in plan if task.name == 'rl/a/seed-0')
+
+    def reads(folder: pathlib.Path) -> None:
+        with pytest.raises(LockedError, match=r'stage .process unknown, which may only read it.; stop it first'):
+            stages.clear(tmp_path, [arm.name])
+        stages.run_tasks(tmp_path, [arm], tell=events.append)
+
+    stages.run_tasks(tmp_path, [arm, Task('reads', {}, {'arm': tmp_path / arm.name}, reads)])
+    assert events == [Event(arm.name, 'done')]
+    stages.clear(tmp_path, [arm.name])
+    assert not stages.is_done(tmp_path / arm.name)
+
+
+def test_a_stage_that_was_run_again_meanwhile_is_not_gone_on_with(tmp_path: pathlib.Path) -> None:
+    """What this process read of it may still be in its memory, while its folder holds something else."""
+    first = Task('first', {}, {}, Work())
+    reads = {'first': tmp_path / 'first'}
+    last = Work()
+
+    def tell(event: Event) -> None:
+        if event == Event('second', 'ran', event.seconds):  # as another process might
+            stages.clear(tmp_path, ['first'])
+            stages.run_tasks(tmp_path, [first])
+
+    with pytest.raises(WorkdirError, match='first: another process ran this stage again since it was read'):
+        stages.run_tasks(tmp_path, [first, Task('second', {}, reads, Work()), Task('last', {}, reads, last)], tell=tell)
+    assert last.calls == 0
+    stages.run_tasks(tmp_path, [first, Task('last', {}, reads, last)])
+    assert last.calls == 1
+
+
+def test_a_copy_without_a_lock_that_cannot_be_written_to_is_read(tmp_path, monkeypatch) -> None:
+    run(tmp_path / 'copy', SLICE, {}, Work())
+    (tmp_path / 'copy' / 'stage.lock').unlink()
+    monkeypatch.setattr(os, 'access', lambda path, _: path != tmp_path / 'copy')
+    assert run(tmp_path / 'run' / 'rl', SLICE, {'copy': tmp_path / 'copy'}, Work()) == 'ran'
+    assert not (tmp_path / 'copy' / 'stage.lock').exists()
+
+
+FINISH = """
+import json, os, pathlib, sys, time
+from simrl import stage_files
+
+results, value = pathlib.Path(sys.argv[1]), [os.getpid()] * 20000
+for _ in range(int(sys.argv[2])):
+    with stage_files.alone_in(results):
+        os.close(os.open(results.parent / 'busy', os.O_CREAT | os.O_EXCL))  # fails where another is in here
+        for name in 'abcde':
+            stage_files.write_json(results / f'{name}.json', value)
+            print(name, flush=True)
+        assert all(json.loads((results / f'{name}.json').read_text()) == value for name in 'abcde')
+        (results.parent / 'busy').unlink()
+"""
+
+
+def finish(results: pathlib.Path, times: int) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, '-c', FINISH, str(results), str(times)], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_that_finish_at_once_take_turns(tmp_path: pathlib.Path) -> None:
+    processes = [finish(tmp_path / 'results', 3) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all(''.join(line for line in text.split() if len(line) == 1) == 3 * 'abcde' for text in said)
+
+
+def test_a_killed_writer_leaves_whole_files(tmp_path: pathlib.Path) -> None:
+    results = tmp_path / 'results'
+    for lines in (1, 7, 8, 14, 20):
+        process = finish(results, 1000)
+        assert process.stdout is not None
+        assert all(process.stdout.readline() for _ in range(lines))
+        process.kill()
+        process.communicate()
+        for path in results.glob('*.json'):
+            assert len(set(json.loads(path.read_text()))) == 1
+        (tmp_path / 'busy').unlink(missing_ok=True)
+    (results / 'a.json.1.new').write_text('[1, ')  # as after a kill just before it was renamed
+    with stage_files.alone_in(results):
+        assert {path.name for path in results.iterdir()} == {'stage.lock', *(f'{name}.json' for name in 'abcde')}
+
+
+def test_json_is_written_as_results_are(tmp_path: pathlib.Path) -> None:
+    for value in ({'mean': 0.1, 'rows': [1, 2]}, [{'person': 'p'}, None]):
+        stage_files.write_json(tmp_path / 'result.json', value)
+        assert (tmp_path / 'result.json').read_text() == json.dumps(value, indent=1) + '\n'
+
+
+def files(workdir: pathlib.Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what it holds."""
+    paths = [path for path in workdir.rglob('*') if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def with_slices(tasks: list[Task], **changes: dict) -> list[Task]:
+    """The tasks with changed fields of `sft` in the slices of some, by the first part of their names."""
+    changed = [SLICE['sft'] | changes.get(task.name.split('/')[0], {}) for task in tasks]
+    return [dataclasses.replace(task, slice_={'sft': sft}) for task, sft in zip(tasks, changed, strict=True)]
+
+
+def test_all_stages_of_other_settings_are_refused_before_anything_is_written(tmp_path: pathlib.Path) -> None:
+    workdir, other = tmp_path / 'run', Work()
+    tasks, settings = job(workdir, other=other), {'arms': ['a', 'b']}
+    stages.open_workdir(workdir, settings, tasks)
+    other.fails = True
+    with pytest.raises(KeyError):
+        stages.run_tasks(workdir, tasks)
+    before = files(workdir)
+    changed = with_slices(tasks, rl={'steps': 20}, summary={'steps': 20}, other={'steps': 5, 'learning_rate': 1})
+    for again in ([], ['evaluate']):
+        with pytest.raises(WorkdirError) as error:
+            stages.open_workdir(workdir, settings | {'arms': ['a']}, changed, exempt=('arms',), again=again)
+        assert str(error.value) == (
+            f'{workdir}: stages were started or done with other settings: rl/a/seed-0, rl/b/seed-0, summary '
+            '(sft.steps: 10 -> 20); other (sft.learning_rate: 0.1 -> 1; sft.steps: 10 -> 5). Have them run again '
+            '(--rerun=rl/a/seed-0,rl/b/seed-0,other), or use another workdir'  # summary rests on the first
+        )
+    assert files(workdir) == before
+
+    again = stages.to_run_again(workdir, changed, ['rl/a/seed-0', 'rl/b/seed-0', 'other'])
+    stages.open_workdir(workdir, settings | {'arms': ['a']}, changed, exempt=('arms',), again=again)
+    stages.clear(workdir, again)
+    other.fails = False
+    stages.run_tasks(workdir, changed)
+    assert other.calls == 2
+    assert config_of(workdir) == {'arms': ['a']}
+
+
+def test_stages_that_are_new_or_of_other_arms_are_not_compared(tmp_path: pathlib.Path) -> None:
+    both = job(tmp_path)
+    apart = [task for task in both if task.name != 'rl/b/seed-0']
+    stages.open_workdir(tmp_path, {}, apart)
+    stages.run_tasks(tmp_path, apart)
+    before = {name: content for name, content in files(tmp_path).items() if name.endswith('result.json')}
+    stages.open_workdir(tmp_path, {}, both)  # an arm more
+    stages.run_tasks(tmp_path, both)
+    changed = with_slices(both, rl={'steps': 20})
+    stages.open_workdir(tmp_path, {}, [task for task in changed if not task.name.startswith('rl/')])
+    assert before.items() <= files(tmp_path).items()
+    for name in ('rl/a/seed-0', 'rl/b/seed-0'):  # as after a kill while they were cleared
+        (tmp_path / name / 'stage.json').write_text('{"clearing": true}')
+    stages.open_workdir(tmp_path, {}, changed)
+
+
 def config_of(workdir: pathlib.Path) -> dict:
     """What config.json says, but for the format and the version."""
     config = json.loads((workdir / 'config.json').read_text())
@@ -374,18 +523,18 @@ def test_another_configs_workdir(tmp_path: pathlib.Path) -> None:
     third = first | {'logging': {'log_every': 5}, 'arms': ['a', 'b']}
     stages.open_workdir(workdir, third, exempt=('logging', 'arms'))
     assert config_of(workdir) == third
-    stages.open_workdir(workdir, second, changed=True)
+    stages.open_workdir(workdir, second, again=['sft'])
     assert config_of(workdir) == second
 
 
 @pytest.mark.parametrize('found', [{}, {'format': 0, 'version': '9.9.9'}])
 def test_a_workdir_of_another_version(tmp_path: pathlib.Path, found: dict) -> None:
     (tmp_path / 'config.json').write_text(json.dumps({'arms': ['a'], **found}))
-    expected = r'expected a run of format 1 \(simrl \d.*\), found one of format '
+    expected = rf'expected a run of format {stages.FORMAT} \(simrl \d.*\), found one of format '
     expected += r'0 \(simrl 9\.9\.9\)' if found else r'unknown \(simrl unknown\)'
-    for changed in (False, True):
+    for again in ([], ['sft']):
         with pytest.raises(WorkdirError, match=expected + r'\. Choose another workdir'):
-            stages.open_workdir(tmp_path, {'arms': ['a']}, changed=changed)
+            stages.open_workdir(tmp_path, {'arms': ['a']}, again=again)
 
 
 def test_a_newer_version_of_the_same_format_goes_on(tmp_path: pathlib.Path) -> None:
