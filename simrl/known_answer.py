@@ -34,7 +34,7 @@ from simrl.worlds.people import World
 
 USUAL_SIZE = 'medium'  # of an arm that names none
 MOST_LANES = 8
-MOST_SEEDS = 2**31  # of training runs
+MOST_SEEDS = 2**31  # of training runs, and of evaluation
 WORLD_STAGE, ASSISTANT_STAGE, LOGS_STAGE = 'world', 'sft/assistant', 'logs'
 
 
@@ -74,6 +74,8 @@ class Evaluation:
             raise ValueError(f'Evaluation.people: expected a multiple of block={self.block}, found {self.people}')
         if not 0 <= self.shown <= self.block:
             raise ValueError(f'Evaluation.shown: expected 0 to block={self.block}, found {self.shown}')
+        if not 0 <= self.seed < MOST_SEEDS:
+            raise ValueError(f'Evaluation.seed: expected a number from 0 to {MOST_SEEDS - 1}, found {self.seed}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,8 @@ class KnownAnswer:
                 raise ValueError(f'KnownAnswer.{field}: expected different values, at least one, found {values}')
         if not all(0 <= seed < MOST_SEEDS for seed in self.seeds):
             raise ValueError(f'KnownAnswer.seeds: expected numbers from 0 to {MOST_SEEDS - 1}, found {self.seeds}')
+        if self.rl_people < 1:
+            raise ValueError(f'KnownAnswer.rl_people: expected at least 1, found {self.rl_people}')
         known = list(_arms(self.users))
         for arm in self.arms:
             if arm not in known:

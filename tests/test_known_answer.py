@@ -167,6 +167,9 @@ def test_sizes_have_user_models_of_their_own():
         ({'lanes': 0}, r'config.lanes: expected at least 1, or None, found 0'),
         ({'rl__trained': 'user'}, r"config.rl.trained: expected 'assistant', found 'user'"),
         ({'limits__turns': 60}, r'config.assistant.model.max_positions: expected at least the 2176 tokens.*found 512'),
+        ({'rl_people': 0}, r'config.rl_people: expected at least 1, found 0'),
+        ({'evaluation__seed': -1}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found -1'),
+        ({'evaluation__seed': 2**31}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found 2147483'),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(changes, message):
