@@ -8,10 +8,13 @@ model, the given tokenizer and conversations), prints step and phase of each kil
 metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time/`) are exempt.
 
 `quickstart` does the same with quickstart.py:smoke, whose lanes die with it, and compares the bytes of results/*.json;
-timings.json is exempt.
+timings.json is exempt. A third of the kills each is aimed at a process's start-up, at stages, and at the finish, where
+results are written; the phase that each fell in is printed. After each kill, what results there are must be whole.
 """
 
 import argparse
+import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,11 +25,14 @@ import sys
 import time
 
 from simrl.evaluation.results import RESULTS_FOLDER
+from simrl.stage_files import LOCK_FILE, is_done
 from tests.kills import assert_same_run, run_with_kills
 
 STEPS = {'sft_user': ('--config.user_sft.sft.steps=60',), 'rl': ('--config.rl.steps=60',)}
 TIMINGS = 'timings.json'
-START_SECONDS = 5.0  # about what a process takes to its first stage
+PHASES = ('start-up', 'stages', 'finish')  # of a process, in order
+AIMS = ('stages', 'finish', 'start-up', 'finish', 'stages', 'start-up')  # of kills, over and over
+POLL_SECONDS = 0.01
 
 
 def commands(name: str, options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
@@ -54,41 +60,84 @@ def check_stages(options: argparse.Namespace) -> None:
         print(f'{name}: {options.kills} kills, every value and step equal', flush=True)
 
 
-def check_quickstart(options: argparse.Namespace) -> None:
-    def command(workdir: pathlib.Path) -> list[str]:
-        return [sys.executable, '-m', 'simrl.main', '--config=configs/quickstart.py:smoke', f'--workdir={workdir}']
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was seen of a process: when each phase began, in seconds from its start, and how it ended."""
 
-    unbroken, broken = options.unbroken or options.workdir / 'unbroken', options.workdir / 'killed'
-    if options.unbroken is None:
-        subprocess.run(command(unbroken), check=True, stdout=subprocess.DEVNULL)
-    timings = json.loads((unbroken / RESULTS_FOLDER / TIMINGS).read_text())
-    seconds = sum(timings['stages'].values()) / 2
-    print(f'quickstart: the stages of an unbroken run took {2 * seconds:.0f} s', flush=True)
-    moments = random.Random(options.seed)
-    kills = 0
-    while kills < options.kills:
-        # So late that most processes get to work, and so early that a run sees many of them.
-        wait = START_SECONDS + moments.uniform(0.0, 0.5) * seconds
-        process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, start_new_session=True)
-        try:
-            process.wait(timeout=wait)
-        except subprocess.TimeoutExpired:
+    began: dict[str, float]
+    seconds: float  # that it lived
+    killed: bool
+
+
+def watch(workdir: pathlib.Path, log: pathlib.Path, aim: str | None = None, wait: float = 0.0) -> Seen:
+    """Runs the quickstart in `workdir`; kills it `wait` seconds after the phase `aim` began, if it lives so long.
+
+    Raises:
+        SystemExit: it failed; what it printed is in `log`.
+    """
+    command = [sys.executable, '-m', 'simrl.main', '--config=configs/quickstart.py:smoke', f'--workdir={workdir}']
+    with open(log, 'w') as output:
+        process = subprocess.Popen(command, stdout=output, start_new_session=True)
+    start, began, killed = time.monotonic(), {PHASES[0]: 0.0}, False
+    while process.poll() is None:
+        now = time.monotonic() - start
+        if any(line.startswith('== ') for line in log.read_text().splitlines()):
+            began.setdefault('stages', now)
+        lock = workdir / RESULTS_FOLDER / LOCK_FILE
+        if lock.exists() and lock.read_text().startswith(f'process {process.pid} '):
+            began.setdefault('finish', now)
+        if aim in began and now >= began[aim] + wait:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            done = len(list(broken.rglob('done.json')))
-            print(f'kill {kills}: after {wait:.1f} s, {done} stages done', flush=True)
-            continue
-        if process.returncode:
-            raise SystemExit(
-                f'quickstart: expected it to go on after {kills} kills, found exit code {process.returncode}'
+            killed = process.wait() == -signal.SIGKILL
+            break
+        time.sleep(POLL_SECONDS)
+    if process.returncode and not killed:
+        raise SystemExit(f'quickstart: expected it to go on, found exit code {process.returncode}; see {log}')
+    return Seen(began, time.monotonic() - start, killed)
+
+
+def check_quickstart(options: argparse.Namespace) -> None:
+    options.workdir.mkdir(parents=True)
+    unbroken, broken = options.unbroken or options.workdir / 'unbroken', options.workdir / 'killed'
+    log = options.workdir / 'output.log'
+    if options.unbroken is None:
+        watch(unbroken, log)
+    again = watch(unbroken, log)  # what a run does that is done: it starts and finishes
+    timings = json.loads((unbroken / RESULTS_FOLDER / TIMINGS).read_text())['stages']
+    seconds = sum(timings.values()) / 2
+    longest = {  # waits: most come so late that processes get to work, and so early that a run sees several
+        'start-up': again.began['stages'],
+        'stages': seconds / 2,
+        'finish': 0.9 * (again.seconds - again.began['finish']),
+    }
+    print(
+        f'quickstart: start-up takes {longest["start-up"]:.1f} s, the stages {2 * seconds:.0f} s, the finish '
+        f'{again.seconds - again.began["finish"]:.1f} s',
+        flush=True,
+    )
+    moments = random.Random(options.seed)
+    kills: collections.Counter[str] = collections.Counter()
+    while kills.total() < options.kills:
+        aim = AIMS[kills.total() % len(AIMS)]
+        seen = watch(broken, log, aim, moments.uniform(0.0, longest[aim]))
+        if seen.killed:
+            phase = max(seen.began, key=PHASES.index)
+            kills[phase] += 1
+            done = sum(is_done(broken / name) for name in timings)
+            print(
+                f'kill {kills.total()}: in {phase}, after {seen.seconds:.1f} s, {done} of {len(timings)} stages done',
+                flush=True,
             )
+            for path in (broken / RESULTS_FOLDER).glob('*.json'):
+                json.loads(path.read_text())
+            continue
         compare_results(unbroken, broken)
-        print(f'quickstart: the run ended after {kills} kills, results equal; once more from nothing', flush=True)
+        print(f'quickstart: ended after {kills.total()} kills, results equal; once more from nothing', flush=True)
         broken = broken.with_name(f'{broken.name}-on')
-    subprocess.run(command(broken), check=True, stdout=subprocess.DEVNULL)
+    watch(broken, log)
     compare_results(unbroken, broken)
-    print(f'quickstart: {options.kills} kills, the bytes of all results equal', flush=True)
+    counts = ', '.join(f'{kills[phase]} in {phase}' for phase in PHASES)
+    print(f'quickstart: {kills.total()} kills ({counts}), the bytes of all results equal', flush=True)
 
 
 def compare_results(first: pathlib.Path, second: pathlib.Path) -> None:
