@@ -69,7 +69,7 @@ def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, computin
     if len(longest) > limits.prompt_tokens:
         raise ConfigError(
             f'config.limits.prompt_tokens: expected at least {len(longest)}, of the longest that a simulator is told '
-            f'({chat.decode(longest)!r}), found {limits.prompt_tokens}'
+            f'({chat.decode(longest.tolist())!r}), found {limits.prompt_tokens}'
         )
     return Scene(world, chat, limits, computing)
 

@@ -30,6 +30,7 @@ from simrl.sources import RandomModel
 from simrl.stages import Task
 from simrl.training.rl import RLSettings
 from simrl.training.sft import SFTSettings
+from simrl.worlds.concierge import TURNS
 from simrl.worlds.people import World
 
 USUAL_SIZE = 'medium'  # of an arm that names none
@@ -110,6 +111,11 @@ class KnownAnswer:
                 raise ValueError(f'KnownAnswer.arms: unknown arm {arm!r}, expected one of {", ".join(known)}')
         if self.rl.trained != 'assistant':
             raise ValueError(f"KnownAnswer.rl.trained: expected 'assistant', found {self.rl.trained!r}")
+        if self.limits.turns > TURNS:
+            raise ValueError(
+                f'KnownAnswer.limits.turns: expected at most {TURNS}, for which the text of the world and the patience '
+                f'of its stereotypes are made, found {self.limits.turns}'
+            )
         models = {'assistant': self.assistant.model} | {f'users.{size}': u.model for size, u in self.users.items()}
         needed = work.longest_conversation(self.limits)
         for name, model in models.items():

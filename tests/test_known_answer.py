@@ -166,7 +166,11 @@ def test_sizes_have_user_models_of_their_own():
         ({'corpora__logs': 0}, r'config.corpora.logs: expected at least 1, found 0'),
         ({'lanes': 0}, r'config.lanes: expected at least 1, or None, found 0'),
         ({'rl__trained': 'user'}, r"config.rl.trained: expected 'assistant', found 'user'"),
-        ({'limits__turns': 60}, r'config.assistant.model.max_positions: expected at least the 2176 tokens.*found 512'),
+        ({'limits__turns': 6}, r'config.limits.turns: expected at most 5, .* found 6'),
+        (
+            {'limits__user_tokens': 400},
+            r'config.assistant.model.max_positions: expected at least the 2096 tokens.*found 512',
+        ),
         ({'rl_people': 0}, r'config.rl_people: expected at least 1, found 0'),
         ({'evaluation__seed': -1}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found -1'),
         ({'evaluation__seed': 2**31}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found 2147483'),
