@@ -1,0 +1,68 @@
+"""What one side measures, as a file that both sides read. Nothing here needs simrl or torch."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Literal
+
+Dtype = Literal['float32', 'bfloat16']
+
+CASES = ('sampling', 'update_full', 'update_ragged', 'grpo_step', 'conversations', 'sft')
+LEARNING_RATE = 1e-5  # of AdamW, with its usual constants, no weight decay, and gradients clipped to norm 1
+CLIP_NORM = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One case at one size, the same for every side.
+
+    Attributes:
+        case: of `CASES`.
+        model: a Hugging Face folder, in the dtype of the run.
+        dtype: of matrix products. Training keeps parameters and moments in float32.
+        batch: rows.
+        context: tokens of the longest row, everything included.
+        turns: user messages with a reply; 1 in all cases but `conversations`.
+        new_tokens: sampled for each message.
+        samples: rows of each prompt, the groups of `grpo_step`.
+        remat: whether the backward pass recomputes the layers.
+        attention: simrl's: 'xla' or 'cudnn'.
+        logits: of which positions a torch peer makes logits: 'all', as a transformers model does, or 'trained'.
+        gpu: False keeps every side on the CPU.
+        threads: of each side, on that many cores; the sides take turns.
+        inputs: a file of arrays and one of texts, from `inputs.write`, without their suffixes.
+        scratch: a folder for what sides write.
+    """
+
+    case: str
+    model: pathlib.Path
+    dtype: Dtype
+    batch: int
+    context: int
+    turns: int
+    new_tokens: int
+    samples: int
+    remat: bool
+    attention: Literal['xla', 'cudnn']
+    logits: Literal['all', 'trained']
+    gpu: bool
+    threads: int
+    inputs: pathlib.Path
+    scratch: pathlib.Path
+
+    @property
+    def arrays(self) -> pathlib.Path:
+        return self.inputs.with_suffix('.npz')
+
+    @property
+    def texts(self) -> pathlib.Path:
+        return self.inputs.with_suffix('.json')
+
+
+def write(job: Job, path: pathlib.Path) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(job), default=str, indent=1) + '\n')
+
+
+def read(path: pathlib.Path) -> Job:
+    fields = json.loads(path.read_text())
+    return Job(**fields | {name: pathlib.Path(fields[name]) for name in ('model', 'inputs', 'scratch')})
