@@ -1,0 +1,366 @@
+"""simrl's side of every case, through the entry points that its own jobs use.
+
+    python -m tools.benchmark.ours JOB.json
+
+A process of its own, started by the tool: requests come by standard input. See `protocol.py`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.batches import stack
+from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
+from simrl.conversations.records import Example
+from simrl.conversations.views import Rendered, natural_prompt
+from simrl.models import sharding
+from simrl.models.load import load_model
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.reward import Rewards
+from simrl.rollouts.host import Partner
+from simrl.rollouts.sampler import Sampling
+from simrl.rollouts.speaker import Limits, Speaker, assistant
+from simrl.rollouts.trajectories import Trajectories
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
+from simrl.training import placement, ppo, rl, sft
+from simrl.training.loop import LoopSettings
+from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer
+from simrl.training.prepare import prepare
+from simrl.training.rl import RLSettings
+from simrl.training.scoring import score
+from simrl.training.update_settings import UpdateSettings
+from tools.benchmark import job as job_lib
+from tools.benchmark import rates
+from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job
+from tools.benchmark.protocol import Bench, Message, pin, serve
+
+STEPS = 10**6  # more than are ever measured
+GRPO = UpdateSettings(estimator='grpo')
+OPTIMIZER = OptimizerSettings(LEARNING_RATE, clip_norm=CLIP_NORM)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What is known of the model besides its parameters, and how it is computed."""
+
+    config: TransformerConfig
+    chat: Chat
+    mesh: Mesh
+    training: Execution
+    sampling: Execution
+
+    @property
+    def whole_vocabulary(self) -> jax.Array:
+        """What the softmax of training runs over, bool `[V]`: all ids, as a peer's does."""
+        return jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
+
+
+def load(job: Job, bench: Bench, dtype: str) -> tuple[Model, Params]:
+    """The model, and its parameters on the device, in the shards of training."""
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    config, params, tokenizer = load_model(str(job.model), dtype=dtype, mesh=mesh)
+    bench.device_peak = rates.device_peak
+    model = Model(
+        config=config,
+        chat=chat_from_huggingface(tokenizer),
+        mesh=mesh,
+        training=Execution(job.dtype, 'full' if job.remat else 'none', job.attention),
+        sampling=Execution(job.dtype),
+    )
+    return model, params
+
+
+def load_for_sampling(job: Job, bench: Bench) -> tuple[Model, Params]:
+    model, params = load(job, bench, job.dtype)
+    with jax.set_mesh(model.mesh):
+        params = placement.for_sampling(model.config, job.dtype, model.mesh)(params)
+    answer_scores(bench, model, lambda: params)
+    return model, params
+
+
+def answer_scores(bench: Bench, model: Model, params: Callable[[], Params]) -> None:
+    """Lets the other side check: log-probabilities of given rows, by the parameters of this moment."""
+    score_rows = jax.jit(score, static_argnums=(1, 2))
+
+    def answer(request: Message) -> Message:
+        with np.load(request['rows']) as rows:
+            tokens = jnp.asarray(rows['tokens'])
+        trained = jnp.broadcast_to(jnp.arange(tokens.shape[1]) > 0, tokens.shape)
+        scores = score_rows(params(), model.config, model.training, tokens, trained, model.whole_vocabulary, 1.0)
+        np.save(request['output'], np.asarray(scores.log_prob))
+        return {}
+
+    bench.handlers['score'] = answer
+
+
+def examples_of(job: Job) -> list[Example]:
+    openings = json.loads(job.texts.read_text())['openings']
+    return [Example(f'opening {i}', text, None, i, 'benchmark', 'train') for i, text in enumerate(openings)]
+
+
+def without_ends(job: Job, speaker: Speaker) -> Speaker:
+    """The same speaker, who never ends a message of its own accord: every message has the length of its budget."""
+    allowed = np.zeros_like(speaker.allowed)
+    with np.load(job.arrays) as arrays:
+        content = arrays['allowed']
+    allowed[: len(content)] = content
+    return dataclasses.replace(speaker, allowed=allowed)
+
+
+def assistant_of(job: Job, model: Model, params: Params, new_tokens: int) -> Speaker:
+    speaker = assistant(
+        model.chat,
+        model.config,
+        params,
+        model.sampling,
+        budget=new_tokens,
+        sampling=Sampling(),
+        prompt=lambda example: natural_prompt(model.chat, example.opening),
+    )
+    return without_ends(job, speaker)
+
+
+def limits_of(job: Job, new_tokens: int, user_tokens: int) -> Limits:
+    with np.load(job.arrays) as arrays:
+        prompt = arrays['prompts'].shape[1]
+    return Limits(turns=job.turns, prompt_tokens=prompt, assistant_tokens=new_tokens, user_tokens=user_tokens)
+
+
+def silent_partner() -> Partner:
+    """A user who is never asked: openings are given, and one turn ends with the reply."""
+
+    def reply(*_: Any) -> list[Any]:
+        raise AssertionError('expected a single turn, found a second message of the user')
+
+    return Partner(reply, budget=1)
+
+
+def sampled_tokens(batch: Trajectories) -> int:
+    """How many tokens of messages were sampled, given openings left out; waits for the device."""
+    length, said = jax.device_get((batch.message_length, batch.num_messages))
+    index = np.arange(length.shape[1])
+    return int(np.sum(length, where=(index > 0) & (index < said[:, None])))
+
+
+def sampling(job: Job, bench: Bench) -> None:
+    """Replies to openings; of one token too, which tells what prefilling takes."""
+    model, params = load_for_sampling(job, bench)
+    examples, partner = examples_of(job), silent_partner()
+    speakers = {n: assistant_of(job, model, params, n) for n in {1, job.new_tokens}}
+    sampled: list[Trajectories] = []
+    bench.handlers['save'] = lambda request: save_row(sampled[-1], pathlib.Path(request['output']))
+    bench.ready()
+    step = 0
+    while True:
+        new_tokens = bench.wait()['new_tokens']
+        with jax.set_mesh(model.mesh):
+            batch, _ = rl.talk(
+                speakers[new_tokens],
+                params,
+                partner,
+                None,
+                examples,
+                chat=model.chat,
+                limits=limits_of(job, new_tokens, 1),
+                seed=0,
+                step=step,
+                mesh=model.mesh,
+            )
+        bench.done(sampled=sampled_tokens(batch))
+        step += 1
+        sampled[:] = [batch]
+
+
+def save_row(batch: Trajectories, path: pathlib.Path) -> Message:
+    """Writes the first row, `[1, N]` each: tokens, which were sampled, and their log-probabilities."""
+    length = int(batch.length[0])
+    tokens, log_prob, role = jax.device_get([x[:1, :length] for x in (batch.tokens, batch.log_prob, batch.role)])
+    np.savez(path, tokens=tokens, log_prob=log_prob, sampled=role == ASSISTANT)
+    return {}
+
+
+def conversations(job: Job, bench: Bench) -> None:
+    """Whole conversations of a fine-tuned user and an assistant, of the same weights, from openings."""
+    model, params = load_for_sampling(job, bench)
+    examples = examples_of(job)
+    user = fine_tuned(
+        model.chat,
+        model.config,
+        params,
+        model.sampling,
+        budget=job.new_tokens,
+        settings=FineTunedSettings(sampling=Sampling()),
+    )
+    user, helper = without_ends(job, user), assistant_of(job, model, params, job.new_tokens)
+    bench.ready()
+    step = 0
+    while True:
+        bench.wait()
+        with jax.set_mesh(model.mesh):
+            batch, _ = rl.talk(
+                helper,
+                params,
+                user,
+                params,
+                examples,
+                chat=model.chat,
+                limits=limits_of(job, job.new_tokens, job.new_tokens),
+                seed=0,
+                step=step,
+                mesh=model.mesh,
+            )
+        bench.done(sampled=sampled_tokens(batch))
+        step += 1
+
+
+def grpo_step(job: Job, bench: Bench) -> None:
+    """Whole steps of `rl.train`, from one call of the reward to the next: an update, then new conversations."""
+    model, params = load(job, bench, 'float32')
+    answer_scores(bench, model, lambda: params)
+    examples, limits = examples_of(job), limits_of(job, job.new_tokens, 1)
+    speaker = assistant_of(job, model, params, job.new_tokens)
+    row = limits.prompt_tokens + len(speaker.voice.own_header) + job.new_tokens + 1
+
+    def reward(batch: Trajectories) -> Rewards:
+        rewards: Rewards = jax.block_until_ready(share_of_even_ids(batch))
+        bench.done(sampled=sampled_tokens(batch))
+        bench.wait()
+        return rewards
+
+    bench.ready()
+    bench.wait()
+    folder = job.scratch / 'grpo'
+    try:
+        rl.train(
+            folder,
+            speaker,
+            silent_partner(),
+            chat=model.chat,
+            examples=examples,
+            score=reward,
+            limits=limits,
+            settings=RLSettings(
+                steps=STEPS,
+                prompts_per_step=len(examples),
+                samples_per_prompt=job.samples,
+                row_buckets=(row,),
+                algorithm=GRPO,
+                optimizer=OPTIMIZER,
+            ),
+            execution=model.training,
+            loop_settings=LoopSettings(log_every=STEPS, checkpoint_every=STEPS),
+            seed=0,
+            mesh=model.mesh,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@jax.jit
+def share_of_even_ids(batch: Trajectories) -> Rewards:
+    """The share of a reply's tokens that have even ids: a reward that any side can compute."""
+    reply, length = batch.messages[:, 1], batch.message_length[:, 1]
+    said = jnp.arange(reply.shape[1]) < length[:, None]
+    value = jnp.sum(said & (reply % 2 == 0), axis=1, dtype=jnp.float32) / jnp.maximum(length, 1)
+    return Rewards(value=value, valid=jnp.ones(value.shape, bool), parts={}, cause=jnp.zeros(value.shape, jnp.int32))
+
+
+def supervised(job: Job, bench: Bench) -> None:
+    """Gradient steps of fine-tuning on one batch."""
+    model, params = load(job, bench, 'float32')
+    with np.load(job.arrays) as file:
+        tokens, role, trained, length = (file[name] for name in ('tokens', 'role', 'trained', 'length'))
+    rows = [
+        Rendered(tokens[i, :n], role[i, :n], np.zeros(n, np.int16), trained[i, :n])
+        for i, n in enumerate(length.tolist())
+    ]
+    batch = stack(rows, job.context, job.batch)
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    state, state_sharding = placement.place_state(params, model.config, optimizer, model.mesh)
+    del params
+    answer_scores(bench, model, lambda: state.params)
+    allowed = model.whole_vocabulary
+    update = jit_step(
+        functools.partial(sft.train_step, config=model.config, execution=model.training, optimizer=optimizer),
+        state_sharding,
+    )
+    bench.ready()
+    while True:
+        bench.wait()
+        with jax.set_mesh(model.mesh):
+            state, metrics = update(state, placement.place_rows(batch, model.mesh), allowed)
+        jax.block_until_ready(state)
+        bench.done(**loss_and_norm(metrics))
+
+
+def update_ragged(job: Job, bench: Bench) -> None:
+    """GRPO's update of ragged conversations: a gradient step on what the trained role said."""
+    model, params = load(job, bench, 'float32')
+    with np.load(job.arrays) as file:
+        rows = {name: jnp.asarray(file[name]) for name in ('tokens', 'role', 'turn', 'length')}
+        reward = jnp.asarray(file['reward'])
+    nothing = jnp.zeros(reward.shape, jnp.int32)
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    state, state_sharding = placement.place_state(params, model.config, optimizer, model.mesh)
+    del params
+    answer_scores(bench, model, lambda: state.params)
+    allowed = model.whole_vocabulary
+    update = ppo.jit_update(model.config, model.training, GRPO, optimizer, state_sharding=state_sharding)
+    make_batch = functools.partial(
+        prepare, trained_role=ASSISTANT, config=model.config, execution=model.training, settings=GRPO
+    )
+    with jax.set_mesh(model.mesh):
+        batch, _ = jax.jit(make_batch)(
+            state.params,
+            None,
+            Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
+            **rows,
+            sampler_log_prob=jnp.zeros(rows['tokens'].shape, jnp.float32),
+            group=nothing,
+            allowed=allowed,
+            temperature=1.0,
+        )
+    bench.ready()
+    while True:
+        bench.wait()
+        with jax.set_mesh(model.mesh):
+            state, metrics = update(state, batch, jax.random.key(0), allowed, 1.0)
+        jax.block_until_ready(state)
+        bench.done(**loss_and_norm(metrics))
+
+
+def loss_and_norm(metrics: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, float]:
+    return {name: float(metrics[name][0] / metrics[name][1]) for name in ('loss', 'grad_norm')}
+
+
+CASES: dict[str, Callable[[Job, Bench], None]] = {
+    'sampling': sampling,
+    'update_full': supervised,
+    'update_ragged': update_ragged,
+    'grpo_step': grpo_step,
+    'conversations': conversations,
+    'sft': supervised,
+    'rates': rates.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='One side of tools.benchmark, which starts it.')
+    parser.add_argument('job', type=pathlib.Path, help='a file that tools.benchmark wrote')
+    job = job_lib.read(parser.parse_args().job)
+    pin(job.threads)
+    serve(functools.partial(CASES[job.case], job))
+
+
+if __name__ == '__main__':
+    main()
