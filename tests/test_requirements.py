@@ -5,12 +5,15 @@ import configparser
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Packages that are imported by another name than they are installed by.
 INSTALLED_AS = {'PIL': 'pillow', 'absl': 'absl-py', 'orbax': 'orbax-checkpoint', 'ml_collections': 'ml-collections'}
+# What they need is installed apart from simrl, into an environment that the tool makes.
+PEERS = ROOT / 'tools' / 'benchmark' / 'peers'
 OWN = {'simrl', 'configs', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').glob('*.py'))}
 
 
@@ -22,9 +25,15 @@ def declared(section: str, field: str) -> set[str]:
 
 
 def imported(*folders: str) -> set[str]:
-    """The packages that the files of some folders import, the standard library and our own left out."""
+    """The packages that the files of some folders import, but for peers; the standard library and our own left out."""
+    return packages_of(
+        path for folder in folders for path in (ROOT / folder).rglob('*.py') if not path.is_relative_to(PEERS)
+    )
+
+
+def packages_of(paths: Iterable[pathlib.Path]) -> set[str]:
     names: set[str] = set()
-    for path in (path for folder in folders for path in (ROOT / folder).rglob('*.py')):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split('.')[0] for alias in node.names}
@@ -45,3 +54,11 @@ def test_what_is_imported_is_declared(folders, extras):
     found = imported(*folders)
     assert 'jax' in found
     assert found <= listed, f'setup.cfg lacks {sorted(found - listed)}'
+
+
+def test_what_peers_import_is_listed_beside_them():
+    lines = (PEERS / 'requirements.txt').read_text().splitlines()
+    listed = {match[0] for line in lines if (match := re.match(r'[\w-]+', line))}
+    found = packages_of(PEERS.rglob('*.py'))
+    assert {'torch', 'trl'} <= found
+    assert found - {'numpy'} <= listed  # torch brings numpy
