@@ -103,15 +103,14 @@ def test_a_conversation_feeds_every_token_once(tmp_path, model):
     job = dataclasses.replace(job_of('conversations', tmp_path, *model[::2]), batch=1, new_tokens=5)
     counts = inputs.Counts(prompt=20, own_header=3, partner_header=4)
     phases = plan.phases(job, counts, limits.weights_of(CONFIG))
-    fed = [23 - 1, 33 - 1, 4 + 5 + 3]  # the prompt; all that was said; what was said since, with the own last token
-    starts = [0, 0, 27]
-    lengths = [23, 33, 42]  # of the row when the first token of each message is sampled
-    assert len(phases) == 3 * 6
-    for i, (start, tokens, length) in enumerate(zip(starts, [22, 32, lengths[2] - 27 - 1], lengths, strict=True)):
-        weights = limits.weights_of(CONFIG)
-        assert phases[6 * i] == limits.prefilling(weights, rows=1, cached=start, tokens=tokens, item=4)
+    weights = limits.weights_of(CONFIG)
+    # Of each message: what its speaker has cached, the row when its first token is sampled, and what is fed in between,
+    # less the last token, which makes the first logits. The row is 20 + 3, then + 5 + 1 + 4, then + 5 + 1 + 3.
+    expected = [(0, 23, 22), (0, 33, 32), (23 + 5 - 1, 42, 14)]
+    assert len(phases) == 3 * (1 + 5)
+    for i, (cached, length, fed) in enumerate(expected):
+        assert phases[6 * i] == limits.prefilling(weights, rows=1, cached=cached, tokens=fed, item=4)
         assert phases[6 * i + 1] == limits.decoding(weights, rows=1, cached=length, steps=1, item=4)[0]
-    assert fed[:2] == [22, 32]
 
 
 # Sizes and memory.
