@@ -220,12 +220,13 @@ def test_the_whole_command_without_peers(tmp_path, capsys):
     tool.main([f'--output={output}', '--model=random:tiny', '--peers=none', '--cases', 'sampling', *sizes])
     printed = capsys.readouterr().out
     found = json.loads((output / 'benchmark.json').read_text())
-    assert [row['case'] for row in found['rows']] == ['sampling', 'sampling, after the first token']
+    assert found['rows'][0]['case'] == 'sampling'
+    assert {row['case'] for row in found['rows'][1:]} <= {tool.AFTER_FIRST}  # none where noise hides it
     for row in found['rows']:
         assert row['peer'] is row['ratio'] is None
         assert 0 < row['share_of_limit']['ours'] < 1
         assert len(row['ours']['seconds']) == 2
-    assert (output / 'benchmark.md').read_text().count('\n| sampling') == 2
+    assert '\n| sampling |' in (output / 'benchmark.md').read_text()
     assert '| sampling | tiny float32 | 2 | 48 |' in printed
     with pytest.raises(SystemExit, match='to be a new or empty folder, found files in it'):
         tool.main([f'--output={output}', '--model=random:tiny'])
@@ -342,6 +343,14 @@ def test_a_row_has_medians_and_the_spread_of_pairs():
     assert row().ratio == (2.0, 1.0, 4.0)
     assert row().memory_ratio == 0.5
     assert row().share(row().ours) == 0.25
+
+
+def test_what_follows_the_first_token():
+    result = dataclasses.replace(row().ours, first_seconds=[0.5, 9.0, 0.5])
+    decoding = result.decoding()
+    assert decoding is not None
+    assert decoding.seconds == [1.5, 0.5, 3.5]
+    assert dataclasses.replace(result, first_seconds=[1.0, 1.0, 1.0]).decoding() is None
 
 
 def test_the_table():

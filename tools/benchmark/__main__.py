@@ -35,6 +35,7 @@ from tools.benchmark.plan import PEERS, Size
 from tools.benchmark.protocol import SideError
 
 CPU_MODELS = ('random:smollm2',)
+AFTER_FIRST = 'sampling, after the first token'  # a part of a case, with a row of its own
 BUSY = 0.5  # of a machine's load, from which on times are not to be trusted
 GPU_MODELS = ('random:qwen2.5-1.5b', 'random:smollm2')
 
@@ -216,18 +217,13 @@ def run_case(
     rows = [report.Row(case=job.case, tokens=tokens, limit=limit, ours=ours, peer=peer, **common) for peer in peers]
     if job.case == 'sampling' and job.new_tokens > 1:
         later = limits.limit_of(plan.decoding_phases(job, counts, weights), machine.rates)
-        rows += [
-            dataclasses.replace(
-                row,
-                case='sampling, after the first token',
-                tokens=job.batch * (job.new_tokens - 1),
-                limit=later,
-                ours=row.ours.decoding(),
-                peer=None if row.peer is None else row.peer.decoding(),
-                memory=False,
-            )
-            for row in rows
-        ]
+        for row in list(rows):
+            own, peer = row.ours.decoding(), None if row.peer is None else row.peer.decoding()
+            if own is None or (row.peer is not None and peer is None):
+                print('sampling: the first token takes too long to tell the others apart', flush=True)
+                continue
+            part = dataclasses.replace(row, case=AFTER_FIRST, limit=later, ours=own, peer=peer, memory=False)
+            rows.append(dataclasses.replace(part, tokens=job.batch * (job.new_tokens - 1)))
     return rows
 
 

@@ -72,10 +72,12 @@ class SideResult:
         """What a run takes at its peak over the process at rest, bytes; of an accelerator the peak itself."""
         return self.device_peak_bytes or max(self.peak_bytes - self.rest_bytes, 0)
 
-    def decoding(self) -> 'SideResult':
-        """What follows the first token."""
-        later = [run - first for run, first in zip(self.seconds, self.first_seconds, strict=True)]
-        return dataclasses.replace(self, seconds=later, first_seconds=[])
+    def decoding(self) -> 'SideResult | None':
+        """What follows the first token: the runs less the median of those to it. None where noise leaves nothing."""
+        first = statistics.median(self.first_seconds)
+        if min(self.seconds) <= first:
+            return None
+        return dataclasses.replace(self, seconds=[run - first for run in self.seconds], first_seconds=[])
 
 
 def environment(job: Job) -> dict[str, str]:
