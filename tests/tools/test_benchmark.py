@@ -353,6 +353,12 @@ def test_what_follows_the_first_token():
     assert dataclasses.replace(result, first_seconds=[1.0, 1.0, 1.0]).decoding() is None
 
 
+def test_a_speed_over_the_limit_is_told():
+    told = 'faster than the limit: the rates were measured while the machine was busy'
+    assert told not in report.summary(row())
+    assert told in report.summary(dataclasses.replace(row(), limit=Limit(seconds=3.0, memory_share=0.1)))
+
+
 def test_the_table():
     header, line, first, *_ = report.table([row()]).splitlines()
     assert header.count('|') == line.count('|') == first.count('|')

@@ -216,4 +216,7 @@ def summary(row: Row) -> str:
     if row.ratio is not None and row.peer is not None:
         line += f'; {row.ratio[0]:.2f}x {row.peer.name}'
     spread = statistics.pstdev(row.ours.seconds) / row.ours.median if len(row.ours.seconds) > 1 else 0.0
-    return f'{line}; runs vary by {spread:.0%}'
+    line += f'; runs vary by {spread:.0%}'
+    if any(row.share(side) > 1 for side in (row.ours, row.peer) if side is not None):
+        line += '; faster than the limit: the rates were measured while the machine was busy'
+    return line
