@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from simrl.models import lora
 from simrl.models.transformer import Params, TransformerConfig, init_boxed_params, init_head
 
 Rules = tuple[tuple[str, str | None], ...]
@@ -32,6 +33,7 @@ _TENSOR_PARALLEL: Rules = (
     ('head_dim', None),
     ('norm', None),
     ('layers', None),
+    ('rank', None),  # of LoRA
 )
 TRAINING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', 'data'))  # FSDP: gathered layer by layer where used
 SAMPLING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', None))  # a weight gathered per token would cost more than it does
@@ -55,11 +57,12 @@ def _boxed_params(config: TransformerConfig) -> Params:
     return jax.eval_shape(functools.partial(init_boxed_params, config=config), jax.random.key(0))
 
 
-def logical_axes(config: TransformerConfig, heads: Sequence[str] = ()) -> Params:
+def logical_axes(config: TransformerConfig, heads: Sequence[str] = (), adapters: Sequence[str] = ()) -> Params:
     """A tree like the params whose leaves are tuples of logical axis names, one per dimension.
 
     Args:
         heads: which of 'value_head' and 'reward_head' the params have.
+        adapters: which weights have adapters (`lora.TARGETS`); they are split as the weights are.
     """
     boxed = _boxed_params(config)
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
@@ -69,12 +72,18 @@ def logical_axes(config: TransformerConfig, heads: Sequence[str] = ()) -> Params
             raise ValueError(f'parameter {jax.tree_util.keystr(path)} has no logical axes')
         return tuple(leaf.names)
 
-    decoder = jax.tree_util.tree_map_with_path(axes, boxed, is_leaf=is_box)
-    return decoder | {head: dict(_HEAD_AXES) for head in heads}
+    tree = jax.tree_util.tree_map_with_path(axes, boxed, is_leaf=is_box)
+    if adapters:
+        layers = tree['decoder']['layers']
+        tree['adapters'] = {name: lora.adapter_dims(name, layers[name], 'rank') for name in adapters}
+        tree['adapter_scale'] = ()
+    return tree | {head: dict(_HEAD_AXES) for head in heads}
 
 
-def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()) -> Params:
-    """A tree of `NamedSharding` like the params.
+def param_shardings(
+    config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = (), adapters: Sequence[str] = ()
+) -> Params:
+    """A tree of `NamedSharding` like the params, with these heads and adapters.
 
     Key/value heads that `model` does not divide are whole on every device of that axis. Any other dimension must
     divide evenly.
@@ -102,8 +111,10 @@ def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules, heads: 
         if axis not in table:
             raise ValueError(f'parameter {jax.tree_util.keystr(path)}: no sharding rule for its logical axis {axis!r}')
         target = table[axis]
+        if target is None:
+            return None
         field, size = sizes[axis]
-        if target is None or size % mesh.shape[target] == 0:
+        if size % mesh.shape[target] == 0:
             return target
         if axis == 'kv_heads':
             return None
@@ -116,7 +127,7 @@ def param_shardings(config: TransformerConfig, mesh: Mesh, rules: Rules, heads: 
         return NamedSharding(mesh, PartitionSpec(*(mesh_axis(path, axis) for axis in axes)))
 
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place_on_mesh, logical_axes(config, heads), is_leaf=is_axes)
+    return jax.tree_util.tree_map_with_path(place_on_mesh, logical_axes(config, heads, adapters), is_leaf=is_axes)
 
 
 def init_sharded(

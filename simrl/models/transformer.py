@@ -21,7 +21,9 @@ from jax.sharding import PartitionSpec
 
 from simrl.models.rows import rows_are_split, split_rows
 
-Params = Any  # a nested dict of arrays: {'decoder': ..., 'value_head'?: ..., 'reward_head'?: ...}
+# A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
+# 'adapter_scale' as well.
+Params = Any
 
 VOCABULARY_MULTIPLE = 128  # the embedding is padded to this many rows, so that it tiles and shards evenly
 
@@ -115,8 +117,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
-def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
+def dense(x: jax.Array, weights: jax.Array, adapter: Params | None = None) -> jax.Array:
     """`[B, T, *in]` times `[*in, *out]`: `[B, T, *out]`, as one product of two matrices.
+
+    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds x A B, by way of x A.
 
     The same einsum has the same value, but XLA computes the gradient of its weights, over the two dimensions B and T,
     three times slower on a CPU.
@@ -124,7 +128,8 @@ def dense(x: jax.Array, weights: jax.Array) -> jax.Array:
     batch, time, *inner = x.shape
     outer = weights.shape[len(inner) :]
     size = math.prod(inner)
-    return (x.reshape(batch * time, size) @ weights.reshape(size, -1)).reshape(batch, time, *outer)
+    product = (x.reshape(batch * time, size) @ weights.reshape(size, -1)).reshape(batch, time, *outer)
+    return product if adapter is None else product + dense(dense(x, adapter['a']), adapter['b'])
 
 
 def rope_frequencies(config: TransformerConfig) -> jax.Array:
@@ -198,11 +203,14 @@ class Block(nn.Module):
         def head_weights(name: str, heads: int, axis: str) -> jax.Array:
             return weight(name, (c.model_dim, heads, c.head_dim), ('embed', axis, 'head_dim'), _normal(c.model_dim))
 
+        def adapter(name: str) -> Params | None:
+            return jax.tree.map(lambda part: part.astype(dtype), self.get_variable('adapters', name))
+
         # Attention.
         normed = rms_norm(x, weight('attention_norm', (c.model_dim,), ('norm',), nn.initializers.ones), c.norm_epsilon)
-        query = dense(normed, head_weights('query', c.num_heads, 'heads'))
-        key = dense(normed, head_weights('key', c.num_kv_heads, 'kv_heads'))
-        value = dense(normed, head_weights('value', c.num_kv_heads, 'kv_heads'))
+        query = dense(normed, head_weights('query', c.num_heads, 'heads'), adapter('query'))
+        key = dense(normed, head_weights('key', c.num_kv_heads, 'kv_heads'), adapter('key'))
+        value = dense(normed, head_weights('value', c.num_kv_heads, 'kv_heads'), adapter('value'))
         if c.qkv_bias:
             zeros = nn.initializers.zeros
             query += weight('query_bias', (c.num_heads, c.head_dim), ('heads', 'head_dim'), zeros)
@@ -224,14 +232,15 @@ class Block(nn.Module):
         output = weight(
             'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
         )
-        x = split_rows(x + dense(mixed, output))
+        x = split_rows(x + dense(mixed, output, adapter('output')))
 
         # MLP.
         normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), nn.initializers.ones), c.norm_epsilon)
-        gate = dense(normed, weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim)))
-        up = dense(normed, weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim)))
+        gate = weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
+        up = weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
         down = weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
-        x = x + dense(nn.silu(gate) * up, down)
+        gated = nn.silu(dense(normed, gate, adapter('gate'))) * dense(normed, up, adapter('up'))
+        x = x + dense(gated, down, adapter('down'))
         return (split_rows(x), cache), None
 
 
@@ -321,7 +330,7 @@ class Decoder(nn.Module):
             block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.execution.remat])
         layers = nn.scan(
             block,
-            variable_axes={'params': 0},
+            variable_axes={'params': 0, 'adapters': 0},
             split_rngs={'params': True},
             in_axes=(0, nn.broadcast),
             length=c.num_layers,
@@ -361,7 +370,8 @@ def apply(
     """Hidden states of `tokens`.
 
     Args:
-        params: the tree of `init_params`; only `params['decoder']` is read. Any float dtype; cast where used.
+        params: the tree of `init_params`, of which `decoder` is read, and of `lora.init`. Any float dtype; cast where
+            used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, the index of each token in its row; None means 0..T-1. Without a cache it must be
             that. With one, tokens at positions at or past the capacity are not written.
@@ -373,7 +383,12 @@ def apply(
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     decoder: Any = Decoder(config, execution)  # flax's own type of `apply` is too wide
-    return decoder.apply({'params': params['decoder']}, tokens, positions, cache)
+    variables = {'params': params['decoder']}
+    if 'adapters' in params:
+        scale = params['adapter_scale']
+        adapters = {name: {'a': part['a'], 'b': scale * part['b']} for name, part in params['adapters'].items()}
+        variables['adapters'] = {'layers': adapters}
+    return decoder.apply(variables, tokens, positions, cache)
 
 
 def project(params: Params, hidden: jax.Array) -> jax.Array:

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from simrl.models import sharding
+from simrl.models import lora, sharding
+from simrl.models.lora import LoRASettings
 from simrl.models.transformer import TransformerConfig
 
 CONFIG = TransformerConfig(
@@ -27,14 +29,18 @@ def shape_only(data, model):
 
 def test_every_parameter_has_axes_for_its_dimensions():
     config = TransformerConfig(**{**CONFIG.__dict__, 'qkv_bias': True, 'qk_norm': True})
-    axes = sharding.logical_axes(config, ('value_head', 'reward_head'))
+    axes = sharding.logical_axes(config, ('value_head', 'reward_head'), tuple(lora.TARGETS))
+    settings = LoRASettings(rank=3, alpha=6.0, targets=tuple(lora.TARGETS))
     shapes = jax.eval_shape(
-        lambda: sharding.init_sharded(
-            jax.random.key(0),
-            config,
-            sharding.make_mesh(1, 1, jax.devices()[:1]),
-            sharding.TRAINING_RULES,
-            ('value_head', 'reward_head'),
+        lambda: (
+            sharding.init_sharded(
+                jax.random.key(0),
+                config,
+                sharding.make_mesh(1, 1, jax.devices()[:1]),
+                sharding.TRAINING_RULES,
+                ('value_head', 'reward_head'),
+            )
+            | {'adapters': lora.init(jax.random.key(0), config, settings), 'adapter_scale': jnp.float32(2)}
         )
     )
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731

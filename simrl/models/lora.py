@@ -1,0 +1,111 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): what is trained is a low-rank addition to weights that stay as they are.
+
+Where a layer multiplies by W `[in, out]`, with A `[in, rank]` and B `[rank, out]` it computes (section 4.1)
+
+    x W + (alpha / rank) (x A) B
+
+1. `init`: A is random and B zero, so that training starts from the base model exactly.
+2. `transformer.apply` adds the product where params have `adapters`. W is read and never differentiated: a step makes
+   no gradient of its size, and no sum with it.
+3. `merged` makes one ordinary decoder, once an iteration for sampling and once at the end for files.
+
+Per weight of W training holds W alone, in the dtype that it is computed in, and not the 16 bytes of a trained weight (a
+float32 weight, its gradient and Adam's two moments); per number of A and B it holds those.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from simrl.models import transformer
+from simrl.models.transformer import Params, TransformerConfig
+
+# The weights that can have an adapter, by their names in the decoder's layers: how many of their dimensions, which
+# come after that of the layers, are summed over in the product.
+TARGETS: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
+T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRASettings:
+    """Which weights have adapters, and how large these are; of every layer alike."""
+
+    rank: int
+    alpha: float  # the addition is A B times alpha / rank
+    targets: tuple[str, ...]  # of TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f'LoRASettings.rank: expected at least 1, found {self.rank}')
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ValueError(f'LoRASettings.alpha: expected a number above 0, found {self.alpha}')
+        wrong = [name for name in self.targets if name not in TARGETS or self.targets.count(name) > 1]
+        if wrong or not self.targets:
+            raise ValueError(
+                f'LoRASettings.targets: expected at least one of {", ".join(TARGETS)}, none twice, found '
+                f'{(wrong[0] if wrong else self.targets)!r}'
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def adapter_dims(name: str, dims: tuple[T, ...], rank: T) -> dict[str, tuple[T, ...]]:
+    """The dimensions of an adapter, sizes or names of axes.
+
+    Args:
+        name: of the weights.
+        dims: of the weights of all layers: the layers, then [*in, *out].
+        rank: what stands for the rank.
+
+    Returns:
+        `a`: [layers, *in, rank], `b`: [layers, rank, *out].
+    """
+    first_out = 1 + TARGETS[name]
+    return {'a': (*dims[:first_out], rank), 'b': (dims[0], rank, *dims[first_out:])}
+
+
+def init(key: jax.Array, config: TransformerConfig, settings: LoRASettings) -> Params:
+    """Adapters that add nothing yet, float32 `{target: {'a', 'b'}}`: A is Gaussian and B zero, as in section 4.1.
+
+    The variance of A is 1 / in, so that of x A is that of x. An adapter's numbers do not depend on what other targets
+    there are.
+    """
+    shapes = jax.eval_shape(functools.partial(transformer.init_params, config=config), jax.random.key(0))
+    adapters = {}
+    for index, name in enumerate(TARGETS):
+        if name in settings.targets:
+            dims = adapter_dims(name, shapes['decoder']['layers'][name].shape, settings.rank)
+            normal = jax.random.normal(jax.random.fold_in(key, index), dims['a'], jnp.float32)
+            adapters[name] = {
+                'a': normal / math.sqrt(math.prod(dims['a'][1:-1])),
+                'b': jnp.zeros(dims['b'], jnp.float32),
+            }
+    return adapters
+
+
+def merged(params: Params, dtype: str) -> Params:
+    """The params' decoder alone, `{'decoder'}` in `dtype`, its adapters, if any, added to its weights. Pure.
+
+    The sum is taken in float32, at full precision and layer by layer, and rounded once.
+    """
+    decoder = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params['decoder'])
+    if 'adapters' not in params:
+        return {'decoder': decoder}
+    scale = params['adapter_scale']
+
+    def add(parts: tuple[jax.Array, Params]) -> jax.Array:
+        weights, adapter = parts
+        rank = adapter['b'].shape[0]
+        product = jnp.matmul(adapter['a'].reshape(-1, rank), adapter['b'].reshape(rank, -1), precision='highest')
+        return (weights.astype(jnp.float32) + scale * product.reshape(weights.shape)).astype(jnp.dtype(dtype))
+
+    layers = params['decoder']['layers']
+    changed = {name: jax.lax.map(add, (layers[name], adapter)) for name, adapter in params['adapters'].items()}
+    return {'decoder': {**decoder, 'layers': {**decoder['layers'], **changed}}}
