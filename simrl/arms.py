@@ -39,7 +39,7 @@ from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.sources import Data, Model, subsample
-from simrl.training import placement, rl
+from simrl.training import parts, placement, rl
 from simrl.training.progress import Progress
 from simrl.training.rl import RLSettings
 
@@ -273,7 +273,7 @@ def train_arm(
         rows_in_flight=computing.rows_in_flight,
         hyperparameters=config_lib.to_dict(settings),
     )
-    save_params(folder, {'decoder': state.params['decoder']})
+    save_params(folder, parts.whole_decoder(trained.params, state.params, trained.voice.config, settings.lora, mesh))
     lines = metric_lines(folder)
     save_result(
         folder,

@@ -1,7 +1,9 @@
 """The stages that a job is made of: each reads a model and data, writes into its own folder, and leaves a result.
 
 A stage's folder holds what its training writes (see `training.loop`), `params/` (what later stages read) and
-`result.json` (what is reported). `experiment.py` puts them in a row; `sft_user.py`, `reward_model.py` and `rl.py` of
+`result.json` (what is reported). With LoRA the checkpoints of a training hold adapters alone, and `params/` the whole
+decoder with its adapters merged: who reads a stage reads nothing else, and need not know how it was trained.
+`experiment.py` puts them in a row; `sft_user.py`, `reward_model.py` and `rl.py` of
 `configs/` run one each.
 """
 
@@ -24,7 +26,7 @@ from simrl.evaluation.statistics import cluster_bootstrap
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.sources import Data, Model, ModelSettings, print_counts, subsample
-from simrl.training import placement, preference, sft
+from simrl.training import parts, placement, preference, sft
 from simrl.training.checkpoint import Checkpoints
 from simrl.training.loop import LoopSettings
 from simrl.training.preference import PreferenceSettings, longer_wins
@@ -172,6 +174,7 @@ def fit_role(
 
     `loss` is of all trained tokens, `content_loss` of those that end no message.
     """
+    mesh = computing.mesh.make()
     state = sft.fine_tune(
         folder,
         params,
@@ -185,11 +188,11 @@ def fit_role(
         loop_settings=dataclasses.replace(
             computing.loop, evaluate_every=computing.loop.evaluate_every or settings.steps
         ),
-        mesh=computing.mesh.make(),
+        mesh=mesh,
         ends=(chat.terminal, *sorted(set(chat.end_of_turn.values()))),
         hyperparameters=hyperparameters,
     )
-    save_params(folder, {'decoder': state.params['decoder']})
+    save_params(folder, parts.whole_decoder(params, state.params, config, settings.lora, mesh))
     measured = [line for line in metric_lines(folder) if 'held_out/loss' in line]
     return {
         f'held_out_{name}_{when}': line[f'held_out/{name}']

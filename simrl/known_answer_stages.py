@@ -38,7 +38,7 @@ from simrl.models.transformer import Params
 from simrl.rollouts.rollout import example_hash
 from simrl.rollouts.speaker import Limits, Speaker
 from simrl.sources import RandomModel, print_counts
-from simrl.training import rl
+from simrl.training import parts, rl
 from simrl.training.rl import RLSettings
 from simrl.training.sft import SFTSettings
 from simrl.worlds import scripted
@@ -238,7 +238,7 @@ def train_arm(
     seed: int,
 ) -> None:
     """RL of the initial assistant against one simulator, or against the people themselves (None: the oracle)."""
-    helper = _assistant(assistant, scene)
+    helper, mesh = _assistant(assistant, scene), scene.computing.mesh.make()
     examples = people_examples(scene.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + people))
     state = rl.train(
         folder,
@@ -253,10 +253,10 @@ def train_arm(
         loop_settings=dataclasses.replace(scene.computing.loop, evaluate_every=0),
         seed=seed,
         rows_in_flight=scene.computing.rows_in_flight,
-        mesh=scene.computing.mesh.make(),
+        mesh=mesh,
         hyperparameters=config_lib.to_dict(settings),
     )
-    save_params(folder, {'decoder': state.params['decoder']})
+    save_params(folder, parts.whole_decoder(helper.params, state.params, helper.voice.config, settings.lora, mesh))
     lines = metric_lines(folder)
     names = (
         *('step', 'reward/mean', 'reward/share_met', 'rollout/end_signal', 'rollout/truncated_user', 'kl_k3'),

@@ -67,8 +67,9 @@ class TrainState:
     """All that training changes.
 
     Attributes:
-        params: float32 tree.
-        opt_state: by part of the params ('decoder', a head), Adam's moments, float32, and its count of updates.
+        params: float32 tree of what is trained; see `parts`.
+        opt_state: by part of the params ('decoder' or 'adapters', a head), Adam's moments, float32, and its count of
+            updates.
         step: int32, updates tried so far, the skipped ones included; the learning rate is a function of it.
         nonfinite: int32, updates skipped in a row, up to now, for a non-finite loss or gradient.
     """
@@ -169,8 +170,8 @@ def apply_gradients(
         loss: a scalar; only whether it is finite is read.
         active: bool scalar. False also leaves parameters and optimizer state as they are, without being a fault:
             there was nothing to learn from, and Adam's momentum alone must not move the parameters.
-        hold_decoder: bool scalar. True updates the heads only: the decoder stays as it is, and so do its moments and
-            their count, so that its first own update is that of a fresh Adam.
+        hold_decoder: bool scalar. True updates the heads only: the decoder, or its adapters, stay as they are, and so
+            do their moments and the count of these, so that their first own update is that of a fresh Adam.
 
     Returns:
         The new state, and metrics: `grad_norm` (before clipping), `update_norm`, `param_norm` (after the update),
@@ -187,7 +188,7 @@ def apply_gradients(
     learning_rate = optimizer.schedule(state.step)
     params, opt_state, updates = {}, {}, {}
     for part, old in state.params.items():
-        moves = happens & jnp.logical_not(hold_decoder) if part == 'decoder' else happens
+        moves = happens if part.endswith('_head') else happens & jnp.logical_not(hold_decoder)
         direction, moments = optimizer.transform.update({part: gradients[part]}, state.opt_state[part], {part: old})
         updates[part] = _scaled(direction[part], jnp.where(moves, -learning_rate, 0.0))
         params[part] = _chosen(moves, optax.apply_updates(old, updates[part]), old)

@@ -5,23 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.models import sharding
+from simrl.models import lora, sharding
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.training.optimizer import Optimizer, TrainState, init_state
 
 
-def heads_of(params: Params) -> tuple[str, ...]:
-    """The names of the scalar heads that a tree of params has."""
-    return tuple(name for name in params if name != 'decoder')
+def shardings_of(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
+    """The shardings of those parts that a tree of params has, be they a whole model's or not."""
+    heads = tuple(name for name in params if name.endswith('_head'))
+    shardings = sharding.param_shardings(config, mesh, rules, heads, tuple(params.get('adapters', ())))
+    return {part: shardings[part] for part in params}
 
 
 def place_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
     """Host or device params as new device arrays in the shards of `rules`; see `sharding.place`."""
-    return sharding.place(params, sharding.param_shardings(config, mesh, rules, heads_of(params)))
+    return sharding.place(params, shardings_of(params, config, mesh, rules))
 
 
 def place_state(
@@ -29,7 +30,7 @@ def place_state(
 ) -> tuple[TrainState, TrainState]:
     """The state before the first step in its training shards, and the tree of its shardings."""
     placed = place_params(params, config, mesh, sharding.TRAINING_RULES)
-    shardings = sharding.param_shardings(config, mesh, sharding.TRAINING_RULES, heads_of(params))
+    shardings = shardings_of(params, config, mesh, sharding.TRAINING_RULES)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), placed)
     state_shardings = sharding.state_shardings(abstract, placed, shardings)
     state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=state_shardings, donate_argnums=0)(placed)
@@ -37,14 +38,13 @@ def place_state(
 
 
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
-    """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration."""
+    """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
+
+    Adapters are added to the weights, so that decoding costs what it does without them.
+    """
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)
 
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def cast(decoder: Params) -> Params:
-        return {'decoder': jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), decoder)}
-
-    return lambda params: cast(params['decoder'])
+    return jax.jit(functools.partial(lora.merged, dtype=dtype), out_shardings=shardings)
 
 
 def to_host(tree: Any) -> Any:

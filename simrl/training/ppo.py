@@ -102,13 +102,19 @@ def minibatch_gradients(
     settings: UpdateSettings,
     allowed: jax.Array,
     temperature: jax.Array | float,
+    frozen: Params | None = None,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-    """A minibatch's loss, sums and gradients, added up over its microbatches; see `loss_and_sums`."""
+    """A minibatch's loss, sums and gradients, added up over its microbatches; see `loss_and_sums`.
+
+    Args:
+        params: the trained parts, by which the loss is differentiated, and
+        frozen: the others, of `parts.trained_and_frozen`; None where there are none.
+    """
     weight = losses.aggregation_weights(minibatch.trained, settings.aggregation, settings.aggregation_constant)
 
-    def part(microbatch: Batch, weight: jax.Array) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-        return jax.value_and_grad(loss_and_sums, has_aux=True)(
-            params,
+    def loss(params: Params, microbatch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return loss_and_sums(
+            {**(frozen or {}), **params},
             microbatch,
             weight,
             warming,
@@ -118,6 +124,9 @@ def minibatch_gradients(
             allowed=allowed,
             temperature=temperature,
         )
+
+    def part(microbatch: Batch, weight: jax.Array) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+        return jax.value_and_grad(loss, has_aux=True)(params, microbatch, weight)
 
     def microbatch_step(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return _accumulate(total, part(*piece)), None
@@ -140,6 +149,7 @@ def update(
     optimizer: Optimizer,
     allowed: jax.Array,
     temperature: jax.Array | float,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """All updates of one batch: `epochs` x `minibatches` optimizer steps. Pure; `jit_update` compiles it.
 
@@ -151,6 +161,7 @@ def update(
         key: decides which rows meet in a minibatch, epoch by epoch; not read with one minibatch.
         optimizer: from `make_optimizer`.
         allowed: bool `[V]` and temperature: the sampler's.
+        frozen: see `minibatch_gradients`.
 
     Returns:
         The new state; metrics summed over all optimizer steps. Losses and norms are means over the steps that happened,
@@ -174,6 +185,7 @@ def update(
             settings=settings,
             allowed=allowed,
             temperature=temperature,
+            frozen=frozen,
         )
         tokens = masked.count(minibatch.trained)
         new_state, metrics = apply_gradients(
@@ -226,11 +238,16 @@ def jit_update(
     optimizer: Optimizer,
     *,
     state_sharding: TrainState | None = None,
-) -> Callable[[TrainState, Batch, jax.Array, jax.Array, jax.Array | float], tuple[TrainState, Metrics]]:
-    """`update` as one compiled function of (state, batch, key, allowed, temperature); see `optimizer.jit_step`."""
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`update` as one compiled function of (state, batch, key, allowed, temperature, frozen); see `jit_step`."""
 
     def update_batch(
-        state: TrainState, batch: Batch, key: jax.Array, allowed: jax.Array, temperature: jax.Array | float
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        allowed: jax.Array,
+        temperature: jax.Array | float,
+        frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         return update(
             state,
@@ -242,6 +259,7 @@ def jit_update(
             optimizer=optimizer,
             allowed=allowed,
             temperature=temperature,
+            frozen=frozen,
         )
 
     return jit_step(update_batch, state_sharding)

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import sharding, transformer
+from simrl.models.lora import LoRASettings
 from simrl.models.rows import split_rows
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.reward import Rewards
@@ -33,7 +34,7 @@ from simrl.rollouts.host import Partner, converse_with
 from simrl.rollouts.rollout import EndReason
 from simrl.rollouts.speaker import Limits, Prompts, Speaker, converse, prompts_of
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
-from simrl.training import loop, placement, ppo
+from simrl.training import loop, parts, placement, ppo
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
 from simrl.training.prepare import prepare
@@ -52,6 +53,7 @@ class RLSettings:
     row_buckets: tuple[int, ...]  # tokens; an update's rows are cut to the shortest of these that holds the longest row
     algorithm: UpdateSettings
     optimizer: OptimizerSettings
+    lora: LoRASettings | None = None  # None: every weight is trained
     trained: Literal['assistant', 'user'] = 'assistant'
 
     def __post_init__(self) -> None:
@@ -220,7 +222,7 @@ def train(
     rows_in_flight: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Trains one side from its own parameters, which also stay as the frozen reference.
+    """Trains one side from its own parameters, or adapters to them; they also stay as the frozen reference.
 
     Args:
         folder: of the run; see `loop.run`.
@@ -230,11 +232,11 @@ def train(
         score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
             that a failure ended is not used.
         execution: of the update; rollouts use that of the voices.
-        seed: of this run: order of examples, conversations, order of rows.
+        seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: how many conversations of a step are held at once; see `talk`.
 
     Returns:
-        The state after the last step.
+        The state after the last step; `parts.whole_decoder` makes one model of it.
 
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
@@ -251,9 +253,13 @@ def train(
     config = trained.voice.config
     own_allowed = jnp.asarray(trained.allowed)
 
-    params = {'decoder': trained.params['decoder']}
-    uses_reference = settings.algorithm.kl != 'none'
-    reference = placement.place_params(params, config, mesh, sharding.TRAINING_RULES) if uses_reference else None
+    params, frozen = parts.trained_and_frozen(
+        trained.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
+    )
+    reference = None
+    if settings.algorithm.kl != 'none':
+        # Where the decoder is frozen it is the reference itself, and not held twice.
+        reference = frozen or placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
     partner_params = None
     if isinstance(partner, Speaker):
         voice = partner.voice
@@ -276,7 +282,7 @@ def train(
         chosen = [examples[i] for i in order]
         batch, failures = talk(
             trained,
-            to_sampler(state.params),
+            to_sampler({**frozen, **state.params}),
             partner,
             partner_params,
             chosen,
@@ -293,7 +299,7 @@ def train(
         rewards = without_failures(score(batch), batch.end_reason)
         rows = cut_rows(batch, settings.row_buckets)
         prepared, prepare_metrics = jit_prepare(
-            state.params,
+            {**frozen, **state.params},
             reference,
             rewards,
             tokens=rows.tokens,
@@ -306,7 +312,7 @@ def train(
             temperature=trained.temperature,
         )
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), UPDATE_STREAM)
-        state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature)
+        state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
 from simrl.conversations.views import Rendered
 from simrl.models import transformer
+from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.training import loop, metrics, placement
+from simrl.training import loop, metrics, parts, placement
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
     Metrics,
@@ -39,8 +40,9 @@ class SFTSettings:
     """A fine-tuning run."""
 
     steps: int
-    batch: BatchSettings
+    batch: BatchSettings  # its seed also decides the adapters' start
     optimizer: OptimizerSettings
+    lora: LoRASettings | None = None  # None: every weight is trained
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -81,15 +83,20 @@ def train_step(
     state: TrainState,
     batch: Batch,
     allowed: jax.Array,
+    frozen: Params,
     *,
     config: TransformerConfig,
     execution: Execution,
     optimizer: Optimizer,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step on the mean loss per trained token of a batch. Pure; `jit_step` compiles it."""
+    """One gradient step on the mean loss per trained token of a batch. Pure; `jit_step` compiles it.
 
-    def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
-        sums = token_losses(params, config, execution, batch, allowed)
+    Args:
+        frozen: of `parts.trained_and_frozen`.
+    """
+
+    def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
+        sums = token_losses({**frozen, **trained}, config, execution, batch, allowed)
         total, count = sums['loss']
         return total / jnp.maximum(count, 1), sums
 
@@ -151,7 +158,7 @@ def fine_tune(
     ends: tuple[int, ...] = (),
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Fits `params` to the trained tokens of `rows`.
+    """Fits `params`, or adapters to them, to the trained tokens of `rows`.
 
     Args:
         folder: of the run; see `loop.run`, also for what is raised.
@@ -164,12 +171,15 @@ def fine_tune(
             loss of every end whatever is learnt.
 
     Returns:
-        The state after the last step.
+        The state after the last step; `parts.whole_decoder` makes one model of it.
     """
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = Batches(rows, settings.batch, stack)
     held_out_batches = Batches(held_out, settings.batch, stack)
-    state, state_sharding = placement.place_state({'decoder': params['decoder']}, config, optimizer, mesh)
+    trained, frozen = parts.trained_and_frozen(
+        params, config, settings.lora, seed=settings.batch.seed, dtype=execution.dtype, mesh=mesh
+    )
+    state, state_sharding = placement.place_state(trained, config, optimizer, mesh)
     mask = jnp.asarray(allowed)
     update = jit_step(
         functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding
@@ -178,13 +188,12 @@ def fine_tune(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         tokens = int(np.sum(batch.length))
-        state, measured = update(state, placement.place_rows(batch, mesh), mask)
+        state, measured = update(state, placement.place_rows(batch, mesh), mask, frozen)
         return state, StepResult(measured, tokens=tokens)
 
     def evaluate_fn(state: TrainState, _: int) -> Metrics:
-        return held_out_loss(
-            state.params, held_out_batches, mask, config=config, execution=execution, mesh=mesh, ends=ends
-        )
+        params = {**frozen, **state.params}
+        return held_out_loss(params, held_out_batches, mask, config=config, execution=execution, mesh=mesh, ends=ends)
 
     with jax.set_mesh(mesh):
         return loop.run(

@@ -69,7 +69,7 @@ def watched(run: Callable[..., TrainState], counts: list[int]) -> Callable[..., 
 def trained(folder: Path, chat: Chat, mesh: Mesh) -> dict[str, Any]:
     """By training: metrics, shards, and compiles by step. The last params, and what was said, go to TRAINING.npz."""
     results = {}
-    for name in ('reinforce', 'fine_tune', 'fit'):
+    for name in ('reinforce', 'adapt', 'fine_tune', 'fit'):
         counts: list[int] = []
         said = []
 
@@ -85,7 +85,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh) -> dict[str, Any]:
                 mesh,
                 steps=STEPS,
                 loop_settings=scene.loop_settings(**evaluation),
-                **({'score': score} if name == 'reinforce' else {}),
+                **({'score': score} if name in ('reinforce', 'adapt') else {}),
             )
         lines = [json.loads(line) for line in (folder / name / 'metrics.jsonl').read_text().splitlines()]
         params = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}

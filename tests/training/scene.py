@@ -1,4 +1,4 @@
-"""All three trainings on tiny models: what the tests of resuming and of several devices have in common."""
+"""All trainings on tiny models: what the tests of resuming and of several devices have in common."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from simrl.conversations.chat import USER, Chat, chat_from_huggingface
 from simrl.conversations.records import Example
 from simrl.conversations.views import PreferenceRow, Rendered, natural_prompt
 from simrl.models import transformer
+from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
 from simrl.rollouts.sampler import Sampling
@@ -33,6 +34,7 @@ LIMITS = Limits(turns=2, prompt_tokens=24, assistant_tokens=5, user_tokens=5)
 EXECUTION = Execution(log_prob_chunk=64)
 # A large epsilon: Adam's first steps else have the size of the rate however small a gradient is, rounding included.
 ADAMW = OptimizerSettings(learning_rate=1e-2, epsilon=1e-3, weight_decay=0.01)
+LORA = LoRASettings(rank=2, alpha=4.0, targets=('query', 'key', 'output', 'gate', 'down'))
 PPO = UpdateSettings(kl='k3', kl_coef=0.01, minibatches=2)
 ROWS = 8  # of a batch
 SEED = 3
@@ -109,6 +111,7 @@ def reinforce(
     loop_settings: LoopSettings,
     score: Callable[[Trajectories], Rewards] = share_of_low_ids,
     algorithm: UpdateSettings = PPO,
+    lora: LoRASettings | None = None,
     **settings: Any,
 ) -> TrainState:
     """RL of the assistant on four openings, all of them in every step, two conversations each."""
@@ -128,6 +131,7 @@ def reinforce(
             row_buckets=(128,),
             algorithm=algorithm,
             optimizer=ADAMW,
+            lora=lora,
         ),
         execution=EXECUTION,
         loop_settings=loop_settings,
@@ -135,6 +139,11 @@ def reinforce(
         mesh=mesh,
         **settings,
     )
+
+
+def adapt(*args: Any, **kwargs: Any) -> TrainState:
+    """`reinforce` by adapters."""
+    return reinforce(*args, lora=LORA, **kwargs)
 
 
 def rendered(rng: np.random.Generator) -> Rendered:
@@ -166,6 +175,7 @@ def fine_tune(
     steps: int,
     loop_settings: LoopSettings,
     rows: Sequence[Rendered] | None = None,
+    lora: LoRASettings | None = None,
 ) -> TrainState:
     config = config_of(chat)
     return sft.fine_tune(
@@ -176,7 +186,7 @@ def fine_tune(
         config=config,
         allowed=chat.allowed(config.padded_vocab_size, terminal=True, header='user'),
         execution=EXECUTION,
-        settings=SFTSettings(steps=steps, batch=BatchSettings(ROWS, (LENGTH,)), optimizer=ADAMW),
+        settings=SFTSettings(steps=steps, batch=BatchSettings(ROWS, (LENGTH,)), optimizer=ADAMW, lora=lora),
         loop_settings=loop_settings,
         mesh=mesh,
     )

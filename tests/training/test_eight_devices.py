@@ -14,7 +14,7 @@ import pytest
 from tests.training import eight_devices
 
 MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
-TRAININGS = ['reinforce', 'fine_tune', 'fit']
+TRAININGS = ['reinforce', 'adapt', 'fine_tune', 'fit']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: st
     arrays, expected = (found[name].arrays[training] for name in (mesh, '1x1'))
     assert arrays.keys() == expected.keys()
     said = [name for name in arrays if name.startswith('said')]
-    assert len(said) == (2 if training == 'reinforce' else 0)
+    assert len(said) == (2 if training in ('reinforce', 'adapt') else 0)
     for name in arrays:
         if name in said:
             np.testing.assert_array_equal(arrays[name], expected[name])
@@ -81,7 +81,19 @@ def test_params_and_moments_are_split_after_the_second_step(found: dict[str, Fou
         'layers.output': [2, 4 // model, 8, 32 // data],
         'layers.down': [2, 48 // model, 32 // data],
         'decoder.final_norm': [32],
-    } | {'reinforce': {'value_head.kernel': [32]}, 'fit': {'reward_head.kernel': [32]}}.get(training, {})
+    }
+    if training == 'adapt':
+        expected = {
+            'query.a': [2, 32 // data, 2],
+            'query.b': [2, 2, 4 // model, 8],
+            'key.b': [2, 2, kv, 8],
+            'output.a': [2, 4 // model, 8, 2],
+            'output.b': [2, 2, 32 // data],
+            'gate.b': [2, 2, 48 // model],
+            'down.a': [2, 48 // model, 2],
+        }
+    head = {'reinforce': 'value_head', 'adapt': 'value_head', 'fit': 'reward_head'}.get(training)
+    expected |= {f'{head}.kernel': [32]} if head else {}
     shards = found[mesh].results[training]['shards']
     for what in ('params', 'mu', 'nu'):
         assert {name: shards[what].get(name) for name in expected} == expected, what

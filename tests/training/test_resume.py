@@ -1,6 +1,7 @@
 """Each training goes on after a fault as if there had been none; and what a run of RL must show."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -102,15 +103,16 @@ def test_reinforcement_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, r
     kills.assert_same_run(reinforced, tmp_path)
 
 
-@pytest.mark.parametrize('training', ['fine_tune', 'fit'])
+@pytest.mark.parametrize('training', ['fine_tune', 'adapters', 'fit'])
 def test_supervised_training_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, training: str) -> None:
-    train = getattr(scene, training)
-    rows, per_step = {
-        'fine_tune': (scene.sft_rows(), scene.ROWS),
-        'fit': (scene.preference_rows(), scene.ROWS // 2),
+    train = {
+        'fine_tune': scene.fine_tune,
+        'adapters': functools.partial(scene.fine_tune, lora=scene.LORA),
+        'fit': scene.fit,
     }[training]
+    rows, per_step = (scene.preference_rows(), scene.ROWS // 2) if training == 'fit' else (scene.sft_rows(), scene.ROWS)
     # A line of three steps straddles the checkpoint.
-    evaluation = {'evaluate_every': 4} if training == 'fine_tune' else {}
+    evaluation = {} if training == 'fit' else {'evaluate_every': 4}
     settings = scene.loop_settings(log_every=3, checkpoint_every=2, **evaluation)
     unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     train(unbroken, chat, mesh, steps=STEPS, loop_settings=settings, rows=rows)

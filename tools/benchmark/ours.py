@@ -298,7 +298,7 @@ def supervised(job: Job, bench: Bench) -> None:
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, placement.place_rows(batch, model.mesh), allowed)
+            state, metrics = update(state, placement.place_rows(batch, model.mesh), allowed, {})
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 
