@@ -43,6 +43,17 @@ def sampling(temperature: float = 1.0, top_p: float = 1.0) -> ConfigDict:
     )
 
 
+def lora() -> ConfigDict:
+    """Adapters; all of its fields are None, which stands for none: every weight is trained."""
+    return ConfigDict(
+        {
+            'rank': optional(int),
+            'alpha': optional(float),  # what the adapters add is multiplied by alpha / rank
+            'targets': optional(tuple),  # weights that have one: query, key, value, output, gate, up, down
+        }
+    )
+
+
 def algorithm(estimator: str, *, minibatches: int, microbatches: int) -> ConfigDict:
     """The update. Fields marked (gae) are read with that estimator only, which is PPO's."""
     return ConfigDict(

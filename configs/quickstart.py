@@ -10,7 +10,7 @@ much, in 90 seconds.
 
 from ml_collections import ConfigDict
 
-from configs.parts import algorithm, execution, optimizer, optional
+from configs.parts import algorithm, execution, lora, optimizer, optional
 
 ESTIMATORS = {'ppo': 'gae', 'grpo': 'grpo'}  # of the algorithms by their names
 DEFAULT = 'grpo'
@@ -27,6 +27,7 @@ def fitting(steps: int, batch_size: int, seed: int) -> ConfigDict:
                 'seed': seed,  # of the order
             },
             'optimizer': optimizer(3e-3, 'cosine', warmup_steps=min(30, steps // 3), end_fraction=0.05),
+            'lora': lora(),
         }
     )
 
@@ -99,6 +100,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'row_buckets': (48, 64, 80, 96, 128, 200),  # tokens
                 'algorithm': algorithm(ESTIMATORS.get(arg, ESTIMATORS[DEFAULT]), minibatches=2, microbatches=1),
                 'optimizer': optimizer(1e-3, 'constant', warmup_steps=0, end_fraction=0.05),
+                'lora': lora(),
                 'trained': 'assistant',
             },
             'rl_people': 64 if smoke else 4096,  # people, or their intents, that RL starts conversations from

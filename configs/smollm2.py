@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.parts import algorithm, execution, optimizer, optional, random_model, sampling
+from configs.parts import algorithm, execution, lora, optimizer, optional, random_model, sampling
 from simrl.simulators.role_play import INSTRUCTIONS
 
 # What the three sizes differ in. A row is one conversation; a message's budget counts its end-of-turn.
@@ -165,7 +165,10 @@ def get_config(arg: str = '') -> ConfigDict:
                 'on_bad_rows': 'drop',  # counted by reason; or raise
             },
             'user_sft': {
-                'sft': fitting(size['sft_steps'], size['sft_rows'], size['lengths'], 'cosine', seed=0),
+                'sft': {
+                    **fitting(size['sft_steps'], size['sft_rows'], size['lengths'], 'cosine', seed=0),
+                    'lora': lora(),
+                },
                 'role': 'user',  # whose turns are learnt: user or assistant
                 'on_long': 'cut',  # to the whole messages that fit; or drop, both counted; or error
                 'held_out': optional(int, size['held_out']),  # conversations; None: all of the test split
@@ -198,6 +201,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'row_buckets': size['lengths'],  # tokens that an update's rows are cut to
                 'algorithm': algorithm('gae', minibatches=size['minibatches'], microbatches=size['microbatches']),
                 'optimizer': optimizer(2e-6, 'constant', warmup_steps=0, end_fraction=0.1),
+                'lora': lora(),
                 'trained': 'assistant',  # or user, in a job of its own (rl.py)
             },
             'comparison': replies(size, size['openings'], seed=1),  # held-out openings for every assistant
