@@ -194,6 +194,11 @@ BAD = {
         r'judge\.half: expected the half that reward_model\.half=first is not',
     ),
     'no turns': ({'talking': {'limits': {'turns': 0}}}, r'turns: expected at least 1, found 0'),
+    'no such weights': (
+        {'user_sft': {'sft': {'lora': {'rank': 8, 'alpha': 16.0, 'targets': ('q_proj',)}}}},
+        r"config\.user_sft\.sft\.lora\.targets: expected at least one of query, key, .* found 'q_proj'",
+    ),
+    'half of LoRA': ({'rl': {'lora': {'rank': 8}}}, r'config\.rl\.lora\.alpha: expected float, found None'),
     'no signal': ({'talking': {'role_play': {'signal': ' '}}}, 'signal: expected some text'),
     'heads not divisible': (
         {'model': {'random': {'num_heads': 3, 'model_dim': 48}}},

@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -228,6 +229,36 @@ def test_rl_alone_trains_either_side(files, finished, tmp_path, trained):
     before = (finished / 'rl' / 'role_play' / 'seed-0' / 'metrics.jsonl').read_text()
     after = (tmp_path / 'run' / 'rl' / 'role_play' / 'seed-0' / 'metrics.jsonl').read_text()
     assert len(after.splitlines()) == len(before.splitlines()) == config.rl.steps
+
+
+def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, finished, tmp_path):
+    """Each stage leaves a whole model, of which only the adapted weights are not those that it started from."""
+
+    def adapted(name: str, part: str) -> ConfigDict:
+        config = config_of(files, name)
+        settings = config[part].sft if part == 'user_sft' else config.rl
+        settings.lora.update({'rank': 2, 'alpha': 8.0, 'targets': ('value', 'up')})
+        settings.optimizer.learning_rate = 1e-2
+        return config
+
+    def exported(stage: str) -> dict:
+        output = tmp_path / 'exported' / stage
+        export_tool.main([f'--stage={tmp_path}/{stage}', f'--output={output}'])
+        return load_params(output, load_config(output))['decoder']
+
+    experiment.run(adapted('sft_user', 'user_sft'), tmp_path / 'sft')
+    config = adapted('rl', 'rl')
+    config.simulator, config.simulator_stage = 'fine_tuned', str(tmp_path / 'sft' / 'sft' / 'user')
+    config.reward_stage = str(finished / 'reward_model' / 'train')
+    experiment.run(config, tmp_path / 'rl')
+    settings = from_config_dict(sources.ModelSettings, config.model.to_dict(), 'model')
+    start = sources.load(settings).params['decoder']
+    for stage in ('sft/sft/user', 'rl/rl/fine_tuned/seed-0'):
+        decoder = exported(stage)
+        layers = decoder.pop('layers')
+        changed = {name for name, weights in layers.items() if not np.array_equal(weights, start['layers'][name])}
+        assert changed == {'value', 'up'}
+        assert all(np.array_equal(x, start[name][: len(x)]) for name, x in decoder.items())
 
 
 def edit(path: str, value):

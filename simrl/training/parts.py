@@ -5,9 +5,12 @@ decoder is frozen. A training's state, and so its checkpoints, hold the trained 
 `{**frozen, **trained}`, and differentiates by the trained ones.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simrl.models import lora, sharding
 from simrl.models.lora import LoRASettings
@@ -34,11 +37,8 @@ def trained_and_frozen(
     if settings is None:
         return decoder, {}
     trained = {'adapters': lora.init(jax.random.key(seed), config, settings)}
-    frozen = jax.tree.map(lambda x: x if x.dtype == jnp.dtype(dtype) else x.astype(jnp.dtype(dtype)), decoder)
-    shardings = placement.shardings_of(frozen, config, mesh, sharding.TRAINING_RULES)
-    if not all(map(_lies_on, jax.tree.leaves(frozen), jax.tree.leaves(shardings))):
-        frozen = sharding.place(frozen, shardings)
-    return trained, frozen | _scale(settings, mesh)
+    rounded = jax.tree.map(lambda x: x if x.dtype == jnp.dtype(dtype) else x.astype(jnp.dtype(dtype)), decoder)
+    return trained, _on_mesh(rounded, config, mesh) | _scale(settings, mesh)
 
 
 def whole_decoder(
@@ -53,17 +53,24 @@ def whole_decoder(
     """
     if settings is None:
         return {'decoder': trained['decoder']}
-    base = placement.place_params({'decoder': start['decoder']}, config, mesh, sharding.TRAINING_RULES)
-    adapters = {'adapters': trained['adapters'], **_scale(settings, mesh)}
+    base = _on_mesh({'decoder': start['decoder']}, config, mesh)
     shardings = sharding.param_shardings(config, mesh, sharding.TRAINING_RULES)
-    merge = jax.jit(lambda base, adapters: lora.merged(base | adapters, 'float32'), out_shardings=shardings)
-    return merge(base, adapters)
+    merge = jax.jit(functools.partial(lora.merged, dtype='float32'), out_shardings=shardings)
+    return merge(base | {'adapters': trained['adapters']} | _scale(settings, mesh))
+
+
+def _on_mesh(params: Params, config: TransformerConfig, mesh: Mesh) -> Params:
+    """Params that nothing will change, in training shards: those that lie so already are not copied."""
+    shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
+
+    def lies_on(array: Any, target: NamedSharding) -> bool:
+        return isinstance(array, jax.Array) and array.sharding.is_equivalent_to(target, array.ndim)
+
+    if all(map(lies_on, jax.tree.leaves(params), jax.tree.leaves(shardings))):
+        return params
+    return sharding.place(params, shardings)
 
 
 def _scale(settings: LoRASettings, mesh: Mesh) -> Params:
     scale = {'adapter_scale': jnp.float32(settings.scale)}
-    return sharding.place(scale, {'adapter_scale': jax.NamedSharding(mesh, jax.P())})
-
-
-def _lies_on(array: jax.Array, target: jax.NamedSharding) -> bool:
-    return isinstance(array, jax.Array) and array.sharding.is_equivalent_to(target, array.ndim)
+    return sharding.place(scale, {'adapter_scale': NamedSharding(mesh, PartitionSpec())})
