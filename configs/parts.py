@@ -47,7 +47,7 @@ def lora() -> ConfigDict:
     """Adapters; all of its fields are None, which stands for none: every weight is trained."""
     return ConfigDict(
         {
-            'rank': optional(int),
+            'rank': optional(int),  # of what an adapter adds: the inner dimension of its two factors
             'alpha': optional(float),  # what the adapters add is multiplied by alpha / rank
             'targets': optional(tuple),  # weights that have one: query, key, value, output, gate, up, down
         }

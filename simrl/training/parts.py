@@ -17,6 +17,8 @@ from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.training import placement
 
+ADAPTERS_STREAM = 2**31 - 1  # folded into the run's key for their start; others fold in steps, which are fewer
+
 
 def trained_and_frozen(
     params: Params, config: TransformerConfig, settings: LoRASettings | None, *, seed: int, dtype: str, mesh: Mesh
@@ -36,7 +38,8 @@ def trained_and_frozen(
     decoder = {'decoder': params['decoder']}
     if settings is None:
         return decoder, {}
-    trained = {'adapters': lora.init(jax.random.key(seed), config, settings)}
+    key = jax.random.fold_in(jax.random.key(seed), ADAPTERS_STREAM)
+    trained = {'adapters': lora.init(key, config, settings)}
     rounded = jax.tree.map(lambda x: x if x.dtype == jnp.dtype(dtype) else x.astype(jnp.dtype(dtype)), decoder)
     return trained, _on_mesh(rounded, config, mesh) | _scale(settings, mesh)
 

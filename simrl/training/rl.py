@@ -53,8 +53,8 @@ class RLSettings:
     row_buckets: tuple[int, ...]  # tokens; an update's rows are cut to the shortest of these that holds the longest row
     algorithm: UpdateSettings
     optimizer: OptimizerSettings
-    lora: LoRASettings | None = None  # None: every weight is trained
     trained: Literal['assistant', 'user'] = 'assistant'
+    lora: LoRASettings | None = None  # None: every weight is trained
 
     def __post_init__(self) -> None:
         for field in ('steps', 'prompts_per_step', 'samples_per_prompt'):

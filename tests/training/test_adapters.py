@@ -144,12 +144,14 @@ def reinforced(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh)
     return Run(folder, before, state)
 
 
-def test_the_critic_alone_moves_no_adapter(reinforced: Run, chat: Chat) -> None:
+def test_the_critic_alone_moves_no_adapter(reinforced: Run, chat: Chat, mesh: Mesh) -> None:
     assert set(reinforced.state.params) == {'adapters', 'value_head'}
     assert np.any(reinforced.state.params['value_head']['kernel'])
-    first = lora.init(jax.random.key(scene.SEED), scene.config_of(chat), scene.LORA)
+    first, _ = parts.trained_and_frozen(
+        reinforced.start, scene.config_of(chat), scene.LORA, seed=scene.SEED, dtype='float32', mesh=mesh
+    )
     for name, adapter in reinforced.state.params['adapters'].items():
-        np.testing.assert_array_equal(adapter['a'], first[name]['a'])
+        np.testing.assert_array_equal(adapter['a'], first['adapters'][name]['a'])
         np.testing.assert_array_equal(adapter['b'], 0)
     assert [line['kl_k3'] for line in reinforced.lines()] == [0, 0]
 
