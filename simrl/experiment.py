@@ -157,7 +157,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
     again = stages.to_run_again(workdir, tasks, rerun)
     plain = {'job': name, **config_lib.to_dict(settings)}
     stages.open_workdir(workdir, plain, tasks, exempt=job.exempt, again=again)
-    stages.clear(workdir, again)
     if num_lanes == 1:
         stages.run_tasks(workdir, tasks, held='error' if job.lanes is None else 'wait')
     else:

@@ -202,12 +202,13 @@ def to_run_again(workdir: pathlib.Path, tasks: Sequence[Task], rerun: Collection
     return chosen
 
 
-def clear(workdir: pathlib.Path, names: Sequence[str]) -> None:
+def clear(workdir: pathlib.Path, names: Sequence[str], *, before: Callable[[], object] = lambda: None) -> None:
     """Empties the folders of stages, so that they run again; a kill meanwhile is made up for by the next command.
 
     Args:
         workdir: the run directory.
         names: of stages, each after those that it reads.
+        before: called before the first is emptied, once it is sure that all can be, and while all are held.
 
     Raises:
         WorkdirError: a folder holds something that is no stage. Nothing was cleared.
@@ -222,6 +223,7 @@ def clear(workdir: pathlib.Path, names: Sequence[str]) -> None:
                 raise LockedError(f'{folder}: another process works on this stage ({holder}); stop it first', holder)
             if stage_files.started_in(folder) is not None:
                 started.append(folder)
+        before()
         for folder in reversed(started):  # at no moment does one rest on an input that is gone
             stage_files.empty(folder)
     if started:
@@ -235,9 +237,12 @@ def open_workdir(
     tasks: Sequence[Task] = (),
     *,
     exempt: Collection[str] = (),
-    again: Collection[str] = (),
+    again: Sequence[str] = (),
 ) -> None:
     """Makes the run directory and its config.json, or checks that all that it holds is of the same config.
+
+    Where stages are to be run again they are cleared, and config.json is replaced once it is sure that they can be. It
+    is first, so that after a kill in between the same command goes on; the other way round none would.
 
     Args:
         workdir: the run directory.
@@ -245,12 +250,14 @@ def open_workdir(
         tasks: all that are to be run. Stages of the run directory that they lack are left alone.
         exempt: dotted fields that may differ (with all below them), for instance what only says what is logged or
             which stages there are. Their new values replace those in config.json.
-        again: names of stages that are to be run again, whatever they were run with. With them any difference between
-            the configs is accepted and stored: what the other stages rest on is in their slices.
+        again: names of stages that are to be run again, whatever they were run with, as `to_run_again` gives them. With
+            them any difference between the configs is accepted and stored: what the other stages rest on is in their
+            slices.
 
     Raises:
         WorkdirError: the directory is of another config or another format, or holds something that is no run; or
-            stages were started or done with other slices. Nothing was written.
+            stages were started or done with other slices; or a stage to be run again is none. Nothing was written.
+        LockedError: another process works on a stage to be run again, or on one that reads it. Nothing was written.
     """
     version = importlib.metadata.version('simrl')
     wanted = {'format': FORMAT, 'version': version, **config_dict}
@@ -277,9 +284,13 @@ def open_workdir(
                 f'{workdir}: is the run of another config: {"; ".join(lines)}. Choose another workdir, or name the '
                 'stages to run again (--rerun)'
             )
-    if stored != wanted:
-        workdir.mkdir(parents=True, exist_ok=True)
-        stage_files.write_json(workdir / CONFIG_FILE, wanted)
+
+    def store() -> None:
+        if stored != wanted:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stage_files.write_json(workdir / CONFIG_FILE, wanted)
+
+    clear(workdir, again, before=store)
 
 
 def _check_slices(workdir: pathlib.Path, tasks: Sequence[Task], again: Collection[str]) -> None:

@@ -72,8 +72,7 @@ JOB = Job(Settings, tasks)
 def run(settings: Settings, workdir: pathlib.Path, num_lanes: int, rerun: tuple[str, ...] = ()) -> None:
     plan = tasks(settings, workdir)
     again = stages.to_run_again(workdir, plan, rerun)
-    stages.open_workdir(workdir, {})
-    stages.clear(workdir, again)
+    stages.open_workdir(workdir, {}, again=again)
     lanes.run_side_by_side(JOB, settings, workdir, plan, num_lanes)
 
 

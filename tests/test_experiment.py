@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from simrl import experiment, jobs, sources, stage_files
+from simrl import experiment, jobs, lanes, sources, stage_files
 from simrl.config import ConfigError, from_config_dict
 from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Preference, Turn, write_conversations, write_preferences
@@ -24,7 +24,7 @@ from simrl.models import transformer
 from simrl.models.export import export
 from simrl.models.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
-from simrl.stages import WorkdirError
+from simrl.stages import LockedError, Task, WorkdirError
 from simrl.training import loop
 from tests import lane_job
 from tests.tiny import byte_tokenizer
@@ -187,6 +187,78 @@ def test_another_setting_is_refused_with_the_difference(files, finished):
     with pytest.raises(WorkdirError, match=rf'{named}.*--rerun=rl/role_play/seed-0,rl/fine_tuned/seed-0\)'):
         experiment.run(config, finished)
     assert {path: path.read_bytes() for path in finished.rglob('*.json')} == before  # not a stage of the new seed ran
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Settings of a job of two trivial stages, the second of which reads the first."""
+
+    steps: int
+
+
+def steps_tasks(settings: Steps, workdir: pathlib.Path) -> list[Task]:
+    def work(folder: pathlib.Path) -> None:
+        (folder / 'result.json').write_text(str(settings.steps))
+
+    slice_ = {'steps': settings.steps}
+    return [Task('first', slice_, {}, work), Task('second', slice_, {'first': workdir / 'first'}, work)]
+
+
+@pytest.fixture
+def run_steps(tmp_path, monkeypatch):
+    """(steps, rerun) -> that run, once one of a single step is done."""
+    monkeypatch.setattr(experiment, 'JOBS', {'steps': lanes.Job(Steps, steps_tasks)})
+
+    def run(steps: int, *rerun: str) -> None:
+        experiment.run(ConfigDict({'job': 'steps', 'steps': steps}), tmp_path, rerun=rerun)
+
+    run(1)
+    return run
+
+
+def json_files(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in workdir.rglob('*.json')}
+
+
+@pytest.mark.parametrize('held', ['first', 'second'])
+def test_a_run_again_that_is_refused_changes_nothing(run_steps, tmp_path, held):
+    before = json_files(tmp_path)
+    with stage_files.lock(tmp_path / held, shared=True), pytest.raises(LockedError, match=f'{held}: another process'):
+        run_steps(2, 'first')
+    assert json_files(tmp_path) == before
+    run_steps(1)
+    run_steps(2, 'first')
+    assert json.loads((tmp_path / 'second' / 'result.json').read_text()) == 2
+
+
+def test_a_run_again_of_something_else_changes_nothing(run_steps, tmp_path):
+    for path in (tmp_path / 'second').iterdir():
+        path.unlink()
+    (tmp_path / 'second' / 'thesis.tex').write_text('years of work')
+    before = json_files(tmp_path)
+    with pytest.raises(WorkdirError, match=r'expected an empty folder or a stage .*found thesis\.tex'):
+        run_steps(2, 'first')
+    assert json_files(tmp_path) == before
+
+
+@pytest.mark.parametrize('emptied', [0, 1])
+def test_a_run_again_that_is_killed_goes_on_by_the_same_command(run_steps, tmp_path, monkeypatch, emptied):
+    empty, left = stage_files.empty, emptied
+
+    def killed(folder: pathlib.Path) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        empty(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_files, 'empty', killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_steps(2, 'first')
+    run_steps(2, 'first')
+    run_steps(2)
+    assert json.loads((tmp_path / 'second' / 'result.json').read_text()) == 2
 
 
 def test_results_are_written_by_one_process_at_a_time(tmp_path, monkeypatch):
