@@ -186,20 +186,20 @@ def to_run_again(workdir: pathlib.Path, tasks: Sequence[Task], rerun: Collection
         ValueError: a stage's folder is, or is in, another's.
     """
     _check_order(workdir, tasks)
-    chosen: list[str] = []
+    chosen: dict[str, None] = {}  # in order
     wanted = {name.strip('/') for name in rerun}
     met: set[str] = set()
     for task in tasks:
         named = {name for name in wanted if f'{task.name}/'.startswith(f'{name}/')}
         met |= named
-        if named or set(chosen) & set(_stages_read(workdir, task)):
-            chosen.append(task.name)
+        if named or any(name in chosen for name in _stages_read(workdir, task)):
+            chosen[task.name] = None
     if unknown := sorted(wanted - met):
         raise WorkdirError(
             f'--rerun: expected names of stages, found {", ".join(unknown)}, which this run lacks; it has '
             f'{", ".join(task.name for task in tasks)}'
         )
-    return chosen
+    return list(chosen)
 
 
 def clear(workdir: pathlib.Path, names: Sequence[str], *, before: Callable[[], object] = lambda: None) -> None:
@@ -296,24 +296,43 @@ def open_workdir(
 def _check_slices(workdir: pathlib.Path, tasks: Sequence[Task], again: Collection[str]) -> None:
     """Holds the stages that there are against the tasks' slices, but for those to be run again."""
     stages_of: dict[str, list[str]] = {}  # by what differs: often the same for many
+    equal = set[str]()
     for task in tasks:
         found = None if task.name in again else stage_files.read_started(workdir / task.name)
         if found is None or 'clearing' in found:
             continue
         if lines := config.differences(found['slice'], _plain(task.slice_)):
             stages_of.setdefault('; '.join(lines), []).append(task.name)
+        else:
+            equal.add(task.name)
     if stages_of:
         refused = {name for names in stages_of.values() for name in names}
-        covered, named = set[str](), list[str]()
-        for name in (task.name for task in tasks if task.name in refused):
-            if name not in covered:
-                named.append(name)
-                covered |= set(to_run_again(workdir, tasks, [name]))
-        what = '; '.join(f'{", ".join(names)} ({lines})' for lines, names in stages_of.items())
+        rerun = ','.join(_names_to_run_again(workdir, tasks, refused, equal))
+        what = '; '.join(f'{some(names)} ({lines})' for lines, names in stages_of.items())
         raise WorkdirError(
             f'{workdir}: stages were started or done with other settings: {what}. Have them run again '
-            f'(--rerun={",".join(named)}), or use another workdir'
+            f'(--rerun={rerun}), or use another workdir'
         )
+
+
+def _names_to_run_again(
+    workdir: pathlib.Path, tasks: Sequence[Task], refused: Collection[str], equal: Collection[str]
+) -> list[str]:
+    """What to name so that the refused stages run again, with all that rest on them and no other of the equal ones."""
+    resting, first = set[str](), list[str]()  # on a refused one; and those that rest on none
+    for task in tasks:
+        if any(name in resting or name in refused for name in _stages_read(workdir, task)):
+            resting.add(task.name)
+        elif task.name in refused:
+            first.append(task.name)
+    kept = {folder for name in equal if name not in resting for folder in (name, *_folders_of(name))}
+    names = (next((folder for folder in _folders_of(name) if folder not in kept), name) for name in first)
+    return list(dict.fromkeys(names))
+
+
+def _folders_of(name: str) -> list[str]:
+    """The folders that a stage's folder lies in, from the outermost: 'rl', 'rl/a' for 'rl/a/seed-0'."""
+    return [path.as_posix() for path in reversed(pathlib.PurePosixPath(name).parents)][1:]
 
 
 def _plain(slice_: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,17 +349,21 @@ def _stages_read(workdir: pathlib.Path, task: Task) -> list[str]:
 
 
 def _check_order(workdir: pathlib.Path, tasks: Sequence[Task]) -> None:
-    before: list[str] = []
+    before, above = set[str](), dict[str, str]()  # the stages; and the folders that they lie in, each with one of them
     for task in tasks:
-        for name in before:
-            if f'{task.name}/'.startswith(f'{name}/') or name.startswith(f'{task.name}/'):
-                raise ValueError(f'{task.name}: expected a folder of its own, found that {name} has it')
+        folders = _folders_of(task.name)
+        taken = [name for name in (task.name, *folders) if name in before]
+        if task.name in above:
+            taken.append(above[task.name])
+        if taken:
+            raise ValueError(f'{task.name}: expected a folder of its own, found that {taken[0]} has it')
         for name in _stages_read(workdir, task):
             if name not in before:
                 raise WorkdirError(
                     f'{task.name}: expected what it reads in {workdir} to be stages that come before it, found {name}'
                 )
-        before.append(task.name)
+        before.add(task.name)
+        above.update(dict.fromkeys(folders, task.name))
 
 
 def _hash_inputs(folder: pathlib.Path, inputs: Mapping[str, pathlib.Path], hashes: Hashes) -> dict[str, str]:

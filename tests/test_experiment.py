@@ -184,7 +184,7 @@ def test_another_setting_is_refused_with_the_difference(files, finished):
     config.seeds = (2, 0)
     before = {path: path.read_bytes() for path in finished.rglob('*.json')}
     named = r'rl/role_play/seed-0, rl/fine_tuned/seed-0 \(rl\.algorithm\.clip_low: 0\.2 -> 0\.1\)'
-    with pytest.raises(WorkdirError, match=rf'{named}.*--rerun=rl/role_play/seed-0,rl/fine_tuned/seed-0\)'):
+    with pytest.raises(WorkdirError, match=rf'{named}.*--rerun=rl\)'):
         experiment.run(config, finished)
     assert {path: path.read_bytes() for path in finished.rglob('*.json')} == before  # not a stage of the new seed ran
 

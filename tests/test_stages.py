@@ -470,7 +470,7 @@ def test_all_stages_of_other_settings_are_refused_before_anything_is_written(tmp
         assert str(error.value) == (
             f'{workdir}: stages were started or done with other settings: rl/a/seed-0, rl/b/seed-0, summary '
             '(sft.steps: 10 -> 20); other (sft.learning_rate: 0.1 -> 1; sft.steps: 10 -> 5). Have them run again '
-            '(--rerun=rl/a/seed-0,rl/b/seed-0,other), or use another workdir'  # summary rests on the first
+            '(--rerun=rl,other), or use another workdir'  # summary rests on the first
         )
     assert files(workdir) == before
 
@@ -480,6 +480,37 @@ def test_all_stages_of_other_settings_are_refused_before_anything_is_written(tmp
     stages.run_tasks(workdir, changed)
     assert other.calls == 2
     assert config_of(workdir) == {'arms': ['a']}
+
+
+def run_of_many(workdir: pathlib.Path, steps: int = 10) -> list[Task]:
+    """Four arms of eight seeds, of which one has other steps, each assistant with its people."""
+    fields = {(arm, seed): {'steps': steps if arm != 'd' else 10} for seed in range(8) for arm in 'abcd'}
+    names = {f'{arm}/seed-{seed}': sft for (arm, seed), sft in fields.items()}
+    trained = [Task(f'rl/{name}', {'sft': SLICE['sft'] | sft}, {}, Work()) for name, sft in names.items()]
+    return trained + [Task(f'people/{name}', SLICE, {'rl': workdir / 'rl' / name}, Work()) for name in names]
+
+
+def test_a_refusal_of_many_stages_is_short_and_each_is_looked_at_once(tmp_path, monkeypatch) -> None:
+    tasks = run_of_many(tmp_path)
+    stages.open_workdir(tmp_path, {}, tasks)
+    stages.run_tasks(tmp_path, tasks)
+    read, looks = stages._stages_read, []
+    monkeypatch.setattr(stages, '_stages_read', lambda *args: looks.append(args) or read(*args))
+    changed = run_of_many(tmp_path, 20)
+    with pytest.raises(WorkdirError) as error:
+        stages.open_workdir(tmp_path, {}, changed)
+    assert len(looks) == len(tasks)
+    assert str(error.value).removeprefix(f'{tmp_path}: ') == (
+        'stages were started or done with other settings: rl/a/seed-0, rl/b/seed-0, rl/c/seed-0, rl/a/seed-1, '
+        'rl/b/seed-1 and 19 more (sft.steps: 10 -> 20). Have them run again (--rerun=rl/a,rl/b,rl/c), or use another '
+        'workdir'
+    )
+    again = stages.to_run_again(tmp_path, changed, ['rl/a', 'rl/b', 'rl/c'])
+    stages.open_workdir(tmp_path, {}, changed, again=again)  # those are enough
+    events = list[Event]()
+    stages.run_tasks(tmp_path, changed, tell=events.append)
+    ran = {event.stage for event in events if event.what == 'ran'}
+    assert ran == {task.name for task in tasks if '/d/' not in task.name}
 
 
 def test_stages_that_are_new_or_of_other_arms_are_not_compared(tmp_path: pathlib.Path) -> None:
