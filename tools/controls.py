@@ -8,8 +8,9 @@
 intervals that claims are made with may miss 0 in one case of twenty.
 
 `dial` makes one run for each dial, with role-play and fine-tuned alone: at 0 people are the stereotype that role-play
-knows, so fine-tuning on people may gain nothing; at 1 they are as the world describes them. The gap must open from one
-to the other. Every run goes on where it was; the table is also written to DIR/controls.json and DIR/controls.png.
+knows, so fine-tuning on people should gain nothing; at 1 they are as the world describes them. The gap must open from
+one to the other. What is gained at 0 is told as a bound: few seeds cannot tell a small gain from none. Every run goes
+on where it was; the table is also written to DIR/controls.json and DIR/controls.png.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 
 from simrl import config
 from simrl.evaluation import results, summary
-from simrl.evaluation.controls import Opening, SameTwice, opening, same_simulator_twice
+from simrl.evaluation.controls import LEAST_SEEDS, Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.people import split_name
 from simrl.evaluation.statistics import SeedEstimate
 from simrl.known_answer import KnownAnswer, Plan
@@ -37,7 +38,10 @@ PAIR = 'fine_tuned - role_play'
 
 def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     """Each arm of a finished run against itself."""
-    outcomes = outcomes_on_people(_plan(run))
+    plan = _plan(run)
+    if len(plan.settings.seeds) < LEAST_SEEDS:
+        raise SystemExit(f'{run}: expected at least {LEAST_SEEDS} training seeds, found {len(plan.settings.seeds)}')
+    outcomes = outcomes_on_people(plan)
     seeds: dict[str, dict[int, np.ndarray]] = {}
     for name, found in outcomes.items():
         if name != results.INITIAL:
@@ -97,14 +101,26 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def verdict(found: Opening) -> str:
     """What the dial shows, in words."""
     steps = ', '.join(summary.interval(step, 3, '+') for step in found.steps)
-    bound = '' if found.at_most is None else f', at most {found.at_most:.0%} of the gap at the last dial'
     return '\n'.join(
         (
-            f'At the first dial the gap is {"not told apart from 0" if found.closed else "NOT 0"}{bound}.',
+            _first_gap(found),
             f'The gap {"opens" if found.monotone else "does NOT open"} monotonically, as far as the seeds can tell: '
             f'from dial to dial {steps}; slope {summary.interval(found.slope, 3, "+")}.',
         )
     )
+
+
+def _first_gap(found: Opening) -> str:
+    """What is gained where nothing should be: a bound, and never that it is nothing."""
+    gap = found.first
+    above = sum(value > 0 for value in gap.values)
+    seeds = f'{summary.interval(gap, 3, "+")}, above 0 in {above} of {gap.num_seeds} seeds'
+    if not found.closed:
+        return f'At the first dial there IS a gain: {seeds}.'
+    if summary.verdict(gap) < 0:
+        return f'At the first dial fine-tuning gains nothing, it loses: {seeds}.'
+    share = '' if found.at_most is None else f', {found.at_most:.0%} of the gap at the last dial'
+    return f'At the first dial the gain is at most {summary.number(gap.high, 3, "+")}{share}: {seeds}.'
 
 
 def picture(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
@@ -141,6 +157,15 @@ def show_dial(options: argparse.Namespace) -> None:
     print(f'\n{table(rows)}\n{verdict(found)}')
 
 
+def _check_dial(options: argparse.Namespace) -> None:
+    """Refuses what the runs would be in vain for."""
+    if len(set(options.seeds)) < 2:
+        raise SystemExit(f'--seeds: expected at least two, found {options.seeds}')
+    folders = {f'{dial:g}' for dial in options.dials}  # as `run_dial` names them
+    if len(folders) < max(2, len(options.dials)) or not all(0 <= dial <= 1 for dial in options.dials):
+        raise SystemExit(f'--dials: expected at least two different numbers from 0 to 1, found {options.dials}')
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     controls = parser.add_subparsers(dest='control', required=True)
@@ -153,8 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dial.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3])
     dial.add_argument('--people', type=int, help='new people that every assistant meets; as the config has it')
     options = parser.parse_args(arguments)
-    if options.control == 'dial' and len(set(options.seeds)) < 2:
-        raise SystemExit(f'--seeds: expected at least two, found {options.seeds}')
+    if options.control == 'dial':
+        _check_dial(options)
     {'twice': show_twice, 'dial': show_dial}[options.control](options)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from simrl.evaluation.statistics import SeedEstimate, cluster_bootstraps, paired_difference, t_interval
 
+LEAST_SEEDS = 4  # that can be halved into two arms of at least two
+
 
 @dataclasses.dataclass(frozen=True)
 class SameTwice:
@@ -47,8 +49,10 @@ def same_simulator_twice(
     Raises:
         ValueError: fewer than four seeds, or a value is not finite.
     """
-    if len(satisfaction) < 4:
-        raise ValueError(f'same_simulator_twice: expected at least 4 training seeds, found {len(satisfaction)}')
+    if len(satisfaction) < LEAST_SEEDS:
+        raise ValueError(
+            f'same_simulator_twice: expected at least {LEAST_SEEDS} training seeds, found {len(satisfaction)}'
+        )
     splits = list(_halves(len(satisfaction)))
     means = satisfaction.mean(1)
     over_seeds = [paired_difference(means[first], means[second], level=level) for first, second in splits]
@@ -76,11 +80,14 @@ class Opening:
         steps: from each dial to the next: how much wider the gap is.
         slope: of each seed's least-squares line of gap on dial.
         monotone: no step is certainly narrower, and the slope is certainly positive (by intervals over seeds).
-        closed: the interval of the gap at the first dial holds 0.
-        at_most: the upper bound of the gap at the first dial as a share of the mean gap at the last; None where the
-            last is not above 0.
+        first: the gap at the first dial, where nothing is to be gained.
+        closed: no gain is told apart from 0 there: the interval is not above 0. With few seeds a small gain is not, and
+            `at_most` is what can be said.
+        at_most: the upper bound of that gap, no less than 0, as a share of the mean gap at the last dial; None where
+            the last is not above 0.
     """
 
+    first: SeedEstimate
     steps: tuple[SeedEstimate, ...]
     slope: SeedEstimate
     monotone: bool
@@ -108,11 +115,12 @@ def opening(dials: Sequence[float], gaps: np.ndarray, *, level: float = 0.95) ->
     first, last = t_interval(gaps[0], level=level), float(gaps[-1].mean())
     low, high = _bounds(first)
     return Opening(
+        first=first,
         steps=steps,
         slope=slope,
         monotone=_bounds(slope)[0] > 0 and all(_bounds(step)[1] >= 0 for step in steps),
-        closed=low <= 0 <= high,
-        at_most=high / last if last > 0 else None,
+        closed=low <= 0,
+        at_most=max(high, 0.0) / last if last > 0 else None,
     )
 
 

@@ -69,6 +69,11 @@ def test_nothing_gained_has_a_bound():
     assert opening((0.0, 1.0), np.stack([NOISE, NOISE - 0.4])).at_most is None
 
 
+def test_a_loss_at_the_first_dial_is_no_gain():
+    found = opening((0.0, 1.0), np.stack([NOISE - 0.4, NOISE + 0.4]))
+    assert (found.closed, found.at_most, found.first.mean) == (True, 0.0, pytest.approx(NOISE.mean() - 0.4))
+
+
 @pytest.mark.parametrize(
     ('call', 'message'),
     [

@@ -2,10 +2,16 @@
 
 import json
 import pathlib
+import re
 
+import numpy as np
 import pytest
 
+from configs import quickstart
+from simrl import stages
+from simrl.config import to_dict
 from simrl.evaluation import results
+from simrl.evaluation.controls import opening
 from tests.evaluation.fake_run import fake_results, write
 from tools import controls
 
@@ -42,12 +48,45 @@ def test_a_run_for_each_dial_and_what_the_gaps_say(commands, tmp_path, capsys):
         assert flags['config.evaluation.people'] == '50'
     printed = capsys.readouterr().out
     assert '+0.300 [+0.275, +0.325]' in printed
-    assert 'not told apart from 0, at most' in printed
+    assert (
+        'At the first dial the gain is at most +0.025, 8% of the gap at the last dial: '
+        '+0.000 [−0.025, +0.025], above 0 in 1 of 3 seeds.'
+    ) in printed
     assert 'The gap opens monotonically' in printed
     content = json.loads((tmp_path / 'controls.json').read_text())
     assert [x['dial'] for x in content['dials']] == [0.0, 0.5, 1.0]
     assert content['opening']['monotone'] is True
     assert (tmp_path / 'controls.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    ('at_first', 'said'),
+    [
+        # Four seeds of the same sign are not nothing, though their interval holds 0: it is a bound.
+        (
+            (0.001, 0.003, 0.004, 0.009),
+            r'the gain is at most \+0\.010, 2% of the gap at the last dial: .*above 0 in 4 of',
+        ),
+        ((0.1, 0.11, 0.09, 0.1), r'there IS a gain: \+0\.100 \[\+0\.0'),
+        ((-0.1, -0.11, -0.09, -0.1), r'fine-tuning gains nothing, it loses: −0\.100 \[−0\.1.*above 0 in 0 of 4 seeds'),
+    ],
+)
+def test_what_is_gained_at_the_first_dial_in_words(at_first, said):
+    first, *_ = controls.verdict(opening((0.0, 1.0), np.array([at_first, (0.39, 0.4, 0.41, 0.4)]))).splitlines()
+    assert re.search(rf'^At the first dial {said}', first)
+
+
+@pytest.mark.parametrize('dials', [['1'], ['0', '1', '0'], ['0', '0.0'], ['0', '1.5']])
+def test_dials_that_are_no_dials_are_refused_before_anything_runs(commands, tmp_path, dials):
+    with pytest.raises(SystemExit, match='--dials: expected at least two different numbers from 0 to 1, found'):
+        controls.main(['dial', f'--workdir={tmp_path}', '--dials', *dials])
+    assert not commands
+
+
+def test_too_few_seeds_to_halve(tmp_path):
+    stages.open_workdir(tmp_path, to_dict(quickstart.get_config('smoke')) | {'seeds': [0, 1, 2]})
+    with pytest.raises(SystemExit, match='expected at least 4 training seeds, found 3'):
+        controls.main(['twice', f'--run={tmp_path}'])
 
 
 def test_one_seed_says_nothing_of_others(tmp_path):
