@@ -22,7 +22,10 @@ ARMS = (
     'trained against people themselves; its interval is over people, and it may exceed 1. Cut: messages of the '
     'assistant that its budget cut short; below, conversations in which a message of the person was.'
 )
-WIN_RATES = 'The dashed line is the initial assistant. Strict wins can mislead: who fails sooner costs less effort.'
+WIN_RATES = (
+    'The dashed line is the initial assistant. Win rates can mislead, strict ones most: of two assistants that fail the '
+    'one that fails sooner wins, for it costs less effort. Satisfaction and who left say whether it did.'
+)
 TRAINING = (
     'Rewards are under each arm’s own user, so they compare a run with itself and not arms with each other; thin lines '
     'are single seeds. A group is the conversations of one opening; where all have the same reward nothing is learnt.'
