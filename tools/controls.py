@@ -4,8 +4,8 @@
     python -m tools.controls dial --workdir=DIR [--config=configs/quickstart.py] [--dials 0 0.5 0.8 0.9 1]
         [--seeds 0 1 2 3] [--people=1000]
 
-`twice` reads a finished run of at least four seeds: halves of the seeds of one arm are the same simulator twice, so the
-intervals that claims are made with may miss 0 in one case of twenty.
+`twice` reads a finished run of at least four seeds: halves of the seeds of one arm are the same simulator twice. It
+shows how often intervals over people tell them apart; those over seeds do in about one case of twenty by construction.
 
 `dial` makes one run for each dial, with role-play and fine-tuned alone: at 0 people are the stereotype that role-play
 knows, so fine-tuning on people should gain nothing; at 1 they are as the world describes them. The gap must open from

@@ -1,7 +1,8 @@
 """Negative controls: where the instrument must find nothing, does it; and does a gap open where one is made?
 
-1. `same_simulator_twice`: two arms with one simulator differ by their training seeds alone, so a 95% interval of their
-   difference may miss 0 in one case of twenty. Halves of one arm's seeds, renumbered, are such pairs of arms.
+1. `same_simulator_twice`: two arms with one simulator differ by their training seeds alone. Halves of one arm's seeds,
+   renumbered, are such pairs of arms. An interval over people, which takes a checkpoint for a simulator, tells them
+   apart as often as checkpoints of one simulator differ.
 2. `opening`: the gap between two arms along a dial, from where there is nothing to be gained.
 """
 
@@ -22,9 +23,12 @@ class SameTwice:
 
     Attributes:
         splits: how many ways there are to halve the arm's seeds.
-        over_seeds: share of these in which the interval over training seeds misses 0: about 1 - `level` on average over
-            arms; splits of the same seeds are not independent, so that of one arm scatters widely.
-        over_people: the same of the interval over people: what takes a checkpoint for a simulator would claim.
+        over_seeds: share of these in which the interval over training seeds misses 0. Halves of exchangeable numbers
+            make it about 1 - `level` on average over arms, by construction: it can show that the shape of the seeds'
+            distribution does not suit a t-interval, and nothing of seeds that depend on each other, were each there
+            twice, or share a simulator. Splits of the same seeds are not independent: that of one arm scatters widely.
+        over_people: the same of the interval over people: how often one would claim a difference that is none who
+            takes a checkpoint for a simulator. This is what the control measures.
         largest: the largest absolute difference in mean satisfaction between two halves.
         level: the nominal coverage of both intervals.
     """

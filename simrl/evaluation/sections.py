@@ -23,8 +23,8 @@ ARMS = (
     'assistant that its budget cut short; below, conversations in which a message of the person was.'
 )
 WIN_RATES = (
-    'The dashed line is the initial assistant. Win rates can mislead, strict ones most: of two assistants that fail the '
-    'one that fails sooner wins, for it costs less effort. Satisfaction and who left say whether it did.'
+    'The dashed line is the initial assistant. Win rates can mislead, strict ones most: of two assistants that fail '
+    'the one that fails sooner wins, for it costs less effort. Satisfaction and who left show it.'
 )
 TRAINING = (
     'Rewards are under each arm’s own user, so they compare a run with itself and not arms with each other; thin lines '
