@@ -42,7 +42,9 @@ TRANSFER = (
 CLAIMS = (
     'The unit of a claim about a simulator is the training run: intervals and sign-flip tests are over training seeds, '
     'paired between arms, on the same people throughout, and not adjusted for their number. With n seeds p is never '
-    'below 2 / 2ⁿ. The last column rests on people alone: it holds for these checkpoints only.'
+    'below 2 / 2ⁿ. All seeds share one initial assistant, one base user model of each size and one set of logs: what '
+    'others of these, or other people, would change is in no interval over seeds. The last column rests on people '
+    'alone: it holds for these checkpoints only.'
 )
 FIDELITY = (
     'Means over conversations with the initial assistant. Perplexity is per token of messages of people that no '
