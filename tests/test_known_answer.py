@@ -33,7 +33,7 @@ from simrl.models.transformer import Execution
 from simrl.rollouts.host import HostConversation
 from simrl.rollouts.rollout import EndReason, example_hash
 from simrl.rollouts.trajectories import Trajectories
-from simrl.stages import Task
+from simrl.stages import Task, run_tasks
 from simrl.training.sft import token_losses
 from simrl.worlds import concierge as world_program
 from simrl.worlds import scripted
@@ -135,6 +135,47 @@ def test_the_training_seed_is_added_to_that_of_the_batches(own, training, scene,
         tmp_path, tmp_path, tmp_path, scene, users.model, users.fine_tuning, training
     )
     assert fitted == [own + training]
+
+
+def two_names(kind: str, workdir: pathlib.Path, seeds: tuple[int, ...]) -> list[Task]:
+    """The plan of two arms that are equal but for their names, smaller still than the smoke test's."""
+    user = to_dict(quickstart.get_config('smoke').users.medium)
+    user['base']['batch']['lengths'] = [128]
+    own = settings(
+        users={'medium': user, 'copy': user},
+        arms=(kind, f'{kind}-copy'),
+        seeds=seeds,
+        assistant__sft__batch__lengths=(128,),
+        rl__row_buckets=(200,),
+        rl__steps=1,
+    )
+    return Plan(own, workdir).tasks()
+
+
+def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):
+    """A control of the instrument: arms that are equal but for their names are one arm, to the last bit."""
+    plan = two_names('persona', tmp_path, (0, 1))
+    needed = [task for task in plan if not task.name.startswith(('logs', 'matrix', 'likelihood'))]
+    run_tasks(tmp_path, [task for task in needed if '-copy/seed-1' not in task.name], tell=lambda _: None)
+
+    def left(arm: str) -> list[bytes]:
+        """What was said in training, and what came out with people."""
+        names = ('conversations/rl.jsonl', 'result.json'), ('block-0/result.json',)
+        return [
+            (tmp_path / kind / arm / name).read_bytes()
+            for kind, files in zip(('rl', 'people'), names, strict=True)
+            for name in files
+        ]
+
+    assert left('persona/seed-0') == left('persona-copy/seed-0')
+    assert not set(left('persona/seed-0')) & set(left('persona/seed-1'))  # the bytes tell runs apart
+
+
+def test_a_fine_tuned_simulator_under_two_names_is_made_of_equal_slices():
+    plan = {task.name: to_dict(task.slice_) for task in two_names('fine_tuned', WORKDIR, (3,))}
+    copies = [name for name in plan if '-copy' in name]
+    assert {name.split('/')[0] for name in copies} == {'sft', 'rl', 'people', 'matrix', 'likelihood'}
+    assert all(plan[name] == plan[name.replace('-copy', '')] for name in copies)
 
 
 def test_sizes_have_user_models_of_their_own():
