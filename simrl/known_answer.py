@@ -244,8 +244,15 @@ class Plan:
 
     def make_world(self) -> Task:
         s = self.settings
-        slice_ = config_lib.to_dict({'world': s.world, 'corpora': s.corpora})
-        return Task(WORLD_STAGE, slice_, {}, lambda folder: work.make_world(folder, s.world, s.corpora))
+        c = s.corpora
+        text = {
+            'vocabulary': c.vocabulary,
+            'assistant': c.assistant,
+            'base_user': c.base_user,
+            'held_out': c.held_out,
+        }
+        slice_ = config_lib.to_dict({'world': s.world, 'corpora': text})
+        return Task(WORLD_STAGE, slice_, {}, lambda folder: work.make_world(folder, s.world, **text))
 
     def fit_assistant(self) -> Task:
         own, held_out = self.settings.assistant, self.settings.corpora.held_out

@@ -92,12 +92,14 @@ def longest_conversation(limits: Limits) -> int:
     return limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens + 2 * AROUND_MESSAGE)
 
 
-def make_world(folder: pathlib.Path, world: World, corpora: Corpora) -> None:
-    """The scripted conversations, and a tokenizer trained on them."""
-    assistants = scripted.assistant_corpus(world, corpora.assistant + corpora.held_out)
-    users = scripted.base_user_corpus(world, corpora.base_user + corpora.held_out)
+def make_world(
+    folder: pathlib.Path, world: World, *, vocabulary: int, assistant: int, base_user: int, held_out: int
+) -> None:
+    """The scripted conversations, and a tokenizer trained on them; the numbers are those of `Corpora`."""
+    assistants = scripted.assistant_corpus(world, assistant + held_out)
+    users = scripted.base_user_corpus(world, base_user + held_out)
     texts = [text for c in (*assistants, *users) for text in (c.intent or '', *(turn.content for turn in c.turns))]
-    (folder / TOKENIZER_FILE).write_bytes(train_pieces(texts, corpora.vocabulary))
+    (folder / TOKENIZER_FILE).write_bytes(train_pieces(texts, vocabulary))
     write_conversations(folder / ASSISTANT_CORPUS, assistants)
     write_conversations(folder / BASE_USER_CORPUS, users)
     save_result(folder, {'assistant_conversations': len(assistants), 'user_conversations': len(users)})

@@ -24,7 +24,7 @@ from simrl import config, stage_files
 from simrl.stage_files import DONE_FILE, POLL_SECONDS, STAGE_FILE, Hashes, WorkdirError, is_done, some
 
 CONFIG_FILE = 'config.json'
-FORMAT = 2  # of run directories; counts up when an older version's can no longer be gone on with
+FORMAT = 3  # of run directories; counts up when an older version's can no longer be gone on with
 
 
 class LockedError(WorkdirError):

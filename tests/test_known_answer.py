@@ -137,6 +137,15 @@ def test_the_training_seed_is_added_to_that_of_the_batches(own, training, scene,
     assert fitted == [own + training]
 
 
+@pytest.mark.parametrize(
+    ('field', 'refused'),
+    [('logs', 'logs'), ('vocabulary', 'world'), ('assistant', 'world'), ('base_user', 'world')],
+)
+def test_other_text_changes_the_stage_that_makes_it_alone(field, refused):
+    before, after = tasks(), tasks(**{f'corpora__{field}': 300})
+    assert [name for name, task in before.items() if identity(task) != identity(after[name])] == [refused]
+
+
 def two_names(kind: str, workdir: pathlib.Path, seeds: tuple[int, ...]) -> list[Task]:
     """The plan of two arms that are equal but for their names, smaller still than the smoke test's."""
     user = to_dict(quickstart.get_config('smoke').users.medium)
