@@ -5,18 +5,13 @@ from collections.abc import Hashable, Sequence
 from simrl.evaluation.statistics import Estimate, cluster_bootstrap
 
 
-def wins(scores: Sequence[float], baseline: Sequence[float], *, margin: float = 0.0) -> list[float]:
-    """Per pair 1.0 for a win, 0.0 for a loss, 0.5 for a tie: scores that differ by no more than `margin`."""
+def wins(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Per pair 1.0 for a win, 0.0 for a loss, 0.5 for a tie."""
     if len(scores) != len(baseline):
         raise ValueError(f'wins: expected paired scores, found {len(scores)} and {len(baseline)}')
-    return [
-        0.5 if abs(score - other) <= margin else float(score > other)
-        for score, other in zip(scores, baseline, strict=True)
-    ]
+    return [0.5 if score == other else float(score > other) for score, other in zip(scores, baseline, strict=True)]
 
 
-def win_rate(
-    scores: Sequence[float], baseline: Sequence[float], clusters: Sequence[Hashable], *, margin: float = 0.0
-) -> Estimate:
+def win_rate(scores: Sequence[float], baseline: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
     """The share of pairs that `scores` wins against `baseline`, with a 95% interval over clusters."""
-    return cluster_bootstrap(wins(scores, baseline, margin=margin), clusters)
+    return cluster_bootstrap(wins(scores, baseline), clusters)

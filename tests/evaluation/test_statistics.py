@@ -49,7 +49,6 @@ def test_bad_input(values, clusters, message):
 
 def test_wins_losses_and_ties():
     assert wins([1.0, 0.0, 0.5], [0.0, 1.0, 0.5]) == [1.0, 0.0, 0.5]
-    assert wins([1.0, 0.0], [0.5, 0.5], margin=0.5) == [0.5, 0.5]
     estimate = win_rate([3.0, 2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 2.0], ['a', 'b', 'c', 'd'])
     assert estimate.mean == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     with pytest.raises(ValueError, match='paired scores, found 1 and 2'):
