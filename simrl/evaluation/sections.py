@@ -37,7 +37,8 @@ MATRIX = (
 TRANSFER = (
     'Gains in mean satisfaction over the initial assistant, with intervals over training seeds: by the reckoning of '
     'the simulator that the arm trained against, of simulators of other kinds (their mean), and of people. A gain that '
-    'the own simulator alone sees does not carry over.'
+    'the own simulator alone sees does not carry over. The simulators of other kinds are not the same for every arm: '
+    'that column is not to be compared from arm to arm.'
 )
 CLAIMS = (
     'The unit of a claim about a simulator is the training run: intervals and sign-flip tests are over training seeds, '

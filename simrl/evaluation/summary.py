@@ -191,12 +191,13 @@ def sentences(results: Results, rows: Sequence[Row]) -> tuple[str, str, str]:
     seeds = sorted({row.num_seeds for row in arms})
     each = '–'.join(dict.fromkeys(str(count) for count in (seeds[0], seeds[-1])))
     each = 'one training seed' if seeds == [1] else f'{each} training seeds'
-    kinds = len({parts_of(row.name)[:2] for row in arms})
+    kinds, sized = (len({parts_of(row.name)[:fields] for row in arms}) for fields in (1, 2))
+    sizes = '' if sized == kinds else f' ({_counted(sized, "arm")} with their sizes)'
     oracle = '; the oracle trained against people themselves' if ORACLE in [row.name for row in arms] else ''
     asked = (
         f'From one initial assistant, others were trained by reinforcement learning against '
-        f'{_counted(kinds, "kind")} of user, all else equal ({each} each), and all of them then talked with the same '
-        f'{results.people.world.people:,} new people{oracle}.'
+        f'{_counted(kinds, "kind")} of user{sizes}, all else equal ({each} each), and all of them then talked with the '
+        f'same {results.people.world.people:,} new people{oracle}.'
     )
     return asked, _outcome(results, rows, arms), SHORT_OF_THE_WORLD
 

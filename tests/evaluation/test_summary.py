@@ -76,6 +76,18 @@ def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
     assert cells[2] == '–', 'and no p-value'
 
 
+@pytest.mark.parametrize(
+    ('sizes', 'asked'),
+    [
+        (('',), 'against four kinds of user, all else equal'),
+        (('', 'small'), 'against four kinds of user (six arms with their sizes), all else equal'),
+    ],
+)
+def test_sizes_are_no_kinds(tmp_path, sizes, asked):
+    write(tmp_path, fake_results(seeds=2, people=30, sizes=sizes))
+    assert asked in said(tmp_path)[0]
+
+
 def test_seeds_that_differ_are_told_apart_from_those_that_are_several(files, tmp_path):
     people = files['results/people.json']
     kept = {
