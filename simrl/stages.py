@@ -227,7 +227,7 @@ def clear(workdir: pathlib.Path, names: Sequence[str], *, before: Callable[[], o
         for folder in reversed(started):  # at no moment does one rest on an input that is gone
             stage_files.empty(folder)
     if started:
-        again = ', '.join(folder.relative_to(workdir).as_posix() for folder in started)
+        again = some([folder.relative_to(workdir).as_posix() for folder in started])
         print(f'to be run again: {again}. After a kill the command without --rerun goes on', flush=True)
 
 
