@@ -299,6 +299,12 @@ def _indented(text: str) -> str:
     return '\n'.join(f'    {line}' for line in lines)
 
 
+def cache_folder() -> pathlib.Path:
+    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache): for what can be made again, and may be deleted."""
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    return home / 'simrl'
+
+
 def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | None:
     """Keeps compiled programs on the disk, so that the next process starts at once. Call it before anything compiles.
 
@@ -310,8 +316,7 @@ def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path
         The folder, or None where it cannot be written to (a warning says so): it is a convenience.
     """
     chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    place = pathlib.Path(chosen) if chosen else folder or home / 'simrl' / 'xla' / _processor()
+    place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
     try:
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):

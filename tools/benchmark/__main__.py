@@ -28,6 +28,7 @@ from typing import Any
 import jax
 
 from simrl.conversations.chat import Chat
+from simrl.lanes import cpus
 from simrl.models.transformer import TransformerConfig
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
 from tools.benchmark.job import CASES, Job
@@ -38,10 +39,6 @@ CPU_MODELS = ('random:smollm2',)
 AFTER_FIRST = 'sampling, after the first token'  # a part of a case, with a row of its own
 BUSY = 0.5  # of a machine's load, from which on times are not to be trusted
 GPU_MODELS = ('random:qwen2.5-1.5b', 'random:smollm2')
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--sweep', nargs='+', default=[], choices=plan.SWEPT, help='sizes to vary around the first one')
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each side')
     parser.add_argument('--dtype', choices=sorted(limits.ITEM_BYTES), help='float32, or with --gpu bfloat16')
-    parser.add_argument('--threads', type=int, default=cores(), help='of each side, on that many cores')
+    parser.add_argument('--threads', type=int, default=len(cpus()), help='of each side, on that many cores')
     parser.add_argument('--remat', choices=('none', 'full'), help='what gradients recompute; full with --gpu')
     parser.add_argument('--attention', choices=('xla', 'cudnn'), default='xla', help='of simrl in training')
     parser.add_argument('--gpu', action='store_true', help='on a GPU, in bfloat16')
@@ -77,8 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         for value in values if isinstance(values, list) else [] if values is None else [values]:
             if value < 1:
                 parser.error(f'--{name.replace("_", "-")}: expected at least 1, found {value}')
-    if options.threads > cores():
-        parser.error(f'--threads: expected at most the {cores()} cores there are, found {options.threads}')
+    if options.threads > len(cpus()):
+        parser.error(f'--threads: expected at most the {len(cpus())} cores there are, found {options.threads}')
     options.model = options.model or (GPU_MODELS if options.gpu else CPU_MODELS)
     options.dtype = options.dtype or ('bfloat16' if options.gpu else 'float32')
     options.remat = options.remat or ('full' if options.gpu else 'none')
@@ -127,7 +124,7 @@ def machine_of(options: argparse.Namespace, peer_python: pathlib.Path | None, wo
     )
     facts = {
         'device': found[measure.OURS]['device'],
-        'cores': cores(),
+        'cores': len(cpus()),
         'load before the start': round(load, 1),
         'threads of each side': options.threads,
         'system': platform.platform(terse=True),

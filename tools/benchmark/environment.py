@@ -1,9 +1,10 @@
 """The virtual environment that the peers run in, made once and kept."""
 
-import os
 import pathlib
 import subprocess
 import sys
+
+from simrl.training.loop import cache_folder
 
 REQUIREMENTS = pathlib.Path(__file__).parent / 'peers' / 'requirements.txt'
 MADE_OF = 'made-of.txt'  # in the environment, once it is whole: what it was made of
@@ -15,8 +16,7 @@ class PeerError(SystemExit):
 
 
 def default_folder() -> pathlib.Path:
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    return home / 'simrl' / 'benchmark-peers'
+    return cache_folder() / 'benchmark-peers'
 
 
 def make(folder: pathlib.Path, requirements: pathlib.Path = REQUIREMENTS) -> pathlib.Path:

@@ -10,6 +10,9 @@ Dtype = Literal['float32', 'bfloat16']
 CASES = ('sampling', 'update_full', 'update_ragged', 'grpo_step', 'conversations', 'sft')
 LEARNING_RATE = 1e-5  # of AdamW, with its usual constants, no weight decay, and gradients clipped to norm 1
 CLIP_NORM = 1.0
+# Of what every side measures the machine with.
+CPU_SIDE, GPU_SIDE = 2048, 8192  # of the square matrices
+CPU_BYTES, GPU_BYTES = 512 * 2**20, 4 * 2**30  # of the array that is read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@
 A process of its own, started by the tool: requests come by standard input. See `protocol.py`.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -39,10 +38,9 @@ from simrl.training.prepare import prepare
 from simrl.training.rl import RLSettings
 from simrl.training.scoring import score
 from simrl.training.update_settings import UpdateSettings
-from tools.benchmark import job as job_lib
 from tools.benchmark import rates
 from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job
-from tools.benchmark.protocol import Bench, Message, pin, serve
+from tools.benchmark.protocol import Bench, Message, main
 
 STEPS = 10**6  # more than are ever measured
 GRPO = UpdateSettings(estimator='grpo')
@@ -354,13 +352,5 @@ CASES: dict[str, Callable[[Job, Bench], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description='One side of tools.benchmark, which starts it.')
-    parser.add_argument('job', type=pathlib.Path, help='a file that tools.benchmark wrote')
-    job = job_lib.read(parser.parse_args().job)
-    pin(job.threads)
-    serve(functools.partial(CASES[job.case], job))
-
-
 if __name__ == '__main__':
-    main()
+    main(CASES)

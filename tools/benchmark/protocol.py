@@ -8,8 +8,10 @@
 Nothing here needs simrl or torch: both sides import it.
 """
 
+import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -22,7 +24,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tools.benchmark import job as job_lib
+from tools.benchmark.job import Job
+
 Message = dict[str, Any]
+
+REPEATS = 5  # of a measurement of the machine, of which the best counts
 
 
 class Finished(Exception):  # noqa: N818 (it is no error)
@@ -73,6 +80,17 @@ def pin(threads: int) -> None:
     """Keeps this process on its first `threads` cores. Call it before anything makes a pool of threads."""
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def best_seconds(run: Callable[[], object]) -> float:
+    """The least time of a call, the first one left out."""
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 class Bench:
@@ -147,6 +165,15 @@ def serve(case: Callable[[Bench], None]) -> None:
         sys.exit(1)
 
 
+def main(cases: Mapping[str, Callable[[Job, Bench], None]]) -> None:
+    """The command of a side, one of whose cases its job is."""
+    parser = argparse.ArgumentParser(description='One side of tools.benchmark, which starts it.')
+    parser.add_argument('job', type=pathlib.Path, help='a file that tools.benchmark wrote')
+    job = job_lib.read(parser.parse_args().job)
+    pin(job.threads)
+    serve(functools.partial(cases[job.case], job))
+
+
 class Side:
     """The other end: a process that was started and waits for requests. Use it as a context."""
 
@@ -161,7 +188,7 @@ class Side:
         """Starts the process.
 
         Args:
-                log: where its standard error goes.
+            log: where its standard error goes.
         """
         self.name, self._log = name, log
         with log.open('ab') as file:

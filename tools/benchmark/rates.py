@@ -1,28 +1,10 @@
 """The machine as JAX finds it: the rate of matrix products, the bandwidth of memory, and how much of it there is."""
 
-import time
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from tools.benchmark.job import Job
-from tools.benchmark.protocol import Bench
-
-REPEATS = 5  # of each measurement, of which the best counts
-CPU_SIDE, GPU_SIDE = 2048, 8192  # of the square matrices
-CPU_BYTES, GPU_BYTES = 512 * 2**20, 4 * 2**30  # of the array that is read
-
-
-def best_seconds(run: Callable[[], object]) -> float:
-    """The least time of a call, the first one left out."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+from tools.benchmark.job import CPU_BYTES, CPU_SIDE, GPU_BYTES, GPU_SIDE, Job
+from tools.benchmark.protocol import Bench, best_seconds
 
 
 def matrix_rate(dtype: str, side: int) -> float:

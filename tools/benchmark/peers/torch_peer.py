@@ -5,12 +5,9 @@
 A process of its own, started by the tool: requests come by standard input. See `protocol.py`.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import json
-import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,14 +16,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import transformers
 
-from tools.benchmark import job as job_lib
-from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job
-from tools.benchmark.protocol import Bench, Message, pin, serve
+from tools.benchmark.job import CLIP_NORM, CPU_BYTES, CPU_SIDE, GPU_BYTES, GPU_SIDE, LEARNING_RATE, Job
+from tools.benchmark.protocol import Bench, Message, best_seconds, main
 
 ASSISTANT = 3  # the role of tokens in `Job.arrays`
 IGNORED = -100  # the label of tokens without a loss
 EPSILON = 1e-6  # added to the standard deviation of a group's rewards
-REPEATS = 5
 
 
 def load(job: Job, bench: Bench, dtype: str) -> Any:
@@ -240,18 +235,16 @@ def rates(job: Job, bench: Bench) -> None:
     device = device_of(job)
 
     def best(run: Callable[[], object]) -> float:
-        times = []
-        for _ in range(REPEATS + 1):
-            start = time.perf_counter()
+        def finished() -> None:
             run()
             wait_for_device(job)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
 
-    side = 8192 if job.gpu else 2048
+        return best_seconds(finished)
+
+    side = GPU_SIDE if job.gpu else CPU_SIDE
     x = torch.ones((side, side), dtype=getattr(torch, job.dtype), device=device)
     flops = 2 * side**3 / best(lambda: x @ x)
-    array = torch.ones((4 * 2**30 if job.gpu else 512 * 2**20) // 4, device=device)
+    array = torch.ones((GPU_BYTES if job.gpu else CPU_BYTES) // 4, device=device)
     size = array.numel() * 4
     bandwidth = max(size / best(array.sum), 2 * size / best(lambda: array + 1))
     versions = [f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'transformers', 'trl')]
@@ -269,13 +262,5 @@ CASES: dict[str, Callable[[Job, Bench], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description='One side of tools.benchmark, which starts it.')
-    parser.add_argument('job', type=pathlib.Path, help='a file that tools.benchmark wrote')
-    job = job_lib.read(parser.parse_args().job)
-    pin(job.threads)
-    serve(functools.partial(CASES[job.case], job))
-
-
 if __name__ == '__main__':
-    main()
+    main(CASES)

@@ -5,10 +5,7 @@
 A process of its own, started by the tool: requests come by standard input. See `protocol.py`.
 """
 
-import argparse
-import functools
 import json
-import pathlib
 import shutil
 from typing import Any
 
@@ -16,10 +13,9 @@ import datasets
 import transformers
 import trl
 
-from tools.benchmark import job as job_lib
 from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job
 from tools.benchmark.peers.torch_peer import load, wait_for_device
-from tools.benchmark.protocol import Bench, pin, serve
+from tools.benchmark.protocol import Bench, main
 
 STEPS = 10**6  # more than are ever measured
 
@@ -80,13 +76,5 @@ def grpo_step(job: Job, bench: Bench) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description='One side of tools.benchmark, which starts it.')
-    parser.add_argument('job', type=pathlib.Path, help='a file that tools.benchmark wrote')
-    job = job_lib.read(parser.parse_args().job)
-    pin(job.threads)
-    serve(functools.partial(grpo_step, job))
-
-
 if __name__ == '__main__':
-    main()
+    main({'grpo_step': grpo_step})
