@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.chat import Chat
+from simrl.jobs import metric_lines
 from simrl.models import lora, sharding, transformer
 from simrl.models.transformer import Execution, Params
 from simrl.training import parts, sft
@@ -24,24 +24,11 @@ from tests.training import scene
 STEPS = 40
 
 
-@pytest.fixture(scope='module')
-def chat() -> Chat:
-    return scene.chat()
-
-
-@pytest.fixture(scope='module')
-def mesh() -> Mesh:
-    return sharding.make_mesh(1, 1, jax.devices()[:1])
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     folder: pathlib.Path
     start: Params
     state: TrainState
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +54,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh) -> R
 
 
 def test_the_loss_falls_from_that_of_the_base_model(tuned: Run, chat: Chat) -> None:
-    first, *_, last = tuned.lines()
+    first, *_, last = metric_lines(tuned.folder)
     config = scene.config_of(chat)
     allowed = jnp.asarray(chat.allowed(config.padded_vocab_size, terminal=True, header='user'))
     batch = stack(scene.sft_rows(scene.ROWS), scene.LENGTH, scene.ROWS)
@@ -153,7 +140,7 @@ def test_the_critic_alone_moves_no_adapter(reinforced: Run, chat: Chat, mesh: Me
     for name, adapter in reinforced.state.params['adapters'].items():
         np.testing.assert_array_equal(adapter['a'], first['adapters'][name]['a'])
         np.testing.assert_array_equal(adapter['b'], 0)
-    assert [line['kl_k3'] for line in reinforced.lines()] == [0, 0]
+    assert [line['kl_k3'] for line in metric_lines(reinforced.folder)] == [0, 0]
 
 
 def test_before_they_learnt_anything_adapters_say_what_the_base_says(

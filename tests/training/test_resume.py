@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat
-from simrl.models import sharding
+from simrl.jobs import metric_lines
 from simrl.rewards.reward import Rewards
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training import placement, rl
@@ -63,20 +63,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope='module')
-def chat() -> Chat:
-    return scene.chat()
-
-
-@pytest.fixture(scope='module')
-def mesh() -> Mesh:
-    return sharding.make_mesh(1, 1, jax.devices()[:1])
-
-
-def lines_of(folder: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-
-
-@pytest.fixture(scope='module')
 def reinforced(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh) -> pathlib.Path:
     """An unbroken run of RL."""
     folder = tmp_path_factory.mktemp('reinforced')
@@ -97,7 +83,7 @@ def test_reinforcement_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, r
     settings = scene.loop_settings(checkpoint_every=2)
     with pytest.raises(FaultError):
         scene.reinforce(tmp_path, chat, mesh, steps=STEPS, loop_settings=settings, score=failing, algorithm=ONE_UPDATE)
-    assert [line['step'] for line in lines_of(tmp_path)] == [1, 2]
+    assert [line['step'] for line in metric_lines(tmp_path)] == [1, 2]
     scene.reinforce(tmp_path, chat, mesh, steps=STEPS, loop_settings=settings, score=failing, algorithm=ONE_UPDATE)
     assert next(calls) == FAULT + 1 + STEPS - 2  # the third step again, and no step before it
     kills.assert_same_run(reinforced, tmp_path)
@@ -123,12 +109,12 @@ def test_supervised_training_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: M
     assert (broken / 'checkpoints' / '2').exists()
     train(broken, chat, mesh, steps=STEPS, loop_settings=settings, rows=rows)
     kills.assert_same_run(unbroken, broken)
-    losses = [line['loss'] for line in lines_of(unbroken) if 'loss' in line]
+    losses = [line['loss'] for line in metric_lines(unbroken) if 'loss' in line]
     assert losses[0] != losses[-1]
 
 
 def test_the_reference_stays_where_the_policy_started(reinforced: pathlib.Path) -> None:
-    first, *later = (line['kl_k3'] for line in lines_of(reinforced))
+    first, *later = (line['kl_k3'] for line in metric_lines(reinforced))
     assert abs(first) < 1e-7
     assert all(kl > 1e-5 for kl in later)
 
@@ -191,7 +177,7 @@ def test_a_reward_for_each_turn(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, 
         return Rewards(value, valid, {'half': value / 2}, jnp.where(valid.all(axis=1), 0, 1))
 
     scene.reinforce(tmp_path, chat, mesh, steps=1, loop_settings=scene.loop_settings(), score=score, rows_in_flight=2)
-    (line,) = lines_of(tmp_path)
+    (line,) = metric_lines(tmp_path)
     assert line['reward/mean'] == pytest.approx((8 * 0.25 + 7 * 0.5) / 15)
     assert line['masked_rows'] == 1
     assert line['skipped'] == 0
