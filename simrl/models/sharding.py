@@ -130,6 +130,15 @@ def param_shardings(
     return jax.tree_util.tree_map_with_path(place_on_mesh, logical_axes(config, heads, adapters), is_leaf=is_axes)
 
 
+def layers_apart(shardings: Params, num_layers: int) -> Params:
+    """The shardings of `transformer.layers_apart` of a decoder that has these."""
+
+    def of_one(stacked: NamedSharding) -> NamedSharding:
+        return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
+
+    return {**shardings, 'layers': (jax.tree.map(of_one, shardings['layers']),) * num_layers}
+
+
 def init_sharded(
     key: jax.Array, config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()
 ) -> Params:

@@ -10,7 +10,6 @@ Dimension letters, used in every einsum and shape comment:
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -90,20 +89,53 @@ class Execution:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens that were fed, `[L, B, K, S, H]` each, in the compute dtype."""
+    """Keys and values of the tokens that were fed, an array per layer, in the compute dtype.
 
-    key: jax.Array
-    value: jax.Array
+    Layers are apart so that each is written in place, and keys are transposed so that attention's two products read
+    what lies in memory as they need it.
+
+    Attributes:
+        key: L arrays `[B, K, H, S]`.
+        value: L arrays `[B, K, S, H]`.
+    """
+
+    key: tuple[jax.Array, ...]
+    value: tuple[jax.Array, ...]
 
     @property
     def capacity(self) -> int:
-        return self.key.shape[3]
+        return self.value[0].shape[2]
 
 
 def init_cache(config: TransformerConfig, batch_size: int, capacity: int, dtype: str) -> Cache:
     """A cache of zeros for `batch_size` rows of up to `capacity` tokens."""
-    shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
-    return Cache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
+    rows = (batch_size, config.num_kv_heads)
+    return Cache(
+        key=tuple(jnp.zeros((*rows, config.head_dim, capacity), dtype) for _ in range(config.num_layers)),
+        value=tuple(jnp.zeros((*rows, capacity, config.head_dim), dtype) for _ in range(config.num_layers)),
+    )
+
+
+def extended(cache: Cache, capacity: int) -> Cache:
+    """The cache with room for `capacity` tokens, at least those that it has room for."""
+    more = (0, capacity - cache.capacity)
+    return Cache(
+        key=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), more)) for x in cache.key),
+        value=tuple(jnp.pad(x, ((0, 0), (0, 0), more, (0, 0))) for x in cache.value),
+    )
+
+
+def beginning(cache: Cache, capacity: int) -> Cache:
+    """The cache of the first `capacity` positions: attention over it costs as much less."""
+    return Cache(
+        key=tuple(x[:, :, :, :capacity] for x in cache.key), value=tuple(x[:, :, :capacity] for x in cache.value)
+    )
+
+
+def with_beginning(cache: Cache, first: Cache) -> Cache:
+    """Undoes `beginning`: the cache with its first positions as they are in `first`."""
+    origin = (0, 0, 0, 0)
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, origin), cache, first)
 
 
 def _normal(fan_in: int) -> nn.initializers.Initializer:
@@ -165,20 +197,27 @@ def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array) -> jax.Arra
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """Grouped-query attention with a float32 softmax.
 
+    The query heads of a key/value head are rows of one product with it: a batched product of matrices, which any
+    backend has a fast form of.
+
     Args:
         query: `[B, T, N, H]`.
-        key, value: `[B, K, S, H]`.
+        key: `[B, K, H, S]`.
+        value: `[B, K, S, H]`.
         mask: bool `[B, T, S]` or `[1, T, S]`, True where a query may look.
 
     Returns:
         `[B, T, N, H]` in the dtype of `query`.
     """
     batch, time, heads, head_dim = query.shape
-    grouped = query.reshape(batch, time, key.shape[1], -1, head_dim)
-    scores = jnp.einsum('btkgh,bksh->bkgts', grouped, key, preferred_element_type=jnp.float32)
+    kv_heads, size = value.shape[1:3]
+    grouped = query.reshape(batch, time, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = grouped.reshape(batch, kv_heads, -1, head_dim)  # [B, K, G T, H]
+    scores = jnp.matmul(rows, key, preferred_element_type=jnp.float32).reshape(batch, kv_heads, -1, time, size)
     scores = jnp.where(mask[:, None, None], scores / math.sqrt(head_dim), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum('bkgts,bksh->btkgh', weights, value)
+    mixed = jnp.matmul(weights.reshape(batch, kv_heads, -1, size), value)
+    mixed = mixed.reshape(batch, kv_heads, -1, time, head_dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, time, heads, head_dim)
 
 
@@ -190,11 +229,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, positions: jax.Array
-    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        self, x: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """`[B, T, D]` to `[B, T, D]`; `cache` is what the layer has of a `Cache`, and comes back written."""
         c = self.config
         dtype = jnp.dtype(self.execution.dtype)
-        x, cache = carry
 
         def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Any) -> jax.Array:
             parameter: Any = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -206,42 +245,42 @@ class Block(nn.Module):
         def adapter(name: str) -> Params | None:
             return jax.tree.map(lambda part: part.astype(dtype), self.get_variable('adapters', name))
 
-        # Attention.
-        normed = rms_norm(x, weight('attention_norm', (c.model_dim,), ('norm',), nn.initializers.ones), c.norm_epsilon)
-        query = dense(normed, head_weights('query', c.num_heads, 'heads'), adapter('query'))
-        key = dense(normed, head_weights('key', c.num_kv_heads, 'kv_heads'), adapter('key'))
-        value = dense(normed, head_weights('value', c.num_kv_heads, 'kv_heads'), adapter('value'))
-        if c.qkv_bias:
-            zeros = nn.initializers.zeros
-            query += weight('query_bias', (c.num_heads, c.head_dim), ('heads', 'head_dim'), zeros)
-            key += weight('key_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
-            value += weight('value_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
-        if c.qk_norm:
-            ones = nn.initializers.ones
-            query = rms_norm(query, weight('query_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
-            key = rms_norm(key, weight('key_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
-        frequency = rope_frequencies(c)
-        query, key = rotate(query, positions, frequency), rotate(key, positions, frequency)
+        with jax.named_scope('attention'):
+            ones, zeros = nn.initializers.ones, nn.initializers.zeros
+            normed = rms_norm(x, weight('attention_norm', (c.model_dim,), ('norm',), ones), c.norm_epsilon)
+            query = dense(normed, head_weights('query', c.num_heads, 'heads'), adapter('query'))
+            key = dense(normed, head_weights('key', c.num_kv_heads, 'kv_heads'), adapter('key'))
+            value = dense(normed, head_weights('value', c.num_kv_heads, 'kv_heads'), adapter('value'))
+            if c.qkv_bias:
+                query += weight('query_bias', (c.num_heads, c.head_dim), ('heads', 'head_dim'), zeros)
+                key += weight('key_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
+                value += weight('value_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
+            if c.qk_norm:
+                query = rms_norm(query, weight('query_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
+                key = rms_norm(key, weight('key_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
+            frequency = rope_frequencies(c)
+            query, key = rotate(query, positions, frequency), rotate(key, positions, frequency)
 
-        if cache is None:
-            mixed = _causal_attention(query, key, value, self.execution.attention)
-        else:
-            cache = _write(cache, layer, positions, key, value)
-            mixed = _attend_to_cache(query, cache, layer, positions)
-        output_axes = ('heads', 'head_dim', 'embed')
-        output = weight(
-            'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
-        )
-        x = split_rows(x + dense(mixed, output, adapter('output')))
+            if cache is None:
+                mixed = _causal_attention(query, key, value, self.execution.attention)
+            else:
+                cache = _write(*cache, positions, key, value)
+                fed = jnp.arange(cache[1].shape[2]) <= positions[:, :, None]
+                mixed = attend(query, *cache, fed)
+            output_axes = ('heads', 'head_dim', 'embed')
+            output = weight(
+                'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
+            )
+            x = split_rows(x + dense(mixed, output, adapter('output')))
 
-        # MLP.
-        normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), nn.initializers.ones), c.norm_epsilon)
-        gate = weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
-        up = weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
-        down = weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
-        gated = nn.silu(dense(normed, gate, adapter('gate'))) * dense(normed, up, adapter('up'))
-        x = x + dense(gated, down, adapter('down'))
-        return (split_rows(x), cache), None
+        with jax.named_scope('mlp'):
+            normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), ones), c.norm_epsilon)
+            gate = weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
+            up = weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
+            down = weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
+            gated = nn.silu(dense(normed, gate, adapter('gate'))) * dense(normed, up, adapter('up'))
+            x = split_rows(x + dense(gated, down, adapter('down')))
+        return x, cache
 
 
 def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
@@ -250,55 +289,29 @@ def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implem
         return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation='cudnn')
     time = query.shape[1]
     causal = jnp.tril(jnp.ones((1, time, time), bool))
-    return attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), causal)
+    return attend(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), causal)
 
 
-def segments(capacity: int) -> list[int]:
-    """Lengths of the beginnings of a cache that attention may be computed over: two per octave, and all of it."""
-    lengths = [length for k in range(5, 31) for length in (2**k, 3 * 2 ** (k - 1)) if length < capacity]
-    return [*lengths, capacity]
+def _write(
+    keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A layer's cache with `[B, T, K, H]` keys and values at their positions; from the capacity on they are dropped."""
 
-
-def _attend_to_cache(query: jax.Array, cache: Cache, layer: jax.Array, positions: jax.Array) -> jax.Array:
-    """Attention of `[B, T]` queries to what is cached up to each one's position.
-
-    It costs what the longest row needs and not what the cache could hold: beyond the shortest segment that reaches the
-    last query nothing is read.
-    """
-    lengths = segments(cache.capacity)
-    fed = jnp.where(positions < cache.capacity, positions + 1, 0)
-    index = jnp.sum(jnp.max(fed) > jnp.array(lengths[:-1], jnp.int32))
-
-    def over(length: int) -> Callable[..., jax.Array]:
-        def attend_to_beginning(query: jax.Array, cache: Cache, layer: jax.Array, positions: jax.Array) -> jax.Array:
-            num_rows, num_heads, _, head_dim = cache.key.shape[1:]
-            size = (1, num_rows, num_heads, length, head_dim)
-            key, value = (jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0), size)[0] for x in (cache.key, cache.value))
-            return attend(query, key, value, jnp.arange(length) <= positions[:, :, None])
-
-        return attend_to_beginning
-
-    return jax.lax.switch(index, [over(length) for length in lengths], query, cache, layer, positions)
-
-
-def _write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
-    """Writes `[B, T, K, H]` keys and values at their positions; positions at or past the capacity are dropped."""
-
-    def write(cache: Cache, layer: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
+    def write(
+        keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         row = jnp.arange(positions.shape[0])[:, None]
-        return Cache(
-            key=cache.key.at[layer, row, :, positions].set(key, mode='drop'),
-            value=cache.value.at[layer, row, :, positions].set(value, mode='drop'),
+        return (
+            keys.at[row, :, :, positions].set(key, mode='drop'),
+            values.at[row, :, positions].set(value, mode='drop'),
         )
 
     if not rows_are_split(positions.shape[0]):
-        return write(cache, layer, positions, key, value)
+        return write(keys, values, positions, key, value)
     # XLA does not see that every row is written by itself, and would send each device the keys of all rows.
-    rows, cache_rows = PartitionSpec('data'), PartitionSpec(None, 'data')
-    write_rows = jax.shard_map(
-        write, in_specs=(cache_rows, PartitionSpec(), rows, rows, rows), out_specs=cache_rows, axis_names={'data'}
-    )
-    return write_rows(cache, layer, positions, key, value)
+    rows = PartitionSpec('data')
+    write_rows = jax.shard_map(write, in_specs=(rows,) * 5, out_specs=(rows, rows), axis_names={'data'})
+    return write_rows(keys, values, positions, key, value)
 
 
 REMAT_POLICIES = {
@@ -308,15 +321,14 @@ REMAT_POLICIES = {
 
 
 class Decoder(nn.Module):
-    """Embedding, scanned layers and the final norm. Use it through `init_params` and `apply`."""
+    """Embedding, scanned layers and the final norm, of whole rows. Use it through `init_params` and `apply`."""
 
     config: TransformerConfig
     execution: Execution
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         c = self.config
-        dtype = jnp.dtype(self.execution.dtype)
         embedding_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('vocab', 'embed'))
         embedding_shape = (c.padded_vocab_size, c.model_dim)
         embedding: Any = self.param('embedding', embedding_init, embedding_shape, jnp.float32)
@@ -332,21 +344,59 @@ class Decoder(nn.Module):
             block,
             variable_axes={'params': 0, 'adapters': 0},
             split_rngs={'params': True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        x = split_rows(jnp.take(embedding, tokens, axis=0).astype(dtype))
-        # The cache travels in the carry: as a scanned input and output it would be restacked at every token.
-        carry, _ = layers(c, self.execution, name='layers')((x, cache), jnp.arange(c.num_layers), positions)
-        x, cache = carry
-        return rms_norm(x, final_norm, c.norm_epsilon), cache
+        x, _ = layers(c, self.execution, name='layers')(_embed(embedding, tokens, self.execution), positions, None)
+        return rms_norm(x, final_norm, c.norm_epsilon)
+
+
+def _embed(embedding: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
+    return split_rows(jnp.take(embedding, tokens, axis=0).astype(jnp.dtype(execution.dtype)))
+
+
+def layers_apart(decoder: Params) -> Params:
+    """A decoder's tree with a tuple of layers in place of their stacked weights: what decoding reads.
+
+    One layer's weights are then arrays of their own. Of stacked ones every use at one token would be a copy.
+    """
+    leaves, structure = jax.tree.flatten(decoder['layers'])
+    apart = zip(*(tuple(stacked) for stacked in leaves), strict=True)
+    return {**decoder, 'layers': tuple(jax.tree.unflatten(structure, layer) for layer in apart)}
+
+
+def _apply_one_by_one(
+    variables: Params,
+    config: TransformerConfig,
+    execution: Execution,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: Cache | None,
+) -> tuple[jax.Array, Cache | None]:
+    """What `Decoder` computes, layer by layer: each has its own weights and its own cache, and nothing is scanned."""
+    decoder = variables['params']
+    if not isinstance(decoder['layers'], tuple):
+        decoder = layers_apart(decoder)
+    adapters = layers_apart(variables['adapters'])['layers'] if 'adapters' in variables else None
+    block: Any = Block(config, execution)
+    x = _embed(decoder['embedding'], tokens, execution)
+    written = []
+    for layer, weights in enumerate(decoder['layers']):
+        own = {'params': weights} if adapters is None else {'params': weights, 'adapters': adapters[layer]}
+        layer_cache = None if cache is None else (cache.key[layer], cache.value[layer])
+        x, layer_cache = block.apply(own, x, positions, layer_cache)
+        written.append(layer_cache)
+    if cache is not None:
+        keys, values = zip(*written, strict=True)
+        cache = Cache(key=keys, value=values)
+    return rms_norm(x, decoder['final_norm'], config.norm_epsilon), cache
 
 
 def init_boxed_params(key: jax.Array, config: TransformerConfig) -> Params:
     """Random float32 decoder parameters, each boxed with its logical axis names (for `sharding.py`)."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return {'decoder': Decoder(config, Execution()).init(key, tokens, tokens, None)['params']}
+    return {'decoder': Decoder(config, Execution()).init(key, tokens, tokens)['params']}
 
 
 def init_params(key: jax.Array, config: TransformerConfig) -> Params:
@@ -370,25 +420,28 @@ def apply(
     """Hidden states of `tokens`.
 
     Args:
-        params: the tree of `init_params`, of which `decoder` is read, and of `lora.init`. Any float dtype; cast where
-            used.
+        params: the tree of `init_params`, of which `decoder` is read, its layers stacked or apart (`layers_apart`),
+            and of `lora.init`. Any float dtype; cast where used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, the index of each token in its row; None means 0..T-1. Without a cache it must be
             that. With one, tokens at positions at or past the capacity are not written.
-        cache: what earlier calls wrote. A query sees every cached position up to its own.
+        cache: what earlier calls wrote. A query sees every cached position up to its own; the time it takes grows with
+            the capacity: see `beginning`.
 
     Returns:
         hidden: `[B, T, D]` after the final norm, in the compute dtype; and the new cache (None without one).
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    decoder: Any = Decoder(config, execution)  # flax's own type of `apply` is too wide
     variables = {'params': params['decoder']}
     if 'adapters' in params:
         scale = params['adapter_scale']
         adapters = {name: {'a': part['a'], 'b': scale * part['b']} for name, part in params['adapters'].items()}
         variables['adapters'] = {'layers': adapters}
-    return decoder.apply(variables, tokens, positions, cache)
+    if cache is not None or isinstance(params['decoder']['layers'], tuple):
+        return _apply_one_by_one(variables, config, execution, tokens, positions, cache)
+    decoder: Any = Decoder(config, execution)  # flax's own type of `apply` is too wide
+    return decoder.apply(variables, tokens, positions), None
 
 
 def project(params: Params, hidden: jax.Array) -> jax.Array:

@@ -80,7 +80,8 @@ def _feed(
         return start + chunk, new_cache
 
     start = jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < num, step, (start, cache))[1]
+    with jax.named_scope('feed'):
+        return jax.lax.while_loop(lambda carry: carry[0] < num, step, (start, cache))[1]
 
 
 def prefill(
@@ -117,7 +118,7 @@ def prefill(
     positions = jnp.where(index < length[:, None] - 1, index, width)
     fed = jnp.where(real, tokens, 0)
     cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
-    cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, capacity - width), (0, 0)]), cache)
+    cache = transformer.extended(cache, capacity)
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),

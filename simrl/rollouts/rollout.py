@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models.transformer import Cache, Params
+from simrl.models.transformer import Params
 from simrl.rollouts.context import Context
 from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, speak
 from simrl.rollouts.sampler import Message, Voice
@@ -143,10 +143,7 @@ def begin_record(
 def take_rows(dialogue: Dialogue, index: jax.Array) -> Dialogue:
     """The rows at `index` (int `[rows]`), caches included; repeat indices to continue a conversation several times."""
 
-    def taken(x: jax.Array | Cache) -> jax.Array | Cache:
-        return Cache(key=x.key[:, index], value=x.value[:, index]) if isinstance(x, Cache) else x[index]
-
-    return jax.tree.map(taken, dialogue, is_leaf=lambda x: isinstance(x, Cache))
+    return jax.tree.map(lambda x: x[index], dialogue)
 
 
 def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:

@@ -286,6 +286,24 @@ def _ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
     return jnp.any(jnp.all((tail[:, None] == table) | (table == NO_TOKEN), axis=-1), axis=-1)
 
 
+def beginnings(capacity: int, budget: int) -> tuple[int, ...]:
+    """Lengths of the beginnings of a cache over which the first tokens of a message are decoded, rising.
+
+    A message of many tokens would else attend to all that the cache has room for from its first token on. Each length
+    is one more loop in the compiled program, so they are few, and short messages have none.
+
+    Args:
+        capacity: of the cache, which has just room for the longest message.
+        budget: tokens of the longest message.
+    """
+    lengths: list[int] = []
+    length = capacity * 3 // 4 // 16 * 16
+    while len(lengths) < 3 and budget >= 64 and length >= max(capacity - budget, 0) + 32:
+        lengths.append(length)
+        length = length * 3 // 4 // 16 * 16
+    return tuple(reversed(lengths))
+
+
 def generate(
     params: Params,
     voice: Voice,
@@ -314,7 +332,9 @@ def generate(
     longest = max((len(run) for run in voice.end_signals), default=0)
 
     def running(state: _Decoding) -> jax.Array:
-        return jnp.any(~state.done)
+        """Whether a row goes on, and all that do have room in the cache of this state."""
+        last = jnp.max(jnp.where(state.done, -1, context.length - 1 + state.step))
+        return (last >= 0) & (last < state.cache.capacity)
 
     def decode(state: _Decoding) -> _Decoding:
         going = ~state.done
@@ -322,10 +342,12 @@ def generate(
         hidden, cache = transformer.apply(
             params, voice.config, voice.execution, state.pending[:, None], position, state.cache
         )
-        logits = transformer.project(params, hidden[:, 0])
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
-        token, log_prob = sample_token(logits, allowed, uniform, temperature, voice.filters)
+        with jax.named_scope('logits'):
+            logits = transformer.project(params, hidden[:, 0])
+        with jax.named_scope('sample'):
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+            uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
+            token, log_prob = sample_token(logits, allowed, uniform, temperature, voice.filters)
         # The forced end-of-turn is one more step of the loop, which feeds the last sampled token as any step does.
         forced = state.step == voice.budget
         token = jnp.where(forced, voice.end_of_turn, token)
@@ -357,7 +379,12 @@ def generate(
         done=~active,
         signalled=jnp.zeros((batch,), bool),
     )
-    state = jax.lax.while_loop(running, decode, state)
+    with jax.named_scope('decode'):
+        for capacity in beginnings(context.cache.capacity, voice.budget):
+            first = dataclasses.replace(state, cache=transformer.beginning(state.cache, capacity))
+            first = jax.lax.while_loop(running, decode, first)
+            state = dataclasses.replace(first, cache=transformer.with_beginning(state.cache, first.cache))
+        state = jax.lax.while_loop(running, decode, state)
 
     truncated = state.length == width
     role = jnp.where(truncated[:, None] & (jnp.arange(width) == voice.budget), TEMPLATE, voice.role)

@@ -1,6 +1,5 @@
 """Training states and batches on a mesh: what the stages of every training do before their first step."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.models import lora, sharding
+from simrl.models import lora, sharding, transformer
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.training.optimizer import Optimizer, TrainState, init_state
 
@@ -40,11 +39,14 @@ def place_state(
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
     """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
 
-    Adapters are added to the weights, so that decoding costs what it does without them.
+    Adapters are added to the weights, so that decoding costs what it does without them, and layers are apart.
     """
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)
 
-    return jax.jit(functools.partial(lora.merged, dtype=dtype), out_shardings=shardings)
+    def cast(params: Params) -> Params:
+        return {'decoder': transformer.layers_apart(lora.merged(params, dtype)['decoder'])}
+
+    return jax.jit(cast, out_shardings={'decoder': sharding.layers_apart(shardings['decoder'], config.num_layers)})
 
 
 def to_host(tree: Any) -> Any:

@@ -101,8 +101,10 @@ def test_positions_at_the_capacity_write_nothing(params, tokens):
     _, after = extend(params, tokens[:, :4], positions, cache)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(after))
     _, after = extend(params, tokens[:, :4], jnp.broadcast_to(jnp.arange(4), (ROWS, 4)), cache)
-    written = np.any(np.asarray(after.key) != 0, axis=(0, 2, 4))  # [B, S]
-    np.testing.assert_array_equal(written, np.broadcast_to(np.arange(TIME) < 4, written.shape))
+    expected = np.broadcast_to(np.arange(TIME) < 4, (ROWS, TIME))
+    for key, value in zip(after.key, after.value, strict=True):
+        np.testing.assert_array_equal(np.any(np.asarray(key) != 0, axis=(1, 2)), expected)
+        np.testing.assert_array_equal(np.any(np.asarray(value) != 0, axis=(1, 3)), expected)
 
 
 def test_bfloat16_computes_the_same_roughly(params, tokens):

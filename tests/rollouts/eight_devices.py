@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from simrl.models.transformer import Cache
 from simrl.rollouts.rollout import rollout
 from tests.rollouts import scene
 
@@ -16,12 +15,7 @@ from tests.rollouts import scene
 def main() -> None:
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     rows, everywhere = NamedSharding(mesh, PartitionSpec('data')), NamedSharding(mesh, PartitionSpec())
-    caches = NamedSharding(mesh, PartitionSpec(None, 'data'))
-
-    def placed(x: jax.Array | Cache) -> jax.Array | Cache:
-        return jax.device_put(x, caches if isinstance(x, Cache) else rows)
-
-    dialogue = jax.tree.map(placed, scene.start(list(range(8))), is_leaf=lambda x: isinstance(x, Cache))
+    dialogue = jax.device_put(scene.start(list(range(8))), rows)
     lowered = rollout.lower(
         *jax.device_put(scene.params(), everywhere),
         dialogue,
@@ -46,7 +40,7 @@ def main() -> None:
                 'messages': np.asarray(out.messages).tolist(),
                 'user': np.asarray(out.user.tokens).tolist(),
                 'assistant': np.asarray(out.assistant.tokens).tolist(),
-                'cache_shard': out.user.cache.key.addressable_shards[0].data.shape,
+                'cache_shard': out.user.cache.value[0].addressable_shards[0].data.shape,
                 'largest_gather': max((math.prod(int(n) for n in dims.split(',') if n) for dims in gathers), default=0),
                 'gathers': gathers,
             }

@@ -1,5 +1,6 @@
 """Drawing tokens: the right distribution, in id order, the same whatever else there is."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from simrl.models import transformer
-from simrl.rollouts.sampler import Filters, Sampling, sample_token
-from tests.rollouts import slow
+from simrl.rollouts import sampler
+from simrl.rollouts.context import Context, prefill
+from simrl.rollouts.sampler import Filters, Message, Sampling, beginnings, generate, sample_token
+from tests.rollouts import scene, slow
 
 V = 256
 ALLOWED = np.zeros(V, bool)
@@ -146,3 +149,53 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
 def test_impossible_settings_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f'{field}: expected .* found {value}'):
         Sampling(**{field: value})
+
+
+# Beginnings of the cache.
+
+
+def test_beginnings_are_few_and_leave_room() -> None:
+    assert beginnings(256, 63) == ()  # a short message has none
+    assert beginnings(271, 133) == (192,)
+    assert beginnings(2048, 1920) == (864, 1152, 1536)
+    for capacity in range(70, 3000, 37):
+        for budget in (64, 200, 1000):
+            lengths = beginnings(capacity, budget)
+            assert list(lengths) == sorted(set(lengths))
+            assert len(lengths) <= 3
+            assert all(32 <= length < capacity for length in lengths)
+
+
+def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose prompts differ by many tokens cross the ends of beginnings at different steps, some end before."""
+    budget, length = 90, np.array([3, 21, 40, 8], np.int32)
+    voice = dataclasses.replace(scene.ASSISTANT_VOICE, budget=budget)
+    prompts = np.random.default_rng(0).integers(0, 100, (4, 40)).astype(np.int32)
+    same = np.zeros(prompts.shape, np.int8)
+    mask = scene.ALLOWED[1].copy()
+    mask[voice.end_of_turn] = False
+
+    def generated(ends: bool) -> tuple[Context, Message]:
+        allowed = scene.ALLOWED[1] if ends else mask
+        params = scene.params()[1]
+
+        @jax.jit
+        def run() -> tuple[Context, Message]:
+            context = prefill(params, voice.config, voice.execution, prompts, same, same, length, capacity=131)
+            zeros = jnp.zeros(4, jnp.int32)
+            return generate(params, voice, context, scene.keys(range(4)), zeros == 0, zeros, allowed, 1.1)
+
+        return jax.device_get(run())
+
+    assert beginnings(131, budget) == (96,)
+    expected = [generated(ends) for ends in (True, False)]
+    monkeypatch.setattr(sampler, 'beginnings', lambda *_: ())
+    for (context, message), ends in zip(expected, (True, False), strict=True):
+        plain_context, plain_message = generated(ends)
+        assert (np.max(message.length) == budget + 1) == (not ends)
+        jax.tree.map(np.testing.assert_array_equal, message, plain_message)
+        exact = ('tokens', 'role', 'message', 'length')
+        for name in exact:
+            np.testing.assert_array_equal(getattr(context, name), getattr(plain_context, name))
+        close = [(view.log_prob, view.cache) for view in (context, plain_context)]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), *close)
