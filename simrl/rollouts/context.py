@@ -2,6 +2,7 @@
 
 1. `prefill` makes a context of prompts.
 2. `extend` appends given tokens to it; `sampler.generate` appends sampled ones.
+3. Between programs, `with_room` lets the cache grow: attention costs what the cache holds room for, and memory too.
 
 Two rules make all of this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so
 `length` is the only pointer: a token's position is its index, and writes that must not happen go to index S, where
@@ -11,11 +12,15 @@ Two rules make all of this one mechanism, with no special first step and nothing
 Letters as in `transformer.py`: B rows, T tokens given at once, S capacity of a row in tokens.
 """
 
+import dataclasses
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
+from simrl.models.rows import split_rows
 from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
 
 PREFIX = -1  # `Context.message` of tokens before the first message
@@ -32,7 +37,8 @@ class Context:
             0 from `length` on. A header belongs to the message that it opens.
         log_prob: float32 `[B, S]`, of the tokens that this model sampled; 0 elsewhere.
         length: int32 `[B]`.
-        cache: keys and values of all tokens but each row's last, which is pending.
+        cache: keys and values of all tokens but each row's last, which is pending. It may have less room than the
+            context has; whoever appends tokens sees to it that there is enough, as what has no room is dropped.
     """
 
     tokens: jax.Array
@@ -94,6 +100,7 @@ def prefill(
     length: jax.Array,
     *,
     capacity: int,
+    cache_capacity: int | None = None,
     chunk: int = 128,
 ) -> Context:
     """A context of prompts, with room for `capacity` tokens.
@@ -102,6 +109,7 @@ def prefill(
         tokens, role, message: `[B, T]` as in `Context`; what lies at or after `length` is ignored.
         length: int32 `[B]`. A row of length 0 stays empty, and cannot be generated from.
         capacity: S, at least T.
+        cache_capacity: tokens that the cache has room for, T to S; None: S.
         chunk: tokens fed at once.
     """
     width = tokens.shape[1]
@@ -118,7 +126,7 @@ def prefill(
     positions = jnp.where(index < length[:, None] - 1, index, width)
     fed = jnp.where(real, tokens, 0)
     cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
-    cache = transformer.extended(cache, capacity)
+    cache = transformer.extended(cache, capacity if cache_capacity is None else cache_capacity)
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),
@@ -127,6 +135,34 @@ def prefill(
         length=length.astype(jnp.int32),
         cache=cache,
     )
+
+
+def cache_capacities(capacity: int) -> list[int]:
+    """The sizes that the caches of contexts of `capacity` tokens grow by: two per octave, and all of it.
+
+    They are few, as each is a program of its own to compile.
+    """
+    sizes = [size for k in range(5, 31) for size in (2**k, 3 * 2 ** (k - 1)) if size < capacity]
+    return [*sizes, capacity]
+
+
+def with_room(context: Context, length: int, room: int) -> Context:
+    """The context, its cache large enough for `room` more tokens in rows of up to `length`. Not for use inside a jit.
+
+    A cache that has to grow is used up.
+    """
+    needed = min(length + room, context.capacity)
+    if needed <= context.cache.capacity:
+        return context
+    grown = _grown(context.cache, min(size for size in cache_capacities(context.capacity) if size >= needed))
+    for array in jax.tree.leaves(context.cache):
+        array.delete()
+    return dataclasses.replace(context, cache=grown)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grown(cache: Cache, capacity: int) -> Cache:
+    return jax.tree.map(split_rows, transformer.extended(cache, capacity))
 
 
 def append(

@@ -75,12 +75,22 @@ def hear(
 
 def can_speak(voice: Voice, context: Context) -> jax.Array:
     """Whether a row has room for the longest message of `voice`, which sees the context; bool `[B]`."""
-    return context.length <= context.capacity - header_room(voice)[0] - voice.budget - 1
+    return context.length <= context.capacity - speaking_room(voice)
 
 
 def can_hear(voice: Voice, context: Context, partner_budget: int) -> jax.Array:
     """Whether a row has room for the longest message that `voice`, which sees the context, may hear; bool `[B]`."""
-    return context.length <= context.capacity - header_room(voice)[1] - partner_budget - 1
+    return context.length <= context.capacity - hearing_room(voice, partner_budget)
+
+
+def speaking_room(voice: Voice) -> int:
+    """Tokens that the longest message of `voice` adds to its own view: header, budget and a forced end-of-turn."""
+    return header_room(voice)[0] + voice.budget + 1
+
+
+def hearing_room(voice: Voice, partner_budget: int) -> int:
+    """Tokens that its partner's longest message adds to the view of `voice`."""
+    return header_room(voice)[1] + partner_budget + 1
 
 
 def header_room(voice: Voice) -> tuple[int, int]:
