@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
-from simrl.models.rows import split_rows
 from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
+from simrl.rollouts.crowd import keep_split
 
 PREFIX = -1  # `Context.message` of tokens before the first message
 
@@ -162,7 +162,7 @@ def with_room(context: Context, length: int, room: int) -> Context:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _grown(cache: Cache, capacity: int) -> Cache:
-    return jax.tree.map(split_rows, transformer.extended(cache, capacity))
+    return keep_split(transformer.extended(cache, capacity))
 
 
 def append(

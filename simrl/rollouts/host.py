@@ -8,6 +8,7 @@ The other side is a `Speaker`, and its view is the only one. From the same promp
 3. In between, on the host, `_asked` lets the partner reply in the conversations that wait for it, and encodes its text.
 
 What the speaker sampled is never encoded again and nothing is prefilled twice: the partner's text is all that is fed.
+Between messages the conversations that have ended leave the device's batch, as in `rollout`.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context
-from simrl.rollouts.exchange import can_hear, can_speak, hear, speak
+from simrl.rollouts.context import Context, with_room
+from simrl.rollouts.crowd import compact, everyone, gather, keep_split
+from simrl.rollouts.exchange import can_hear, can_speak, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.rollout import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
 from simrl.rollouts.sampler import Message, Voice
 from simrl.rollouts.speaker import Limits, Prompts, Speaker, prefilled
@@ -145,6 +147,7 @@ def converse_with(
     dialogue, keys, seeds = _start(
         params, prompts, seed, step, voice=voice, limits=limits, partner_budget=partner.budget
     )
+    crowd = gather(dialogue, keys, rows)
     # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
     conversations = [HostConversation(examples[row // samples], sample[row], ()) for row in range(rows)]
     partner_seeds = np.asarray(seeds)
@@ -152,22 +155,32 @@ def converse_with(
     failures: dict[int, str] = {}
     for message in range(2 * limits.turns):
         role = (USER, ASSISTANT)[message % 2]
-        said = _on_host(dialogue)
-        waiting = np.flatnonzero(waiting_for(said, role))
-        if not waiting.size:
+        said, length = _on_host(crowd.held)
+        running = np.asarray(said.end_reason) == EndReason.RUNNING
+        if not running.any():
+            break
+        places = np.flatnonzero(waiting_for(said, role))
+        if not places.size:
             continue
-        if role == voice.role:
-            dialogue = _speak(params, dialogue, keys, allowed, speaker.temperature, voice=voice)
+        waiting = crowd.rows[places]
+        crowd = compact(crowd, running)
+        speaks = role == voice.role
+        room = speaking_room(voice) if speaks else hearing_room(voice, partner.budget)
+        own = with_room(crowd.held.own, int(length[running].max()), room)
+        crowd = dataclasses.replace(crowd, held=dataclasses.replace(crowd.held, own=own))
+        if speaks:
+            spoken = _speak(params, crowd.held, crowd.inputs, allowed, speaker.temperature, voice=voice)
+            crowd = dataclasses.replace(crowd, held=spoken)
             continue
-        for row in waiting.tolist():
-            conversations[row] = _updated(conversations[row], said, row, chat)
+        for row, place in zip(waiting.tolist(), places.tolist(), strict=True):
+            conversations[row] = _updated(conversations[row], said, place, chat)
         replies = partner.reply([conversations[row] for row in waiting], partner_seeds[waiting])
         if len(replies) != len(waiting):
             raise ValueError(f'Partner.reply: expected {len(waiting)} replies, found {len(replies)}')
-        heard, why = _encoded(dict(zip(waiting.tolist(), replies, strict=True)), rows, partner.budget, chat)
+        heard, why = _encoded(dict(zip(waiting.tolist(), replies, strict=True)), crowd.rows, partner.budget, chat)
         failures |= why
-        dialogue = _listen(params, dialogue, heard, voice=voice)
-    return _in_own_view(dialogue, prompts, role=voice.role), failures
+        crowd = dataclasses.replace(crowd, held=_listen(params, crowd.held, heard, voice=voice))
+    return _in_own_view(everyone(crowd), prompts.example, prompts.group, role=voice.role), failures
 
 
 @functools.partial(jax.jit, static_argnames=('voice', 'limits', 'partner_budget'))
@@ -187,7 +200,7 @@ def _start(
     )
     keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
     streams = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(PARTNER_STREAM))
-    return _HostDialogue(own=own, **vars(said)), keys, jax.vmap(jax.random.bits)(streams)
+    return keep_split((_HostDialogue(own=own, **vars(said)), keys, jax.vmap(jax.random.bits)(streams)))
 
 
 @functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
@@ -204,7 +217,7 @@ def _speak(
     waiting = waiting_for(dialogue, voice.role)
     active = waiting & can_speak(voice, dialogue.own)
     own, message = speak(params, voice, dialogue.own, keys, dialogue.num_messages, active, allowed, temperature)
-    return record(dataclasses.replace(dialogue, own=own), message, waiting, active)
+    return keep_split(record(dataclasses.replace(dialogue, own=own), message, waiting, active))
 
 
 @functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
@@ -226,55 +239,58 @@ def _listen(params: Params, dialogue: _HostDialogue, heard: _Heard, *, voice: Vo
     own = hear(params, voice, dialogue.own, message, dialogue.num_messages, active & ~ends)
     dialogue = record(dataclasses.replace(dialogue, own=own), message, said, active)
     reason = jnp.where(heard.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
-    return dataclasses.replace(dialogue, end_reason=reason)
+    return keep_split(dataclasses.replace(dialogue, end_reason=reason))
 
 
 @functools.partial(jax.jit, static_argnames='role')
-def _in_own_view(dialogue: _HostDialogue, prompts: Prompts, *, role: int) -> Trajectories:
-    return in_view(dialogue.own, dialogue, role, jnp.asarray(prompts.example), jnp.asarray(prompts.group))
+def _in_own_view(dialogue: _HostDialogue, example: jax.Array, group: jax.Array, *, role: int) -> Trajectories:
+    return in_view(dialogue.own, dialogue, role, example, group)
 
 
-def _on_host(dialogue: _HostDialogue) -> Record:
-    """What was said, fetched: no view and no cache."""
+def _on_host(dialogue: _HostDialogue) -> tuple[Record, np.ndarray]:
+    """What was said, and how long the view is, int32 `[H]`; fetched, without the view itself and its cache."""
     fields = [field.name for field in dataclasses.fields(Record)]
-    return Record(**jax.device_get({name: getattr(dialogue, name) for name in fields}))
+    said, length = jax.device_get(({name: getattr(dialogue, name) for name in fields}, dialogue.own.length))
+    return Record(**said), length
 
 
-def _updated(conversation: HostConversation, said: Record, row: int, chat: Chat) -> HostConversation:
-    """The conversation with the messages that were said since its partner last saw it."""
+def _updated(conversation: HostConversation, said: Record, place: int, chat: Chat) -> HostConversation:
+    """The conversation at `place` of those held, with what was said since its partner last saw it."""
     messages = list(conversation.messages)
-    for number in range(len(messages), int(said.num_messages[row])):
-        ids = said.messages[row, number, : said.message_length[row, number]]
+    for number in range(len(messages), int(said.num_messages[place])):
+        ids = said.messages[place, number, : said.message_length[place, number]]
         messages.append((ROLE_NAMES[number % 2], chat.decode(ids.tolist())))
     return dataclasses.replace(conversation, messages=tuple(messages))
 
 
-def _encoded(replies: Mapping[int, Reply], rows: int, budget: int, chat: Chat) -> tuple[_Heard, dict[int, str]]:
-    """Replies by row as arrays, and by row why there is none."""
+def _encoded(replies: Mapping[int, Reply], rows: np.ndarray, budget: int, chat: Chat) -> tuple[_Heard, dict[int, str]]:
+    """Replies by row as arrays in the order of the held `rows`, and by row why there is none."""
+    place_of = {row: place for place, row in enumerate(rows.tolist())}
     heard = _Heard(
-        tokens=np.zeros((rows, budget + 1), np.int32),
-        content_length=np.zeros(rows, np.int32),
-        said=np.zeros(rows, np.bool_),
-        ends=np.zeros(rows, np.bool_),
-        truncated=np.zeros(rows, np.bool_),
-        failed=np.zeros(rows, np.bool_),
+        tokens=np.zeros((len(rows), budget + 1), np.int32),
+        content_length=np.zeros(len(rows), np.int32),
+        said=np.zeros(len(rows), np.bool_),
+        ends=np.zeros(len(rows), np.bool_),
+        truncated=np.zeros(len(rows), np.bool_),
+        failed=np.zeros(len(rows), np.bool_),
     )
     failures: dict[int, str] = {}
     for row, reply in replies.items():
+        place = place_of[row]
         try:
             ids = [] if reply.failure is not None else chat.encode(reply.text)
         except ValueError as error:
             reply = dataclasses.replace(reply, failure=str(error))
         if reply.failure is not None:
-            heard.failed[row] = True
+            heard.failed[place] = True
             failures[row] = reply.failure
             continue
         # As where it is sampled: a message without an end of its own within the budget is cut.
         truncated = len(ids) >= budget
         content = [*ids[: budget - 1], chat.terminal] if reply.ends else ids[:budget]
-        heard.tokens[row, : len(content)] = content
-        heard.content_length[row] = len(content)
-        heard.said[row] = True
-        heard.ends[row] = reply.ends
-        heard.truncated[row] = truncated
+        heard.tokens[place, : len(content)] = content
+        heard.content_length[place] = len(content)
+        heard.said[place] = True
+        heard.ends[place] = reply.ends
+        heard.truncated[place] = truncated
     return heard, failures

@@ -1,9 +1,14 @@
-"""Two models and what they start from in, whole conversations out, inside one jit.
+"""Two models and what they start from in, whole conversations out.
 
 1. `begin` puts two prefilled contexts, the views of the user's and the assistant's model, and given openings together.
 2. `turn` adds one message by one side: header, sampled content, end-of-turn in its own view; then the same content,
    under the other header, in its partner's view.
-3. `rollout` scans turns: the user's message, then the assistant's, until `turns` are over or no row has more to say.
+3. `rollout` takes turns: the user's message, then the assistant's, until `turns` are over or no row has more to say.
+
+`turn` is a compiled program, and `rollout` a Python loop over it, so that between two messages the shapes may change:
+only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`with_room`), which
+no single program could do. It costs one wait for the device in each message, for a few numbers of each row: little
+beside the many decode steps of a message.
 
 What is sampled is what both models read: content is never decoded and encoded again, so both share a tokenizer. Rows
 that have ended write nothing more. A row's conversation depends on its own contexts and its own key, not on the other
@@ -23,11 +28,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context
-from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, speak
+from simrl.rollouts.context import Context, with_room
+from simrl.rollouts.crowd import compact, everyone, gather, keep_split
+from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.sampler import Message, Voice
 
 
@@ -42,7 +49,21 @@ class EndReason(enum.IntEnum):
 
 
 @flax.struct.dataclass
-class Record:
+class Standing:
+    """How far B conversations have come.
+
+    Attributes:
+        num_messages: int32 `[B]`, messages said so far. One that holds an end signal is said, but not heard: it is in
+            `Record.messages` and in the speaker's view, and not in the partner's.
+        end_reason: int8 `[B]`, an `EndReason`.
+    """
+
+    num_messages: jax.Array
+    end_reason: jax.Array
+
+
+@flax.struct.dataclass
+class Record(Standing):
     """What was said in B conversations, whoever saw it.
 
     Attributes:
@@ -50,33 +71,29 @@ class Record:
             user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
         message_length: int32 `[B, M]`.
         truncated: bool `[B, M]`, whether the message was cut by its budget.
-        num_messages: int32 `[B]`, messages said so far. One that holds an end signal is said, but not heard: it is in
-            `messages` and in the speaker's view, and not in the partner's.
         num_given: int32 `[B]`, how many of these nobody sampled.
-        end_reason: int8 `[B]`, an `EndReason`.
-        decoded_steps, loop_steps: int32 `[B]`, steps of the decode loops that the row took part in, and all of them;
-            their sums' ratio is the share of decoding that was useful.
+        decoded_steps, loop_steps: int32 `[B]`, steps of the decode loops that the row took part in, and of all loops
+            that it was held in; their sums' ratio is the share of decoding that was useful.
     """
 
     messages: jax.Array
     message_length: jax.Array
     truncated: jax.Array
-    num_messages: jax.Array
     num_given: jax.Array
-    end_reason: jax.Array
     decoded_steps: jax.Array
     loop_steps: jax.Array
 
 
 @flax.struct.dataclass
 class Dialogue(Record):
-    """B conversations of two models: what was said, and both models' views. All have a row axis: see `take_rows`."""
+    """B conversations of two models: what was said, and both models' views."""
 
     user: Context
     assistant: Context
 
 
 _Record = TypeVar('_Record', bound=Record)
+_Tree = TypeVar('_Tree')
 
 
 def begin(
@@ -140,12 +157,6 @@ def begin_record(
     )
 
 
-def take_rows(dialogue: Dialogue, index: jax.Array) -> Dialogue:
-    """The rows at `index` (int `[rows]`), caches included; repeat indices to continue a conversation several times."""
-
-    return jax.tree.map(lambda x: x[index], dialogue)
-
-
 def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:
     """What was said, with one message more, and how it leaves the conversations.
 
@@ -179,12 +190,12 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     )
 
 
-def waiting_for(said: Record, role: int) -> jax.Array:
+def waiting_for(said: Standing, role: int) -> jax.Array:
     """The rows that go on with a message of `role` (USER or ASSISTANT), bool `[B]`."""
     return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
 
 
-@functools.partial(jax.jit, static_argnames=('role', 'voices'))
+@functools.partial(jax.jit, static_argnames=('role', 'voices'), donate_argnames='dialogue')
 def turn(
     params_user: Params,
     params_assistant: Params,
@@ -198,7 +209,7 @@ def turn(
 ) -> Dialogue:
     """One message by `role` (USER or ASSISTANT) in the rows that wait for it; other rows stay as they are.
 
-    Arguments as in `rollout`. A Python loop over this, one role after the other, gives the tokens of `rollout`.
+    Arguments as in `rollout`; the dialogue is used up.
     """
     side = 0 if role == USER else 1
     params, partner_params = (params_user, params_assistant)[:: 1 - 2 * side]
@@ -214,10 +225,9 @@ def turn(
     own, message = speak(params, voice, own, row_keys, number, active, allowed[side], temperatures[side])
     partner = hear(partner_params, partner_voice, partner, message, number, active & ~message.signalled)
     user, assistant = (own, partner)[:: 1 - 2 * side]
-    return record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active)
+    return keep_split(record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active))
 
 
-@functools.partial(jax.jit, static_argnames=('voices', 'turns'))
 def rollout(
     params_user: Params,
     params_assistant: Params,
@@ -232,36 +242,78 @@ def rollout(
     """Whole conversations, or what is left of them: `dialogue` may also stand between the two messages of a turn.
 
     In each of `turns` turns the rows that wait for the user hear from it, then those that wait for the assistant. So
-    given and simulated openings go together, and rows that have ended cost nothing once all have.
-
-    Call it inside a jit of your own that returns `trajectories` of the result, and the caches are freed on the way.
+    given and simulated openings go together, and a message that no row waits for costs nothing. `turn` is compiled once
+    for each role, number of rows (`crowd.held_sizes`) and sizes of the caches (`context.cache_capacities`) that occur:
+    rows only get fewer and caches larger.
 
     Args:
         params_user, params_assistant: of the two models, which may differ in everything but the tokenizer.
-        dialogue: where to start.
+        dialogue: where to start. It is used up: its arrays are not to be read again.
         row_keys: typed keys `[B]`; token i of message m of a row is drawn with its key, m and i folded in.
         voices: the user's and the assistant's.
         turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that `turns` did
             not suffice for are still RUNNING.
         temperatures: the user's and the assistant's; each a scalar or float32 `[B]`, 0 for greedy.
         allowed: the tokens that the user and the assistant may sample, bool `[V]` each.
+
+    Returns:
+        The dialogue without caches.
     """
+    num_rows = dialogue.num_messages.shape[0]
+    of_rows = tuple(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (num_rows,)) for t in temperatures)
+    crowd = gather(dialogue, (row_keys, of_rows), num_rows)
+    for number in range(2 * turns):
+        role = (USER, ASSISTANT)[number % 2]
+        # The one wait for the device in a message: what is decided here decides the shapes of the next program.
+        standing, lengths = _facts(crowd.held)
+        running = np.asarray(standing.end_reason) == EndReason.RUNNING
+        if not running.any():
+            break
+        if not waiting_for(standing, role).any():
+            continue
+        crowd = compact(crowd, running)
+        keys, of_held = crowd.inputs
+        longest = [int(length[running].max()) for length in lengths]
+        dialogue = turn(
+            params_user,
+            params_assistant,
+            _with_room(crowd.held, longest, role, voices),
+            keys,
+            role=role,
+            voices=voices,
+            temperatures=of_held,
+            allowed=allowed,
+        )
+        crowd = dataclasses.replace(crowd, held=dialogue)
+    return everyone(crowd)
 
-    def step(dialogue: Dialogue, _: None) -> tuple[Dialogue, None]:
-        for role in (USER, ASSISTANT):
-            dialogue = turn(
-                params_user,
-                params_assistant,
-                dialogue,
-                row_keys,
-                role=role,
-                voices=voices,
-                temperatures=temperatures,
-                allowed=allowed,
-            )
-        return dialogue, None
 
-    return jax.lax.scan(step, dialogue, length=turns)[0]
+def _with_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tuple[Voice, Voice]) -> Dialogue:
+    """The dialogue, the caches of both views large enough for a message by `role` in rows of these lengths."""
+    user, assistant = voices
+    if role == USER:
+        rooms = speaking_room(user), hearing_room(assistant, user.budget)
+    else:
+        rooms = hearing_room(user, assistant.budget), speaking_room(assistant)
+    return dataclasses.replace(
+        dialogue,
+        user=with_room(dialogue.user, longest[0], rooms[0]),
+        assistant=with_room(dialogue.assistant, longest[1], rooms[1]),
+    )
+
+
+def _facts(dialogue: Dialogue) -> tuple[Standing, tuple[np.ndarray, np.ndarray]]:
+    """On the host: how far the conversations have come, and the lengths of the user's and the assistant's view."""
+    standing = Standing(dialogue.num_messages, dialogue.end_reason)
+    return jax.device_get(_everywhere((standing, (dialogue.user.length, dialogue.assistant.length))))
+
+
+@jax.jit
+def _everywhere(rows: _Tree) -> _Tree:
+    """Arrays whole on every device, and so in every process."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return rows
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), rows)
 
 
 def example_hash(example_id: str) -> int:

@@ -4,7 +4,7 @@ A side on the device is a `Speaker`: parameters, how they are sampled, and a fun
 user simulator and an assistant are the same thing on opposite sides. For a side that is not on the device see `host`.
 
 1. `prompts_of` renders a batch of examples for both sides into arrays of a fixed width, on the host.
-2. `converse` prefills both contexts, rolls whole conversations out and drops the caches, in one jit.
+2. `converse` prefills both contexts, rolls whole conversations out and keeps one view of them.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from simrl.conversations.views import Rendered
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rollouts import rollout as rollout_lib
 from simrl.rollouts.context import Context, prefill
-from simrl.rollouts.rollout import begin, capacity, rollout
+from simrl.rollouts.crowd import keep_split
+from simrl.rollouts.rollout import Dialogue, begin, capacity, rollout
 from simrl.rollouts.sampler import Sampling, Voice
 from simrl.rollouts.trajectories import Trajectories, trajectories
 
@@ -205,7 +206,6 @@ def capacities(user: Voice, assistant: Voice, limits: Limits) -> tuple[int, int]
     )
 
 
-@functools.partial(jax.jit, static_argnames=('voices', 'limits', 'role'))
 def converse(
     params_user: Params,
     params_assistant: Params,
@@ -225,17 +225,7 @@ def converse(
         seed, step: of the training run; with the example and the sample they decide every draw.
         voices, temperatures, allowed: the user's and the assistant's.
     """
-    sizes = capacities(*voices, limits)
-    dialogue = begin(
-        prefilled(params_user, voices[0], prompts.user, sizes[0]),
-        prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
-        jnp.asarray(prompts.opening),
-        jnp.asarray(prompts.opening_length),
-        jnp.asarray(prompts.given),
-        turns=limits.turns,
-        budgets=(voices[0].budget, voices[1].budget),
-    )
-    keys = rollout_lib.row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
+    dialogue, keys = _start(params_user, params_assistant, prompts, seed, step, voices=voices, limits=limits)
     dialogue = rollout(
         params_user,
         params_assistant,
@@ -246,11 +236,39 @@ def converse(
         temperatures=temperatures,
         allowed=allowed,
     )
-    return trajectories(dialogue, role, jnp.asarray(prompts.example), jnp.asarray(prompts.group))
+    return _trajectories(dialogue, role, prompts.example, prompts.group)
+
+
+@functools.partial(jax.jit, static_argnames=('voices', 'limits'))
+def _start(
+    params_user: Params,
+    params_assistant: Params,
+    prompts: Prompts,
+    seed: int,
+    step: int,
+    *,
+    voices: tuple[Voice, Voice],
+    limits: Limits,
+) -> tuple[Dialogue, jax.Array]:
+    """The conversations before their first sampled message, and their keys."""
+    sizes = capacities(*voices, limits)
+    dialogue = begin(
+        prefilled(params_user, voices[0], prompts.user, sizes[0]),
+        prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
+        jnp.asarray(prompts.opening),
+        jnp.asarray(prompts.opening_length),
+        jnp.asarray(prompts.given),
+        turns=limits.turns,
+        budgets=(voices[0].budget, voices[1].budget),
+    )
+    return keep_split((dialogue, rollout_lib.row_keys(seed, step, prompts.example, prompts.sample)))  # type: ignore[arg-type]
+
+
+_trajectories = jax.jit(trajectories, static_argnames='role')
 
 
 def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
-    """A view that holds its prompts, with room for `size` tokens."""
+    """A view that holds its prompts, with room for `size` tokens; its cache has room for the prompts alone."""
     return prefill(
         params,
         voice.config,
@@ -260,6 +278,7 @@ def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Cont
         jnp.asarray(rows.message),
         jnp.asarray(rows.length),
         capacity=size,
+        cache_capacity=rows.tokens.shape[1],
         chunk=voice.feed_chunk,
     )
 

@@ -1,6 +1,6 @@
 """Finished dialogues in; what training reads, what is logged, and what people read out.
 
-1. `trajectories` keeps the trained role's view and what was said, and leaves the caches behind.
+1. `trajectories` keeps the trained role's view and what was said.
 2. `rollout_metrics` counts ends, cuts and how much of the decoding was useful.
 3. `transcripts` writes conversations as plain dicts; `missed_signals` searches them for signals that were not matched.
 """
@@ -89,8 +89,9 @@ def in_view(context: Context, said: Record, role: int, example_id: jax.Array, gr
 def rollout_metrics(batch: Dialogue | Trajectories) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Shares and means as (sum, weight), float32 scalars: divide after adding up.
 
-    `useful_steps`: share of decode row-steps in which the row was still speaking. `end_*`: share of conversations with
-    that reason. `truncated_user`, `truncated_assistant`: share of that side's messages that their budget cut.
+    `useful_steps`: share of decode row-steps in which the row was still speaking; a row that is not held takes none.
+    `end_*`: share of conversations with that reason. `truncated_user`, `truncated_assistant`: share of that side's
+    messages that their budget cut.
     """
     rows = jnp.float32(batch.end_reason.shape[0])
     said = jnp.arange(batch.messages.shape[1]) < batch.num_messages[:, None]

@@ -1,48 +1,84 @@
-"""Run by test_rollout.py in a process with eight devices: the scene's conversations, a row on each."""
+"""Run by test_rollout.py in a process with eight devices: the scene's conversations, two rows on each."""
 
 import json
 import math
 import re
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from simrl.rollouts.rollout import rollout
+from simrl.conversations.chat import USER
+from simrl.models import sharding
+from simrl.rollouts import crowd as crowd_lib
+from simrl.rollouts import rollout as rollout_lib
+from simrl.rollouts.crowd import keep_split
+from simrl.rollouts.rollout import Dialogue, rollout, turn
 from tests.rollouts import scene
+
+# Of each device's two rows one ends early: then every device holds the other alone.
+ROWS = [row for late in (0, 1, 2, 3, 5, 0, 1, 2) for row in (late, 4 if late % 2 else 6)]
 
 
 def main() -> None:
-    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-    rows, everywhere = NamedSharding(mesh, PartitionSpec('data')), NamedSharding(mesh, PartitionSpec())
-    dialogue = jax.device_put(scene.start(list(range(8))), rows)
-    lowered = rollout.lower(
-        *jax.device_put(scene.params(), everywhere),
-        dialogue,
-        jax.device_put(scene.keys(), rows),
-        voices=scene.VOICES,
-        turns=scene.TURNS,
-        temperatures=jax.device_put(scene.temperatures(), rows),
-        allowed=jax.device_put(scene.ALLOWED, everywhere),
+    compiles: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **names: compiles.append(names.get('fun_name', '')) if 'backend_compile' in event else None
     )
-    compiled = lowered.compile()
-    out = compiled(
-        *jax.device_put(scene.params(), everywhere),
-        dialogue,
-        jax.device_put(scene.keys(), rows),
-        temperatures=jax.device_put(scene.temperatures(), rows),
-        allowed=jax.device_put(scene.ALLOWED, everywhere),
-    )
-    gathers = re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-gather', compiled.as_text())
+    mesh = sharding.make_mesh(8, 1)
+    split = jax.jit(keep_split)
+    with jax.set_mesh(mesh):
+
+        def start() -> tuple[Dialogue, jax.Array]:
+            return split((scene.start(ROWS), scene.keys(ROWS)))
+
+        params = jax.device_put(scene.params(), jax.NamedSharding(mesh, jax.P()))
+        temperatures = tuple(temperature[np.array(ROWS)] for temperature in scene.temperatures())
+        held = []
+
+        def watched(*args: Any, **kwargs: Any) -> Dialogue:
+            rows = [len(x.addressable_shards[0].data) for x in (args[2].num_messages, args[2].user.tokens, args[3])]
+            cached = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(args[2].user.cache))
+            held.append([*rows, cached])
+            return turn(*args, **kwargs)
+
+        dialogue, keys = start()
+        with mock.patch.object(rollout_lib, 'turn', watched):
+            out = rollout(
+                *params,
+                dialogue,
+                keys,
+                voices=scene.VOICES,
+                turns=scene.TURNS,
+                temperatures=temperatures,  # type: ignore[arg-type]
+                allowed=scene.ALLOWED,  # type: ignore[arg-type]
+            )
+        compiled = [name for name in compiles if name in ('jit(turn)', 'jit(take_rows)', 'jit(_put_rows)')]
+        dialogue, keys = start()
+        message = turn.lower(
+            *params,
+            dialogue,
+            keys,
+            role=USER,
+            voices=scene.VOICES,
+            temperatures=split(temperatures),
+            allowed=scene.ALLOWED,  # type: ignore[arg-type]
+        )
+        fewer = crowd_lib._take.lower(dialogue, np.zeros((8, 1), np.int64))
+        programs = [lowered.compile().as_text() for lowered in (message, fewer)]
+    gathers = [dims for text in programs for dims in re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-gather', text)]
     print(
         json.dumps(
             {
+                'rows': ROWS,
                 'messages': np.asarray(out.messages).tolist(),
                 'user': np.asarray(out.user.tokens).tolist(),
                 'assistant': np.asarray(out.assistant.tokens).tolist(),
-                'cache_shard': out.user.cache.value[0].addressable_shards[0].data.shape,
+                'compiled': compiled,
+                'held': held,
                 'largest_gather': max((math.prod(int(n) for n in dims.split(',') if n) for dims in gathers), default=0),
-                'gathers': gathers,
+                'moved': re.findall(r'(all-to-all|collective-permute|all-reduce|all-gather)', programs[1]),
             }
         )
     )

@@ -121,11 +121,11 @@ def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
     return row_keys(7, 3, np.asarray(rows, np.uint32), np.zeros(len(rows), np.int32))
 
 
-_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
+_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'cache_capacity', 'chunk'))
 
 
-def context(side: int, rows: list[int], extra: int = 0) -> Context:
-    """The prompts of `rows` in one view; `extra` more capacity and padding."""
+def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
+    """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
     prompts = [PROMPTS[side][row] for row in rows]
     width = max(map(len, PROMPTS[side])) + extra
     padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in prompts])  # junk after the end
@@ -139,6 +139,7 @@ def context(side: int, rows: list[int], extra: int = 0) -> Context:
         padded[..., 2].astype(np.int16),
         np.array([len(prompt) for prompt in prompts], np.int32),
         capacity=CAPACITIES[side] + extra,
+        cache_capacity=None if room else width,
         chunk=4,
     )
 
@@ -148,13 +149,13 @@ def _begin(user: Context, assistant: Context, *opening: jax.Array) -> Dialogue:
     return begin(user, assistant, *opening, turns=TURNS, budgets=(USER_VOICE.budget, ASSISTANT_VOICE.budget))
 
 
-def start(rows: list[int], extra: int = 0) -> Dialogue:
-    """The conversations of `rows` before their first sampled message."""
+def start(rows: list[int], extra: int = 0, room: bool = True) -> Dialogue:
+    """The conversations of `rows` before their first sampled message; see `context`."""
     openings = [OPENINGS.get(row, (9, 9)) for row in rows]  # what is not given is junk
     padded = np.array([[*opening, *[9] * 4][:4] for opening in openings], np.int32)
     length = np.array([len(opening) for opening in openings], np.int32)
     given = np.array([row in OPENINGS for row in rows])
-    return _begin(context(0, rows, extra), context(1, rows, extra), padded, length, given)
+    return _begin(context(0, rows, extra, room), context(1, rows, extra, room), padded, length, given)
 
 
 def without_caches(dialogue: Dialogue) -> Dialogue:

@@ -15,11 +15,12 @@ from simrl.conversations.views import natural_prompt
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts import host
+from simrl.rollouts.crowd import held_sizes
 from simrl.rollouts.host import HostConversation, Partner, Reply, converse_with
-from simrl.rollouts.rollout import EndReason, begin, rollout, row_keys
-from simrl.rollouts.sampler import Sampling, Voice
-from simrl.rollouts.speaker import Limits, Prompts, Speaker, capacities, prefilled, prompts_of, voice_of
-from simrl.rollouts.trajectories import Trajectories, rollout_metrics, trajectories, transcripts
+from simrl.rollouts.rollout import EndReason
+from simrl.rollouts.sampler import Sampling
+from simrl.rollouts.speaker import Limits, Prompts, Speaker, converse, prompts_of, voice_of
+from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
 CONTENT = range(10, 18)
@@ -31,6 +32,7 @@ EXAMPLES = [
     for i, opening in enumerate([None, '10 11', None, '12', None, None])
 ]
 ROWS = SAMPLES * len(EXAMPLES)
+PROGRAMS = (host._start, host._speak, host._listen, host._in_own_view)
 ROLES = {'user': USER, 'assistant': ASSISTANT}
 
 
@@ -90,33 +92,27 @@ def speaker(role: int) -> Speaker:
     return Speaker({'decoder': strong}, voice, 1.0, allowed, lambda example: natural_prompt(CHAT, example.opening))
 
 
-@functools.partial(jax.jit, static_argnames='voices')
-def both_views(params: tuple, prompts: Prompts, allowed: tuple, *, voices: tuple[Voice, Voice]) -> list[Trajectories]:
-    """`converse` as of both roles, compiled once."""
-    sizes = capacities(*voices, LIMITS)
-    sides = (prompts.user, prompts.assistant)
-    contexts = [prefilled(*side) for side in zip(params, voices, sides, sizes, strict=True)]
-    opening = (prompts.opening, prompts.opening_length, prompts.given)
-    budgets = (voices[0].budget, voices[1].budget)
-    dialogue = rollout(
-        *params,
-        begin(*contexts, *opening, turns=LIMITS.turns, budgets=budgets),
-        row_keys(SEED, STEP, prompts.example, prompts.sample),
-        voices=voices,
-        turns=LIMITS.turns,
+def between(user: Speaker, assistant: Speaker, prompts: Prompts, role: int) -> Trajectories:
+    """The conversations of both models, in the view of `role`."""
+    return converse(
+        user.params,
+        assistant.params,
+        prompts,
+        SEED,
+        STEP,
+        voices=(user.voice, assistant.voice),
+        limits=LIMITS,
+        role=role,
         temperatures=(1.0, 1.0),
-        allowed=allowed,
+        allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
     )
-    return [trajectories(dialogue, role, prompts.example, prompts.group) for role in (USER, ASSISTANT)]
 
 
 @functools.cache
 def on_device(role: int) -> Trajectories:
     user, assistant = speaker(USER), speaker(ASSISTANT)
     prompts = prompts_of(EXAMPLES, user, assistant, CHAT, samples=SAMPLES, prompt_tokens=LIMITS.prompt_tokens)
-    params, allowed = (user.params, assistant.params), (user.allowed, assistant.allowed)
-    views = both_views(params, jax.tree.map(jnp.asarray, prompts), allowed, voices=(user.voice, assistant.voice))
-    return jax.device_get(views[role - USER])
+    return jax.device_get(between(user, assistant, prompts, role))
 
 
 def talk(
@@ -186,13 +182,15 @@ def chatty(conversation: HostConversation, seed: int) -> Reply:
     return Reply(' '.join(map(str, ids)), ends=bool(random.random() < 0.2))
 
 
-def test_other_rows_do_not_matter_and_nothing_is_compiled_again() -> None:
+def test_other_rows_do_not_matter_and_only_sizes_are_compiled_again() -> None:
+    before = [program._cache_size() for program in PROGRAMS]
     batch, _ = talk(ASSISTANT, partner_of(chatty))
-    programs = (host._start, host._speak, host._listen, host._in_own_view)
-    compiled = [program._cache_size() for program in programs]
+    sizes = len(held_sizes(ROWS, 1))
+    assert sizes == 2
     order = [4, 1, 5]  # other neighbours, other places, and twice as many samples
     other, _ = talk(ASSISTANT, partner_of(chatty), [EXAMPLES[i] for i in order])
-    assert [program._cache_size() for program in programs] == compiled
+    compiled = [program._cache_size() - count for program, count in zip(PROGRAMS, before, strict=True)]
+    assert all(found <= most for found, most in zip(compiled, (1, sizes, sizes, 1), strict=True))
     for place, i in enumerate(order):
         rows, other_rows = np.arange(SAMPLES) + i * SAMPLES, np.arange(SAMPLES) + place * 2 * SAMPLES
         for name in ('tokens', 'role', 'turn', 'length', 'end_reason', 'messages', 'num_messages', 'truncated'):
@@ -220,6 +218,22 @@ def test_a_partner_keeps_its_seed_and_is_asked_only_while_its_conversation_goes_
             first = 0 if example.opening is None else 2
             assert numbers == list(range(first, 3 if sample == 1 else 6, 2))
             assert batch.num_messages[i * SAMPLES + sample] == (3 if sample == 1 else 6)
+
+
+def test_what_was_given_stays_good() -> None:
+    """Views are used up from message to message, and prompts and parameters never, be they on the device already."""
+    user, assistant = speaker(USER), speaker(ASSISTANT)
+    for sides in ((user, assistant), (None, assistant)):
+        rows = prompts_of(EXAMPLES, *sides, CHAT, samples=SAMPLES, prompt_tokens=LIMITS.prompt_tokens)
+        prompts, params = jax.tree.map(jnp.array, rows), jax.tree.map(jnp.array, assistant.params)
+        for _ in range(2):
+            if sides[0] is None:
+                converse_with(params, assistant, partner_of(chatty), prompts, EXAMPLES, CHAT, SEED, STEP, limits=LIMITS)
+            else:
+                found = jax.device_get(between(user, dataclasses.replace(assistant, params=params), prompts, ASSISTANT))
+                np.testing.assert_array_equal(found.tokens, on_device(ASSISTANT).tokens)
+        assert not any(x.is_deleted() for x in jax.tree.leaves((prompts, params)))
+        np.testing.assert_array_equal(prompts.assistant.tokens, rows.assistant.tokens)
 
 
 # What a partner may say.

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from simrl.conversations.chat import ASSISTANT, PAD, TEMPLATE, USER
 from simrl.models import transformer
-from simrl.rollouts.context import Context, extend, prefill
+from simrl.rollouts.context import Context, cache_capacities, extend, prefill, with_room
+from simrl.rollouts.crowd import take_rows
 from simrl.rollouts.rollout import (
     Dialogue,
     EndReason,
@@ -23,7 +26,6 @@ from simrl.rollouts.rollout import (
     example_hash,
     rollout,
     row_keys,
-    take_rows,
     turn,
 )
 from simrl.rollouts.trajectories import missed_signals, rollout_metrics, trajectories, transcripts
@@ -51,7 +53,7 @@ def _roll(dialogue: Dialogue, keys: jax.Array, rows: list[int] = ALL, turns: int
 
 @functools.cache
 def _whole() -> Dialogue:
-    """The conversations of the scene, with caches."""
+    """The conversations of the scene."""
     return _roll(scene.start(ALL), scene.keys())
 
 
@@ -260,7 +262,7 @@ def _by_turns() -> list[Dialogue]:
             temperatures=scene.temperatures(),  # type: ignore[arg-type]
             allowed=scene.ALLOWED,  # type: ignore[arg-type]
         )
-        states.append(dialogue)
+        states.append(jax.tree.map(jnp.copy, dialogue))  # the next turn uses the other one up
     return states
 
 
@@ -292,7 +294,7 @@ def test_from_the_middle_with_repeated_rows() -> None:
 
 
 def test_devices_do_not_matter() -> None:
-    """Eight devices, a row each, say what one device says, and gather no cache to say it."""
+    """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
     script = Path(__file__).parent / 'eight_devices.py'
     root = Path(__file__).parents[2]
     flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'  # the latter compiles faster
@@ -300,16 +302,21 @@ def test_devices_do_not_matter() -> None:
     done = subprocess.run([sys.executable, str(script)], env=env, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found['cache_shard'][0] == 1
-    assert found['messages'] == _host().messages.tolist()
-    assert found['user'] == _host().user.tokens.tolist()
-    assert found['assistant'] == _host().assistant.tokens.tolist()
-    assert found['largest_gather'] <= 8 * 256  # elements; a cache has 8 x 4 x 2 x capacity or more
+    rows = found['rows']
+    assert found['messages'] == _host().messages[rows].tolist()
+    assert found['user'] == _host().user.tokens[rows].tolist()
+    assert found['assistant'] == _host().assistant.tokens[rows].tolist()
+    both, one = found['held'][0], found['held'][-1]
+    assert both[:3] == [2, 2, 2]
+    assert [2 * x for x in one] == both
+    assert Counter(found['compiled']) == {'jit(turn)': 4, 'jit(take_rows)': 3, 'jit(_put_rows)': 1}
+    assert found['moved'] == []  # rows stay on their devices
+    assert found['largest_gather'] <= 16 * 256  # elements; a cache has 16 x 4 x 2 x capacity or more
 
 
 def test_repeated_calls_compile_once() -> None:
     _whole()
-    before = rollout._cache_size()
+    before = turn._cache_size()
     rollout(
         *scene.params(),
         scene.start(ALL),
@@ -319,7 +326,7 @@ def test_repeated_calls_compile_once() -> None:
         temperatures=tuple(t + 0.5 for t in scene.temperatures()),  # type: ignore[arg-type]
         allowed=scene.ALLOWED,  # type: ignore[arg-type]
     )
-    assert rollout._cache_size() == before
+    assert turn._cache_size() == before
 
 
 # Ends without a word, and contexts.
@@ -355,7 +362,7 @@ def test_a_row_without_a_prompt_ends_as_failure() -> None:
 
 def test_caches_are_those_of_whole_prompts() -> None:
     """What was fed in pieces (prompts, headers, samples, the partner's messages) is there as if fed at once."""
-    dialogue = _whole()
+    dialogue = _by_turns()[-1]
     for side, name in enumerate(VIEWS):
         view, voice = getattr(dialogue, name), scene.VOICES[side]
         empty = transformer.init_cache(voice.config, scene.ROWS, view.capacity, 'float32')
@@ -368,6 +375,30 @@ def test_caches_are_those_of_whole_prompts() -> None:
         ):
             np.testing.assert_allclose(np.where(at, mine, 0), np.where(at, whole, 0), atol=1e-4)
             assert not np.any(np.where(at, 0, mine))  # the last token is pending, and nothing lies past it
+
+
+def test_caches_that_grow_say_the_same() -> None:
+    """From caches of the prompts alone, which get room before each message."""
+    begun = scene.start(ALL, room=False)
+    assert all(view.cache.capacity < view.capacity / 2 for view in (begun.user, begun.assistant))
+    grown = scene.without_caches(_roll(begun, scene.keys()))
+    found, expected = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (grown, _host()))
+    for path, array in expected.items():
+        name = jax.tree_util.keystr(path)
+        assert (
+            np.allclose(array, found[path], atol=2e-5)
+            if name.endswith('log_prob')
+            else np.array_equal(array, found[path])
+        ), name
+
+
+def test_caches_get_the_smallest_size_that_has_room() -> None:
+    assert cache_capacities(100) == [32, 48, 64, 96, 100]
+    view = scene.context(0, ALL, room=False)
+    assert with_room(view, 3, view.cache.capacity - 3) is view
+    grown = with_room(view, 3, view.cache.capacity - 2)
+    assert grown.cache.capacity in cache_capacities(view.capacity)
+    assert with_room(grown, 10**6, 1).cache.capacity == view.capacity
 
 
 def test_extending_by_nothing_changes_nothing() -> None:
