@@ -3,7 +3,7 @@
 A decode step costs what the rows cost that are held, not what those cost that still speak. So between two messages,
 where the running rows fit a smaller size, the others leave:
 
-1. `gather` makes a crowd in which every row is held.
+1. `crowd_of` makes a crowd in which every row is held.
 2. `compact` puts away what was said in the held rows, and both views without their caches, in their own places among
    all rows. Then it holds the running rows alone, filled up with ended ones, which write nothing.
 3. `everyone` puts away what is still held and returns all rows, in their first order.
@@ -117,7 +117,7 @@ class Crowd(Generic[_Dialogue]):
         return (self.index + np.arange(parts)[:, None] * (self.num_rows // parts)).reshape(-1)
 
 
-def gather(dialogue: _Dialogue, inputs: Any, num_rows: int) -> Crowd[_Dialogue]:
+def crowd_of(dialogue: _Dialogue, inputs: Any, num_rows: int) -> Crowd[_Dialogue]:
     """A crowd that holds all rows. Its arrays are used up by what is done with the crowd: do not read them again."""
     parts = jax.sharding.get_abstract_mesh().shape['data'] if rows_are_split(num_rows) else 1
     index = np.broadcast_to(np.arange(num_rows // parts), (parts, num_rows // parts))

@@ -24,7 +24,7 @@ from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
 from simrl.rollouts.context import Context
-from simrl.rollouts.crowd import compact, everyone, gather, keep_split
+from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, hear, speak
 from simrl.rollouts.rollout import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
 from simrl.rollouts.sampler import Message, Voice
@@ -147,7 +147,7 @@ def converse_with(
     dialogue, keys, seeds = _start(
         params, prompts, seed, step, voice=voice, limits=limits, partner_budget=partner.budget
     )
-    crowd = gather(dialogue, keys, rows)
+    crowd = crowd_of(dialogue, keys, rows)
     # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
     conversations = [HostConversation(examples[row // samples], sample[row], ()) for row in range(rows)]
     partner_seeds = np.asarray(seeds)

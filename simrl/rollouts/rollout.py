@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Params
 from simrl.rollouts.context import Context
-from simrl.rollouts.crowd import compact, everyone, gather, keep_split
+from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, speak
 from simrl.rollouts.sampler import Message, Voice
 
@@ -259,7 +259,7 @@ def rollout(
     """
     num_rows = dialogue.num_messages.shape[0]
     of_rows = tuple(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (num_rows,)) for t in temperatures)
-    crowd = gather(dialogue, (row_keys, of_rows), num_rows)
+    crowd = crowd_of(dialogue, (row_keys, of_rows), num_rows)
     for number in range(2 * turns):
         role = (USER, ASSISTANT)[number % 2]
         # The one wait for the device in a message: what is decided here decides the shapes of the next program.

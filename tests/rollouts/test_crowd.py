@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Cache
 from simrl.rollouts import crowd as crowd_lib
-from simrl.rollouts.crowd import compact, everyone, gather, held_sizes
+from simrl.rollouts.crowd import compact, crowd_of, everyone, held_sizes
 from simrl.rollouts.rollout import Dialogue, EndReason, rollout, turn
 from simrl.rollouts.trajectories import rollout_metrics
 from tests.rollouts import scene
@@ -43,7 +43,7 @@ def test_every_row_is_worked_on_as_long_as_it_runs(rows: int, ends: Sequence[int
     if lasts:
         ends_at[-1] = 7
     counts, cache = jnp.zeros((rows, 3), jnp.int32), jnp.zeros((2, rows, 4))
-    crowd = gather({'count': counts, 'cache': Cache(cache, cache + 10)}, jnp.arange(rows), rows)
+    crowd = crowd_of({'count': counts, 'cache': Cache(cache, cache + 10)}, jnp.arange(rows), rows)
     for number in range(8):
         running = number < ends_at[crowd.rows]
         if not running.any():
@@ -85,7 +85,7 @@ def _start() -> tuple[Dialogue, jax.Array]:
 
 
 def _failing(dialogue: Dialogue, rows: np.ndarray) -> Dialogue:
-    """The same start where these rows have no prompt."""
+    """The same start where these rows have failed."""
     empty = np.isin(np.arange(len(ROWS)), rows)
     reason = jnp.where(empty, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
     return dialogue.replace(end_reason=reason)  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def test_no_field_depends_on_who_is_held(case: str) -> None:
 def test_the_cases_are_what_they_are_called() -> None:
     ends = {case: _both(case)[0] for case in CASES}
     running = [(ends['as they are'].num_messages > number).sum() for number in range(2 * scene.TURNS)]
-    assert {40, 20, 10} >= {min(s for s in held_sizes(40, 1) if s >= count) for count in running} > {40}
+    assert len({min(size for size in held_sizes(40, 1) if size >= count) for count in running}) > 1
     assert {EndReason.SIGNAL, EndReason.TURNS} == set(ends['as they are'].end_reason.tolist())
     assert (ends['some fail at once'].end_reason == EndReason.FAILURE).sum() == 24
     assert set(ends['all end with their first word'].end_reason.tolist()) == {EndReason.SIGNAL}
