@@ -129,6 +129,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
                 'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
+                'xla_flags': (),  # of XLA's compiler, such as '--xla_gpu_autotune_level=2'
             },
             'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
         }

@@ -9,12 +9,8 @@ step of a line or a checkpoint is the number of steps done: the state of checkpo
 """
 
 import dataclasses
-import hashlib
 import json
-import logging
-import os
 import pathlib
-import platform
 import signal
 import textwrap
 import time
@@ -297,44 +293,3 @@ def _indented(text: str) -> str:
     """A Markdown code block: shown as it is, whatever it contains."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or ['']]
     return '\n'.join(f'    {line}' for line in lines)
-
-
-def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache): for what can be made again, and may be deleted."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    return home / 'simrl'
-
-
-def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Keeps compiled programs on the disk, so that the next process starts at once. Call it before anything compiles.
-
-    The environment variable JAX_COMPILATION_CACHE_DIR goes before `folder`; without either it is
-    `$XDG_CACHE_HOME/simrl/xla/CPU` (XDG_CACHE_HOME defaults to ~/.cache), where CPU stands for this machine's kind of
-    processor: machines that share a home folder must not run each other's machine code. It may be deleted at any time.
-
-    Returns:
-        The folder, or None where it cannot be written to (a warning says so): it is a convenience.
-    """
-    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(f'{place} is not writable')
-    except OSError as error:
-        logging.getLogger(__name__).warning('no compilation cache: %s', error)
-        return None
-    jax.config.update('jax_compilation_cache_dir', str(place))
-    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
-    return place
-
-
-def _processor() -> str:
-    """A short name of this kind of processor: its instruction set and extensions."""
-    try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())
-    return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'

@@ -1,7 +1,6 @@
 """The loop goes on after kills, signals, faults and full disks; what it writes equals an unbroken run's."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -198,50 +197,3 @@ def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
     other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})
     with pytest.raises(CheckpointError, match='the checkpoint is of another state'):
         loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
-
-
-COMPILE = """
-import pathlib, sys
-import jax
-from simrl.training import loop
-folder = loop.enable_compilation_cache(pathlib.Path(sys.argv[1]) if sys.argv[1] else None)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-hits = []
-jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-print(jax.jit(lambda x: (x * 2 + 1).sum())(jax.numpy.arange(8.0)))
-print(folder, hits.count('/jax/compilation_cache/cache_hits'))
-"""
-
-
-def compile_with(folder: str, **environment: str) -> tuple[str, int, str]:
-    done = subprocess.run(
-        [sys.executable, '-c', COMPILE, folder],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={key: x for key, x in os.environ.items() if key != 'JAX_COMPILATION_CACHE_DIR'} | environment,
-    )
-    result, last = done.stdout.split('\n')[:2]
-    assert float(result) == 64.0
-    place, hits = last.split()
-    return place, int(hits), done.stderr
-
-
-def test_compiled_programs_are_kept(tmp_path: pathlib.Path) -> None:
-    place, hits, _ = compile_with('', XDG_CACHE_HOME=str(tmp_path))
-    assert pathlib.Path(place).is_relative_to(tmp_path / 'simrl' / 'xla')
-    assert hits == 0
-    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[:2] == (place, compiled := compile_count(pathlib.Path(place)))
-    assert compiled >= 1
-    # A kill while an entry is written leaves half of it: that is a warning and a compilation, never an error.
-    for entry in pathlib.Path(place).glob('*-cache'):
-        os.truncate(entry, entry.stat().st_size // 2)
-    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[1] == 0
-    # The environment goes before the argument.
-    other = tmp_path / 'other'
-    assert compile_with(str(tmp_path / 'argument'), JAX_COMPILATION_CACHE_DIR=str(other))[0] == str(other)
-    assert compile_count(other) >= 1
-
-
-def compile_count(folder: pathlib.Path) -> int:
-    return len(list(folder.glob('*-cache')))

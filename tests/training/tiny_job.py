@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simrl.compilation import enable_compilation_cache
 from simrl.training import loop
 from simrl.training.metrics import Metrics
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument('--limit', type=int, default=4096, help='bytes a file may have after --fault=disk')
     parser.add_argument('--cache', type=pathlib.Path)
     args = parser.parse_args()
-    loop.enable_compilation_cache(args.cache)
+    enable_compilation_cache(args.cache)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, loop.StepResult]:
         time.sleep(args.step_seconds)
