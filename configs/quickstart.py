@@ -123,6 +123,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
                     'saved_conversations': 4,  # of each step's
                     'shown_conversations': 1,  # of each step's, as text in TensorBoard
+                    'profile_step': 0,  # of a process: the step that is written to profile/; 0: none
                 },
                 'mesh': {  # devices
                     'data': optional(int, 1),  # that rows are split over

@@ -216,6 +216,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
                     'saved_conversations': 8,  # of each step's
                     'shown_conversations': 2,  # of each step's, as text in TensorBoard
+                    'profile_step': 0,  # of a process: the step that is written to profile/; 0: none
                 },
                 'mesh': {  # devices
                     'data': optional(int),  # that rows are split over; None: all the rest

@@ -9,6 +9,7 @@ step of a line or a checkpoint is the number of steps done: the state of checkpo
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from simrl.training import metrics as metrics_lib
+from simrl.training import profiling
 from simrl.training.checkpoint import Checkpoints
 from simrl.training.metrics import Metrics, Writer
 from simrl.training.progress import Progress
@@ -52,12 +54,13 @@ class LoopSettings:
     max_nonfinite: int = 10  # updates skipped in a row, at which the run stops
     saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
     shown_conversations: int = 2  # of these, as text in TensorBoard
+    profile_step: int = 0  # of each process, counted from 1; the run's first one is written to profile/; 0: none
 
     def __post_init__(self) -> None:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
             if getattr(self, field) < 1:
                 raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
-        for field in ('evaluate_every', 'saved_conversations', 'shown_conversations'):
+        for field in ('evaluate_every', 'saved_conversations', 'shown_conversations', 'profile_step'):
             if getattr(self, field) < 0:
                 raise ValueError(f'LoopSettings.{field}: expected at least 0, found {getattr(self, field)}')
 
@@ -100,7 +103,8 @@ def run(
     """Trains to `num_steps`, from where the last process left off.
 
     Args:
-        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl and checkpoints/.
+        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl, checkpoints/ and, where
+            asked for, profile/ (see `profiling`).
         state: the state before step 0, or any of its structure and shardings where there is a checkpoint.
         step_fn: (state, step) -> the next state and what to tell; may donate the state.
         num_steps: steps in all.
@@ -144,12 +148,16 @@ def run(
             if evaluate_fn is not None:
                 writer.log(0, metrics_lib.mean(evaluate_fn(state, 0)))
 
+        taken = 0  # steps, by this process
         with Progress(name, num_steps, done=step) as progress:
             recorder.progress = progress
             while step < num_steps:
-                with jax.profiler.StepTraceAnnotation(name, step_num=step):
-                    state, result = step_fn(state, step)
-                step += 1
+                if profiling.is_due(folder, taken, settings.profile_step):
+                    take = functools.partial(_take, step_fn, state, step, name)
+                    state, result = profiling.profiled(folder, take, after=state, results=_arrays_of)
+                else:
+                    state, result = _take(step_fn, state, step, name)
+                step, taken = step + 1, taken + 1
                 recorder.push(step, result, jnp.copy(state.nonfinite))  # the next step may donate the state
 
                 last, stopping = step == num_steps, stop.requested(step)
@@ -164,6 +172,18 @@ def run(
                     print(f'{name}: stopped by SIGTERM after step {step} of {num_steps}, saved in {folder}', flush=True)
                     raise Stopped(128 + signal.SIGTERM)
     return state
+
+
+def _take(step_fn: Callable[[S, int], tuple[S, StepResult]], state: S, step: int, name: str) -> tuple[S, StepResult]:
+    """A step, under its name and number in profiles."""
+    with jax.profiler.StepTraceAnnotation(name, step_num=step):
+        return step_fn(state, step)
+
+
+def _arrays_of(taken: tuple[S, StepResult]) -> object:
+    """All arrays that a step makes."""
+    state, result = taken
+    return state, dict(result.metrics), result.tokens
 
 
 @dataclasses.dataclass(frozen=True)

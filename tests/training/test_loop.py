@@ -1,5 +1,6 @@
 """The loop goes on after kills, signals, faults and full disks; what it writes equals an unbroken run's."""
 
+import gzip
 import json
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.profiler import ProfileData
 
 from simrl.training import loop
 from simrl.training.checkpoint import CheckpointError, Checkpoints
@@ -197,3 +199,53 @@ def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
     other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})
     with pytest.raises(CheckpointError, match='the checkpoint is of another state'):
         loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
+
+
+def profile_of(folder: pathlib.Path) -> tuple[list[dict], list[dict]]:
+    """What is noted of the events of a run's one profile: as XLA wrote them, and as Perfetto reads them."""
+    assert not (folder / 'profile.unfinished').exists()
+    (planes,) = folder.glob('profile/plugins/profile/*/*.xplane.pb')
+    (events,) = folder.glob('profile/plugins/profile/*/perfetto_trace.json.gz')
+    lines = [line for plane in ProfileData.from_file(str(planes)).planes for line in plane.lines]
+    with gzip.open(events) as file:
+        return [dict(event.stats) for line in lines for event in line.events], json.load(file)['traceEvents']
+
+
+def run_profiled(folder: pathlib.Path, cache: pathlib.Path, steps: int, *flags: str) -> int:
+    """A process of its own, for the profiler's sake: which plugins of JAX it asks is settled as a process starts."""
+    return run_job(folder, cache, f'--steps={steps}', '--profile-step=3', *flags).returncode
+
+
+def test_a_profile_holds_one_whole_step_and_changes_nothing_else(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path
+) -> None:
+    assert run_profiled(tmp_path, cache, STEPS) == 0
+    kills.assert_same_run(unbroken, tmp_path)
+    notes, events = profile_of(tmp_path)
+    assert [stats['step_num'] for stats in notes if 'step_num' in stats] == [2]
+    runs = {(stats['hlo_module'], stats['run_id']) for stats in notes if 'hlo_op' in stats}
+    assert sorted(module for module, _ in runs if module in ('jit_batch', 'jit_update')) == ['jit_batch', 'jit_update']
+    assert [event['args']['step_num'] for event in events if event.get('name') == 'sft'] == ['2']
+    modules = {event.get('args', {}).get('hlo_module') for event in events}
+    assert modules - {None} == {module for module, _ in runs}
+
+
+def test_a_run_has_one_profile_however_often_it_goes_on(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+    """Of the first process that gets as far as `profile_step` steps of its own."""
+    (tmp_path / 'profile.unfinished').mkdir()  # left by a kill amidst it
+    assert run_profiled(tmp_path, cache, 2) == 0
+    assert not (tmp_path / 'profile').exists()
+    assert run_profiled(tmp_path, cache, 6) == 0
+    assert [stats['step_num'] for stats in profile_of(tmp_path)[0] if 'step_num' in stats] == [4]
+    files = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob('profile/**/*'))
+    assert run_profiled(tmp_path, cache, 12) == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob('profile/**/*')) == files
+
+
+def test_a_step_that_fails_leaves_no_profile(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+    failed = run_job(tmp_path, cache, '--fault=raise', '--profile-step=13')
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == 'ArithmeticError: the step failed'
+    assert not (tmp_path / 'profile').exists()
+    assert run_profiled(tmp_path, cache, 20) == 0
+    assert [stats['step_num'] for stats in profile_of(tmp_path)[0] if 'step_num' in stats] == [12]
