@@ -9,8 +9,8 @@ queues, or a CPU's threads: operations side by side count each for itself. Times
 1. An event says which program (HLO module) and which operation of it ran; the profile holds the programs.
 2. The operation's `op_name` is the path of `jax.named_scope`s that it was traced in. A fusion counts as a whole for the
    scope of its matrix product, or else of its result; what XLA adds without a name, for that of the loop it is in.
-3. Of the path, scopes are kept, and what JAX adds (jit, while, checkpoint, ...) is left out. `(backward)` are the
-   operations of a gradient, `(recomputed)` those that it does again for want of memory.
+3. Of the path, scopes are kept, and what JAX adds (jit, while, an einsum's subscripts, ...) is left out. `(backward)`
+   are the operations of a gradient, `(recomputed)` those that it does again for want of memory.
 
 On a GPU, launches of CUDA graphs may hide which operation a kernel is of: they are in the scope `?`, and
 --config.computing.xla_flags="('--xla_gpu_enable_command_buffer=',)" runs without them.
@@ -34,6 +34,7 @@ TELLING = ('dot', 'convolution', 'custom-call', 'sort', 'scatter', 'gather', 'dy
 PRODUCTS = TELLING[:2]
 ADDED_BY_JAX = re.compile(
     r'while|body|cond|closed_call|checkpoint|rematted_computation|custom_[jv]+p_call|branch_\d+_fun'
+    r'|[\w.,]+->[\w.]*'  # an einsum's subscripts
 )
 TRANSFORM = re.compile(r'(\w+)\((.*)\)')
 

@@ -114,6 +114,8 @@ SCOPES = {
     'jit(f)/transpose(jvp(a))/while/body/checkpoint/rematted_computation/b/mul': 'a/b (recomputed)',
     'jit(f)/jvp()/vmap(a)/cond/branch_1_fun/add': 'a',
     'jit(f)/jit(main)/a/custom_jvp_call/custom_vjp_call/add': 'a',
+    'jit(f)/logits/transpose(jvp(...d,vd->...v))/dot_general': 'logits (backward)',
+    'jit(f)/a/bkgts,bksh->btkgh/dot_general': 'a',
     '': '(no scope)',
 }
 
