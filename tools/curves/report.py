@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def figure(curve: Curve) -> Figure:
         low = [point.median - min(point.values) for point in points]
         high = [max(point.values) - point.median for point in points]
         axes.errorbar([point.x for point in points], middle, [low, high], marker='o', capsize=3, label=name)
-    axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
+    axes.set(title=curve.title, xlabel=curve.x, ylabel=textwrap.fill(curve.y, 44))
     axes.set_ylim(bottom=0)
     if len(curve.lines) > 1:
         axes.legend()
