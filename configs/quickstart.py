@@ -123,12 +123,14 @@ def get_config(arg: str = '') -> ConfigDict:
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
                     'saved_conversations': 4,  # of each step's
                     'shown_conversations': 1,  # of each step's, as text in TensorBoard
+                    'profile_step': 0,  # of a process: the step that is written to profile/; 0: none
                 },
                 'mesh': {  # devices
                     'data': optional(int, 1),  # that rows are split over
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
                 'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
+                'xla_flags': (),  # of XLA's compiler, such as '--xla_gpu_autotune_level=2'
             },
             'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
         }

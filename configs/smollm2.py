@@ -216,12 +216,14 @@ def get_config(arg: str = '') -> ConfigDict:
                     'max_nonfinite': 5,  # skipped updates in a row at which a run stops
                     'saved_conversations': 8,  # of each step's
                     'shown_conversations': 2,  # of each step's, as text in TensorBoard
+                    'profile_step': 0,  # of a process: the step that is written to profile/; 0: none
                 },
                 'mesh': {  # devices
                     'data': optional(int),  # that rows are split over; None: all the rest
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
                 'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
+                'xla_flags': (),  # of XLA's compiler, such as '--xla_gpu_autotune_level=2'
             },
         }
     )

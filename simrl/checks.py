@@ -8,6 +8,7 @@ the field; `field` is what it calls the settings that it is given, for instance 
 from collections.abc import Sequence
 
 from simrl.arms import ReplySettings, Talking, assistant_of, openings_of, simulator_of
+from simrl.compilation import missing_xla_flags
 from simrl.config import ConfigError
 from simrl.conversations.records import Conversation
 from simrl.conversations.views import preference_rows
@@ -19,6 +20,17 @@ from simrl.training import rl
 from simrl.training.preference import PreferenceSettings
 from simrl.training.rl import RLSettings
 from simrl.training.sft import SFTSettings
+
+
+def check_xla_flags(computing: Computing) -> None:
+    """Refuses flags of XLA that are not in force: a job that is called as a library finds JAX as its caller left it."""
+    missing = missing_xla_flags(computing.xla_flags)
+    if missing:
+        raise ConfigError(
+            f'config.computing.xla_flags: expected {" ".join(computing.xla_flags)} in force, found '
+            f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
+            '`compilation.use_xla_flags` first, before a backend of JAX starts'
+        )
 
 
 def check_split(field: str, rows: int, computing: Computing) -> None:

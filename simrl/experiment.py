@@ -22,13 +22,13 @@ import ml_collections
 from simrl import arms, checks, jobs, known_answer, known_answer_results, lanes, sources, stage_files, stages
 from simrl import config as config_lib
 from simrl.arms import ArmStages, ReplySettings, Talking
+from simrl.compilation import enable_compilation_cache
 from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
 from simrl.known_answer import KnownAnswer
 from simrl.lanes import Job
 from simrl.sources import Data, DataSettings, Model, ModelSettings
 from simrl.stages import Task
-from simrl.training.loop import enable_compilation_cache
 from simrl.training.rl import RLSettings
 
 USER_STAGE, REWARD_STAGE, JUDGE_STAGE = 'sft/user', 'reward_model/train', 'reward_model/judge'
@@ -39,6 +39,7 @@ EXEMPT = (
     'seeds',
     'computing.loop',
     'computing.mesh',
+    'computing.xla_flags',
     *(
         f'computing.{side}.{field}'
         for side in ('training', 'sampling')
@@ -188,6 +189,7 @@ def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[st
 
 
 def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Model, Data]:
+    checks.check_xla_flags(settings.computing)
     try:
         return sources.load(settings.model, settings.computing.mesh.make()), sources.read(settings.data)
     except ValueError as error:

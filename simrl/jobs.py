@@ -19,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from simrl import config as config_lib
+from simrl.compilation import check_xla_flags
 from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
@@ -59,6 +60,13 @@ class Computing:
     loop: LoopSettings
     mesh: MeshSettings
     rows_in_flight: int | None = None  # conversations of an RL step held at once, which bounds the caches; None: all
+    xla_flags: tuple[str, ...] = ()  # of XLA's compiler, '--xla_name=value'; `simrl.main` sets them, before JAX starts
+
+    def __post_init__(self) -> None:
+        try:
+            check_xla_flags(self.xla_flags)
+        except ValueError as error:
+            raise ValueError(f'Computing.{error}') from error
 
 
 @dataclasses.dataclass(frozen=True)

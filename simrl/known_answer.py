@@ -349,10 +349,12 @@ def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
     """The stages of the experiment in a run directory, once it is clear that all of them can be done.
 
     Raises:
-        ConfigError: rows do not fit the models' positions or the devices, or a warm-up has no end.
+        ConfigError: rows do not fit the models' positions or the devices, a warm-up has no end, or flags of XLA are not
+            in force.
     """
     s, computing = settings, settings.computing
     own = s.assistant
+    checks.check_xla_flags(computing)
     checks.check_fitting('config.assistant.sft', own.sft, own.model.max_positions, computing)
     for size, user in s.users.items():
         for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):

@@ -5,9 +5,10 @@ import sys
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from simrl import experiment
+from simrl.compilation import use_xla_flags
 from simrl.config import ConfigError
 from simrl.conversations.records import RowError
 from simrl.lanes import LaneError
@@ -30,6 +31,14 @@ def default_workdir(config_file: str) -> pathlib.Path:
     return pathlib.Path('runs') / (f'{name}-{arg}' if arg else name)
 
 
+def _set_xla_flags(config: ConfigDict) -> None:
+    """Sets `computing.xla_flags`, where there are some, before JAX starts; what else is wrong there, the job tells."""
+    try:
+        use_xla_flags(config.get('computing', {}).get('xla_flags', ()))
+    except ValueError as error:
+        raise ConfigError(f'config.computing.{error}') from error
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
@@ -38,6 +47,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
     print(f'workdir: {workdir}', flush=True)
     try:
+        _set_xla_flags(_CONFIG.value)
         experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')

@@ -11,6 +11,7 @@ PACKAGE = ROOT / 'simrl'
 # Each room imports only rooms before it (and itself).
 ROOMS = (
     'config',
+    'compilation',
     'conversations',
     'models',
     'sources',

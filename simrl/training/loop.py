@@ -9,12 +9,9 @@ step of a line or a checkpoint is the number of steps done: the state of checkpo
 """
 
 import dataclasses
-import hashlib
+import functools
 import json
-import logging
-import os
 import pathlib
-import platform
 import signal
 import textwrap
 import time
@@ -27,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from simrl.training import metrics as metrics_lib
+from simrl.training import profiling
 from simrl.training.checkpoint import Checkpoints
 from simrl.training.metrics import Metrics, Writer
 from simrl.training.progress import Progress
@@ -56,12 +54,13 @@ class LoopSettings:
     max_nonfinite: int = 10  # updates skipped in a row, at which the run stops
     saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
     shown_conversations: int = 2  # of these, as text in TensorBoard
+    profile_step: int = 0  # of each process, counted from 1; the run's first one is written to profile/; 0: none
 
     def __post_init__(self) -> None:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
             if getattr(self, field) < 1:
                 raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
-        for field in ('evaluate_every', 'saved_conversations', 'shown_conversations'):
+        for field in ('evaluate_every', 'saved_conversations', 'shown_conversations', 'profile_step'):
             if getattr(self, field) < 0:
                 raise ValueError(f'LoopSettings.{field}: expected at least 0, found {getattr(self, field)}')
 
@@ -104,7 +103,8 @@ def run(
     """Trains to `num_steps`, from where the last process left off.
 
     Args:
-        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl and checkpoints/.
+        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl, checkpoints/ and, where
+            asked for, profile/ (see `profiling`).
         state: the state before step 0, or any of its structure and shardings where there is a checkpoint.
         step_fn: (state, step) -> the next state and what to tell; may donate the state.
         num_steps: steps in all.
@@ -148,12 +148,16 @@ def run(
             if evaluate_fn is not None:
                 writer.log(0, metrics_lib.mean(evaluate_fn(state, 0)))
 
+        taken = 0  # steps, by this process
         with Progress(name, num_steps, done=step) as progress:
             recorder.progress = progress
             while step < num_steps:
-                with jax.profiler.StepTraceAnnotation(name, step_num=step):
-                    state, result = step_fn(state, step)
-                step += 1
+                if profiling.is_due(folder, taken, settings.profile_step):
+                    take = functools.partial(_take, step_fn, state, step, name)
+                    state, result = profiling.profiled(folder, take, after=state, results=_arrays_of)
+                else:
+                    state, result = _take(step_fn, state, step, name)
+                step, taken = step + 1, taken + 1
                 recorder.push(step, result, jnp.copy(state.nonfinite))  # the next step may donate the state
 
                 last, stopping = step == num_steps, stop.requested(step)
@@ -168,6 +172,18 @@ def run(
                     print(f'{name}: stopped by SIGTERM after step {step} of {num_steps}, saved in {folder}', flush=True)
                     raise Stopped(128 + signal.SIGTERM)
     return state
+
+
+def _take(step_fn: Callable[[S, int], tuple[S, StepResult]], state: S, step: int, name: str) -> tuple[S, StepResult]:
+    """A step, under its name and number in profiles."""
+    with jax.profiler.StepTraceAnnotation(name, step_num=step):
+        return step_fn(state, step)
+
+
+def _arrays_of(taken: tuple[S, StepResult]) -> object:
+    """All arrays that a step makes."""
+    state, result = taken
+    return state, dict(result.metrics), result.tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,44 +313,3 @@ def _indented(text: str) -> str:
     """A Markdown code block: shown as it is, whatever it contains."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or ['']]
     return '\n'.join(f'    {line}' for line in lines)
-
-
-def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache): for what can be made again, and may be deleted."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    return home / 'simrl'
-
-
-def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Keeps compiled programs on the disk, so that the next process starts at once. Call it before anything compiles.
-
-    The environment variable JAX_COMPILATION_CACHE_DIR goes before `folder`; without either it is
-    `$XDG_CACHE_HOME/simrl/xla/CPU` (XDG_CACHE_HOME defaults to ~/.cache), where CPU stands for this machine's kind of
-    processor: machines that share a home folder must not run each other's machine code. It may be deleted at any time.
-
-    Returns:
-        The folder, or None where it cannot be written to (a warning says so): it is a convenience.
-    """
-    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(f'{place} is not writable')
-    except OSError as error:
-        logging.getLogger(__name__).warning('no compilation cache: %s', error)
-        return None
-    jax.config.update('jax_compilation_cache_dir', str(place))
-    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
-    return place
-
-
-def _processor() -> str:
-    """A short name of this kind of processor: its instruction set and extensions."""
-    try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())
-    return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'

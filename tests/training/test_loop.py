@@ -1,7 +1,7 @@
 """The loop goes on after kills, signals, faults and full disks; what it writes equals an unbroken run's."""
 
+import gzip
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -11,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.profiler import ProfileData
 
 from simrl.training import loop
 from simrl.training.checkpoint import CheckpointError, Checkpoints
@@ -200,48 +201,51 @@ def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
         loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
 
 
-COMPILE = """
-import pathlib, sys
-import jax
-from simrl.training import loop
-folder = loop.enable_compilation_cache(pathlib.Path(sys.argv[1]) if sys.argv[1] else None)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-hits = []
-jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-print(jax.jit(lambda x: (x * 2 + 1).sum())(jax.numpy.arange(8.0)))
-print(folder, hits.count('/jax/compilation_cache/cache_hits'))
-"""
+def profile_of(folder: pathlib.Path) -> tuple[list[dict], list[dict]]:
+    """What is noted of the events of a run's one profile: as XLA wrote them, and as Perfetto reads them."""
+    assert not (folder / 'profile.unfinished').exists()
+    (planes,) = folder.glob('profile/plugins/profile/*/*.xplane.pb')
+    (events,) = folder.glob('profile/plugins/profile/*/perfetto_trace.json.gz')
+    lines = [line for plane in ProfileData.from_file(str(planes)).planes for line in plane.lines]
+    with gzip.open(events) as file:
+        return [dict(event.stats) for line in lines for event in line.events], json.load(file)['traceEvents']
 
 
-def compile_with(folder: str, **environment: str) -> tuple[str, int, str]:
-    done = subprocess.run(
-        [sys.executable, '-c', COMPILE, folder],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={key: x for key, x in os.environ.items() if key != 'JAX_COMPILATION_CACHE_DIR'} | environment,
-    )
-    result, last = done.stdout.split('\n')[:2]
-    assert float(result) == 64.0
-    place, hits = last.split()
-    return place, int(hits), done.stderr
+def run_profiled(folder: pathlib.Path, cache: pathlib.Path, steps: int, *flags: str) -> int:
+    """A process of its own, for the profiler's sake: which plugins of JAX it asks is settled as a process starts."""
+    return run_job(folder, cache, f'--steps={steps}', '--profile-step=3', *flags).returncode
 
 
-def test_compiled_programs_are_kept(tmp_path: pathlib.Path) -> None:
-    place, hits, _ = compile_with('', XDG_CACHE_HOME=str(tmp_path))
-    assert pathlib.Path(place).is_relative_to(tmp_path / 'simrl' / 'xla')
-    assert hits == 0
-    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[:2] == (place, compiled := compile_count(pathlib.Path(place)))
-    assert compiled >= 1
-    # A kill while an entry is written leaves half of it: that is a warning and a compilation, never an error.
-    for entry in pathlib.Path(place).glob('*-cache'):
-        os.truncate(entry, entry.stat().st_size // 2)
-    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[1] == 0
-    # The environment goes before the argument.
-    other = tmp_path / 'other'
-    assert compile_with(str(tmp_path / 'argument'), JAX_COMPILATION_CACHE_DIR=str(other))[0] == str(other)
-    assert compile_count(other) >= 1
+def test_a_profile_holds_one_whole_step_and_changes_nothing_else(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path
+) -> None:
+    assert run_profiled(tmp_path, cache, STEPS) == 0
+    kills.assert_same_run(unbroken, tmp_path)
+    notes, events = profile_of(tmp_path)
+    assert [stats['step_num'] for stats in notes if 'step_num' in stats] == [2]
+    runs = {(stats['hlo_module'], stats['run_id']) for stats in notes if 'hlo_op' in stats}
+    assert sorted(module for module, _ in runs if module in ('jit_batch', 'jit_update')) == ['jit_batch', 'jit_update']
+    assert [event['args']['step_num'] for event in events if event.get('name') == 'sft'] == ['2']
+    modules = {event.get('args', {}).get('hlo_module') for event in events}
+    assert modules - {None} == {module for module, _ in runs}
 
 
-def compile_count(folder: pathlib.Path) -> int:
-    return len(list(folder.glob('*-cache')))
+def test_a_run_has_one_profile_however_often_it_goes_on(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+    """Of the first process that gets as far as `profile_step` steps of its own."""
+    (tmp_path / 'profile.unfinished').mkdir()  # left by a kill amidst it
+    assert run_profiled(tmp_path, cache, 2) == 0
+    assert not (tmp_path / 'profile').exists()
+    assert run_profiled(tmp_path, cache, 6) == 0
+    assert [stats['step_num'] for stats in profile_of(tmp_path)[0] if 'step_num' in stats] == [4]
+    files = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob('profile/**/*'))
+    assert run_profiled(tmp_path, cache, 12) == 0
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob('profile/**/*')) == files
+
+
+def test_a_step_that_fails_leaves_no_profile(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+    failed = run_job(tmp_path, cache, '--fault=raise', '--profile-step=13')
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == 'ArithmeticError: the step failed'
+    assert not (tmp_path / 'profile').exists()
+    assert run_profiled(tmp_path, cache, 20) == 0
+    assert [stats['step_num'] for stats in profile_of(tmp_path)[0] if 'step_num' in stats] == [12]

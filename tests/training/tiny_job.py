@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simrl.compilation import enable_compilation_cache
 from simrl.training import loop
 from simrl.training.metrics import Metrics
 
@@ -72,14 +73,17 @@ def main() -> None:
     parser.add_argument('folder', type=pathlib.Path)
     parser.add_argument('--steps', type=int, default=60)
     parser.add_argument('--step-seconds', type=float, default=0.02)
-    parser.add_argument('--fault', choices=('none', 'nan', 'disk'), default='none')
+    parser.add_argument('--fault', choices=('none', 'nan', 'disk', 'raise'), default='none')
     parser.add_argument('--limit', type=int, default=4096, help='bytes a file may have after --fault=disk')
+    parser.add_argument('--profile-step', type=int, default=0)
     parser.add_argument('--cache', type=pathlib.Path)
     args = parser.parse_args()
-    loop.enable_compilation_cache(args.cache)
+    enable_compilation_cache(args.cache)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, loop.StepResult]:
         time.sleep(args.step_seconds)
+        if args.fault == 'raise' and step == 12:
+            raise ArithmeticError('the step failed')
         if args.fault == 'disk' and step == 12:
             signal.signal(
                 signal.SIGXFSZ, signal.SIG_IGN
@@ -98,7 +102,12 @@ def main() -> None:
 
     # Logging every 3 and saving every 5 steps: the sums of a line straddle most saves.
     settings = loop.LoopSettings(
-        log_every=3, checkpoint_every=5, evaluate_every=20, max_nonfinite=3, shown_conversations=1
+        log_every=3,
+        checkpoint_every=5,
+        evaluate_every=20,
+        max_nonfinite=3,
+        shown_conversations=1,
+        profile_step=args.profile_step,
     )
     loop.run(
         args.folder,

@@ -1,0 +1,265 @@
+"""What the curves measure, through the entry points that jobs use: all calls of these are here.
+
+Conversations are of two speakers with the same weights that never end a message of their own accord, so that every
+message has the length of its budget. Updates are GRPO's of rows of random tokens.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.conversations.views import natural_prompt
+from simrl.models import sharding, transformer
+from simrl.models.load import load_model
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.reward import Rewards
+from simrl.rollouts.rollout import Dialogue, begin, row_keys, turn
+from simrl.rollouts.sampler import Sampling, Voice
+from simrl.rollouts.speaker import Limits, Prompts, Speaker, assistant, capacities, prefilled, prompts_of
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
+from simrl.training import placement, ppo
+from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
+from simrl.training.prepare import Batch, prepare
+from simrl.training.update_settings import UpdateSettings
+from tools.benchmark import inputs, models
+from tools.benchmark.job import Dtype
+
+GRPO = UpdateSettings(estimator='grpo')
+OPTIMIZER = OptimizerSettings(learning_rate=1e-6)
+Remat = Literal['none', 'dots', 'full']
+STEPS = 10**6  # more than are ever measured
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model, its parameters on one device in float32, and how it is computed."""
+
+    config: TransformerConfig
+    chat: Chat
+    params: Params
+    mesh: Mesh
+    execution: Execution
+
+    @property
+    def whole_vocabulary(self) -> jax.Array:
+        """bool `[V]`: all ids."""
+        return jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
+
+
+def load(source: str, folder: pathlib.Path, dtype: Dtype, remat: Remat) -> Model:
+    """The model that `source` names, as the benchmark's: `random:NAME`, or what `load_model` takes."""
+    config, chat = models.prepare(source, folder, 'float32')
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    params = load_model(str(folder), mesh=mesh)[1]
+    return Model(config, chat, params, mesh, Execution(dtype, remat))
+
+
+# Conversations.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """Two sides that are to talk, and what they start from: an opening that the assistant is to answer."""
+
+    mesh: Mesh
+    params: Params
+    sides: tuple[Speaker, Speaker]
+    prompts: Prompts
+    keys: jax.Array
+
+    @property
+    def voices(self) -> tuple[Voice, Voice]:
+        return self.sides[0].voice, self.sides[1].voice
+
+
+def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -> Scene:
+    """As many conversations as `rows`; every message that is sampled has `message_tokens` tokens."""
+    common = model.chat, model.config, model.params, Execution(model.execution.dtype)
+    user = fine_tuned(*common, budget=message_tokens, settings=FineTunedSettings(sampling=Sampling()))
+    helper = assistant(
+        *common,
+        budget=message_tokens,
+        sampling=Sampling(),
+        prompt=lambda example: natural_prompt(model.chat, example.opening),
+    )
+    content = inputs.content_ids(model.chat, model.config.padded_vocab_size)
+    user, helper = (dataclasses.replace(side, allowed=content) for side in (user, helper))
+    opening = ' '.join(['hello'] * opening_words)
+    examples = [Example(f'opening {i}', opening, None, i, 'curves', 'train') for i in range(rows)]
+    longest = max(len(side.prompt(examples[0]).tokens) for side in (user, helper))
+    prompts = prompts_of(examples, user, helper, model.chat, samples=1, prompt_tokens=longest)
+    with jax.set_mesh(model.mesh):
+        params = placement.for_sampling(model.config, model.execution.dtype, model.mesh)(model.params)
+        prompts = placement.place_rows(prompts, model.mesh)
+        keys = row_keys(0, 0, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
+    return Scene(model.mesh, params, (user, helper), prompts, keys)
+
+
+def needed_capacity(scene: Scene, turns: int) -> int:
+    """The tokens of a context that conversations of so many turns fit into, checked against the model's positions."""
+    user, helper = scene.voices
+    prompt_tokens = scene.prompts.assistant.tokens.shape[1]
+    return max(capacities(user, helper, Limits(turns, prompt_tokens, helper.budget, user.budget)))
+
+
+def opened(scene: Scene, capacity: int, turns: int) -> Dialogue:
+    """Conversations before their first sampled message, the assistant's, in contexts of `capacity` tokens."""
+    with jax.set_mesh(scene.mesh):
+        return _opened(scene.params, scene.prompts, voices=scene.voices, capacity=capacity, turns=turns)
+
+
+@functools.partial(jax.jit, static_argnames=('voices', 'capacity', 'turns'))
+def _opened(params: Params, prompts: Prompts, *, voices: tuple[Voice, Voice], capacity: int, turns: int) -> Dialogue:
+    return begin(
+        prefilled(params, voices[0], prompts.user, capacity),
+        prefilled(params, voices[1], prompts.assistant, capacity),
+        jnp.asarray(prompts.opening),
+        jnp.asarray(prompts.opening_length),
+        jnp.asarray(prompts.given),
+        turns=turns,
+        budgets=(voices[0].budget, voices[1].budget),
+    )
+
+
+def said(scene: Scene, dialogue: Dialogue, role: int) -> Dialogue:
+    """The conversations with one message more, of `role`, as a rollout adds it; `dialogue` may be donated."""
+    with jax.set_mesh(scene.mesh):
+        return turn(
+            scene.params,
+            scene.params,
+            dialogue,
+            scene.keys,
+            role=role,
+            voices=scene.voices,
+            temperatures=(1.0, 1.0),
+            allowed=(jnp.asarray(scene.sides[0].allowed), jnp.asarray(scene.sides[1].allowed)),
+        )
+
+
+def check_said(scene: Scene, dialogue: Dialogue, messages: int) -> None:
+    """Refuses conversations that do not have so many sampled messages, each as long as its budget.
+
+    Raises:
+        ValueError: they do not: what was measured is not what it is called.
+    """
+    length = np.asarray(dialogue.message_length)[:, 1:]
+    expected = [scene.voices[(i + 1) % 2].budget for i in range(messages)]  # the assistant's first
+    if not (length[:, :messages] == expected).all() or length[:, messages:].any():
+        raise ValueError(f'expected {messages} messages of {expected} tokens in every conversation, found {length}')
+
+
+# Updates.
+
+
+def update_of(model: Model) -> Callable[[Batch], None]:
+    """A function that makes one update by a batch, and waits for it."""
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    state, state_sharding = placement.place_state(model.params, model.config, optimizer, model.mesh)
+    update = ppo.jit_update(model.config, model.execution, GRPO, optimizer, state_sharding=state_sharding)
+    held: list[TrainState] = [state]  # an update donates it
+
+    def run(batch: Batch) -> None:
+        with jax.set_mesh(model.mesh):
+            held[0], _ = update(held[0], batch, jax.random.key(0), model.whole_vocabulary, 1.0)
+        jax.block_until_ready(held)
+
+    return run
+
+
+def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
+    """Rows of `length` random tokens, of which the last `trained` of each row are the assistant's.
+
+    Raises:
+        ValueError: there are not so many: the first token is predicted by none.
+    """
+    if not 0 < trained < length:
+        raise ValueError(f'expected 1 to {length - 1} trained tokens in a row of {length}, found {trained}')
+    with jax.set_mesh(model.mesh):
+        arrays = placement.place_rows(_rows(model.config, rows, length, trained), model.mesh)
+        return jax.jit(functools.partial(_prepared, config=model.config, execution=model.execution))(
+            model.params, *arrays, model.whole_vocabulary
+        )
+
+
+def _rows(config: TransformerConfig, rows: int, length: int, trained: int) -> tuple[np.ndarray, ...]:
+    """Tokens, roles and rewards."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+    role = np.full((rows, length), USER, np.int8)
+    role[:, -trained:] = ASSISTANT
+    return tokens, role, random.random(rows).astype(np.float32)
+
+
+def _prepared(
+    params: Params,
+    tokens: jax.Array,
+    role: jax.Array,
+    reward: jax.Array,
+    allowed: jax.Array,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+) -> Batch:
+    nothing = jnp.zeros(reward.shape, jnp.int32)
+    batch, _ = prepare(
+        params,
+        None,
+        Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
+        tokens=tokens,
+        role=role,
+        turn=jnp.zeros(tokens.shape, jnp.int32),
+        length=jnp.full(reward.shape, tokens.shape[1], jnp.int32),
+        sampler_log_prob=jnp.zeros(tokens.shape, jnp.float32),
+        group=nothing,
+        trained_role=ASSISTANT,
+        config=config,
+        execution=execution,
+        settings=GRPO,
+        allowed=allowed,
+        temperature=1.0,
+    )
+    return batch
+
+
+def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int:
+    """The temporary memory of the compiled gradients of a minibatch, bytes: without parameters and gradients.
+
+    Nothing is computed: the model may be any size, with a vocabulary of any.
+
+    Raises:
+        ValueError: the compiler of this device does not tell.
+    """
+    config = dataclasses.replace(model.config, vocab_size=vocab_size)
+    allowed = jax.ShapeDtypeStruct((config.padded_vocab_size,), bool)
+    params = jax.eval_shape(lambda key: transformer.init_params(key, config), jax.random.key(0))
+    arrays = _rows(config, rows, length, length - 1)
+    batch = jax.eval_shape(
+        functools.partial(_prepared, config=config, execution=model.execution), params, *arrays, allowed
+    )
+
+    def gradients(params: Params, batch: Batch, allowed: jax.Array) -> Any:
+        return ppo.minibatch_gradients(
+            params,
+            batch,
+            False,
+            config=config,
+            execution=model.execution,
+            settings=GRPO,
+            allowed=allowed,
+            temperature=1.0,
+        )
+
+    with jax.set_mesh(model.mesh):
+        analysis = jax.jit(gradients).lower(params, batch, allowed).compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(f'expected a compiler that tells its memory, found {jax.default_backend()} that does not')
+    return int(analysis.temp_size_in_bytes)
