@@ -277,7 +277,7 @@ def rollout(
         dialogue = turn(
             params_user,
             params_assistant,
-            _with_room(crowd.held, longest, role, voices),
+            make_room(crowd.held, longest, role, voices),
             keys,
             role=role,
             voices=voices,
@@ -288,8 +288,8 @@ def rollout(
     return everyone(crowd)
 
 
-def _with_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tuple[Voice, Voice]) -> Dialogue:
-    """The dialogue, the caches of both views large enough for a message by `role` in rows of these lengths."""
+def make_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tuple[Voice, Voice]) -> Dialogue:
+    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths, see `with_room`."""
     user, assistant = voices
     if role == USER:
         rooms = speaking_room(user), hearing_room(assistant, user.budget)

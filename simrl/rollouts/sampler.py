@@ -182,7 +182,7 @@ def sample_token(
     Returns:
         token: int32 `[B]`.
         log_prob: float32 `[B]`, in nats, of the tempered and *unfiltered* distribution over the allowed tokens, as
-            `transformer.token_log_probs` gives it for the same logits; 0 for greedy rows, the limit.
+            `models.log_probs.token_log_probs` gives it for the same logits; 0 for greedy rows, the limit.
     """
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), uniform.shape)
     greedy = temperature == 0

@@ -57,9 +57,8 @@ class OptimizerSettings:
 class Optimizer(NamedTuple):
     """What `make_optimizer` makes. Hashable, so a jitted function may take it as a static argument."""
 
-    transform: optax.GradientTransformation  # of each part of the params; everything but the learning rate
+    settings: OptimizerSettings
     schedule: Callable[[jax.Array], jax.Array]  # step -> learning rate
-    clip_norm: float | None
 
 
 @flax.struct.dataclass
@@ -68,8 +67,8 @@ class TrainState:
 
     Attributes:
         params: float32 tree of what is trained; see `parts`.
-        opt_state: by part of the params ('decoder' or 'adapters', a head), Adam's moments, float32, and its count of
-            updates.
+        opt_state: by part of the params ('decoder' or 'adapters', a head), the state of optax's AdamW without its
+            learning rate: Adam's moments, float32, and its count of updates.
         step: int32, updates tried so far, the skipped ones included; the learning rate is a function of it.
         nonfinite: int32, updates skipped in a row, up to now, for a non-finite loss or gradient.
     """
@@ -123,11 +122,15 @@ def decayed(params: Params) -> Params:
 
 def make_optimizer(settings: OptimizerSettings, total_steps: int) -> Optimizer:
     """AdamW of `settings` for a run of `total_steps` updates."""
-    transform = optax.chain(
+    return Optimizer(settings, learning_rate_schedule(settings, total_steps))
+
+
+def _transform(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """AdamW but for the learning rate, as optax has it."""
+    return optax.chain(
         optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon, mu_dtype=jnp.float32),
         optax.add_decayed_weights(settings.weight_decay, mask=decayed),
     )
-    return Optimizer(transform, learning_rate_schedule(settings, total_steps), settings.clip_norm)
 
 
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
@@ -141,7 +144,7 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
             raise TypeError(f'params{jax.tree_util.keystr(path)}: expected float32, found {leaf.dtype}')
     # A weakly typed leaf (from a Python number) comes back strongly typed, and the second step would compile again.
     params = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.float32) if x.weak_type else x, params)
-    opt_state = {part: optimizer.transform.init({part: tree}) for part, tree in params.items()}
+    opt_state = {part: _transform(optimizer.settings).init({part: tree}) for part, tree in params.items()}
     # Two arrays: one buffer in two places could not be donated.
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -178,21 +181,21 @@ def apply_gradients(
         `learning_rate`, and `skipped`, 1 for an update that was not finite. The norms and the rate of an update that
         did not happen have weight 0.
     """
-    gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+    settings = optimizer.settings
     grad_norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     happens = finite & active
-    if optimizer.clip_norm is not None:
-        scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
-        gradients = jax.tree.map(lambda x: x * scale, gradients)
+    scale = jnp.float32(1)
+    if settings.clip_norm is not None:
+        scale = jnp.minimum(1.0, settings.clip_norm / jnp.maximum(grad_norm, 1e-30))
     learning_rate = optimizer.schedule(state.step)
-    params, opt_state, updates = {}, {}, {}
+    params, opt_state, squares = {}, {}, jnp.zeros(2)
     for part, old in state.params.items():
         moves = happens if part.endswith('_head') else happens & jnp.logical_not(hold_decoder)
-        direction, moments = optimizer.transform.update({part: gradients[part]}, state.opt_state[part], {part: old})
-        updates[part] = _scaled(direction[part], jnp.where(moves, -learning_rate, 0.0))
-        params[part] = _chosen(moves, optax.apply_updates(old, updates[part]), old)
-        opt_state[part] = _chosen(moves, moments, state.opt_state[part])
+        params[part], opt_state[part], of_part = _adamw(
+            {part: old}, {part: gradients[part]}, state.opt_state[part], settings, scale, learning_rate, moves
+        )
+        squares += of_part
     new_state = TrainState(
         params=params,
         opt_state=opt_state,
@@ -200,10 +203,11 @@ def apply_gradients(
         nonfinite=jnp.where(finite, 0, state.nonfinite + 1),
     )
     weight = happens.astype(jnp.float32)
+    update_norm, param_norm = jnp.sqrt(squares)
     measured = {
         'grad_norm': grad_norm,
-        'update_norm': global_norm(updates),
-        'param_norm': global_norm(params),
+        'update_norm': update_norm,
+        'param_norm': param_norm,
         'learning_rate': learning_rate,
     }
     metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}
@@ -211,12 +215,53 @@ def apply_gradients(
     return new_state, metrics
 
 
-def _scaled(tree: Params, factor: jax.Array) -> Params:
-    return jax.tree.map(lambda x: factor * x, tree)
+def _adamw(
+    params: Params,
+    gradients: Params,
+    opt_state: Any,
+    settings: OptimizerSettings,
+    scale: jax.Array,
+    learning_rate: jax.Array,
+    moves: jax.Array,
+) -> tuple[Params, Any, jax.Array]:
+    """AdamW of one part of the params, one parameter after the other: besides the gradient, memory for one is used.
 
+    It is what `_transform` computes. optax would hold the clipped gradient and the direction of all parameters.
 
-def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+    Args:
+        params: `{part: tree}`; gradients: alike.
+        scale: what clipping multiplies the gradient by.
+        moves: bool scalar; False keeps everything as it is, whatever the gradient is.
+
+    Returns:
+        The part's new tree and state, and float32 `[2]`: the sums of squares of its updates and of its new params.
+    """
+    adam, decay = opt_state
+    count = optax.safe_increment(adam.count)
+    bias = [1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (settings.b1, settings.b2)]
+    squares = jnp.zeros(2)
+
+    def step(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, decays: bool) -> tuple[jax.Array, ...]:
+        nonlocal squares
+        # Squares are never negative, which the compiler does not know: it must finish the parameter before this one.
+        g = g.astype(jnp.float32) * jnp.where(squares[1] < 0, 0.0, scale)
+        m = jnp.where(moves, settings.b1 * m + (1 - settings.b1) * g, m)
+        v = jnp.where(moves, settings.b2 * v + (1 - settings.b2) * jnp.square(g), v)
+        # Read back, and not computed from the old ones a second time, so that they can take the old ones' place.
+        m, v = jax.lax.optimization_barrier((m, v))
+        direction = (m / bias[0]) / (jnp.sqrt(v / bias[1]) + settings.epsilon)
+        if decays:
+            direction += settings.weight_decay * p
+        p = jnp.where(moves, p - learning_rate * direction, p)
+        of_update = jnp.where(moves, jnp.square(learning_rate) * jnp.sum(jnp.square(direction)), 0.0)
+        squares += jnp.stack([of_update, jnp.sum(jnp.square(p))])
+        return p, m, v
+
+    new = jax.tree.map(step, params, gradients, adam.mu, adam.nu, decayed(params))
+    new_params, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), new)
+    new_adam = adam._replace(count=jnp.where(moves, count, adam.count), mu=mu, nu=nu)
+    (tree,) = new_params.values()
+    return tree, (new_adam, decay), squares
 
 
 def jit_step(

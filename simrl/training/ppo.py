@@ -1,24 +1,26 @@
 """The update: a prepared batch to new parameters, for whichever role is trained.
 
-`update` is epochs of minibatches of microbatches, one jitted nest of scans:
-
-1. An epoch deals the rows out to minibatches, shuffled; tokens are never shuffled, and rows never cut.
-2. A minibatch is one optimizer step. The weight of each token in its loss is computed over the whole minibatch.
-3. Microbatches only bound memory: their losses and gradients are parts, which are added.
+1. `microbatches.deal` says on the host which rows meet.
+2. The gradients of a minibatch's microbatches are added up, by a compiled program for each width. The weight of each
+   token in the loss is computed over the whole minibatch; microbatches only bound memory and save padding.
+3. One optimizer step.
 
 Whatever the estimator, the policy's loss is PPO's clipped surrogate; with one update per batch nothing is clipped and
 its gradient is the plain policy gradient.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from simrl.models.rows import deal_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.training import losses, masked
+from simrl.training.microbatches import Microbatch, take_rows
 from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients, jit_step
 from simrl.training.prepare import Batch, check_params
 from simrl.training.scoring import score
@@ -92,128 +94,85 @@ def loss_and_sums(
     return loss, jax.lax.stop_gradient(reduced)
 
 
-def minibatch_gradients(
+@flax.struct.dataclass
+class Part:
+    """What one microbatch has to tell besides its gradients; see `loss_and_sums`."""
+
+    loss: jax.Array
+    sums: dict[str, jax.Array]
+    tokens: jax.Array  # trained ones, float32
+
+
+def add_gradients(
     params: Params,
-    minibatch: Batch,
-    warming: jax.Array | bool,
-    *,
-    config: TransformerConfig,
-    execution: Execution,
-    settings: UpdateSettings,
-    allowed: jax.Array,
-    temperature: jax.Array | float,
-    frozen: Params | None = None,
-) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-    """A minibatch's loss, sums and gradients, added up over its microbatches; see `loss_and_sums`.
-
-    Args:
-        params: the trained parts, by which the loss is differentiated, and
-        frozen: the others, of `parts.trained_and_frozen`; None where there are none.
-    """
-    weight = losses.aggregation_weights(minibatch.trained, settings.aggregation, settings.aggregation_constant)
-
-    def loss(params: Params, microbatch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return loss_and_sums(
-            {**(frozen or {}), **params},
-            microbatch,
-            weight,
-            warming,
-            config=config,
-            execution=execution,
-            settings=settings,
-            allowed=allowed,
-            temperature=temperature,
-        )
-
-    def part(microbatch: Batch, weight: jax.Array) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-        return jax.value_and_grad(loss, has_aux=True)(params, microbatch, weight)
-
-    def microbatch_step(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return _accumulate(total, part(*piece)), None
-
-    pieces = deal_rows((minibatch, weight), settings.microbatches)
-    shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], pieces))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(microbatch_step, zeros, pieces)
-    return total
-
-
-def update(
-    state: TrainState,
+    so_far: Params | None,
     batch: Batch,
-    key: jax.Array,
+    members: jax.Array,
+    rows: jax.Array,
+    step: jax.Array,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+    frozen: Params,
     *,
+    width: int,
     config: TransformerConfig,
     execution: Execution,
     settings: UpdateSettings,
-    optimizer: Optimizer,
-    allowed: jax.Array,
-    temperature: jax.Array | float,
-    frozen: Params | None = None,
-) -> tuple[TrainState, Metrics]:
-    """All updates of one batch: `epochs` x `minibatches` optimizer steps. Pure; `jit_update` compiles it.
-
-    The weights of each minibatch's tokens are computed over the whole minibatch, so the number of microbatches changes
-    no result beyond rounding. A minibatch without any trained token changes nothing.
+) -> tuple[Params, Part]:
+    """The gradients of a minibatch's loss, as far as they come from one microbatch, added to those of others.
 
     Args:
-        batch: from `prepare`.
-        key: decides which rows meet in a minibatch, epoch by epoch; not read with one minibatch.
-        optimizer: from `make_optimizer`.
+        params: the trained parts, by which the loss is differentiated.
+        so_far: a tree like it; None: nothing yet.
+        batch: all of it, from `prepare`.
+        members: bool `[B]`, the rows of the minibatch, over which the weights of tokens are computed.
+        rows: int32 `[R]` and width: of the `Microbatch`.
+        step: int32 scalar, optimizer steps of the run up to now.
         allowed: bool `[V]` and temperature: the sampler's.
-        frozen: see `minibatch_gradients`.
-
-    Returns:
-        The new state; metrics summed over all optimizer steps. Losses and norms are means over the steps that happened,
-        `skipped` (not finite) and `empty_updates` (nothing to learn from) shares of all steps, the others means over
-        the trained tokens of the steps that happened.
-
-    Raises:
-        ValueError: the rows cannot be cut evenly, or `gae` has no value head.
+        frozen: the other parts, of `parts.trained_and_frozen`.
     """
-    check_params(state.params, settings)
-    settings.rows_per_microbatch(batch.tokens.shape[0])
+    warming = step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
+    weight = losses.aggregation_weights(
+        batch.trained & members[:, None], settings.aggregation, settings.aggregation_constant
+    )
+    own, own_weight = take_rows((batch, weight), rows, width)
 
-    def minibatch_step(state: TrainState, minibatch: Batch) -> tuple[TrainState, Metrics]:
-        warming = state.step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
-        (loss, sums), gradients = minibatch_gradients(
-            state.params,
-            minibatch,
+    def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return loss_and_sums(
+            {**frozen, **params},
+            own,
+            own_weight,
             warming,
             config=config,
             execution=execution,
             settings=settings,
             allowed=allowed,
             temperature=temperature,
-            frozen=frozen,
         )
-        tokens = masked.count(minibatch.trained)
-        new_state, metrics = apply_gradients(
-            state, gradients, optimizer, loss=loss, active=tokens > 0, hold_decoder=warming
-        )
-        kept = (1 - metrics['skipped'][0]) * (tokens > 0)
-        return new_state, metrics | _step_metrics(loss, sums, tokens, kept)
 
-    def epoch_step(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
-        rows = batch
-        if settings.minibatches > 1:
-            order = jax.random.permutation(key, batch.tokens.shape[0])
-            rows = jax.tree.map(lambda x: x[order], batch)
-        state, metrics = jax.lax.scan(minibatch_step, state, deal_rows(rows, settings.minibatches))
-        return state, jax.tree.map(jnp.sum, metrics)
-
-    state, metrics = jax.lax.scan(epoch_step, state, jax.random.split(key, settings.epochs))
-    return state, jax.tree.map(jnp.sum, metrics)
+    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    if so_far is not None:
+        gradients = jax.tree.map(jnp.add, so_far, gradients)
+    return gradients, Part(value, sums, masked.count(own.trained))
 
 
-def _accumulate(total: Any, part: Any) -> Any:
-    """Adds what microbatches give, leaf by leaf; the sums named `max/` take the larger."""
-
-    def merge(path: tuple[Any, ...], first: jax.Array, second: jax.Array) -> jax.Array:
-        is_maximum = any(str(getattr(entry, 'key', '')).startswith('max/') for entry in path)
-        return jnp.maximum(first, second) if is_maximum else first + second
-
-    return jax.tree_util.tree_map_with_path(merge, total, part)
+def minibatch_step(
+    state: TrainState, gradients: Params, parts: Sequence[Part], *, settings: UpdateSettings, optimizer: Optimizer
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step, by what the microbatches of a minibatch added up to."""
+    warming = state.step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
+    loss, tokens = (
+        functools.reduce(jnp.add, x) for x in zip(*((part.loss, part.tokens) for part in parts), strict=True)
+    )
+    sums = {
+        name: functools.reduce(jnp.maximum if name.startswith('max/') else jnp.add, [part.sums[name] for part in parts])
+        for name in parts[0].sums
+    }
+    new_state, metrics = apply_gradients(
+        state, gradients, optimizer, loss=loss, active=tokens > 0, hold_decoder=warming
+    )
+    kept = (1 - metrics['skipped'][0]) * (tokens > 0)
+    return new_state, metrics | _step_metrics(loss, sums, tokens, kept)
 
 
 def _step_metrics(loss: jax.Array, sums: dict[str, jax.Array], tokens: jax.Array, kept: jax.Array) -> Metrics:
@@ -239,27 +198,77 @@ def jit_update(
     *,
     state_sharding: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`update` as one compiled function of (state, batch, key, allowed, temperature, frozen); see `jit_step`."""
+    """The update as a loop over compiled programs: one for each width, one optimizer step and two small ones.
 
-    def update_batch(
+    Args:
+        state_sharding: see `jit_step`.
+    """
+    of_params = None if state_sharding is None else state_sharding.params
+    zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=of_params)
+    add = jax.jit(
+        functools.partial(add_gradients, config=config, execution=execution, settings=settings),
+        static_argnames='width',
+        donate_argnums=1,
+        out_shardings=(of_params, None),
+    )
+    take_step = jit_step(functools.partial(minibatch_step, settings=settings, optimizer=optimizer), state_sharding)
+
+    def update(
         state: TrainState,
         batch: Batch,
-        key: jax.Array,
+        steps: Sequence[Sequence[Microbatch]],
         allowed: jax.Array,
         temperature: jax.Array | float,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        return update(
-            state,
-            batch,
-            key,
-            config=config,
-            execution=execution,
-            settings=settings,
-            optimizer=optimizer,
-            allowed=allowed,
-            temperature=temperature,
-            frozen=frozen,
-        )
+        """All updates of one batch, dispatched and not waited for. The state is donated.
 
-    return jit_step(update_batch, state_sharding)
+        The weights of each minibatch's tokens are computed over the whole minibatch, so the microbatches change no
+        result beyond rounding. A minibatch without any trained token changes nothing.
+
+        Args:
+            batch: from `prepare`.
+            steps: from `microbatches.deal`: the microbatches of each optimizer step.
+            allowed: bool `[V]` and temperature: the sampler's.
+            frozen: see `add_gradients`; None where there are none.
+
+        Returns:
+            The new state; metrics summed over all optimizer steps. Losses and norms are means over the steps that
+            happened, `skipped` (not finite) and `empty_updates` (nothing to learn from) shares of all steps, the others
+            means over the trained tokens of the steps that happened.
+
+        Raises:
+            ValueError: `gae` has no value head.
+        """
+        check_params(state.params, settings)
+        measured = []
+        for microbatches in steps:
+            members = np.zeros(batch.tokens.shape[0], bool)
+            members[np.concatenate([piece.rows for piece in microbatches])] = True
+            # The gradients of one microbatch are the minibatch's; adding them to zeros would take their memory twice.
+            gradients = zeros(state.params) if len(microbatches) > 1 else None
+            found = []
+            for piece in microbatches:
+                gradients, part = add(
+                    state.params,
+                    gradients,
+                    batch,
+                    members,
+                    piece.rows,
+                    state.step,
+                    allowed,
+                    temperature,
+                    frozen or {},
+                    width=piece.width,
+                )
+                found.append(part)
+            state, metrics = take_step(state, gradients, found)
+            measured.append(metrics)
+        return state, _summed(measured)
+
+    return update
+
+
+@jax.jit
+def _summed(metrics: Sequence[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *metrics)

@@ -8,16 +8,20 @@
 Shapes: B rows, T tokens. Everything but the decoder's own products is float32.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models.rows import deal_rows, gather_rows
+from simrl.models.rows import split_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
 from simrl.training import advantages, losses, masked
+from simrl.training.microbatches import Microbatch, put_rows, take_rows
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens
 from simrl.training.update_settings import UpdateSettings
@@ -71,68 +75,129 @@ def check_params(params: Params, settings: UpdateSettings) -> None:
         )
 
 
-def prepare(
-    params: Params,
-    reference: Params | None,
-    rewards: Rewards,
-    *,
-    tokens: jax.Array,
+def start_passes(
     role: jax.Array,
-    turn: jax.Array,
     length: jax.Array,
     sampler_log_prob: jax.Array,
-    group: jax.Array,
+    *,
     trained_role: int,
-    config: TransformerConfig,
-    execution: Execution,
     settings: UpdateSettings,
-    allowed: jax.Array,
-    temperature: jax.Array | float,
-) -> tuple[Batch, Metrics]:
-    """Everything that the update reads and that does not change during it. Pure; jit it with the settings static.
+    value: bool,
+    reference: bool,
+) -> Passes:
+    """What is known before the models' passes, and zeros where `add_passes` writes.
 
     Args:
-        params: those that sampled the conversations.
-        reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs it.
-        rewards: of the trained role, `[B]` or `[B, turns]`.
-        tokens: int32 `[B, T]`, the trained role's view, left-aligned.
-        role: int8 `[B, T]`, who spoke each token.
-        turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
-        length: int32 `[B]`; 0 marks rows that only fill the batch.
-        sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
-        group: int32 `[B]`, equal for conversations that start from the same example.
-        trained_role: the role id whose tokens are learned from.
-        allowed: bool `[V]` and temperature: the sampler's.
-
-    Returns:
-        The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
-        between the sampler's log-probabilities and ours, and counts of what is not learned from: `masked_rows` have no
-        valid reward, `unplaced_rewards` no token that could carry them, `empty_rows` a reward but no trained token.
-        With one update per batch the gap is measured by `update`, which makes the same pass anyway.
+        value, reference: whether there is a value head and a reference.
     """
-    check_params(params, settings)
-    if settings.kl != 'none' and reference is None:
-        raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
     sampled = trained_tokens(role, length, trained_role)
-    pieces = tokens.shape[0] // settings.rows_per_microbatch(tokens.shape[0])
-
-    def scores(of: Params) -> Scores:
-        """In pieces of the size that the update uses, which bounds the memory."""
-        rows = jax.lax.map(
-            lambda x: score(of, config, execution, x[0], x[1], allowed, temperature),
-            deal_rows((tokens, sampled), pieces),
-        )
-        return gather_rows(rows)
-
+    zeros = split_rows(jnp.zeros(role.shape, jnp.float32))
     # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
     needed = settings.updates_per_batch > 1 or settings.estimator == 'gae' or settings.kl == 'k1'
-    passes = Passes(
-        sampled=sampled,
-        sampler_log_prob=jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32),
-        old=scores(params) if needed else None,
-        ref_log_prob=None if reference is None else scores({'decoder': reference['decoder']}).log_prob,
+    return Passes(
+        sampled=split_rows(sampled),
+        sampler_log_prob=split_rows(jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)),
+        old=Scores(log_prob=zeros, entropy=zeros, value=zeros if value else None) if needed else None,
+        ref_log_prob=zeros if reference else None,
     )
-    return assemble(passes, rewards, tokens=tokens, turn=turn, length=length, group=group, settings=settings)
+
+
+def add_passes(
+    passes: Passes,
+    params: Params,
+    reference: Params | None,
+    tokens: jax.Array,
+    rows: jax.Array,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+    *,
+    width: int,
+    config: TransformerConfig,
+    execution: Execution,
+) -> Passes:
+    """The passes with those of one microbatch written into them: by the parameters before the update, and reference.
+
+    Args:
+        rows: int32 `[R]` and width: of a `Microbatch`.
+    """
+    own_tokens, sampled = take_rows((tokens, passes.sampled), rows, width)
+
+    def scores(of: Params) -> Scores:
+        return score(of, config, execution, own_tokens, sampled, allowed, temperature)
+
+    old, ref_log_prob = passes.old, passes.ref_log_prob
+    if old is not None:
+        old = put_rows(old, rows, scores(params))
+    if ref_log_prob is not None:
+        assert reference is not None
+        ref_log_prob = put_rows(ref_log_prob, rows, scores({'decoder': reference['decoder']}).log_prob)
+    return dataclasses.replace(passes, old=old, ref_log_prob=ref_log_prob)
+
+
+def jit_prepare(
+    *, trained_role: int, config: TransformerConfig, execution: Execution, settings: UpdateSettings
+) -> Callable[..., tuple[Batch, Metrics]]:
+    """`prepare` of a trained role, settings and model: two compiled programs, and one for each width.
+
+    Args:
+        trained_role: the role id whose tokens are learned from.
+    """
+    start = jax.jit(
+        functools.partial(start_passes, trained_role=trained_role, settings=settings),
+        static_argnames=('value', 'reference'),
+    )
+    add = jax.jit(
+        functools.partial(add_passes, config=config, execution=execution), static_argnames='width', donate_argnums=0
+    )
+    finish = jax.jit(functools.partial(assemble, settings=settings))
+
+    def prepare(
+        params: Params,
+        reference: Params | None,
+        rewards: Rewards,
+        microbatches: Sequence[Microbatch],
+        *,
+        tokens: jax.Array,
+        role: jax.Array,
+        turn: jax.Array,
+        length: jax.Array,
+        sampler_log_prob: jax.Array,
+        group: jax.Array,
+        allowed: jax.Array,
+        temperature: jax.Array | float,
+    ) -> tuple[Batch, Metrics]:
+        """Everything that the update reads and that does not change during it.
+
+        Args:
+            params: those that sampled the conversations.
+            reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs
+                it.
+            rewards: of the trained role, `[B]` or `[B, turns]`.
+            microbatches: from `microbatches.cut`, all rows; how the models' passes are cut, which bounds the memory.
+            tokens: int32 `[B, T]`, the trained role's view, left-aligned.
+            role: int8 `[B, T]`, who spoke each token.
+            turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
+            length: int32 `[B]`; 0 marks rows that only fill the batch.
+            sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
+            group: int32 `[B]`, equal for conversations that start from the same example.
+            allowed: bool `[V]` and temperature: the sampler's.
+
+        Returns:
+            The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
+            between the sampler's log-probabilities and ours, and counts of what is not learned from: `masked_rows` have
+            no valid reward, `unplaced_rewards` no token that could carry them, `empty_rows` a reward but no trained
+            token. With one update per batch the gap is measured by the update, which makes the same pass anyway.
+        """
+        check_params(params, settings)
+        if settings.kl != 'none' and reference is None:
+            raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
+        passes = start(role, length, sampler_log_prob, value='value_head' in params, reference=reference is not None)
+        if passes.old is not None or passes.ref_log_prob is not None:
+            for piece in microbatches:
+                passes = add(passes, params, reference, tokens, piece.rows, allowed, temperature, width=piece.width)
+        return finish(passes, rewards, tokens=tokens, turn=turn, length=length, group=group)
+
+    return prepare
 
 
 def assemble(
@@ -145,7 +210,7 @@ def assemble(
     group: jax.Array,
     settings: UpdateSettings,
 ) -> tuple[Batch, Metrics]:
-    """The part of `prepare` after the models' passes; arguments and results as there."""
+    """The part of `jit_prepare`'s function after the models' passes; arguments and results as there."""
     sampled, old = passes.sampled, passes.old
     penalty = jnp.zeros(tokens.shape, jnp.float32)
     if settings.kl == 'k1':

@@ -4,7 +4,7 @@ One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both sides talk (`talk`).
 3. The conversations are scored by a function that the caller gives; those that a failure ended have no reward.
-4. Advantages, then the update (`ppo.prepare`, `ppo.update`).
+4. Advantages, then the update (`prepare`, `ppo`).
 
 Everything random is a function of (seed, step, example, sample), and never of the partner: arms of one experiment see
 the same examples in the same order and draw the same uniform numbers.
@@ -12,7 +12,6 @@ the same examples in the same order and draw the same uniform numbers.
 
 import collections
 import dataclasses
-import functools
 import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +33,13 @@ from simrl.rollouts.host import Partner, converse_with
 from simrl.rollouts.rollout import EndReason
 from simrl.rollouts.speaker import Limits, Prompts, Speaker, converse, prompts_of
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
-from simrl.training import loop, parts, placement, ppo
+from simrl.training import loop, microbatches, parts, placement, ppo
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
-from simrl.training.prepare import prepare
+from simrl.training.prepare import jit_prepare
 from simrl.training.update_settings import UpdateSettings
 
-UPDATE_STREAM = 1  # folded into the step's key for the order of rows in an update; conversations fold in example hashes
+UPDATE_STREAM = 1  # with the seed and the step: the order of rows in an update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class RLSettings:
     steps: int
     prompts_per_step: int
     samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
-    row_buckets: tuple[int, ...]  # tokens; an update's rows are cut to the shortest of these that holds the longest row
+    row_buckets: tuple[int, ...]  # tokens; rows that are computed together are cut to the shortest that holds them
     algorithm: UpdateSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
@@ -78,14 +77,6 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
     epoch, place = divmod(step, num_examples // per_step)
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
     return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
-
-
-def cut_rows(batch: Trajectories, buckets: Sequence[int]) -> Trajectories:
-    """Cuts the token arrays to the shortest bucket that holds the longest row; capacity is the last bucket."""
-    longest = int(jnp.max(batch.length))
-    width = min((b for b in buckets if b >= longest), default=batch.tokens.shape[1])
-    cut = {name: getattr(batch, name)[:, :width] for name in ('tokens', 'role', 'turn', 'log_prob')}
-    return dataclasses.replace(batch, **cut)
 
 
 def talk(
@@ -271,11 +262,7 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     state, state_sharding = placement.place_state(params, config, optimizer, mesh)
     update = ppo.jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
-    jit_prepare = jax.jit(
-        functools.partial(
-            prepare, trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm
-        )
-    )
+    prepare = jit_prepare(trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
@@ -297,22 +284,27 @@ def train(
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the partner: {reason}', flush=True)
         rewards = without_failures(score(batch), batch.end_reason)
-        rows = cut_rows(batch, settings.row_buckets)
-        prepared, prepare_metrics = jit_prepare(
+        # Waits for the conversations; from here on nothing does until the update is under way.
+        length = placement.to_host(batch.length)
+        widths = microbatches.widths_of(settings.row_buckets, batch.tokens.shape[1])
+        pieces = settings.algorithm.minibatches * settings.algorithm.microbatches
+        prepared, prepare_metrics = prepare(
             {**frozen, **state.params},
             reference,
             rewards,
-            tokens=rows.tokens,
-            role=rows.role,
-            turn=rows.turn,
-            length=rows.length,
-            sampler_log_prob=rows.log_prob,
-            group=rows.group,
+            microbatches.cut(np.arange(len(length)), length, widths, pieces),
+            tokens=batch.tokens,
+            role=batch.role,
+            turn=batch.turn,
+            length=batch.length,
+            sampler_log_prob=batch.log_prob,
+            group=batch.group,
             allowed=own_allowed,
             temperature=trained.temperature,
         )
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), UPDATE_STREAM)
-        state, update_metrics = update(state, prepared, key, own_allowed, trained.temperature, frozen)
+        random = np.random.default_rng([seed, step, UPDATE_STREAM])
+        steps = microbatches.deal(length, widths, settings.algorithm, random)
+        state, update_metrics = update(state, prepared, steps, own_allowed, trained.temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
+from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, Params, TransformerConfig
 
 
@@ -53,25 +54,29 @@ def score(
         detach_value: where True, no gradient flows from the value into the trunk.
     """
     hidden, _ = transformer.apply(params, config, execution, tokens)
-    # Where nothing is trained any allowed token stands in, as a forbidden one would bring -inf near the gradient.
-    targets = jnp.where(trained, tokens, jnp.argmax(allowed).astype(tokens.dtype))
-    log_prob, entropy = transformer.token_log_probs(
-        params, hidden, _predicted(targets), allowed, temperature, chunk=execution.log_prob_chunk
+    log_prob, entropy = token_log_probs(
+        params,
+        hidden,
+        _predicted(tokens),
+        _predicted(trained),
+        allowed,
+        temperature,
+        chunk=execution.log_prob_chunk,
     )
     value = None
     if 'value_head' in params:
         trunk = jnp.where(detach_value, jax.lax.stop_gradient(hidden), hidden)
         value = jnp.where(trained, _predicting(transformer.apply_head(params['value_head'], trunk)), 0.0)
     return Scores(
-        log_prob=jnp.where(trained, _predicting(log_prob), 0.0),
-        entropy=jnp.where(trained, _predicting(entropy), 0.0),
+        log_prob=_predicting(log_prob),
+        entropy=_predicting(entropy),
         value=value,
     )
 
 
-def _predicted(tokens: jax.Array) -> jax.Array:
-    """`[B, T]` by token -> by the position that predicts it; the last position predicts nothing and keeps its own."""
-    return jnp.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)
+def _predicted(x: jax.Array) -> jax.Array:
+    """`[B, T]` by token -> by the position that predicts it; 0 or False at the last, which predicts nothing."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
 
 def _predicting(x: jax.Array) -> jax.Array:

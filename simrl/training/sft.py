@@ -18,10 +18,9 @@ from jax.sharding import Mesh
 
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
 from simrl.conversations.views import Rendered
-from simrl.models import transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.training import loop, metrics, parts, placement
+from simrl.training import loop, metrics, parts, placement, scoring
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
     Metrics,
@@ -65,18 +64,11 @@ def token_losses(
     Returns:
         `loss`, the negative log-likelihood, and `entropy`, in nats: each (sum, number of trained tokens).
     """
-    tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.trained)[:, 1:]
-    hidden, _ = transformer.apply(params, config, execution, tokens)
-    # Untrained targets (headers, padding) may be tokens that are not allowed, whose log-probability is -inf.
-    targets = jnp.where(mask, tokens[:, 1:], jnp.argmax(allowed))
-    log_prob, entropy = transformer.token_log_probs(
-        params, hidden[:, :-1], targets, allowed, chunk=execution.log_prob_chunk
-    )
-    count = jnp.sum(mask, dtype=jnp.float32)
-    return {
-        'loss': (-jnp.sum(log_prob, where=mask), count),
-        'entropy': (jnp.sum(entropy, where=mask), count),
-    }
+    tokens = jnp.asarray(batch.tokens)
+    trained = jnp.asarray(batch.trained) & (jnp.arange(tokens.shape[1]) > 0)
+    scores = scoring.score(params, config, execution, tokens, trained, allowed, 1.0)
+    count = jnp.sum(trained, dtype=jnp.float32)
+    return {'loss': (-jnp.sum(scores.log_prob), count), 'entropy': (jnp.sum(scores.entropy), count)}
 
 
 def train_step(

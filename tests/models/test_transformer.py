@@ -1,4 +1,4 @@
-"""The decoder: cached against full passes, causality, remat, and log-probs in chunks against plain ones."""
+"""The decoder: cached against full passes, causality and remat."""
 
 import functools
 import math
@@ -21,7 +21,6 @@ from simrl.models.transformer import (
     init_params,
     project,
     rope_frequencies,
-    token_log_probs,
 )
 
 CONFIG = TransformerConfig(
@@ -169,80 +168,6 @@ def saved_numbers(params, tokens, execution):
     """How many numbers the forward pass keeps for the backward pass."""
     backward = jax.eval_shape(lambda p: jax.vjp(lambda q: mean_square(q, tokens, execution), p)[1], params)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
-
-
-# Log-probs.
-
-
-def plain_log_probs(params, hidden, targets, allowed, temperature):
-    logits = jnp.where(allowed, project(params, hidden) / jnp.asarray(temperature).reshape(-1, 1, 1), -jnp.inf)
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * jnp.where(allowed, log_probs, 0.0), 0.0), axis=-1)
-    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0], entropy
-
-
-@pytest.fixture(scope='module')
-def scored(params, tokens):
-    """Hidden states, targets within the mask, and the mask: every third token and the padding are out."""
-    allowed = (np.arange(CONFIG.padded_vocab_size) % 3 != 0) & (np.arange(CONFIG.padded_vocab_size) < 100)
-    targets = jnp.where(tokens % 3 == 0, 1, tokens)
-    return full(params, tokens), targets, jnp.asarray(allowed)
-
-
-@pytest.mark.parametrize('chunk', [1, 5, TIME, 1000])  # 5 does not divide the time
-@pytest.mark.parametrize('temperature', [1.0, (0.5, 1.0, 2.0)])
-def test_token_log_probs_equal_plain_ones(params, scored, chunk, temperature):
-    hidden, targets, allowed = scored
-    score = jax.jit(functools.partial(token_log_probs, chunk=chunk))
-    found = score(params, hidden, targets, allowed, jnp.asarray(temperature))
-    expected = plain_log_probs(params, hidden, targets, allowed, jnp.asarray(temperature))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == (ROWS, TIME)
-        assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize('chunk', [5, TIME])
-def test_gradient_of_token_log_probs(params, scored, chunk):
-    hidden, targets, allowed = scored
-    weights = jnp.asarray(np.random.default_rng(3).normal(size=(2, ROWS, TIME)), jnp.float32)
-
-    def loss(function, params, hidden):
-        log_prob, entropy = function(params, hidden, targets, allowed, 0.7)
-        return jnp.sum(weights[0] * log_prob + weights[1] * entropy)
-
-    chunked = jax.grad(functools.partial(loss, functools.partial(token_log_probs, chunk=chunk)), argnums=(0, 1))
-    plain = jax.grad(functools.partial(loss, plain_log_probs), argnums=(0, 1))
-    found, expected = jax.jit(chunked)(params, hidden), jax.jit(plain)(params, hidden)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
-    head = np.asarray(found[0]['decoder']['head'])
-    assert not head[~np.asarray(allowed)].any()  # masked rows learn nothing
-    assert head[np.asarray(allowed)].any()
-
-
-def test_masked_tokens_have_no_probability(params, scored):
-    hidden, targets, allowed = scored
-
-    @jax.jit
-    def prob_of(token):
-        return jnp.exp(token_log_probs(params, hidden, jnp.full_like(targets, token), allowed)[0])
-
-    assert not any(np.any(prob_of(token)) for token in (0, 3, 100, 127))
-    total = sum(np.asarray(prob_of(token)) for token in np.flatnonzero(allowed))
-    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
-
-
-def test_no_array_of_all_logits_exists(params, scored):
-    """Neither the forward nor the backward pass makes logits of more than a chunk's time steps."""
-    hidden, targets, allowed = scored
-
-    def loss(params):
-        return jnp.sum(token_log_probs(params, hidden, targets, allowed, chunk=4)[0])
-
-    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
-    assert f'f32[{ROWS},4,128]' in text
-    for shape in (f'[{ROWS},{TIME},128]', f'[{TIME // 4},{ROWS},4,128]', f'[{ROWS * TIME},128]'):
-        assert f'f32{shape}' not in text
 
 
 # Parts.

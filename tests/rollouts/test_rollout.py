@@ -16,6 +16,7 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, PAD, TEMPLATE, USER
 from simrl.models import transformer
+from simrl.models.log_probs import token_log_probs
 from simrl.rollouts.context import Context, cache_capacities, extend, prefill, with_room
 from simrl.rollouts.crowd import take_rows
 from simrl.rollouts.rollout import (
@@ -34,7 +35,7 @@ from tests.rollouts import scene, slow
 ALL = list(range(scene.ROWS))
 VIEWS = ('user', 'assistant')
 _apply = jax.jit(transformer.apply, static_argnums=(1, 2))
-_token_log_probs = jax.jit(transformer.token_log_probs)
+_token_log_probs = jax.jit(token_log_probs)
 EOT = (scene.EOT_USER, scene.EOT_ASSISTANT)
 
 
@@ -130,11 +131,11 @@ def test_sampler_log_prob_is_the_teacher_forced_one() -> None:
         hidden, _ = _apply(scene.params()[side], voice.config, voice.execution, view.tokens)
         temperature = scene.temperatures()[side]
         tempered = np.where(temperature == 0, 1, temperature)
-        log_prob, _ = _token_log_probs(
-            scene.params()[side], hidden[:, :-1], view.tokens[:, 1:], scene.ALLOWED[side], tempered
-        )
         sampled = (view.role == voice.role) & (view.message >= dialogue.num_given[:, None])
         sampled &= (temperature > 0)[:, None]
+        log_prob, _ = _token_log_probs(
+            scene.params()[side], hidden[:, :-1], view.tokens[:, 1:], sampled[:, 1:], scene.ALLOWED[side], tempered
+        )
         assert sampled.sum() > 50
         np.testing.assert_allclose(view.log_prob[:, 1:][sampled[:, 1:]], log_prob[sampled[:, 1:]], atol=2e-5)
         assert np.all(view.log_prob[~sampled] == 0)

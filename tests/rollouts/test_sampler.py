@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simrl.models import transformer
+from simrl.models.log_probs import token_log_probs
 from simrl.rollouts import sampler
 from simrl.rollouts.context import Context, prefill
 from simrl.rollouts.sampler import Filters, Message, Sampling, beginnings, generate, sample_token
@@ -139,7 +140,8 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
     uniform = random.random(4096, np.float32)
     drawn = _sample(logits, ALLOWED, uniform, np.repeat(temperature, 256), filters=Filters(top_k=5))
     token, log_prob = (np.asarray(x)[::256] for x in drawn)
-    expected, _ = transformer.token_log_probs(params, hidden, token[:, None], ALLOWED, temperature)
+    everywhere = np.ones((16, 1), bool)
+    expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, ALLOWED, temperature)
     np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
 
 

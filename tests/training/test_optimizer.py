@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from simrl.training import optimizer
@@ -59,6 +60,51 @@ def test_two_steps_equal_adamw_by_hand():
         assert metrics['learning_rate'] == (pytest.approx(0.1), 1)
         assert metrics['skipped'] == (0, 1)
         assert state.step == t
+
+
+def random_like(params, seed):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), jnp.float32), params)
+
+
+def test_steps_are_those_of_optax():
+    settings = dataclasses.replace(SETTINGS, schedule='cosine', warmup_steps=2)
+    adamw = optimizer.make_optimizer(settings, 10)
+    chain = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(0.9, 0.99, 1e-8),
+        optax.add_decayed_weights(0.5, mask=optimizer.decayed),
+        optax.scale_by_learning_rate(adamw.schedule),
+    )
+    state, params = optimizer.init_state(make_params(), adamw), make_params()
+    chain_state = chain.init(params)
+    for step in range(5):
+        gradients = jax.tree.map(lambda x, step=step: x * 10.0 ** (step - 2), random_like(params, step))
+        updates, chain_state = chain.update(gradients, chain_state, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = jit_apply(state, gradients, adamw, loss=jnp.array(0.5))
+        np.testing.assert_allclose(flat(state.params), flat(params), rtol=1e-6)
+        assert metrics['update_norm'][0] == pytest.approx(float(optimizer.global_norm(updates)), rel=1e-5)
+    for part in ('decoder', 'value_head'):
+        for name in ('mu', 'nu'):
+            ours = getattr(state.opt_state[part][0], name)[part]
+            np.testing.assert_allclose(flat(ours), flat(getattr(chain_state[1], name)[part]), rtol=1e-6)
+
+
+def test_memory_is_the_gradients_and_that_of_one_parameter():
+    """The new state lies in the old one's place."""
+    adamw = optimizer.make_optimizer(SETTINGS, 10)
+    weights = {name: jax.ShapeDtypeStruct((512, 512), jnp.float32) for name in 'abcdefgh'}
+    state = jax.eval_shape(lambda p: optimizer.init_state(p, adamw), {'decoder': weights})
+    flag, loss = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)
+
+    def step(state, gradients, loss, active, hold):
+        return optimizer.apply_gradients(state, gradients, adamw, loss=loss, active=active, hold_decoder=hold)
+
+    compiled = jax.jit(step, donate_argnums=0).lower(state, state.params, loss, flag, flag).compile()
+    memory, one = compiled.memory_analysis(), 4 * 512**2
+    assert memory.alias_size_in_bytes >= 3 * 8 * one
+    assert memory.temp_size_in_bytes < 1.1 * one
 
 
 @pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])

@@ -31,10 +31,10 @@ from simrl.rollouts.sampler import Sampling
 from simrl.rollouts.speaker import Limits, Speaker, assistant
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
-from simrl.training import placement, ppo, rl, sft
+from simrl.training import microbatches, placement, ppo, rl, sft
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer
-from simrl.training.prepare import prepare
+from simrl.training.prepare import jit_prepare
 from simrl.training.rl import RLSettings
 from simrl.training.scoring import score
 from simrl.training.update_settings import UpdateSettings
@@ -306,7 +306,7 @@ def update_ragged(job: Job, bench: Bench) -> None:
     model, params = load(job, bench, 'float32')
     with np.load(job.arrays) as file:
         rows = {name: jnp.asarray(file[name]) for name in ('tokens', 'role', 'turn', 'length')}
-        reward = jnp.asarray(file['reward'])
+        reward, length = jnp.asarray(file['reward']), file['length']
     nothing = jnp.zeros(reward.shape, jnp.int32)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     state, state_sharding = placement.place_state(params, model.config, optimizer, model.mesh)
@@ -314,14 +314,14 @@ def update_ragged(job: Job, bench: Bench) -> None:
     answer_scores(bench, model, lambda: state.params)
     allowed = model.whole_vocabulary
     update = ppo.jit_update(model.config, model.training, GRPO, optimizer, state_sharding=state_sharding)
-    make_batch = functools.partial(
-        prepare, trained_role=ASSISTANT, config=model.config, execution=model.training, settings=GRPO
-    )
+    prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=GRPO)
+    steps = microbatches.deal(length, rows['tokens'].shape[1:], GRPO, np.random.default_rng(0))
     with jax.set_mesh(model.mesh):
-        batch, _ = jax.jit(make_batch)(
+        batch, _ = prepare(
             state.params,
             None,
             Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
+            [],
             **rows,
             sampler_log_prob=jnp.zeros(rows['tokens'].shape, jnp.float32),
             group=nothing,
@@ -332,7 +332,7 @@ def update_ragged(job: Job, bench: Bench) -> None:
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, batch, jax.random.key(0), allowed, 1.0)
+            state, metrics = update(state, batch, steps, allowed, 1.0)
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 

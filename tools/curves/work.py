@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,14 @@ from simrl.models import sharding, transformer
 from simrl.models.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
-from simrl.rollouts.rollout import Dialogue, begin, row_keys, turn
+from simrl.rollouts.rollout import Dialogue, begin, make_room, row_keys, turn
 from simrl.rollouts.sampler import Sampling, Voice
 from simrl.rollouts.speaker import Limits, Prompts, Speaker, assistant, capacities, prefilled, prompts_of
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training import placement, ppo
+from simrl.training.microbatches import deal
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
-from simrl.training.prepare import Batch, prepare
+from simrl.training.prepare import Batch, jit_prepare
 from simrl.training.update_settings import UpdateSettings
 from tools.benchmark import inputs, models
 from tools.benchmark.job import Dtype
@@ -132,11 +133,12 @@ def _opened(params: Params, prompts: Prompts, *, voices: tuple[Voice, Voice], ca
 
 def said(scene: Scene, dialogue: Dialogue, role: int) -> Dialogue:
     """The conversations with one message more, of `role`, as a rollout adds it; `dialogue` may be donated."""
+    longest = [int(jnp.max(view.length)) for view in (dialogue.user, dialogue.assistant)]
     with jax.set_mesh(scene.mesh):
         return turn(
             scene.params,
             scene.params,
-            dialogue,
+            make_room(dialogue, longest, role, scene.voices),
             scene.keys,
             role=role,
             voices=scene.voices,
@@ -169,7 +171,9 @@ def update_of(model: Model) -> Callable[[Batch], None]:
 
     def run(batch: Batch) -> None:
         with jax.set_mesh(model.mesh):
-            held[0], _ = update(held[0], batch, jax.random.key(0), model.whole_vocabulary, 1.0)
+            rows, width = batch.tokens.shape
+            steps = deal(np.full(rows, width), (width,), GRPO, np.random.default_rng(0))
+            held[0], _ = update(held[0], batch, steps, model.whole_vocabulary, 1.0)
         jax.block_until_ready(held)
 
     return run
@@ -183,11 +187,25 @@ def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
     """
     if not 0 < trained < length:
         raise ValueError(f'expected 1 to {length - 1} trained tokens in a row of {length}, found {trained}')
+    prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.execution, settings=GRPO)
     with jax.set_mesh(model.mesh):
-        arrays = placement.place_rows(_rows(model.config, rows, length, trained), model.mesh)
-        return jax.jit(functools.partial(_prepared, config=model.config, execution=model.execution))(
-            model.params, *arrays, model.whole_vocabulary
+        tokens, role, reward = placement.place_rows(_rows(model.config, rows, length, trained), model.mesh)
+        nothing = jnp.zeros(reward.shape, jnp.int32)
+        batch, _ = prepare(
+            model.params,
+            None,
+            Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
+            [],  # GRPO's one update has no pass before it
+            tokens=tokens,
+            role=role,
+            turn=jnp.zeros(tokens.shape, jnp.int32),
+            length=jnp.full(reward.shape, length, jnp.int32),
+            sampler_log_prob=jnp.zeros(tokens.shape, jnp.float32),
+            group=nothing,
+            allowed=model.whole_vocabulary,
+            temperature=1.0,
         )
+    return batch
 
 
 def _rows(config: TransformerConfig, rows: int, length: int, trained: int) -> tuple[np.ndarray, ...]:
@@ -199,37 +217,6 @@ def _rows(config: TransformerConfig, rows: int, length: int, trained: int) -> tu
     return tokens, role, random.random(rows).astype(np.float32)
 
 
-def _prepared(
-    params: Params,
-    tokens: jax.Array,
-    role: jax.Array,
-    reward: jax.Array,
-    allowed: jax.Array,
-    *,
-    config: TransformerConfig,
-    execution: Execution,
-) -> Batch:
-    nothing = jnp.zeros(reward.shape, jnp.int32)
-    batch, _ = prepare(
-        params,
-        None,
-        Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
-        tokens=tokens,
-        role=role,
-        turn=jnp.zeros(tokens.shape, jnp.int32),
-        length=jnp.full(reward.shape, tokens.shape[1], jnp.int32),
-        sampler_log_prob=jnp.zeros(tokens.shape, jnp.float32),
-        group=nothing,
-        trained_role=ASSISTANT,
-        config=config,
-        execution=execution,
-        settings=GRPO,
-        allowed=allowed,
-        temperature=1.0,
-    )
-    return batch
-
-
 def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int:
     """The temporary memory of the compiled gradients of a minibatch, bytes: without parameters and gradients.
 
@@ -239,27 +226,37 @@ def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int
         ValueError: the compiler of this device does not tell.
     """
     config = dataclasses.replace(model.config, vocab_size=vocab_size)
-    allowed = jax.ShapeDtypeStruct((config.padded_vocab_size,), bool)
     params = jax.eval_shape(lambda key: transformer.init_params(key, config), jax.random.key(0))
-    arrays = _rows(config, rows, length, length - 1)
-    batch = jax.eval_shape(
-        functools.partial(_prepared, config=config, execution=model.execution), params, *arrays, allowed
+    size = (rows, length)
+    numbers = jax.ShapeDtypeStruct(size, jnp.float32)
+    batch = Batch(
+        tokens=jax.ShapeDtypeStruct(size, jnp.int32),
+        trained=jax.ShapeDtypeStruct(size, bool),
+        sampler_log_prob=numbers,
+        old_log_prob=numbers,
+        ref_log_prob=None,
+        old_value=None,
+        returns=None,
+        advantage=numbers,
     )
-
-    def gradients(params: Params, batch: Batch, allowed: jax.Array) -> Any:
-        return ppo.minibatch_gradients(
-            params,
-            batch,
-            False,
-            config=config,
-            execution=model.execution,
-            settings=GRPO,
-            allowed=allowed,
-            temperature=1.0,
-        )
-
+    gradients = jax.jit(
+        functools.partial(ppo.add_gradients, config=config, execution=model.execution, settings=GRPO),
+        static_argnames='width',
+    )
     with jax.set_mesh(model.mesh):
-        analysis = jax.jit(gradients).lower(params, batch, allowed).compile().memory_analysis()
+        lowered = gradients.lower(
+            params,
+            None,
+            batch,
+            jax.ShapeDtypeStruct((rows,), bool),
+            jax.ShapeDtypeStruct((rows,), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((config.padded_vocab_size,), bool),
+            1.0,
+            {},
+            width=length,
+        )
+        analysis = lowered.compile().memory_analysis()
     if analysis is None:
         raise ValueError(f'expected a compiler that tells its memory, found {jax.default_backend()} that does not')
     return int(analysis.temp_size_in_bytes)
