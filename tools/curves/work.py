@@ -227,18 +227,20 @@ def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int
     """
     config = dataclasses.replace(model.config, vocab_size=vocab_size)
     params = jax.eval_shape(lambda key: transformer.init_params(key, config), jax.random.key(0))
-    size = (rows, length)
-    numbers = jax.ShapeDtypeStruct(size, jnp.float32)
-    batch = Batch(
-        tokens=jax.ShapeDtypeStruct(size, jnp.int32),
-        trained=jax.ShapeDtypeStruct(size, bool),
-        sampler_log_prob=numbers,
-        old_log_prob=numbers,
-        ref_log_prob=None,
-        old_value=None,
-        returns=None,
-        advantage=numbers,
-    )
+
+    def empty_batch() -> Batch:
+        numbers = jnp.zeros((rows, length))
+        return Batch(
+            tokens=numbers.astype(jnp.int32),
+            trained=numbers > 0,
+            sampler_log_prob=numbers,
+            old_log_prob=numbers,
+            ref_log_prob=None,
+            old_value=None,
+            returns=None,
+            advantage=numbers,
+        )
+
     gradients = jax.jit(
         functools.partial(ppo.add_gradients, config=config, execution=model.execution, settings=GRPO),
         static_argnames='width',
@@ -247,7 +249,7 @@ def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int
         lowered = gradients.lower(
             params,
             None,
-            batch,
+            jax.eval_shape(empty_batch),
             jax.ShapeDtypeStruct((rows,), bool),
             jax.ShapeDtypeStruct((rows,), jnp.int32),
             jax.ShapeDtypeStruct((), jnp.int32),
