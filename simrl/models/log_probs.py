@@ -29,6 +29,7 @@ from simrl.models.rows import rows_are_split
 from simrl.models.transformer import Params
 
 
+@jax.named_scope('log_probs')
 def token_log_probs(
     params: Params,
     hidden: jax.Array,

@@ -15,6 +15,7 @@ from simrl.rollouts.context import PREFIX, Context, extend, last_token
 from simrl.rollouts.sampler import Message, Voice, generate
 
 
+@jax.named_scope('speak')
 def speak(
     params: Params,
     voice: Voice,
@@ -53,6 +54,7 @@ def speak(
     return generate(params, voice, context, keys, active, number, allowed, temperature)
 
 
+@jax.named_scope('hear')
 def hear(
     params: Params, voice: Voice, context: Context, message: Message, number: jax.Array, heard: jax.Array
 ) -> Context:

@@ -154,6 +154,7 @@ def global_norm(tree: Params) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
 
 
+@jax.named_scope('optimizer')
 def apply_gradients(
     state: TrainState,
     gradients: Params,

@@ -150,7 +150,8 @@ def add_gradients(
             temperature=temperature,
         )
 
-    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    with jax.named_scope('update'):
+        (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     if so_far is not None:
         gradients = jax.tree.map(jnp.add, so_far, gradients)
     return gradients, Part(value, sums, masked.count(own.trained))

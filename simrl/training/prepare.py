@@ -102,6 +102,7 @@ def start_passes(
     )
 
 
+@jax.named_scope('passes')
 def add_passes(
     passes: Passes,
     params: Params,

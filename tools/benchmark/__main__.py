@@ -10,6 +10,7 @@ conversations of which one role is learned), `grpo_step` (a whole step of single
 of two models), `sft` (fine-tuning of a simulator). Every side of a comparison is a process that loads once and runs
 when asked: A B A B, on the same cores. Before anything is timed the sides must agree on log-probabilities, losses,
 gradients and numbers of tokens. Nothing else should run on the machine: torch suffers most where its threads wait.
+Ragged rows are one padded batch for torch; simrl sorts them into microbatches by length, as its own trainings can.
 
 The peers live in a virtual environment that the tool makes once. --gpu measures the shapes of Qwen2.5-1.5B and
 SmolLM2-135M with random bfloat16 weights. DIR gets benchmark.json, benchmark.md and pictures.

@@ -62,6 +62,11 @@ class Job:
         return self.inputs.with_suffix('.json')
 
 
+def pieces_of(rows: int) -> int:
+    """The microbatches that simrl sorts ragged rows into by their lengths: at most four, of equal numbers of rows."""
+    return next(pieces for pieces in (4, 2, 1) if rows % pieces == 0)
+
+
 def write(job: Job, path: pathlib.Path) -> None:
     path.write_text(json.dumps(dataclasses.asdict(job), default=str, indent=1) + '\n')
 

@@ -39,7 +39,7 @@ from simrl.training.rl import RLSettings
 from simrl.training.scoring import score
 from simrl.training.update_settings import UpdateSettings
 from tools.benchmark import rates
-from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job
+from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
 
 STEPS = 10**6  # more than are ever measured
@@ -302,7 +302,7 @@ def supervised(job: Job, bench: Bench) -> None:
 
 
 def update_ragged(job: Job, bench: Bench) -> None:
-    """GRPO's update of ragged conversations: a gradient step on what the trained role said."""
+    """GRPO's update of ragged conversations: a gradient step on what the trained role said, rows sorted by length."""
     model, params = load(job, bench, 'float32')
     with np.load(job.arrays) as file:
         rows = {name: jnp.asarray(file[name]) for name in ('tokens', 'role', 'turn', 'length')}
@@ -313,9 +313,11 @@ def update_ragged(job: Job, bench: Bench) -> None:
     del params
     answer_scores(bench, model, lambda: state.params)
     allowed = model.whole_vocabulary
-    update = ppo.jit_update(model.config, model.training, GRPO, optimizer, state_sharding=state_sharding)
-    prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=GRPO)
-    steps = microbatches.deal(length, rows['tokens'].shape[1:], GRPO, np.random.default_rng(0))
+    settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
+    update = ppo.jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
+    prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)
+    widths = microbatches.widths_of([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
+    steps = microbatches.deal(length, widths, settings, np.random.default_rng(0))
     with jax.set_mesh(model.mesh):
         batch, _ = prepare(
             state.params,

@@ -8,7 +8,7 @@ from typing import Literal
 from simrl.models.transformer import Execution, TransformerConfig
 from tools.benchmark import limits
 from tools.benchmark.inputs import Counts
-from tools.benchmark.job import CASES, Job
+from tools.benchmark.job import CASES, Job, pieces_of
 from tools.benchmark.limits import ITEM_BYTES, Phase, Weights
 
 TORCH, TRL = 'torch_peer', 'trl_peer'
@@ -126,9 +126,12 @@ def memory(config: TransformerConfig, case: str, size: Size, dtype: str, *, rema
         # Both views of a conversation are cached on our side.
         return decoding * (2 if ours and case == 'conversations' else 1)
     logits = Execution().log_prob_chunk if ours else size.context
+    pieces = pieces_of(size.batch) if ours and case == 'update_ragged' else 1
     training = limits.memory_of_gradients(
-        weights, config, rows=size.batch, context=size.context, item=item, remat=remat, logits=logits
+        weights, config, rows=size.batch // pieces, context=size.context, item=item, remat=remat, logits=logits
     )
+    if pieces > 1:
+        training += 4 * weights.stored  # what the gradients add up to
     return training + (decoding - limits.PROCESS_BYTES if case == 'grpo_step' else 0)
 
 
