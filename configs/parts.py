@@ -80,14 +80,14 @@ def algorithm(estimator: str, *, minibatches: int, microbatches: int) -> ConfigD
     )
 
 
-def execution(dtype: str, remat: str) -> ConfigDict:
+def execution(dtype: str, remat: str, log_prob_chunk: int = 512) -> ConfigDict:
     """How a decoder is computed."""
     return ConfigDict(
         {
             'dtype': dtype,  # of activations and matrix products, float32 or bfloat16; parameters are float32
             'remat': remat,  # what the backward pass recomputes: none, dots or full
             'attention': 'xla',  # or cudnn, on a GPU in bfloat16
-            'log_prob_chunk': 128,  # time steps whose logits exist at once
+            'log_prob_chunk': log_prob_chunk,  # trained positions whose logits exist at once
         }
     )
 

@@ -113,7 +113,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'seed': 0,
             },
             'computing': {
-                'training': execution('float32', 'none'),
+                'training': execution('float32', 'none', log_prob_chunk=2048),
                 'sampling': execution('float32', 'none'),
                 'loop': {
                     'log_every': 1,  # steps

@@ -161,3 +161,8 @@ def check_rl_steps(settings: RLSettings, available: int, computing: Computing) -
         raise ConfigError(f'config.computing.{error}') from error
     check_split('config.rl.prompts_per_step x samples_per_prompt', rows, computing)
     check_split('config.computing.rows_in_flight', at_once, computing)
+    check_split(
+        'config.rl.prompts_per_step x samples_per_prompt / (minibatches x microbatches)',
+        settings.algorithm.rows_per_microbatch(rows),
+        computing,
+    )

@@ -38,7 +38,7 @@ def token_log_probs(
     allowed: jax.Array,
     temperature: jax.Array | float = 1.0,
     *,
-    chunk: int = 128,
+    chunk: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target, and the entropy, of the tempered distribution over the allowed tokens.
 
@@ -51,7 +51,7 @@ def token_log_probs(
         trained: bool `[B, T]`, the positions whose numbers are wanted.
         allowed: bool `[V]`, the sampler's mask: tokens outside it have probability 0.
         temperature: a scalar or float32 `[B]`.
-        chunk: time steps: logits of `B * chunk` positions exist at once.
+        chunk: positions whose logits exist at once, on each device.
 
     Returns:
         log_prob, entropy: float32 `[B, T]`, in nats, 0 where not trained. A target that is not allowed has
@@ -91,7 +91,7 @@ class _Positions(NamedTuple):
 
     @classmethod
     def of(cls, trained: jax.Array, chunk: int, axis: str | None) -> '_Positions':
-        size = trained.shape[0] * min(chunk, trained.shape[1])
+        size = min(chunk, trained.size)
         indices = jnp.flatnonzero(trained, size=-(-trained.size // size) * size, fill_value=trained.size)
         rounds = (jnp.sum(trained, dtype=jnp.int32) + size - 1) // size
         # Devices go through the loop in step: within it those of the mesh's other axis exchange parts of logits.
@@ -124,7 +124,6 @@ def _forward(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, allowed: jax.Array, *, chunk: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log_prob, entropy and log Z, float32 `[B, T]`, of the rows of one device where `axis` names the mesh's."""
-    weights = weights.astype(hidden.dtype)
     positions = _Positions.of(rows.trained, chunk, axis)
 
     def step(number: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -158,9 +157,9 @@ def _backward(
     """The gradient of `hidden`, in its dtype, and that of the weights, float32 `[V, D]`, where it is wanted.
 
     Args:
+        weights: in the dtype of `hidden`.
         by_position: float32 `[4, B, T]`: entropy, log Z, and the gradients of log_prob and entropy.
     """
-    narrow = weights.astype(hidden.dtype)
     positions = _Positions.of(rows.trained, chunk, axis)
     flat = by_position.reshape(4, -1)
     vocabulary = jnp.arange(weights.shape[0])
@@ -170,13 +169,13 @@ def _backward(
         # Past the list's end the gradients are 0, and so is what they give.
         known = flat.at[:, part.indices].get(mode='fill', fill_value=0)[:, :, None]
         entropy, normalizer, of_log_prob, of_entropy = known
-        log_prob = _tempered(narrow, part, allowed) - normalizer
+        log_prob = _tempered(weights, part, allowed) - normalizer
         prob = jnp.exp(log_prob)
         one_hot = part.target[:, None] == vocabulary
         of_tempered = of_log_prob * (one_hot - prob) - of_entropy * prob * (log_prob + entropy)
         in_list = (part.indices < rows.trained.size)[:, None]
         of_logits = jnp.where(in_list & allowed, of_tempered / part.temperature, 0.0).astype(hidden.dtype)
-        of_hidden = jnp.einsum('cv,vd->cd', of_logits, narrow)
+        of_hidden = jnp.einsum('cv,vd->cd', of_logits, weights)
         so_far, so_far_weights = total
         if so_far_weights is not None:
             so_far_weights += jnp.einsum('cv,cd->vd', of_logits, part.hidden, preferred_element_type=jnp.float32)
@@ -210,6 +209,7 @@ def _log_probs(
 def _forward_of_all(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, allowed: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weights = weights.astype(hidden.dtype)  # before they go to every device
     if not rows_are_split(hidden.shape[0]):
         return _forward(weights, hidden, rows, allowed, chunk=chunk, axis=None)
     # Each device makes a list of its own rows' positions; one list of all would send hidden states around.
@@ -236,7 +236,7 @@ def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tu
     given = [jnp.zeros(entropy.shape) if isinstance(x, SymbolicZero) else x for x in gradients]
     by_position = jnp.stack([entropy, normalizer, *given])
     backward = functools.partial(_backward, chunk=chunk, of_weights=wanted is not None)
-    arguments = (weights, hidden, rows, allowed, by_position)
+    arguments = (weights.astype(hidden.dtype), hidden, rows, allowed, by_position)
     if not rows_are_split(hidden.shape[0]):
         of_hidden, of_weights = backward(*arguments, axis=None)
     else:

@@ -80,7 +80,7 @@ class Execution:
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations and matrix products
     remat: Literal['none', 'full', 'dots'] = 'none'  # what the backward pass recomputes, per layer
     attention: Literal['xla', 'cudnn'] = 'xla'  # of passes without a cache; cudnn needs a GPU and bfloat16
-    log_prob_chunk: int = 128  # time steps whose [B, chunk, V] logits exist at once
+    log_prob_chunk: int = 512  # trained positions whose [chunk, V] logits exist at once
 
     def __post_init__(self) -> None:
         if self.attention == 'cudnn' and self.dtype != 'bfloat16':
@@ -420,8 +420,8 @@ def apply(
     """Hidden states of `tokens`.
 
     Args:
-        params: the tree of `init_params`, of which `decoder` is read, its layers stacked or apart (`layers_apart`),
-            and of `lora.init`. Any float dtype; cast where used.
+        params: the tree of `init_params`, of which `decoder` is read, its layers stacked or apart (`layers_apart`;
+            these are never rematerialised), and of `lora.init`. Any float dtype; cast where used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, the index of each token in its row; None means 0..T-1. Without a cache it must be
             that. With one, tokens at positions at or past the capacity are not written.

@@ -138,23 +138,26 @@ def prefill(
 
 
 def cache_capacities(capacity: int) -> list[int]:
-    """The sizes that the caches of contexts of `capacity` tokens grow by: two per octave, and all of it.
+    """The sizes that caches of contexts of up to `capacity` tokens grow by: 32 tokens, later four sizes an octave.
 
-    They are few, as each is a program of its own to compile.
+    They are few, as each is a program of its own to compile. The last is `capacity`.
     """
-    sizes = [size for k in range(5, 31) for size in (2**k, 3 * 2 ** (k - 1)) if size < capacity]
+    sizes, size = [], 32
+    while size < capacity:
+        sizes.append(size)
+        size += max(32, (1 << (size.bit_length() - 1)) // 4)
     return [*sizes, capacity]
 
 
-def with_room(context: Context, length: int, room: int) -> Context:
-    """The context, its cache large enough for `room` more tokens in rows of up to `length`. Not for use inside a jit.
+def with_room(context: Context, tokens: int) -> Context:
+    """The context, its cache with room for `tokens` or all that the context has room for. Not for use inside a jit.
 
-    A cache that has to grow is used up.
+    A cache that has to grow is used up. While it grows, the old and the new one of this context exist.
     """
-    needed = min(length + room, context.capacity)
+    needed = min(tokens, context.capacity)
     if needed <= context.cache.capacity:
         return context
-    grown = _grown(context.cache, min(size for size in cache_capacities(context.capacity) if size >= needed))
+    grown = _grown(context.cache, needed)
     for array in jax.tree.leaves(context.cache):
         array.delete()
     return dataclasses.replace(context, cache=grown)

@@ -30,13 +30,14 @@ def speak(
 
     Args:
         params, voice: the model that speaks.
-        context: its view; active rows need room for the message: see `can_speak`.
+        context: its view; active rows need room for the message, in the cache too: see `can_speak`.
         row_keys: typed keys `[B]` of the conversations; token i of message m is drawn with m and i folded in.
         number: int32 `[B]`, of the message.
         active: bool `[B]`.
         allowed: bool `[V]`, the tokens that may be sampled.
         temperature: a scalar or float32 `[B]`.
     """
+    _check_cache(context, speaking_room(voice))
     is_first = last_token(context.message, context.length) == PREFIX
     header, header_length = _chosen_header(voice.own_first_header, voice.own_header, is_first)
     context = extend(
@@ -59,6 +60,7 @@ def hear(
     params: Params, voice: Voice, context: Context, message: Message, number: jax.Array, heard: jax.Array
 ) -> Context:
     """Appends the partner's message to a context: header, content and end-of-turn as `voice` sees its partner's."""
+    _check_cache(context, hearing_room(voice, message.tokens.shape[1] - 1))
     is_first = last_token(context.message, context.length) == PREFIX
     header, header_length = _chosen_header(voice.partner_first_header, voice.partner_header, is_first)
     index = jnp.arange(header.shape[1] + message.tokens.shape[1])
@@ -73,6 +75,12 @@ def hear(
     role = jnp.where((at < 0) | forced, TEMPLATE, speaker)
     count = jnp.where(heard, header_length + message.length, 0)
     return extend(params, voice.config, voice.execution, context, tokens, role, number, count, chunk=voice.feed_chunk)
+
+
+def _check_cache(context: Context, room: int) -> None:
+    """Refuses a cache that cannot hold a message even of an empty row; `make_room` and `with_room` let caches grow."""
+    if context.cache.capacity < min(room, context.capacity):
+        raise ValueError(f'Context.cache: expected room for a message of {room} tokens, found {context.cache.capacity}')
 
 
 def can_speak(voice: Voice, context: Context) -> jax.Array:

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context, with_room
+from simrl.rollouts.context import Context, cache_capacities, with_room
 from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.sampler import Message, Voice
@@ -243,8 +243,8 @@ def rollout(
 
     In each of `turns` turns the rows that wait for the user hear from it, then those that wait for the assistant. So
     given and simulated openings go together, and a message that no row waits for costs nothing. `turn` is compiled once
-    for each role, number of rows (`crowd.held_sizes`) and sizes of the caches (`context.cache_capacities`) that occur:
-    rows only get fewer and caches larger.
+    for each role, number of rows (`crowd.held_sizes`) and size of the caches (`context.cache_capacities`) that occur;
+    rows only get fewer and caches larger, so that one call meets at most the sum of both numbers for each role.
 
     Args:
         params_user, params_assistant: of the two models, which may differ in everything but the tokenizer.
@@ -257,7 +257,7 @@ def rollout(
         allowed: the tokens that the user and the assistant may sample, bool `[V]` each.
 
     Returns:
-        The dialogue without caches.
+        The dialogue without caches: it is over, and cannot be gone on with.
     """
     num_rows = dialogue.num_messages.shape[0]
     of_rows = tuple(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (num_rows,)) for t in temperatures)
@@ -295,10 +295,12 @@ def make_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tup
         rooms = speaking_room(user), hearing_room(assistant, user.budget)
     else:
         rooms = hearing_room(user, assistant.budget), speaking_room(assistant)
+    # Both views hold about the same: with one size for both there are fewer programs.
+    needed = max(length + room for length, room in zip(longest, rooms, strict=True))
+    sizes = cache_capacities(max(dialogue.user.capacity, dialogue.assistant.capacity))
+    size = next((size for size in sizes if size >= needed), sizes[-1])
     return dataclasses.replace(
-        dialogue,
-        user=with_room(dialogue.user, longest[0], rooms[0]),
-        assistant=with_room(dialogue.assistant, longest[1], rooms[1]),
+        dialogue, user=with_room(dialogue.user, size), assistant=with_room(dialogue.assistant, size)
     )
 
 

@@ -290,10 +290,11 @@ def beginnings(capacity: int, budget: int) -> tuple[int, ...]:
     """Lengths of the beginnings of a cache over which the first tokens of a message are decoded, rising.
 
     A message of many tokens would else attend to all that the cache has room for from its first token on. Each length
-    is one more loop in the compiled program, so they are few, and short messages have none.
+    is one more loop in the compiled program and one more copy of that part of the cache, so they are few, and messages
+    that are short beside the cache have none.
 
     Args:
-        capacity: of the cache, which has just room for the longest message.
+        capacity: of the cache, which has room for the longest message and little more.
         budget: tokens of the longest message.
     """
     lengths: list[int] = []
@@ -321,7 +322,8 @@ def generate(
 
     Args:
         params, voice: the model that speaks.
-        context: its view, up to and including the message's header; active rows need room for budget + 1 tokens.
+        context: its view, up to and including the message's header; active rows need room for budget + 1 tokens, in the
+            cache too.
         keys: typed keys `[B]` of this message; token i is drawn with `fold_in(key, i)`.
         active: bool `[B]`.
         message: int `[B]`, the number of the message in its conversation.

@@ -56,7 +56,9 @@ def deal(
 def cut(rows: np.ndarray, length: np.ndarray, widths: Sequence[int], pieces: int) -> list[Microbatch]:
     """Some rows of a batch in `pieces` microbatches; arguments as of `deal`."""
     by_length = rows[np.argsort(length[rows], kind='stable')].astype(np.int32)
-    return [Microbatch(piece, _width(int(length[piece[-1]]), widths)) for piece in np.split(by_length, pieces)]
+    # Mixed again within a piece: on a mesh its neighbours share a device, and the longest rows should not share one.
+    order = np.random.default_rng(0).permutation(len(rows) // pieces)
+    return [Microbatch(piece[order], _width(int(length[piece[-1]]), widths)) for piece in np.split(by_length, pieces)]
 
 
 def widths_of(buckets: Sequence[int], width: int) -> tuple[int, ...]:

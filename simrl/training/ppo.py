@@ -264,6 +264,7 @@ def jit_update(
                 )
                 found.append(part)
             state, metrics = take_step(state, gradients, found)
+            del gradients  # before the next ones are made
             measured.append(metrics)
         return state, _summed(measured)
 

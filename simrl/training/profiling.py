@@ -1,7 +1,7 @@
 """One step of a training as a profile: what ran on the host and on the device, op by op, and when.
 
-profile/plugins/profile/TIME/HOST.xplane.pb           for TensorBoard's profile plugin, and `tools.profile_summary`
-profile/plugins/profile/TIME/HOST.trace.json.gz   for Perfetto (ui.perfetto.dev)
+profile/plugins/profile/TIME/HOST.xplane.pb      for TensorBoard's profile plugin, and `tools.profile_summary`
+profile/plugins/profile/TIME/HOST.trace.json.gz  for Perfetto (ui.perfetto.dev)
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def profiled(folder: pathlib.Path, work: Callable[[], T], *, after: object, resu
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # every call of a Python function would be noted, which takes longer than the calls
     jax.block_until_ready(after)
-    jax.profiler.start_trace(unfinished, create_perfetto_trace=True, profiler_options=options)
+    jax.profiler.start_trace(unfinished, profiler_options=options)
     try:
         done = work()
         jax.block_until_ready(results(done))

@@ -19,12 +19,14 @@ from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts.context import Context, cache_capacities, extend, prefill, with_room
 from simrl.rollouts.crowd import take_rows
+from simrl.rollouts.exchange import hearing_room, speak, speaking_room
 from simrl.rollouts.rollout import (
     Dialogue,
     EndReason,
     capacity,
     check_voices,
     example_hash,
+    make_room,
     rollout,
     row_keys,
     turn,
@@ -394,12 +396,25 @@ def test_caches_that_grow_say_the_same() -> None:
 
 
 def test_caches_get_the_smallest_size_that_has_room() -> None:
-    assert cache_capacities(100) == [32, 48, 64, 96, 100]
+    assert cache_capacities(100) == [32, 64, 96, 100]
+    assert cache_capacities(700) == [32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 700]
     view = scene.context(0, ALL, room=False)
-    assert with_room(view, 3, view.cache.capacity - 3) is view
-    grown = with_room(view, 3, view.cache.capacity - 2)
-    assert grown.cache.capacity in cache_capacities(view.capacity)
-    assert with_room(grown, 10**6, 1).cache.capacity == view.capacity
+    assert with_room(view, view.cache.capacity) is view
+    assert with_room(view, 33).cache.capacity == 33
+    begun, user, assistant = scene.start(ALL, room=False), *scene.VOICES
+    room = speaking_room(user)
+    lengths = [32 - room, 64 - hearing_room(assistant, user.budget)]
+    for more, expected in ((0, 64), (1, min(96, begun.assistant.capacity))):
+        begun = make_room(begun, [lengths[0], lengths[1] + more], USER, scene.VOICES)
+        assert begun.assistant.cache.capacity == expected
+        assert begun.user.cache.capacity == min(expected, begun.user.capacity)
+
+
+def test_a_cache_without_room_for_a_message_is_refused() -> None:
+    view, voice = scene.context(0, ALL, room=False), dataclasses.replace(scene.USER_VOICE, budget=14)
+    zeros = jnp.zeros(8, jnp.int32)
+    with pytest.raises(ValueError, match=r'Context\.cache: expected room for a message of 17 tokens, found 12'):
+        speak(scene.params()[0], voice, view, scene.keys(), zeros, zeros == 0, jnp.asarray(scene.ALLOWED[0]), 1.0)
 
 
 def test_extending_by_nothing_changes_nothing() -> None:

@@ -165,7 +165,7 @@ def test_beginnings_are_few_and_leave_room() -> None:
             lengths = beginnings(capacity, budget)
             assert list(lengths) == sorted(set(lengths))
             assert len(lengths) <= 3
-            assert all(32 <= length < capacity for length in lengths)
+            assert all(max(capacity - budget, 0) + 32 <= length <= capacity * 3 // 4 for length in lengths)
 
 
 def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def profile_of(folder: pathlib.Path) -> tuple[list[dict], list[dict]]:
     """What is noted of the events of a run's one profile: as XLA wrote them, and as Perfetto reads them."""
     assert not (folder / 'profile.unfinished').exists()
     (planes,) = folder.glob('profile/plugins/profile/*/*.xplane.pb')
-    (events,) = folder.glob('profile/plugins/profile/*/perfetto_trace.json.gz')
+    (events,) = folder.glob('profile/plugins/profile/*/*.trace.json.gz')
     lines = [line for plane in ProfileData.from_file(str(planes)).planes for line in plane.lines]
     with gzip.open(events) as file:
         return [dict(event.stats) for line in lines for event in line.events], json.load(file)['traceEvents']

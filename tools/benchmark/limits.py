@@ -161,12 +161,12 @@ def memory_of_gradients(
     vector of the others; and three copies of the logits in float32.
 
     Args:
-        logits: positions of a row whose logits exist at once.
+        logits: positions whose logits exist at once.
     """
     c = config
     wide = 6 * c.model_dim + 4 * c.num_heads * c.head_dim + 4 * c.mlp_dim + 2 * c.num_heads * context
     kept = wide + c.num_layers * c.model_dim if remat else c.num_layers * wide
-    activations = rows * context * kept * item + rows * min(logits, context) * 3 * 4 * c.vocab_size
+    activations = rows * context * kept * item + min(logits, rows * context) * 3 * 4 * c.vocab_size
     return PROCESS_BYTES + STATE_BYTES * weights.stored + activations
 
 

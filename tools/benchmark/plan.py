@@ -125,7 +125,7 @@ def memory(config: TransformerConfig, case: str, size: Size, dtype: str, *, rema
     if case in ('sampling', 'conversations'):
         # Both views of a conversation are cached on our side.
         return decoding * (2 if ours and case == 'conversations' else 1)
-    logits = Execution().log_prob_chunk if ours else size.context
+    logits = Execution().log_prob_chunk if ours else size.batch * size.context
     pieces = pieces_of(size.batch) if ours and case == 'update_ragged' else 1
     training = limits.memory_of_gradients(
         weights, config, rows=size.batch // pieces, context=size.context, item=item, remat=remat, logits=logits
