@@ -155,7 +155,7 @@ def test_memory_holds_logits_of_a_chunk_only() -> None:
 
 def test_frozen_weights_get_no_gradient() -> None:
     vocabulary, dim = 4096, 256
-    both, frozen = (temp_bytes(vocabulary, 16, 1, dim=dim, frozen=x) for x in (False, True))
+    both, frozen = (temp_bytes(vocabulary, 16, 4, dim=dim, frozen=x) for x in (False, True))
     assert frozen < 4 * vocabulary * dim <= both
 
 
