@@ -182,19 +182,16 @@ def apply_gradients(
         `learning_rate`, and `skipped`, 1 for an update that was not finite. The norms and the rate of an update that
         did not happen have weight 0.
     """
-    settings = optimizer.settings
     grad_norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     happens = finite & active
-    scale = jnp.float32(1)
-    if settings.clip_norm is not None:
-        scale = jnp.minimum(1.0, settings.clip_norm / jnp.maximum(grad_norm, 1e-30))
+    scale = _clipping(optimizer.settings, grad_norm)
     learning_rate = optimizer.schedule(state.step)
     params, opt_state, squares = {}, {}, jnp.zeros(2)
     for part, old in state.params.items():
         moves = happens if part.endswith('_head') else happens & jnp.logical_not(hold_decoder)
         params[part], opt_state[part], of_part = _adamw(
-            {part: old}, {part: gradients[part]}, state.opt_state[part], settings, scale, learning_rate, moves
+            {part: old}, {part: gradients[part]}, state.opt_state[part], optimizer.settings, scale, learning_rate, moves
         )
         squares += of_part
     new_state = TrainState(
@@ -214,6 +211,13 @@ def apply_gradients(
     metrics: Metrics = {name: (jnp.where(happens, value, 0.0), weight) for name, value in measured.items()}
     metrics['skipped'] = (1 - finite.astype(jnp.float32), jnp.ones((), jnp.float32))
     return new_state, metrics
+
+
+def _clipping(settings: OptimizerSettings, grad_norm: jax.Array) -> jax.Array:
+    """What the gradient is multiplied by, so that its norm is at most `clip_norm`; a float32 scalar."""
+    if settings.clip_norm is None:
+        return jnp.float32(1)
+    return jnp.minimum(1.0, settings.clip_norm / jnp.maximum(grad_norm, 1e-30))
 
 
 def _adamw(
