@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 from simrl.models import lora, sharding
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import TransformerConfig
+from tests.many_devices import EIGHT_DEVICES
 
 CONFIG = TransformerConfig(
     vocab_size=150, model_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4, mlp_dim=48, max_positions=64
@@ -96,7 +97,7 @@ def test_batch_that_does_not_divide_and_scalars():
 def eight_devices(tmp_path_factory):
     """The results of `eight_devices.py`: a JSON object."""
     out = tmp_path_factory.mktemp('eight_devices')
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
+    environment = os.environ | EIGHT_DEVICES
     script = Path(__file__).with_name('eight_devices.py')
     run = subprocess.run(
         [sys.executable, '-W', 'error::DeprecationWarning:simrl', str(script), str(out)],

@@ -32,6 +32,7 @@ from simrl.rollouts.rollout import (
     turn,
 )
 from simrl.rollouts.trajectories import missed_signals, rollout_metrics, trajectories, transcripts
+from tests.many_devices import EIGHT_DEVICES
 from tests.rollouts import scene, slow
 
 ALL = list(range(scene.ROWS))
@@ -300,8 +301,8 @@ def test_devices_do_not_matter() -> None:
     """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
     script = Path(__file__).parent / 'eight_devices.py'
     root = Path(__file__).parents[2]
-    flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'  # the latter compiles faster
-    env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(root)}
+    flags = f'{EIGHT_DEVICES["XLA_FLAGS"]} --xla_backend_optimization_level=0'  # the latter compiles faster
+    env = os.environ | EIGHT_DEVICES | {'XLA_FLAGS': flags, 'PYTHONPATH': str(root)}
     done = subprocess.run([sys.executable, str(script)], env=env, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.many_devices import EIGHT_DEVICES
 from tests.training import eight_devices
 
 MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
@@ -28,7 +29,7 @@ class Found:
 @pytest.fixture(scope='module')
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """By mesh; compiling is nearly all of the time, so they run side by side."""
-    environment = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    environment = EIGHT_DEVICES | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
     folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *MESHES)}
     processes = {
         mesh: subprocess.Popen(
