@@ -149,6 +149,11 @@ def cache_capacities(capacity: int) -> list[int]:
     return [*sizes, capacity]
 
 
+def capacity_for(needed: int, capacity: int) -> int:
+    """The least of the `cache_capacities` that holds `needed` tokens, or all of them."""
+    return next((size for size in cache_capacities(capacity) if size >= needed), capacity)
+
+
 def with_room(context: Context, tokens: int) -> Context:
     """The context, its cache with room for `tokens` or all that the context has room for. Not for use inside a jit.
 

@@ -23,7 +23,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context, cache_capacities, with_room
+from simrl.rollouts.context import Context, capacity_for, with_room
 from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.rollout import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
@@ -166,8 +166,8 @@ def converse_with(
         crowd = compact(crowd, running)
         speaks = role == voice.role
         room = speaking_room(voice) if speaks else hearing_room(voice, partner.budget)
-        needed, sizes = int(length[running].max()) + room, cache_capacities(crowd.held.own.capacity)
-        own = with_room(crowd.held.own, next((size for size in sizes if size >= needed), sizes[-1]))
+        needed = int(length[running].max()) + room
+        own = with_room(crowd.held.own, capacity_for(needed, crowd.held.own.capacity))
         crowd = dataclasses.replace(crowd, held=dataclasses.replace(crowd.held, own=own))
         if speaks:
             spoken = _speak(params, crowd.held, crowd.inputs, allowed, speaker.temperature, voice=voice)

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context, cache_capacities, with_room
+from simrl.rollouts.context import Context, capacity_for, with_room
 from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.sampler import Message, Voice
@@ -297,8 +297,7 @@ def make_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tup
         rooms = hearing_room(user, assistant.budget), speaking_room(assistant)
     # Both views hold about the same: with one size for both there are fewer programs.
     needed = max(length + room for length, room in zip(longest, rooms, strict=True))
-    sizes = cache_capacities(max(dialogue.user.capacity, dialogue.assistant.capacity))
-    size = next((size for size in sizes if size >= needed), sizes[-1])
+    size = capacity_for(needed, max(dialogue.user.capacity, dialogue.assistant.capacity))
     return dataclasses.replace(
         dialogue, user=with_room(dialogue.user, size), assistant=with_room(dialogue.assistant, size)
     )
