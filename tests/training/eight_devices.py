@@ -1,6 +1,7 @@
 """Run by `test_eight_devices.py` for each mesh, in a process of eight fake devices: DATA MODEL FOLDER."""
 
 import dataclasses
+import faulthandler
 import json
 import sys
 from collections.abc import Callable
@@ -152,4 +153,5 @@ def main(data: int, model: int, out: Path) -> None:
 
 if __name__ == '__main__':
     assert jax.device_count() == 8
+    faulthandler.dump_traceback_later(500, exit=True)  # before the test's patience ends: says where it hangs
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
