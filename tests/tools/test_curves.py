@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simrl.conversations.chat import ASSISTANT
+from tools.benchmark import limits
 from tools.curves import __main__ as tool
 from tools.curves import report, work
 from tools.curves.__main__ import Sizes
@@ -75,6 +76,26 @@ def test_conversations_do_not_depend_on_the_room_for_them(model: Model) -> None:
         np.testing.assert_array_equal(first, second)
     with pytest.raises(ValueError, match=r'expected 0 messages of \[\] tokens in every conversation, found'):
         work.check_said(scene, dialogue, 0)
+
+
+@pytest.mark.parametrize(
+    ('curve', 'what', 'advice'),
+    [
+        ('capacity', r'2 rows of \d+ tokens in float32', 'lower --rows or --message-tokens'),
+        ('turns', r'2 rows of \d+ tokens in float32', 'lower --rows, --message-tokens or --turns'),
+        ('trained', '2 rows of 16 tokens in float32', 'lower --rows or --row-length'),
+    ],
+)
+def test_sizes_over_memory_are_refused_before_anything_is_allocated(
+    model: Model, monkeypatch: pytest.MonkeyPatch, curve: str, what: str, advice: str
+) -> None:
+    for name in ('opened', 'update_of', 'batch_of'):
+        monkeypatch.setattr(work, name, lambda *_, **__: pytest.fail('expected nothing to be made'))
+    monkeypatch.setattr(limits, 'available_bytes', lambda: 2**28)
+    found = r': an estimated \d+\.\d GiB for one process, expected at most 0\.2 GiB'
+    with pytest.raises(limits.TooLarge, match=what + found) as e:
+        tool.CURVES[curve](model, SIZES, 1)
+    assert advice in str(e.value)
 
 
 def test_rows_have_as_many_trained_tokens_as_they_say(model: Model) -> None:

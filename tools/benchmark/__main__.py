@@ -182,7 +182,9 @@ def check_memory(options: argparse.Namespace, config: TransformerConfig, availab
                 for ours in (True, False)
             }
             what = f'{case} of {size.batch} rows of {size.context} tokens in {options.dtype}'
-            limits.check_memory(what, estimate[True] + len(peers) * estimate[False], available, 1 + len(peers))
+            needed = estimate[True] + len(peers) * estimate[False]
+            advice = 'lower --batch or --context, or measure simrl alone with --peers=none'
+            limits.check_memory(what, needed, available, 1 + len(peers), advice)
 
 
 def new_tokens_of(options: argparse.Namespace, case: str, size: Size, chat: Chat) -> int:

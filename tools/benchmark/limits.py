@@ -187,21 +187,22 @@ def available_bytes() -> int:
     return min(limits)
 
 
-def check_memory(what: str, needed: int, available: int, sides: int) -> None:
+def check_memory(what: str, needed: int, available: int, sides: int, advice: str) -> None:
     """Refuses sizes before anything of them is allocated.
 
     Args:
         what: the case and its sizes, for the message.
         needed: the estimate for all sides together, bytes; they are loaded at the same time.
         available: bytes.
+        advice: what would help, for the message.
 
     Raises:
         TooLarge: they need more than `HEADROOM` of it.
     """
     limit = int(HEADROOM * available)
     if needed > limit:
+        processes = 'one process' if sides == 1 else f'{sides} processes at once'
         raise TooLarge(
-            f'{what}: an estimated {needed / 2**30:.1f} GiB for {sides} processes at once, expected at most '
-            f'{limit / 2**30:.1f} GiB ({HEADROOM:.0%} of the {available / 2**30:.1f} GiB there are); lower --batch or '
-            f'--context, or measure simrl alone with --peers=none'
+            f'{what}: an estimated {needed / 2**30:.1f} GiB for {processes}, expected at most '
+            f'{limit / 2**30:.1f} GiB ({HEADROOM:.0%} of the {available / 2**30:.1f} GiB there are); {advice}'
         )

@@ -27,7 +27,8 @@ import jax
 from simrl.compilation import enable_compilation_cache
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.rollout import Dialogue
-from tools.benchmark import inputs
+from tools.benchmark import inputs, limits, plan, rates
+from tools.benchmark.plan import Size
 from tools.curves import report, work
 from tools.curves.report import Curve, Point
 from tools.curves.work import Model
@@ -72,9 +73,19 @@ def points(found: Mapping[int, Sequence[float]], scale: float = 1.0) -> list[Poi
     return [Point(x, tuple(scale * value for value in values)) for x, values in found.items()]
 
 
+def check_memory(model: Model, case: str, size: Size, advice: str) -> None:
+    """Refuses sizes before anything of them is allocated; the estimate is that of the benchmark's case."""
+    dtype, remat = model.execution.dtype, model.execution.remat == 'full'
+    needed = plan.memory(model.config, case, size, dtype, remat=remat, ours=True)
+    what = f'{size.batch} rows of {size.context} tokens in {dtype}'
+    limits.check_memory(what, needed, rates.device_bytes() or limits.available_bytes(), 1, advice)
+
+
 def capacity(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
     scene = work.scene_of(model, sizes.rows, sizes.opening_words, sizes.message_tokens)
     needed = work.needed_capacity(scene, turns=1)
+    largest = Size(sizes.rows, max(sizes.capacities) * needed)
+    check_memory(model, 'conversations', largest, 'lower --rows or --message-tokens')
 
     def measure(tokens: int) -> Callable[[], float]:
         def run() -> float:
@@ -101,6 +112,7 @@ def turns(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
     scene = work.scene_of(model, sizes.rows, sizes.opening_words, sizes.message_tokens)
     slots = sizes.turns + 1  # the opening is the first message of the first of them
     tokens = work.needed_capacity(scene, slots)
+    check_memory(model, 'conversations', Size(sizes.rows, tokens), 'lower --rows, --message-tokens or --turns')
 
     def message(dialogue: Dialogue, role: int) -> tuple[float, Dialogue]:
         return timed(lambda: work.said(scene, dialogue, role))
@@ -129,6 +141,8 @@ def turns(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
 
 
 def trained(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
+    longest = Size(sizes.rows, max(sizes.row_length, *sizes.lengths))
+    check_memory(model, 'update_full', longest, 'lower --rows or --row-length')
     update = work.update_of(model)
 
     def measure(length: int, tokens: int) -> Callable[[], float]:
