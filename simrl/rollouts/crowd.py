@@ -28,7 +28,7 @@ from simrl.models.rows import rows_are_split
 from simrl.models.transformer import Cache
 
 LEAST_ROWS = 8  # under which a decode step is hardly cheaper with fewer rows
-MOST_HALVINGS = 3
+MOST_HALVINGS = 2
 
 _Tree = TypeVar('_Tree')
 _Dialogue = TypeVar('_Dialogue')

@@ -68,12 +68,12 @@ def test_every_row_is_worked_on_as_long_as_it_runs(rows: int, ends: Sequence[int
 
 
 def test_sizes_are_few_and_not_small() -> None:
-    assert held_sizes(256, 1) == [256, 128, 64, 32]
+    assert held_sizes(256, 1) == [256, 128, 64]
     assert held_sizes(40, 1) == [40, 20, 10]
     assert held_sizes(25, 1) == [25, 13]
     assert held_sizes(12, 1) == [12]
-    assert held_sizes(256, 8) == [32, 16, 8, 4]  # of each of eight devices
-    assert held_sizes(40, 8) == [5, 3, 2, 1]
+    assert held_sizes(256, 8) == [32, 16, 8]  # of each of eight devices
+    assert held_sizes(40, 8) == [5, 3, 2]
     assert held_sizes(8, 4) == [2]
 
 

@@ -397,8 +397,8 @@ def test_caches_that_grow_say_the_same() -> None:
 
 
 def test_caches_get_the_smallest_size_that_has_room() -> None:
-    assert cache_capacities(100) == [32, 64, 96, 100]
-    assert cache_capacities(700) == [32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 700]
+    assert cache_capacities(100) == [64, 100]
+    assert cache_capacities(700) == [64, 128, 256, 384, 512, 700]
     view = scene.context(0, ALL, room=False)
     assert with_room(view, view.cache.capacity) is view
     assert with_room(view, 33).cache.capacity == 33
