@@ -138,7 +138,7 @@ def prefill(
 
 
 def cache_capacities(capacity: int) -> list[int]:
-    """The sizes that caches of contexts of up to `capacity` tokens grow by: 64, 128, 256 tokens, and then two sizes an octave.
+    """The sizes of caches of contexts of up to `capacity` tokens: 64, 128, 256 tokens, and then two sizes an octave.
 
     They are few, as each is a program of its own to compile. Small ones are the fewest: to attend to 200 tokens costs
     little beside the rest of a decode step. The last is `capacity`.
