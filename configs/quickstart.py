@@ -16,8 +16,8 @@ ESTIMATORS = {'ppo': 'gae', 'grpo': 'grpo'}  # of the algorithms by their names
 DEFAULT = 'grpo'
 
 # With models as small as these XLA takes longer to compile on a CPU than to compute. The first flag halves what it
-# takes to compile a message, and makes a step of training up to a tenth slower; the second spares what one core cannot share.
-# XLA does not start with a flag that it no longer knows: --config.computing.xla_flags='()' goes without.
+# takes to compile a message, and makes a step of training up to a tenth slower; the second spares what one core cannot
+# share. XLA does not start with a flag that it no longer knows: --config.computing.xla_flags='()' goes without.
 QUICKLY_COMPILED = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 
 
