@@ -16,7 +16,7 @@ ESTIMATORS = {'ppo': 'gae', 'grpo': 'grpo'}  # of the algorithms by their names
 DEFAULT = 'grpo'
 
 # With models as small as these XLA takes longer to compile on a CPU than to compute. The first flag halves what it
-# takes to compile a message, and makes a step of training up to a tenth slower; the second spares what one core cannot
+# takes to compile a message, and makes a step of training about a tenth slower; the second spares what one core cannot
 # share. XLA does not start with a flag that it no longer knows: --config.computing.xla_flags='()' goes without.
 QUICKLY_COMPILED = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 
@@ -135,7 +135,7 @@ def get_config(arg: str = '') -> ConfigDict:
                     'model': 1,  # that heads, MLP and vocabulary are split over
                 },
                 'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
-                'xla_flags': () if smoke else QUICKLY_COMPILED,
+                'xla_flags': () if smoke else QUICKLY_COMPILED,  # of XLA's compiler
             },
             'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
         }

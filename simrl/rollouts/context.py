@@ -5,8 +5,8 @@
 3. Between programs, `with_room` lets the cache grow: attention costs what the cache holds room for, and memory too.
 
 Two rules make all of this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so
-`length` is the only pointer: a token's position is its index, and writes that must not happen go to index S, where
-`mode='drop'` drops them. And the cache holds every token of a row but its last, the pending one: `extend` and
+`length` is the only pointer: a token's position is its index, and what must not be written to the cache goes to index
+S, where `mode='drop'` drops it. And the cache holds every token of a row but its last, the pending one: `extend` and
 `generate` both start by feeding it.
 
 Letters as in `transformer.py`: B rows, T tokens given at once, S capacity of a row in tokens.
@@ -184,7 +184,7 @@ def append(
     count: jax.Array,
 ) -> Context:
     """Writes the first `count` `[B]` of `[B, T]` tokens after each row's last one; `message` is `[B]`."""
-    # Each place reads its token, where one belongs to it: a scatter takes several times as long to compile.
+    # Each place reads its token, where one belongs to it: a scatter takes about twice as long to compile.
     at = jnp.arange(context.capacity) - context.length[:, None]
     new = (at >= 0) & (at < count[:, None])
     at = jnp.clip(at, 0, tokens.shape[1] - 1)
@@ -195,7 +195,7 @@ def append(
     return Context(
         tokens=written(context.tokens, tokens),
         role=written(context.role, role),
-        message=written(context.message, jnp.broadcast_to(message[:, None], tokens.shape)),
+        message=jnp.where(new, message[:, None].astype(context.message.dtype), context.message),
         log_prob=written(context.log_prob, log_prob),
         length=context.length + count,
         cache=cache,
