@@ -25,9 +25,7 @@ import jax.numpy as jnp
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
 
-# The weights that can have an adapter, by their names in the decoder's layers: how many of their dimensions, which
-# come after that of the layers, are summed over in the product.
-TARGETS: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
+TARGETS: Mapping[str, int] = transformer.MATRICES  # the weights that can have an adapter
 T = TypeVar('T')
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simrl.models import lora
+from simrl.models import lora, transformer
 from simrl.models.transformer import Params, TransformerConfig, init_boxed_params, init_head
 
 Rules = tuple[tuple[str, str | None], ...]
@@ -137,6 +137,15 @@ def layers_apart(shardings: Params, num_layers: int) -> Params:
         return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
 
     return {**shardings, 'layers': (jax.tree.map(of_one, shardings['layers']),) * num_layers}
+
+
+def output_major(shardings: Params) -> Params:
+    """The shardings of `transformer.output_major` of a decoder, its layers apart, that has these."""
+
+    def turn(sharding: NamedSharding, num_dims: int) -> NamedSharding:
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[num_dims:], *sharding.spec[:num_dims]))
+
+    return transformer.output_major(shardings, turn)
 
 
 def init_sharded(

@@ -39,14 +39,27 @@ def place_state(
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
     """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
 
-    Adapters are added to the weights, so that decoding costs what it does without them, and layers are apart.
+    Adapters are added to the weights, so that decoding costs what it does without them, layers are apart, and on a CPU
+    matrices are `transformer.OutputMajor`.
     """
-    shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)
+    shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']
+    shardings = sharding.layers_apart(shardings, config.num_layers)
 
     def cast(params: Params) -> Params:
-        return {'decoder': transformer.layers_apart(lora.merged(params, dtype)['decoder'])}
+        return transformer.layers_apart(lora.merged(params, dtype)['decoder'])
 
-    return jax.jit(cast, out_shardings={'decoder': sharding.layers_apart(shardings['decoder'], config.num_layers)})
+    if mesh.devices.flat[0].platform != 'cpu':
+        return jax.jit(lambda params: {'decoder': cast(params)}, out_shardings={'decoder': shardings})
+    turn = jax.jit(
+        lambda params: transformer.output_major(cast(params)), out_shardings=sharding.output_major(shardings)
+    )
+
+    def cast_and_turn(params: Params) -> Params:
+        decoder = turn(params)
+        # Outside of the compiled function, which would give a tied embedding two arrays.
+        return {'decoder': decoder | {'head': transformer.OutputMajor(decoder.get('head', decoder['embedding']))}}
+
+    return cast_and_turn
 
 
 def to_host(tree: Any) -> Any:

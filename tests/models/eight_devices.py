@@ -17,6 +17,7 @@ from simrl.models.export import export
 from simrl.models.huggingface import load_params
 from simrl.models.load import resize_vocabulary
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
+from simrl.training import placement
 
 CONFIG = TransformerConfig(
     vocab_size=150,
@@ -140,6 +141,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     state = jax.jit(optimizer.init, out_shardings=state_shardings)(params)
     assert state[0].count.is_fully_replicated
     for_sampling = jax.jit(lambda x: x, out_shardings=sampling)(params)
+    apart = placement.for_sampling(CONFIG, 'float32', mesh)(params)
     exported = folder.with_name(f'exported-{mesh.shape["data"]}')
     export(params, CONFIG, None, exported)
     resized, _ = resize_vocabulary(params, CONFIG, 257, copy_from=3)
@@ -153,6 +155,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         'gradient_difference': difference(sharded_gradient, gradient),
         'sent_in_gradient': [list(shape) for _, shape in collectives(gradient_step)],
         'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
+        'decoded_apart': np.asarray(decode(apart, batch)).tolist(),
         'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},
         'training_shards': {
             'init': shard_shapes(params),
@@ -163,7 +166,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         },
         'sampling_shards': shard_shapes(for_sampling),
         'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
-        'gathered_in_decode': largest_gather(for_sampling, batch),
+        'gathered_in_decode': max(largest_gather(for_sampling, batch), largest_gather(apart, batch)),
         'gathered_in_decode_by_training_rules': largest_gather(params, batch),
     }
 

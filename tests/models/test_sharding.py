@@ -120,7 +120,7 @@ def test_eight_devices_compute_what_one_does(eight_devices, mesh):
     assert result['init_equal']
     assert result['logits_difference'] < 1e-5
     assert result['gradient_difference'] < 1e-5
-    assert result['decoded'] == eight_devices['1x1']['decoded']
+    assert result['decoded'] == result['decoded_apart'] == eight_devices['1x1']['decoded']
 
 
 @pytest.mark.parametrize('mesh', MESHES)
