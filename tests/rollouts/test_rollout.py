@@ -452,7 +452,9 @@ def test_example_hash_never_changes() -> None:
 def test_capacity_is_what_the_longest_conversation_takes() -> None:
     voice = dataclasses.replace(scene.USER_VOICE, budget=7)
     # Header 2, 7 tokens and a forced end; header 3, 5 tokens and a forced end.
-    assert capacity(voice, partner_budget=5, prompt_length=10, turns=4) == 10 + 4 * ((2 + 7 + 1) + (3 + 5 + 1))
+    turns = 4 * ((2 + 7 + 1) + (3 + 5 + 1))
+    for prompt, expected in ((96 - turns, 96), (97 - turns, 112)):
+        assert capacity(voice, partner_budget=5, prompt_length=prompt, turns=4) == expected
     with pytest.raises(ValueError, match=r'user: expected .* at most max_positions=256 tokens, found .* 257.*budget 7'):
         capacity(voice, partner_budget=5, prompt_length=257 - 4 * 19, turns=4, name='user')
     assert capacity(voice, partner_budget=5, prompt_length=256 - 4 * 19, turns=4) == 256
