@@ -63,7 +63,7 @@ SIZES: dict[str, dict[str, Any]] = {
         'scale_openings': 24,
         'replies': 24,
         'dtype': 'float32',
-        'remat': 'none',
+        'remat': 'dots',
         'log_every': 1,
         'checkpoint_every': 10,
         'random': None,
@@ -88,7 +88,7 @@ SIZES: dict[str, dict[str, Any]] = {
         'scale_openings': 16,
         'replies': 16,
         'dtype': 'float32',
-        'remat': 'none',
+        'remat': 'dots',
         'log_every': 1,
         'checkpoint_every': 1,
         'random': {

@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from simrl.models.rows import rows_are_split
-from simrl.models.transformer import Params
+from simrl.models.transformer import OutputMajor, Params
 
 
 @jax.named_scope('log_probs')
@@ -59,6 +59,8 @@ def token_log_probs(
     """
     decoder = params['decoder']
     weights = decoder.get('head', decoder['embedding'])
+    if isinstance(weights, OutputMajor):  # of params for sampling
+        weights = weights.array
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape[:1])
     rows = _Rows(jnp.asarray(targets), jnp.asarray(trained), jax.lax.stop_gradient(temperature))
     return _log_probs(jnp.asarray(weights), jnp.asarray(hidden), rows, jnp.asarray(allowed), chunk)

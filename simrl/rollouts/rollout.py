@@ -341,8 +341,8 @@ def row_keys(seed: int, step: jax.Array | int, example: jax.Array, sample: jax.A
 def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, name: str = 'voice') -> int:
     """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
 
-    It is a multiple of `ALIGNMENT`. A turn takes at most both headers, both budgets, and both forced ends of turn, which the
-    budgets do not count.
+    It is a multiple of `ALIGNMENT`. A turn takes at most both headers, both budgets, and both forced ends of turn,
+    which the budgets do not count.
 
     Args:
         voice: whose context it is.

@@ -27,6 +27,7 @@ from simrl.models.transformer import (
     rope_frequencies,
 )
 from simrl.training import placement
+from simrl.training.scoring import score
 
 CONFIG = TransformerConfig(
     vocab_size=100,
@@ -193,6 +194,11 @@ def test_what_decoding_reads_computes_the_same(tokens, tied):
         for tree in (params, {'decoder': decoder})
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    allowed = jnp.arange(config.padded_vocab_size) < config.vocab_size
+    scores = score({'decoder': decoder}, config, EXECUTION, tokens, tokens >= 0, allowed, 1.0)
+    log_prob = jax.nn.log_softmax(expected[:, :-1, : config.vocab_size])
+    chosen = jnp.take_along_axis(log_prob, tokens[:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(scores.log_prob[:, 1:], chosen, rtol=1e-5, atol=1e-5)
 
 
 def test_heads_start_at_zero_and_are_float32(params, tokens):

@@ -142,11 +142,21 @@ def test_every_case_has_sizes_and_peers(default):
 
 
 def test_the_estimate_of_memory_by_hand():
-    decoding = plan.memory(CONFIG, 'sampling', Size(3, 10), 'bfloat16', remat=False, ours=True)
+    decoding = plan.memory(CONFIG, 'sampling', Size(3, 10), 'bfloat16', remat='none', ours=True)
     assert decoding == limits.PROCESS_BYTES + 2 * (LAYERS + HEAD) + 2 * 3 * 10 * 32 * 2 + 3 * 3 * 100 * 4
-    training = plan.memory(CONFIG, 'sft', Size(3, 10), 'float32', remat=False, ours=False)
+    training = plan.memory(CONFIG, 'sft', Size(3, 10), 'float32', remat='none', ours=False)
     kept = 2 * (6 * 8 + 4 * 16 + 4 * 16 + 2 * 4 * 10)
-    assert training == limits.PROCESS_BYTES + 16 * (LAYERS + HEAD) + 30 * (kept * 4 + 3 * 4 * 100)
+    logits = 3 * 4 * 100
+    assert training == limits.PROCESS_BYTES + 16 * (LAYERS + HEAD) + 30 * (kept * 4 + logits)
+    given = 8 + 4 * 4 + 2 * 2 * 4 + 8 + 2 * 16 + 8  # x, query, key and value, output, gate and up, down
+    found = {
+        (remat, ours): plan.memory(CONFIG, 'sft', Size(3, 10), 'float32', remat=remat, ours=ours) - training
+        for remat in ('dots', 'full')
+        for ours in (True, False)
+    }
+    assert found['full', True] == found['full', False] == 30 * 4 * (kept // 2 + 2 * 8 - kept)
+    assert found['dots', True] == 30 * 4 * (kept // 2 + 2 * given - kept)
+    assert found['dots', False] == 0  # torch recomputes all or nothing
 
 
 def test_sizes_over_memory_are_refused_before_anything_is_allocated(tmp_path, monkeypatch):

@@ -62,7 +62,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each side')
     parser.add_argument('--dtype', choices=sorted(limits.ITEM_BYTES), help='float32, or with --gpu bfloat16')
     parser.add_argument('--threads', type=int, default=len(cpus()), help='of each side, on that many cores')
-    parser.add_argument('--remat', choices=('none', 'full'), help='what gradients recompute; full with --gpu')
+    parser.add_argument(
+        '--remat',
+        choices=('none', 'dots', 'full'),
+        help='what gradients recompute: dots by default (all but products with weights), which peers do not have and '
+        'recompute nothing; full with --gpu',
+    )
     parser.add_argument('--attention', choices=('xla', 'cudnn'), default='xla', help='of simrl in training')
     parser.add_argument('--gpu', action='store_true', help='on a GPU, in bfloat16')
     parser.add_argument('--peers', choices=('torch', 'none'), default='torch', help='none: simrl alone')
@@ -79,7 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f'--threads: expected at most the {len(cpus())} cores there are, found {options.threads}')
     options.model = options.model or (GPU_MODELS if options.gpu else CPU_MODELS)
     options.dtype = options.dtype or ('bfloat16' if options.gpu else 'float32')
-    options.remat = options.remat or ('full' if options.gpu else 'none')
+    options.remat = options.remat or ('full' if options.gpu else 'dots')
     try:
         options.cases = plan.check_cases(options.cases)
         for source in options.model:
@@ -157,7 +162,7 @@ def job_of(
         turns=size.turns,
         new_tokens=new_tokens,
         samples=samples,
-        remat=options.remat == 'full',
+        remat=options.remat,
         attention=options.attention,
         logits='all',
         gpu=options.gpu,
@@ -178,7 +183,7 @@ def check_memory(options: argparse.Namespace, config: TransformerConfig, availab
         peers = PEERS[case] if options.peers != 'none' else ()
         for size in sizes(options, case):
             estimate = {
-                ours: plan.memory(config, case, size, options.dtype, remat=options.remat == 'full', ours=ours)
+                ours: plan.memory(config, case, size, options.dtype, remat=options.remat, ours=ours)
                 for ours in (True, False)
             }
             what = f'{case} of {size.batch} rows of {size.context} tokens in {options.dtype}'

@@ -6,6 +6,7 @@ import pathlib
 from typing import Literal
 
 Dtype = Literal['float32', 'bfloat16']
+Remat = Literal['none', 'dots', 'full']
 
 CASES = ('sampling', 'update_full', 'update_ragged', 'grpo_step', 'conversations', 'sft')
 LEARNING_RATE = 1e-5  # of AdamW, with its usual constants, no weight decay, and gradients clipped to norm 1
@@ -28,7 +29,7 @@ class Job:
         turns: user messages with a reply; 1 in all cases but `conversations`.
         new_tokens: sampled for each message.
         samples: rows of each prompt, the groups of `grpo_step`.
-        remat: whether the backward pass recomputes the layers.
+        remat: what simrl's backward pass recomputes; a peer recomputes all of a layer with 'full', else nothing.
         attention: simrl's: 'xla' or 'cudnn'.
         logits: of which positions a torch peer makes logits: 'all', as a transformers model does, or 'trained'.
         gpu: False keeps every side on the CPU.
@@ -45,7 +46,7 @@ class Job:
     turns: int
     new_tokens: int
     samples: int
-    remat: bool
+    remat: Remat
     attention: Literal['xla', 'cudnn']
     logits: Literal['all', 'trained']
     gpu: bool

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Sequence
 
 from simrl.models.transformer import TransformerConfig
+from tools.benchmark.job import Remat
 
 ITEM_BYTES = {'float32': 4, 'bfloat16': 2}
 STATE_BYTES = 16  # of a parameter in training: itself, its gradient and two moments, float32
@@ -152,20 +153,26 @@ def memory_of_decoding(weights: Weights, config: TransformerConfig, *, rows: int
 
 
 def memory_of_gradients(
-    weights: Weights, config: TransformerConfig, *, rows: int, context: int, item: int, remat: bool, logits: int
+    weights: Weights, config: TransformerConfig, *, rows: int, context: int, item: int, remat: Remat, logits: int
 ) -> int:
     """About the bytes of one side, within a factor of two.
 
     The state of training; for each token and layer what the backward pass reads (six vectors of the model's width, four
-    of the heads', four of the MLP's, and two rows of attention weights), of one layer only with `remat`, which keeps a
-    vector of the others; and three copies of the logits in float32.
+    of the heads', four of the MLP's, and two rows of attention weights), of one layer only where `remat` recomputes it:
+    'full' keeps a vector of the others, and 'dots' what their matrices give as well; and three copies of the logits in
+    float32.
 
     Args:
         logits: positions whose logits exist at once.
     """
     c = config
     wide = 6 * c.model_dim + 4 * c.num_heads * c.head_dim + 4 * c.mlp_dim + 2 * c.num_heads * context
-    kept = wide + c.num_layers * c.model_dim if remat else c.num_layers * wide
+    given = 2 * c.model_dim + (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.mlp_dim
+    kept = {
+        'none': c.num_layers * wide,
+        'dots': wide + c.num_layers * (c.model_dim + given),
+        'full': wide + c.num_layers * c.model_dim,
+    }[remat]
     activations = rows * context * kept * item + min(logits, rows * context) * 3 * 4 * c.vocab_size
     return PROCESS_BYTES + STATE_BYTES * weights.stored + activations
 

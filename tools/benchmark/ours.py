@@ -72,7 +72,7 @@ def load(job: Job, bench: Bench, dtype: str) -> tuple[Model, Params]:
         config=config,
         chat=chat_from_huggingface(tokenizer),
         mesh=mesh,
-        training=Execution(job.dtype, 'full' if job.remat else 'none', job.attention),
+        training=Execution(job.dtype, job.remat, job.attention),
         sampling=Execution(job.dtype),
     )
     return model, params

@@ -75,7 +75,7 @@ def points(found: Mapping[int, Sequence[float]], scale: float = 1.0) -> list[Poi
 
 def check_memory(model: Model, case: str, size: Size, advice: str) -> None:
     """Refuses sizes before anything of them is allocated; the estimate is that of the benchmark's case."""
-    dtype, remat = model.execution.dtype, model.execution.remat == 'full'
+    dtype, remat = model.execution.dtype, model.execution.remat
     needed = plan.memory(model.config, case, size, dtype, remat=remat, ours=True)
     what = f'{size.batch} rows of {size.context} tokens in {dtype}'
     limits.check_memory(what, needed, rates.device_bytes() or limits.available_bytes(), 1, advice)
@@ -220,7 +220,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=9, help='of each point')
     parser.add_argument('--model', default='random:tiny', help='a shape of tools/benchmark, or what load_model takes')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of matrix products')
-    parser.add_argument('--remat', choices=('none', 'dots', 'full'), default='none', help='of updates')
+    parser.add_argument('--remat', choices=('none', 'dots', 'full'), default='dots', help='of updates')
     for field in FLAGS:
         flag = f'--{field.replace("_", "-")}'
         parser.add_argument(flag, type=int, default=getattr(Sizes(), field), help='see Sizes in the source')

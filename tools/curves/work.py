@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +31,10 @@ from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimiz
 from simrl.training.prepare import Batch, jit_prepare
 from simrl.training.update_settings import UpdateSettings
 from tools.benchmark import inputs, models
-from tools.benchmark.job import Dtype
+from tools.benchmark.job import Dtype, Remat
 
 GRPO = UpdateSettings(estimator='grpo')
 OPTIMIZER = OptimizerSettings(learning_rate=1e-6)
-Remat = Literal['none', 'dots', 'full']
 STEPS = 10**6  # more than are ever measured
 
 

@@ -146,7 +146,7 @@ def conversations(job: Job, bench: Bench) -> None:
 def trainable(job: Job, bench: Bench) -> tuple[Any, Any]:
     """The model and AdamW, with the moments allocated, as simrl's are when it has loaded."""
     model = load(job, bench, 'float32').train()
-    if job.remat:
+    if job.remat == 'full':
         model.gradient_checkpointing_enable({'use_reentrant': False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
     for parameter in model.parameters():

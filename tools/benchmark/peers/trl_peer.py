@@ -39,7 +39,7 @@ def grpo_step(job: Job, bench: Bench) -> None:
         output_dir=str(folder),
         use_cpu=not job.gpu,
         bf16=job.dtype == 'bfloat16',
-        gradient_checkpointing=job.remat,
+        gradient_checkpointing=job.remat == 'full',
         max_steps=STEPS,
         per_device_train_batch_size=job.batch,
         num_generations=job.samples,
