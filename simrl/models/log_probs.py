@@ -26,7 +26,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from simrl.models.rows import rows_are_split
-from simrl.models.transformer import OutputMajor, Params
+from simrl.models.transformer import Params
+from simrl.models.weights import as_it_lies, output_matrix
 
 
 @jax.named_scope('log_probs')
@@ -57,10 +58,7 @@ def token_log_probs(
         log_prob, entropy: float32 `[B, T]`, in nats, 0 where not trained. A target that is not allowed has
         log-probability -inf.
     """
-    decoder = params['decoder']
-    weights = decoder.get('head', decoder['embedding'])
-    if isinstance(weights, OutputMajor):  # of params for sampling
-        weights = weights.array
+    weights = as_it_lies(output_matrix(params['decoder']))
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape[:1])
     rows = _Rows(jnp.asarray(targets), jnp.asarray(trained), jax.lax.stop_gradient(temperature))
     return _log_probs(jnp.asarray(weights), jnp.asarray(hidden), rows, jnp.asarray(allowed), chunk)

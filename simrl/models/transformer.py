@@ -10,7 +10,6 @@ Dimension letters, used in every einsum and shape comment:
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -20,13 +19,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from simrl.models.rows import rows_are_split, split_rows
+from simrl.models.weights import OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
-# 'adapter_scale' as well.
+# 'adapter_scale' as well. What decoding reads lies as `weights.py` says.
 Params = Any
-
-# The matrices of a layer: over how many of their dimensions, the first, a product sums. The others are the output's.
-MATRICES: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 VOCABULARY_MULTIPLE = 128  # the embedding is padded to this many rows, so that it tiles and shards evenly
 
@@ -153,41 +150,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
-@flax.struct.dataclass
-class OutputMajor:
-    """Weights `[*in, *out]` that lie as `[*out, *in]`, which is the faster form on a CPU; see `output_major`."""
-
-    array: jax.Array
-
-    def astype(self, dtype: jnp.dtype) -> 'OutputMajor':
-        return OutputMajor(self.array.astype(dtype))
-
-    def product(self, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """`[tokens, in]` times the weights: `[tokens, out]` in `dtype`, in and out as one dimension each."""
-        product = jnp.einsum('oi,ti->ot', self.array.reshape(-1, x.shape[1]), x, preferred_element_type=dtype)
-        # Without a barrier XLA swaps the operands, to save the transposition.
-        return jax.lax.optimization_barrier(product).T
-
-
-def dense(x: jax.Array, weights: jax.Array | OutputMajor, adapter: Params | None = None) -> jax.Array:
-    """`[B, T, *in]` times `[*in, *out]`: `[B, T, *out]`, as one product of two matrices.
-
-    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds x A B, by way of x A.
-
-    The same einsum has the same value, but XLA computes the gradient of its weights, over the two dimensions B and T,
-    three times slower on a CPU.
-    """
-    batch, time, *inner = x.shape
-    size = math.prod(inner)
-    tokens = x.reshape(batch * time, size)
-    if isinstance(weights, OutputMajor):
-        outer, product = weights.array.shape[: -len(inner)], weights.product(tokens, x.dtype)
-    else:
-        outer, product = weights.shape[len(inner) :], tokens @ weights.reshape(size, -1)
-    product = product.reshape(batch, time, *outer)
-    return product if adapter is None else product + dense(dense(x, adapter['a']), adapter['b'])
-
-
 def rope_frequencies(config: TransformerConfig) -> jax.Array:
     """The angle per position of each pair of head dimensions, float32 `[H / 2]` (Su et al. 2021, arXiv:2104.09864).
 
@@ -259,13 +221,13 @@ class Block(nn.Module):
         c = self.config
         dtype = jnp.dtype(self.execution.dtype)
 
-        def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Any) -> jax.Array:
+        def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Any) -> Any:  # Weights
             held: Any = self.get_variable('params', name)
             if not isinstance(held, OutputMajor):  # whose shape is not the one that `param` checks
                 held = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
             return held.astype(dtype)
 
-        def head_weights(name: str, heads: int, axis: str) -> jax.Array:
+        def head_weights(name: str, heads: int, axis: str) -> Weights:
             return weight(name, (c.model_dim, heads, c.head_dim), ('embed', axis, 'head_dim'), _normal(c.model_dim))
 
         def adapter(name: str) -> Params | None:
@@ -378,38 +340,8 @@ class Decoder(nn.Module):
         return rms_norm(x, final_norm, c.norm_epsilon)
 
 
-def _embed(embedding: jax.Array, tokens: jax.Array, execution: Execution) -> jax.Array:
-    return split_rows(jnp.take(embedding, tokens, axis=0).astype(jnp.dtype(execution.dtype)))
-
-
-def layers_apart(decoder: Params) -> Params:
-    """A decoder's tree with a tuple of layers in place of their stacked weights: what decoding reads.
-
-    One layer's weights are then arrays of their own. Of stacked ones every use at one token would be a copy.
-    """
-    leaves, structure = jax.tree.flatten(decoder['layers'])
-    apart = zip(*(tuple(stacked) for stacked in leaves), strict=True)
-    return {**decoder, 'layers': tuple(jax.tree.unflatten(structure, layer) for layer in apart)}
-
-
-def _first_last(weights: jax.Array, num_dims: int) -> jax.Array:
-    return jnp.moveaxis(weights, range(num_dims), range(-num_dims, 0))
-
-
-def output_major(decoder: Params, turn: Callable[[Any, int], Any] = _first_last) -> Params:
-    """A decoder's tree with layers apart, and their matrices as `OutputMajor`.
-
-    A CPU's product takes its left operand as it lies and packs the right one anew in every call. With weights on the
-    left a step of 16 tokens takes .6 of the time, a pass over 256 takes .75; over a thousand there is no difference.
-
-    Args:
-        turn: puts so many of a leaf's dimensions, the first, behind the others.
-    """
-
-    def turned(layer: Params) -> Params:
-        return layer | {name: OutputMajor(turn(layer[name], num_dims)) for name, num_dims in MATRICES.items()}
-
-    return {**decoder, 'layers': tuple(turned(layer) for layer in decoder['layers'])}
+def _embed(embedding: Weights, tokens: jax.Array, execution: Execution) -> jax.Array:
+    return split_rows(jnp.take(as_it_lies(embedding), tokens, axis=0).astype(jnp.dtype(execution.dtype)))
 
 
 def _apply_one_by_one(
@@ -466,8 +398,9 @@ def apply(
     """Hidden states of `tokens`.
 
     Args:
-        params: the tree of `init_params`, of which `decoder` is read, its layers stacked or apart (`layers_apart`;
-            these are never rematerialised), and of `lora.init`. Any float dtype; cast where used.
+        params: the tree of `init_params`, of which `decoder` is read, its layers stacked, or as
+            `placement.for_sampling` gives them (never rematerialised), and of `lora.init`. Any float dtype; cast where
+            used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, the index of each token in its row; None means 0..T-1. Without a cache it must be
             that. With one, tokens at positions at or past the capacity are not written.
@@ -492,10 +425,9 @@ def apply(
 
 def project(params: Params, hidden: jax.Array) -> jax.Array:
     """Logits, float32 `[..., V]`, over the padded vocabulary; the caller masks what may not be sampled."""
-    decoder = params['decoder']
-    weights = decoder.get('head', decoder['embedding']).astype(hidden.dtype)
+    weights = output_matrix(params['decoder']).astype(hidden.dtype)
     if isinstance(weights, OutputMajor):
-        logits = weights.product(hidden.reshape(-1, hidden.shape[-1]), jnp.dtype(jnp.float32))
+        logits = weights.product(hidden.reshape(-1, hidden.shape[-1]), jnp.float32)
         return logits.reshape(*hidden.shape[:-1], -1)
     return jnp.einsum('...d,vd->...v', hidden, weights, preferred_element_type=jnp.float32)
 

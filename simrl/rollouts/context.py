@@ -109,7 +109,7 @@ def prefill(
         tokens, role, message: `[B, T]` as in `Context`; what lies at or after `length` is ignored.
         length: int32 `[B]`. A row of length 0 stays empty, and cannot be generated from.
         capacity: S, at least T.
-        cache_capacity: tokens that the cache has room for, T to S; None: S.
+        cache_capacity: tokens that the cache has room for at least, up to S; None: S.
         chunk: tokens fed at once.
     """
     width = tokens.shape[1]
@@ -121,12 +121,12 @@ def prefill(
     def padded(x: jax.Array, dtype: str) -> jax.Array:
         return jnp.pad(jnp.where(real, x, 0).astype(dtype), ((0, 0), (0, capacity - width)))
 
-    # The prompts are fed to a cache of their own width: queries need not look at the room that follows.
-    cache = transformer.init_cache(config, tokens.shape[0], width, execution.dtype)
-    positions = jnp.where(index < length[:, None] - 1, index, width)
+    # The prompts are fed to a cache of about their own width: queries need not look at the room that follows.
+    cache = transformer.init_cache(config, tokens.shape[0], min(aligned(width), capacity), execution.dtype)
+    positions = jnp.where(index < length[:, None] - 1, index, cache.capacity)
     fed = jnp.where(real, tokens, 0)
     cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
-    cache = transformer.extended(cache, capacity if cache_capacity is None else cache_capacity)
+    cache = transformer.extended(cache, max(cache.capacity, capacity if cache_capacity is None else cache_capacity))
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),
@@ -135,6 +135,11 @@ def prefill(
         length=length.astype(jnp.int32),
         cache=cache,
     )
+
+
+def aligned(tokens: int) -> int:
+    """Rounded up to a multiple of 16: a CPU multiplies by keys of 263 tokens in twice the time that 272 take."""
+    return -(-tokens // 16) * 16
 
 
 def cache_capacities(capacity: int) -> list[int]:

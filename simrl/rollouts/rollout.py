@@ -32,12 +32,10 @@ from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Params
-from simrl.rollouts.context import Context, capacity_for, with_room
+from simrl.rollouts.context import Context, aligned, capacity_for, with_room
 from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.exchange import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.sampler import Message, Voice
-
-ALIGNMENT = 16  # tokens; a CPU multiplies by keys of 263 tokens in twice the time that it takes for 272
 
 
 class EndReason(enum.IntEnum):
@@ -341,8 +339,8 @@ def row_keys(seed: int, step: jax.Array | int, example: jax.Array, sample: jax.A
 def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, name: str = 'voice') -> int:
     """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
 
-    It is a multiple of `ALIGNMENT`. A turn takes at most both headers, both budgets, and both forced ends of turn,
-    which the budgets do not count.
+    It is what they take, `aligned`, which may be a little more than there are positions and is never written there. A
+    turn takes at most both headers, both budgets, and both forced ends of turn, which the budgets do not count.
 
     Args:
         voice: whose context it is.
@@ -361,7 +359,7 @@ def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, 
             f'header {own_header} + own budget {voice.budget} + 1 + partner header {partner_header} + partner budget '
             f'{partner_budget} + 1'
         )
-    return -(-needed // ALIGNMENT) * ALIGNMENT
+    return aligned(needed)
 
 
 def check_voices(voices: Sequence[Voice], allowed: Sequence[np.ndarray]) -> None:

@@ -268,7 +268,7 @@ _trajectories = jax.jit(trajectories, static_argnames='role')
 
 
 def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
-    """A view that holds its prompts, with room for `size` tokens; its cache has room for the prompts alone."""
+    """A view that holds its prompts, with room for `size` tokens; its cache has room for hardly more than these."""
     return prefill(
         params,
         voice.config,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.models import lora, sharding, transformer
+from simrl.models import lora, sharding, weights
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.training.optimizer import Optimizer, TrainState, init_state
 
@@ -39,27 +39,20 @@ def place_state(
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
     """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
 
-    Adapters are added to the weights, so that decoding costs what it does without them, layers are apart, and on a CPU
-    matrices are `transformer.OutputMajor`.
+    Adapters are added to the weights, so that decoding costs what it does without them, and layers are apart. On a CPU
+    outputs come first in all that is multiplied (`weights.output_major`).
     """
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']
     shardings = sharding.layers_apart(shardings, config.num_layers)
+    if on_cpu:
+        shardings = sharding.output_major(shardings)
 
     def cast(params: Params) -> Params:
-        return transformer.layers_apart(lora.merged(params, dtype)['decoder'])
+        decoder = weights.layers_apart(lora.merged(params, dtype)['decoder'])
+        return {'decoder': weights.output_major(decoder) if on_cpu else decoder}
 
-    if mesh.devices.flat[0].platform != 'cpu':
-        return jax.jit(lambda params: {'decoder': cast(params)}, out_shardings={'decoder': shardings})
-    turn = jax.jit(
-        lambda params: transformer.output_major(cast(params)), out_shardings=sharding.output_major(shardings)
-    )
-
-    def cast_and_turn(params: Params) -> Params:
-        decoder = turn(params)
-        # Outside of the compiled function, which would give a tied embedding two arrays.
-        return {'decoder': decoder | {'head': transformer.OutputMajor(decoder.get('head', decoder['embedding']))}}
-
-    return cast_and_turn
+    return jax.jit(cast, out_shardings={'decoder': shardings})
 
 
 def to_host(tree: Any) -> Any:

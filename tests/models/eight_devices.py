@@ -66,12 +66,12 @@ def decode(params, batch):
 
 
 def shard_shapes(params):
-    """The shape of one device's part of each array, checked on the arrays themselves, by its last name."""
+    """The shape of one device's part of each array, checked on the arrays themselves, by the last key on its path."""
     shapes = {}
     for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
         parts = {shard.data.shape for shard in array.addressable_shards}
         assert len(parts) == 1
-        shapes[path[-1].key] = list(parts.pop())
+        shapes[[entry.key for entry in path if hasattr(entry, 'key')][-1]] = list(parts.pop())
     return shapes
 
 
@@ -165,6 +165,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
             'moments': shard_shapes(state[0].mu),
         },
         'sampling_shards': shard_shapes(for_sampling),
+        'apart_shards': shard_shapes(apart),
         'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
         'gathered_in_decode': max(largest_gather(for_sampling, batch), largest_gather(apart, batch)),
         'gathered_in_decode_by_training_rules': largest_gather(params, batch),

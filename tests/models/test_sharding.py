@@ -147,6 +147,16 @@ def test_shards_are_really_split(eight_devices, mesh):
             for part, whole in zip(expected[name], result['shapes'][name], strict=True)
         ]
         assert result['sampling_shards'][name] == sampling
+    outputs_first = {
+        'head': [256 // model, 32],
+        'query': [8 // model, 4, 32],
+        'key': [kv, 4, 32],
+        'value_bias': [kv, 4],
+        'output': [32, 8 // model, 4],
+        'gate': [48 // model, 32],
+        'down': [32, 48 // model],
+    }
+    assert {name: result['apart_shards'][name] for name in outputs_first} == outputs_first
     assert result['batch_shard'] == [8 // data, 12]
 
 

@@ -1,6 +1,5 @@
 """The decoder: cached against full passes, causality and remat."""
 
-import dataclasses
 import functools
 import math
 
@@ -11,11 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.models import sharding
 from simrl.models.transformer import (
-    MATRICES,
     Execution,
-    OutputMajor,
     RopeScaling,
     TransformerConfig,
     apply,
@@ -26,8 +22,6 @@ from simrl.models.transformer import (
     project,
     rope_frequencies,
 )
-from simrl.training import placement
-from simrl.training.scoring import score
 
 CONFIG = TransformerConfig(
     vocab_size=100,
@@ -177,28 +171,6 @@ def saved_numbers(params, tokens, execution):
 
 
 # Parts.
-
-
-@pytest.mark.parametrize('tied', [True, False], ids=['tied', 'head'])
-def test_what_decoding_reads_computes_the_same(tokens, tied):
-    """Layers apart and matrices turned, as for sampling, through a cache; the logits too."""
-    config = dataclasses.replace(CONFIG, tied_embedding=tied)
-    params = init_params(jax.random.key(2), config)
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-    decoder = placement.for_sampling(config, 'float32', mesh)(params)['decoder']
-    for layer in decoder['layers']:
-        assert {name for name, weights in layer.items() if isinstance(weights, OutputMajor)} == set(MATRICES)
-    assert isinstance(decoder['head'], OutputMajor)
-    expected, found = (
-        project(tree, apply(tree, config, EXECUTION, tokens, cache=init_cache(config, ROWS, TIME, 'float32'))[0])
-        for tree in (params, {'decoder': decoder})
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    allowed = jnp.arange(config.padded_vocab_size) < config.vocab_size
-    scores = score({'decoder': decoder}, config, EXECUTION, tokens, tokens >= 0, allowed, 1.0)
-    log_prob = jax.nn.log_softmax(expected[:, :-1, : config.vocab_size])
-    chosen = jnp.take_along_axis(log_prob, tokens[:, 1:, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(scores.log_prob[:, 1:], chosen, rtol=1e-5, atol=1e-5)
 
 
 def test_heads_start_at_zero_and_are_float32(params, tokens):

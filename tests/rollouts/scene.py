@@ -13,6 +13,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.models.weights import layers_apart, output_major
 from simrl.rollouts.context import PREFIX, Context, prefill
 from simrl.rollouts.rollout import Dialogue, begin, capacity, row_keys
 from simrl.rollouts.sampler import Filters, Voice
@@ -101,12 +102,13 @@ CAPACITIES = tuple(
 
 @functools.cache
 def params() -> tuple[Params, Params]:
-    """Both models' parameters, scaled so that what is said depends strongly on what was said before."""
+    """Both models' parameters for sampling, scaled so that what is said depends strongly on what was said before."""
     both = []
     for seed, voice in enumerate(VOICES):
         tree = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(seed), voice.config))
         decoder = tree['decoder']
-        both.append({'decoder': {**decoder, 'head': decoder['head'] * 20, 'embedding': decoder['embedding'] * 50}})
+        scaled = {**decoder, 'head': decoder['head'] * 20, 'embedding': decoder['embedding'] * 50}
+        both.append({'decoder': output_major(layers_apart(scaled))})
     return jax.device_put((both[0], both[1]))
 
 

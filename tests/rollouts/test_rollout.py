@@ -414,7 +414,7 @@ def test_caches_get_the_smallest_size_that_has_room() -> None:
 def test_a_cache_without_room_for_a_message_is_refused() -> None:
     view, voice = scene.context(0, ALL, room=False), dataclasses.replace(scene.USER_VOICE, budget=14)
     zeros = jnp.zeros(8, jnp.int32)
-    with pytest.raises(ValueError, match=r'Context\.cache: expected room for a message of 17 tokens, found 12'):
+    with pytest.raises(ValueError, match=r'Context\.cache: expected room for a message of 17 tokens, found 16'):
         speak(scene.params()[0], voice, view, scene.keys(), zeros, zeros == 0, jnp.asarray(scene.ALLOWED[0]), 1.0)
 
 
@@ -458,6 +458,10 @@ def test_capacity_is_what_the_longest_conversation_takes() -> None:
     with pytest.raises(ValueError, match=r'user: expected .* at most max_positions=256 tokens, found .* 257.*budget 7'):
         capacity(voice, partner_budget=5, prompt_length=257 - 4 * 19, turns=4, name='user')
     assert capacity(voice, partner_budget=5, prompt_length=256 - 4 * 19, turns=4) == 256
+    fewer = dataclasses.replace(voice, config=dataclasses.replace(voice.config, max_positions=250))
+    assert capacity(fewer, partner_budget=5, prompt_length=250 - 4 * 19, turns=4) == 256
+    with pytest.raises(ValueError, match=r'at most max_positions=250 tokens, found .* 251'):
+        capacity(fewer, partner_budget=5, prompt_length=251 - 4 * 19, turns=4)
 
 
 def test_prompts_longer_than_the_capacity_are_refused() -> None:

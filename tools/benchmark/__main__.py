@@ -10,7 +10,8 @@ conversations of which one role is learned), `grpo_step` (a whole step of single
 of two models), `sft` (fine-tuning of a simulator). Every side of a comparison is a process that loads once and runs
 when asked: A B A B, on the same cores. Before anything is timed the sides must agree on log-probabilities, losses,
 gradients and numbers of tokens. Nothing else should run on the machine: torch suffers most where its threads wait.
-Ragged rows are one padded batch for torch; simrl sorts them into microbatches by length, as its own trainings can.
+Ragged rows are one padded batch for torch; simrl sorts them into microbatches by length, as its own trainings can. For
+gradients simrl recomputes all but products with weights, and its peers, which have no such way, nothing (see --remat).
 
 The peers live in a virtual environment that the tool makes once. --gpu measures the shapes of Qwen2.5-1.5B and
 SmolLM2-135M with random bfloat16 weights. DIR gets benchmark.json, benchmark.md and pictures.
@@ -138,6 +139,7 @@ def machine_of(options: argparse.Namespace, peer_python: pathlib.Path | None, wo
         'versions': ', '.join(f['version'] for f in found.values()),
         'matrix products, GFLOP/s': {name: round(f['flops'] / 1e9, 1) for name, f in found.items()},
         'memory, GB/s': {name: round(f['bandwidth'] / 1e9, 1) for name, f in found.items()},
+        'recomputed in gradients': {'simrl': options.remat, 'peers': 'full' if options.remat == 'full' else 'none'},
         'compilation cache': os.environ.get('JAX_COMPILATION_CACHE_DIR') is not None,
     }
     return Machine(rates, found[measure.OURS]['device_bytes'], facts)
