@@ -10,7 +10,7 @@ import pytest
 
 from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, TransformerConfig, apply, init_cache, init_params, project
-from simrl.models.weights import MATRICES, OutputMajor, dense, layers_apart, output_major
+from simrl.models.weights import FEW_TOKENS, MATRICES, OutputMajor, dense, layers_apart, output_major
 
 CONFIG = TransformerConfig(
     vocab_size=100,
@@ -88,12 +88,13 @@ def test_rows_can_be_scored_by_what_decoding_reads(model):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_the_compiled_product_has_weights_on_the_left():
+@pytest.mark.parametrize(('tokens', 'shape'), [(3, '48,3'), (FEW_TOKENS + 1, f'{FEW_TOKENS + 1},48')])
+def test_the_compiled_product_of_few_tokens_has_weights_on_the_left(tokens, shape):
     """Which is all that they lie so for; left to itself XLA swaps the operands."""
-    x, weights = jnp.ones((1, 3, 40)), jnp.ones((40, 48))
-    turned = OutputMajor(weights.T)
-    products = {
-        name: re.findall(r' = f32\[([\d,]+)\]\S* dot\(', jax.jit(dense).lower(x, lying).compile().as_text())
-        for name, lying in (('inputs first', weights), ('outputs first', turned))
-    }
-    assert products == {'inputs first': ['3,48'], 'outputs first': ['48,3']}
+    random = np.random.default_rng(2)
+    x, weights = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((1, tokens, 40), (40, 48)))
+    product = jax.jit(dense)
+    compiled = product.lower(x, OutputMajor(weights.T)).compile()
+    assert re.findall(r' = f32\[([\d,]+)\]\S* dot\(', compiled.as_text()) == [shape]
+    assert re.findall(r' = f32\[([\d,]+)\]\S* dot\(', product.lower(x, weights).compile().as_text()) == [f'{tokens},48']
+    np.testing.assert_allclose(compiled(x, OutputMajor(weights.T)), product(x, weights), atol=1e-5)
