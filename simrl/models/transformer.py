@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from simrl.models.rows import rows_are_split, split_rows
-from simrl.models.weights import OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
+from simrl.models.weights import PRODUCT, OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
 # 'adapter_scale' as well. What decoding reads lies as `weights.py` says.
@@ -79,7 +79,7 @@ class Execution:
     """How the decoder is computed. It changes speed, memory and rounding, and never what is computed."""
 
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations and matrix products
-    remat: Literal['none', 'full', 'dots'] = 'none'  # what the backward pass recomputes, per layer
+    remat: Literal['none', 'full', 'dots'] = 'none'  # what backward passes recompute, per layer; dots: all but products
     attention: Literal['xla', 'cudnn'] = 'xla'  # of passes without a cache; cudnn needs a GPU and bfloat16
     log_prob_chunk: int = 512  # trained positions whose [chunk, V] logits exist at once
 
@@ -304,7 +304,7 @@ def _write(
 
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # The matrices of a layer: over how many of their dimensions, the first, a product sums. The others are the output's.
 MATRICES: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
+PRODUCT = 'product'
 FEW_TOKENS = 256  # up to which a CPU is faster with weights on the left
 
 
@@ -41,9 +43,18 @@ Weights = jax.Array | OutputMajor
 
 
 def dense(x: jax.Array, weights: Weights, adapter: Any = None) -> jax.Array:
-    """`[B, T, *in]` times `[*in, *out]`: `[B, T, *out]`, as one product of two matrices.
+    """`[B, T, *in]` times `[*in, *out]`: `[B, T, *out]`, a `PRODUCT` for policies of rematerialisation.
 
-    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds x A B, by way of x A.
+    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds x A B, by way of x A; their sum is what the name is of.
+    """
+    product = _product(x, weights)
+    if adapter is not None:
+        product += _product(_product(x, adapter['a']), adapter['b'])
+    return checkpoint_name(product, PRODUCT)
+
+
+def _product(x: jax.Array, weights: Weights) -> jax.Array:
+    """One product of two matrices.
 
     The same einsum has the same value, but XLA computes the gradient of its weights, over the two dimensions B and T,
     three times slower on a CPU.
@@ -55,8 +66,7 @@ def dense(x: jax.Array, weights: Weights, adapter: Any = None) -> jax.Array:
         outer, product = weights.array.shape[: -len(inner)], weights.product(tokens, x.dtype)
     else:
         outer, product = weights.shape[len(inner) :], tokens @ weights.reshape(size, -1)
-    product = product.reshape(batch, time, *outer)
-    return product if adapter is None else product + dense(dense(x, adapter['a']), adapter['b'])
+    return product.reshape(batch, time, *outer)
 
 
 def output_matrix(decoder: Any) -> Weights:

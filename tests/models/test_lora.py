@@ -104,6 +104,19 @@ def test_decoding_with_a_cache_goes_by_the_adapters_too():
     np.testing.assert_allclose(project(params, hidden)[:, 0], logits(params)[:, -1], atol=1e-5)
 
 
+def test_adapters_keep_no_more_for_gradients_than_weights_do():
+    """Of a sum x W + x A B one array is kept by 'dots', and not both."""
+    tokens, execution = jnp.tile(TOKENS, (16, 3)), Execution(remat='dots')
+    params = with_adapters()
+
+    def bytes_kept(trained: str) -> int:
+        rest = {part: tree for part, tree in params.items() if trained == 'adapters' or part == 'decoder'}
+        gradient = jax.grad(lambda x: jnp.sum(apply(rest | {trained: x}, CONFIG, execution, tokens)[0]))
+        return jax.jit(gradient).lower(params[trained]).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_kept('adapters') < 1.1 * bytes_kept('decoder')
+
+
 def test_gradients_are_those_through_the_merged_weights():
     """By the chain rule dA = s dW B', dB = s A' dW; and rematerialised layers have the same."""
 
