@@ -100,16 +100,14 @@ def prefill(
     length: jax.Array,
     *,
     capacity: int,
-    cache_capacity: int | None = None,
     chunk: int = 128,
 ) -> Context:
-    """A context of prompts, with room for `capacity` tokens.
+    """A context of prompts, with room for `capacity` tokens; its cache has room for hardly more than the prompts.
 
     Args:
         tokens, role, message: `[B, T]` as in `Context`; what lies at or after `length` is ignored.
         length: int32 `[B]`. A row of length 0 stays empty, and cannot be generated from.
         capacity: S, at least T.
-        cache_capacity: tokens that the cache has room for at least, up to S; None: S.
         chunk: tokens fed at once.
     """
     width = tokens.shape[1]
@@ -121,12 +119,11 @@ def prefill(
     def padded(x: jax.Array, dtype: str) -> jax.Array:
         return jnp.pad(jnp.where(real, x, 0).astype(dtype), ((0, 0), (0, capacity - width)))
 
-    # The prompts are fed to a cache of about their own width: queries need not look at the room that follows.
+    # Queries need not look at the room that follows.
     cache = transformer.init_cache(config, tokens.shape[0], min(aligned(width), capacity), execution.dtype)
     positions = jnp.where(index < length[:, None] - 1, index, cache.capacity)
     fed = jnp.where(real, tokens, 0)
     cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
-    cache = transformer.extended(cache, max(cache.capacity, capacity if cache_capacity is None else cache_capacity))
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),

@@ -268,7 +268,7 @@ _trajectories = jax.jit(trajectories, static_argnames='role')
 
 
 def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
-    """A view that holds its prompts, with room for `size` tokens; its cache has room for hardly more than these."""
+    """A view that holds its prompts, with room for `size` tokens; see `prefill`."""
     return prefill(
         params,
         voice.config,
@@ -278,7 +278,6 @@ def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Cont
         jnp.asarray(rows.message),
         jnp.asarray(rows.length),
         capacity=size,
-        cache_capacity=rows.tokens.shape[1],
         chunk=voice.feed_chunk,
     )
 

@@ -18,38 +18,22 @@ from simrl.models.transformer import (
     apply_head,
     init_cache,
     init_head,
-    init_params,
     project,
     rope_frequencies,
 )
+from tests.models.scene import CONFIG, ROWS, TIME, TOKENS, random_params
 
-CONFIG = TransformerConfig(
-    vocab_size=100,
-    model_dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    max_positions=64,
-    qkv_bias=True,
-    qk_norm=True,
-)
-ROWS, TIME = 3, 16
 EXECUTION = Execution()
 
 
 @pytest.fixture(scope='module')
 def params():
-    """Random params of which none, bias or norm, is at its neutral initial value."""
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(functools.partial(init_params, config=CONFIG), jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0.2, 0.3, leaf.shape), jnp.float32), shapes)
+    return random_params()
 
 
 @pytest.fixture(scope='module')
 def tokens():
-    return jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jnp.int32)
+    return TOKENS
 
 
 @jax.jit

@@ -9,23 +9,10 @@ import numpy as np
 import pytest
 
 from simrl.models.log_probs import token_log_probs
-from simrl.models.transformer import Execution, TransformerConfig, apply, init_cache, init_params, project
+from simrl.models.transformer import Execution, apply, init_cache, project
 from simrl.models.weights import FEW_TOKENS, MATRICES, OutputMajor, dense, layers_apart, output_major
+from tests.models.scene import CONFIG, ROWS, TIME, TOKENS, random_params
 
-CONFIG = TransformerConfig(
-    vocab_size=100,
-    model_dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=24,
-    max_positions=64,
-    qkv_bias=True,
-    qk_norm=True,
-)
-ROWS, TIME = 3, 16
-TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jnp.int32)
 OUTPUTS_FIRST = {
     'query': (4, 8, 16),
     'key': (2, 8, 16),
@@ -39,11 +26,9 @@ OUTPUTS_FIRST = {
 
 @pytest.fixture(scope='module', params=[True, False], ids=['tied', 'head'])
 def model(request):
-    """A config, and a decoder none of whose params, bias or norm, is at its neutral initial value."""
+    """A config, and a decoder of it."""
     config = dataclasses.replace(CONFIG, tied_embedding=request.param)
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))['decoder']
-    return config, jax.tree.map(lambda x: jnp.asarray(random.normal(0.2, 0.3, x.shape), jnp.float32), shapes)
+    return config, random_params(config)['decoder']
 
 
 def logits(decoder, config, dtype):
@@ -94,7 +79,8 @@ def test_the_compiled_product_of_few_tokens_has_weights_on_the_left(tokens, shap
     random = np.random.default_rng(2)
     x, weights = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((1, tokens, 40), (40, 48)))
     product = jax.jit(dense)
-    compiled = product.lower(x, OutputMajor(weights.T)).compile()
-    assert re.findall(r' = f32\[([\d,]+)\]\S* dot\(', compiled.as_text()) == [shape]
-    assert re.findall(r' = f32\[([\d,]+)\]\S* dot\(', product.lower(x, weights).compile().as_text()) == [f'{tokens},48']
-    np.testing.assert_allclose(compiled(x, OutputMajor(weights.T)), product(x, weights), atol=1e-5)
+    turned = OutputMajor(weights.T)
+    for lying, expected in ((turned, shape), (weights, f'{tokens},48')):
+        compiled = product.lower(x, lying).compile()
+        assert re.findall(r' = f32\[([\d,]+)\]\S* dot\(', compiled.as_text()) == [expected]
+    np.testing.assert_allclose(product(x, turned), product(x, weights), atol=1e-5)

@@ -14,7 +14,7 @@ from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.models.weights import layers_apart, output_major
-from simrl.rollouts.context import PREFIX, Context, prefill
+from simrl.rollouts.context import PREFIX, Context, prefill, with_room
 from simrl.rollouts.rollout import Dialogue, begin, capacity, row_keys
 from simrl.rollouts.sampler import Filters, Voice
 
@@ -123,7 +123,7 @@ def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
     return row_keys(7, 3, np.asarray(rows, np.uint32), np.zeros(len(rows), np.int32))
 
 
-_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'cache_capacity', 'chunk'))
+_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
 
 
 def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
@@ -132,7 +132,7 @@ def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Co
     width = max(map(len, PROMPTS[side])) + extra
     padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in prompts])  # junk after the end
     voice = VOICES[side]
-    return _prefill(
+    view = _prefill(
         params()[side],
         voice.config,
         voice.execution,
@@ -141,9 +141,9 @@ def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Co
         padded[..., 2].astype(np.int16),
         np.array([len(prompt) for prompt in prompts], np.int32),
         capacity=CAPACITIES[side] + extra,
-        cache_capacity=None if room else width,
         chunk=4,
     )
+    return with_room(view, view.capacity) if room else view
 
 
 @jax.jit

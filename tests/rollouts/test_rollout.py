@@ -456,12 +456,12 @@ def test_capacity_is_what_the_longest_conversation_takes() -> None:
     for prompt, expected in ((96 - turns, 96), (97 - turns, 112)):
         assert capacity(voice, partner_budget=5, prompt_length=prompt, turns=4) == expected
     with pytest.raises(ValueError, match=r'user: expected .* at most max_positions=256 tokens, found .* 257.*budget 7'):
-        capacity(voice, partner_budget=5, prompt_length=257 - 4 * 19, turns=4, name='user')
-    assert capacity(voice, partner_budget=5, prompt_length=256 - 4 * 19, turns=4) == 256
+        capacity(voice, partner_budget=5, prompt_length=257 - turns, turns=4, name='user')
+    assert capacity(voice, partner_budget=5, prompt_length=256 - turns, turns=4) == 256
     fewer = dataclasses.replace(voice, config=dataclasses.replace(voice.config, max_positions=250))
-    assert capacity(fewer, partner_budget=5, prompt_length=250 - 4 * 19, turns=4) == 256
+    assert capacity(fewer, partner_budget=5, prompt_length=250 - turns, turns=4) == 256
     with pytest.raises(ValueError, match=r'at most max_positions=250 tokens, found .* 251'):
-        capacity(fewer, partner_budget=5, prompt_length=251 - 4 * 19, turns=4)
+        capacity(fewer, partner_budget=5, prompt_length=251 - turns, turns=4)
 
 
 def test_prompts_longer_than_the_capacity_are_refused() -> None:

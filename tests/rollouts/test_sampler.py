@@ -184,6 +184,7 @@ def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: py
         @jax.jit
         def run() -> tuple[Context, Message]:
             context = prefill(params, voice.config, voice.execution, prompts, same, same, length, capacity=131)
+            context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
             zeros = jnp.zeros(4, jnp.int32)
             return generate(params, voice, context, scene.keys(range(4)), zeros == 0, zeros, allowed, 1.1)
 

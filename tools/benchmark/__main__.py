@@ -25,7 +25,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -33,7 +33,7 @@ from simrl.conversations.chat import Chat
 from simrl.lanes import cpus
 from simrl.models.transformer import TransformerConfig
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
-from tools.benchmark.job import CASES, Job
+from tools.benchmark.job import CASES, Job, Remat, peers_remat
 from tools.benchmark.plan import PEERS, Size
 from tools.benchmark.protocol import SideError
 
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=len(cpus()), help='of each side, on that many cores')
     parser.add_argument(
         '--remat',
-        choices=('none', 'dots', 'full'),
+        choices=get_args(Remat),
         help='what gradients recompute: dots by default (all but products with weights), which peers do not have and '
         'recompute nothing; full with --gpu',
     )
@@ -139,7 +139,7 @@ def machine_of(options: argparse.Namespace, peer_python: pathlib.Path | None, wo
         'versions': ', '.join(f['version'] for f in found.values()),
         'matrix products, GFLOP/s': {name: round(f['flops'] / 1e9, 1) for name, f in found.items()},
         'memory, GB/s': {name: round(f['bandwidth'] / 1e9, 1) for name, f in found.items()},
-        'recomputed in gradients': {'simrl': options.remat, 'peers': 'full' if options.remat == 'full' else 'none'},
+        'recomputed in gradients': {'simrl': options.remat, 'peers': peers_remat(options.remat)},
         'compilation cache': os.environ.get('JAX_COMPILATION_CACHE_DIR') is not None,
     }
     return Machine(rates, found[measure.OURS]['device_bytes'], facts)

@@ -29,7 +29,7 @@ class Job:
         turns: user messages with a reply; 1 in all cases but `conversations`.
         new_tokens: sampled for each message.
         samples: rows of each prompt, the groups of `grpo_step`.
-        remat: what simrl's backward pass recomputes; a peer recomputes all of a layer with 'full', else nothing.
+        remat: what the backward pass recomputes; a peer's is of `peers_remat`.
         attention: simrl's: 'xla' or 'cudnn'.
         logits: of which positions a torch peer makes logits: 'all', as a transformers model does, or 'trained'.
         gpu: False keeps every side on the CPU.
@@ -61,6 +61,11 @@ class Job:
     @property
     def texts(self) -> pathlib.Path:
         return self.inputs.with_suffix('.json')
+
+
+def peers_remat(remat: Remat) -> Remat:
+    """What peers recompute where simrl recomputes `remat`: all of a layer or nothing, as they have no more ways."""
+    return 'full' if remat == 'full' else 'none'
 
 
 def pieces_of(rows: int) -> int:

@@ -118,7 +118,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(start(OURS, pathlib.Path(sys.executable), 'ours', job))]
         for peer in peers if peer_python is not None else ():
-            peer_job = dataclasses.replace(job, logits=peer.logits)
+            peer_job = dataclasses.replace(job, logits=peer.logits, remat=job_lib.peers_remat(job.remat))
             assert peer_python is not None
             sides.append(stack.enter_context(start(peer.name, peer_python, f'peers.{peer.script}', peer_job)))
         for side in sides:

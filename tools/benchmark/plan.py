@@ -8,7 +8,7 @@ from typing import Literal
 from simrl.models.transformer import Execution, TransformerConfig
 from tools.benchmark import limits
 from tools.benchmark.inputs import Counts
-from tools.benchmark.job import CASES, Job, Remat, pieces_of
+from tools.benchmark.job import CASES, Job, Remat, peers_remat, pieces_of
 from tools.benchmark.limits import ITEM_BYTES, Phase, Weights
 
 TORCH, TRL = 'torch_peer', 'trl_peer'
@@ -125,7 +125,7 @@ def memory(config: TransformerConfig, case: str, size: Size, dtype: str, *, rema
     if case in ('sampling', 'conversations'):
         # Both views of a conversation are cached on our side.
         return decoding * (2 if ours and case == 'conversations' else 1)
-    remat = remat if ours or remat == 'full' else 'none'  # see `Job`
+    remat = remat if ours else peers_remat(remat)
     logits = Execution().log_prob_chunk if ours else size.batch * size.context
     pieces = pieces_of(size.batch) if ours and case == 'update_ragged' else 1
     training = limits.memory_of_gradients(

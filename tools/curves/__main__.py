@@ -20,7 +20,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import jax
 
@@ -28,6 +28,7 @@ from simrl.compilation import enable_compilation_cache
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.rollout import Dialogue
 from tools.benchmark import inputs, limits, plan, rates
+from tools.benchmark.job import Remat
 from tools.benchmark.plan import Size
 from tools.curves import report, work
 from tools.curves.report import Curve, Point
@@ -220,7 +221,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=9, help='of each point')
     parser.add_argument('--model', default='random:tiny', help='a shape of tools/benchmark, or what load_model takes')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='of matrix products')
-    parser.add_argument('--remat', choices=('none', 'dots', 'full'), default='dots', help='of updates')
+    parser.add_argument('--remat', choices=get_args(Remat), default='dots', help='of updates')
     for field in FLAGS:
         flag = f'--{field.replace("_", "-")}'
         parser.add_argument(flag, type=int, default=getattr(Sizes(), field), help='see Sizes in the source')
