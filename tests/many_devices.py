@@ -1,4 +1,6 @@
-"""The environment of a process with eight devices on one CPU."""
+"""The environment of a process with eight devices on one CPU, and what a compiled program sends between devices."""
+
+import re
 
 # Each device's programs run on threads of XLA's pools, which have as many threads as there are cores or devices, and a
 # collective holds a thread until all devices have come. The pools are made larger (NPROC) so that threads are left to
@@ -11,3 +13,14 @@ EIGHT_DEVICES = {
     'XLA_FLAGS': '--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 '
     '--xla_cpu_collective_call_terminate_timeout_seconds=500',
 }
+
+
+def collectives(program: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(operation, shape) of every array that a compiled program, as text, sends between devices."""
+    kinds = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
+    lines = re.findall(rf'= (.*?) ({kinds})(?:-start)?\(', program)
+    return [
+        (kind, tuple(int(size) for size in shape.split(',') if size))
+        for results, kind in lines
+        for shape in re.findall(r'\w+\[([\d,]*)\]', results)
+    ]

@@ -23,6 +23,15 @@ def split_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, 'data'))
 
 
+def at_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """`x[b, index[b]]` of `[B, ...]`, in bounds.
+
+    The gather says that rows are apart, and every device reads its own; of `x[arange(B), index]` XLA cannot tell, and
+    has the devices exchange them.
+    """
+    return jax.vmap(lambda row, i: row[i])(x, index)
+
+
 def deal_rows(tree: Any, pieces: int) -> Any:
     """Leaves `[B, ...]` -> `[pieces, B / pieces, ...]`; row i goes to piece i mod `pieces`.
 

@@ -16,9 +16,8 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from simrl.models.rows import rows_are_split, split_rows
+from simrl.models.rows import split_rows
 from simrl.models.weights import PRODUCT, OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
@@ -288,18 +287,14 @@ def _write(
     def write(
         keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        row = jnp.arange(positions.shape[0])[:, None]
         return (
-            keys.at[row, :, :, positions].set(key, mode='drop'),
-            values.at[row, :, positions].set(value, mode='drop'),
+            keys.at[:, :, positions].set(key.transpose(1, 2, 0), mode='drop'),
+            values.at[:, positions].set(value.swapaxes(0, 1), mode='drop'),
         )
 
-    if not rows_are_split(positions.shape[0]):
-        return write(keys, values, positions, key, value)
-    # XLA does not see that every row is written by itself, and would send each device the keys of all rows.
-    rows = PartitionSpec('data')
-    write_rows = jax.shard_map(write, in_specs=(rows,) * 5, out_specs=(rows, rows), axis_names={'data'})
-    return write_rows(keys, values, positions, key, value)
+    # Mapped over rows, the writes say that rows are apart. Of an index of rows XLA cannot tell, and would send each
+    # device the keys of all.
+    return jax.vmap(write)(keys, values, positions, key, value)
 
 
 REMAT_POLICIES = {

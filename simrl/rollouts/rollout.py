@@ -169,9 +169,13 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     number = said.num_messages
     most_messages = said.messages.shape[1]
     budget = message.tokens.shape[1] - 1
-    row = jnp.arange(number.shape[0])
     slot = jnp.where(active, number, most_messages)  # dropped where not active
     content = jnp.where(jnp.arange(budget) < message.content_length[:, None], message.tokens[:, :budget], 0)
+    content = jnp.pad(content, ((0, 0), (0, said.messages.shape[2] - budget)))
+
+    def written(held: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row, at, entry: row.at[at].set(entry, mode='drop'))(held, slot, new)
+
     num_messages = number + active
     end_reason = jnp.select(
         [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
@@ -180,9 +184,9 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     )
     return dataclasses.replace(
         said,
-        messages=said.messages.at[row, slot, :budget].set(content, mode='drop'),
-        message_length=said.message_length.at[row, slot].set(message.content_length, mode='drop'),
-        truncated=said.truncated.at[row, slot].set(message.truncated, mode='drop'),
+        messages=written(said.messages, content),
+        message_length=written(said.message_length, message.content_length),
+        truncated=written(said.truncated, message.truncated),
         num_messages=num_messages,
         end_reason=end_reason,
         decoded_steps=said.decoded_steps + message.decoded_steps,

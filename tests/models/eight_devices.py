@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from simrl.models.huggingface import load_params
 from simrl.models.load import resize_vocabulary
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
 from simrl.training import placement
+from tests.many_devices import collectives
 
 CONFIG = TransformerConfig(
     vocab_size=150,
@@ -75,20 +75,9 @@ def shard_shapes(params):
     return shapes
 
 
-def collectives(compiled):
-    """(operation, shape) of every array that the compiled program sends between devices."""
-    kinds = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
-    lines = re.findall(rf'= (.*?) ({kinds})(?:-start)?\(', compiled.as_text())
-    return [
-        (kind, tuple(int(size) for size in shape.split(',') if size))
-        for results, kind in lines
-        for shape in re.findall(r'\w+\[([\d,]*)\]', results)
-    ]
-
-
 def largest_gather(params, batch):
     """Elements of the largest array that the compiled decoding of a batch gathers."""
-    sent = collectives(decode.lower(params, batch).compile())
+    sent = collectives(decode.lower(params, batch).compile().as_text())
     return max((math.prod(shape) for kind, shape in sent if kind == 'all-gather'), default=0)
 
 
@@ -153,7 +142,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         'loaded_equal': equal(loaded, from_host),
         'logits_difference': difference(logits_of(params, batch), logits),
         'gradient_difference': difference(sharded_gradient, gradient),
-        'sent_in_gradient': [list(shape) for _, shape in collectives(gradient_step)],
+        'sent_in_gradient': [list(shape) for _, shape in collectives(gradient_step.as_text())],
         'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
         'decoded_apart': np.asarray(decode(apart, batch)).tolist(),
         'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},

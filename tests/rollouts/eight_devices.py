@@ -1,8 +1,6 @@
 """Run by test_rollout.py in a process with eight devices: the scene's conversations, two rows on each."""
 
 import json
-import math
-import re
 from typing import Any
 from unittest import mock
 
@@ -15,6 +13,7 @@ from simrl.rollouts import crowd as crowd_lib
 from simrl.rollouts import rollout as rollout_lib
 from simrl.rollouts.crowd import keep_split
 from simrl.rollouts.rollout import Dialogue, rollout, turn
+from tests.many_devices import collectives
 from tests.rollouts import scene
 
 # Of each device's two rows one ends early: then every device holds the other alone.
@@ -67,7 +66,6 @@ def main() -> None:
         )
         fewer = crowd_lib._take.lower(dialogue, np.zeros((8, 1), np.int64))
         programs = [lowered.compile().as_text() for lowered in (message, fewer)]
-    gathers = [dims for text in programs for dims in re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-gather', text)]
     print(
         json.dumps(
             {
@@ -77,8 +75,7 @@ def main() -> None:
                 'assistant': np.asarray(out.assistant.tokens).tolist(),
                 'compiled': compiled,
                 'held': held,
-                'largest_gather': max((math.prod(int(n) for n in dims.split(',') if n) for dims in gathers), default=0),
-                'moved': re.findall(r'(all-to-all|collective-permute|all-reduce|all-gather)', programs[1]),
+                'sent': [collectives(program) for program in programs],
             }
         )
     )

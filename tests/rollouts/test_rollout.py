@@ -314,8 +314,9 @@ def test_devices_do_not_matter() -> None:
     assert both[:3] == [2, 2, 2]
     assert [2 * x for x in one] == both
     assert Counter(found['compiled']) == {'jit(turn)': 4, 'jit(take_rows)': 3, 'jit(_put_rows)': 1}
-    assert found['moved'] == []  # rows stay on their devices
-    assert found['largest_gather'] <= 16 * 256  # elements; a cache has 16 x 4 x 2 x capacity or more
+    in_turn, in_taking_rows = found['sent']
+    assert in_taking_rows == []  # rows stay on their devices
+    assert {(kind, *shape) for kind, shape in in_turn} == {('all-reduce',)}  # numbers by which all end a loop together
 
 
 def test_repeated_calls_compile_once() -> None:
