@@ -144,6 +144,8 @@ def test_every_case_has_sizes_and_peers(default):
 def test_the_estimate_of_memory_by_hand():
     decoding = plan.memory(CONFIG, 'sampling', Size(3, 10), 'bfloat16', remat='none', ours=True)
     assert decoding == limits.PROCESS_BYTES + 2 * (LAYERS + HEAD) + 2 * 3 * 10 * 32 * 2 + 3 * 3 * 100 * 4
+    split = plan.memory(CONFIG, 'sampling', Size(3, 10), 'bfloat16', remat='none', ours=True, devices=3)
+    assert split == decoding + 2 * 2 * (LAYERS + HEAD)
     training = plan.memory(CONFIG, 'sft', Size(3, 10), 'float32', remat='none', ours=False)
     kept = 2 * (6 * 8 + 4 * 16 + 4 * 16 + 2 * 4 * 10)
     logits = 3 * 4 * 100
@@ -226,12 +228,13 @@ def test_a_conversation_that_has_no_room_is_refused(model):
 
 def test_the_whole_command_without_peers(tmp_path, capsys):
     output = tmp_path / 'out'
-    sizes = ['--batch=2', '--context=48', '--new-tokens=8', '--repeats=2']
+    sizes = ['--batch=2', '--context=48', '--new-tokens=8', '--repeats=2', '--devices=2']
     tool.main([f'--output={output}', '--model=random:tiny', '--peers=none', '--cases', 'sampling', *sizes])
     printed = capsys.readouterr().out
     found = json.loads((output / 'benchmark.json').read_text())
     assert found['rows'][0]['case'] == 'sampling'
     assert {row['case'] for row in found['rows'][1:]} <= {tool.AFTER_FIRST}  # none where noise hides it
+    assert found['machine']["simrl's devices"] == 2
     for row in found['rows']:
         assert row['peer'] is row['ratio'] is None
         assert 0 < row['share_of_limit']['ours'] < 1
@@ -402,6 +405,7 @@ def test_unknown_names_are_errors(tmp_path, capsys):
         ('--model=random:huge', "found 'random:huge'"),
         ('--repeats=0', '--repeats: expected at least 1, found 0'),
         ('--threads=4096', 'found 4096'),
+        ('--devices=3', '--devices: expected a number that divides the 16 rows of sampling, found 3'),
     ):
         with pytest.raises(SystemExit):
             tool.parse([f'--output={tmp_path}', argument])

@@ -13,6 +13,9 @@ gradients and numbers of tokens. Nothing else should run on the machine: torch s
 Ragged rows are one padded batch for torch; simrl sorts them into microbatches by length, as its own trainings can. For
 gradients simrl recomputes all but products with weights, and its peers, which have no such way, nothing (see --remat).
 
+On a CPU --devices=2 splits simrl's rows over two devices of XLA, which share the threads: products of many small
+matrices, as in attention to a cache, run on one thread of each device.
+
 The peers live in a virtual environment that the tool makes once. --gpu measures the shapes of Qwen2.5-1.5B and
 SmolLM2-135M with random bfloat16 weights. DIR gets benchmark.json, benchmark.md and pictures.
 """
@@ -63,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each side')
     parser.add_argument('--dtype', choices=sorted(limits.ITEM_BYTES), help='float32, or with --gpu bfloat16')
     parser.add_argument('--threads', type=int, default=len(cpus()), help='of each side, on that many cores')
+    parser.add_argument('--devices', type=int, default=1, help='on a CPU, what simrl splits its rows over')
     parser.add_argument(
         '--remat',
         choices=get_args(Remat),
@@ -76,18 +80,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--peer-env', type=pathlib.Path, help="the peers' virtual environment; made where it is missing"
     )
     options = parser.parse_args(arguments)
-    for name in ('repeats', 'threads', 'new_tokens', 'samples', 'batch', 'context', 'turns'):
+    for name in ('repeats', 'threads', 'devices', 'new_tokens', 'samples', 'batch', 'context', 'turns'):
         values = getattr(options, name)
         for value in values if isinstance(values, list) else [] if values is None else [values]:
             if value < 1:
                 parser.error(f'--{name.replace("_", "-")}: expected at least 1, found {value}')
     if options.threads > len(cpus()):
         parser.error(f'--threads: expected at most the {len(cpus())} cores there are, found {options.threads}')
+    if options.gpu and options.devices > 1:
+        parser.error(f'--devices: expected 1 with --gpu, found {options.devices}')
     options.model = options.model or (GPU_MODELS if options.gpu else CPU_MODELS)
     options.dtype = options.dtype or ('bfloat16' if options.gpu else 'float32')
     options.remat = options.remat or ('full' if options.gpu else 'dots')
     try:
         options.cases = plan.check_cases(options.cases)
+        for case in options.cases:
+            plan.check_devices(options.devices, case, sizes(options, case))
         for source in options.model:
             models.shape_of(source)
     except ValueError as error:
@@ -134,6 +142,7 @@ def machine_of(options: argparse.Namespace, peer_python: pathlib.Path | None, wo
         'cores': len(cpus()),
         'load before the start': round(load, 1),
         'threads of each side': options.threads,
+        "simrl's devices": options.devices,
         'system': platform.platform(terse=True),
         'python': platform.python_version(),
         'versions': ', '.join(f['version'] for f in found.values()),
@@ -169,6 +178,7 @@ def job_of(
         logits='all',
         gpu=options.gpu,
         threads=options.threads,
+        devices=options.devices,
         inputs=work / 'inputs' / name,
         scratch=work / name,
     )
@@ -185,8 +195,10 @@ def check_memory(options: argparse.Namespace, config: TransformerConfig, availab
         peers = PEERS[case] if options.peers != 'none' else ()
         for size in sizes(options, case):
             estimate = {
-                ours: plan.memory(config, case, size, options.dtype, remat=options.remat, ours=ours)
-                for ours in (True, False)
+                True: plan.memory(
+                    config, case, size, options.dtype, remat=options.remat, ours=True, devices=options.devices
+                ),
+                False: plan.memory(config, case, size, options.dtype, remat=options.remat, ours=False),
             }
             what = f'{case} of {size.batch} rows of {size.context} tokens in {options.dtype}'
             needed = estimate[True] + len(peers) * estimate[False]

@@ -34,6 +34,8 @@ class Job:
         logits: of which positions a torch peer makes logits: 'all', as a transformers model does, or 'trained'.
         gpu: False keeps every side on the CPU.
         threads: of each side, on that many cores; the sides take turns.
+        devices: of XLA that simrl splits its rows over, on a CPU: they share the threads. Batched products of small
+            matrices, as in attention to a cache, run on one thread of each device.
         inputs: a file of arrays and one of texts, from `inputs.write`, without their suffixes.
         scratch: a folder for what sides write.
     """
@@ -51,6 +53,7 @@ class Job:
     logits: Literal['all', 'trained']
     gpu: bool
     threads: int
+    devices: int
     inputs: pathlib.Path
     scratch: pathlib.Path
 

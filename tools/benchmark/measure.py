@@ -89,6 +89,7 @@ def environment(job: Job) -> dict[str, str]:
         'HF_HUB_OFFLINE': '1',
         'TOKENIZERS_PARALLELISM': 'false',
         'OMP_NUM_THREADS': str(job.threads),
+        'JAX_NUM_CPU_DEVICES': str(job.devices),
         # Both sides share the accelerator, so that neither may take all of its memory beforehand.
         'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
         'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.95',

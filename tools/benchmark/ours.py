@@ -65,7 +65,7 @@ class Model:
 
 def load(job: Job, bench: Bench, dtype: str) -> tuple[Model, Params]:
     """The model, and its parameters on the device, in the shards of training."""
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(job.devices, 1, jax.devices()[: job.devices])
     config, params, tokenizer = load_model(str(job.model), dtype=dtype, mesh=mesh)
     bench.device_peak = rates.device_peak
     model = Model(

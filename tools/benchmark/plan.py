@@ -118,10 +118,25 @@ def samples_of(case: str, batch: int, samples: int) -> int:
     return samples
 
 
-def memory(config: TransformerConfig, case: str, size: Size, dtype: str, *, remat: Remat, ours: bool) -> int:
+def check_devices(devices: int, case: str, chosen: Sequence[Size]) -> None:
+    """Refuses devices of which each could not have as many rows as any other.
+
+    Raises:
+        ValueError: they do not divide the rows of a batch, or of a microbatch.
+    """
+    for size in chosen:
+        rows = size.batch // (pieces_of(size.batch) if case == 'update_ragged' else 1)
+        if rows % devices:
+            raise ValueError(f'--devices: expected a number that divides the {rows} rows of {case}, found {devices}')
+
+
+def memory(
+    config: TransformerConfig, case: str, size: Size, dtype: str, *, remat: Remat, ours: bool, devices: int = 1
+) -> int:
     """About the bytes of one side; see `limits`."""
     weights, item = limits.weights_of(config), ITEM_BYTES[dtype]
     decoding = limits.memory_of_decoding(weights, config, rows=size.batch, context=size.context, item=item)
+    decoding += (devices - 1) * weights.stored * item  # each has all weights to decode with
     if case in ('sampling', 'conversations'):
         # Both views of a conversation are cached on our side.
         return decoding * (2 if ours and case == 'conversations' else 1)
