@@ -24,12 +24,17 @@ def split_rows(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def at_rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """`x[b, index[b]]` of `[B, ...]`, in bounds.
+    """`x[b, index[b]]` of `[B, ...]`; an index must be in bounds.
 
     The gather says that rows are apart, and every device reads its own; of `x[arange(B), index]` XLA cannot tell, and
     has the devices exchange them.
     """
-    return jax.vmap(lambda row, i: row[i])(x, index)
+    return jax.vmap(lambda row, i: row.at[i].get(mode='promise_in_bounds'))(x, index)
+
+
+def set_at_rows(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
+    """`[B, ...]` with `x[b, index[b]]` set to `new[b]`, where that is in bounds; as apart as in `at_rows`."""
+    return jax.vmap(lambda row, i, entry: row.at[i].set(entry, mode='drop'))(x, index, new)
 
 
 def deal_rows(tree: Any, pieces: int) -> Any:

@@ -78,7 +78,7 @@ class Execution:
     """How the decoder is computed. It changes speed, memory and rounding, and never what is computed."""
 
     dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations and matrix products
-    remat: Literal['none', 'full', 'dots'] = 'none'  # what backward passes recompute, per layer; dots: all but products
+    remat: Literal['none', 'full', 'dots'] = 'none'  # what backward passes recompute; dots: all but what `dense` gives
     attention: Literal['xla', 'cudnn'] = 'xla'  # of passes without a cache; cudnn needs a GPU and bfloat16
     log_prob_chunk: int = 512  # trained positions whose [chunk, V] logits exist at once
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat
 from simrl.models import transformer
-from simrl.models.rows import deal_rows, gather_rows
+from simrl.models.rows import deal_rows, gather_rows, set_at_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward import Rewards
 from simrl.rollouts.rollout import EndReason
@@ -98,7 +98,6 @@ def assemble(
     time = frame.row_length(num_messages, longest, later_tokens)
     tokens = jnp.zeros((batch, time), jnp.int32).at[:, : len(frame.prefix)].set(jnp.asarray(frame.prefix, jnp.int32))
     start = jnp.full((batch,), len(frame.prefix), jnp.int32)
-    row = jnp.arange(batch)[:, None]
     ends = []
     for m in range(num_messages):
         header, length = frame.header(m), message_length[:, m]
@@ -110,7 +109,7 @@ def assemble(
         end = len(header) + length
         chunk = jnp.where(offset == end[:, None], frame.end(m), chunk)
         write = there[:, None] & (offset <= end[:, None])
-        tokens = tokens.at[row, jnp.where(write, start[:, None] + offset, time)].set(chunk, mode='drop')
+        tokens = set_at_rows(tokens, jnp.where(write, start[:, None] + offset, time), chunk)
         ends.append(jnp.where(there, start + end, time))
         start = jnp.where(there, start + end + 1, start)
     return tokens, jnp.stack(ends, axis=1)

@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
+from simrl.models.rows import set_at_rows
 from simrl.models.transformer import Params
 from simrl.rollouts.context import Context, aligned, capacity_for, with_room
 from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
@@ -161,21 +162,19 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     """What was said, with one message more, and how it leaves the conversations.
 
     Args:
-        said: with `messages` at least as wide as the message's content may be.
+        said: of `messages` as wide as the message's content may be, or wider.
         message: in the active rows, the next one.
         waiting: bool `[B]`, the rows whose turn it is to speak.
         active: bool `[B]`, those of them that have room for it.
     """
     number = said.num_messages
     most_messages = said.messages.shape[1]
-    budget = message.tokens.shape[1] - 1
+    budget, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
+    if longest < budget:
+        raise ValueError(f'Dialogue.messages: expected room for Voice.budget={budget} tokens, found {longest}')
     slot = jnp.where(active, number, most_messages)  # dropped where not active
     content = jnp.where(jnp.arange(budget) < message.content_length[:, None], message.tokens[:, :budget], 0)
-    content = jnp.pad(content, ((0, 0), (0, said.messages.shape[2] - budget)))
-
-    def written(held: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.vmap(lambda row, at, entry: row.at[at].set(entry, mode='drop'))(held, slot, new)
-
+    content = jnp.pad(content, ((0, 0), (0, longest - budget)))
     num_messages = number + active
     end_reason = jnp.select(
         [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
@@ -184,9 +183,9 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     )
     return dataclasses.replace(
         said,
-        messages=written(said.messages, content),
-        message_length=written(said.message_length, message.content_length),
-        truncated=written(said.truncated, message.truncated),
+        messages=set_at_rows(said.messages, slot, content),
+        message_length=set_at_rows(said.message_length, slot, message.content_length),
+        truncated=set_at_rows(said.truncated, slot, message.truncated),
         num_messages=num_messages,
         end_reason=end_reason,
         decoded_steps=said.decoded_steps + message.decoded_steps,
@@ -220,10 +219,6 @@ def turn(
     voice, partner_voice = voices[:: 1 - 2 * side]
     own, partner = (dialogue.user, dialogue.assistant)[:: 1 - 2 * side]
     number = dialogue.num_messages
-    longest = dialogue.messages.shape[2]
-    if longest < voice.budget:
-        raise ValueError(f'Dialogue.messages: expected room for Voice.budget={voice.budget} tokens, found {longest}')
-
     waiting = waiting_for(dialogue, role)
     active = waiting & can_speak(voice, own) & can_hear(partner_voice, partner, voice.budget)
     own, message = speak(params, voice, own, row_keys, number, active, allowed[side], temperatures[side])

@@ -35,8 +35,9 @@ def place_rewards(
     """
     last = _last_trained(value, valid, trained, turn)
     value = jnp.where(valid, value, 0).astype(jnp.float32).reshape(last.shape)
-    row = jnp.arange(trained.shape[0])[:, None]
-    placed = jnp.zeros(trained.shape, jnp.float32).at[row, last].add(value, mode='drop')
+    # Mapped over rows, as in `models.rows.set_at_rows`: they stay on their devices.
+    add = jax.vmap(lambda row, at, rewards: row.at[at].add(rewards, mode='drop'))
+    placed = add(jnp.zeros(trained.shape, jnp.float32), last, value)
     return placed, masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
 
 

@@ -75,9 +75,12 @@ def shard_shapes(params):
     return shapes
 
 
-def largest_gather(params, batch):
-    """Elements of the largest array that the compiled decoding of a batch gathers."""
-    sent = collectives(decode.lower(params, batch).compile().as_text())
+def sent_in_decode(params, batch):
+    return collectives(decode.lower(params, batch).compile().as_text())
+
+
+def largest_gather(sent):
+    """Elements of the largest array that a program gathers."""
     return max((math.prod(shape) for kind, shape in sent if kind == 'all-gather'), default=0)
 
 
@@ -134,6 +137,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     exported = folder.with_name(f'exported-{mesh.shape["data"]}')
     export(params, CONFIG, None, exported)
     resized, _ = resize_vocabulary(params, CONFIG, 257, copy_from=3)
+    sent = [*sent_in_decode(for_sampling, batch), *sent_in_decode(apart, batch)]
     return {
         'init_equal': equal(params, expected),
         'exported_equal': equal(load_params(exported, CONFIG), from_host),
@@ -156,8 +160,9 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         'sampling_shards': shard_shapes(for_sampling),
         'apart_shards': shard_shapes(apart),
         'batch_shard': list(batch['tokens'].addressable_shards[0].data.shape),
-        'gathered_in_decode': max(largest_gather(for_sampling, batch), largest_gather(apart, batch)),
-        'gathered_in_decode_by_training_rules': largest_gather(params, batch),
+        'sent_in_decode': sent,
+        'gathered_in_decode': largest_gather(sent),
+        'gathered_in_decode_by_training_rules': largest_gather(sent_in_decode(params, batch)),
     }
 
 

@@ -1,5 +1,9 @@
 """A tiny decoder that has everything a decoder can have, and rows for it."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +24,12 @@ CONFIG = TransformerConfig(
 )
 ROWS, TIME = 3, 16
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jnp.int32)
+
+
+def numbers_kept(loss: Callable[[Any], jax.Array], params: Any, leading: tuple[int, int, int]) -> int:
+    """How many numbers the forward pass keeps for the backward pass in arrays `[L, B, T, ...]`."""
+    backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward) if leaf.shape[:3] == leading)
 
 
 def random_params(config: TransformerConfig = CONFIG) -> Params:

@@ -1,7 +1,6 @@
 """The decoder: cached against full passes, causality and remat."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from simrl.models.transformer import (
     project,
     rope_frequencies,
 )
-from tests.models.scene import CONFIG, ROWS, TIME, TOKENS, random_params
+from tests.models.scene import CONFIG, ROWS, TIME, TOKENS, numbers_kept, random_params
 
 EXECUTION = Execution()
 
@@ -145,13 +144,20 @@ def test_remat_changes_how_and_not_what(params, tokens, policy, without_remat):
     # It is really on: the backward pass has the recomputation, and less is kept between the passes.
     assert 'remat' not in str(jax.make_jaxpr(differentiate(EXECUTION))(params, tokens))
     assert 'remat' in str(jax.make_jaxpr(remat)(params, tokens))
-    assert saved_numbers(params, tokens, execution) < saved_numbers(params, tokens, EXECUTION)
+    assert kept(params, execution) < kept(params, EXECUTION)
 
 
-def saved_numbers(params, tokens, execution):
-    """How many numbers the forward pass keeps for the backward pass."""
-    backward = jax.eval_shape(lambda p: jax.vjp(lambda q: mean_square(q, tokens, execution), p)[1], params)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward))
+def kept(params, execution):
+    leading = (CONFIG.num_layers, ROWS, TIME)
+    return numbers_kept(lambda changed: mean_square(changed, TOKENS, execution), params, leading)
+
+
+def test_dots_keeps_what_matrices_give(params):
+    """Of each token and layer what query, key, value, output, gate and up give; nothing reads what down gives again."""
+    c = CONFIG
+    given = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + c.model_dim + 2 * c.mlp_dim
+    more = kept(params, Execution(remat='dots')) - kept(params, Execution(remat='full'))
+    assert more == c.num_layers * ROWS * TIME * given
 
 
 # Parts.

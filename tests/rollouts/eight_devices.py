@@ -1,5 +1,6 @@
 """Run by test_rollout.py in a process with eight devices: the scene's conversations, two rows on each."""
 
+import functools
 import json
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ from simrl.conversations.chat import USER
 from simrl.models import sharding
 from simrl.rollouts import crowd as crowd_lib
 from simrl.rollouts import rollout as rollout_lib
+from simrl.rollouts.context import prefill
 from simrl.rollouts.crowd import keep_split
 from simrl.rollouts.rollout import Dialogue, rollout, turn
 from tests.many_devices import collectives
@@ -65,7 +67,12 @@ def main() -> None:
             allowed=scene.ALLOWED,  # type: ignore[arg-type]
         )
         fewer = crowd_lib._take.lower(dialogue, np.zeros((8, 1), np.int64))
-        programs = [lowered.compile().as_text() for lowered in (message, fewer)]
+        user = scene.USER_VOICE
+        read = functools.partial(prefill, capacity=scene.CAPACITIES[0], chunk=user.feed_chunk)
+        reading = jax.jit(read, static_argnums=(1, 2)).lower(
+            params[0], user.config, user.execution, *split(scene.prompts(0, ROWS))
+        )
+        programs = {'turn': message, 'taking rows': fewer, 'prefill': reading}
     print(
         json.dumps(
             {
@@ -75,7 +82,7 @@ def main() -> None:
                 'assistant': np.asarray(out.assistant.tokens).tolist(),
                 'compiled': compiled,
                 'held': held,
-                'sent': [collectives(program) for program in programs],
+                'sent': {name: collectives(p.compile().as_text()) for name, p in programs.items()},
             }
         )
     )

@@ -126,20 +126,23 @@ def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
 _prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
 
 
-def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
-    """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
+def prompts(side: int, rows: list[int], extra: int = 0) -> tuple[np.ndarray, ...]:
+    """What `prefill` takes of the prompts of `rows` in one view: tokens, role, message and length; `extra` padding."""
     prompts = [PROMPTS[side][row] for row in rows]
     width = max(map(len, PROMPTS[side])) + extra
     padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in prompts])  # junk after the end
+    tokens, role, message = (padded[..., i].astype(dtype) for i, dtype in enumerate(('int32', 'int8', 'int16')))
+    return tokens, role, message, np.array([len(prompt) for prompt in prompts], np.int32)
+
+
+def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
+    """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
     voice = VOICES[side]
     view = _prefill(
         params()[side],
         voice.config,
         voice.execution,
-        padded[..., 0].astype(np.int32),
-        padded[..., 1].astype(np.int8),
-        padded[..., 2].astype(np.int16),
-        np.array([len(prompt) for prompt in prompts], np.int32),
+        *prompts(side, rows, extra),
         capacity=CAPACITIES[side] + extra,
         chunk=4,
     )

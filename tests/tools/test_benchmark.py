@@ -146,6 +146,8 @@ def test_the_estimate_of_memory_by_hand():
     assert decoding == limits.PROCESS_BYTES + 2 * (LAYERS + HEAD) + 2 * 3 * 10 * 32 * 2 + 3 * 3 * 100 * 4
     split = plan.memory(CONFIG, 'sampling', Size(3, 10), 'bfloat16', remat='none', ours=True, devices=3)
     assert split == decoding + 2 * 2 * (LAYERS + HEAD)
+    talking = plan.memory(CONFIG, 'conversations', Size(3, 10, 2), 'bfloat16', remat='none', ours=True)
+    assert talking == decoding + 2 * 3 * 10 * 32 * 2  # a second view
     training = plan.memory(CONFIG, 'sft', Size(3, 10), 'float32', remat='none', ours=False)
     kept = 2 * (6 * 8 + 4 * 16 + 4 * 16 + 2 * 4 * 10)
     logits = 3 * 4 * 100
@@ -229,11 +231,12 @@ def test_a_conversation_that_has_no_room_is_refused(model):
 def test_the_whole_command_without_peers(tmp_path, capsys):
     output = tmp_path / 'out'
     sizes = ['--batch=2', '--context=48', '--new-tokens=8', '--repeats=2', '--devices=2']
-    tool.main([f'--output={output}', '--model=random:tiny', '--peers=none', '--cases', 'sampling', *sizes])
+    tool.main([f'--output={output}', '--model=random:tiny', '--peers=none', '--cases', 'sampling', 'sft', *sizes])
     printed = capsys.readouterr().out
     found = json.loads((output / 'benchmark.json').read_text())
     assert found['rows'][0]['case'] == 'sampling'
-    assert {row['case'] for row in found['rows'][1:]} <= {tool.AFTER_FIRST}  # none where noise hides it
+    assert found['rows'][-1]['case'] == 'sft'
+    assert {row['case'] for row in found['rows'][1:-1]} <= {tool.AFTER_FIRST}  # none where noise hides it
     assert found['machine']["simrl's devices"] == 2
     for row in found['rows']:
         assert row['peer'] is row['ratio'] is None
@@ -405,8 +408,9 @@ def test_unknown_names_are_errors(tmp_path, capsys):
         ('--model=random:huge', "found 'random:huge'"),
         ('--repeats=0', '--repeats: expected at least 1, found 0'),
         ('--threads=4096', 'found 4096'),
-        ('--devices=3', '--devices: expected a number that divides the 16 rows of sampling, found 3'),
+        ('--threads=1 --devices=2', '--devices: expected at most one a thread, and 1 with --gpu, found 2'),
+        ('--devices=2 --batch=3', '--devices: expected a number that divides the 3 rows of sampling, found 2'),
     ):
         with pytest.raises(SystemExit):
-            tool.parse([f'--output={tmp_path}', argument])
+            tool.parse([f'--output={tmp_path}', *argument.split()])
         assert said in capsys.readouterr().err

@@ -87,8 +87,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 parser.error(f'--{name.replace("_", "-")}: expected at least 1, found {value}')
     if options.threads > len(cpus()):
         parser.error(f'--threads: expected at most the {len(cpus())} cores there are, found {options.threads}')
-    if options.gpu and options.devices > 1:
-        parser.error(f'--devices: expected 1 with --gpu, found {options.devices}')
+    most_devices = 1 if options.gpu else options.threads
+    if options.devices > most_devices:
+        parser.error(f'--devices: expected at most one a thread, and 1 with --gpu, found {options.devices}')
     options.model = options.model or (GPU_MODELS if options.gpu else CPU_MODELS)
     options.dtype = options.dtype or ('bfloat16' if options.gpu else 'float32')
     options.remat = options.remat or ('full' if options.gpu else 'dots')
@@ -142,7 +143,7 @@ def machine_of(options: argparse.Namespace, peer_python: pathlib.Path | None, wo
         'cores': len(cpus()),
         'load before the start': round(load, 1),
         'threads of each side': options.threads,
-        "simrl's devices": options.devices,
+        "simrl's devices": options.devices if options.gpu else found[measure.OURS]['devices'],
         'system': platform.platform(terse=True),
         'python': platform.python_version(),
         'versions': ', '.join(f['version'] for f in found.values()),

@@ -142,12 +142,18 @@ def gradient_step(weights: Weights, *, tokens: int, trained: int, item: int) -> 
     ]
 
 
-def memory_of_decoding(weights: Weights, config: TransformerConfig, *, rows: int, context: int, item: int) -> int:
-    """About the bytes of one side: weights, twice the cache (it is copied where it grows), and logits in float32."""
+def memory_of_decoding(
+    weights: Weights, config: TransformerConfig, *, rows: int, context: int, item: int, views: int = 1, devices: int = 1
+) -> int:
+    """About the bytes of one side: weights on each device, caches, and logits in float32.
+
+    Args:
+        views: how many caches there are of a row, each twice (it is copied where it grows).
+    """
     return (
         PROCESS_BYTES
-        + weights.stored * item
-        + 2 * rows * context * weights.cache * item
+        + devices * weights.stored * item
+        + 2 * views * rows * context * weights.cache * item
         + 3 * rows * config.vocab_size * 4
     )
 

@@ -90,6 +90,8 @@ def environment(job: Job) -> dict[str, str]:
         'TOKENIZERS_PARALLELISM': 'false',
         'OMP_NUM_THREADS': str(job.threads),
         'JAX_NUM_CPU_DEVICES': str(job.devices),
+        # Devices that wait for each other each hold a thread: no program is begun while one is under way.
+        **({'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false'} if job.devices > 1 else {}),
         # Both sides share the accelerator, so that neither may take all of its memory beforehand.
         'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
         'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.95',

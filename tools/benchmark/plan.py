@@ -133,13 +133,19 @@ def check_devices(devices: int, case: str, chosen: Sequence[Size]) -> None:
 def memory(
     config: TransformerConfig, case: str, size: Size, dtype: str, *, remat: Remat, ours: bool, devices: int = 1
 ) -> int:
-    """About the bytes of one side; see `limits`."""
+    """About the bytes of one side; see `limits`. Of training, devices divide the state and gather what is small."""
     weights, item = limits.weights_of(config), ITEM_BYTES[dtype]
-    decoding = limits.memory_of_decoding(weights, config, rows=size.batch, context=size.context, item=item)
-    decoding += (devices - 1) * weights.stored * item  # each has all weights to decode with
+    decoding = limits.memory_of_decoding(
+        weights,
+        config,
+        rows=size.batch,
+        context=size.context,
+        item=item,
+        views=2 if ours and case == 'conversations' else 1,
+        devices=devices,
+    )
     if case in ('sampling', 'conversations'):
-        # Both views of a conversation are cached on our side.
-        return decoding * (2 if ours and case == 'conversations' else 1)
+        return decoding
     remat = remat if ours else peers_remat(remat)
     logits = Execution().log_prob_chunk if ours else size.batch * size.context
     pieces = pieces_of(size.batch) if ours and case == 'update_ragged' else 1

@@ -44,6 +44,7 @@ def measure(job: Job, bench: Bench) -> None:
         bandwidth=bandwidth(GPU_BYTES if on_gpu else CPU_BYTES),
         device=jax.devices()[0].device_kind,
         device_bytes=device_bytes(),
+        devices=jax.device_count(),
         version=f'jax {jax.__version__}',
     )
     bench.wait()
