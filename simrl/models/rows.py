@@ -24,12 +24,12 @@ def split_rows(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def at_rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """`x[b, index[b]]` of `[B, ...]`; an index must be in bounds.
+    """`x[b, index[b]]` of `[B, ...]`, with one or more indices for each row, which should be in bounds.
 
     The gather says that rows are apart, and every device reads its own; of `x[arange(B), index]` XLA cannot tell, and
     has the devices exchange them.
     """
-    return jax.vmap(lambda row, i: row.at[i].get(mode='promise_in_bounds'))(x, index)
+    return jax.vmap(lambda row, i: row[i])(x, index)
 
 
 def set_at_rows(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simrl.models.rows import rows_are_split
+from simrl.models.rows import at_rows, rows_are_split, set_at_rows
 from simrl.models.transformer import Cache
 
 LEAST_ROWS = 8  # under which a decode step is hardly cheaper with fewer rows
@@ -69,7 +69,7 @@ def take_rows(tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
 
     def taken(x: jax.Array) -> jax.Array:
         parts = x.reshape(index.shape[0], -1, *x.shape[1:])
-        return jax.vmap(lambda part, at: part[at])(parts, index).reshape(-1, *x.shape[1:])
+        return at_rows(parts, index).reshape(-1, *x.shape[1:])
 
     return keep_split(jax.tree.map(taken, tree))
 
@@ -164,6 +164,6 @@ def _put_rows(into: _Tree, tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
 
     def put(whole: jax.Array, rows: jax.Array) -> jax.Array:
         parts, new = (x.reshape(index.shape[0], -1, *x.shape[1:]) for x in (whole, rows))
-        return jax.vmap(lambda part, at, new: part.at[at].set(new))(parts, index, new).reshape(whole.shape)
+        return set_at_rows(parts, index, new).reshape(whole.shape)
 
     return keep_split(jax.tree.map(put, into, tree))

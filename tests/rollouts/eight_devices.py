@@ -1,6 +1,5 @@
 """Run by test_rollout.py in a process with eight devices: the scene's conversations, two rows on each."""
 
-import functools
 import json
 from typing import Any
 from unittest import mock
@@ -12,7 +11,6 @@ from simrl.conversations.chat import USER
 from simrl.models import sharding
 from simrl.rollouts import crowd as crowd_lib
 from simrl.rollouts import rollout as rollout_lib
-from simrl.rollouts.context import prefill
 from simrl.rollouts.crowd import keep_split
 from simrl.rollouts.rollout import Dialogue, rollout, turn
 from tests.many_devices import collectives
@@ -68,9 +66,13 @@ def main() -> None:
         )
         fewer = crowd_lib._take.lower(dialogue, np.zeros((8, 1), np.int64))
         user = scene.USER_VOICE
-        read = functools.partial(prefill, capacity=scene.CAPACITIES[0], chunk=user.feed_chunk)
-        reading = jax.jit(read, static_argnums=(1, 2)).lower(
-            params[0], user.config, user.execution, *split(scene.prompts(0, ROWS))
+        reading = scene.jit_prefill.lower(
+            params[0],
+            user.config,
+            user.execution,
+            *split(scene.prompts(0, ROWS)),
+            capacity=scene.CAPACITIES[0],
+            chunk=user.feed_chunk,
         )
         programs = {'turn': message, 'taking rows': fewer, 'prefill': reading}
     print(

@@ -123,22 +123,22 @@ def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
     return row_keys(7, 3, np.asarray(rows, np.uint32), np.zeros(len(rows), np.int32))
 
 
-_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
+jit_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
 
 
 def prompts(side: int, rows: list[int], extra: int = 0) -> tuple[np.ndarray, ...]:
     """What `prefill` takes of the prompts of `rows` in one view: tokens, role, message and length; `extra` padding."""
-    prompts = [PROMPTS[side][row] for row in rows]
+    chosen = [PROMPTS[side][row] for row in rows]
     width = max(map(len, PROMPTS[side])) + extra
-    padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in prompts])  # junk after the end
+    padded = np.array([prompt + [(77, USER, 5)] * (width - len(prompt)) for prompt in chosen])  # junk after the end
     tokens, role, message = (padded[..., i].astype(dtype) for i, dtype in enumerate(('int32', 'int8', 'int16')))
-    return tokens, role, message, np.array([len(prompt) for prompt in prompts], np.int32)
+    return tokens, role, message, np.array([len(prompt) for prompt in chosen], np.int32)
 
 
 def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
     """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
     voice = VOICES[side]
-    view = _prefill(
+    view = jit_prefill(
         params()[side],
         voice.config,
         voice.execution,

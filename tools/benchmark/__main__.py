@@ -195,14 +195,12 @@ def check_memory(options: argparse.Namespace, config: TransformerConfig, availab
     for case in options.cases:
         peers = PEERS[case] if options.peers != 'none' else ()
         for size in sizes(options, case):
-            estimate = {
-                True: plan.memory(
-                    config, case, size, options.dtype, remat=options.remat, ours=True, devices=options.devices
-                ),
-                False: plan.memory(config, case, size, options.dtype, remat=options.remat, ours=False),
-            }
+            own, peer = (
+                plan.memory(config, case, size, options.dtype, remat=options.remat, ours=ours, devices=options.devices)
+                for ours in (True, False)
+            )
             what = f'{case} of {size.batch} rows of {size.context} tokens in {options.dtype}'
-            needed = estimate[True] + len(peers) * estimate[False]
+            needed = own + len(peers) * peer
             advice = 'lower --batch or --context, or measure simrl alone with --peers=none'
             limits.check_memory(what, needed, available, 1 + len(peers), advice)
 

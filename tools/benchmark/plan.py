@@ -133,7 +133,11 @@ def check_devices(devices: int, case: str, chosen: Sequence[Size]) -> None:
 def memory(
     config: TransformerConfig, case: str, size: Size, dtype: str, *, remat: Remat, ours: bool, devices: int = 1
 ) -> int:
-    """About the bytes of one side; see `limits`. Of training, devices divide the state and gather what is small."""
+    """About the bytes of one side; see `limits`.
+
+    Args:
+        devices: of simrl. Each has all weights to decode with; of training they divide the state, and gather little.
+    """
     weights, item = limits.weights_of(config), ITEM_BYTES[dtype]
     decoding = limits.memory_of_decoding(
         weights,
@@ -142,7 +146,7 @@ def memory(
         context=size.context,
         item=item,
         views=2 if ours and case == 'conversations' else 1,
-        devices=devices,
+        devices=devices if ours else 1,
     )
     if case in ('sampling', 'conversations'):
         return decoding
