@@ -98,10 +98,10 @@ def eight_devices(tmp_path_factory):
     """The results of `eight_devices.py`: a JSON object."""
     out = tmp_path_factory.mktemp('eight_devices')
     environment = os.environ | EIGHT_DEVICES
-    script = Path(__file__).with_name('eight_devices.py')
     run = subprocess.run(
-        [sys.executable, '-W', 'error::DeprecationWarning:simrl', str(script), str(out)],
+        [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', 'tests.models.eight_devices', str(out)],
         env=environment,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=600,

@@ -299,11 +299,15 @@ def test_from_the_middle_with_repeated_rows() -> None:
 
 def test_devices_do_not_matter() -> None:
     """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
-    script = Path(__file__).parent / 'eight_devices.py'
-    root = Path(__file__).parents[2]
     flags = f'{EIGHT_DEVICES["XLA_FLAGS"]} --xla_backend_optimization_level=0'  # the latter compiles faster
-    env = os.environ | EIGHT_DEVICES | {'XLA_FLAGS': flags, 'PYTHONPATH': str(root)}
-    done = subprocess.run([sys.executable, str(script)], env=env, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.rollouts.eight_devices'],
+        env=os.environ | EIGHT_DEVICES | {'XLA_FLAGS': flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     rows = found['rows']
