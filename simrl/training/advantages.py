@@ -9,6 +9,7 @@ Every end of a conversation is terminal: nothing is bootstrapped past it, whatev
 import jax
 import jax.numpy as jnp
 
+from simrl.models.rows import set_at_rows
 from simrl.training import masked
 
 EPSILON = 1e-6  # added to standard deviations of rewards, as in the GRPO implementations of TRL and SkyRL
@@ -35,9 +36,7 @@ def place_rewards(
     """
     last = _last_trained(value, valid, trained, turn)
     value = jnp.where(valid, value, 0).astype(jnp.float32).reshape(last.shape)
-    # Mapped over rows, as in `models.rows.set_at_rows`: they stay on their devices.
-    add = jax.vmap(lambda row, at, rewards: row.at[at].add(rewards, mode='drop'))
-    placed = add(jnp.zeros(trained.shape, jnp.float32), last, value)
+    placed = set_at_rows(jnp.zeros(trained.shape, jnp.float32), last, value)  # no token is of two turns
     return placed, masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
 
 
