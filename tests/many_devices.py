@@ -1,6 +1,10 @@
-"""The environment of a process with eight devices on one CPU, and what a compiled program sends between devices."""
+"""Processes with eight devices on one CPU, and what a compiled program sends between devices."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 # Each device's programs run on threads of XLA's pools, which have as many threads as there are cores or devices, and a
 # collective holds a thread until all devices have come. The pools are made larger (NPROC) so that threads are left to
@@ -13,6 +17,26 @@ EIGHT_DEVICES = {
     'XLA_FLAGS': '--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 '
     '--xla_cpu_collective_call_terminate_timeout_seconds=500',
 }
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(module: str, *arguments: str, **variables: str) -> str:
+    """What a module of the tests prints that runs, and ends well, in a process with eight devices of its own.
+
+    Args:
+        variables: of its environment, instead of those of `EIGHT_DEVICES`.
+    """
+    done = subprocess.run(
+        [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', module, *arguments],
+        env=os.environ | EIGHT_DEVICES | variables,
+        cwd=ROOT,  # where `-m` finds the tests
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def collectives(program: str) -> list[tuple[str, tuple[int, ...]]]:

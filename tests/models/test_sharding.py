@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,7 @@ from jax.sharding import AxisType
 from simrl.models import lora, sharding
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import TransformerConfig
-from tests.many_devices import EIGHT_DEVICES
+from tests import many_devices
 
 CONFIG = TransformerConfig(
     vocab_size=150, model_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4, mlp_dim=48, max_positions=64
@@ -97,17 +93,7 @@ def test_batch_that_does_not_divide_and_scalars():
 def eight_devices(tmp_path_factory):
     """The results of `eight_devices.py`: a JSON object."""
     out = tmp_path_factory.mktemp('eight_devices')
-    environment = os.environ | EIGHT_DEVICES
-    run = subprocess.run(
-        [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', 'tests.models.eight_devices', str(out)],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    many_devices.run('tests.models.eight_devices', str(out))
     return json.loads((out / 'results.json').read_text())
 
 

@@ -3,11 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +28,7 @@ from simrl.rollouts.rollout import (
     turn,
 )
 from simrl.rollouts.trajectories import missed_signals, rollout_metrics, trajectories, transcripts
-from tests.many_devices import EIGHT_DEVICES
+from tests import many_devices
 from tests.rollouts import scene, slow
 
 ALL = list(range(scene.ROWS))
@@ -299,17 +295,10 @@ def test_from_the_middle_with_repeated_rows() -> None:
 
 def test_devices_do_not_matter() -> None:
     """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
-    flags = f'{EIGHT_DEVICES["XLA_FLAGS"]} --xla_backend_optimization_level=0'  # the latter compiles faster
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.rollouts.eight_devices'],
-        env=os.environ | EIGHT_DEVICES | {'XLA_FLAGS': flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    # The last of the flags compiles faster.
+    flags = f'{many_devices.EIGHT_DEVICES["XLA_FLAGS"]} --xla_backend_optimization_level=0'
+    printed = many_devices.run('tests.rollouts.eight_devices', XLA_FLAGS=flags)
+    found = json.loads(printed.splitlines()[-1])
     rows = found['rows']
     assert found['messages'] == _host().messages[rows].tolist()
     assert found['user'] == _host().user.tokens[rows].tolist()

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.many_devices import EIGHT_DEVICES
+from tests import many_devices
 from tests.training import eight_devices
 
 MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
@@ -29,20 +26,14 @@ class Found:
 @pytest.fixture(scope='module')
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """By mesh; compiling is nearly all of the time, so they run side by side."""
-    environment = EIGHT_DEVICES | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
     folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *MESHES)}
-    processes = {
-        mesh: subprocess.Popen(
-            [sys.executable, '-m', eight_devices.__name__, *mesh.split('x'), str(folder)],
-            env=os.environ | environment,
-            cwd=pathlib.Path(__file__).parents[2],
-            stdout=(folder / 'output').open('w'),
-            stderr=subprocess.STDOUT,
-        )
-        for mesh, folder in folders.items()
-    }
-    for mesh, process in processes.items():
-        assert process.wait(timeout=600) == 0, (folders[mesh] / 'output').read_text()[-4000:]
+
+    def train(mesh: str) -> None:
+        sizes = mesh.split('x')
+        many_devices.run(eight_devices.__name__, *sizes, str(folders[mesh]), JAX_DISABLE_MOST_OPTIMIZATIONS='1')
+
+    with ThreadPoolExecutor(len(folders)) as threads:
+        list(threads.map(train, folders))  # raises what one raised
     return {
         mesh: Found(
             json.loads((folder / 'results.json').read_text()),
