@@ -7,13 +7,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from simrl import experiment
-from simrl.compilation import use_xla_flags
-from simrl.config import ConfigError
 from simrl.conversations.records import RowError
-from simrl.lanes import LaneError
-from simrl.stages import WorkdirError
-from simrl.training.checkpoint import CheckpointError
+from simrl.experiments import experiment
+from simrl.models.checkpoint import CheckpointError
+from simrl.run.config import ConfigError
+from simrl.run.runtime import use_xla_flags
+from simrl.run.stages import WorkdirError
+from simrl.run.workers import LaneError
 from simrl.training.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from simrl import config
-from simrl.evaluation import results, summary
+from simrl.evaluation import results
 from simrl.evaluation.controls import LEAST_SEEDS, Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.people import split_name
+from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
-from simrl.known_answer import KnownAnswer, Plan
-from simrl.known_answer_results import outcomes_on_people
+from simrl.experiments.known_answer import KnownAnswer, Plan
+from simrl.experiments.known_answer_results import outcomes_on_people
+from simrl.run import config
 
 ARMS = ('role_play', 'fine_tuned')
 PAIR = 'fine_tuned - role_play'

@@ -12,13 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-from simrl import config as config_lib
-from simrl import jobs, sources, stages
 from simrl.conversations.chat import TERMINAL_TEXT
+from simrl.experiments import jobs, sources
 from simrl.models import sharding
-from simrl.models.export import export, read_generation_config
-from simrl.models.huggingface import FLOAT_DTYPES
-from simrl.models.load import find_folder, load_model
+from simrl.models.files.export import export, read_generation_config
+from simrl.models.files.huggingface import FLOAT_DTYPES
+from simrl.models.files.load import find_folder, load_model
+from simrl.run import config as config_lib
+from simrl.run import stages
 
 
 def generation_config_of(source: str, revision: str | None) -> dict | None:

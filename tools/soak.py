@@ -25,7 +25,7 @@ import sys
 import time
 
 from simrl.evaluation.results import RESULTS_FOLDER
-from simrl.stage_files import LOCK_FILE, is_done
+from simrl.run.stage_files import LOCK_FILE, is_done
 from tests.kills import assert_same_run, run_with_kills
 
 STEPS = {'sft_user': ('--config.user_sft.sft.steps=60',), 'rl': ('--config.rl.steps=60',)}

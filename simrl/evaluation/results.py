@@ -8,9 +8,9 @@ import json
 import pathlib
 from typing import Any, Literal, TypeVar
 
-from simrl import config
-from simrl.evaluation.recovered import RecoveredShare
+from simrl.evaluation.gap_recovered import RecoveredShare
 from simrl.evaluation.statistics import Estimate, SeedEstimate
+from simrl.run import config
 
 T = TypeVar('T')
 

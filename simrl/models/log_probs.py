@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
+from simrl.models.layouts import as_it_lies, output_matrix
 from simrl.models.rows import rows_are_split
 from simrl.models.transformer import Params
-from simrl.models.weights import as_it_lies, output_matrix
 
 
 @jax.named_scope('log_probs')

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
+from simrl.models.layouts import MATRICES
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.models.weights import MATRICES
 
 TARGETS: Mapping[str, int] = MATRICES  # the weights that can have an adapter, of all layers: [L, *in, *out]
 T = TypeVar('T')

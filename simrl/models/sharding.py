@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simrl.models import lora, weights
+from simrl.models import layouts, lora
 from simrl.models.transformer import Params, TransformerConfig, init_boxed_params, init_head
 
 Rules = tuple[tuple[str, str | None], ...]
@@ -131,7 +131,7 @@ def param_shardings(
 
 
 def layers_apart(shardings: Params, num_layers: int) -> Params:
-    """The shardings of `weights.layers_apart` of a decoder that has these."""
+    """The shardings of `layouts.layers_apart` of a decoder that has these."""
 
     def of_one(stacked: NamedSharding) -> NamedSharding:
         return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
@@ -140,12 +140,12 @@ def layers_apart(shardings: Params, num_layers: int) -> Params:
 
 
 def output_major(shardings: Params) -> Params:
-    """The shardings of `weights.output_major` of a decoder, its layers apart, that has these."""
+    """The shardings of `layouts.output_major` of a decoder, its layers apart, that has these."""
 
     def inputs_last(sharding: NamedSharding, inputs: int) -> NamedSharding:
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[inputs:], *sharding.spec[:inputs]))
 
-    return weights.output_major(shardings, inputs_last)
+    return layouts.output_major(shardings, inputs_last)
 
 
 def init_sharded(

@@ -17,8 +17,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from simrl.models.layouts import PRODUCT, OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
 from simrl.models.rows import split_rows
-from simrl.models.weights import PRODUCT, OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
 # 'adapter_scale' as well. What decoding reads lies as `weights.py` says.

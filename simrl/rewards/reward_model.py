@@ -21,8 +21,8 @@ from simrl.conversations.chat import Chat
 from simrl.models import transformer
 from simrl.models.rows import deal_rows, gather_rows, set_at_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.reward import Rewards
-from simrl.rollouts.rollout import EndReason
+from simrl.rewards.rewards import Rewards
+from simrl.rollouts.dialogue import EndReason
 from simrl.rollouts.trajectories import Trajectories
 
 NO_REPLY = 'the conversation holds no assistant message'

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from simrl.models import transformer
 from simrl.models.rows import at_rows
 from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
-from simrl.rollouts.crowd import keep_split
+from simrl.rollouts.compaction import keep_split
 
 PREFIX = -1  # `Context.message` of tokens before the first message
 

@@ -23,12 +23,12 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
+from simrl.rollouts.agents import Limits, Prompts, Speaker, prefilled
+from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.context import Context, capacity_for, with_room
-from simrl.rollouts.crowd import compact, crowd_of, everyone, keep_split
-from simrl.rollouts.exchange import can_hear, can_speak, hear, hearing_room, speak, speaking_room
-from simrl.rollouts.rollout import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
-from simrl.rollouts.sampler import Message, Voice
-from simrl.rollouts.speaker import Limits, Prompts, Speaker, prefilled
+from simrl.rollouts.dialogue import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
+from simrl.rollouts.generate import Message, Voice
+from simrl.rollouts.messages import can_hear, can_speak, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.trajectories import ROLE_NAMES, Trajectories, in_view
 
 PARTNER_STREAM = 2**32 - 1  # folded into a conversation's key for its partner's seed; messages fold in their numbers

@@ -11,8 +11,8 @@ from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, natural_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Speaker, voice_of
+from simrl.rollouts.agents import Speaker, voice_of
+from simrl.rollouts.generate import Sampling
 
 
 @dataclasses.dataclass(frozen=True)

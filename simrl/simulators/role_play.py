@@ -9,8 +9,8 @@ from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, swapped_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Speaker, voice_of
+from simrl.rollouts.agents import Speaker, voice_of
+from simrl.rollouts.generate import Sampling
 
 INSTRUCTIONS = """\
 You play a person who is chatting with an AI assistant. What you see under the user's name are the assistant's \

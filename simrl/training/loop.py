@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from simrl.training import metrics as metrics_lib
-from simrl.training import profiling
-from simrl.training.checkpoint import Checkpoints
-from simrl.training.metrics import Metrics, Writer
-from simrl.training.progress import Progress
+from simrl.models.checkpoint import Checkpoints
+from simrl.run import metrics as metrics_lib
+from simrl.run import profiling
+from simrl.run.metrics import Metrics, Writer
+from simrl.run.progress import Progress
 
 CHECKPOINTS_FOLDER = 'checkpoints'
 

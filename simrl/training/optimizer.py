@@ -15,8 +15,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from simrl.models.transformer import Params
+from simrl.models import placement, sharding
+from simrl.models.transformer import Params, TransformerConfig
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight), float32 scalars; divided where they are shown
 P = ParamSpec('P')
@@ -275,9 +277,21 @@ def jit_step(
     """Compiles a training step: a function of (state, ...), which it donates, that returns the next state and metrics.
 
     Args:
-        state_sharding: a tree of shardings like the state, from `placement.place_state`. It pins the new state's to the
+        state_sharding: a tree of shardings like the state, from `place_state`. It pins the new state's to the
             old one's, as the compiler would otherwise be free to return replicated parameters: they might not fit, and
             the second step would compile again. None: leave it to the compiler.
     """
     out_shardings = None if state_sharding is None else (state_sharding, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def place_state(
+    params: Params, config: TransformerConfig, optimizer: Optimizer, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """The state before the first step in its training shards, and the tree of its shardings."""
+    placed = placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
+    shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), placed)
+    state_shardings = sharding.state_shardings(abstract, placed, shardings)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=state_shardings, donate_argnums=0)(placed)
+    return state, state_shardings

@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack_preferences
 from simrl.conversations.records import Preference
 from simrl.conversations.views import PreferenceRow
-from simrl.models import transformer
+from simrl.models import placement, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward_model import score_rows
-from simrl.training import loop, placement
+from simrl.run.progress import Progress
+from simrl.training import loop
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
     Metrics,
@@ -31,8 +32,8 @@ from simrl.training.optimizer import (
     apply_gradients,
     jit_step,
     make_optimizer,
+    place_state,
 )
-from simrl.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ def fit(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = Batches(rows, settings.batch, stack_preferences)
     start = {'decoder': params['decoder'], 'reward_head': transformer.init_head(config)}
-    state, state_sharding = placement.place_state(start, config, optimizer, mesh)
+    state, state_sharding = place_state(start, config, optimizer, mesh)
     update = jit_step(
         functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding
     )

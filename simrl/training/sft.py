@@ -18,9 +18,12 @@ from jax.sharding import Mesh
 
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
 from simrl.conversations.views import Rendered
+from simrl.models import placement
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.training import loop, metrics, parts, placement, scoring
+from simrl.run import metrics
+from simrl.run.progress import Progress
+from simrl.training import loop, partition, scoring
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
     Metrics,
@@ -30,8 +33,8 @@ from simrl.training.optimizer import (
     apply_gradients,
     jit_step,
     make_optimizer,
+    place_state,
 )
-from simrl.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def train_step(
     """One gradient step on the mean loss per trained token of a batch. Pure; `jit_step` compiles it.
 
     Args:
-        frozen: of `parts.trained_and_frozen`.
+        frozen: of `partition.trained_and_frozen`.
     """
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
@@ -163,15 +166,15 @@ def fine_tune(
             loss of every end whatever is learnt.
 
     Returns:
-        The state after the last step; `parts.whole_decoder` makes one model of it.
+        The state after the last step; `partition.whole_decoder` makes one model of it.
     """
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = Batches(rows, settings.batch, stack)
     held_out_batches = Batches(held_out, settings.batch, stack)
-    trained, frozen = parts.trained_and_frozen(
+    trained, frozen = partition.trained_and_frozen(
         params, config, settings.lora, seed=settings.batch.seed, dtype=execution.dtype, mesh=mesh
     )
-    state, state_sharding = placement.place_state(trained, config, optimizer, mesh)
+    state, state_sharding = place_state(trained, config, optimizer, mesh)
     mask = jnp.asarray(allowed)
     update = jit_step(
         functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding

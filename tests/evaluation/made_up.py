@@ -2,7 +2,7 @@
 
 import math
 
-from simrl.evaluation.claims import claims_over_seeds
+from simrl.evaluation.comparisons import claims_over_seeds
 from simrl.evaluation.people import compare, outcomes_of
 
 SCALE = 0.25 / math.log(9)

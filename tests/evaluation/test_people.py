@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from simrl import config
+from simrl.evaluation.gap_recovered import recovered_shares
 from simrl.evaluation.people import compare, outcomes_of, split_name, summarise_people
-from simrl.evaluation.recovered import recovered_shares
 from simrl.evaluation.results import ClaimsResult, PeopleResult
+from simrl.run import config
 from tests.evaluation.made_up import claims_of, outcomes, row, vote
 
 

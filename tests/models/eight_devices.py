@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simrl.models import sharding
-from simrl.models.export import export
-from simrl.models.huggingface import load_params
-from simrl.models.load import resize_vocabulary
+from simrl.models import placement, sharding
+from simrl.models.files.export import export
+from simrl.models.files.huggingface import load_params
+from simrl.models.files.load import resize_vocabulary
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
-from simrl.training import placement
 from tests.many_devices import collectives
 
 CONFIG = TransformerConfig(

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.config import ConfigError, from_config_dict
 from simrl.models import lora, transformer
-from simrl.models.export import export
-from simrl.models.huggingface import load_config, load_params
+from simrl.models.files.export import export
+from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.lora import TARGETS, LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig, apply, project
+from simrl.run.config import ConfigError, from_config_dict
 from tests.models.scene import numbers_kept
 
 CONFIG = TransformerConfig(

@@ -9,10 +9,10 @@ import numpy as np
 
 from simrl.conversations.chat import USER
 from simrl.models import sharding
-from simrl.rollouts import crowd as crowd_lib
-from simrl.rollouts import rollout as rollout_lib
-from simrl.rollouts.crowd import keep_split
-from simrl.rollouts.rollout import Dialogue, rollout, turn
+from simrl.rollouts import compaction as crowd_lib
+from simrl.rollouts import dialogue as rollout_lib
+from simrl.rollouts.compaction import keep_split
+from simrl.rollouts.dialogue import Dialogue, rollout, turn
 from tests.many_devices import collectives
 from tests.rollouts import scene
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
+from simrl.models.layouts import layers_apart, output_major
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.models.weights import layers_apart, output_major
 from simrl.rollouts.context import PREFIX, Context, prefill, with_room
-from simrl.rollouts.rollout import Dialogue, begin, capacity, row_keys
-from simrl.rollouts.sampler import Filters, Voice
+from simrl.rollouts.dialogue import Dialogue, begin, capacity, row_keys
+from simrl.rollouts.generate import Filters, Voice
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
 CONTENT = range(105, 135)  # on both sides of a sampler block's border

@@ -13,7 +13,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rollouts.sampler import Filters, Voice
+from simrl.rollouts.generate import Filters, Voice
 
 
 @dataclasses.dataclass

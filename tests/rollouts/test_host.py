@@ -15,11 +15,11 @@ from simrl.conversations.views import natural_prompt
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts import host
-from simrl.rollouts.crowd import held_sizes
+from simrl.rollouts.agents import Limits, Prompts, Speaker, converse, prompts_of, voice_of
+from simrl.rollouts.compaction import held_sizes
+from simrl.rollouts.dialogue import EndReason
+from simrl.rollouts.generate import Sampling
 from simrl.rollouts.host import HostConversation, Partner, Reply, converse_with
-from simrl.rollouts.rollout import EndReason
-from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Limits, Prompts, Speaker, converse, prompts_of, voice_of
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3

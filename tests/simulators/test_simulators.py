@@ -8,15 +8,15 @@ from simrl.conversations.chat import TERMINAL_TEXT, chat_from_huggingface
 from simrl.conversations.records import Example, Turn
 from simrl.conversations.views import natural_prompt, render
 from simrl.models import transformer
+from simrl.models.placement import place_rows
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution, TransformerConfig
-from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Limits, assistant, converse, fitting, prompts_of
+from simrl.rl.train import examples_of_step
+from simrl.rollouts.agents import Limits, assistant, converse, fitting, prompts_of
+from simrl.rollouts.generate import Sampling
 from simrl.rollouts.trajectories import transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
-from simrl.training.placement import place_rows
-from simrl.training.rl import examples_of_step
 from tests.tiny import byte_tokenizer
 
 INSTRUCTIONS = 'Play a person; end with {signal}. They said: {opening}'

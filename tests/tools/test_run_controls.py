@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from simrl import stages
-from simrl.config import to_dict
 from simrl.evaluation import results
 from simrl.evaluation.controls import opening
-from tests.evaluation.fake_run import fake_results, write
+from simrl.run import stages
+from simrl.run.config import to_dict
+from tests.evaluation.report.fake_run import fake_results, write
 from tools import controls
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 from jax.profiler import ProfileData
 
+from simrl.models.checkpoint import CheckpointError, Checkpoints
 from simrl.training import loop
-from simrl.training.checkpoint import CheckpointError, Checkpoints
 from tests import kills
 from tests.training import tiny_job
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simrl.compilation import enable_compilation_cache
+from simrl.run.metrics import Metrics
+from simrl.run.runtime import enable_compilation_cache
 from simrl.training import loop
-from simrl.training.metrics import Metrics
 
 VOCAB, DIM, BATCH, TIME = 32, 16, 4, 12
 OPTIMIZER = optax.adam(3e-3)

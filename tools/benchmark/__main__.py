@@ -33,8 +33,8 @@ from typing import Any, get_args
 import jax
 
 from simrl.conversations.chat import Chat
-from simrl.lanes import cpus
 from simrl.models.transformer import TransformerConfig
+from simrl.run.workers import cpus
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
 from tools.benchmark.job import CASES, Job, Remat, peers_remat
 from tools.benchmark.plan import PEERS, Size

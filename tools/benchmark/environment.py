@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 import sys
 
-from simrl.compilation import cache_folder
+from simrl.run.runtime import cache_folder
 
 REQUIREMENTS = pathlib.Path(__file__).parent / 'peers' / 'requirements.txt'
 MADE_OF = 'made-of.txt'  # in the environment, once it is whole: what it was made of

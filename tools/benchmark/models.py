@@ -7,8 +7,8 @@ import numpy as np
 
 from simrl.conversations.chat import Chat, chat_from_huggingface
 from simrl.models import transformer
-from simrl.models.export import export
-from simrl.models.load import load_model, resize_vocabulary
+from simrl.models.files.export import export
+from simrl.models.files.load import load_model, resize_vocabulary
 from simrl.models.transformer import TransformerConfig
 from tests.tiny import byte_tokenizer
 from tools.benchmark.job import Dtype

@@ -22,22 +22,24 @@ from simrl.conversations.batches import stack
 from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, natural_prompt
-from simrl.models import sharding
-from simrl.models.load import load_model
+from simrl.models import placement, sharding
+from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.reward import Rewards
+from simrl.rewards.rewards import Rewards
+from simrl.rl import microbatches, train
+from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.prepare import jit_prepare
+from simrl.rl.train import RLSettings
+from simrl.rl.update import jit_update
+from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.generate import Sampling
 from simrl.rollouts.host import Partner
-from simrl.rollouts.sampler import Sampling
-from simrl.rollouts.speaker import Limits, Speaker, assistant
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
-from simrl.training import microbatches, placement, ppo, rl, sft
+from simrl.training import sft
 from simrl.training.loop import LoopSettings
-from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer
-from simrl.training.prepare import jit_prepare
-from simrl.training.rl import RLSettings
+from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer, place_state
 from simrl.training.scoring import score
-from simrl.training.update_settings import UpdateSettings
 from tools.benchmark import rates
 from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
@@ -162,7 +164,7 @@ def sampling(job: Job, bench: Bench) -> None:
     while True:
         new_tokens = bench.wait()['new_tokens']
         with jax.set_mesh(model.mesh):
-            batch, _ = rl.talk(
+            batch, _ = train.talk(
                 speakers[new_tokens],
                 params,
                 partner,
@@ -205,7 +207,7 @@ def conversations(job: Job, bench: Bench) -> None:
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            batch, _ = rl.talk(
+            batch, _ = train.talk(
                 helper,
                 params,
                 user,
@@ -239,7 +241,7 @@ def grpo_step(job: Job, bench: Bench) -> None:
     bench.wait()
     folder = job.scratch / 'grpo'
     try:
-        rl.train(
+        train.train(
             folder,
             speaker,
             silent_partner(),
@@ -284,7 +286,7 @@ def supervised(job: Job, bench: Bench) -> None:
     ]
     batch = stack(rows, job.context, job.batch)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    state, state_sharding = placement.place_state(params, model.config, optimizer, model.mesh)
+    state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
     allowed = model.whole_vocabulary
@@ -309,12 +311,12 @@ def update_ragged(job: Job, bench: Bench) -> None:
         reward, length = jnp.asarray(file['reward']), file['length']
     nothing = jnp.zeros(reward.shape, jnp.int32)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    state, state_sharding = placement.place_state(params, model.config, optimizer, model.mesh)
+    state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
     allowed = model.whole_vocabulary
     settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
-    update = ppo.jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
+    update = jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)
     widths = microbatches.widths_of([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
     steps = microbatches.deal(length, widths, settings, np.random.default_rng(0))

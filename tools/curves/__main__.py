@@ -24,9 +24,9 @@ from typing import TypeVar, get_args
 
 import jax
 
-from simrl.compilation import enable_compilation_cache
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.rollouts.rollout import Dialogue
+from simrl.rollouts.dialogue import Dialogue
+from simrl.run.runtime import enable_compilation_cache
 from tools.benchmark import inputs, limits, plan, rates
 from tools.benchmark.job import Remat
 from tools.benchmark.plan import Size

@@ -17,19 +17,19 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import natural_prompt
-from simrl.models import sharding, transformer
-from simrl.models.load import load_model
+from simrl.models import placement, sharding, transformer
+from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.reward import Rewards
-from simrl.rollouts.rollout import Dialogue, begin, make_room, row_keys, turn
-from simrl.rollouts.sampler import Sampling, Voice
-from simrl.rollouts.speaker import Limits, Prompts, Speaker, assistant, capacities, prefilled, prompts_of
+from simrl.rewards.rewards import Rewards
+from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.microbatches import deal
+from simrl.rl.prepare import Batch, jit_prepare
+from simrl.rl.update import add_gradients, jit_update
+from simrl.rollouts.agents import Limits, Prompts, Speaker, assistant, capacities, prefilled, prompts_of
+from simrl.rollouts.dialogue import Dialogue, begin, make_room, row_keys, turn
+from simrl.rollouts.generate import Sampling, Voice
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
-from simrl.training import placement, ppo
-from simrl.training.microbatches import deal
-from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer
-from simrl.training.prepare import Batch, jit_prepare
-from simrl.training.update_settings import UpdateSettings
+from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
 from tools.benchmark import inputs, models
 from tools.benchmark.job import Dtype, Remat
 
@@ -163,8 +163,8 @@ def check_said(scene: Scene, dialogue: Dialogue, messages: int) -> None:
 def update_of(model: Model) -> Callable[[Batch], None]:
     """A function that makes one update by a batch, and waits for it."""
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    state, state_sharding = placement.place_state(model.params, model.config, optimizer, model.mesh)
-    update = ppo.jit_update(model.config, model.execution, GRPO, optimizer, state_sharding=state_sharding)
+    state, state_sharding = place_state(model.params, model.config, optimizer, model.mesh)
+    update = jit_update(model.config, model.execution, GRPO, optimizer, state_sharding=state_sharding)
     held: list[TrainState] = [state]  # an update donates it
 
     def run(batch: Batch) -> None:
@@ -240,7 +240,7 @@ def gradient_bytes(model: Model, vocab_size: int, rows: int, length: int) -> int
         )
 
     gradients = jax.jit(
-        functools.partial(ppo.add_gradients, config=config, execution=model.execution, settings=GRPO),
+        functools.partial(add_gradients, config=config, execution=model.execution, settings=GRPO),
         static_argnames='width',
     )
     with jax.set_mesh(model.mesh):

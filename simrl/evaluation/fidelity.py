@@ -1,0 +1,57 @@
+"""How well a model predicts what was really said: log-likelihoods of the trained tokens of rows, one sum per row."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
+from simrl.conversations.views import Rendered
+from simrl.models import placement
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.run.progress import Progress
+from simrl.training import scoring
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'execution'))
+def _sums(
+    params: Params, batch: Batch, allowed: jax.Array, *, config: TransformerConfig, execution: Execution
+) -> jax.Array:
+    trained = jnp.asarray(batch.trained) & (jnp.arange(batch.tokens.shape[1]) > 0)
+    scores = scoring.score(params, config, execution, jnp.asarray(batch.tokens), trained, allowed, 1.0)
+    return jnp.sum(scores.log_prob, axis=1)
+
+
+def row_log_likelihoods(
+    params: Params,
+    rows: Sequence[Rendered],
+    allowed: np.ndarray,
+    batch: BatchSettings,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log-likelihood of each row's trained tokens, and their number.
+
+    Args:
+        allowed: bool `[V]`, the tokens that the softmax runs over.
+
+    Returns:
+        float64 `[N]` in nats, and int64 `[N]`, in the order of `rows`.
+    """
+    total = np.zeros(len(rows))
+    count = np.array([int(np.sum(row.trained[1:])) for row in rows])
+    mask = jnp.asarray(allowed)
+    batches = Batches(rows, batch, stack)
+    with Progress('likelihoods', len(batches)) as progress, jax.set_mesh(mesh):
+        for i in range(len(batches)):
+            part = batches.batch(i)
+            sums = _sums(params, placement.place_rows(part, mesh), mask, config=config, execution=execution)
+            real = part.index >= 0
+            total[part.index[real]] = placement.to_host(sums)[real]
+            progress.update(tokens=int(np.sum(part.length)))
+    return total, count

@@ -1,0 +1,168 @@
+"""What is refused before anything is trained: settings that fit neither the model, nor the data, nor the devices.
+
+A dataclass checks what it can see of itself. Here is what shows only once the model and the data are there, and what a
+stage would else meet in its course, after other stages took their time. Each check raises a `ConfigError` that names
+the field; `field` is what it calls the settings that it is given, for instance 'config.user_sft'.
+"""
+
+from collections.abc import Sequence
+
+from simrl.conversations.records import Conversation
+from simrl.conversations.views import preference_rows
+from simrl.experiments.arms import ReplySettings, Talking, assistant_of, openings_of, simulator_of
+from simrl.experiments.jobs import Computing, RewardModelSettings, UserSFTSettings, pairs_of, rows_of
+from simrl.experiments.sources import Data, Model
+from simrl.rl import train
+from simrl.rl.train import RLSettings
+from simrl.rollouts.agents import capacities
+from simrl.rollouts.dialogue import check_voices
+from simrl.run.config import ConfigError
+from simrl.run.runtime import missing_xla_flags
+from simrl.training.preference import PreferenceSettings
+from simrl.training.sft import SFTSettings
+
+
+def check_xla_flags(computing: Computing) -> None:
+    """Refuses flags of XLA that are not in force: a job that is called as a library finds JAX as its caller left it."""
+    missing = missing_xla_flags(computing.xla_flags)
+    if missing:
+        raise ConfigError(
+            f'config.computing.xla_flags: expected {" ".join(computing.xla_flags)} in force, found '
+            f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
+            '`compilation.use_xla_flags` first, before a backend of JAX starts'
+        )
+
+
+def check_split(field: str, rows: int, computing: Computing) -> None:
+    """Refuses rows of a batch that the devices cannot share evenly; `field` says how many there are."""
+    devices = computing.mesh.make().shape['data']
+    if rows % devices:
+        raise ConfigError(f'{field}: expected {rows} rows to divide by the {devices} devices of computing.mesh.data')
+
+
+def check_fitting(
+    field: str,
+    settings: SFTSettings | PreferenceSettings,
+    max_positions: int,
+    computing: Computing,
+    *,
+    rows_per_item: int = 1,
+) -> None:
+    """Refuses rows that may be longer than the model's positions, a warm-up without end, and uneven batches.
+
+    Args:
+        max_positions: of the model.
+        rows_per_item: rows for each of a batch's `batch_size`: a pair has two.
+    """
+    longest = settings.batch.lengths[-1]
+    if longest > max_positions:
+        raise ConfigError(
+            f"{field}.batch.lengths: expected at most the model's max_positions={max_positions} tokens, found {longest}"
+        )
+    if settings.optimizer.warmup_steps >= settings.steps:
+        raise ConfigError(
+            f'{field}.optimizer.warmup_steps: expected fewer than steps={settings.steps}, '
+            f'found {settings.optimizer.warmup_steps}'
+        )
+    check_split(f'{field}.batch.batch_size', settings.batch.batch_size * rows_per_item, computing)
+
+
+def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Data, computing: Computing) -> None:
+    """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
+    check_fitting(f'{field}.sft', settings.sft, model.config.max_positions, computing)
+    for split in ('train', 'test'):
+        conversations = data.conversations_of(split)
+        try:
+            found = any(rows_of([conversation], settings, model)[0] for conversation in conversations)
+        except ValueError as error:
+            raise ConfigError(f'{field}.on_long: {error}') from error
+        if not found:
+            raise ConfigError(
+                f'{field}: expected a conversation of the split {split!r} with something of the {settings.role} to '
+                f'learn in it, found none among {len(conversations)}'
+            )
+
+
+def check_reward_model(
+    field: str, settings: RewardModelSettings, model: Model, data: Data, computing: Computing
+) -> None:
+    """`check_fitting`; and refuses data without a pair to train on, or to measure on."""
+    check_fitting(f'{field}.preference', settings.preference, model.config.max_positions, computing, rows_per_item=2)
+    longest = settings.preference.batch.lengths[-1]
+    halves = f"the split 'train', half={settings.half!r}"
+    for where, pairs in ((halves, pairs_of(settings.half, data)), ("the split 'test'", data.preferences_of('test'))):
+        if not any(preference_rows([pair], model.chat, longest, on_long='drop')[0] for pair in pairs):
+            raise ConfigError(
+                f'{field}: expected a pair of {where} that fits into preference.batch.lengths={longest} tokens, '
+                f'found none among {len(pairs)}'
+            )
+
+
+def count_openings(conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing) -> int:
+    """How many openings fit into every prompt; refuses that none does."""
+    try:
+        return len(openings_of(conversations, model, talking, computing))
+    except ValueError as error:
+        raise ConfigError(f'config.talking: {error}') from error
+
+
+def check_replies(
+    field: str, settings: ReplySettings, openings: int, computing: Computing, *, at_least: int = 1
+) -> None:
+    """Refuses fewer than `at_least` of so many openings to reply to, and uneven batches."""
+    found = openings if settings.openings is None else min(openings, settings.openings)
+    if found < at_least:
+        raise ConfigError(f'{field}.openings: expected at least {at_least}, found {found} of {openings} that fit')
+    check_split(f'{field}.batch_size', settings.batch_size, computing)
+
+
+def check_rl(
+    settings: RLSettings,
+    simulators: Sequence[str],
+    openings: int,
+    model: Model,
+    talking: Talking,
+    computing: Computing,
+) -> None:
+    """Refuses what `train_arm` could not do against these simulators, from so many openings.
+
+    That is: conversations that may be longer than the model's positions; a simulator that there cannot be; a trained
+    side that is not sampled by temperature alone; fewer openings than a step needs; a warm-up without end; and rows
+    that do not divide.
+    """
+    try:
+        helper = assistant_of(model, model.params, talking, computing)
+        for name in simulators:
+            user = simulator_of(name, model, model.params, talking, computing)
+            check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
+            capacities(user.voice, helper.voice, talking.limits)
+            train.check_training_sampler(helper if settings.trained == 'assistant' else user)
+    except ValueError as error:
+        raise ConfigError(f'config.talking, config.rl: {error}') from error
+    check_rl_steps(settings, openings, computing)
+
+
+def check_rl_steps(settings: RLSettings, available: int, computing: Computing) -> None:
+    """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
+    if available < settings.prompts_per_step:
+        raise ConfigError(
+            f'config.rl.prompts_per_step: expected at most {available}, found {settings.prompts_per_step}'
+        )
+    updates = settings.steps * settings.algorithm.updates_per_batch
+    if settings.optimizer.warmup_steps >= updates:
+        raise ConfigError(
+            f'config.rl.optimizer.warmup_steps: expected fewer than the {updates} updates of the run, '
+            f'found {settings.optimizer.warmup_steps}'
+        )
+    rows = settings.prompts_per_step * settings.samples_per_prompt
+    try:
+        at_once = train.rows_at_once(rows, computing.rows_in_flight)
+    except ValueError as error:
+        raise ConfigError(f'config.computing.{error}') from error
+    check_split('config.rl.prompts_per_step x samples_per_prompt', rows, computing)
+    check_split('config.computing.rows_in_flight', at_once, computing)
+    check_split(
+        'config.rl.prompts_per_step x samples_per_prompt / (minibatches x microbatches)',
+        settings.algorithm.rows_per_microbatch(rows),
+        computing,
+    )

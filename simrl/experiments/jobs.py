@@ -1,0 +1,299 @@
+"""The stages that a job is made of: each reads a model and data, writes into its own folder, and leaves a result.
+
+A stage's folder holds what its training writes (see `training.loop`), `params/` (what later stages read) and
+`result.json` (what is reported). With LoRA the checkpoints of a training hold adapters alone, and `params/` the whole
+decoder with its adapters merged: who reads a stage reads nothing else, and need not know how it was trained.
+`experiment.py` puts them in a row; `sft_user.py`, `reward_model.py` and `rl.py` of
+`configs/` run one each.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import Chat, Header
+from simrl.conversations.records import Conversation, Preference
+from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
+from simrl.evaluation.statistics import cluster_bootstrap
+from simrl.experiments.sources import Data, Model, ModelSettings, print_counts, subsample
+from simrl.models import placement, sharding, transformer
+from simrl.models.checkpoint import Checkpoints
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.run import config as config_lib
+from simrl.run.runtime import check_xla_flags
+from simrl.training import partition, preference, sft
+from simrl.training.loop import LoopSettings
+from simrl.training.preference import PreferenceSettings, longer_wins
+from simrl.training.sft import SFTSettings
+
+PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
+
+Half = Literal['first', 'second', 'both']
+HALVES: tuple[Half, Half] = ('first', 'second')  # of the training pairs: one for the reward model, one for the judge
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How devices are laid out; changes no result beyond rounding."""
+
+    data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
+    model: int = 1  # devices that heads, MLP and vocabulary are split over
+
+    def make(self) -> Mesh:
+        data = jax.device_count() // self.model if self.data is None else self.data
+        return sharding.make_mesh(data, self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
+
+    training: Execution  # of passes that are differentiated, and of those compared with them
+    sampling: Execution  # of decoding
+    loop: LoopSettings
+    mesh: MeshSettings
+    rows_in_flight: int | None = None  # conversations of an RL step held at once, which bounds the caches; None: all
+    xla_flags: tuple[str, ...] = ()  # of XLA's compiler, '--xla_name=value'; `simrl.main` sets them, before JAX starts
+
+    def __post_init__(self) -> None:
+        try:
+            check_xla_flags(self.xla_flags)
+        except ValueError as error:
+            raise ValueError(f'Computing.{error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSFTSettings:
+    """Fine-tuning of a user simulator on people's turns, or of an assistant on assistants'."""
+
+    sft: SFTSettings
+    role: Header = 'user'  # whose turns are learnt
+    on_long: OnLong = 'cut'  # what to do with conversations longer than the longest bucket; both are counted
+    held_out: int | None = None  # conversations of the test split that the loss is measured on; None: all
+    held_out_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f'UserSFTSettings.held_out: expected at least 1, or None, found {self.held_out}')
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelSettings:
+    """A reward model from people's choices. Two models with different halves share no pair of one opening."""
+
+    preference: PreferenceSettings
+    half: Half = 'both'  # of the training pairs, split by a hash of their opening
+    held_out: int | None = None  # pairs of the test split that accuracy is measured on; None: all
+    held_out_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f'RewardModelSettings.held_out: expected at least 1, or None, found {self.held_out}')
+
+
+def local_source(settings: ModelSettings) -> pathlib.Path | None:
+    """The file or folder that a model comes from; None for a hub's model."""
+    path = pathlib.Path(settings.source)
+    return path if path.exists() else None
+
+
+def model_slice(settings: ModelSettings) -> dict[str, Any]:
+    """What a stage's results depend on of the model.
+
+    A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
+    wherever it lies.
+    """
+    plain: dict[str, Any] = config_lib.to_dict(settings)
+    if local_source(settings) is not None:
+        del plain['source'], plain['revision']
+    return plain
+
+
+def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes a stage's `result.json`."""
+    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n')
+
+
+def save_params(folder: pathlib.Path, params: Params) -> None:
+    """Writes a stage's final parameters, unless a killed process already did."""
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        if not checkpoints.steps:
+            checkpoints.save(0, params, {})
+
+
+def load_params(
+    folder: pathlib.Path, config: TransformerConfig, heads: Sequence[str], mesh: Mesh, rules: sharding.Rules
+) -> Params:
+    """The parameters that a stage left, float32, straight into the shards of `rules`."""
+    shapes = jax.eval_shape(
+        lambda key: transformer.init_params(key, config) | {head: transformer.init_head(config) for head in heads},
+        jax.random.key(0),
+    )
+    shardings = sharding.param_shardings(config, mesh, rules, heads)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        restored = checkpoints.restore(like)
+    if restored is None:
+        raise FileNotFoundError(f'{folder}: expected a finished stage with {PARAMS_FOLDER}/, found none')
+    return restored[1]
+
+
+def initial_params(model: Model, mesh: Mesh) -> Params:
+    """The initial model's parameters on the device, in the shards of sampling."""
+    return placement.place_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
+
+
+def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """What a stage's training logged, in the order of its steps."""
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def half_of(pair: Preference) -> Half:
+    """The half that a pair is in, by a hash of the opening: pairs of one opening are in one half."""
+    return HALVES[hashlib.sha256(pair.opening.encode()).digest()[0] % len(HALVES)]
+
+
+def pairs_of(half: Half, data: Data) -> list[Preference]:
+    """The training pairs of a half, or of both."""
+    return [pair for pair in data.preferences_of('train') if half in ('both', half_of(pair))]
+
+
+def fit_role(
+    folder: pathlib.Path,
+    params: Params,
+    rows: Sequence[Rendered],
+    held_out: Sequence[Rendered],
+    *,
+    config: TransformerConfig,
+    chat: Chat,
+    role: Header,
+    settings: SFTSettings,
+    computing: Computing,
+    hyperparameters: Mapping[str, Any],
+) -> dict[str, float]:
+    """Fine-tunes on the turns of `role`, saves the params, and returns the held-out losses before and after.
+
+    `loss` is of all trained tokens, `content_loss` of those that end no message.
+    """
+    mesh = computing.mesh.make()
+    state = sft.fine_tune(
+        folder,
+        params,
+        rows,
+        held_out,
+        config=config,
+        allowed=chat.allowed(config.padded_vocab_size, terminal=role == 'user', header=role),
+        execution=computing.training,
+        settings=settings,
+        # Always before and after, whatever the loop's own setting.
+        loop_settings=dataclasses.replace(
+            computing.loop, evaluate_every=computing.loop.evaluate_every or settings.steps
+        ),
+        mesh=mesh,
+        ends=(chat.terminal, *sorted(set(chat.end_of_turn.values()))),
+        hyperparameters=hyperparameters,
+    )
+    save_params(folder, partition.whole_decoder(params, state.params, config, settings.lora, mesh))
+    measured = [line for line in metric_lines(folder) if 'held_out/loss' in line]
+    return {
+        f'held_out_{name}_{when}': line[f'held_out/{name}']
+        for name in ('loss', 'content_loss')
+        for when, line in (('before', measured[0]), ('after', measured[-1]))
+    }
+
+
+def rows_of(
+    conversations: Sequence[Conversation], settings: UserSFTSettings, model: Model
+) -> tuple[list[Rendered], collections.Counter[str]]:
+    """Conversations as rows of the role that is learnt, and counts of what was cut or dropped."""
+    to_rows = user_rows if settings.role == 'user' else assistant_rows
+    return to_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
+
+
+def fine_tune_user(
+    folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
+) -> None:
+    """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
+    rows, counts = rows_of(data.conversations_of('train'), settings, model)
+    held_out, held_out_counts = rows_of(data.conversations_of('test'), settings, model)
+    print_counts('rows to train on', len(rows), counts)
+    print_counts('rows held out', len(held_out), held_out_counts)
+    measured = subsample(held_out, settings.held_out, settings.held_out_seed)
+    losses = fit_role(
+        folder,
+        model.params,
+        rows,
+        measured,
+        config=model.config,
+        chat=model.chat,
+        role=settings.role,
+        settings=settings.sft,
+        computing=computing,
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    save_result(
+        folder,
+        losses
+        | {
+            'held_out_rows': len(measured),
+            'train_rows': len(rows),
+            'counts': dict(counts),
+            'held_out_counts': dict(held_out_counts),
+        },
+    )
+
+
+def fit_reward_model(
+    folder: pathlib.Path, model: Model, data: Data, settings: RewardModelSettings, computing: Computing
+) -> None:
+    """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
+    chat, mesh = model.chat, computing.mesh.make()
+    batch = settings.preference.batch
+    rows, counts = preference_rows(pairs_of(settings.half, data), chat, batch.lengths[-1], on_long='drop')
+    print_counts('pairs to train on', len(rows), counts)
+    state = preference.fit(
+        folder,
+        model.params,
+        rows,
+        config=model.config,
+        execution=computing.training,
+        settings=settings.preference,
+        loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
+        mesh=mesh,
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    save_params(folder, state.params)
+
+    fits: list[Preference] = []
+    held_out_counts: collections.Counter[str] = collections.Counter()
+    for pair in data.preferences_of('test'):
+        rendered, dropped = preference_rows([pair], chat, batch.lengths[-1], on_long='drop')
+        fits += [pair] if rendered else []
+        held_out_counts += dropped
+    print_counts('pairs held out', len(fits), held_out_counts)
+    measured = subsample(fits, settings.held_out, settings.held_out_seed)
+    held_out, _ = preference_rows(measured, chat, batch.lengths[-1])
+    margins = preference.margins(
+        state.params, held_out, batch, config=model.config, execution=computing.training, mesh=mesh
+    )
+    openings = [pair.opening for pair in measured]
+    right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+    accuracy, length = cluster_bootstrap(right, openings), cluster_bootstrap(longer_wins(measured), openings)
+    print(f'held-out accuracy {accuracy}; "longer wins" {length}', flush=True)
+    save_result(
+        folder,
+        {
+            'accuracy': accuracy,
+            'longer_wins': length,
+            'train_pairs': len(rows),
+            'counts': dict(counts),
+            'held_out_counts': dict(held_out_counts),
+        },
+    )

@@ -1,0 +1,148 @@
+"""What every job starts from: a model with its tokenizer, and people's conversations and choices."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import Chat, Rewrites, chat_from_huggingface
+from simrl.conversations.records import Conversation, OnBadRows, Preference, read_conversations, read_preferences
+from simrl.models import sharding, transformer
+from simrl.models.files.load import load_model, resize_vocabulary
+from simrl.models.transformer import Params, TransformerConfig
+
+T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomModel:
+    """A model of random weights: where a world trains its own, and in place of a source's in tests of the pipeline."""
+
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_dim: int
+    max_positions: int  # tokens
+    tied_embedding: bool = (
+        True  # False: the output has a matrix of its own, with which tiny models learn to copy sooner
+    )
+    seed: int = 0
+
+    def transformer_config(self, vocab_size: int) -> TransformerConfig:
+        return TransformerConfig(
+            vocab_size=vocab_size,
+            model_dim=self.model_dim,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.model_dim // self.num_heads,
+            mlp_dim=self.mlp_dim,
+            max_positions=self.max_positions,
+            tied_embedding=self.tied_embedding,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model that all sides of an experiment start from."""
+
+    source: str  # a hub name OWNER/MODEL, a local Hugging Face folder, or a .gguf file
+    rewrites: Rewrites = 'error'  # what to do with a template that rewrites history; see `chat_from_huggingface`
+    date: str | None = None  # what a template that writes the date takes for today
+    revision: str | None = None  # of a hub model; None: its main branch
+    random: RandomModel | None = None  # random weights of this size, with the source's tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model whose vocabulary has the terminal token.
+
+    Attributes:
+        config: of the decoder.
+        params: float32 `{'decoder'}`, in training shards on the mesh that it was loaded onto, if any; else on the host
+            or, where random, on one device.
+        chat: its tokenizer and template.
+        tokenizer: the transformers tokenizer that the chat was made of, without the terminal token.
+    """
+
+    config: TransformerConfig
+    params: Params
+    chat: Chat
+    tokenizer: Any
+
+
+def load(settings: ModelSettings, mesh: Mesh | None = None) -> Model:
+    """Loads the model, and adds the terminal token as a copy of the user's end-of-turn.
+
+    Args:
+        mesh: where given, the params are read, or made, straight into the shards of training on it.
+    """
+    config, params, tokenizer = load_model(settings.source, mesh=mesh, revision=settings.revision)
+    chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
+    if settings.random is not None:
+        config = settings.random.transformer_config(config.vocab_size)
+        key = jax.random.key(settings.random.seed)
+        if mesh is None:
+            params = transformer.init_params(key, config)
+        else:
+            params = sharding.init_sharded(key, config, mesh, sharding.TRAINING_RULES)
+    params, config = resize_vocabulary(params, config, chat.size, chat.end_of_turn['user'])
+    print(f'model: {settings.source}; what its template writes first: {chat.default_system!r}', flush=True)
+    return Model(config, params, chat, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where people's conversations and choices are; both files have rows of the splits train, dev and test."""
+
+    folder: pathlib.Path
+    conversations: str = 'conversations.jsonl.gz'  # in the folder
+    preferences: str = 'preferences.jsonl.gz'
+    on_bad_rows: OnBadRows = 'raise'  # 'drop' counts them by reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Conversations and pairs of replies, in the order of their files."""
+
+    conversations: Sequence[Conversation]
+    preferences: Sequence[Preference]
+
+    def conversations_of(self, split: str) -> list[Conversation]:
+        return [conversation for conversation in self.conversations if conversation.split == split]
+
+    def preferences_of(self, split: str) -> list[Preference]:
+        return [preference for preference in self.preferences if preference.split == split]
+
+
+def read(settings: DataSettings) -> Data:
+    """Reads both files and prints what was dropped or changed, by reason."""
+    conversations, conversation_counts = read_conversations(
+        settings.folder / settings.conversations, on_bad_rows=settings.on_bad_rows
+    )
+    preferences, preference_counts = read_preferences(
+        settings.folder / settings.preferences, on_bad_rows=settings.on_bad_rows
+    )
+    print_counts('conversations', len(conversations), conversation_counts)
+    print_counts('preferences', len(preferences), preference_counts)
+    return Data(conversations, preferences)
+
+
+def print_counts(what: str, kept: int, counts: collections.Counter[str]) -> None:
+    """One line: how many rows there are, and what happened to others."""
+    rest = ''.join(f'; {reason}: {number}' for reason, number in sorted(counts.items()))
+    print(f'{what}: {kept}{rest}', flush=True)
+
+
+def subsample(items: Sequence[T], number: int | None, seed: int) -> list[T]:
+    """`number` of the items by seed, in their order; all of them where it is None or there are no more."""
+    if number is None or number >= len(items):
+        return list(items)
+    chosen = np.random.default_rng(seed).choice(len(items), number, replace=False)
+    return [items[i] for i in sorted(chosen)]

@@ -1,0 +1,270 @@
+"""A GGUF file of the llama family (llama.cpp's format) -> the same config, params and tokenizer as any other source.
+
+1. `gguf_file.py` reads metadata and the tensor table.
+2. The metadata become a `TransformerConfig`; what we do not compute (experts, windows, other RoPE scalings) is refused.
+3. Every tensor is dequantised straight into its place in our stacked float32 arrays, exactly once.
+4. The tokenizer is built from the metadata too (`gguf_tokenizer.py`).
+
+The dimension letters are those of `transformer.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from gguf.quants import dequantize
+from transformers import PreTrainedTokenizerFast
+
+from simrl.models.files import gguf_tokenizer
+from simrl.models.files.gguf_file import Tensor, read
+from simrl.models.transformer import Params, RopeScaling, TransformerConfig, init_params, rope_frequencies
+
+TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K')
+
+# `llama.*` keys of the metadata that `config_from_metadata` reads.
+_READ_KEYS = (
+    'block_count',
+    'context_length',
+    'embedding_length',
+    'feed_forward_length',
+    'attention.head_count',
+    'attention.head_count_kv',
+    'attention.key_length',
+    'attention.value_length',
+    'attention.layer_norm_rms_epsilon',
+    'rope.dimension_count',
+    'rope.freq_base',
+    'vocab_size',
+)
+# Those that change nothing at this value; any other `llama.*` key could change what the weights mean.
+_NEUTRAL_KEYS = {
+    'expert_count': 0,
+    'expert_used_count': 0,
+    'rope.scaling.type': 'none',
+    'rope.scale_linear': 1.0,
+    'tensor_data_layout': 'Meta AI original pth',  # the order of Q and K rows that every llama file has
+}
+
+# Of Llama 3.1, 3.2 and 3.3 alike. A GGUF file keeps the resulting factors only, which are checked against these.
+_LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR, _LLAMA3_ORIGINAL_POSITIONS = 1.0, 4.0, 8192
+
+
+def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokenizerFast]:
+    """Reads config, params and tokenizer from a GGUF file.
+
+    Params are float32 numpy arrays on the host. At most one chunk of one tensor exists beside them and the mapped file.
+
+    Raises:
+        ValueError: the file is truncated or no GGUF file, its architecture or a tensor type is not supported, a tensor
+            is missing, unknown or misshapen, or its tokenizer cannot be built; naming the file and the key or tensor.
+    """
+    metadata, tensors = read(path)
+    config = config_from_metadata(path, metadata, tensors)
+    tokenizer = gguf_tokenizer.tokenizer_from_metadata(path, metadata, num_tokens=config.vocab_size)
+    tokenizer.model_max_length = config.max_positions
+    return config, params_from_tensors(path, config, tensors), tokenizer
+
+
+# The config.
+
+
+def config_from_metadata(
+    path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> TransformerConfig:
+    """What the weights mean, from the metadata (and from the tensors, where a tensor says it)."""
+    architecture = metadata.get('general.architecture')
+    if architecture != 'llama':
+        raise ValueError(f"{path}: general.architecture: expected 'llama', found {architecture!r}")
+
+    def get(key: str, kind: type, default: Any = None) -> Any:
+        value = metadata.get(f'llama.{key}', default)
+        if type(value) is not kind:
+            raise ValueError(f'{path}: llama.{key}: expected {kind.__name__}, found {value!r}')
+        return value
+
+    for key, value in metadata.items():
+        name = key.removeprefix('llama.')
+        if name == key or name in _READ_KEYS:
+            continue
+        if name not in _NEUTRAL_KEYS:
+            raise ValueError(f'{path}: {key}: expected none, found {value!r}: not supported')
+        if value != _NEUTRAL_KEYS[name]:
+            raise ValueError(
+                f'{path}: {key}: expected {_NEUTRAL_KEYS[name]!r}, found {value!r}, which is not supported'
+            )
+
+    model_dim, num_heads = get('embedding_length', int), get('attention.head_count', int)
+    head_dim = get('attention.key_length', int, model_dim // max(num_heads, 1))
+    for key in ('attention.value_length', 'rope.dimension_count'):
+        if get(key, int, head_dim) != head_dim:
+            found = metadata[f'llama.{key}']
+            raise ValueError(f'{path}: llama.{key}: expected the head dimension {head_dim}, found {found}')
+    if 'token_embd.weight' not in tensors:
+        raise ValueError(f'{path}: tensor token_embd.weight: expected [vocabulary, {model_dim}], found none')
+    vocab_size = tensors['token_embd.weight'].shape[0]
+    if get('vocab_size', int, vocab_size) != vocab_size:
+        found = metadata['llama.vocab_size']
+        raise ValueError(
+            f'{path}: llama.vocab_size: expected the {vocab_size} rows of token_embd.weight, found {found}'
+        )
+    try:
+        config = TransformerConfig(
+            vocab_size=vocab_size,
+            model_dim=model_dim,
+            num_layers=get('block_count', int),
+            num_heads=num_heads,
+            num_kv_heads=get('attention.head_count_kv', int, num_heads),
+            head_dim=head_dim,
+            mlp_dim=get('feed_forward_length', int),
+            max_positions=get('context_length', int),
+            rope_theta=get('rope.freq_base', float, 10_000.0),
+            norm_epsilon=get('attention.layer_norm_rms_epsilon', float),
+            tied_embedding='output.weight' not in tensors,
+        )
+    except ValueError as error:
+        raise error if str(error).startswith(str(path)) else ValueError(f'{path}: {error}') from error
+    if 'rope_freqs.weight' not in tensors:
+        return config
+    return dataclasses.replace(config, rope_scaling=_rope_scaling(path, config, tensors['rope_freqs.weight']))
+
+
+def _rope_scaling(path: str | Path, config: TransformerConfig, tensor: Tensor) -> RopeScaling:
+    """Llama 3's scaling from the numbers by which each RoPE frequency is to be divided, float32 `[H / 2]`.
+
+    The largest is the scaling's factor. The rest of the scaling is taken to be that of the published models, and the
+    numbers it implies must be those of the file.
+    """
+    name = 'rope_freqs.weight'
+    _check_tensor(path, name, tensor, (config.head_dim // 2,))
+    found = dequantize(tensor.data, tensor.type)
+    scaling = RopeScaling(
+        factor=float(found.max()),
+        low_freq_factor=_LLAMA3_LOW_FREQ_FACTOR,
+        high_freq_factor=_LLAMA3_HIGH_FREQ_FACTOR,
+        original_max_positions=_LLAMA3_ORIGINAL_POSITIONS,
+    )
+    scaled = rope_frequencies(dataclasses.replace(config, rope_scaling=scaling))
+    expected = np.asarray(rope_frequencies(config) / scaled)
+    if not np.allclose(found, expected, rtol=1e-4, atol=0):
+        worst = int(np.argmax(np.abs(found / expected - 1)))
+        raise ValueError(
+            f'{path}: tensor {name}: expected the factors of a {scaling}, {expected[worst]:.5g} at index {worst}, '
+            f'found {found[worst]:.5g}'
+        )
+    return scaling
+
+
+# The params.
+
+_CHUNK = 1 << 22  # numbers dequantised at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a tensor goes: `view` turns our array into its view in the order of the file's tensor."""
+
+    ours: str
+    shape: tuple[int, ...]  # of the file's tensor
+    view: Callable[[np.ndarray], np.ndarray]
+
+
+def _as_is(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+def _layer_places(config: TransformerConfig) -> dict[str, _Place]:
+    """Of the tensors `blk.<layer>.<name>.weight`, by name."""
+    c = config
+    query_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+
+    def neighbours(num_heads: int) -> Callable[[np.ndarray], np.ndarray]:
+        # llama.cpp keeps the rows of Q and K such that RoPE rotates neighbours: its rows 2i and 2i + 1 of a head are
+        # rows i and i + H/2 of the half-split order, ours. So a head has the axes (H/2, 2) there and (2, H/2) here.
+        split = (c.model_dim, num_heads, 2, c.head_dim // 2)
+        return lambda array: array.reshape(split).transpose(1, 3, 2, 0)
+
+    return {
+        'attn_norm': _Place('attention_norm', (c.model_dim,), _as_is),
+        'attn_q': _Place('query', (query_dim, c.model_dim), neighbours(c.num_heads)),
+        'attn_k': _Place('key', (kv_dim, c.model_dim), neighbours(c.num_kv_heads)),
+        'attn_v': _Place('value', (kv_dim, c.model_dim), lambda array: array.transpose(1, 2, 0)),
+        'attn_output': _Place('output', (c.model_dim, query_dim), lambda array: array.transpose(2, 0, 1)),
+        'ffn_norm': _Place('mlp_norm', (c.model_dim,), _as_is),
+        'ffn_gate': _Place('gate', (c.mlp_dim, c.model_dim), _transposed),
+        'ffn_up': _Place('up', (c.mlp_dim, c.model_dim), _transposed),
+        'ffn_down': _Place('down', (c.model_dim, c.mlp_dim), _transposed),
+    }
+
+
+def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Mapping[str, Tensor]) -> Params:
+    """The parameter tree of `config`, float32 numpy arrays; rows of the vocabulary's padding are zeros.
+
+    Every tensor is used exactly once (the RoPE factors by `config_from_metadata`); all are checked before any is read.
+    """
+    c = config
+    vocabulary_shape = (c.vocab_size, c.model_dim)
+    places = {
+        'token_embd.weight': _Place('embedding', vocabulary_shape, lambda array: array[: c.vocab_size]),
+        'output_norm.weight': _Place('final_norm', (c.model_dim,), _as_is),
+    }
+    if not c.tied_embedding:
+        places['output.weight'] = _Place('head', vocabulary_shape, lambda array: array[: c.vocab_size])
+    layer_places = _layer_places(c)
+
+    wanted = {'rope_freqs.weight'} if c.rope_scaling is not None else set()
+    for name, place in places.items():
+        _check_tensor(path, name, tensors.get(name), place.shape)
+        wanted.add(name)
+    for layer in range(c.num_layers):
+        for short, place in layer_places.items():
+            name = f'blk.{layer}.{short}.weight'
+            _check_tensor(path, name, tensors.get(name), place.shape)
+            wanted.add(name)
+    for name in tensors:
+        if name not in wanted:
+            raise ValueError(
+                f'{path}: tensor {name}: expected none of this name in a llama of {c.num_layers} layers, '
+                f'found {_describe(tensors[name])}'
+            )
+
+    abstract = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
+    decoder = params['decoder']
+    for name, place in places.items():
+        _dequantise_into(place.view(decoder[place.ours]), tensors[name])
+    for layer in range(c.num_layers):
+        for short, place in layer_places.items():
+            _dequantise_into(place.view(decoder['layers'][place.ours][layer]), tensors[f'blk.{layer}.{short}.weight'])
+    return params
+
+
+def _describe(tensor: Tensor) -> str:
+    return f'{tensor.type.name} {list(tensor.shape)}'
+
+
+def _check_tensor(path: str | Path, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is None:
+        raise ValueError(f'{path}: tensor {name}: expected {list(shape)}, found none')
+    if tensor.shape != shape:
+        raise ValueError(f'{path}: tensor {name}: expected {list(shape)}, found {_describe(tensor)}')
+    if tensor.type.name not in TENSOR_TYPES:
+        raise ValueError(f'{path}: tensor {name}: expected one of the types {TENSOR_TYPES}, found {_describe(tensor)}')
+
+
+def _dequantise_into(place: np.ndarray, tensor: Tensor) -> None:
+    """Writes a tensor into `place`, a view of our array whose axes, flattened, are in the order of the tensor's."""
+    if place.ndim == 1:
+        place = place[None]
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    rows_each = len(rows) // len(place)  # rows of the tensor per index of the first axis of `place`
+    step = max(1, _CHUNK // (place.size // len(place)))
+    for start in range(0, len(place), step):
+        part = place[start : start + step]
+        part[...] = dequantize(rows[start * rows_each : (start + step) * rows_each], tensor.type).reshape(part.shape)

@@ -1,0 +1,340 @@
+"""Hugging Face model folders: the table of tensor names, and reading safetensors into params.
+
+The table says how every tensor is named and laid out; reading (here) and writing (`export.py`) both follow it. RoPE is
+half-split on both sides, so nothing is permuted. Each shard of each array is read straight from the files: no torch,
+and never a whole model in host memory.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from simrl.models.files.huggingface_config import config_from_json, read_json
+from simrl.models.transformer import Params, TransformerConfig
+
+HEADS_FILE = 'simrl_heads.safetensors'
+HEADS = ('value_head', 'reward_head')
+INDEX_FILE = 'model.safetensors.index.json'
+SINGLE_FILE = 'model.safetensors'
+FLOAT_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}  # safetensors' names and numpy's
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How one array of ours is kept in a Hugging Face checkpoint.
+
+    Layouts are written in the dimension letters of `transformer.py`. `stored` has a word per dimension of the file's
+    tensor: 'NH D' is a matrix of N * H rows and D columns. `ours` has a letter per dimension of our array, without
+    the layer dimension.
+    """
+
+    name: str  # in the file; '{layer}' stands for the layer's number
+    path: tuple[str, ...]  # below params['decoder']
+    stored: str
+    ours: str
+
+    @property
+    def stacked(self) -> bool:
+        return '{layer}' in self.name
+
+
+def weight_table(config: TransformerConfig) -> tuple[Row, ...]:
+    """The rows of every array that a model of this config has, each array in exactly one row."""
+
+    def layer(name: str, ours_name: str, stored: str, ours: str) -> Row:
+        return Row('model.layers.{layer}.' + name, ('layers', ours_name), stored, ours)
+
+    rows = [
+        Row('model.embed_tokens.weight', ('embedding',), 'V D', 'VD'),
+        Row('model.norm.weight', ('final_norm',), 'D', 'D'),
+        layer('input_layernorm.weight', 'attention_norm', 'D', 'D'),
+        layer('self_attn.q_proj.weight', 'query', 'NH D', 'DNH'),
+        layer('self_attn.k_proj.weight', 'key', 'KH D', 'DKH'),
+        layer('self_attn.v_proj.weight', 'value', 'KH D', 'DKH'),
+        layer('self_attn.o_proj.weight', 'output', 'D NH', 'NHD'),
+        layer('post_attention_layernorm.weight', 'mlp_norm', 'D', 'D'),
+        layer('mlp.gate_proj.weight', 'gate', 'F D', 'DF'),
+        layer('mlp.up_proj.weight', 'up', 'F D', 'DF'),
+        layer('mlp.down_proj.weight', 'down', 'D F', 'FD'),
+    ]
+    if config.qkv_bias:
+        rows += [
+            layer('self_attn.q_proj.bias', 'query_bias', 'NH', 'NH'),
+            layer('self_attn.k_proj.bias', 'key_bias', 'KH', 'KH'),
+            layer('self_attn.v_proj.bias', 'value_bias', 'KH', 'KH'),
+        ]
+    if config.qk_norm:
+        rows += [
+            layer('self_attn.q_norm.weight', 'query_norm', 'H', 'H'),
+            layer('self_attn.k_norm.weight', 'key_norm', 'H', 'H'),
+        ]
+    if not config.tied_embedding:
+        rows.append(Row('lm_head.weight', ('head',), 'V D', 'VD'))
+    return tuple(rows)
+
+
+def axis_sizes(config: TransformerConfig, vocab_size: int) -> dict[str, int]:
+    """The size of each dimension letter of the table, for a vocabulary of so many rows."""
+    return {
+        'D': config.model_dim,
+        'N': config.num_heads,
+        'K': config.num_kv_heads,
+        'H': config.head_dim,
+        'F': config.mlp_dim,
+        'V': vocab_size,
+    }
+
+
+def tensor_names(row: Row, config: TransformerConfig) -> list[str]:
+    """The names of a row's tensors in the file, one per layer where it is stacked."""
+    return [row.name.format(layer=layer) for layer in range(config.num_layers)] if row.stacked else [row.name]
+
+
+def stored_shape(row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a row's tensors in the file."""
+    return tuple(math.prod(sizes[letter] for letter in word) for word in row.stored.split())
+
+
+def array_shape(row: Row, config: TransformerConfig) -> tuple[int, ...]:
+    """The shape of a row's array in the params tree: stacked over layers, its vocabulary padded."""
+    sizes = axis_sizes(config, config.padded_vocab_size)
+    return (config.num_layers,) * row.stacked + tuple(sizes[letter] for letter in row.ours)
+
+
+# Reading.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A tensor in an open safetensors file; `slices` reads a part of it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    slices: Any
+
+
+def load_config(folder: str | os.PathLike[str]) -> TransformerConfig:
+    """The config of a Hugging Face model folder, from its `config.json`."""
+    file = Path(folder) / 'config.json'
+    return config_from_json(read_json(file), file)
+
+
+def load_params(
+    folder: str | os.PathLike[str],
+    config: TransformerConfig,
+    *,
+    dtype: str = 'float32',
+    shardings: Any = None,
+) -> Params:
+    """Reads the weights of a Hugging Face model folder.
+
+    The file's names must be exactly the names of the config's table. (A tied model's file may also keep the embedding
+    as `lm_head.weight`, as Qwen3's do; it must then hold the same numbers.) Rows of the vocabulary's padding are 0.
+
+    Args:
+        folder: with `model.safetensors`, or `model.safetensors.index.json` and the files that it names; and
+            `simrl_heads.safetensors` where we exported a model with heads.
+        config: as of `load_config(folder)`.
+        dtype: of the returned arrays, whatever float type the file has.
+        shardings: None for host (numpy) arrays; or a function from the names of the heads in the folder to a tree of
+            shardings like the params (`functools.partial(sharding.param_shardings, config, mesh, rules)`), for arrays
+            read shard by shard.
+
+    Returns:
+        `{'decoder': ..., 'value_head'?: ..., 'reward_head'?: ...}`, with the names and shapes of `transformer.py`.
+
+    Raises:
+        FileNotFoundError: no weights, or a file of the index is not there.
+        ValueError: a truncated or damaged file; names missing, unknown or in two files; a wrong shape or type. The
+            message names the file and the tensor, and says what was expected and found.
+    """
+    folder = Path(folder)
+    table = weight_table(config)
+    sizes = axis_sizes(config, config.vocab_size)
+    with contextlib.ExitStack() as stack:
+        tensors = _open_checkpoint(folder, stack)
+        expected = {name: stored_shape(row, sizes) for row in table for name in tensor_names(row, config)}
+        duplicate = tensors.pop('lm_head.weight', None) if config.tied_embedding else None
+        _check_tensors(tensors, expected, folder)
+        if duplicate is not None:
+            _check_tied(duplicate, tensors['model.embed_tokens.weight'])
+        heads = _load_heads(folder, config, dtype)
+        placed = None if shardings is None else shardings(heads=tuple(heads))
+        decoder: dict[str, Any] = {}
+        for row in table:
+            parts = [tensors[name] for name in tensor_names(row, config)]
+            node = decoder
+            for key in row.path[:-1]:
+                node = node.setdefault(key, {})
+            node[row.path[-1]] = _read_array(row, config, parts, dtype, placed and at_path(placed['decoder'], row.path))
+    if placed is not None:
+        heads = jax.tree.map(_place, heads, {name: placed[name] for name in heads})
+    return {'decoder': decoder, **heads}
+
+
+def at_path(tree: Any, path: tuple[str, ...]) -> Any:
+    """The leaf or subtree of nested dicts at a path of keys."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _open_checkpoint(folder: Path, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
+    """Every tensor of a model folder by name, its files open until the stack closes."""
+    if (folder / INDEX_FILE).exists():
+        index = read_json(folder / INDEX_FILE)
+        listed = index.get('weight_map')
+        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+            raise ValueError(f'{folder / INDEX_FILE}: weight_map: expected an object of names to files')
+        if (folder / SINGLE_FILE).exists() and SINGLE_FILE not in listed.values():
+            raise ValueError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found both, of different weights')
+        files = sorted(set(listed.values()))
+    elif (folder / SINGLE_FILE).exists():
+        listed, files = None, [SINGLE_FILE]
+    else:
+        found = sorted(file.name for file in folder.glob('*')) if folder.is_dir() else 'no such folder'
+        raise FileNotFoundError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found {found}')
+
+    tensors: dict[str, _Tensor] = {}
+    for name in files:
+        for tensor in _open_file(folder / name, stack):
+            if tensor.name in tensors:
+                raise ValueError(f'{tensor.file}: {tensor.name}: also in {tensors[tensor.name].file.name}')
+            tensors[tensor.name] = tensor
+    if listed is not None:
+        wrong = sorted(n for n in listed.keys() | tensors if n not in tensors or tensors[n].file.name != listed.get(n))
+        if wrong:
+            found = tensors[wrong[0]].file.name if wrong[0] in tensors else 'in no file'
+            raise ValueError(
+                f'{folder / INDEX_FILE}: {wrong[0]}: expected in {listed.get(wrong[0])}, found {found} '
+                f'({len(wrong)} such names)'
+            )
+    return tensors
+
+
+def _open_file(file: Path, stack: contextlib.ExitStack) -> list[_Tensor]:
+    try:
+        opened = stack.enter_context(safetensors.safe_open(file, framework='numpy'))
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{file}: expected this safetensors file, found none') from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f'{file}: expected a whole safetensors file, found a damaged one: {error}') from None
+    for name, part in slices.items():
+        if part.get_dtype() not in FLOAT_DTYPES:
+            raise ValueError(f'{file}: {name}: expected one of {", ".join(FLOAT_DTYPES)}, found {part.get_dtype()}')
+    return [_Tensor(file, name, tuple(part.get_shape()), part) for name, part in slices.items()]
+
+
+def _check_tensors(tensors: Mapping[str, _Tensor], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    if missing:
+        raise ValueError(f'{where}: expected the tensor {missing[0]}, found none ({len(missing)} missing)')
+    if unknown:
+        tensor = tensors[unknown[0]]
+        raise ValueError(f'{tensor.file}: {tensor.name}: not a tensor of this config ({len(unknown)} unknown)')
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(
+                f'{tensors[name].file}: {name}: expected shape {list(shape)}, found {list(tensors[name].shape)}'
+            )
+
+
+def _check_tied(duplicate: _Tensor, embedding: _Tensor) -> None:
+    if duplicate.shape != embedding.shape or not np.array_equal(duplicate.slices[:], embedding.slices[:]):
+        raise ValueError(
+            f'{duplicate.file}: {duplicate.name}: expected the numbers of {embedding.name} (the config ties them), '
+            f'found others'
+        )
+
+
+def _read_array(
+    row: Row, config: TransformerConfig, parts: list[_Tensor], dtype: str, sharding: jax.sharding.Sharding | None
+) -> np.ndarray | jax.Array:
+    """One array of ours, from the file's tensors of its row."""
+    shape = array_shape(row, config)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        if not row.stacked:
+            return _read_part(row, config, parts[0], bounds, dtype)
+        layers = range(*bounds[0])
+        return np.stack([_read_part(row, config, parts[layer], bounds[1:], dtype) for layer in layers])
+
+    if sharding is None:
+        return read((slice(None),) * len(shape))
+    # Devices that hold the same shard share one reading of it.
+    shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        key = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        if key not in shards:
+            shards[key] = read(index)
+        return shards[key]
+
+    return jax.make_array_from_callback(shape, sharding, read_once)
+
+
+def _read_part(
+    row: Row, config: TransformerConfig, tensor: _Tensor, bounds: list[tuple[int, int]], dtype: str
+) -> np.ndarray:
+    """The part of one layer's array within `bounds` (of our dimensions), read as few rows of the file as hold it."""
+    sizes = axis_sizes(config, config.vocab_size)
+    wanted = dict(zip(row.ours, bounds, strict=True))
+    if 'V' in wanted:  # the rows past the file's are padding
+        if wanted['V'][0] >= sizes['V']:
+            return np.zeros([high - low for low, high in bounds], dtype_of(dtype))
+        wanted['V'] = (wanted['V'][0], min(wanted['V'][1], sizes['V']))
+    words = row.stored.split()
+    # A word's first letter varies slowest, so that its range is a run of the stored dimension.
+    strides = [math.prod(sizes[letter] for letter in word[1:]) for word in words]
+    runs = [
+        slice(wanted[word[0]][0] * stride, wanted[word[0]][1] * stride)
+        for word, stride in zip(words, strides, strict=True)
+    ]
+    part = tensor.slices[tuple(runs)]
+    letters = ''.join(words)
+    leading = {word[0] for word in words}
+    part = part.reshape([wanted[x][1] - wanted[x][0] if x in leading else sizes[x] for x in letters])
+    part = part[tuple(slice(None) if x in leading else slice(*wanted[x]) for x in letters)]
+    part = part.transpose([letters.index(letter) for letter in row.ours]).astype(dtype_of(dtype))
+    missing = [high - low - size for (low, high), size in zip(bounds, part.shape, strict=True)]
+    return np.pad(part, [(0, rows) for rows in missing]) if any(missing) else np.ascontiguousarray(part)
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The numpy dtype of 'float32', 'bfloat16' or 'float16'."""
+    if name not in FLOAT_DTYPES.values():
+        raise ValueError(f'dtype: expected one of {", ".join(FLOAT_DTYPES.values())}, found {name!r}')
+    return np.dtype(jnp.dtype(name))
+
+
+def _load_heads(folder: Path, config: TransformerConfig, dtype: str) -> dict[str, Any]:
+    """The heads that `export` left in the folder; none where there is no such file."""
+    file = folder / HEADS_FILE
+    if not file.exists():
+        return {}
+    shapes = {'kernel': (config.model_dim,), 'bias': ()}
+    with contextlib.ExitStack() as stack:
+        tensors = {tensor.name: tensor for tensor in _open_file(file, stack)}
+        heads = [head for head in HEADS if any(name.startswith(f'{head}.') for name in tensors)]
+        _check_tensors(tensors, {f'{h}.{part}': shape for h in heads for part, shape in shapes.items()}, file)
+    arrays = safetensors.numpy.load_file(file)
+    return {head: {part: arrays[f'{head}.{part}'].astype(dtype_of(dtype)) for part in shapes} for head in heads}

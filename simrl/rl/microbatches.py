@@ -1,0 +1,82 @@
+"""Which rows of a batch are computed together, and how much of them: the one place that decides it, on the host.
+
+1. An epoch deals the rows out to minibatches, shuffled; one minibatch is one optimizer step.
+2. The rows of a minibatch, sorted by length, are cut into microbatches of equal numbers of rows.
+3. A microbatch is as wide as the shortest bucket that holds its longest row: little padding, and one program for each
+   bucket at most.
+
+Only lengths are read. No result depends on 2 and 3 beyond rounding.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from simrl.models.rows import split_rows
+from simrl.rl.algorithm import UpdateSettings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Microbatch:
+    """R rows that go through the model at once.
+
+    Attributes:
+        rows: int32 `[R]`, their numbers in the batch.
+        width: tokens; past it all of them are padding.
+    """
+
+    rows: np.ndarray
+    width: int
+
+
+def deal(
+    length: np.ndarray, widths: Sequence[int], settings: UpdateSettings, random: np.random.Generator
+) -> list[list[Microbatch]]:
+    """The microbatches of each of `epochs` x `minibatches` optimizer steps.
+
+    Args:
+        length: int `[B]`, tokens of each row.
+        widths: rising, the last that of the batch.
+        random: decides which rows meet in a minibatch; not read with one minibatch.
+
+    Raises:
+        ValueError: the rows cannot be cut evenly, or one is longer than the last width.
+    """
+    settings.rows_per_microbatch(len(length))
+    steps = []
+    for _ in range(settings.epochs):
+        order = np.arange(len(length)) if settings.minibatches == 1 else random.permutation(len(length))
+        steps += [cut(rows, length, widths, settings.microbatches) for rows in np.split(order, settings.minibatches)]
+    return steps
+
+
+def cut(rows: np.ndarray, length: np.ndarray, widths: Sequence[int], pieces: int) -> list[Microbatch]:
+    """Some rows of a batch in `pieces` microbatches; arguments as of `deal`."""
+    by_length = rows[np.argsort(length[rows], kind='stable')].astype(np.int32)
+    # Mixed again within a piece: on a mesh its neighbours share a device, and the longest rows should not share one.
+    order = np.random.default_rng(0).permutation(len(rows) // pieces)
+    return [Microbatch(piece[order], _width(int(length[piece[-1]]), widths)) for piece in np.split(by_length, pieces)]
+
+
+def widths_of(buckets: Sequence[int], width: int) -> tuple[int, ...]:
+    """What the rows of a batch of `width` tokens may be cut to: the buckets below it, and all of it."""
+    return (*(bucket for bucket in buckets if bucket < width), width)
+
+
+def _width(longest: int, widths: Sequence[int]) -> int:
+    if longest > widths[-1]:
+        raise ValueError(f'rows: expected at most {widths[-1]} tokens, found {longest}')
+    return next(width for width in widths if width >= longest)
+
+
+def take_rows(tree: Any, rows: jax.Array, width: int) -> Any:
+    """Leaves `[B, T]` -> `[R, width]`, split over the mesh by rows."""
+    return jax.tree.map(lambda x: split_rows(x[rows, :width]), tree)
+
+
+def put_rows(tree: Any, rows: jax.Array, part: Any) -> Any:
+    """Writes leaves `[R, width]` to their rows of `[B, T]`."""
+    return jax.tree.map(lambda x, new: split_rows(x.at[rows, : new.shape[1]].set(new)), tree, part)

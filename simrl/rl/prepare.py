@@ -1,0 +1,293 @@
+"""Conversations and their rewards to what the update reads, for whichever role is trained.
+
+1. Score the sampled tokens with the parameters that sampled them, by the graph that trains: the sampler's own
+   log-probabilities differ from these by rounding, which would spend the clip range. Score them with the reference.
+2. Mask the conversations that have no valid reward.
+3. Turn rewards into advantages, and for a critic into returns.
+
+Shapes: B rows, T tokens. Everything but the decoder's own products is float32.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from simrl.models.rows import split_rows
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.rewards import Rewards
+from simrl.rl import advantages, losses, masked
+from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.microbatches import Microbatch, put_rows, take_rows
+from simrl.training.optimizer import Metrics
+from simrl.training.scoring import Scores, score, trained_tokens
+
+
+@flax.struct.dataclass
+class Batch:
+    """What the update reads; float32 `[B, T]` where not said otherwise.
+
+    Attributes:
+        tokens: int32 `[B, T]`.
+        trained: bool `[B, T]`, the tokens that are learned from: sampled by the trained role, in a row that is used.
+        sampler_log_prob: as the sampler computed them.
+        old_log_prob: by the training graph, before the update; not read where one update is made per batch.
+        ref_log_prob: the reference's; None without one.
+        old_value, returns: None without a critic.
+        advantage: 0 at tokens not trained.
+    """
+
+    tokens: jax.Array
+    trained: jax.Array
+    sampler_log_prob: jax.Array
+    old_log_prob: jax.Array
+    ref_log_prob: jax.Array | None
+    old_value: jax.Array | None
+    returns: jax.Array | None
+    advantage: jax.Array
+
+
+@flax.struct.dataclass
+class Passes:
+    """What the models say of the sampled tokens; float32 `[B, T]`, 0 at other tokens, where not said otherwise.
+
+    Attributes:
+        sampled: bool `[B, T]`, from `trained_tokens`.
+        sampler_log_prob: as the sampler computed them.
+        old: by the training graph, before the update; None where nothing reads it.
+        ref_log_prob: the reference's; None without one.
+    """
+
+    sampled: jax.Array
+    sampler_log_prob: jax.Array
+    old: Scores | None
+    ref_log_prob: jax.Array | None
+
+
+def check_params(params: Params, settings: UpdateSettings) -> None:
+    if settings.estimator == 'gae' and 'value_head' not in params:
+        raise ValueError(
+            f"estimator 'gae' needs params['value_head'] (transformer.init_head), found {sorted(params)} only"
+        )
+
+
+def start_passes(
+    role: jax.Array,
+    length: jax.Array,
+    sampler_log_prob: jax.Array,
+    *,
+    trained_role: int,
+    settings: UpdateSettings,
+    value: bool,
+    reference: bool,
+) -> Passes:
+    """What is known before the models' passes, and zeros where `add_passes` writes.
+
+    Args:
+        value, reference: whether there is a value head and a reference.
+    """
+    sampled = trained_tokens(role, length, trained_role)
+    zeros = split_rows(jnp.zeros(role.shape, jnp.float32))
+    # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
+    needed = settings.updates_per_batch > 1 or settings.estimator == 'gae' or settings.kl == 'k1'
+    return Passes(
+        sampled=split_rows(sampled),
+        sampler_log_prob=split_rows(jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)),
+        old=Scores(log_prob=zeros, entropy=zeros, value=zeros if value else None) if needed else None,
+        ref_log_prob=zeros if reference else None,
+    )
+
+
+@jax.named_scope('passes')
+def add_passes(
+    passes: Passes,
+    params: Params,
+    reference: Params | None,
+    tokens: jax.Array,
+    rows: jax.Array,
+    allowed: jax.Array,
+    temperature: jax.Array | float,
+    *,
+    width: int,
+    config: TransformerConfig,
+    execution: Execution,
+) -> Passes:
+    """The passes with those of one microbatch written into them: by the parameters before the update, and reference.
+
+    Args:
+        rows: int32 `[R]` and width: of a `Microbatch`.
+    """
+    own_tokens, sampled = take_rows((tokens, passes.sampled), rows, width)
+
+    def scores(of: Params) -> Scores:
+        return score(of, config, execution, own_tokens, sampled, allowed, temperature)
+
+    old, ref_log_prob = passes.old, passes.ref_log_prob
+    if old is not None:
+        old = put_rows(old, rows, scores(params))
+    if ref_log_prob is not None:
+        assert reference is not None
+        ref_log_prob = put_rows(ref_log_prob, rows, scores({'decoder': reference['decoder']}).log_prob)
+    return dataclasses.replace(passes, old=old, ref_log_prob=ref_log_prob)
+
+
+def jit_prepare(
+    *, trained_role: int, config: TransformerConfig, execution: Execution, settings: UpdateSettings
+) -> Callable[..., tuple[Batch, Metrics]]:
+    """`prepare` of a trained role, settings and model: two compiled programs, and one for each width.
+
+    Args:
+        trained_role: the role id whose tokens are learned from.
+    """
+    start = jax.jit(
+        functools.partial(start_passes, trained_role=trained_role, settings=settings),
+        static_argnames=('value', 'reference'),
+    )
+    add = jax.jit(
+        functools.partial(add_passes, config=config, execution=execution), static_argnames='width', donate_argnums=0
+    )
+    finish = jax.jit(functools.partial(assemble, settings=settings))
+
+    def prepare(
+        params: Params,
+        reference: Params | None,
+        rewards: Rewards,
+        microbatches: Sequence[Microbatch],
+        *,
+        tokens: jax.Array,
+        role: jax.Array,
+        turn: jax.Array,
+        length: jax.Array,
+        sampler_log_prob: jax.Array,
+        group: jax.Array,
+        allowed: jax.Array,
+        temperature: jax.Array | float,
+    ) -> tuple[Batch, Metrics]:
+        """Everything that the update reads and that does not change during it.
+
+        Args:
+            params: those that sampled the conversations.
+            reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs
+                it.
+            rewards: of the trained role, `[B]` or `[B, turns]`.
+            microbatches: from `microbatches.cut`, all rows; how the models' passes are cut, which bounds the memory.
+            tokens: int32 `[B, T]`, the trained role's view, left-aligned.
+            role: int8 `[B, T]`, who spoke each token.
+            turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
+            length: int32 `[B]`; 0 marks rows that only fill the batch.
+            sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
+            group: int32 `[B]`, equal for conversations that start from the same example.
+            allowed: bool `[V]` and temperature: the sampler's.
+
+        Returns:
+            The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
+            between the sampler's log-probabilities and ours, and counts of what is not learned from: `masked_rows` have
+            no valid reward, `unplaced_rewards` no token that could carry them, `empty_rows` a reward but no trained
+            token. With one update per batch the gap is measured by the update, which makes the same pass anyway.
+        """
+        check_params(params, settings)
+        if settings.kl != 'none' and reference is None:
+            raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
+        passes = start(role, length, sampler_log_prob, value='value_head' in params, reference=reference is not None)
+        if passes.old is not None or passes.ref_log_prob is not None:
+            for piece in microbatches:
+                passes = add(passes, params, reference, tokens, piece.rows, allowed, temperature, width=piece.width)
+        return finish(passes, rewards, tokens=tokens, turn=turn, length=length, group=group)
+
+    return prepare
+
+
+def assemble(
+    passes: Passes,
+    rewards: Rewards,
+    *,
+    tokens: jax.Array,
+    turn: jax.Array,
+    length: jax.Array,
+    group: jax.Array,
+    settings: UpdateSettings,
+) -> tuple[Batch, Metrics]:
+    """The part of `jit_prepare`'s function after the models' passes; arguments and results as there."""
+    sampled, old = passes.sampled, passes.old
+    penalty = jnp.zeros(tokens.shape, jnp.float32)
+    if settings.kl == 'k1':
+        assert old is not None
+        assert passes.ref_log_prob is not None
+        penalty = settings.kl_coef * losses.kl_estimate(old.log_prob, passes.ref_log_prob, 'k1')
+    present = length > 0
+    metrics: dict[str, tuple[Any, Any]] = {}
+    old_value = returns = None
+    if settings.estimator == 'gae':
+        assert old is not None
+        assert old.value is not None
+        judged = used = advantages.valid_rows(rewards.valid, sampled, turn) & present
+        trained = sampled & used[:, None]
+        valid = rewards.valid & used.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+        placed, unplaced = advantages.place_rewards(rewards.value, valid, trained, turn)
+        old_value = old.value
+        advantage, returns = advantages.gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
+        metrics['unplaced_rewards'] = (unplaced, 1.0)
+        metrics |= _critic_metrics(old_value, returns, trained) | _moments('advantage', advantage, trained)
+        if settings.whiten:
+            advantage = advantages.whiten(advantage, trained)
+    else:
+        reward, judged = advantages.conversation_rewards(rewards.value, rewards.valid)
+        judged = judged & present
+        # A conversation's penalty is the sum over its tokens: the log-ratio of what was said (Ahmadian et al. 2024).
+        reward = reward - masked.total(penalty, sampled, axis=1)
+        if settings.estimator == 'reinforce_pp':
+            row_advantage, used = advantages.reinforce_pp(reward, judged)
+        else:
+            estimate = {'grpo': advantages.grpo, 'dr_grpo': advantages.dr_grpo, 'rloo': advantages.rloo}
+            row_advantage, used = estimate[settings.estimator](reward, judged, group)
+            counts = advantages.group_counts(reward, judged, present, group)
+            metrics |= {name: (number, 1.0) for name, number in counts.items()}
+        trained = sampled & used[:, None]
+        advantage = jnp.where(trained, row_advantage[:, None], 0.0)
+        metrics |= _moments('advantage', advantage, trained)
+
+    metrics['rows'] = (masked.count(present), 1.0)
+    metrics['masked_rows'] = (masked.count(present & ~judged), 1.0)
+    metrics['empty_rows'] = (masked.count(judged & ~jnp.any(sampled, axis=1)), 1.0)
+    metrics['trained_tokens'] = (masked.count(trained), 1.0)
+    if old is not None and settings.updates_per_batch > 1:
+        gap = jnp.abs(passes.sampler_log_prob - old.log_prob)
+        metrics['sampler_gap_mean'] = (masked.total(gap, trained), masked.count(trained))
+        metrics['sampler_gap_max'] = (masked.maximum(gap, trained), 1.0)
+    batch = Batch(
+        tokens=tokens,
+        trained=trained,
+        sampler_log_prob=passes.sampler_log_prob,
+        old_log_prob=passes.sampler_log_prob if old is None else old.log_prob,
+        ref_log_prob=passes.ref_log_prob,
+        old_value=old_value,
+        returns=returns,
+        advantage=advantage,
+    )
+    return batch, _as_float32(metrics)
+
+
+def _moments(name: str, x: jax.Array, trained: jax.Array) -> dict[str, tuple[Any, Any]]:
+    return {
+        f'{name}_mean': (masked.total(x, trained), masked.count(trained)),
+        f'{name}_std': (jnp.sqrt(masked.variance(x, trained)), jnp.any(trained)),
+    }
+
+
+def _critic_metrics(value: jax.Array, returns: jax.Array, trained: jax.Array) -> dict[str, tuple[Any, Any]]:
+    """Explained variance is 1 - Var(returns - value) / Var(returns), of weight 0 where the returns do not vary."""
+    variance = masked.variance(returns, trained)
+    explained = 1 - masked.variance(returns - value, trained) / jnp.where(variance > 0, variance, 1.0)
+    return {
+        **_moments('return', returns, trained),
+        'value_mean': (masked.total(value, trained), masked.count(trained)),
+        'explained_variance': (jnp.where(variance > 0, explained, 0.0), variance > 0),
+    }
+
+
+def _as_float32(metrics: dict[str, tuple[Any, Any]]) -> Metrics:
+    return {name: (jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)) for name, (x, w) in metrics.items()}

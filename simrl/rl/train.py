@@ -1,0 +1,365 @@
+"""RL of one side of a conversation against a frozen other side.
+
+One step:
+1. Examples are drawn; each starts `samples_per_prompt` conversations.
+2. Both sides talk (`talk`).
+3. The conversations are scored by a function that the caller gives; those that a failure ended have no reward.
+4. Advantages, then the update (`prepare`, `update`).
+
+Everything random is a function of (seed, step, example, sample), and never of the partner: arms of one experiment see
+the same examples in the same order and draw the same uniform numbers.
+"""
+
+import collections
+import dataclasses
+import operator
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.models import placement, sharding, transformer
+from simrl.models.lora import LoRASettings
+from simrl.models.rows import split_rows
+from simrl.models.transformer import Execution, Params
+from simrl.rewards.rewards import Rewards
+from simrl.rl import microbatches
+from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.prepare import jit_prepare
+from simrl.rl.update import jit_update
+from simrl.rollouts.agents import Limits, Prompts, Speaker, converse, prompts_of
+from simrl.rollouts.dialogue import EndReason
+from simrl.rollouts.host import Partner, converse_with
+from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
+from simrl.training import loop, partition
+from simrl.training.loop import LoopSettings, StepResult
+from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
+
+UPDATE_STREAM = 1  # with the seed and the step: the order of rows in an update
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings:
+    """An RL run. The sizes of conversations are in `limits`, how both sides are sampled with the sides."""
+
+    steps: int
+    prompts_per_step: int
+    samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
+    row_buckets: tuple[int, ...]  # tokens; rows that are computed together are cut to the shortest that holds them
+    algorithm: UpdateSettings
+    optimizer: OptimizerSettings
+    trained: Literal['assistant', 'user'] = 'assistant'
+    lora: LoRASettings | None = None  # None: every weight is trained
+
+    def __post_init__(self) -> None:
+        for field in ('steps', 'prompts_per_step', 'samples_per_prompt'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'RLSettings.{field}: expected at least 1, found {getattr(self, field)}')
+        if not self.row_buckets or list(self.row_buckets) != sorted(set(self.row_buckets)):
+            raise ValueError(f'RLSettings.row_buckets: expected rising lengths, found {self.row_buckets}')
+        self.algorithm.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
+
+    @property
+    def role(self) -> int:
+        return ASSISTANT if self.trained == 'assistant' else USER
+
+
+def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
+    """Which examples a step starts from: epochs of seeded permutations.
+
+    An epoch's last examples that do not fill a step are left to later epochs, so that no step has an example twice:
+    its conversations would be the same ones.
+    """
+    epoch, place = divmod(step, num_examples // per_step)
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
+
+
+def talk(
+    speaker: Speaker,
+    params: Params,
+    partner: Speaker | Partner,
+    partner_params: Params | None,
+    examples: Sequence[Example],
+    *,
+    chat: Chat,
+    limits: Limits,
+    seed: int,
+    step: int,
+    mesh: Mesh,
+    samples: int = 1,
+    rows_in_flight: int | None = None,
+) -> tuple[Trajectories, Mapping[int, str]]:
+    """Conversations of two sides from each example, in the speaker's view; inside `jax.set_mesh(mesh)`.
+
+    Args:
+        params, partner_params: of `placement.for_sampling`; None for a partner that is not on the device.
+        seed, step: with the example and the sample they decide every draw.
+        samples: conversations of each example, which are neighbouring rows.
+        rows_in_flight: how many conversations are held at once; the others wait. It bounds the caches, and changes no
+            token. None: all of them.
+
+    Returns:
+        The conversations, and by row why a partner off the device failed.
+
+    Raises:
+        ValueError: `rows_in_flight` does not divide the conversations.
+    """
+    on_device = partner if isinstance(partner, Speaker) else None
+    user, assistant = (on_device, speaker) if speaker.voice.role == ASSISTANT else (speaker, on_device)
+    prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
+    example_of_row = [example for example in examples for _ in range(samples)]
+    size = rows_at_once(len(example_of_row), rows_in_flight)
+    batches: list[Trajectories] = []
+    failures: dict[int, str] = {}
+    for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
+        rows = placement.place_rows(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
+        if isinstance(partner, Partner):
+            batch, failed = converse_with(
+                params, speaker, partner, rows, example_of_row[piece], chat, seed, step, limits=limits
+            )
+            failures |= {piece.start + row: reason for row, reason in failed.items()}
+        else:
+            batch = _converse(speaker, params, partner, partner_params, rows, limits, seed, step)
+        batches.append(batch)
+    return batches[0] if len(batches) == 1 else _joined(batches), failures
+
+
+def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
+    """How many of `rows` conversations are held at once.
+
+    Raises:
+        ValueError: `rows_in_flight` does not divide them.
+    """
+    if rows_in_flight is not None and (rows_in_flight < 1 or rows % rows_in_flight):
+        raise ValueError(
+            f'rows_in_flight: expected None or a divisor of the {rows} rows of a step, found {rows_in_flight}'
+        )
+    return rows if rows_in_flight is None else rows_in_flight
+
+
+@jax.jit
+def _joined(batches: Sequence[Trajectories]) -> Trajectories:
+    """One batch of the rows of all of them, in their order."""
+    return jax.tree.map(lambda *pieces: split_rows(jnp.concatenate(pieces)), *batches)
+
+
+def _converse(
+    speaker: Speaker,
+    params: Params,
+    partner: Speaker,
+    partner_params: Params | None,
+    prompts: Prompts,
+    limits: Limits,
+    seed: int,
+    step: int,
+) -> Trajectories:
+    """`converse` for sides that are named by who is trained, not by who is the user."""
+    user, assistant = (partner, speaker) if speaker.voice.role == ASSISTANT else (speaker, partner)
+    assert partner_params is not None
+    params_user, params_assistant = (partner_params, params) if user is partner else (params, partner_params)
+    return converse(
+        params_user,
+        params_assistant,
+        prompts,
+        seed,
+        step,
+        voices=(user.voice, assistant.voice),
+        limits=limits,
+        role=speaker.voice.role,
+        temperatures=(user.temperature, assistant.temperature),
+        allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
+    )
+
+
+def without_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
+    """The rewards with the conversations masked that a failure ended, whatever a score function said of them."""
+    ended_well = (end_reason != EndReason.FAILURE).reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    valid = rewards.valid & ended_well
+    return dataclasses.replace(rewards, valid=valid, value=jnp.where(valid, rewards.value, 0.0))
+
+
+def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The mean reward and its parts over what has one, and the share that has none."""
+    count = jnp.sum(rewards.valid, dtype=jnp.float32)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(x, where=rewards.valid, dtype=jnp.float32)
+
+    metrics = {f'reward/{name}': (total(part), count) for name, part in rewards.parts.items()}
+    metrics['reward/mean'] = (total(rewards.value), count)
+    metrics['reward/unjudged'] = (rewards.valid.size - count, jnp.float32(rewards.valid.size))
+    return metrics
+
+
+def train(
+    folder: pathlib.Path,
+    trained: Speaker,
+    partner: Speaker | Partner,
+    *,
+    chat: Chat,
+    examples: Sequence[Example],
+    score: Callable[[Trajectories], Rewards],
+    limits: Limits,
+    settings: RLSettings,
+    execution: Execution,
+    loop_settings: LoopSettings,
+    seed: int,
+    mesh: Mesh,
+    rows_in_flight: int | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains one side from its own parameters, or adapters to them; they also stay as the frozen reference.
+
+    Args:
+        folder: of the run; see `loop.run`.
+        trained: the side that `settings.trained` names, with its initial params `{'decoder'}`.
+        partner: the other side, frozen, on the device or off it.
+        examples: what conversations start from; their prompts must fit (`speaker.fitting`).
+        score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
+            that a failure ended is not used.
+        execution: of the update; rollouts use that of the voices.
+        seed: of this run: order of examples, conversations, order of rows, the adapters' start.
+        rows_in_flight: how many conversations of a step are held at once; see `talk`.
+
+    Returns:
+        The state after the last step; `partition.whole_decoder` makes one model of it.
+
+    Raises:
+        ValueError: settings that do not fit each other; besides what `loop.run` raises.
+    """
+    check_training_sampler(trained)
+    rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
+    if trained.voice.role != settings.role:
+        raise ValueError(f'RLSettings.trained: expected the side that is trained, found {settings.trained!r}')
+    if len(examples) < settings.prompts_per_step:
+        raise ValueError(
+            f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
+            f'found {settings.prompts_per_step}'
+        )
+    config = trained.voice.config
+    own_allowed = jnp.asarray(trained.allowed)
+
+    params, frozen = partition.trained_and_frozen(
+        trained.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
+    )
+    reference = None
+    if settings.algorithm.kl != 'none':
+        # Where the decoder is frozen it is the reference itself, and not held twice.
+        reference = frozen or placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
+    partner_params = None
+    if isinstance(partner, Speaker):
+        voice = partner.voice
+        partner_params = placement.for_sampling(voice.config, voice.execution.dtype, mesh)(partner.params)
+    signal = (partner if settings.role == ASSISTANT else trained).signal
+    to_sampler = placement.for_sampling(config, trained.voice.execution.dtype, mesh)
+    if settings.algorithm.estimator == 'gae':
+        params = params | {'value_head': transformer.init_head(config)}
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
+    state, state_sharding = place_state(params, config, optimizer, mesh)
+    update = jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
+    prepare = jit_prepare(trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
+        chosen = [examples[i] for i in order]
+        batch, failures = talk(
+            trained,
+            to_sampler({**frozen, **state.params}),
+            partner,
+            partner_params,
+            chosen,
+            chat=chat,
+            limits=limits,
+            seed=seed,
+            step=step,
+            mesh=mesh,
+            samples=settings.samples_per_prompt,
+            rows_in_flight=rows_in_flight,
+        )
+        for reason, count in collections.Counter(failures.values()).items():
+            print(f'step {step}: {count} conversations ended by a failure of the partner: {reason}', flush=True)
+        rewards = without_failures(score(batch), batch.end_reason)
+        # Waits for the conversations; from here on nothing does until the update is under way.
+        length = placement.to_host(batch.length)
+        widths = microbatches.widths_of(settings.row_buckets, batch.tokens.shape[1])
+        pieces = settings.algorithm.minibatches * settings.algorithm.microbatches
+        prepared, prepare_metrics = prepare(
+            {**frozen, **state.params},
+            reference,
+            rewards,
+            microbatches.cut(np.arange(len(length)), length, widths, pieces),
+            tokens=batch.tokens,
+            role=batch.role,
+            turn=batch.turn,
+            length=batch.length,
+            sampler_log_prob=batch.log_prob,
+            group=batch.group,
+            allowed=own_allowed,
+            temperature=trained.temperature,
+        )
+        random = np.random.default_rng([seed, step, UPDATE_STREAM])
+        steps = microbatches.deal(length, widths, settings.algorithm, random)
+        state, update_metrics = update(state, prepared, steps, own_allowed, trained.temperature, frozen)
+        host_batch, host_rewards = placement.to_host((batch, rewards))
+        said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
+        metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
+        if signal:
+            metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, signal)), jnp.float32(len(said)))
+        shown = said[: loop_settings.saved_conversations]
+        return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
+
+    with jax.set_mesh(mesh):
+        return loop.run(
+            folder,
+            state,
+            step_fn,
+            loop_settings,
+            num_steps=settings.steps,
+            name='rl',
+            hyperparameters=hyperparameters,
+        )
+
+
+def check_training_sampler(trained: Speaker) -> None:
+    """Raises unless the trained side is sampled by temperature alone: filters would bias its log-probabilities."""
+    filters = trained.voice.filters
+    if filters.top_k or filters.top_p < 1 or filters.min_p:
+        raise ValueError(
+            f'the trained side: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'
+        )
+    if trained.temperature <= 0:
+        raise ValueError(f'the trained side: expected a temperature above 0 in training, found {trained.temperature}')
+
+
+def conversation_rows(
+    batch: Trajectories,
+    rewards: Rewards,
+    examples: Sequence[Example],
+    samples: int,
+    chat: Chat,
+    seed: int,
+    failures: Mapping[int, str],
+) -> list[dict[str, Any]]:
+    """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts.
+
+    A `reward` is a number, or with `[B, turns]` rewards a list of them; None stands where there is none.
+    """
+    rows = []
+    for i, row in enumerate(transcripts(batch, chat.decode)):
+        worth = {
+            'reward': np.where(rewards.valid[i], rewards.value[i].astype(object), np.array(None)).tolist(),
+            'parts': {name: np.asarray(part[i]).tolist() for name, part in rewards.parts.items()},
+            'cause': int(rewards.cause[i]),
+        }
+        example = examples[i // samples]
+        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
+        failure = {'failure': failures[i]} if i in failures else {}
+        rows.append(start | row | worth | failure)
+    return rows

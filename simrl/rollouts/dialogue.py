@@ -1,0 +1,386 @@
+"""Two models and what they start from in, whole conversations out.
+
+1. `begin` puts two prefilled contexts, the views of the user's and the assistant's model, and given openings together.
+2. `turn` adds one message by one side: header, sampled content, end-of-turn in its own view; then the same content,
+   under the other header, in its partner's view.
+3. `rollout` takes turns: the user's message, then the assistant's, until `turns` are over or no row has more to say.
+
+`turn` is a compiled program, and `rollout` a Python loop over it, so that between two messages the shapes may change:
+only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`with_room`), which
+no single program could do. It costs one wait for the device in each message, for a few numbers of each row: little
+beside the many decode steps of a message.
+
+What is sampled is what both models read: content is never decoded and encoded again, so both share a tokenizer. Rows
+that have ended write nothing more. A row's conversation depends on its own contexts and its own key, not on the other
+rows, their number, the capacity, or the devices.
+
+Letters: B rows, S capacity of a context, M messages of a conversation, L tokens of a message, V padded vocabulary.
+"""
+
+import dataclasses
+import enum
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from simrl.conversations.chat import ASSISTANT, USER
+from simrl.models.rows import set_at_rows
+from simrl.models.transformer import Params
+from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
+from simrl.rollouts.context import Context, aligned, capacity_for, with_room
+from simrl.rollouts.generate import Message, Voice
+from simrl.rollouts.messages import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
+
+
+class EndReason(enum.IntEnum):
+    """Why a conversation ended."""
+
+    RUNNING = 0
+    SIGNAL = 1  # a model sampled an end signal
+    TURNS = 2  # the last message there is room for was said
+    BUDGET = 3  # the next message might not fit into a context, which `capacity` rules out beforehand
+    FAILURE = 4  # there was nothing to start from, or a partner off the device failed
+
+
+@flax.struct.dataclass
+class Standing:
+    """How far B conversations have come.
+
+    Attributes:
+        num_messages: int32 `[B]`, messages said so far. One that holds an end signal is said, but not heard: it is in
+            `Record.messages` and in the speaker's view, and not in the partner's.
+        end_reason: int8 `[B]`, an `EndReason`.
+    """
+
+    num_messages: jax.Array
+    end_reason: jax.Array
+
+
+@flax.struct.dataclass
+class Record(Standing):
+    """What was said in B conversations, whoever saw it.
+
+    Attributes:
+        messages: int32 `[B, M, L]`, content without headers and ends of turn, 0 after it. Even messages are the
+            user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
+        message_length: int32 `[B, M]`.
+        truncated: bool `[B, M]`, whether the message was cut by its budget.
+        num_given: int32 `[B]`, how many of these nobody sampled.
+        decoded_steps, loop_steps: int32 `[B]`, steps of the decode loops that the row took part in, and of all loops
+            that it was held in; their sums' ratio is the share of decoding that was useful.
+    """
+
+    messages: jax.Array
+    message_length: jax.Array
+    truncated: jax.Array
+    num_given: jax.Array
+    decoded_steps: jax.Array
+    loop_steps: jax.Array
+
+
+@flax.struct.dataclass
+class Dialogue(Record):
+    """B conversations of two models: what was said, and both models' views."""
+
+    user: Context
+    assistant: Context
+
+
+_Record = TypeVar('_Record', bound=Record)
+_Tree = TypeVar('_Tree')
+
+
+def begin(
+    user: Context,
+    assistant: Context,
+    opening: jax.Array,
+    opening_length: jax.Array,
+    given: jax.Array,
+    *,
+    turns: int,
+    budgets: tuple[int, int],
+) -> Dialogue:
+    """Conversations before their first sampled message.
+
+    Args:
+        user, assistant: contexts of what precedes it in each view. Where an opening is given, the assistant's holds it
+            under the user header, with its end-of-turn; the user's does where it speaks in the natural view.
+        opening, opening_length, given, turns, budgets: as in `begin_record`.
+
+    Rows with an empty context end as FAILURE at once.
+    """
+    empty = (user.length == 0) | (assistant.length == 0)
+    said = begin_record(opening, opening_length, given, empty, turns=turns, budgets=budgets)
+    return Dialogue(user=user, assistant=assistant, **vars(said))
+
+
+def begin_record(
+    opening: jax.Array,
+    opening_length: jax.Array,
+    given: jax.Array,
+    empty: jax.Array,
+    *,
+    turns: int,
+    budgets: tuple[int, int],
+) -> Record:
+    """What was said before the first sampled message.
+
+    Args:
+        opening: int32 `[B, L]`, the content of the given openings.
+        opening_length: int32 `[B]`.
+        given: bool `[B]`; the user opens the conversation where not.
+        empty: bool `[B]`, rows without a prompt; they end as FAILURE.
+        turns: most turns, each a user message and an assistant message; M is twice that.
+        budgets: of the user's and the assistant's messages, tokens.
+    """
+    batch, width = opening.shape
+    longest = max(width, *budgets)
+    length = jnp.where(given, opening_length, 0).astype(jnp.int32)
+    first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
+    num_given = given.astype(jnp.int32)
+    zeros = jnp.zeros((batch,), jnp.int32)
+    return Record(
+        messages=jnp.zeros((batch, 2 * turns, longest), jnp.int32).at[:, 0, :width].set(first),
+        message_length=jnp.zeros((batch, 2 * turns), jnp.int32).at[:, 0].set(length),
+        truncated=jnp.zeros((batch, 2 * turns), bool),
+        num_messages=num_given,
+        num_given=num_given,
+        end_reason=jnp.where(empty, EndReason.FAILURE, EndReason.RUNNING).astype(jnp.int8),
+        decoded_steps=zeros,
+        loop_steps=zeros,
+    )
+
+
+def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:
+    """What was said, with one message more, and how it leaves the conversations.
+
+    Args:
+        said: of `messages` as wide as the message's content may be, or wider.
+        message: in the active rows, the next one.
+        waiting: bool `[B]`, the rows whose turn it is to speak.
+        active: bool `[B]`, those of them that have room for it.
+    """
+    number = said.num_messages
+    most_messages = said.messages.shape[1]
+    budget, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
+    if longest < budget:
+        raise ValueError(f'Dialogue.messages: expected room for Voice.budget={budget} tokens, found {longest}')
+    slot = jnp.where(active, number, most_messages)  # dropped where not active
+    content = jnp.where(jnp.arange(budget) < message.content_length[:, None], message.tokens[:, :budget], 0)
+    content = jnp.pad(content, ((0, 0), (0, longest - budget)))
+    num_messages = number + active
+    end_reason = jnp.select(
+        [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
+        [jnp.int8(EndReason.BUDGET), jnp.int8(EndReason.SIGNAL), jnp.int8(EndReason.TURNS)],
+        said.end_reason,
+    )
+    return dataclasses.replace(
+        said,
+        messages=set_at_rows(said.messages, slot, content),
+        message_length=set_at_rows(said.message_length, slot, message.content_length),
+        truncated=set_at_rows(said.truncated, slot, message.truncated),
+        num_messages=num_messages,
+        end_reason=end_reason,
+        decoded_steps=said.decoded_steps + message.decoded_steps,
+        loop_steps=said.loop_steps + message.loop_steps,
+    )
+
+
+def waiting_for(said: Standing, role: int) -> jax.Array:
+    """The rows that go on with a message of `role` (USER or ASSISTANT), bool `[B]`."""
+    return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
+
+
+@functools.partial(jax.jit, static_argnames=('role', 'voices'), donate_argnames='dialogue')
+def turn(
+    params_user: Params,
+    params_assistant: Params,
+    dialogue: Dialogue,
+    row_keys: jax.Array,
+    *,
+    role: int,
+    voices: tuple[Voice, Voice],
+    temperatures: tuple[jax.Array | float, jax.Array | float],
+    allowed: tuple[jax.Array, jax.Array],
+) -> Dialogue:
+    """One message by `role` (USER or ASSISTANT) in the rows that wait for it; other rows stay as they are.
+
+    Arguments as in `rollout`; the dialogue is used up.
+    """
+    side = 0 if role == USER else 1
+    params, partner_params = (params_user, params_assistant)[:: 1 - 2 * side]
+    voice, partner_voice = voices[:: 1 - 2 * side]
+    own, partner = (dialogue.user, dialogue.assistant)[:: 1 - 2 * side]
+    number = dialogue.num_messages
+    waiting = waiting_for(dialogue, role)
+    active = waiting & can_speak(voice, own) & can_hear(partner_voice, partner, voice.budget)
+    own, message = speak(params, voice, own, row_keys, number, active, allowed[side], temperatures[side])
+    partner = hear(partner_params, partner_voice, partner, message, number, active & ~message.signalled)
+    user, assistant = (own, partner)[:: 1 - 2 * side]
+    return keep_split(record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active))
+
+
+def rollout(
+    params_user: Params,
+    params_assistant: Params,
+    dialogue: Dialogue,
+    row_keys: jax.Array,
+    *,
+    voices: tuple[Voice, Voice],
+    turns: int,
+    temperatures: tuple[jax.Array | float, jax.Array | float],
+    allowed: tuple[jax.Array, jax.Array],
+) -> Dialogue:
+    """Whole conversations, or what is left of them: `dialogue` may also stand between the two messages of a turn.
+
+    In each of `turns` turns the rows that wait for the user hear from it, then those that wait for the assistant. So
+    given and simulated openings go together, and a message that no row waits for costs nothing. `turn` is compiled once
+    for each role, number of rows (`crowd.held_sizes`) and size of the caches (`context.cache_capacities`) that occur;
+    rows only get fewer and caches larger, so that one call meets at most the sum of both numbers for each role.
+
+    Args:
+        params_user, params_assistant: of the two models, which may differ in everything but the tokenizer.
+        dialogue: where to start. It is used up: its arrays are not to be read again.
+        row_keys: typed keys `[B]`; token i of message m of a row is drawn with its key, m and i folded in.
+        voices: the user's and the assistant's.
+        turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that `turns` did
+            not suffice for are still RUNNING.
+        temperatures: the user's and the assistant's; each a scalar or float32 `[B]`, 0 for greedy.
+        allowed: the tokens that the user and the assistant may sample, bool `[V]` each.
+
+    Returns:
+        The dialogue without caches: it is over, and cannot be gone on with.
+    """
+    num_rows = dialogue.num_messages.shape[0]
+    of_rows = tuple(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (num_rows,)) for t in temperatures)
+    crowd = crowd_of(dialogue, (row_keys, of_rows), num_rows)
+    for number in range(2 * turns):
+        role = (USER, ASSISTANT)[number % 2]
+        # The one wait for the device in a message: what is decided here decides the shapes of the next program.
+        standing, lengths = _facts(crowd.held)
+        running = np.asarray(standing.end_reason) == EndReason.RUNNING
+        if not running.any():
+            break
+        if not waiting_for(standing, role).any():
+            continue
+        crowd = compact(crowd, running)
+        keys, of_held = crowd.inputs
+        longest = [int(length[running].max()) for length in lengths]
+        dialogue = turn(
+            params_user,
+            params_assistant,
+            make_room(crowd.held, longest, role, voices),
+            keys,
+            role=role,
+            voices=voices,
+            temperatures=of_held,
+            allowed=allowed,
+        )
+        crowd = dataclasses.replace(crowd, held=dialogue)
+    return everyone(crowd)
+
+
+def make_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tuple[Voice, Voice]) -> Dialogue:
+    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths, see `with_room`."""
+    user, assistant = voices
+    if role == USER:
+        rooms = speaking_room(user), hearing_room(assistant, user.budget)
+    else:
+        rooms = hearing_room(user, assistant.budget), speaking_room(assistant)
+    # Both views hold about the same: with one size for both there are fewer programs.
+    needed = max(length + room for length, room in zip(longest, rooms, strict=True))
+    size = capacity_for(needed, max(dialogue.user.capacity, dialogue.assistant.capacity))
+    return dataclasses.replace(
+        dialogue, user=with_room(dialogue.user, size), assistant=with_room(dialogue.assistant, size)
+    )
+
+
+def _facts(dialogue: Dialogue) -> tuple[Standing, tuple[np.ndarray, np.ndarray]]:
+    """On the host: how far the conversations have come, and the lengths of the user's and the assistant's view."""
+    standing = Standing(dialogue.num_messages, dialogue.end_reason)
+    return jax.device_get(_everywhere((standing, (dialogue.user.length, dialogue.assistant.length))))
+
+
+@jax.jit
+def _everywhere(rows: _Tree) -> _Tree:
+    """Arrays whole on every device, and so in every process."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return rows
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), rows)
+
+
+def example_hash(example_id: str) -> int:
+    """A number of 32 bits for an example's id, the same in every process and Python."""
+    return int.from_bytes(hashlib.sha256(example_id.encode()).digest()[:4], 'big')
+
+
+def row_keys(seed: int, step: jax.Array | int, example: jax.Array, sample: jax.Array) -> jax.Array:
+    """The keys `[B]` of conversations: equal for equal arguments, whatever the row, the batch or the simulator.
+
+    Args:
+        seed: of the training run. Arms of one experiment share it, so that they draw the same numbers.
+        step: of the training run.
+        example: uint32 `[B]`, `example_hash` of each row's example.
+        sample: int `[B]`, which of the example's conversations in this step.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(example, jnp.uint32))
+    return jax.vmap(jax.random.fold_in)(keys, jnp.asarray(sample))
+
+
+def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, name: str = 'voice') -> int:
+    """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
+
+    It is what they take, `aligned`, which may be a little more than there are positions and is never written there. A
+    turn takes at most both headers, both budgets, and both forced ends of turn, which the budgets do not count.
+
+    Args:
+        voice: whose context it is.
+        partner_budget: the partner's `Voice.budget`.
+        prompt_length: tokens of the longest prompt in this view.
+        turns: of the conversation.
+        name: what an error calls the voice.
+    """
+    own_header, partner_header = header_room(voice)
+    per_turn = own_header + voice.budget + 1 + partner_header + partner_budget + 1
+    needed = prompt_length + turns * per_turn
+    if needed > voice.config.max_positions:
+        raise ValueError(
+            f'{name}: expected conversations of at most max_positions={voice.config.max_positions} tokens, found that '
+            f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
+            f'header {own_header} + own budget {voice.budget} + 1 + partner header {partner_header} + partner budget '
+            f'{partner_budget} + 1'
+        )
+    return aligned(needed)
+
+
+def check_voices(voices: Sequence[Voice], allowed: Sequence[np.ndarray]) -> None:
+    """Raises unless the two voices can talk: their roles, masks and signals fit their vocabularies and each other."""
+    for voice, mask, role, name in zip(voices, allowed, (USER, ASSISTANT), ('user', 'assistant'), strict=True):
+        if voice.role != role:
+            raise ValueError(f'voices: expected the {name} to have role {role}, found {voice.role}')
+        if mask.shape != (voice.config.padded_vocab_size,):
+            raise ValueError(
+                f"allowed: expected an entry for each of the {name}'s {voice.config.padded_vocab_size} embedding rows, "
+                f'found shape {mask.shape}'
+            )
+        if not mask[voice.end_of_turn]:
+            raise ValueError(f'allowed: expected the {name} to be allowed its end_of_turn={voice.end_of_turn}')
+        forbidden = [run for run in voice.end_signals if not all(mask[token] for token in run)]
+        if forbidden:
+            raise ValueError(f'Voice.end_signals: the {name} is not allowed to sample all of {forbidden}')
+    smallest = min(voice.config.vocab_size for voice in voices)
+    for mask, name in zip(allowed, ('user', 'assistant'), strict=True):
+        beyond = np.flatnonzero(np.asarray(mask)[smallest:])
+        if beyond.size:
+            raise ValueError(
+                f'allowed: the {name} may sample id {smallest + beyond[0]}, which the smaller vocabulary of '
+                f'{smallest} does not have; both models must share a tokenizer'
+            )

@@ -1,0 +1,214 @@
+"""The concierge world: people who want a place, talking with an assistant. Who they are is known, so it tests the rest.
+
+This is the whole of how people behave; `TABLE` of `people.py` holds the numbers, `language.py` the words, `scripted.py`
+the assistant that they meet at first, `outcomes.py` what a conversation was worth to them. It is no evidence about
+real people.
+
+**Intents.** Four attributes: food (6 values), price (3), area (4), time (4), each value equally likely. Someone cares
+for them with probability .9, .7, .7, .7, drawn again until at least two matter. The others are 'any'.
+
+**Traits** are drawn once per person, independently; `B(a, b)` is a Beta distribution:
+
+    discloses B(1.2, 5), typos B(1, 5), typo_spread 1, synonyms B(2, 5), beside B(1.2, 5), patience .8 + 3.2 B(2, 2.5),
+    tolerance B(2, 4), denies B(2, 4), corrects_more 0, remarks B(1, 6), polite B(2, 3), vague .25.
+
+Stereotypes are the same program at extreme points: 'default' tells and corrects everything, never leaves and mistypes
+nothing; 'impatient' has patience .8; 'typo' mistypes 70%, always by the first typo; 'vague' opens without an attribute
+and tells and corrects one at a time; 'rambler' answers half of all questions beside the point and remarks in 70%.
+
+**Opening.** With probability `vague` one of three openings without an attribute. Else one attribute that matters,
+drawn uniformly, and each other one that matters with probability `discloses`.
+
+**Hearing.** Messages are read by `read_assistant`: clean spellings alone. A person then does the first that fits:
+
+1. A proposal with nothing wrong is accepted: "ok|great|perfect thanks", and the conversation ends. Wrong is every
+   attribute that matters and is not met: another value, two values, none.
+2. A proposal with something right and n things wrong is accepted with probability `tolerance ** n`.
+3. The message costs patience: a proposal .5 and .5 for each thing wrong; a question .2, or 1 if all that it asks for
+   was told before; an open question .3, or 1 if all that matters was told; chatter 1. At 0 or below the person
+   leaves: "forget it", and the conversation ends.
+4. A proposal is corrected in one wrong attribute, drawn uniformly. With probability `denies`, if the proposal named a
+   wrong value for it, "no not VALUE". Else "no|um" and what is wanted, with each other wrong attribute with
+   probability `corrects_more`.
+5. A question is answered beside the point with probability `beside`: by one attribute that matters, was not asked for
+   and not told before, drawn uniformly; where there is none, by a remark alone. Else the first two attributes that it
+   names are answered, by a value or "any ATTRIBUTE", with each other one that matters and was not told before with
+   probability `discloses`.
+6. To an open question and to chatter a person tells one attribute that matters and was not told before, drawn
+   uniformly, and each other such one with probability `discloses`. If all were told, all that matter are drawn from.
+
+**Wording.** Attributes come in random order, with "and" before the last of several half of the time. A value is said
+by its synonym with probability `synonyms`; that word is mistyped with probability `typos`: by its first typo, or with
+probability `typo_spread` by one of its three, drawn with .5, .3, .2. "near" stands before an area and "for" before a
+time half of the time, unless they come first in the message. Before what is told stands "i want|i need|looking for"
+half of the time (not in corrections). An opening is greeted with probability `polite`. Every message but a remark
+alone and the last one ends with "please" with probability `polite` and then has a remark with probability `remarks`.
+
+**Draws.** A message's draws come from the person's id, a seed and the message's number, so that what someone says is a
+function of what was heard, and the same whims meet every assistant.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from simrl.worlds.concierge import language
+from simrl.worlds.concierge.language import ANY, ATTRIBUTES, Act, Intent
+from simrl.worlds.concierge.people import Person, Traits
+
+TURNS = 5  # of the assistant, in a whole conversation
+MOST_ANSWERED = 2  # attributes of one question
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """A message of a person, and whether it ends the conversation: with a place accepted, or without one."""
+
+    text: str
+    end: Literal['accepted', 'left'] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mind:
+    """What a person remembers: the patience that is left, the attributes told (their numbers), messages said."""
+
+    patience: float
+    told: frozenset[int]
+    said: int
+
+
+def speak(person: Person, heard: Sequence[str], seed: int) -> Said:
+    """A person's next message after hearing these messages of an assistant, which may be any text.
+
+    It is a function of its arguments: `speak(person, heard[:k], seed)` is what the person said before `heard[k]`. Who
+    has ended the conversation says nothing after: the ending message is returned.
+    """
+    mind, said = open_talk(person, seed)
+    for text in heard:
+        if said.end is not None:
+            break
+        mind, said = answer(person, mind, text, seed)
+    return said
+
+
+def open_talk(person: Person, seed: int) -> tuple[Mind, Said]:
+    """The opening, and the person's mind after it."""
+    rng, traits = _draws(person, seed, 0), person.traits
+    told: list[int]
+    greeting = (rng.choice(language.GREETINGS),) if rng.random() < traits.polite else ()
+    if rng.random() < traits.vague:
+        told, text = [], rng.choice(language.VAGUE_OPENINGS)
+    else:
+        told = _disclosed(traits, person.intent.cared, rng)
+        text = _told(person, told, rng)
+    text = ', '.join((*greeting, text))
+    return Mind(traits.patience, frozenset(told), 1), Said(_finished(traits, text, rng))
+
+
+def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said]:
+    """What a person says to an assistant's message, and the mind after it."""
+    rng, traits, intent = _draws(person, seed, mind.said), person.traits, person.intent
+    act = language.read_assistant(text)
+    wrong = [number for number in intent.cared if act.values[number] != intent.values[number]]
+    patience = mind.patience
+    told: list[int]
+    if act.kind == 'propose' and _accepts(traits, len(wrong), len(intent.cared), rng):
+        told, said = [], Said(rng.choice(language.ACCEPTANCES), 'accepted')
+    else:
+        patience = round(patience - cost(act, intent, mind.told), 9)  # .8 less four times .2 is 0
+        if patience <= 0:
+            told, said = [], Said(language.LEAVE, 'left')
+        elif act.kind == 'propose':
+            told, said = _correct(person, act, wrong, rng)
+        elif act.kind == 'ask':
+            told, said = _answer_question(person, act, mind.told, rng)
+        else:
+            untold = [number for number in intent.cared if number not in mind.told]
+            told = _disclosed(traits, untold or intent.cared, rng)
+            said = Said(_finished(traits, _told(person, told, rng), rng))
+    return Mind(patience, mind.told | set(told), mind.said + 1), said
+
+
+def cost(act: Act, intent: Intent, told: frozenset[int]) -> float:
+    """What hearing an act costs someone who has told these attributes, in patience."""
+    if act.kind == 'propose':
+        return 0.5 + 0.5 * sum(act.values[number] != intent.values[number] for number in intent.cared)
+    if act.kind == 'ask':
+        return 1.0 if told.issuperset(act.asked) else 0.2
+    if act.kind == 'open':
+        return 1.0 if told.issuperset(intent.cared) else 0.3
+    return 1.0
+
+
+def _accepts(traits: Traits, num_wrong: int, num_cared: int, rng: random.Random) -> bool:
+    return not num_wrong or (num_wrong < num_cared and rng.random() < traits.tolerance**num_wrong)
+
+
+def _correct(person: Person, act: Act, wrong: Sequence[int], rng: random.Random) -> tuple[list[int], Said]:
+    """The attributes whose values it tells, and the message."""
+    traits = person.traits
+    first = rng.choice(wrong)
+    named = act.values[first]
+    if named is not None and rng.random() < traits.denies:
+        return [], Said(_finished(traits, f'no not {_spelled(traits, named, rng)}', rng))
+    told = [first] + [number for number in wrong if number != first and rng.random() < traits.corrects_more]
+    text = f'{rng.choice(language.CORRECTIONS)} {_listed(person, told, rng)}'
+    return told, Said(_finished(traits, text, rng))
+
+
+def _answer_question(person: Person, act: Act, before: frozenset[int], rng: random.Random) -> tuple[list[int], Said]:
+    traits = person.traits
+    others = [number for number in person.intent.cared if number not in before and number not in act.asked]
+    if rng.random() < traits.beside:
+        if not others:
+            return [], Said(rng.choice(language.REMARKS))
+        told = [rng.choice(others)]
+    else:
+        told = [*act.asked[:MOST_ANSWERED], *(number for number in others if rng.random() < traits.discloses)]
+    return told, Said(_finished(traits, _told(person, told, rng), rng))
+
+
+def _draws(person: Person, seed: int, number: int) -> random.Random:
+    return random.Random(f'{person.id} {seed} {number}')
+
+
+def _disclosed(traits: Traits, candidates: Sequence[int], rng: random.Random) -> list[int]:
+    """One of the attributes, and each other one with probability `discloses`."""
+    first = rng.choice(candidates)
+    return [first] + [number for number in candidates if number != first and rng.random() < traits.discloses]
+
+
+def _told(person: Person, told: Sequence[int], rng: random.Random) -> str:
+    lead_in = f'{rng.choice(language.LEAD_INS)} ' if rng.random() < 0.5 else ''
+    return lead_in + _listed(person, told, rng)
+
+
+def _listed(person: Person, told: Sequence[int], rng: random.Random) -> str:
+    """The attributes in random order: 'thai and near station', 'any price'."""
+    items: list[str] = []
+    for number in rng.sample(told, len(told)):
+        value, attribute = person.intent.values[number], ATTRIBUTES[number]
+        item = f'{ANY} {attribute.name}' if value == ANY else _spelled(person.traits, value, rng)
+        if attribute.lead and value != ANY and items and rng.random() < 0.5:
+            item = f'{attribute.lead} {item}'
+        items.append(item)
+    if len(items) > 1 and rng.random() < 0.5:
+        items.insert(-1, 'and')
+    return ' '.join(items)
+
+
+def _spelled(traits: Traits, value: str, rng: random.Random) -> str:
+    word = language.SYNONYM_OF[value] if rng.random() < traits.synonyms else value
+    if rng.random() >= traits.typos:
+        return word
+    typos = language.TYPOS[word]
+    return rng.choices(typos, language.TYPO_WEIGHTS)[0] if rng.random() < traits.typo_spread else typos[0]
+
+
+def _finished(traits: Traits, text: str, rng: random.Random) -> str:
+    if rng.random() < traits.polite:
+        text += ' please'
+    if rng.random() < traits.remarks:
+        text += f', {rng.choice(language.REMARKS)}'
+    return text

@@ -1,0 +1,165 @@
+"""The scripted assistant of mixed quality, and the corpora of its conversations that models imitate.
+
+It is one program with a table of kinds. In each turn it
+
+1. reads the user's message: values (typos too, in six conversations of ten), what is denied, 'any ATTRIBUTE';
+2. chatters with the kind's probability `chatters`;
+3. forgets, for this turn, each attribute it knows of with probability `forgets`;
+4. asks for as many attributes as the kind `asks` for at once, out of those it knows nothing of and has asked for less
+   than twice, drawn uniformly. If it knows of none at all, it asks the open question half of the time, but once only;
+5. else proposes: per attribute what it knows; else what it proposed last, unless that was denied; else a value drawn
+   uniformly from those not denied.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping
+
+from simrl.conversations.records import Conversation, End, Turn
+from simrl.worlds.concierge import language, replies
+from simrl.worlds.concierge.language import ANY, ATTRIBUTES
+from simrl.worlds.concierge.people import PEOPLE, STEREOTYPES, Person, World, person, stereotyped
+
+SOURCE = 'concierge'
+READS_TYPOS = 0.6  # share of conversations
+MOST_ASKED = 2  # times for one attribute
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of scripted assistant.
+
+    Attributes:
+        share: of the conversations in the corpora.
+        asks: attributes asked for at once; 0 proposes at once and guesses.
+        chatters: probability of a message that does nothing.
+        forgets: probability, per attribute and turn, not to remember what was told.
+    """
+
+    share: float
+    asks: int
+    chatters: float = 0.0
+    forgets: float = 0.0
+
+
+KINDS: Mapping[str, Kind] = {
+    'asker': Kind(share=0.25, asks=1),
+    'eager': Kind(share=0.25, asks=0),
+    'two_at_once': Kind(share=0.1, asks=2),
+    'chatty': Kind(share=0.2, asks=1, chatters=0.4),
+    'forgetful': Kind(share=0.2, asks=1, forgets=0.3),
+}
+
+
+@dataclasses.dataclass
+class Notes:
+    """What a scripted assistant has noted in a conversation, by the number of the attribute."""
+
+    known: dict[int, str] = dataclasses.field(default_factory=dict)  # a value, or 'any'
+    denied: dict[int, set[str]] = dataclasses.field(default_factory=lambda: {n: set() for n in range(len(ATTRIBUTES))})
+    asked: dict[int, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(range(len(ATTRIBUTES)), 0))  # times
+    proposed: dict[int, str] = dataclasses.field(default_factory=dict)
+    asked_openly: bool = False
+
+
+def scripted_conversation(
+    user: Person, kind: str, seed: int, *, turns: int = replies.TURNS, identity: str, split: str = 'train'
+) -> Conversation:
+    """A conversation of someone with a kind of scripted assistant; its intent is the user's, as text.
+
+    It ends with the user's message, naturally, or is cut after the assistant's message number `turns`.
+
+    Raises:
+        ValueError: there is no such kind, or there are no turns.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'scripted assistant: expected one of {tuple(KINDS)}, found {kind!r}')
+    if turns < 1:
+        raise ValueError(f'turns of the scripted assistant: expected at least 1, found {turns}')
+    rng = random.Random(f'scripted {user.id} {seed}')
+    reads_typos = rng.random() < READS_TYPOS
+    notes = Notes()
+    mind, said = replies.open_talk(user, seed)
+    messages = [Turn('user', said.text)]
+    for number in range(turns):
+        _note(notes, said.text, reads_typos)
+        text = _act(KINDS[kind], notes, rng)
+        messages.append(Turn('assistant', text))
+        if number + 1 < turns:
+            mind, said = replies.answer(user, mind, text, seed)
+            messages.append(Turn('user', said.text))
+            if said.end is not None:
+                break
+    end: End = 'natural' if said.end is not None else 'cut'
+    return Conversation(identity, SOURCE, split, tuple(messages), end, user.intent.text)
+
+
+def assistant_corpus(world: World, num_conversations: int) -> list[Conversation]:
+    """What the initial assistant imitates: half with people, a quarter with 'default', the rest with any stereotype."""
+    return [
+        _corpus_conversation(world, 'assistant', number, people=1 / 2, default=1 / 4)[1]
+        for number in range(num_conversations)
+    ]
+
+
+def base_user_corpus(world: World, num_conversations: int) -> list[Conversation]:
+    """What the base user imitates: a third 'default', the rest any stereotype. Intents read 'NAME: INTENT'."""
+    corpus = []
+    for number in range(num_conversations):
+        name, conversation = _corpus_conversation(world, 'base_user', number, people=0.0, default=1 / 3)
+        corpus.append(dataclasses.replace(conversation, intent=f'{name}: {conversation.intent}'))
+    return corpus
+
+
+def _corpus_conversation(
+    world: World, corpus: str, number: int, *, people: float, default: float
+) -> tuple[str, Conversation]:
+    """Who the user is (by name), and the conversation; people of the train split, and kinds by their shares."""
+    rng = random.Random(f'{corpus} {world.seed} {number}')
+    kind = rng.choices(tuple(KINDS), [kind.share for kind in KINDS.values()])[0]
+    drawn = rng.random()
+    if drawn < people:
+        name, user = PEOPLE, person(world, 'train', number)
+    else:
+        name = 'default' if drawn < people + default else rng.choice(tuple(STEREOTYPES))
+        user = stereotyped(world, name, 'train', number)
+    return name, scripted_conversation(user, kind, number, identity=f'{corpus}/{user.id}/{kind}')
+
+
+def _note(notes: Notes, text: str, reads_typos: bool) -> None:
+    for statement in language.read_user(text):
+        number, value = statement.attribute, statement.value
+        if statement.mistyped and not reads_typos:
+            continue
+        if statement.denied:
+            notes.denied[number].add(value)
+            if notes.known.get(number) == value:
+                del notes.known[number]
+        else:
+            notes.known[number] = value
+
+
+def _act(kind: Kind, notes: Notes, rng: random.Random) -> str:
+    if rng.random() < kind.chatters:
+        return rng.choice(language.CHATTER)
+    known = {number: value for number, value in notes.known.items() if rng.random() >= kind.forgets}
+    open_to_ask = [n for n in range(len(ATTRIBUTES)) if n not in known and notes.asked[n] < MOST_ASKED]
+    if kind.asks and open_to_ask:
+        if not known and not notes.asked_openly and rng.random() < 0.5:
+            notes.asked_openly = True
+            return language.OPEN_QUESTION
+        chosen = rng.sample(open_to_ask, min(kind.asks, len(open_to_ask)))
+        for number in chosen:
+            notes.asked[number] += 1
+        return language.question(rng.choice(language.QUESTIONS), chosen)
+    notes.proposed = {n: _proposed(notes, known.get(n, ANY), n, rng) for n in range(len(ATTRIBUTES))}
+    return language.proposal(rng.choice(language.PROPOSALS), tuple(notes.proposed.values()))
+
+
+def _proposed(notes: Notes, known: str, number: int, rng: random.Random) -> str:
+    if known != ANY:
+        return known
+    allowed = [value for value in ATTRIBUTES[number].values if value not in notes.denied[number]]
+    if notes.proposed.get(number) in allowed:
+        return notes.proposed[number]
+    return rng.choice(allowed)

@@ -1,0 +1,52 @@
+"""Which rows meet, and how wide they are cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simrl.rl import microbatches
+from simrl.rl.algorithm import UpdateSettings
+
+WIDTHS = (8, 12, 16)
+SETTINGS = UpdateSettings(epochs=2, minibatches=2, microbatches=3)
+
+
+@given(st.lists(st.integers(0, 16), min_size=12, max_size=12), st.integers(0, 3))
+def test_every_epoch_has_every_row_once_in_sorted_pieces_of_equal_size(lengths: list[int], seed: int) -> None:
+    length = np.array(lengths)
+    steps = microbatches.deal(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
+    assert [len(pieces) for pieces in steps] == [3] * 4
+    for epoch in (steps[:2], steps[2:]):
+        assert sorted(row for pieces in epoch for piece in pieces for row in piece.rows) == list(range(12))
+    for pieces in steps:
+        in_order = length[np.concatenate([piece.rows for piece in pieces])]
+        assert (np.diff(in_order) >= 0).all()
+        for piece in pieces:
+            assert (piece.rows.shape, piece.rows.dtype) == ((2,), np.int32)
+            longest = length[piece.rows].max()
+            assert piece.width == min(width for width in WIDTHS if width >= longest)
+
+
+def test_which_rows_meet_is_the_generators_alone() -> None:
+    """Lengths decide how a minibatch is cut, and not what is in it."""
+
+    def rows(length: np.ndarray, seed: int) -> list[set[int]]:
+        steps = microbatches.deal(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
+        return [{int(row) for piece in pieces for row in piece.rows} for pieces in steps]
+
+    assert rows(np.arange(12), 0) == rows(np.arange(12)[::-1], 0)
+    assert rows(np.arange(12), 0) != rows(np.arange(12), 1)
+
+
+def test_widths_end_with_the_batchs_own() -> None:
+    assert microbatches.widths_of((8, 12, 16), 14) == (8, 12, 14)
+    assert microbatches.widths_of((8, 12), 12) == (8, 12)
+    assert microbatches.widths_of((8, 12), 20) == (8, 12, 20)
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match='expected at most 16 tokens, found 17'):
+        microbatches.cut(np.arange(2), np.array([3, 17]), WIDTHS, 1)
+    with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 2 x 3 = 6'):
+        microbatches.deal(np.zeros(8, int), WIDTHS, SETTINGS, np.random.default_rng(0))

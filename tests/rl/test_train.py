@@ -1,0 +1,207 @@
+"""RL against people off the device: it runs, goes on after a kill as if unbroken, and learns nothing from failures."""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simrl.conversations.records import Example
+from simrl.conversations.sentencepiece import chat_from_pieces, train_pieces
+from simrl.conversations.views import natural_prompt
+from simrl.models import sharding, transformer
+from simrl.models.transformer import Execution, TransformerConfig
+from simrl.rewards.rewards import Rewards
+from simrl.rl import train
+from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.train import RLSettings, without_failures
+from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.dialogue import EndReason
+from simrl.rollouts.generate import Sampling
+from simrl.rollouts.host import HostConversation, Partner, Reply
+from simrl.rollouts.trajectories import Trajectories
+from simrl.training.loop import LoopSettings
+from simrl.training.optimizer import OptimizerSettings
+from tests import kills
+
+CHAT = chat_from_pieces(
+    train_pieces(['i want tea', 'no , tea', 'ok thanks', 'forget it', 'try tea or coffee ?'] * 9, 50)
+)
+LIMITS = Limits(turns=2, prompt_tokens=4, assistant_tokens=5, user_tokens=8)
+EXAMPLES = [Example(f'person-{i}', None, 'tea', i, 'test', 'train') for i in range(4)]
+SAMPLES = 4
+STEPS = 4
+FAILING = 'person-3'
+REASON = 'no line to person-3'
+
+
+class KillError(Exception):
+    pass
+
+
+def helper() -> Speaker:
+    config = TransformerConfig(
+        vocab_size=CHAT.size,
+        model_dim=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=16,
+        max_positions=64,
+    )
+    return assistant(
+        CHAT,
+        config,
+        transformer.init_params(jax.random.key(0), config),
+        Execution(log_prob_chunk=16),
+        budget=LIMITS.assistant_tokens,
+        sampling=Sampling(),
+        prompt=lambda example: natural_prompt(CHAT, example.opening),
+    )
+
+
+def people(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
+    """They want tea, and leave by chance; one of them cannot be reached a second time."""
+    replies = []
+    for conversation, seed in zip(conversations, seeds.tolist(), strict=True):
+        if not conversation.messages:
+            replies.append(Reply('i want tea'))
+        elif conversation.example.id == FAILING:
+            replies.append(Reply('', failure=REASON))
+        else:
+            replies.append(Reply('ok thanks', ends=True) if seed % 2 else Reply('no , tea'))
+    return replies
+
+
+def share_of_tea(batch: Trajectories) -> Rewards:
+    """Of the assistant's tokens, those that 'tea' is made of; far more for conversations that failed."""
+    tea = jnp.asarray(CHAT.encode('tea'))
+    said = jnp.arange(batch.messages.shape[2]) < batch.message_length[:, 1::2, None]
+    share = jnp.mean(said & jnp.isin(batch.messages[:, 1::2], tea), axis=(1, 2), dtype=jnp.float32)
+    value = jnp.where(batch.end_reason == EndReason.FAILURE, 1000.0, share)
+    return Rewards(value, jnp.ones(value.shape, bool), {'share': share}, jnp.zeros(value.shape, jnp.int32))
+
+
+def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], trained: str = 'assistant') -> None:
+    train.train(
+        folder,
+        helper(),
+        Partner(people, LIMITS.user_tokens),
+        chat=CHAT,
+        examples=EXAMPLES,
+        score=score,
+        limits=LIMITS,
+        settings=RLSettings(
+            steps=STEPS,
+            prompts_per_step=len(EXAMPLES),
+            samples_per_prompt=SAMPLES,
+            row_buckets=(64,),
+            algorithm=UpdateSettings(estimator='grpo', kl='none'),
+            optimizer=OptimizerSettings(learning_rate=1e-2),
+            trained=trained,  # type: ignore[arg-type]
+        ),
+        execution=Execution(log_prob_chunk=16),
+        loop_settings=LoopSettings(log_every=1, checkpoint_every=2, saved_conversations=len(EXAMPLES) * SAMPLES),
+        seed=0,
+        mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
+    )
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp('unbroken')
+    train_tea(folder, share_of_tea)
+    return folder
+
+
+def test_a_run_against_people_goes_on_as_if_unbroken(
+    tmp_path: pathlib.Path, unbroken: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+
+    def killed_in_the_fourth_step(batch: Trajectories) -> Rewards:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KillError
+        return share_of_tea(batch)
+
+    with pytest.raises(KillError):
+        train_tea(tmp_path, killed_in_the_fourth_step)
+    train_tea(tmp_path, share_of_tea)
+    kills.assert_same_run(unbroken, tmp_path)
+    assert f'step 3: {SAMPLES} conversations ended by a failure of the partner: {REASON}' in capsys.readouterr().out
+
+
+def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbroken: pathlib.Path) -> None:
+    lines = [json.loads(line) for line in (unbroken / 'metrics.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in (unbroken / 'conversations' / 'rl.jsonl').read_text().splitlines()]
+    assert len(lines) == STEPS
+    for line in lines:
+        assert line['rollout/end_failure'] == line['reward/unjudged'] == 1 / len(EXAMPLES)
+        assert line['masked_rows'] == SAMPLES
+        assert line['reward/mean'] <= 1
+        assert line['rollout/end_signal'] > 0
+        assert line['rollout/missed_signals'] == 0
+    assert len(rows) == STEPS * len(EXAMPLES) * SAMPLES
+    for row in rows:
+        failed = row['example'] == FAILING
+        assert row.get('failure') == (REASON if failed else None)
+        assert (row['reward'] is None) == failed
+        assert row['messages'][0]['content'] == 'i want tea'
+        if row['end_reason'] == 'signal':
+            assert row['messages'][-1]['content'] == 'ok thanks<|endconversation|>'
+
+
+def test_a_failure_masks_every_reward_of_its_conversation() -> None:
+    ends = jnp.array([EndReason.SIGNAL, EndReason.FAILURE, EndReason.TURNS], jnp.int8)
+    for shape in ((3,), (3, 2)):
+        valid = jnp.ones(shape, bool).at[2].set(False)
+        rewards = Rewards(jnp.full(shape, 0.5), valid, {}, jnp.zeros(3, jnp.int32))
+        masked = without_failures(rewards, ends)
+        assert masked.valid.reshape(3, -1).all(axis=1).tolist() == [True, False, False]
+        np.testing.assert_array_equal(masked.value, np.where(masked.valid, 0.5, 0.0))
+
+
+def test_the_side_that_is_trained_must_be_the_one_given(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"RLSettings.trained: expected the side that is trained, found 'user'"):
+        train_tea(tmp_path, share_of_tea, trained='user')
+
+
+def test_rows_in_flight_change_nothing_that_is_said() -> None:
+    """Pieces of two rows, though each person has four conversations; failures and samples keep their rows."""
+    met: list[tuple[str, int]] = []
+
+    def meeting(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
+        met.extend((c.example.id, c.sample) for c in conversations if not c.messages)
+        return people(conversations, seeds)
+
+    def talked(rows_in_flight: int | None) -> tuple[Trajectories, Mapping[int, str]]:
+        side = helper()
+        mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            batch, failures = train.talk(
+                side,
+                side.params,
+                Partner(meeting, LIMITS.user_tokens),
+                None,
+                EXAMPLES,
+                chat=CHAT,
+                limits=LIMITS,
+                seed=0,
+                step=0,
+                mesh=mesh,
+                samples=SAMPLES,
+                rows_in_flight=rows_in_flight,
+            )
+        return jax.device_get(batch), failures
+
+    (whole, failures), (pieces, failures_of_pieces) = talked(None), talked(2)
+    assert met == [(example.id, sample) for example in EXAMPLES for sample in range(SAMPLES)] * 2
+    assert failures == failures_of_pieces == dict.fromkeys(range(12, 16), REASON)
+    for field in ('tokens', 'role', 'turn', 'length', 'end_reason', 'example_id', 'group', 'messages', 'truncated'):
+        np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field), err_msg=field)

@@ -1,0 +1,204 @@
+"""Drawing tokens: the right distribution, in id order, the same whatever else there is."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simrl.models import transformer
+from simrl.models.log_probs import token_log_probs
+from simrl.rollouts import generate as sampler
+from simrl.rollouts.context import Context, prefill
+from simrl.rollouts.generate import Filters, Message, Sampling, beginnings, generate, sample_token
+from tests.rollouts import scene, slow
+
+V = 256
+ALLOWED = np.zeros(V, bool)
+ALLOWED[3:200:2] = True
+_sample = jax.jit(sample_token, static_argnames='filters')
+
+
+def _logits(rows: int, seed: int = 0) -> np.ndarray:
+    return 2 * np.random.default_rng(seed).standard_normal((rows, V)).astype(np.float32)
+
+
+def _prob(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    tempered = np.where(ALLOWED, logits.astype(np.float64) / temperature, -np.inf)
+    prob = np.exp(tempered - tempered.max(-1, keepdims=True))
+    return prob / prob.sum(-1, keepdims=True)
+
+
+@functools.cache
+def _grid_draws(filters: Filters, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """One row of logits, drawn from at 4,096 evenly spaced numbers."""
+    uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
+    logits = np.repeat(_logits(1), len(uniform), axis=0)
+    temperatures = np.full(len(uniform), temperature, np.float32)
+    token, log_prob = _sample(logits, ALLOWED, uniform, temperatures, filters=filters)
+    return np.asarray(token), np.asarray(log_prob)
+
+
+def test_tokens_come_in_id_order_each_as_often_as_it_is_probable() -> None:
+    for temperature in (1.0, 0.5):
+        token, _ = _grid_draws(Filters(), temperature)
+        assert np.all(np.diff(token) >= 0)
+        counts = np.bincount(token, minlength=V)
+        assert np.abs(counts - 4096 * _prob(_logits(1), temperature)[0]).max() < 1.01
+
+
+def test_random_keys_give_the_distribution() -> None:
+    keys = jax.random.split(jax.random.key(1), 4096)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
+    token, _ = _sample(
+        np.repeat(_logits(1), 4096, axis=0), ALLOWED, uniform, np.ones(4096, np.float32), filters=Filters()
+    )
+    prob = _prob(_logits(1))[0]
+    counts = np.bincount(np.asarray(token), minlength=V)
+    common = prob * 4096 >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = 4096 * np.append(prob[common], prob[~common].sum())
+    chi_square = np.sum((observed - expected) ** 2 / expected)
+    degrees = len(observed) - 1
+    assert abs(chi_square - degrees) < 4 * np.sqrt(2 * degrees)
+
+
+def test_padding_the_vocabulary_changes_no_token() -> None:
+    """Also at numbers on the borders between tokens, where the last bit of a sum decides."""
+    random = np.random.default_rng(2)
+    rows, base = 512, 700
+    logits = 3 * random.standard_normal((rows, base)).astype(np.float32)
+    prob = np.exp(logits.astype(np.float64))
+    borders = np.cumsum(prob, axis=1) / prob.sum(1, keepdims=True)
+    uniform = np.clip(borders[np.arange(rows), random.integers(0, base - 1, rows)], 0, 1 - 2**-24).astype(np.float32)
+    for filters in (Filters(), Filters(top_k=200, top_p=0.9)):
+        draws = []
+        for size in (768, 1408):
+            padded = np.full((rows, size), 50, np.float32)  # padding would win if it were not masked
+            padded[:, :base] = logits
+            token, _ = _sample(padded, np.arange(size) < base, uniform, np.ones(rows, np.float32), filters=filters)
+            draws.append(np.asarray(token))
+        assert np.array_equal(*draws)
+
+
+def test_a_row_does_not_see_its_batch_mates() -> None:
+    logits, uniform = _logits(4096, 3), np.random.default_rng(3).random(4096, np.float32)
+    order = np.random.default_rng(4).permutation(4096)
+    ones = np.ones(4096, np.float32)
+    token, log_prob = _sample(logits, ALLOWED, uniform, ones, filters=Filters())
+    shuffled, shuffled_log_prob = _sample(logits[order], ALLOWED, uniform[order], ones, filters=Filters())
+    assert np.array_equal(np.asarray(token)[order], shuffled)
+    assert np.array_equal(np.asarray(log_prob)[order], shuffled_log_prob)
+
+
+def test_only_allowed_tokens_come_even_at_the_ends_of_the_unit_interval() -> None:
+    uniform = np.tile(np.array([0, 1e-45, 2**-24, 1 - 2**-24], np.float32), 1024)
+    logits = 20 * _logits(4096, 5)  # most probabilities underflow to 0
+    token, log_prob = _sample(logits, ALLOWED, uniform, np.ones(4096, np.float32), filters=Filters())
+    assert ALLOWED[np.asarray(token)].all()
+    assert np.isfinite(np.asarray(log_prob)).all()
+
+
+def test_temperature_zero_takes_the_most_probable_token_and_each_row_has_its_own() -> None:
+    logits, uniform = _logits(4096, 6), np.random.default_rng(6).random(4096, np.float32)
+    temperature = np.where(np.arange(4096) % 2, 0, 1).astype(np.float32)
+    token, log_prob = (np.asarray(x) for x in _sample(logits, ALLOWED, uniform, temperature, filters=Filters()))
+    best = np.argmax(np.where(ALLOWED, logits, -np.inf), axis=1)
+    assert np.array_equal(token[1::2], best[1::2])
+    assert np.all(log_prob[1::2] == 0)
+    assert not np.array_equal(token[::2], best[::2])
+
+
+@pytest.mark.parametrize('filters', [Filters(top_k=5), Filters(top_p=0.6), Filters(top_k=20, top_p=0.9, min_p=0.05)])
+def test_filters_leave_what_they_should(filters: Filters) -> None:
+    token, log_prob = _grid_draws(filters)
+    prob = _prob(_logits(1))[0]
+    kept = slow.kept(prob, filters) & ALLOWED
+    assert 1 < kept.sum() < ALLOWED.sum()
+    counts = np.bincount(token, minlength=V)
+    assert np.abs(counts - 4096 * np.where(kept, prob, 0) / prob[kept].sum()).max() < 1.01
+    np.testing.assert_allclose(log_prob, np.log(prob[token]), atol=1e-5)  # of the unfiltered distribution
+
+
+def test_filters_keep_all_that_tie() -> None:
+    logits = np.zeros((4096, V), np.float32)
+    logits[:, 3:23] = 4  # ten allowed tokens, of which five or seven would do
+    uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
+    for filters in (Filters(top_k=5), Filters(top_p=0.6)):
+        token, _ = _sample(logits, ALLOWED, uniform, np.ones(4096, np.float32), filters=filters)
+        assert np.array_equal(np.unique(token), np.arange(3, 23, 2))
+
+
+def test_log_prob_is_that_of_token_log_probs() -> None:
+    random = np.random.default_rng(8)
+    hidden = random.standard_normal((16, 1, 24)).astype(np.float32)
+    params = {'decoder': {'embedding': random.standard_normal((V, 24)).astype(np.float32)}}
+    temperature = np.linspace(0.5, 2, 16, dtype=np.float32)
+    logits = np.repeat(transformer.project(params, hidden[:, 0]), 256, axis=0)
+    uniform = random.random(4096, np.float32)
+    drawn = _sample(logits, ALLOWED, uniform, np.repeat(temperature, 256), filters=Filters(top_k=5))
+    token, log_prob = (np.asarray(x)[::256] for x in drawn)
+    everywhere = np.ones((16, 1), bool)
+    expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, ALLOWED, temperature)
+    np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'), [('top_k', -1), ('top_p', 0.0), ('top_p', 1.5), ('min_p', -0.1), ('temperature', -1.0)]
+)
+def test_impossible_settings_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f'{field}: expected .* found {value}'):
+        Sampling(**{field: value})
+
+
+# Beginnings of the cache.
+
+
+def test_beginnings_are_few_and_leave_room() -> None:
+    assert beginnings(256, 63) == ()  # a short message has none
+    assert beginnings(271, 133) == (192,)
+    assert beginnings(2048, 1920) == (864, 1152, 1536)
+    for capacity in range(70, 3000, 37):
+        for budget in (64, 200, 1000):
+            lengths = beginnings(capacity, budget)
+            assert list(lengths) == sorted(set(lengths))
+            assert len(lengths) <= 3
+            assert all(max(capacity - budget, 0) + 32 <= length <= capacity * 3 // 4 for length in lengths)
+
+
+def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose prompts differ by many tokens cross the ends of beginnings at different steps, some end before."""
+    budget, length = 90, np.array([3, 21, 40, 8], np.int32)
+    voice = dataclasses.replace(scene.ASSISTANT_VOICE, budget=budget)
+    prompts = np.random.default_rng(0).integers(0, 100, (4, 40)).astype(np.int32)
+    same = np.zeros(prompts.shape, np.int8)
+    mask = scene.ALLOWED[1].copy()
+    mask[voice.end_of_turn] = False
+
+    def generated(ends: bool) -> tuple[Context, Message]:
+        allowed = scene.ALLOWED[1] if ends else mask
+        params = scene.params()[1]
+
+        @jax.jit
+        def run() -> tuple[Context, Message]:
+            context = prefill(params, voice.config, voice.execution, prompts, same, same, length, capacity=131)
+            context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
+            zeros = jnp.zeros(4, jnp.int32)
+            return generate(params, voice, context, scene.keys(range(4)), zeros == 0, zeros, allowed, 1.1)
+
+        return jax.device_get(run())
+
+    assert beginnings(131, budget) == (96,)
+    expected = [generated(ends) for ends in (True, False)]
+    monkeypatch.setattr(sampler, 'beginnings', lambda *_: ())
+    for (context, message), ends in zip(expected, (True, False), strict=True):
+        plain_context, plain_message = generated(ends)
+        assert (np.max(message.length) == budget + 1) == (not ends)
+        jax.tree.map(np.testing.assert_array_equal, message, plain_message)
+        exact = ('tokens', 'role', 'message', 'length')
+        for name in exact:
+            np.testing.assert_array_equal(getattr(context, name), getattr(plain_context, name))
+        close = [(view.log_prob, view.cache) for view in (context, plain_context)]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), *close)

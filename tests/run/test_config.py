@@ -1,0 +1,162 @@
+"""Configs become dataclasses strictly; every mistake is named by its dotted field."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Literal
+
+import ml_collections
+import pytest
+from ml_collections.config_dict import placeholder
+
+from simrl.run import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float
+    steps: int = 3
+    kind: Literal['cosine', 'linear'] = 'cosine'
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f'Inner.steps: expected at least 1, found {self.steps}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    flag: bool
+    names: tuple[str, ...] = ()
+    pair: tuple[int, float] = (1, 2.0)
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    parts: dict[str, Inner] = dataclasses.field(default_factory=dict)
+    limit: int | None = None
+    either: int | str = 0
+    path: pathlib.Path = pathlib.Path('here')
+    maybe: Inner | None = None
+
+
+def good() -> dict:
+    return {'inner': {'rate': 0.5}, 'flag': True}
+
+
+def parse(updates: dict, remove: tuple[str, ...] = ()) -> Outer:
+    values = {key: value for key, value in (good() | updates).items() if key not in remove}
+    return config.from_config_dict(Outer, ml_collections.ConfigDict(values), 'config.outer')
+
+
+def test_fills_in_nested_fields_and_defaults() -> None:
+    outer = parse(
+        {
+            'names': ('a', 'b'),
+            'sizes': [1, 2],
+            'pair': (3, 4),
+            'parts': {'x': {'rate': 1, 'kind': 'linear'}},
+            'limit': 7,
+            'either': 'word',
+            'path': 'there',
+            'maybe': {'rate': 0.25},
+        }
+    )
+    assert outer == Outer(
+        inner=Inner(rate=0.5),
+        flag=True,
+        names=('a', 'b'),
+        pair=(3, 4.0),
+        sizes=[1, 2],
+        parts={'x': Inner(rate=1.0, kind='linear')},
+        limit=7,
+        either='word',
+        path=pathlib.Path('there'),
+        maybe=Inner(rate=0.25),
+    )
+    assert type(outer.parts['x'].rate) is float  # an int where a float is expected is converted
+    assert type(outer.pair[1]) is float
+    assert parse({}) == Outer(inner=Inner(rate=0.5), flag=True)
+
+
+def test_a_dataclass_that_may_be_none_is_none_where_its_fields_are() -> None:
+    """With types for flags to set; one that is set asks for the others that are needed."""
+    unset = {'rate': placeholder(float), 'steps': placeholder(int)}
+    assert parse({'maybe': unset}).maybe is None
+    assert parse({'maybe': unset | {'rate': 0.5, 'steps': 2}}).maybe == Inner(rate=0.5, steps=2)
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.maybe\.rate: expected float, found None'):
+        parse({'maybe': unset | {'steps': 2}})
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.inner\.rate: expected float, found None'):
+        parse({'inner': unset})  # this one may not
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.maybe\.rate: missing'):
+        parse({'maybe': {}})
+
+
+def test_plain_and_frozen_dicts_are_configs_too() -> None:
+    expected = Outer(inner=Inner(rate=0.5), flag=True)
+    assert config.from_config_dict(Outer, good(), 'config') == expected
+    assert config.from_config_dict(Outer, ml_collections.FrozenConfigDict(good()), 'config') == expected
+
+
+@pytest.mark.parametrize(
+    ('updates', 'message'),
+    [
+        ({'flagg': 1}, r"config\.outer\.flagg: unknown field \(did you mean 'flag'\?\); Outer has inner, flag, names"),
+        ({'inner': {'rate': 1.0, 'speed': 2}}, r'config\.outer\.inner\.speed: unknown field; Inner has rate, steps'),
+        ({'inner': {}}, r'config\.outer\.inner\.rate: missing; Inner needs rate'),
+        ({'inner': 3}, r'config\.outer\.inner: expected the fields of Inner, found 3 \(int\)'),
+        ({'inner': {'rate': '1'}}, r"config\.outer\.inner\.rate: expected float, found '1' \(str\)"),
+        ({'inner': {'rate': True}}, r'config\.outer\.inner\.rate: expected float, found True \(bool\)'),
+        ({'inner': {'rate': 1, 'steps': 2.0}}, r'config\.outer\.inner\.steps: expected int, found 2\.0 \(float\)'),
+        ({'inner': {'rate': 1, 'steps': False}}, r'config\.outer\.inner\.steps: expected int, found False \(bool\)'),
+        ({'inner': {'rate': 1, 'kind': 'sine'}}, r"inner\.kind: expected one of 'cosine', 'linear', found 'sine'"),
+        ({'flag': 1}, r'config\.outer\.flag: expected bool, found 1 \(int\)'),
+        ({'names': 'ab'}, r"config\.outer\.names: expected tuple\[str, \.\.\.\], found 'ab' \(str\)"),
+        ({'names': ('a', 3)}, r'config\.outer\.names\[1\]: expected str, found 3 \(int\)'),
+        ({'pair': (1, 2, 3)}, r'config\.outer\.pair: expected 2 values, found 3'),
+        ({'sizes': [1, 'x']}, r"config\.outer\.sizes\[1\]: expected int, found 'x' \(str\)"),
+        ({'parts': {'x': {'rate': 'y'}}}, r"config\.outer\.parts\.x\.rate: expected float, found 'y' \(str\)"),
+        ({'limit': 'x'}, r"config\.outer\.limit: expected int or None, found 'x' \(str\)"),
+        ({'either': 1.5}, r'config\.outer\.either: expected int or str, found 1\.5 \(float\)'),
+        ({'path': 3}, r'config\.outer\.path: expected a path, found 3 \(int\)'),
+        ({'maybe': {'rate': None, 'steps': 1}}, r'config\.outer\.maybe\.rate: expected float, found None \(NoneType\)'),
+        # What the dataclass itself refuses carries the dots as well.
+        ({'inner': {'rate': 1, 'steps': 0}}, r'^config\.outer\.inner\.steps: expected at least 1, found 0$'),
+    ],
+)
+def test_mistakes_are_named(updates: dict, message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        parse(updates)
+
+
+def test_missing_fields_are_listed() -> None:
+    with pytest.raises(config.ConfigError, match=r'config\.outer\.inner: missing; Outer needs inner, flag'):
+        parse({}, remove=('inner', 'flag'))
+
+
+def test_a_field_type_that_cannot_be_read_is_the_programmers_error() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Odd:
+        field: complex
+
+    with pytest.raises(TypeError, match='fields of type'):
+        config.from_config_dict(Odd, {'field': 1}, 'config')
+
+
+def test_to_dict_goes_through_json_and_back() -> None:
+    outer = parse({'names': ('a',), 'parts': {'x': {'rate': 1}}, 'path': 'there'})
+    stored = json.loads(json.dumps(config.to_dict(outer)))
+    assert config.from_config_dict(Outer, stored, 'config') == outer
+    assert config.to_dict(ml_collections.ConfigDict(good())) == good()
+    with pytest.raises(TypeError, match='JSON'):
+        config.to_dict({'x': object()})
+
+
+def test_differences_names_dotted_fields() -> None:
+    old = {'a': {'b': 1, 'c': [1, 2]}, 'd': 1, 'gone': 'x', 'same': 1}
+    new = {'a': {'b': 2, 'c': [1, 3]}, 'd': True, 'new': None, 'same': 1.0}
+    assert config.differences(old, new) == [
+        'a.b: 1 -> 2',
+        'a.c: [1, 2] -> [1, 3]',
+        'd: 1 -> True',
+        "gone: 'x' -> (absent)",
+        'new: (absent) -> None',
+    ]
+    assert config.differences(old, old) == []

@@ -1,0 +1,155 @@
+"""Metrics as (sum, weight); files that TensorBoard reads and that can be cut back."""
+
+import io
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator, plugin_event_multiplexer
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, metadata
+from tensorboard.util import tensor_util
+
+from simrl.run import metrics
+from simrl.run.metrics import EVENTS_FILE, Writer
+from tests import kills
+
+
+def test_ragged_parts_agree_with_the_whole() -> None:
+    values = np.arange(10.0)
+
+    @jax.jit
+    def part(x: jax.Array) -> dict:
+        return {'loss': (x.sum(), jnp.float32(x.size))}
+
+    parts = metrics.add(metrics.add(part(values[:7]), part(values[7:9])), part(values[9:]))
+    assert metrics.mean(parts) == {'loss': values.mean()}
+    assert metrics.mean(part(values)) == {'loss': values.mean()}
+    # A name that only some have keeps its own weight; nothing measured is not a number, and no 0.
+    mixed = metrics.mean(metrics.add({'a': (1.0, 2.0)}, {'b': (3.0, 1.0), 'c': (0.0, 0.0)}))
+    assert (mixed['a'], mixed['b']) == (0.5, 3.0)
+    assert math.isnan(mixed['c'])
+    with pytest.raises(ValueError, match=r"metric 'loss': expected a scalar sum, found shape \(3,\)"):
+        metrics.mean({'loss': (jnp.zeros(3), 1.0)})
+
+
+def write_some(writer: Writer, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        writer.log(step, {'loss': 1.0 / step, 'time/seconds': 5.0})
+        writer.conversations('rl', [{'step': step, 'text': 'x' * step}])
+        writer.text(step, 'sample', f'# step {step}')
+
+
+def test_lines_and_events_are_what_was_logged(tmp_path: pathlib.Path) -> None:
+    png = io.BytesIO()
+    Image.new('RGB', (4, 2), 'red').save(png, 'png')
+    with Writer(tmp_path) as writer:
+        writer.hyperparameters({'optimizer': {'learning_rate': 0.5, 'schedule': 'cosine'}, 'sizes': [1, 2], 'on': True})
+        writer.log(1, {'loss': 0.25, 'accuracy': math.nan})
+        writer.text(1, 'sample', '**user** hello')
+        writer.image(1, 'plot', png.getvalue(), 4, 2)
+        writer.conversations('rl', [{'text': '\ud800 é', 'reward': np.float32(0.5), 'masked': float('nan')}])
+        writer.finished(1)
+
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1, "loss": 0.25, "accuracy": null}\n'
+    row = json.loads((tmp_path / 'conversations' / 'rl.jsonl').read_text())
+    assert row == {'text': '\ud800 é', 'reward': 0.5, 'masked': None}
+
+    events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+    events.Reload()
+    loss = events.Tensors('loss')[0]
+    assert (loss.step, tensor_util.make_ndarray(loss.tensor_proto)) == (1, 0.25)
+    assert np.isnan(tensor_util.make_ndarray(events.Tensors('accuracy')[0].tensor_proto))
+    assert tensor_util.make_ndarray(events.Tensors('sample')[0].tensor_proto).item() == b'**user** hello'
+    width, height, data = tensor_util.make_ndarray(events.Tensors('plot')[0].tensor_proto)
+    assert (width, height) == (b'4', b'2')
+    assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == (255, 0, 0)
+    assert events.summary_metadata['plot'].plugin_data.plugin_name == 'images'
+    assert events.summary_metadata['sample'].plugin_data.plugin_name == 'text'
+    assert events.summary_metadata['loss'].plugin_data.plugin_name == 'scalars'
+
+
+def test_the_hyperparameters_tab_finds_the_run(tmp_path: pathlib.Path) -> None:
+    with Writer(tmp_path) as writer:
+        writer.hyperparameters({'optimizer': {'learning_rate': 0.5, 'schedule': 'cosine'}})
+        writer.log(1, {'loss': 0.25})
+        writer.finished(1)
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRun(str(tmp_path / 'tensorboard'), 'run')
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = RequestContext()
+    found = context.hparams_metadata(request, 'any')
+    experiment = context.experiment_from_metadata(request, 'any', True, found, {})
+    names = {info.name for info in experiment.hparam_infos}
+    assert names == {'optimizer.learning_rate', 'optimizer.schedule'}
+    assert set(found['run']) == {metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}
+    start = metadata.parse_session_start_info_plugin_data(found['run'][metadata.SESSION_START_INFO_TAG])
+    assert start.hparams['optimizer.learning_rate'].number_value == 0.5
+    assert start.hparams['optimizer.schedule'].string_value == 'cosine'
+    end = metadata.parse_session_end_info_plugin_data(found['run'][metadata.SESSION_END_INFO_TAG])
+    assert end.status == api_pb2.STATUS_SUCCESS
+
+
+def test_cutting_back_and_going_on_is_as_if_nothing_happened(tmp_path: pathlib.Path) -> None:
+    unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
+    with Writer(unbroken) as writer:
+        write_some(writer, 1, 9)
+    with Writer(broken) as writer:
+        write_some(writer, 1, 4)
+        offsets = writer.offsets()
+        write_some(writer, 4, 7)
+        writer.conversations('late', [{'step': 6}])  # a file that the offsets do not know
+    with open(broken / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 7, "los')  # a kill in the middle of a line
+    with open(broken / EVENTS_FILE, 'ab') as file:
+        file.write(b'\x10\0\0')
+
+    with Writer(broken) as writer:
+        writer.truncate(json.loads(json.dumps(offsets)))
+        assert writer.offsets() == offsets
+        write_some(writer, 4, 9)
+    kills.assert_same_run(unbroken, broken)
+    assert (broken / 'metrics.jsonl').read_bytes() == (unbroken / 'metrics.jsonl').read_bytes()
+
+    with Writer(broken) as writer:
+        writer.truncate({})
+        assert writer.offsets() == {}
+
+
+def test_files_of_another_run_are_refused(tmp_path: pathlib.Path) -> None:
+    with Writer(tmp_path) as writer:
+        write_some(writer, 1, 3)
+        offsets = writer.offsets()
+        write_some(writer, 3, 4)
+    (tmp_path / 'conversations' / 'rl.jsonl').write_text('')
+    size = (tmp_path / 'metrics.jsonl').stat().st_size
+    with (
+        Writer(tmp_path) as writer,
+        pytest.raises(ValueError, match=rf'rl\.jsonl: expected at least the {offsets["conversations/rl.jsonl"]} bytes'),
+    ):
+        writer.truncate(offsets)
+    assert (tmp_path / 'metrics.jsonl').stat().st_size == size  # nothing was cut before all was checked
+
+
+def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
+    with Writer(tmp_path) as writer:
+        writer.log(1, {'loss': 1.0})
+        writer._files['metrics.jsonl'].close()
+        writer._files['metrics.jsonl'] = open('/dev/full', 'wb')  # noqa: SIM115
+        with pytest.raises(OSError, match=r'could not write .*metrics\.jsonl: No space left on device'):
+            writer.log(2, {'loss': 1.0})
+        del writer._files['metrics.jsonl']
+
+
+def test_a_metric_may_not_be_called_step(tmp_path: pathlib.Path) -> None:
+    with Writer(tmp_path) as writer, pytest.raises(ValueError, match="other names than 'step'"):
+        writer.log(1, {'step': 1.0})

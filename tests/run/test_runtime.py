@@ -1,0 +1,203 @@
+"""Compiled programs are kept, and XLA gets the flags of a config before it starts, or an error says that it did not."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import quickstart
+from simrl.experiments import checks, experiment
+from simrl.experiments.jobs import Computing, MeshSettings
+from simrl.models.transformer import Execution
+from simrl.run.config import ConfigError, from_config_dict, to_dict
+from simrl.run.runtime import missing_xla_flags, use_xla_flags
+from simrl.training.loop import LoopSettings
+
+ROOT = pathlib.Path(__file__).parents[2]
+HARMLESS = '--xla_cpu_enable_fast_math=false'
+COMPUTING = Computing(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
+
+COMPILE = """
+import pathlib, sys
+import jax
+from simrl.compilation import enable_compilation_cache
+folder = enable_compilation_cache(pathlib.Path(sys.argv[1]) if sys.argv[1] else None)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+print(jax.jit(lambda x: (x * 2 + 1).sum())(jax.numpy.arange(8.0)))
+print(folder, hits.count('/jax/compilation_cache/cache_hits'))
+"""
+
+
+def compile_with(folder: str, **environment: str) -> tuple[str, int, str]:
+    done = subprocess.run(
+        [sys.executable, '-c', COMPILE, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={key: x for key, x in os.environ.items() if key != 'JAX_COMPILATION_CACHE_DIR'} | environment,
+    )
+    result, last = done.stdout.split('\n')[:2]
+    assert float(result) == 64.0
+    place, hits = last.split()
+    return place, int(hits), done.stderr
+
+
+def test_compiled_programs_are_kept(tmp_path: pathlib.Path) -> None:
+    place, hits, _ = compile_with('', XDG_CACHE_HOME=str(tmp_path))
+    assert pathlib.Path(place).is_relative_to(tmp_path / 'simrl' / 'xla')
+    assert hits == 0
+    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[:2] == (place, compiled := compile_count(pathlib.Path(place)))
+    assert compiled >= 1
+    # A kill while an entry is written leaves half of it: that is a warning and a compilation, never an error.
+    for entry in pathlib.Path(place).glob('*-cache'):
+        os.truncate(entry, entry.stat().st_size // 2)
+    assert compile_with('', XDG_CACHE_HOME=str(tmp_path))[1] == 0
+    # The environment goes before the argument.
+    other = tmp_path / 'other'
+    assert compile_with(str(tmp_path / 'argument'), JAX_COMPILATION_CACHE_DIR=str(other))[0] == str(other)
+    assert compile_count(other) >= 1
+
+
+def compile_count(folder: pathlib.Path) -> int:
+    return len(list(folder.glob('*-cache')))
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variable, put back in the end; JAX has started."""
+    jax.devices()
+    monkeypatch.setenv('XLA_FLAGS', f'--xla_a=1 {HARMLESS} --xla_a=2 --xla_b')
+    return monkeypatch
+
+
+def test_the_last_value_of_a_flag_counts(flags: pytest.MonkeyPatch) -> None:
+    assert missing_xla_flags([HARMLESS, '--xla_a=2', '--xla_b']) == []
+    assert missing_xla_flags(['--xla_b=']) == ['--xla_b=']  # a list that is empty
+    asked = ['--xla_a=1', '--xla_b=true', '--xla_c', HARMLESS]
+    assert missing_xla_flags(asked) == asked[:3]
+    flags.delenv('XLA_FLAGS')
+    assert missing_xla_flags(asked) == asked
+
+
+def test_flags_that_are_set_need_not_be_set_again(flags: pytest.MonkeyPatch) -> None:
+    use_xla_flags([])
+    use_xla_flags([HARMLESS, '--xla_a=2'])
+    before = os.environ['XLA_FLAGS']
+    with pytest.raises(RuntimeError, match=r'expected to set --xla_c=3 before a backend .* one that has started'):
+        use_xla_flags([HARMLESS, '--xla_c=3'])
+    assert os.environ['XLA_FLAGS'] == before
+
+
+MALFORMED = {
+    'nothing': (('',), "''"),
+    'quoted': (('--xla_a="1"',), '\'--xla_a="1"\''),
+    'no dashes': (('xla_a=1',), "'xla_a=1'"),
+    'not of XLA': (('--jax_a=1',), "'--jax_a=1'"),
+    'two in one': (('--xla_a=1 --xla_b=2',), "'--xla_a=1 --xla_b=2'"),
+    'a text': ('--xla_a=1', "'--xla_a=1'"),
+    'twice': (('--xla_a=1', '--xla_a=2'), '--xla_a 2 times'),
+}
+
+
+@pytest.mark.parametrize('case', MALFORMED)
+def test_malformed_flags_are_named(case: str) -> None:
+    flags, found = MALFORMED[case]
+    with pytest.raises(ValueError, match=f'^xla_flags: expected .* found {found}$'):
+        use_xla_flags(flags)
+    if not isinstance(flags, str):
+        with pytest.raises(ConfigError, match=f'^config.computing.xla_flags: expected .* found {found}$'):
+            from_config_dict(Computing, to_dict(COMPUTING) | {'xla_flags': flags}, 'config.computing')
+
+
+def test_a_job_refuses_flags_that_are_not_in_force(flags: pytest.MonkeyPatch) -> None:
+    checks.check_xla_flags(COMPUTING)
+    checks.check_xla_flags(dataclasses.replace(COMPUTING, xla_flags=(HARMLESS,)))
+    with pytest.raises(ConfigError, match=r'^config\.computing\.xla_flags: .* found --xla_c=3 missing\. `simrl\.main`'):
+        checks.check_xla_flags(dataclasses.replace(COMPUTING, xla_flags=(HARMLESS, '--xla_c=3')))
+
+
+def test_flags_are_in_no_stages_slice_and_may_change(flags: pytest.MonkeyPatch) -> None:
+    config = dict(quickstart.get_config('smoke'))
+    job = experiment.JOBS[config.pop('job')]
+    settings = from_config_dict(job.settings, config, 'config')
+    changed = dataclasses.replace(settings, computing=dataclasses.replace(settings.computing, xla_flags=(HARMLESS,)))
+    plans = [job.tasks(each, pathlib.Path('run')) for each in (settings, changed)]
+    assert [to_dict(task.slice_) for task in plans[0]] == [to_dict(task.slice_) for task in plans[1]]
+    assert all('computing.xla_flags' in each.exempt for each in experiment.JOBS.values())
+    flags.delenv('XLA_FLAGS')
+    with pytest.raises(ConfigError, match='missing'):
+        job.tasks(changed, pathlib.Path('run'))
+
+
+def run(program: str, *arguments: str, flags: str | None) -> subprocess.CompletedProcess[str]:
+    environment = {key: x for key, x in os.environ.items() if key != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run(
+        [sys.executable, '-c', program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment | ({} if flags is None else {'XLA_FLAGS': flags}),
+    )
+
+
+SET = """
+import os, subprocess, sys
+import jax
+from jax.extend.backend import get_compile_options
+from simrl.compilation import use_xla_flags
+use_xla_flags(sys.argv[1:])
+options = get_compile_options(1, 1).executable_build_options.debug_options
+print(options.xla_cpu_enable_fast_math, options.xla_backend_optimization_level, len(jax.devices()))
+print(subprocess.run([sys.executable, '-c', 'import os; print(os.environ["XLA_FLAGS"])'], stdout=-1).stdout.decode())
+"""
+
+
+def test_xla_takes_the_flags_after_those_of_the_user() -> None:
+    """And so do processes started later."""
+    user = '--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=2'
+    own = ['--xla_cpu_enable_fast_math=true', '--xla_backend_optimization_level=2']
+    done = run(SET, *own, flags=user)
+    assert done.stdout.splitlines()[:2] == ['True 2 2', f'{user} {" ".join(own)}'], done.stderr
+    done = run(SET, HARMLESS, flags=None)
+    assert done.stdout.splitlines()[:2] == ['False 3 1', HARMLESS], done.stderr
+
+
+def test_a_file_of_flags_and_an_unknown_flag_end_the_process() -> None:
+    done = run(SET, HARMLESS, flags='/some/file')
+    assert 'ValueError: xla_flags: expected flags in the environment variable XLA_FLAGS, found the file' in done.stderr
+    done = run(SET, '--xla_no_such_flag=1', flags=None)
+    assert done.returncode
+    assert done.stdout == ''
+    assert 'Unknown flag in XLA_FLAGS: --xla_no_such_flag=1' in done.stderr
+
+
+MAIN = """
+import os, sys
+import jax
+from absl import app
+from simrl import experiment, main
+
+def job(config, workdir, rerun):
+    print(os.environ.get('XLA_FLAGS'), config.computing.xla_flags)
+
+experiment.run = job
+app.run(main.main)
+"""
+
+
+def test_main_sets_the_flags_of_a_config(tmp_path: pathlib.Path) -> None:
+    command = [f'--workdir={tmp_path}', '--config=configs/quickstart.py:smoke']
+    done = run(MAIN, *command, f"--config.computing.xla_flags=('{HARMLESS}',)", flags=None)
+    assert done.stdout.splitlines()[1:] == [f"{HARMLESS} ('{HARMLESS}',)"], done.stderr
+    done = run(MAIN, *command, flags=None)
+    assert done.stdout.splitlines()[1:] == ['None ()'], done.stderr
+    done = run(MAIN, *command, "--config.computing.xla_flags=('xla_a',)", flags=None)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith('error: config.computing.xla_flags: expected flags such as')

@@ -1,0 +1,185 @@
+"""Lanes run each stage once, in order, on CPUs of their own; end with their parent, and say what went wrong."""
+
+import collections
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from simrl.run import stages, workers
+from simrl.run.config import ConfigError
+from simrl.run.stages import WorkdirError
+from tests.run import worker_job
+from tests.run.worker_job import NAMES, PickyError, Settings
+
+ROOT = pathlib.Path(__file__).parents[2]
+two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two lanes need two CPUs')
+
+
+class Command:
+    """`tests.lane_job` as a process of its own, on one log for all commands of a test."""
+
+    def __init__(self, folder: pathlib.Path, *options: str, num_lanes: int = 2) -> None:
+        self.folder, self.log = folder, folder / 'log'
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'tests.run.worker_job', f'{folder}/run', str(self.log), str(num_lanes), *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and what it printed."""
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+    def works(self) -> list[tuple[str, int, list[str]]]:
+        """Name, process and CPUs of each work that was begun, in the order of time; or ['saved']."""
+        lines = [line.split() for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return [(name, int(pid), rest) for name, pid, *rest in lines]
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != 'Z'  # dead, and nobody asked how it went
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, none of which outlives the test."""
+    commands: list[Command] = []
+
+    def start(*options: str, num_lanes: int = 2) -> Command:
+        commands.append(Command(tmp_path, *options, num_lanes=num_lanes))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.process.kill()
+        command.process.wait()
+
+
+def assert_in_order(names: list[str]) -> None:
+    assert names[0] == 'first'
+    assert names[-1] == 'last'
+    assert sorted(names) == sorted(NAMES)
+
+
+@two_cpus
+def test_two_commands_at_once_run_each_stage_once_and_in_order(start, tmp_path) -> None:
+    commands = [start('--seconds=0.2'), start('--seconds=0.2')]
+    ends = [command.end() for command in commands]
+    assert [code for code, _ in ends] == [0, 0]
+    works = commands[0].works()
+    assert_in_order([name for name, _, _ in works])
+    assert len({pid for _, pid, _ in works}) > 1
+    said = ''.join(output for _, output in ends)
+    for name in NAMES:
+        assert len(re.findall(rf'^== {name}: ran, \d+ s \(lane [01]; \d of 8 stages done\)$', said, re.MULTILINE)) == 1
+    assert f'== {NAMES[0]}\n' in (tmp_path / 'run' / 'lanes' / 'lane-0.log').read_text()
+
+    # Each lane has its own CPUs, all as many; what is done is skipped without a lane.
+    assert {frozenset(cpus) for _, _, cpus in works} <= {frozenset(map(str, x)) for x in workers.cpu_shares(2)}
+    code, output = start().end()
+    assert code == 0
+    assert output.count(': done, 0 s') == len(NAMES)
+    assert len(commands[0].works()) == len(NAMES)
+
+
+@two_cpus
+def test_a_killed_lane_is_told_and_the_same_command_goes_on(start) -> None:
+    command = start('--seconds=1')
+    until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both lanes work
+    (name, pid, _), (other_name, other_pid, _) = command.works()[-2:]
+    os.kill(pid, signal.SIGKILL)
+    code, output = command.end()
+    assert code == 1
+    assert f'was killed by SIGKILL while it worked on {name}; see ' in output.splitlines()[-1]
+    assert (other_name, other_pid, ['saved']) in command.works()
+    assert not is_alive(other_pid)
+
+    assert start('--seconds=0').end()[0] == 0
+    begun = collections.Counter(work for work, _, rest in command.works() if rest != ['saved'])
+    assert begun[name] == begun[other_name] == 2
+    assert set(begun) == set(NAMES)
+    assert begun.total() == len(NAMES) + 2
+
+
+@two_cpus
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_lanes_save_and_end_with_their_parent(start, number) -> None:
+    command = start('--seconds=20')
+    until(lambda: command.works())  # the first stage; the other lane waits
+    if number == signal.SIGINT:  # of a terminal: to all that it runs
+        os.killpg(command.process.pid, number)
+    else:
+        command.process.send_signal(number)
+    code, output = command.end()  # once no lane holds its output any more
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number)
+    assert ('the same command goes on' in output) == (number != signal.SIGKILL)
+    (_, pid, _), saved = command.works()
+    assert saved == ('first', pid, ['saved'])
+    until(lambda: not is_alive(pid))
+
+
+@two_cpus
+def test_a_failing_stage_is_shown_as_without_lanes(tmp_path) -> None:
+    settings = Settings(tmp_path / 'log', fails='side/2')
+    with pytest.raises(PickyError, match=r'^stage side/2: expected to go well$') as error:
+        worker_job.run(settings, tmp_path / 'run', 2)
+    assert "raise PickyError('expected to go well'" in str(error.value.__cause__)
+    assert not stages.is_done(tmp_path / 'run' / 'last')
+
+    with pytest.raises(PickyError, match=r'^stage last: expected to go well$'):  # what did not run goes on
+        worker_job.run(Settings(tmp_path / 'log', fails='last'), tmp_path / 'run', 2)
+    ran = [line.split()[0] for line in (tmp_path / 'log').read_text().splitlines() if 'saved' not in line]
+    assert set(ran) == set(NAMES)
+    assert ran.count('first') == ran.count('last') == 1
+
+
+@two_cpus
+def test_changed_files_and_stages_to_run_again(tmp_path) -> None:
+    settings, workdir = Settings(tmp_path / 'log', seconds=0.0), tmp_path / 'run'
+    worker_job.run(settings, workdir, 2)
+    (workdir / 'side/3/result.json').write_text('better')
+    for _ in range(2):  # all is done; a stage that is to run again does not hide it
+        with pytest.raises(WorkdirError, match=r'side/3 left, found that result\.json was changed; --rerun=side/3'):
+            worker_job.run(settings, workdir, 2)
+        stages.clear(workdir, ['last'])
+    before = (tmp_path / 'log').read_text().splitlines()
+    worker_job.run(settings, workdir, 2, rerun=('side/3',))
+    after = [line.split()[0] for line in (tmp_path / 'log').read_text().splitlines()[len(before) :]]
+    assert after == ['side/3', 'last']
+
+
+@pytest.mark.parametrize(('cpus', 'number', 'sizes'), [(8, 2, 4), (7, 2, 3), (3, 3, 1), (5, 1, 5)])
+def test_shares_are_even_and_apart(monkeypatch, cpus, number, sizes) -> None:
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {10 + i for i in range(cpus)})
+    shares = workers.cpu_shares(number)
+    assert [len(share) for share in shares] == [sizes] * number
+    assert len(frozenset().union(*shares)) == sizes * number
+    assert frozenset().union(*shares) <= {10 + i for i in range(cpus)}
+
+
+def test_more_lanes_than_cpus(monkeypatch) -> None:
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1, 2})
+    with pytest.raises(ConfigError, match=r'config\.lanes: expected at most 3, the number of CPUs, found 4'):
+        workers.cpu_shares(4)
