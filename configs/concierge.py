@@ -20,7 +20,7 @@ def get_config(arg: str = '') -> ConfigDict:
         sizes = {'small': (32, 1, 1500, 1000, 32), 'medium': (64, 2, 1500, 1000, 32), 'large': (96, 3, 1500, 1000, 32)}
         config.corpora.logs = 12000
         config.rl.steps = 40
-        config.computing.xla_flags = ()  # it runs long enough for programs to be compiled well
+        config.compute.xla_flags = ()  # it runs long enough for programs to be compiled well
     for size, shape in sizes.items():
         config.users[size] = quickstart.user_model(*shape)
     config.arms = (

@@ -17,7 +17,7 @@ DEFAULT = 'grpo'
 
 # With models as small as these XLA takes longer to compile on a CPU than to compute. The first flag halves what it
 # takes to compile a message, and makes a step of training about a tenth slower; the second spares what one core cannot
-# share. XLA does not start with a flag that it no longer knows: --config.computing.xla_flags='()' goes without.
+# share. XLA does not start with a flag that it no longer knows: --config.compute.xla_flags='()' goes without.
 QUICKLY_COMPILED = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 
 
@@ -117,7 +117,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'shown': 2 if smoke else 4,  # people whose conversations the report shows
                 'seed': 0,
             },
-            'computing': {
+            'compute': {
                 'training': execution('float32', 'none', log_prob_chunk=2048),
                 'sampling': execution('float32', 'none'),
                 'loop': {

@@ -14,7 +14,7 @@ from configs import smollm2
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: a size of smollm2.py."""
     whole = smollm2.get_config(arg)
-    fields = ('model', 'data', 'reward_model', 'computing')
+    fields = ('model', 'data', 'reward_model', 'compute')
     config = ConfigDict({'job': 'reward_model', **{field: whole[field] for field in fields}})
     config.reward_model.half = 'both'
     return config

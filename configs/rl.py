@@ -18,7 +18,7 @@ from configs.parts import optional
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: a size of smollm2.py."""
     whole = smollm2.get_config(arg)
-    fields = ('model', 'data', 'talking', 'scale', 'rl', 'computing')
+    fields = ('model', 'data', 'talking', 'scale', 'rl', 'compute')
     return ConfigDict(
         {
             'job': 'rl',

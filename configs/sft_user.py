@@ -15,5 +15,5 @@ def get_config(arg: str = '') -> ConfigDict:
     """`arg`: a size of smollm2.py."""
     whole = smollm2.get_config(arg)
     return ConfigDict(
-        {'job': 'sft_user', **{field: whole[field] for field in ('model', 'data', 'user_sft', 'computing')}}
+        {'job': 'sft_user', **{field: whole[field] for field in ('model', 'data', 'user_sft', 'compute')}}
     )

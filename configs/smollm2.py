@@ -205,7 +205,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 'trained': 'assistant',  # or user, in a job of its own (rl.py)
             },
             'comparison': replies(size, size['openings'], seed=1),  # held-out openings for every assistant
-            'computing': {
+            'compute': {
                 'training': execution(size['dtype'], size['remat']),
                 'sampling': execution(size['dtype'], size['remat']),
                 'loop': {

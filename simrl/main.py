@@ -32,11 +32,11 @@ def default_workdir(config_file: str) -> pathlib.Path:
 
 
 def _set_xla_flags(config: ConfigDict) -> None:
-    """Sets `computing.xla_flags`, where there are some, before JAX starts; what else is wrong there, the job tells."""
+    """Sets `compute.xla_flags`, where there are some, before JAX starts; what else is wrong there, the job tells."""
     try:
-        use_xla_flags(config.get('computing', {}).get('xla_flags', ()))
+        use_xla_flags(config.get('compute', {}).get('xla_flags', ()))
     except ValueError as error:
-        raise ConfigError(f'config.computing.{error}') from error
+        raise ConfigError(f'config.compute.{error}') from error
 
 
 def main(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ queues, or a CPU's threads: operations side by side count each for itself. Times
    are the operations of a gradient, `(recomputed)` those that it does again for want of memory.
 
 On a GPU, launches of CUDA graphs may hide which operation a kernel is of: they are in the scope `?`, and
---config.computing.xla_flags="('--xla_gpu_enable_command_buffer=',)" runs without them.
+--config.compute.xla_flags="('--xla_gpu_enable_command_buffer=',)" runs without them.
 """
 
 import argparse

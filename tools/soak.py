@@ -38,11 +38,11 @@ POLL_SECONDS = 0.01
 def commands(name: str, options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
     """The job `name` of configs/, small, in `workdir`."""
     common = [f'--config.model.source={options.model}', f'--config.data.folder={options.data}']
-    every = ['--config.computing.loop.checkpoint_every=1', *STEPS.get(name, ())]
+    every = ['--config.compute.loop.checkpoint_every=1', *STEPS.get(name, ())]
     if name == 'rl':
         every.append(f'--config.reward_stage={options.workdir}/reward_model/reward_model/train')
     if name == 'sft_user':
-        every.append('--config.computing.loop.evaluate_every=20')
+        every.append('--config.compute.loop.evaluate_every=20')
     config = f'--config=configs/{name}.py:smoke'
     return [sys.executable, '-m', 'simrl.main', config, f'--workdir={workdir}', *common, *every]
 

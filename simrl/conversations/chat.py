@@ -126,7 +126,7 @@ class Chat:
             )
         return (*self.system_header, *self.encode(system), self.system_end)
 
-    def allowed(self, num_rows: int, terminal: bool, header: Header | None = None) -> np.ndarray:
+    def token_mask(self, num_rows: int, terminal: bool, header: Header | None = None) -> np.ndarray:
         """The ids that a model may sample, bool `[num_rows]`: text, ends of turn and, if asked, the terminal token.
 
         Args:

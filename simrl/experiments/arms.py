@@ -21,7 +21,7 @@ from simrl.conversations.views import natural_prompt
 from simrl.evaluation.win_rate import win_rate
 from simrl.experiments.jobs import (
     RESULT_FILE,
-    Computing,
+    Compute,
     initial_params,
     load_params,
     metric_lines,
@@ -35,7 +35,7 @@ from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, Speaker, assistant, converse, fitting, prompts_of
+from simrl.rollouts.agents import Limits, ModelAgent, assistant, converse, fitting, prompts_of
 from simrl.rollouts.generate import Sampling
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run import config as config_lib
@@ -63,20 +63,20 @@ def possible_simulators(chat: Chat) -> tuple[str, ...]:
     return SIMULATORS if chat.system_header is not None else ('fine_tuned',)
 
 
-def assistant_of(model: Model, params: Params, talking: Talking, computing: Computing) -> Speaker:
+def assistant_of(model: Model, params: Params, talking: Talking, compute: Compute) -> ModelAgent:
     """The model as an assistant: the template's default system text, and the opening."""
     return assistant(
         model.chat,
         model.config,
         params,
-        computing.sampling,
-        budget=talking.limits.assistant_tokens,
+        compute.sampling,
+        max_new_tokens=talking.limits.assistant_tokens,
         sampling=talking.assistant,
         prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
 
 
-def simulator_of(name: str, model: Model, params: Params, talking: Talking, computing: Computing) -> Speaker:
+def simulator_of(name: str, model: Model, params: Params, talking: Talking, compute: Compute) -> ModelAgent:
     """The user simulator `name`.
 
     Raises:
@@ -87,16 +87,16 @@ def simulator_of(name: str, model: Model, params: Params, talking: Talking, comp
             f'simulator {name!r}: expected a chat template that takes a system text, found one that does not '
             f'({model.chat.no_system_reason})'
         )
-    common = (model.chat, model.config, params, computing.sampling)
+    common = (model.chat, model.config, params, compute.sampling)
     if name == 'role_play':
-        return role_play(*common, budget=talking.limits.user_tokens, settings=talking.role_play)
+        return role_play(*common, max_new_tokens=talking.limits.user_tokens, settings=talking.role_play)
     if name == 'fine_tuned':
-        return fine_tuned(*common, budget=talking.limits.user_tokens, settings=talking.fine_tuned)
+        return fine_tuned(*common, max_new_tokens=talking.limits.user_tokens, settings=talking.fine_tuned)
     raise ValueError(f'unknown simulator {name!r}, expected one of {", ".join(SIMULATORS)}')
 
 
 def openings_of(
-    conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing
+    conversations: Sequence[Conversation], model: Model, talking: Talking, compute: Compute
 ) -> list[Example]:
     """The openings that fit into the prompts of the assistant and of every simulator; prints how many do not.
 
@@ -104,8 +104,8 @@ def openings_of(
     holds for arms that are added later as well: whichever arms a run has now, it is all simulators that there can be
     with this chat template.
     """
-    sides = [simulator_of(name, model, model.params, talking, computing) for name in possible_simulators(model.chat)]
-    sides.append(assistant_of(model, model.params, talking, computing))
+    sides = [simulator_of(name, model, model.params, talking, compute) for name in possible_simulators(model.chat)]
+    sides.append(assistant_of(model, model.params, talking, compute))
     prompt_tokens = talking.limits.prompt_tokens
     kept, dropped = fitting([example_of(c) for c in conversations], sides, model.chat, prompt_tokens)
     if not kept:
@@ -136,7 +136,7 @@ def judged_replies(
     model: Model,
     talking: Talking,
     settings: ReplySettings,
-    computing: Computing,
+    compute: Compute,
     mesh: Mesh,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """One reply of an assistant to each opening, and a reward model's score of it.
@@ -148,10 +148,10 @@ def judged_replies(
     """
     talking = dataclasses.replace(talking, limits=dataclasses.replace(talking.limits, turns=1))
     with jax.set_mesh(mesh):
-        params = placement.for_sampling(model.config, computing.sampling.dtype, mesh)(params)
-    speaker = assistant_of(model, params, talking, computing)
+        params = placement.for_sampling(model.config, compute.sampling.dtype, mesh)(params)
+    speaker = assistant_of(model, params, talking, compute)
     # A user who never speaks: the opening is given, and one turn ends with the reply.
-    silent = simulator_of('fine_tuned', model, params, talking, computing)
+    silent = simulator_of('fine_tuned', model, params, talking, compute)
     frame, scores, said = frame_of(model.chat), [], []
     num_batches = -(-len(examples) // settings.batch_size)
     with Progress('replies', num_batches) as progress:
@@ -168,17 +168,17 @@ def judged_replies(
                     placement.place_rows(prompts, mesh),
                     settings.seed,
                     REPLY_STEP,
-                    voices=(silent.voice, speaker.voice),
+                    specs=(silent.spec, speaker.spec),
                     limits=talking.limits,
                     role=ASSISTANT,
                     temperatures=(silent.temperature, speaker.temperature),
-                    allowed=(jnp.asarray(silent.allowed), jnp.asarray(speaker.allowed)),
+                    token_mask=(jnp.asarray(silent.token_mask), jnp.asarray(speaker.token_mask)),
                 )
                 score, _ = score_conversations(
                     judge,
                     batch,
                     config=model.config,
-                    execution=computing.training,
+                    execution=compute.training,
                     frame=frame,
                     later_tokens=talking.limits.assistant_tokens,
                 )
@@ -197,15 +197,15 @@ def measure_scale(
     reward_stage: pathlib.Path,
     talking: Talking,
     settings: ReplySettings,
-    computing: Computing,
+    compute: Compute,
 ) -> None:
     """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
-    mesh = computing.mesh.make()
-    examples = openings_of(data.conversations_of('train'), model, talking, computing)
+    mesh = compute.mesh.make()
+    examples = openings_of(data.conversations_of('train'), model, talking, compute)
     chosen = subsample(examples, settings.openings, settings.seed)
     reward_params = load_params(reward_stage, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
     initial = initial_params(model, mesh)
-    scores, said = judged_replies(chosen, initial, reward_params, model, talking, settings, computing, mesh)
+    scores, said = judged_replies(chosen, initial, reward_params, model, talking, settings, compute, mesh)
     spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
     if not spread > 0:
         raise ValueError(f'{folder}: the reward model gives all {len(scores)} replies the same score: no scale')
@@ -230,16 +230,16 @@ def train_arm(
     read: ArmStages,
     talking: Talking,
     settings: RLSettings,
-    computing: Computing,
+    compute: Compute,
 ) -> None:
     """Trains one side against the other from people's openings."""
-    mesh = computing.mesh.make()
+    mesh = compute.mesh.make()
     simulator_params = model.params
     if read.simulator is not None:
         simulator_params = load_params(read.simulator, model.config, (), mesh, sharding.SAMPLING_RULES)
-    user = simulator_of(simulator, model, simulator_params, talking, computing)
-    helper = assistant_of(model, model.params, talking, computing)
-    examples = openings_of(data.conversations_of('train'), model, talking, computing)
+    user = simulator_of(simulator, model, simulator_params, talking, compute)
+    helper = assistant_of(model, model.params, talking, compute)
+    examples = openings_of(data.conversations_of('train'), model, talking, compute)
     reward_params = load_params(read.reward_model, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
     measured = json.loads((read.scale / RESULT_FILE).read_text())
     scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
@@ -250,7 +250,7 @@ def train_arm(
             reward_params,
             batch,
             config=model.config,
-            execution=computing.training,
+            execution=compute.training,
             frame=frame,
             later_tokens=max(talking.limits.assistant_tokens, talking.limits.user_tokens),
             pieces=settings.algorithm.minibatches * settings.algorithm.microbatches,
@@ -267,14 +267,14 @@ def train_arm(
         score=score,
         limits=talking.limits,
         settings=settings,
-        execution=computing.training,
-        loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
+        execution=compute.training,
+        loop_settings=dataclasses.replace(compute.loop, evaluate_every=0),
         seed=seed,
         mesh=mesh,
-        rows_in_flight=computing.rows_in_flight,
+        rows_in_flight=compute.rows_in_flight,
         hyperparameters=config_lib.to_dict(settings),
     )
-    decoder = partition.whole_decoder(trained.params, state.params, trained.voice.config, settings.lora, mesh)
+    decoder = partition.whole_decoder(trained.params, state.params, trained.spec.config, settings.lora, mesh)
     save_params(folder, decoder)
     lines = metric_lines(folder)
     save_result(
@@ -302,22 +302,22 @@ def evaluate(
     assistant_stage: pathlib.Path | None,
     talking: Talking,
     settings: ReplySettings,
-    computing: Computing,
+    compute: Compute,
 ) -> None:
     """An assistant answers held-out openings, the same for all of them, and the judge scores each reply.
 
     Args:
         assistant_stage: the stage folder of a trained assistant; None: the initial one.
     """
-    mesh = computing.mesh.make()
+    mesh = compute.mesh.make()
     judge = load_params(judge_stage, model.config, ('reward_head',), mesh, sharding.SAMPLING_RULES)
-    fits = openings_of(data.conversations_of('test'), model, talking, computing)
+    fits = openings_of(data.conversations_of('test'), model, talking, compute)
     examples = subsample(fits, settings.openings, settings.seed)
     if assistant_stage is None:
         params = initial_params(model, mesh)
     else:
         params = load_params(assistant_stage, model.config, (), mesh, sharding.SAMPLING_RULES)
-    scores, said = judged_replies(examples, params, judge, model, talking, settings, computing, mesh)
+    scores, said = judged_replies(examples, params, judge, model, talking, settings, compute, mesh)
     replies = [row | {'score': score} for row, score in zip(said, scores.tolist(), strict=True)]
     save_result(folder, {'mean_score': float(np.mean(scores)), 'replies': replies})
 

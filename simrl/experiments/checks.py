@@ -10,41 +10,41 @@ from collections.abc import Sequence
 from simrl.conversations.records import Conversation
 from simrl.conversations.views import preference_rows
 from simrl.experiments.arms import ReplySettings, Talking, assistant_of, openings_of, simulator_of
-from simrl.experiments.jobs import Computing, RewardModelSettings, UserSFTSettings, pairs_of, rows_of
+from simrl.experiments.jobs import Compute, RewardModelSettings, UserSFTSettings, pairs_of, rows_of
 from simrl.experiments.sources import Data, Model
 from simrl.rl import train
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import capacities
-from simrl.rollouts.dialogue import check_voices
+from simrl.rollouts.dialogue import check_specs
 from simrl.run.config import ConfigError
 from simrl.run.runtime import missing_xla_flags
 from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
 
 
-def check_xla_flags(computing: Computing) -> None:
+def check_xla_flags(compute: Compute) -> None:
     """Refuses flags of XLA that are not in force: a job that is called as a library finds JAX as its caller left it."""
-    missing = missing_xla_flags(computing.xla_flags)
+    missing = missing_xla_flags(compute.xla_flags)
     if missing:
         raise ConfigError(
-            f'config.computing.xla_flags: expected {" ".join(computing.xla_flags)} in force, found '
+            f'config.compute.xla_flags: expected {" ".join(compute.xla_flags)} in force, found '
             f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
             '`compilation.use_xla_flags` first, before a backend of JAX starts'
         )
 
 
-def check_split(field: str, rows: int, computing: Computing) -> None:
+def check_split(field: str, rows: int, compute: Compute) -> None:
     """Refuses rows of a batch that the devices cannot share evenly; `field` says how many there are."""
-    devices = computing.mesh.make().shape['data']
+    devices = compute.mesh.make().shape['data']
     if rows % devices:
-        raise ConfigError(f'{field}: expected {rows} rows to divide by the {devices} devices of computing.mesh.data')
+        raise ConfigError(f'{field}: expected {rows} rows to divide by the {devices} devices of compute.mesh.data')
 
 
 def check_fitting(
     field: str,
     settings: SFTSettings | PreferenceSettings,
     max_positions: int,
-    computing: Computing,
+    compute: Compute,
     *,
     rows_per_item: int = 1,
 ) -> None:
@@ -64,12 +64,12 @@ def check_fitting(
             f'{field}.optimizer.warmup_steps: expected fewer than steps={settings.steps}, '
             f'found {settings.optimizer.warmup_steps}'
         )
-    check_split(f'{field}.batch.batch_size', settings.batch.batch_size * rows_per_item, computing)
+    check_split(f'{field}.batch.batch_size', settings.batch.batch_size * rows_per_item, compute)
 
 
-def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Data, computing: Computing) -> None:
+def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Data, compute: Compute) -> None:
     """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
-    check_fitting(f'{field}.sft', settings.sft, model.config.max_positions, computing)
+    check_fitting(f'{field}.sft', settings.sft, model.config.max_positions, compute)
     for split in ('train', 'test'):
         conversations = data.conversations_of(split)
         try:
@@ -83,11 +83,9 @@ def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Da
             )
 
 
-def check_reward_model(
-    field: str, settings: RewardModelSettings, model: Model, data: Data, computing: Computing
-) -> None:
+def check_reward_model(field: str, settings: RewardModelSettings, model: Model, data: Data, compute: Compute) -> None:
     """`check_fitting`; and refuses data without a pair to train on, or to measure on."""
-    check_fitting(f'{field}.preference', settings.preference, model.config.max_positions, computing, rows_per_item=2)
+    check_fitting(f'{field}.preference', settings.preference, model.config.max_positions, compute, rows_per_item=2)
     longest = settings.preference.batch.lengths[-1]
     halves = f"the split 'train', half={settings.half!r}"
     for where, pairs in ((halves, pairs_of(settings.half, data)), ("the split 'test'", data.preferences_of('test'))):
@@ -98,22 +96,20 @@ def check_reward_model(
             )
 
 
-def count_openings(conversations: Sequence[Conversation], model: Model, talking: Talking, computing: Computing) -> int:
+def count_openings(conversations: Sequence[Conversation], model: Model, talking: Talking, compute: Compute) -> int:
     """How many openings fit into every prompt; refuses that none does."""
     try:
-        return len(openings_of(conversations, model, talking, computing))
+        return len(openings_of(conversations, model, talking, compute))
     except ValueError as error:
         raise ConfigError(f'config.talking: {error}') from error
 
 
-def check_replies(
-    field: str, settings: ReplySettings, openings: int, computing: Computing, *, at_least: int = 1
-) -> None:
+def check_replies(field: str, settings: ReplySettings, openings: int, compute: Compute, *, at_least: int = 1) -> None:
     """Refuses fewer than `at_least` of so many openings to reply to, and uneven batches."""
     found = openings if settings.openings is None else min(openings, settings.openings)
     if found < at_least:
         raise ConfigError(f'{field}.openings: expected at least {at_least}, found {found} of {openings} that fit')
-    check_split(f'{field}.batch_size', settings.batch_size, computing)
+    check_split(f'{field}.batch_size', settings.batch_size, compute)
 
 
 def check_rl(
@@ -122,7 +118,7 @@ def check_rl(
     openings: int,
     model: Model,
     talking: Talking,
-    computing: Computing,
+    compute: Compute,
 ) -> None:
     """Refuses what `train_arm` could not do against these simulators, from so many openings.
 
@@ -131,18 +127,18 @@ def check_rl(
     that do not divide.
     """
     try:
-        helper = assistant_of(model, model.params, talking, computing)
+        helper = assistant_of(model, model.params, talking, compute)
         for name in simulators:
-            user = simulator_of(name, model, model.params, talking, computing)
-            check_voices((user.voice, helper.voice), (user.allowed, helper.allowed))
-            capacities(user.voice, helper.voice, talking.limits)
+            user = simulator_of(name, model, model.params, talking, compute)
+            check_specs((user.spec, helper.spec), (user.token_mask, helper.token_mask))
+            capacities(user.spec, helper.spec, talking.limits)
             train.check_training_sampler(helper if settings.trained == 'assistant' else user)
     except ValueError as error:
         raise ConfigError(f'config.talking, config.rl: {error}') from error
-    check_rl_steps(settings, openings, computing)
+    check_rl_steps(settings, openings, compute)
 
 
-def check_rl_steps(settings: RLSettings, available: int, computing: Computing) -> None:
+def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:
     """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
     if available < settings.prompts_per_step:
         raise ConfigError(
@@ -156,13 +152,13 @@ def check_rl_steps(settings: RLSettings, available: int, computing: Computing) -
         )
     rows = settings.prompts_per_step * settings.samples_per_prompt
     try:
-        at_once = train.rows_at_once(rows, computing.rows_in_flight)
+        at_once = train.rows_at_once(rows, compute.rows_in_flight)
     except ValueError as error:
-        raise ConfigError(f'config.computing.{error}') from error
-    check_split('config.rl.prompts_per_step x samples_per_prompt', rows, computing)
-    check_split('config.computing.rows_in_flight', at_once, computing)
+        raise ConfigError(f'config.compute.{error}') from error
+    check_split('config.rl.prompts_per_step x samples_per_prompt', rows, compute)
+    check_split('config.compute.rows_in_flight', at_once, compute)
     check_split(
         'config.rl.prompts_per_step x samples_per_prompt / (minibatches x microbatches)',
         settings.algorithm.rows_per_microbatch(rows),
-        computing,
+        compute,
     )

@@ -19,15 +19,15 @@ from simrl.conversations.chat import TERMINAL_TEXT, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.sentencepiece import chat_from_pieces
 from simrl.conversations.views import natural_prompt
-from simrl.experiments.jobs import Computing
+from simrl.experiments.jobs import Compute
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
-from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.dialogue import EndReason, example_hash
 from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostConversation, Partner, Reply
+from simrl.rollouts.host import HostAgent, HostConversation, Reply
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.progress import Progress
@@ -55,10 +55,10 @@ class Scene:
     world: World
     chat: Chat
     limits: Limits
-    computing: Computing
+    compute: Compute
 
 
-def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, computing: Computing) -> Scene:
+def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, compute: Compute) -> Scene:
     """The scene whose tokenizer the stage `make_world` left.
 
     Raises:
@@ -72,7 +72,7 @@ def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, computin
             f'config.limits.prompt_tokens: expected at least {len(longest)}, of the longest that a simulator is told '
             f'({chat.decode(longest.tolist())!r}), found {limits.prompt_tokens}'
         )
-    return Scene(world, chat, limits, computing)
+    return Scene(world, chat, limits, compute)
 
 
 def people_examples(world: World, split: str, numbers: Iterable[int]) -> list[Example]:
@@ -81,20 +81,20 @@ def people_examples(world: World, split: str, numbers: Iterable[int]) -> list[Ex
     return [Example(p.id, None, p.intent.text, example_hash(p.id), SOURCE, split) for p in people]
 
 
-def assistant_speaker(scene: Scene, config: TransformerConfig, params: Params) -> Speaker:
+def assistant_speaker(scene: Scene, config: TransformerConfig, params: Params) -> ModelAgent:
     """A model as an assistant. It sees what is said and nothing else, and is sampled as it is."""
     return assistant(
         scene.chat,
         config,
         params,
-        scene.computing.sampling,
-        budget=scene.limits.assistant_tokens,
+        scene.compute.sampling,
+        max_new_tokens=scene.limits.assistant_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(scene.chat, example.opening),
     )
 
 
-def people_partner(scene: Scene) -> Partner:
+def people_partner(scene: Scene) -> HostAgent:
     """The people themselves: each conversation is with the person whose id the example has."""
     person_called = functools.cache(functools.partial(person_of, scene.world))
 
@@ -106,10 +106,10 @@ def people_partner(scene: Scene) -> Partner:
             said.append(Reply(reply.text, ends=reply.end is not None))
         return said
 
-    return Partner(answer, budget=scene.limits.user_tokens)
+    return HostAgent(answer, max_new_tokens=scene.limits.user_tokens)
 
 
-def simulator(kind: str, scene: Scene, config: TransformerConfig, params: Params) -> Speaker:
+def simulator(kind: str, scene: Scene, config: TransformerConfig, params: Params) -> ModelAgent:
     """A user model as the simulator of an arm, of `SIMULATORS`.
 
     All of them are sampled as they are, and are told the intent; what else they are told is the arm.
@@ -118,8 +118,8 @@ def simulator(kind: str, scene: Scene, config: TransformerConfig, params: Params
         scene.chat,
         config,
         params,
-        scene.computing.sampling,
-        budget=scene.limits.user_tokens,
+        scene.compute.sampling,
+        max_new_tokens=scene.limits.user_tokens,
         settings=FineTunedSettings(Sampling()),
         system=SIMULATORS[kind],
     )
@@ -171,8 +171,8 @@ def satisfaction(scene: Scene, examples: Sequence[Example]) -> Callable[[Traject
 
 
 def hold_conversations(
-    helper: Speaker,
-    user: Speaker | Partner,
+    helper: ModelAgent,
+    user: ModelAgent | HostAgent,
     examples: Sequence[Example],
     scene: Scene,
     *,
@@ -189,13 +189,13 @@ def hold_conversations(
     Raises:
         RuntimeError: a partner off the device failed.
     """
-    mesh = scene.computing.mesh.make()
+    mesh = scene.compute.mesh.make()
     rows: list[dict[str, Any]] = []
     with Progress(name, -(-len(examples) // batch_size)) as progress, jax.set_mesh(mesh):
         params, *others = (
-            placement.for_sampling(side.voice.config, side.voice.execution.dtype, mesh)(side.params)
+            placement.for_sampling(side.spec.config, side.spec.execution.dtype, mesh)(side.params)
             for side in (helper, user)
-            if isinstance(side, Speaker)
+            if isinstance(side, ModelAgent)
         )
         for start in range(0, len(examples), batch_size):
             chosen = list(examples[start : start + batch_size])

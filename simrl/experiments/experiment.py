@@ -22,7 +22,7 @@ import ml_collections
 from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.experiments import arms, checks, jobs, known_answer, known_answer_results, sources
 from simrl.experiments.arms import ArmStages, ReplySettings, Talking
-from simrl.experiments.jobs import RESULT_FILE, Computing, RewardModelSettings, UserSFTSettings
+from simrl.experiments.jobs import RESULT_FILE, Compute, RewardModelSettings, UserSFTSettings
 from simrl.experiments.known_answer import KnownAnswer
 from simrl.experiments.sources import Data, DataSettings, Model, ModelSettings
 from simrl.rl.train import RLSettings
@@ -38,11 +38,11 @@ SCALE_STAGE = 'reward_model/scale'
 EXEMPT = (
     'arms',
     'seeds',
-    'computing.loop',
-    'computing.mesh',
-    'computing.xla_flags',
+    'compute.loop',
+    'compute.mesh',
+    'compute.xla_flags',
     *(
-        f'computing.{side}.{field}'
+        f'compute.{side}.{field}'
         for side in ('training', 'sampling')
         for field in ('remat', 'attention', 'log_prob_chunk')
     ),
@@ -68,7 +68,7 @@ class Experiment:
     seeds: tuple[int, ...]  # training seeds, the same for every arm
     rl: RLSettings
     comparison: ReplySettings  # held-out openings that every assistant answers
-    computing: Computing
+    compute: Compute
 
     def __post_init__(self) -> None:
         for arm in self.arms:
@@ -93,7 +93,7 @@ class SFTJob:
     model: ModelSettings
     data: DataSettings
     user_sft: UserSFTSettings
-    computing: Computing
+    compute: Compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class RewardModelJob:
     model: ModelSettings
     data: DataSettings
     reward_model: RewardModelSettings
-    computing: Computing
+    compute: Compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RLJob:
     scale: ReplySettings
     rl: RLSettings
     seed: int
-    computing: Computing
+    compute: Compute
 
     def __post_init__(self) -> None:
         check_simulator('RLJob.simulator', self.simulator)
@@ -182,27 +182,27 @@ def _num_lanes(job: Job, settings: Any) -> int:
 
 def _common(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> dict[str, Any]:
     """What every stage's results depend on: the model, and in what precision it is computed."""
-    computing = settings.computing
+    compute = settings.compute
     return {
         'model': jobs.model_slice(settings.model),
-        'dtypes': {'training': computing.training.dtype, 'sampling': computing.sampling.dtype},
+        'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
     }
 
 
 def _load(settings: 'Experiment | SFTJob | RewardModelJob | RLJob') -> tuple[Model, Data]:
-    checks.check_xla_flags(settings.computing)
+    checks.check_xla_flags(settings.compute)
     try:
-        return sources.load(settings.model, settings.computing.mesh.make()), sources.read(settings.data)
+        return sources.load(settings.model, settings.compute.mesh.make()), sources.read(settings.data)
     except ValueError as error:
         raise config_lib.ConfigError(f'config.model, config.data: {error}') from error
 
 
 def _check_rl(settings: Experiment | RLJob, simulators: tuple[str, ...], model: Model, data: Data) -> None:
     """Refuses what RL and the scale of its reward could not do; a scale needs two replies to differ."""
-    talking, computing = settings.talking, settings.computing
-    openings = checks.count_openings(data.conversations_of('train'), model, talking, computing)
-    checks.check_rl(settings.rl, simulators, openings, model, talking, computing)
-    checks.check_replies('config.scale', settings.scale, openings, computing, at_least=2)
+    talking, compute = settings.talking, settings.compute
+    openings = checks.count_openings(data.conversations_of('train'), model, talking, compute)
+    checks.check_rl(settings.rl, simulators, openings, model, talking, compute)
+    checks.check_replies('config.scale', settings.scale, openings, compute, at_least=2)
 
 
 def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
@@ -215,13 +215,13 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
 def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:
     """The whole experiment; see the module's docstring."""
     model, data = _load(settings)
-    talking, computing = settings.talking, settings.computing
-    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, computing)
-    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, computing)
-    checks.check_reward_model('config.judge', settings.judge, model, data, computing)
+    talking, compute = settings.talking, settings.compute
+    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, compute)
+    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, compute)
+    checks.check_reward_model('config.judge', settings.judge, model, data, compute)
     _check_rl(settings, settings.arms, model, data)
-    held_out = checks.count_openings(data.conversations_of('test'), model, talking, computing)
-    checks.check_replies('config.comparison', settings.comparison, held_out, computing)
+    held_out = checks.count_openings(data.conversations_of('test'), model, talking, compute)
+    checks.check_replies('config.comparison', settings.comparison, held_out, compute)
     reward_model, scale, judge = workdir / REWARD_STAGE, workdir / SCALE_STAGE, workdir / JUDGE_STAGE
 
     tasks = [
@@ -255,7 +255,7 @@ def _user_task(settings: Experiment | SFTJob, model: Model, data: Data) -> Task:
         USER_STAGE,
         _common(settings) | {'user_sft': settings.user_sft},
         _files(settings.model, settings.data),
-        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.computing),
+        lambda folder: jobs.fine_tune_user(folder, model, data, settings.user_sft, settings.compute),
     )
 
 
@@ -266,7 +266,7 @@ def _reward_task(
         name,
         _common(settings) | {'reward_model': reward_model},
         _files(settings.model, settings.data),
-        lambda folder: jobs.fit_reward_model(folder, model, data, reward_model, settings.computing),
+        lambda folder: jobs.fit_reward_model(folder, model, data, reward_model, settings.compute),
     )
 
 
@@ -276,7 +276,7 @@ def _scale_task(settings: Experiment | RLJob, reward_stage: pathlib.Path, model:
         _common(settings) | {'talking': settings.talking, 'scale': settings.scale},
         {**_files(settings.model, settings.data), 'reward_model': reward_stage},
         lambda folder: arms.measure_scale(
-            folder, model, data, reward_stage, settings.talking, settings.scale, settings.computing
+            folder, model, data, reward_stage, settings.talking, settings.scale, settings.compute
         ),
     )
 
@@ -291,10 +291,10 @@ def _rl_task(
         rl_stage(simulator, seed),
         _common(settings)
         | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl}
-        | {'log_every': settings.computing.loop.log_every},  # which steps the first and last reward are of
+        | {'log_every': settings.compute.loop.log_every},  # which steps the first and last reward are of
         inputs,
         lambda folder: arms.train_arm(
-            folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.computing
+            folder, model, data, simulator, seed, read, settings.talking, settings.rl, settings.compute
         ),
     )
 
@@ -315,7 +315,7 @@ def _evaluate_task(
         _common(settings) | {'talking': settings.talking, 'comparison': settings.comparison},
         inputs,
         lambda folder: arms.evaluate(
-            folder, model, data, judge, stage, settings.talking, settings.comparison, settings.computing
+            folder, model, data, judge, stage, settings.talking, settings.comparison, settings.compute
         ),
     )
 
@@ -370,13 +370,13 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
 
 def sft_tasks(settings: SFTJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
-    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, settings.computing)
+    checks.check_user_sft('config.user_sft', settings.user_sft, model, data, settings.compute)
     return [_user_task(settings, model, data)]
 
 
 def reward_model_tasks(settings: RewardModelJob, workdir: pathlib.Path) -> list[Task]:
     model, data = _load(settings)
-    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, settings.computing)
+    checks.check_reward_model('config.reward_model', settings.reward_model, model, data, settings.compute)
     return [_reward_task(REWARD_STAGE, settings, settings.reward_model, model, data)]
 
 

@@ -52,7 +52,7 @@ class MeshSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Computing:
+class Compute:
     """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
 
     training: Execution  # of passes that are differentiated, and of those compared with them
@@ -66,7 +66,7 @@ class Computing:
         try:
             check_xla_flags(self.xla_flags)
         except ValueError as error:
-            raise ValueError(f'Computing.{error}') from error
+            raise ValueError(f'Compute.{error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,27 +175,25 @@ def fit_role(
     chat: Chat,
     role: Header,
     settings: SFTSettings,
-    computing: Computing,
+    compute: Compute,
     hyperparameters: Mapping[str, Any],
 ) -> dict[str, float]:
     """Fine-tunes on the turns of `role`, saves the params, and returns the held-out losses before and after.
 
     `loss` is of all trained tokens, `content_loss` of those that end no message.
     """
-    mesh = computing.mesh.make()
+    mesh = compute.mesh.make()
     state = sft.fine_tune(
         folder,
         params,
         rows,
         held_out,
         config=config,
-        allowed=chat.allowed(config.padded_vocab_size, terminal=role == 'user', header=role),
-        execution=computing.training,
+        token_mask=chat.token_mask(config.padded_vocab_size, terminal=role == 'user', header=role),
+        execution=compute.training,
         settings=settings,
         # Always before and after, whatever the loop's own setting.
-        loop_settings=dataclasses.replace(
-            computing.loop, evaluate_every=computing.loop.evaluate_every or settings.steps
-        ),
+        loop_settings=dataclasses.replace(compute.loop, evaluate_every=compute.loop.evaluate_every or settings.steps),
         mesh=mesh,
         ends=(chat.terminal, *sorted(set(chat.end_of_turn.values()))),
         hyperparameters=hyperparameters,
@@ -217,9 +215,7 @@ def rows_of(
     return to_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
 
 
-def fine_tune_user(
-    folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, computing: Computing
-) -> None:
+def fine_tune_user(folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, compute: Compute) -> None:
     """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
     rows, counts = rows_of(data.conversations_of('train'), settings, model)
     held_out, held_out_counts = rows_of(data.conversations_of('test'), settings, model)
@@ -235,7 +231,7 @@ def fine_tune_user(
         chat=model.chat,
         role=settings.role,
         settings=settings.sft,
-        computing=computing,
+        compute=compute,
         hyperparameters=config_lib.to_dict(settings),
     )
     save_result(
@@ -251,10 +247,10 @@ def fine_tune_user(
 
 
 def fit_reward_model(
-    folder: pathlib.Path, model: Model, data: Data, settings: RewardModelSettings, computing: Computing
+    folder: pathlib.Path, model: Model, data: Data, settings: RewardModelSettings, compute: Compute
 ) -> None:
     """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
-    chat, mesh = model.chat, computing.mesh.make()
+    chat, mesh = model.chat, compute.mesh.make()
     batch = settings.preference.batch
     rows, counts = preference_rows(pairs_of(settings.half, data), chat, batch.lengths[-1], on_long='drop')
     print_counts('pairs to train on', len(rows), counts)
@@ -263,9 +259,9 @@ def fit_reward_model(
         model.params,
         rows,
         config=model.config,
-        execution=computing.training,
+        execution=compute.training,
         settings=settings.preference,
-        loop_settings=dataclasses.replace(computing.loop, evaluate_every=0),
+        loop_settings=dataclasses.replace(compute.loop, evaluate_every=0),
         mesh=mesh,
         hyperparameters=config_lib.to_dict(settings),
     )
@@ -281,7 +277,7 @@ def fit_reward_model(
     measured = subsample(fits, settings.held_out, settings.held_out_seed)
     held_out, _ = preference_rows(measured, chat, batch.lengths[-1])
     margins = preference.margins(
-        state.params, held_out, batch, config=model.config, execution=computing.training, mesh=mesh
+        state.params, held_out, batch, config=model.config, execution=compute.training, mesh=mesh
     )
     openings = [pair.opening for pair in measured]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]

@@ -22,7 +22,7 @@ from simrl.evaluation.results import INITIAL, ORACLE
 from simrl.experiments import checks
 from simrl.experiments import known_answer_stages as work
 from simrl.experiments.concierge_scene import SIMULATORS, Scene, open_scene
-from simrl.experiments.jobs import Computing
+from simrl.experiments.jobs import Compute
 from simrl.experiments.known_answer_stages import Assistant, Corpora, Simulated
 from simrl.experiments.sources import RandomModel
 from simrl.rl.train import RLSettings
@@ -94,7 +94,7 @@ class KnownAnswer:
     rl: RLSettings
     rl_people: int  # people, or their intents, that RL starts conversations from
     evaluation: Evaluation
-    computing: Computing
+    compute: Compute
     lanes: int | None = None  # stages side by side; None: one for each CPU, at most MOST_LANES; 1 on an accelerator
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class Plan:
     def scene(self) -> Scene:
         """Read when a stage first needs it: the world's stage must be done."""
         s = self.settings
-        return open_scene(self.workdir / WORLD_STAGE, s.world, s.limits, s.computing)
+        return open_scene(self.workdir / WORLD_STAGE, s.world, s.limits, s.compute)
 
     @functools.cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -218,11 +218,11 @@ class Plan:
         self, name: str, slice_: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
     ) -> Task:
         """A stage that rests on its slice, on the sizes of conversations, and on other stages, by name."""
-        computing = self.settings.computing
+        compute = self.settings.compute
         common = {
             'world': self.settings.world,
             'limits': self.settings.limits,
-            'dtypes': {'training': computing.training.dtype, 'sampling': computing.sampling.dtype},
+            'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
         }
         folders = {key: self.workdir / stage for key, stage in {'world': WORLD_STAGE, **inputs}.items()}
         return Task(name, config_lib.to_dict(common | dict(slice_)), folders, run)
@@ -300,7 +300,7 @@ class Plan:
             work.train_arm(folder, self._assistant(INITIAL), simulated, self.scene, s.rl_people, s.rl, seed)
 
         slice_ = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
-        slice_['log_every'] = s.computing.loop.log_every  # which steps the result holds
+        slice_['log_every'] = s.compute.loop.log_every  # which steps the result holds
         inputs = {} if simulated is None else {'simulator': arm.simulator_stage(seed)}
         return self._task(rl_stage(arm.name, seed), slice_, {'assistant': ASSISTANT_STAGE, **inputs}, run)
 
@@ -353,15 +353,15 @@ def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
         ConfigError: rows do not fit the models' positions or the devices, a warm-up has no end, or flags of XLA are not
             in force.
     """
-    s, computing = settings, settings.computing
+    s, compute = settings, settings.compute
     own = s.assistant
-    checks.check_xla_flags(computing)
-    checks.check_fitting('config.assistant.sft', own.sft, own.model.max_positions, computing)
+    checks.check_xla_flags(compute)
+    checks.check_fitting('config.assistant.sft', own.sft, own.model.max_positions, compute)
     for size, user in s.users.items():
         for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
-            checks.check_fitting(f'config.users.{size}.{name}', fitting, user.model.max_positions, computing)
-    checks.check_rl_steps(s.rl, s.rl_people, computing)
-    checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, computing)
+            checks.check_fitting(f'config.users.{size}.{name}', fitting, user.model.max_positions, compute)
+    checks.check_rl_steps(s.rl, s.rl_people, compute)
+    checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
     return Plan(settings, workdir).tasks()
 
 

@@ -37,7 +37,7 @@ from simrl.models import sharding, transformer
 from simrl.models.transformer import Params
 from simrl.rl import train
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, Speaker
+from simrl.rollouts.agents import Limits, ModelAgent
 from simrl.rollouts.dialogue import example_hash
 from simrl.run import config as config_lib
 from simrl.training import partition
@@ -167,7 +167,7 @@ def _random(model: RandomModel, scene: Scene) -> Params:
 
 def _load(stage: pathlib.Path, model: RandomModel, scene: Scene) -> Params:
     config = model.transformer_config(scene.chat.size)
-    return load_params(stage, config, (), scene.computing.mesh.make(), sharding.SAMPLING_RULES)
+    return load_params(stage, config, (), scene.compute.mesh.make(), sharding.SAMPLING_RULES)
 
 
 def _fit(
@@ -192,7 +192,7 @@ def _fit(
         chat=scene.chat,
         role=role,
         settings=settings,
-        computing=scene.computing,
+        compute=scene.compute,
         hyperparameters=config_lib.to_dict(settings),
     )
     save_result(folder, losses | {'train_rows': len(rows) - held_out, 'counts': dict(counts)})
@@ -241,7 +241,7 @@ def train_arm(
     seed: int,
 ) -> None:
     """RL of the initial assistant against one simulator, or against the people themselves (None: the oracle)."""
-    helper, mesh = _assistant(assistant, scene), scene.computing.mesh.make()
+    helper, mesh = _assistant(assistant, scene), scene.compute.mesh.make()
     examples = people_examples(scene.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + people))
     state = train.train(
         folder,
@@ -252,14 +252,14 @@ def train_arm(
         score=satisfaction(scene, examples),
         limits=scene.limits,
         settings=settings,
-        execution=scene.computing.training,
-        loop_settings=dataclasses.replace(scene.computing.loop, evaluate_every=0),
+        execution=scene.compute.training,
+        loop_settings=dataclasses.replace(scene.compute.loop, evaluate_every=0),
         seed=seed,
-        rows_in_flight=scene.computing.rows_in_flight,
+        rows_in_flight=scene.compute.rows_in_flight,
         mesh=mesh,
         hyperparameters=config_lib.to_dict(settings),
     )
-    decoder = partition.whole_decoder(helper.params, state.params, helper.voice.config, settings.lora, mesh)
+    decoder = partition.whole_decoder(helper.params, state.params, helper.spec.config, settings.lora, mesh)
     save_params(folder, decoder)
     lines = metric_lines(folder)
     names = (
@@ -269,12 +269,12 @@ def train_arm(
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
 
 
-def _assistant(assistant: Assistant, scene: Scene) -> Speaker:
+def _assistant(assistant: Assistant, scene: Scene) -> ModelAgent:
     config = assistant.model.transformer_config(scene.chat.size)
     return assistant_speaker(scene, config, _load(assistant.stage, assistant.model, scene))
 
 
-def _simulator(simulated: Simulated, scene: Scene) -> Speaker:
+def _simulator(simulated: Simulated, scene: Scene) -> ModelAgent:
     config = simulated.model.transformer_config(scene.chat.size)
     return simulator(simulated.kind, scene, config, _load(simulated.stage, simulated.model, scene))
 
@@ -353,11 +353,11 @@ def measure_likelihood(
     log_likelihood, tokens = row_log_likelihoods(
         _load(simulated.stage, simulated.model, scene),
         rows,
-        scene.chat.allowed(config.padded_vocab_size, terminal=True, header='user'),
+        scene.chat.token_mask(config.padded_vocab_size, terminal=True, header='user'),
         batch,
         config=config,
-        execution=scene.computing.training,
-        mesh=scene.computing.mesh.make(),
+        execution=scene.compute.training,
+        mesh=scene.compute.mesh.make(),
     )
     save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()})
 

@@ -36,7 +36,7 @@ def token_log_probs(
     hidden: jax.Array,
     targets: jax.Array,
     trained: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float = 1.0,
     *,
     chunk: int = 512,
@@ -50,7 +50,7 @@ def token_log_probs(
         hidden: `[B, T, D]`, where `hidden[:, t]` predicts `targets[:, t]`.
         targets: int32 `[B, T]`.
         trained: bool `[B, T]`, the positions whose numbers are wanted.
-        allowed: bool `[V]`, the sampler's mask: tokens outside it have probability 0.
+        token_mask: bool `[V]`, the sampler's mask: tokens outside it have probability 0.
         temperature: a scalar or float32 `[B]`.
         chunk: positions whose logits exist at once, on each device.
 
@@ -61,7 +61,7 @@ def token_log_probs(
     weights = as_it_lies(output_matrix(params['decoder']))
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape[:1])
     rows = _Rows(jnp.asarray(targets), jnp.asarray(trained), jax.lax.stop_gradient(temperature))
-    return _log_probs(jnp.asarray(weights), jnp.asarray(hidden), rows, jnp.asarray(allowed), chunk)
+    return _log_probs(jnp.asarray(weights), jnp.asarray(hidden), rows, jnp.asarray(token_mask), chunk)
 
 
 class _Rows(NamedTuple):
@@ -114,25 +114,25 @@ class _Positions(NamedTuple):
         return jnp.zeros(like.size, x.dtype).at[self.indices].set(x, mode='drop').reshape(like.shape)
 
 
-def _tempered(weights: jax.Array, part: _Chunk, allowed: jax.Array) -> jax.Array:
+def _tempered(weights: jax.Array, part: _Chunk, token_mask: jax.Array) -> jax.Array:
     """Float32 `[C, V]`."""
     logits = jnp.einsum('cd,vd->cv', part.hidden, weights, preferred_element_type=jnp.float32)
-    return jnp.where(allowed, logits / part.temperature, -jnp.inf)
+    return jnp.where(token_mask, logits / part.temperature, -jnp.inf)
 
 
 def _forward(
-    weights: jax.Array, hidden: jax.Array, rows: _Rows, allowed: jax.Array, *, chunk: int, axis: str | None
+    weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, *, chunk: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log_prob, entropy and log Z, float32 `[B, T]`, of the rows of one device where `axis` names the mesh's."""
     positions = _Positions.of(rows.trained, chunk, axis)
 
     def step(number: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         part = positions.take(number, hidden, rows)
-        logits = _tempered(weights, part, allowed)
+        logits = _tempered(weights, part, token_mask)
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, part.target[:, None], axis=-1)[:, 0]
-        log_prob = jnp.where(allowed, logits - normalizer[:, None], 0.0)
-        entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_prob) * log_prob, 0.0), axis=-1)
+        log_prob = jnp.where(token_mask, logits - normalizer[:, None], 0.0)
+        entropy = -jnp.sum(jnp.where(token_mask, jnp.exp(log_prob) * log_prob, 0.0), axis=-1)
         new = (chosen - normalizer, entropy, normalizer)
         return tuple(jax.lax.dynamic_update_slice(old, x, (part.place,)) for old, x in zip(found, new, strict=True))
 
@@ -147,7 +147,7 @@ def _backward(
     weights: jax.Array,
     hidden: jax.Array,
     rows: _Rows,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     by_position: jax.Array,
     *,
     chunk: int,
@@ -169,12 +169,12 @@ def _backward(
         # Past the list's end the gradients are 0, and so is what they give.
         known = flat.at[:, part.indices].get(mode='fill', fill_value=0)[:, :, None]
         entropy, normalizer, of_log_prob, of_entropy = known
-        log_prob = _tempered(weights, part, allowed) - normalizer
+        log_prob = _tempered(weights, part, token_mask) - normalizer
         prob = jnp.exp(log_prob)
         one_hot = part.target[:, None] == vocabulary
         of_tempered = of_log_prob * (one_hot - prob) - of_entropy * prob * (log_prob + entropy)
         in_list = (part.indices < rows.trained.size)[:, None]
-        of_logits = jnp.where(in_list & allowed, of_tempered / part.temperature, 0.0).astype(hidden.dtype)
+        of_logits = jnp.where(in_list & token_mask, of_tempered / part.temperature, 0.0).astype(hidden.dtype)
         of_hidden = jnp.einsum('cv,vd->cd', of_logits, weights)
         so_far, so_far_weights = total
         if so_far_weights is not None:
@@ -201,27 +201,27 @@ _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec('data')
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _log_probs(
-    weights: jax.Array, hidden: jax.Array, rows: _Rows, allowed: jax.Array, chunk: int
+    weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    return _forward_of_all(weights, hidden, rows, allowed, chunk)[:2]
+    return _forward_of_all(weights, hidden, rows, token_mask, chunk)[:2]
 
 
 def _forward_of_all(
-    weights: jax.Array, hidden: jax.Array, rows: _Rows, allowed: jax.Array, chunk: int
+    weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = weights.astype(hidden.dtype)  # before they go to every device
     if not rows_are_split(hidden.shape[0]):
-        return _forward(weights, hidden, rows, allowed, chunk=chunk, axis=None)
+        return _forward(weights, hidden, rows, token_mask, chunk=chunk, axis=None)
     # Each device makes a list of its own rows' positions; one list of all would send hidden states around.
     forward = functools.partial(_forward, chunk=chunk, axis='data')
     return jax.shard_map(forward, in_specs=(_WHOLE, _SPLIT, _SPLIT, _WHOLE), out_specs=_SPLIT, axis_names={'data'})(
-        weights, hidden, rows, allowed
+        weights, hidden, rows, token_mask
     )
 
 
-def _log_probs_forward(weights: Any, hidden: Any, rows: Any, allowed: Any, chunk: int) -> tuple[Any, Any]:
+def _log_probs_forward(weights: Any, hidden: Any, rows: Any, token_mask: Any, chunk: int) -> tuple[Any, Any]:
     """Arguments come as pairs (value, perturbed): whether the derivative by it is wanted."""
-    values = (weights.value, hidden.value, jax.tree.map(lambda x: x.value, rows, is_leaf=_is_pair), allowed.value)
+    values = (weights.value, hidden.value, jax.tree.map(lambda x: x.value, rows, is_leaf=_is_pair), token_mask.value)
     log_prob, entropy, normalizer = _forward_of_all(*values, chunk)
     wanted = () if weights.perturbed else None  # a tree's structure is static, and its leaves are not
     return (log_prob, entropy), (*values, entropy, normalizer, wanted)
@@ -232,11 +232,11 @@ def _is_pair(x: Any) -> bool:
 
 
 def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tuple[Any, Any, None, None]:
-    weights, hidden, rows, allowed, entropy, normalizer, wanted = kept
+    weights, hidden, rows, token_mask, entropy, normalizer, wanted = kept
     given = [jnp.zeros(entropy.shape) if isinstance(x, SymbolicZero) else x for x in gradients]
     by_position = jnp.stack([entropy, normalizer, *given])
     backward = functools.partial(_backward, chunk=chunk, of_weights=wanted is not None)
-    arguments = (weights.astype(hidden.dtype), hidden, rows, allowed, by_position)
+    arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)
     if not rows_are_split(hidden.shape[0]):
         of_hidden, of_weights = backward(*arguments, axis=None)
     else:

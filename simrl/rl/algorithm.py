@@ -9,7 +9,7 @@ Estimator = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateSettings:
+class AlgorithmSettings:
     """The algorithm. Fields marked (gae) are read by that estimator only."""
 
     estimator: Estimator = 'gae'  # see `advantages`
@@ -34,7 +34,7 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         def check(field: str, fine: bool, expected: str) -> None:
             if not fine:
-                raise ValueError(f'UpdateSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
+                raise ValueError(f'AlgorithmSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
 
         for field, kind in (('estimator', Estimator), ('aggregation', losses.Aggregation), ('kl', losses.KL)):
             check(field, getattr(self, field) in get_args(kind), f'one of {", ".join(get_args(kind))}')
@@ -77,7 +77,7 @@ class UpdateSettings:
         pieces = self.minibatches * self.microbatches
         if rows % pieces:
             raise ValueError(
-                f'UpdateSettings.minibatches x microbatches: expected to divide the {rows} rows of a batch, '
+                f'AlgorithmSettings.minibatches x microbatches: expected to divide the {rows} rows of a batch, '
                 f'found {self.minibatches} x {self.microbatches} = {pieces}'
             )
         return rows // pieces

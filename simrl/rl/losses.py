@@ -78,7 +78,7 @@ def kl_estimate(log_prob: jax.Array, ref_log_prob: jax.Array, kl: str) -> jax.Ar
 
     `k1` is d. Unbiased. As a *loss* it does nothing on average: the gradient of d is that of log pi, whose expectation
         under pi is 0. In the *reward* it is right: the policy gradient of the penalty -d is that of -KL(pi || ref).
-        `UpdateSettings` therefore puts k1 in the reward and nowhere else.
+        `AlgorithmSettings` therefore puts k1 in the reward and nowhere else.
     `k2` is d^2 / 2. Biased as a value; its gradient, d grad log pi, has under pi exactly the expectation
         grad KL(pi || ref), the reverse KL.
     `k3` is exp(-d) + d - 1. Unbiased and never negative as a value; its gradient, (1 - ref / pi) grad log pi, has under

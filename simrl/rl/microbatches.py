@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from simrl.models.rows import split_rows
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Microbatch:
 
 
 def deal(
-    length: np.ndarray, widths: Sequence[int], settings: UpdateSettings, random: np.random.Generator
+    length: np.ndarray, widths: Sequence[int], settings: AlgorithmSettings, random: np.random.Generator
 ) -> list[list[Microbatch]]:
     """The microbatches of each of `epochs` x `minibatches` optimizer steps.
 

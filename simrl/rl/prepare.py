@@ -21,7 +21,7 @@ from simrl.models.rows import split_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import advantages, losses, masked
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import Microbatch, put_rows, take_rows
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens
@@ -68,7 +68,7 @@ class Passes:
     ref_log_prob: jax.Array | None
 
 
-def check_params(params: Params, settings: UpdateSettings) -> None:
+def check_params(params: Params, settings: AlgorithmSettings) -> None:
     if settings.estimator == 'gae' and 'value_head' not in params:
         raise ValueError(
             f"estimator 'gae' needs params['value_head'] (transformer.init_head), found {sorted(params)} only"
@@ -81,7 +81,7 @@ def start_passes(
     sampler_log_prob: jax.Array,
     *,
     trained_role: int,
-    settings: UpdateSettings,
+    settings: AlgorithmSettings,
     value: bool,
     reference: bool,
 ) -> Passes:
@@ -109,7 +109,7 @@ def add_passes(
     reference: Params | None,
     tokens: jax.Array,
     rows: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
     *,
     width: int,
@@ -124,7 +124,7 @@ def add_passes(
     own_tokens, sampled = take_rows((tokens, passes.sampled), rows, width)
 
     def scores(of: Params) -> Scores:
-        return score(of, config, execution, own_tokens, sampled, allowed, temperature)
+        return score(of, config, execution, own_tokens, sampled, token_mask, temperature)
 
     old, ref_log_prob = passes.old, passes.ref_log_prob
     if old is not None:
@@ -136,7 +136,7 @@ def add_passes(
 
 
 def jit_prepare(
-    *, trained_role: int, config: TransformerConfig, execution: Execution, settings: UpdateSettings
+    *, trained_role: int, config: TransformerConfig, execution: Execution, settings: AlgorithmSettings
 ) -> Callable[..., tuple[Batch, Metrics]]:
     """`prepare` of a trained role, settings and model: two compiled programs, and one for each width.
 
@@ -164,7 +164,7 @@ def jit_prepare(
         length: jax.Array,
         sampler_log_prob: jax.Array,
         group: jax.Array,
-        allowed: jax.Array,
+        token_mask: jax.Array,
         temperature: jax.Array | float,
     ) -> tuple[Batch, Metrics]:
         """Everything that the update reads and that does not change during it.
@@ -181,7 +181,7 @@ def jit_prepare(
             length: int32 `[B]`; 0 marks rows that only fill the batch.
             sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
             group: int32 `[B]`, equal for conversations that start from the same example.
-            allowed: bool `[V]` and temperature: the sampler's.
+            token_mask: bool `[V]` and temperature: the sampler's.
 
         Returns:
             The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
@@ -191,11 +191,11 @@ def jit_prepare(
         """
         check_params(params, settings)
         if settings.kl != 'none' and reference is None:
-            raise ValueError(f'UpdateSettings.kl: {settings.kl!r} needs reference parameters, found None')
+            raise ValueError(f'AlgorithmSettings.kl: {settings.kl!r} needs reference parameters, found None')
         passes = start(role, length, sampler_log_prob, value='value_head' in params, reference=reference is not None)
         if passes.old is not None or passes.ref_log_prob is not None:
             for piece in microbatches:
-                passes = add(passes, params, reference, tokens, piece.rows, allowed, temperature, width=piece.width)
+                passes = add(passes, params, reference, tokens, piece.rows, token_mask, temperature, width=piece.width)
         return finish(passes, rewards, tokens=tokens, turn=turn, length=length, group=group)
 
     return prepare
@@ -209,7 +209,7 @@ def assemble(
     turn: jax.Array,
     length: jax.Array,
     group: jax.Array,
-    settings: UpdateSettings,
+    settings: AlgorithmSettings,
 ) -> tuple[Batch, Metrics]:
     """The part of `jit_prepare`'s function after the models' passes; arguments and results as there."""
     sampled, old = passes.sampled, passes.old

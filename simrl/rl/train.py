@@ -30,12 +30,12 @@ from simrl.models.rows import split_rows
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import Rewards
 from simrl.rl import microbatches
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Limits, Prompts, Speaker, converse, prompts_of
+from simrl.rollouts.agents import Limits, ModelAgent, Prompts, converse, prompts_of
 from simrl.rollouts.dialogue import EndReason
-from simrl.rollouts.host import Partner, converse_with
+from simrl.rollouts.host import HostAgent, converse_with
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, partition
 from simrl.training.loop import LoopSettings, StepResult
@@ -52,7 +52,7 @@ class RLSettings:
     prompts_per_step: int
     samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
     row_buckets: tuple[int, ...]  # tokens; rows that are computed together are cut to the shortest that holds them
-    algorithm: UpdateSettings
+    algorithm: AlgorithmSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
     lora: LoRASettings | None = None  # None: every weight is trained
@@ -82,9 +82,9 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
 
 
 def talk(
-    speaker: Speaker,
+    speaker: ModelAgent,
     params: Params,
-    partner: Speaker | Partner,
+    partner: ModelAgent | HostAgent,
     partner_params: Params | None,
     examples: Sequence[Example],
     *,
@@ -111,8 +111,8 @@ def talk(
     Raises:
         ValueError: `rows_in_flight` does not divide the conversations.
     """
-    on_device = partner if isinstance(partner, Speaker) else None
-    user, assistant = (on_device, speaker) if speaker.voice.role == ASSISTANT else (speaker, on_device)
+    on_device = partner if isinstance(partner, ModelAgent) else None
+    user, assistant = (on_device, speaker) if speaker.spec.role == ASSISTANT else (speaker, on_device)
     prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
     example_of_row = [example for example in examples for _ in range(samples)]
     size = rows_at_once(len(example_of_row), rows_in_flight)
@@ -120,7 +120,7 @@ def talk(
     failures: dict[int, str] = {}
     for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
         rows = placement.place_rows(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
-        if isinstance(partner, Partner):
+        if isinstance(partner, HostAgent):
             batch, failed = converse_with(
                 params, speaker, partner, rows, example_of_row[piece], chat, seed, step, limits=limits
             )
@@ -151,9 +151,9 @@ def _joined(batches: Sequence[Trajectories]) -> Trajectories:
 
 
 def _converse(
-    speaker: Speaker,
+    speaker: ModelAgent,
     params: Params,
-    partner: Speaker,
+    partner: ModelAgent,
     partner_params: Params | None,
     prompts: Prompts,
     limits: Limits,
@@ -161,7 +161,7 @@ def _converse(
     step: int,
 ) -> Trajectories:
     """`converse` for sides that are named by who is trained, not by who is the user."""
-    user, assistant = (partner, speaker) if speaker.voice.role == ASSISTANT else (speaker, partner)
+    user, assistant = (partner, speaker) if speaker.spec.role == ASSISTANT else (speaker, partner)
     assert partner_params is not None
     params_user, params_assistant = (partner_params, params) if user is partner else (params, partner_params)
     return converse(
@@ -170,11 +170,11 @@ def _converse(
         prompts,
         seed,
         step,
-        voices=(user.voice, assistant.voice),
+        specs=(user.spec, assistant.spec),
         limits=limits,
-        role=speaker.voice.role,
+        role=speaker.spec.role,
         temperatures=(user.temperature, assistant.temperature),
-        allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
+        token_mask=(jnp.asarray(user.token_mask), jnp.asarray(assistant.token_mask)),
     )
 
 
@@ -200,8 +200,8 @@ def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 def train(
     folder: pathlib.Path,
-    trained: Speaker,
-    partner: Speaker | Partner,
+    trained: ModelAgent,
+    partner: ModelAgent | HostAgent,
     *,
     chat: Chat,
     examples: Sequence[Example],
@@ -224,7 +224,7 @@ def train(
         examples: what conversations start from; their prompts must fit (`speaker.fitting`).
         score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
             that a failure ended is not used.
-        execution: of the update; rollouts use that of the voices.
+        execution: of the update; rollouts use that of the specs.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: how many conversations of a step are held at once; see `talk`.
 
@@ -236,15 +236,15 @@ def train(
     """
     check_training_sampler(trained)
     rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
-    if trained.voice.role != settings.role:
+    if trained.spec.role != settings.role:
         raise ValueError(f'RLSettings.trained: expected the side that is trained, found {settings.trained!r}')
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
             f'found {settings.prompts_per_step}'
         )
-    config = trained.voice.config
-    own_allowed = jnp.asarray(trained.allowed)
+    config = trained.spec.config
+    own_token_mask = jnp.asarray(trained.token_mask)
 
     params, frozen = partition.trained_and_frozen(
         trained.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
@@ -254,11 +254,11 @@ def train(
         # Where the decoder is frozen it is the reference itself, and not held twice.
         reference = frozen or placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
     partner_params = None
-    if isinstance(partner, Speaker):
-        voice = partner.voice
-        partner_params = placement.for_sampling(voice.config, voice.execution.dtype, mesh)(partner.params)
+    if isinstance(partner, ModelAgent):
+        spec = partner.spec
+        partner_params = placement.for_sampling(spec.config, spec.execution.dtype, mesh)(partner.params)
     signal = (partner if settings.role == ASSISTANT else trained).signal
-    to_sampler = placement.for_sampling(config, trained.voice.execution.dtype, mesh)
+    to_sampler = placement.for_sampling(config, trained.spec.execution.dtype, mesh)
     if settings.algorithm.estimator == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
@@ -301,12 +301,12 @@ def train(
             length=batch.length,
             sampler_log_prob=batch.log_prob,
             group=batch.group,
-            allowed=own_allowed,
+            token_mask=own_token_mask,
             temperature=trained.temperature,
         )
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.deal(length, widths, settings.algorithm, random)
-        state, update_metrics = update(state, prepared, steps, own_allowed, trained.temperature, frozen)
+        state, update_metrics = update(state, prepared, steps, own_token_mask, trained.temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
@@ -327,9 +327,9 @@ def train(
         )
 
 
-def check_training_sampler(trained: Speaker) -> None:
+def check_training_sampler(trained: ModelAgent) -> None:
     """Raises unless the trained side is sampled by temperature alone: filters would bias its log-probabilities."""
-    filters = trained.voice.filters
+    filters = trained.spec.filters
     if filters.top_k or filters.top_p < 1 or filters.min_p:
         raise ValueError(
             f'the trained side: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'

@@ -20,7 +20,7 @@ import numpy as np
 
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rl import losses, masked
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import Microbatch, take_rows
 from simrl.rl.prepare import Batch, check_params
 from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients, jit_step
@@ -35,8 +35,8 @@ def loss_and_sums(
     *,
     config: TransformerConfig,
     execution: Execution,
-    settings: UpdateSettings,
-    allowed: jax.Array,
+    settings: AlgorithmSettings,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A microbatch's part of its minibatch's loss, and of the sums that the metrics are made of.
@@ -53,7 +53,7 @@ def loss_and_sums(
     critic = settings.estimator == 'gae'
     trained = batch.trained
     detach = True if settings.value_stop_gradient or not critic else warming
-    new = score(params, config, execution, batch.tokens, trained, allowed, temperature, detach_value=detach)
+    new = score(params, config, execution, batch.tokens, trained, token_mask, temperature, detach_value=detach)
     single = settings.updates_per_batch == 1
     old_log_prob = jax.lax.stop_gradient(new.log_prob) if single else batch.old_log_prob
     surrogate, ratio = losses.policy_loss(
@@ -110,14 +110,14 @@ def add_gradients(
     members: jax.Array,
     rows: jax.Array,
     step: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
     frozen: Params,
     *,
     width: int,
     config: TransformerConfig,
     execution: Execution,
-    settings: UpdateSettings,
+    settings: AlgorithmSettings,
 ) -> tuple[Params, Part]:
     """The gradients of a minibatch's loss, as far as they come from one microbatch, added to those of others.
 
@@ -128,7 +128,7 @@ def add_gradients(
         members: bool `[B]`, the rows of the minibatch, over which the weights of tokens are computed.
         rows: int32 `[R]` and width: of the `Microbatch`.
         step: int32 scalar, optimizer steps of the run up to now.
-        allowed: bool `[V]` and temperature: the sampler's.
+        token_mask: bool `[V]` and temperature: the sampler's.
         frozen: the other parts, of `parts.trained_and_frozen`.
     """
     warming = step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
@@ -146,7 +146,7 @@ def add_gradients(
             config=config,
             execution=execution,
             settings=settings,
-            allowed=allowed,
+            token_mask=token_mask,
             temperature=temperature,
         )
 
@@ -158,7 +158,7 @@ def add_gradients(
 
 
 def minibatch_step(
-    state: TrainState, gradients: Params, parts: Sequence[Part], *, settings: UpdateSettings, optimizer: Optimizer
+    state: TrainState, gradients: Params, parts: Sequence[Part], *, settings: AlgorithmSettings, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step, by what the microbatches of a minibatch added up to."""
     warming = state.step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
@@ -194,7 +194,7 @@ def _step_metrics(loss: jax.Array, sums: dict[str, jax.Array], tokens: jax.Array
 def jit_update(
     config: TransformerConfig,
     execution: Execution,
-    settings: UpdateSettings,
+    settings: AlgorithmSettings,
     optimizer: Optimizer,
     *,
     state_sharding: TrainState | None = None,
@@ -218,7 +218,7 @@ def jit_update(
         state: TrainState,
         batch: Batch,
         steps: Sequence[Sequence[Microbatch]],
-        allowed: jax.Array,
+        token_mask: jax.Array,
         temperature: jax.Array | float,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
@@ -230,7 +230,7 @@ def jit_update(
         Args:
             batch: from `prepare`.
             steps: from `microbatches.deal`: the microbatches of each optimizer step.
-            allowed: bool `[V]` and temperature: the sampler's.
+            token_mask: bool `[V]` and temperature: the sampler's.
             frozen: see `add_gradients`; None where there are none.
 
         Returns:
@@ -257,7 +257,7 @@ def jit_update(
                     members,
                     piece.rows,
                     state.step,
-                    allowed,
+                    token_mask,
                     temperature,
                     frozen or {},
                     width=piece.width,

@@ -1,7 +1,7 @@
 """The two sides of a conversation, and the call that lets them talk: examples in, trajectories out.
 
-A side on the device is a `Speaker`: parameters, how they are sampled, and a function from an example to its prompt. A
-user simulator and an assistant are the same thing on opposite sides. For a side that is not on the device see `host`.
+A side on the device is a `ModelAgent`: parameters, how they are sampled, and a function from an example to its prompt.
+A user simulator and an assistant are the same thing on opposite sides. For a side that is not on the device see `host`.
 
 1. `prompts_of` renders a batch of examples for both sides into arrays of a fixed width, on the host.
 2. `converse` prefills both contexts, rolls whole conversations out and keeps one view of them.
@@ -24,46 +24,46 @@ from simrl.rollouts import dialogue as rollout_lib
 from simrl.rollouts.compaction import keep_split
 from simrl.rollouts.context import Context, prefill
 from simrl.rollouts.dialogue import Dialogue, begin, capacity, rollout
-from simrl.rollouts.generate import Sampling, Voice
+from simrl.rollouts.generate import GenerationSpec, Sampling
 from simrl.rollouts.trajectories import Trajectories, trajectories
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Speaker:
+class ModelAgent:
     """One side of a conversation on the device.
 
     Attributes:
         params: its model's; the trained side's change between calls and are passed beside it.
-        voice: what the compiled program fixes about it.
+        spec: what the compiled program fixes about it.
         temperature: of its sampling.
-        allowed: bool `[V]`, the ids it may sample.
+        token_mask: bool `[V]`, the ids it may sample.
         prompt: an example -> what its view holds before the first sampled message.
         signal: the text by which it ends a conversation; empty where it cannot.
     """
 
     params: Params
-    voice: Voice
+    spec: GenerationSpec
     temperature: float
-    allowed: np.ndarray
+    token_mask: np.ndarray
     prompt: Callable[[Example], Rendered]
     signal: str = ''
 
 
-def voice_of(
+def generation_spec(
     chat: Chat,
     config: TransformerConfig,
     execution: Execution,
     *,
     role: int,
     swapped: bool,
-    budget: int,
+    max_new_tokens: int,
     sampling: Sampling,
-    end_signals: tuple[tuple[int, ...], ...] = (),
-) -> Voice:
-    """The voice of `role` under its own header, or in the swapped view under its partner's."""
+    stop_sequences: tuple[tuple[int, ...], ...] = (),
+) -> GenerationSpec:
+    """The spec of `role` under its own header, or in the swapped view under its partner's."""
     own: Header = 'user' if (role == USER) != swapped else 'assistant'
     partner: Header = 'assistant' if own == 'user' else 'user'
-    return Voice(
+    return GenerationSpec(
         config=config,
         execution=execution,
         role=role,
@@ -74,8 +74,8 @@ def voice_of(
         partner_first_header=chat.header(partner) if swapped else chat.first_header(partner),
         end_of_turn=chat.end_of_turn[own],
         partner_end_of_turn=chat.end_of_turn[partner],
-        budget=budget,
-        end_signals=end_signals,
+        max_new_tokens=max_new_tokens,
+        stop_sequences=stop_sequences,
         filters=sampling.filters,
     )
 
@@ -130,7 +130,7 @@ class Prompts:
 
 
 def fitting(
-    examples: Sequence[Example], sides: Sequence[Speaker], chat: Chat, prompt_tokens: int
+    examples: Sequence[Example], sides: Sequence[ModelAgent], chat: Chat, prompt_tokens: int
 ) -> tuple[list[Example], int]:
     """The examples whose prompts fit into `prompt_tokens` on every side, and how many do not."""
 
@@ -144,8 +144,8 @@ def fitting(
 
 def prompts_of(
     examples: Sequence[Example],
-    user: Speaker | None,
-    assistant: Speaker | None,
+    user: ModelAgent | None,
+    assistant: ModelAgent | None,
     chat: Chat,
     *,
     samples: int,
@@ -174,7 +174,7 @@ def prompts_of(
     return prompts.replace(sample=np.tile(np.arange(samples, dtype=np.int32), len(examples)))
 
 
-def _prompt_rows(examples: Sequence[Example], side: Speaker | None, width: int, what: str) -> PromptRows:
+def _prompt_rows(examples: Sequence[Example], side: ModelAgent | None, width: int, what: str) -> PromptRows:
     if side is None:
         nothing, none = np.zeros((len(examples), 0), np.int32), np.zeros(len(examples), np.int32)
         return PromptRows(nothing, nothing.astype(np.int8), nothing.astype(np.int16), none)
@@ -198,11 +198,11 @@ def _padded(
     return out
 
 
-def capacities(user: Voice, assistant: Voice, limits: Limits) -> tuple[int, int]:
+def capacities(user: GenerationSpec, assistant: GenerationSpec, limits: Limits) -> tuple[int, int]:
     """The sizes of both contexts, checked against the models' positions."""
     return (
-        capacity(user, assistant.budget, limits.prompt_tokens, limits.turns, 'user'),
-        capacity(assistant, user.budget, limits.prompt_tokens, limits.turns, 'assistant'),
+        capacity(user, assistant.max_new_tokens, limits.prompt_tokens, limits.turns, 'user'),
+        capacity(assistant, user.max_new_tokens, limits.prompt_tokens, limits.turns, 'assistant'),
     )
 
 
@@ -213,33 +213,33 @@ def converse(
     seed: int,
     step: int,
     *,
-    voices: tuple[Voice, Voice],
+    specs: tuple[GenerationSpec, GenerationSpec],
     limits: Limits,
     role: int,
     temperatures: tuple[jax.Array | float, jax.Array | float],
-    allowed: tuple[jax.Array, jax.Array],
+    token_mask: tuple[jax.Array, jax.Array],
 ) -> Trajectories:
     """Whole conversations from prompts, in the view of `role` (USER or ASSISTANT).
 
     Args:
         seed, step: of the training run; with the example and the sample they decide every draw.
-        voices, temperatures, allowed: the user's and the assistant's.
+        specs, temperatures, token_mask: the user's and the assistant's.
     """
-    dialogue, keys = _start(params_user, params_assistant, prompts, seed, step, voices=voices, limits=limits)
+    dialogue, keys = _start(params_user, params_assistant, prompts, seed, step, specs=specs, limits=limits)
     dialogue = rollout(
         params_user,
         params_assistant,
         dialogue,
         keys,
-        voices=voices,
+        specs=specs,
         turns=limits.turns,
         temperatures=temperatures,
-        allowed=allowed,
+        token_mask=token_mask,
     )
     return _trajectories(dialogue, role, prompts.example, prompts.group)
 
 
-@functools.partial(jax.jit, static_argnames=('voices', 'limits'))
+@functools.partial(jax.jit, static_argnames=('specs', 'limits'))
 def _start(
     params_user: Params,
     params_assistant: Params,
@@ -247,19 +247,19 @@ def _start(
     seed: int,
     step: int,
     *,
-    voices: tuple[Voice, Voice],
+    specs: tuple[GenerationSpec, GenerationSpec],
     limits: Limits,
 ) -> tuple[Dialogue, jax.Array]:
     """The conversations before their first sampled message, and their keys."""
-    sizes = capacities(*voices, limits)
+    sizes = capacities(*specs, limits)
     dialogue = begin(
-        prefilled(params_user, voices[0], prompts.user, sizes[0]),
-        prefilled(params_assistant, voices[1], prompts.assistant, sizes[1]),
+        prefilled(params_user, specs[0], prompts.user, sizes[0]),
+        prefilled(params_assistant, specs[1], prompts.assistant, sizes[1]),
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
         turns=limits.turns,
-        budgets=(voices[0].budget, voices[1].budget),
+        max_new_tokens=(specs[0].max_new_tokens, specs[1].max_new_tokens),
     )
     return keep_split((dialogue, rollout_lib.row_keys(seed, step, prompts.example, prompts.sample)))  # type: ignore[arg-type]
 
@@ -267,18 +267,18 @@ def _start(
 _trajectories = jax.jit(trajectories, static_argnames='role')
 
 
-def prefilled(params: Params, voice: Voice, rows: PromptRows, size: int) -> Context:
+def prefilled(params: Params, spec: GenerationSpec, rows: PromptRows, size: int) -> Context:
     """A view that holds its prompts, with room for `size` tokens; see `prefill`."""
     return prefill(
         params,
-        voice.config,
-        voice.execution,
+        spec.config,
+        spec.execution,
         jnp.asarray(rows.tokens),
         jnp.asarray(rows.role),
         jnp.asarray(rows.message),
         jnp.asarray(rows.length),
         capacity=size,
-        chunk=voice.feed_chunk,
+        chunk=spec.feed_chunk,
     )
 
 
@@ -288,11 +288,13 @@ def assistant(
     params: Params,
     execution: Execution,
     *,
-    budget: int,
+    max_new_tokens: int,
     sampling: Sampling,
     prompt: Callable[[Example], Rendered],
-) -> Speaker:
+) -> ModelAgent:
     """An assistant: it sees the conversation under the template's default system text, and nothing of an intent."""
-    voice = voice_of(chat, config, execution, role=ASSISTANT, swapped=False, budget=budget, sampling=sampling)
-    allowed = chat.allowed(config.padded_vocab_size, terminal=False, header='assistant')
-    return Speaker(params, voice, sampling.temperature, allowed, prompt)
+    spec = generation_spec(
+        chat, config, execution, role=ASSISTANT, swapped=False, max_new_tokens=max_new_tokens, sampling=sampling
+    )
+    token_mask = chat.token_mask(config.padded_vocab_size, terminal=False, header='assistant')
+    return ModelAgent(params, spec, sampling.temperature, token_mask, prompt)

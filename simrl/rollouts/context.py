@@ -2,7 +2,7 @@
 
 1. `prefill` makes a context of prompts.
 2. `extend` appends given tokens to it; `sampler.generate` appends sampled ones.
-3. Between programs, `with_room` lets the cache grow: attention costs what the cache holds room for, and memory too.
+3. Between programs, `grow_cache` lets the cache grow: attention costs what the cache holds room for, and memory too.
 
 Two rules make all of this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so
 `length` is the only pointer: a token's position is its index, and what must not be written to the cache goes to index
@@ -121,7 +121,7 @@ def prefill(
         return jnp.pad(jnp.where(real, x, 0).astype(dtype), ((0, 0), (0, capacity - width)))
 
     # Queries need not look at the room that follows.
-    cache = transformer.init_cache(config, tokens.shape[0], min(aligned(width), capacity), execution.dtype)
+    cache = transformer.init_cache(config, tokens.shape[0], min(round_up(width), capacity), execution.dtype)
     positions = jnp.where(index < length[:, None] - 1, index, cache.capacity)
     fed = jnp.where(real, tokens, 0)
     cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
@@ -135,7 +135,7 @@ def prefill(
     )
 
 
-def aligned(tokens: int) -> int:
+def round_up(tokens: int) -> int:
     """Rounded up to a multiple of 16: a CPU multiplies by keys of 263 tokens in twice the time that 272 take."""
     return -(-tokens // 16) * 16
 
@@ -158,7 +158,7 @@ def capacity_for(needed: int, capacity: int) -> int:
     return next((size for size in cache_capacities(capacity) if size >= needed), capacity)
 
 
-def with_room(context: Context, tokens: int) -> Context:
+def grow_cache(context: Context, tokens: int) -> Context:
     """The context, its cache with room for `tokens` or all that the context has room for. Not for use inside a jit.
 
     A cache that has to grow is used up. While it grows, the old and the new one of this context exist.

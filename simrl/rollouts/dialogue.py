@@ -6,8 +6,8 @@
 3. `rollout` takes turns: the user's message, then the assistant's, until `turns` are over or no row has more to say.
 
 `turn` is a compiled program, and `rollout` a Python loop over it, so that between two messages the shapes may change:
-only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`with_room`), which
-no single program could do. It costs one wait for the device in each message, for a few numbers of each row: little
+only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`grow_cache`),
+which no single program could do. It costs one wait for the device in each message, for a few numbers of each row: little
 beside the many decode steps of a message.
 
 What is sampled is what both models read: content is never decoded and encoded again, so both share a tokenizer. Rows
@@ -34,8 +34,8 @@ from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.rows import set_at_rows
 from simrl.models.transformer import Params
 from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
-from simrl.rollouts.context import Context, aligned, capacity_for, with_room
-from simrl.rollouts.generate import Message, Voice
+from simrl.rollouts.context import Context, capacity_for, grow_cache, round_up
+from simrl.rollouts.generate import GenerationSpec, Message
 from simrl.rollouts.messages import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
 
 
@@ -105,19 +105,19 @@ def begin(
     given: jax.Array,
     *,
     turns: int,
-    budgets: tuple[int, int],
+    max_new_tokens: tuple[int, int],
 ) -> Dialogue:
     """Conversations before their first sampled message.
 
     Args:
         user, assistant: contexts of what precedes it in each view. Where an opening is given, the assistant's holds it
             under the user header, with its end-of-turn; the user's does where it speaks in the natural view.
-        opening, opening_length, given, turns, budgets: as in `begin_record`.
+        opening, opening_length, given, turns, max_new_tokens: as in `begin_record`.
 
     Rows with an empty context end as FAILURE at once.
     """
     empty = (user.length == 0) | (assistant.length == 0)
-    said = begin_record(opening, opening_length, given, empty, turns=turns, budgets=budgets)
+    said = begin_record(opening, opening_length, given, empty, turns=turns, max_new_tokens=max_new_tokens)
     return Dialogue(user=user, assistant=assistant, **vars(said))
 
 
@@ -128,7 +128,7 @@ def begin_record(
     empty: jax.Array,
     *,
     turns: int,
-    budgets: tuple[int, int],
+    max_new_tokens: tuple[int, int],
 ) -> Record:
     """What was said before the first sampled message.
 
@@ -138,10 +138,10 @@ def begin_record(
         given: bool `[B]`; the user opens the conversation where not.
         empty: bool `[B]`, rows without a prompt; they end as FAILURE.
         turns: most turns, each a user message and an assistant message; M is twice that.
-        budgets: of the user's and the assistant's messages, tokens.
+        max_new_tokens: of the user's and the assistant's messages, tokens.
     """
     batch, width = opening.shape
-    longest = max(width, *budgets)
+    longest = max(width, *max_new_tokens)
     length = jnp.where(given, opening_length, 0).astype(jnp.int32)
     first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
     num_given = given.astype(jnp.int32)
@@ -169,12 +169,16 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     """
     number = said.num_messages
     most_messages = said.messages.shape[1]
-    budget, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
-    if longest < budget:
-        raise ValueError(f'Dialogue.messages: expected room for Voice.budget={budget} tokens, found {longest}')
+    max_new_tokens, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
+    if longest < max_new_tokens:
+        raise ValueError(
+            f'Dialogue.messages: expected room for GenerationSpec.max_new_tokens={max_new_tokens}, found {longest}'
+        )
     slot = jnp.where(active, number, most_messages)  # dropped where not active
-    content = jnp.where(jnp.arange(budget) < message.content_length[:, None], message.tokens[:, :budget], 0)
-    content = jnp.pad(content, ((0, 0), (0, longest - budget)))
+    content = jnp.where(
+        jnp.arange(max_new_tokens) < message.content_length[:, None], message.tokens[:, :max_new_tokens], 0
+    )
+    content = jnp.pad(content, ((0, 0), (0, longest - max_new_tokens)))
     num_messages = number + active
     end_reason = jnp.select(
         [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
@@ -198,7 +202,7 @@ def waiting_for(said: Standing, role: int) -> jax.Array:
     return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
 
 
-@functools.partial(jax.jit, static_argnames=('role', 'voices'), donate_argnames='dialogue')
+@functools.partial(jax.jit, static_argnames=('role', 'specs'), donate_argnames='dialogue')
 def turn(
     params_user: Params,
     params_assistant: Params,
@@ -206,9 +210,9 @@ def turn(
     row_keys: jax.Array,
     *,
     role: int,
-    voices: tuple[Voice, Voice],
+    specs: tuple[GenerationSpec, GenerationSpec],
     temperatures: tuple[jax.Array | float, jax.Array | float],
-    allowed: tuple[jax.Array, jax.Array],
+    token_mask: tuple[jax.Array, jax.Array],
 ) -> Dialogue:
     """One message by `role` (USER or ASSISTANT) in the rows that wait for it; other rows stay as they are.
 
@@ -216,13 +220,13 @@ def turn(
     """
     side = 0 if role == USER else 1
     params, partner_params = (params_user, params_assistant)[:: 1 - 2 * side]
-    voice, partner_voice = voices[:: 1 - 2 * side]
+    spec, partner_spec = specs[:: 1 - 2 * side]
     own, partner = (dialogue.user, dialogue.assistant)[:: 1 - 2 * side]
     number = dialogue.num_messages
     waiting = waiting_for(dialogue, role)
-    active = waiting & can_speak(voice, own) & can_hear(partner_voice, partner, voice.budget)
-    own, message = speak(params, voice, own, row_keys, number, active, allowed[side], temperatures[side])
-    partner = hear(partner_params, partner_voice, partner, message, number, active & ~message.signalled)
+    active = waiting & can_speak(spec, own) & can_hear(partner_spec, partner, spec.max_new_tokens)
+    own, message = speak(params, spec, own, row_keys, number, active, token_mask[side], temperatures[side])
+    partner = hear(partner_params, partner_spec, partner, message, number, active & ~message.signalled)
     user, assistant = (own, partner)[:: 1 - 2 * side]
     return keep_split(record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active))
 
@@ -233,10 +237,10 @@ def rollout(
     dialogue: Dialogue,
     row_keys: jax.Array,
     *,
-    voices: tuple[Voice, Voice],
+    specs: tuple[GenerationSpec, GenerationSpec],
     turns: int,
     temperatures: tuple[jax.Array | float, jax.Array | float],
-    allowed: tuple[jax.Array, jax.Array],
+    token_mask: tuple[jax.Array, jax.Array],
 ) -> Dialogue:
     """Whole conversations, or what is left of them: `dialogue` may also stand between the two messages of a turn.
 
@@ -249,11 +253,11 @@ def rollout(
         params_user, params_assistant: of the two models, which may differ in everything but the tokenizer.
         dialogue: where to start. It is used up: its arrays are not to be read again.
         row_keys: typed keys `[B]`; token i of message m of a row is drawn with its key, m and i folded in.
-        voices: the user's and the assistant's.
+        specs: the user's and the assistant's.
         turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that `turns` did
             not suffice for are still RUNNING.
         temperatures: the user's and the assistant's; each a scalar or float32 `[B]`, 0 for greedy.
-        allowed: the tokens that the user and the assistant may sample, bool `[V]` each.
+        token_mask: the tokens that the user and the assistant may sample, bool `[V]` each.
 
     Returns:
         The dialogue without caches: it is over, and cannot be gone on with.
@@ -276,29 +280,31 @@ def rollout(
         dialogue = turn(
             params_user,
             params_assistant,
-            make_room(crowd.held, longest, role, voices),
+            make_room(crowd.held, longest, role, specs),
             keys,
             role=role,
-            voices=voices,
+            specs=specs,
             temperatures=of_held,
-            allowed=allowed,
+            token_mask=token_mask,
         )
         crowd = dataclasses.replace(crowd, held=dialogue)
     return everyone(crowd)
 
 
-def make_room(dialogue: Dialogue, longest: Sequence[int], role: int, voices: tuple[Voice, Voice]) -> Dialogue:
-    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths, see `with_room`."""
-    user, assistant = voices
+def make_room(
+    dialogue: Dialogue, longest: Sequence[int], role: int, specs: tuple[GenerationSpec, GenerationSpec]
+) -> Dialogue:
+    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths."""
+    user, assistant = specs
     if role == USER:
-        rooms = speaking_room(user), hearing_room(assistant, user.budget)
+        rooms = speaking_room(user), hearing_room(assistant, user.max_new_tokens)
     else:
-        rooms = hearing_room(user, assistant.budget), speaking_room(assistant)
+        rooms = hearing_room(user, assistant.max_new_tokens), speaking_room(assistant)
     # Both views hold about the same: with one size for both there are fewer programs.
     needed = max(length + room for length, room in zip(longest, rooms, strict=True))
     size = capacity_for(needed, max(dialogue.user.capacity, dialogue.assistant.capacity))
     return dataclasses.replace(
-        dialogue, user=with_room(dialogue.user, size), assistant=with_room(dialogue.assistant, size)
+        dialogue, user=grow_cache(dialogue.user, size), assistant=grow_cache(dialogue.assistant, size)
     )
 
 
@@ -335,49 +341,51 @@ def row_keys(seed: int, step: jax.Array | int, example: jax.Array, sample: jax.A
     return jax.vmap(jax.random.fold_in)(keys, jnp.asarray(sample))
 
 
-def capacity(voice: Voice, partner_budget: int, prompt_length: int, turns: int, name: str = 'voice') -> int:
+def capacity(
+    spec: GenerationSpec, partner_max_new_tokens: int, prompt_length: int, turns: int, name: str = 'spec'
+) -> int:
     """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
 
-    It is what they take, `aligned`, which may be a little more than there are positions and is never written there. A
+    It is what they take, `round_up`, which may be a little more than there are positions and is never written there. A
     turn takes at most both headers, both budgets, and both forced ends of turn, which the budgets do not count.
 
     Args:
-        voice: whose context it is.
-        partner_budget: the partner's `Voice.budget`.
+        spec: whose context it is.
+        partner_max_new_tokens: the partner's `GenerationSpec.max_new_tokens`.
         prompt_length: tokens of the longest prompt in this view.
         turns: of the conversation.
-        name: what an error calls the voice.
+        name: what an error calls the spec.
     """
-    own_header, partner_header = header_room(voice)
-    per_turn = own_header + voice.budget + 1 + partner_header + partner_budget + 1
+    own_header, partner_header = header_room(spec)
+    per_turn = own_header + spec.max_new_tokens + 1 + partner_header + partner_max_new_tokens + 1
     needed = prompt_length + turns * per_turn
-    if needed > voice.config.max_positions:
+    if needed > spec.config.max_positions:
         raise ValueError(
-            f'{name}: expected conversations of at most max_positions={voice.config.max_positions} tokens, found that '
+            f'{name}: expected conversations of at most max_positions={spec.config.max_positions} tokens, found that '
             f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
-            f'header {own_header} + own budget {voice.budget} + 1 + partner header {partner_header} + partner budget '
-            f'{partner_budget} + 1'
+            f'header {own_header} + own budget {spec.max_new_tokens} + 1 + partner header {partner_header} + its budget '
+            f'{partner_max_new_tokens} + 1'
         )
-    return aligned(needed)
+    return round_up(needed)
 
 
-def check_voices(voices: Sequence[Voice], allowed: Sequence[np.ndarray]) -> None:
-    """Raises unless the two voices can talk: their roles, masks and signals fit their vocabularies and each other."""
-    for voice, mask, role, name in zip(voices, allowed, (USER, ASSISTANT), ('user', 'assistant'), strict=True):
-        if voice.role != role:
-            raise ValueError(f'voices: expected the {name} to have role {role}, found {voice.role}')
-        if mask.shape != (voice.config.padded_vocab_size,):
+def check_specs(specs: Sequence[GenerationSpec], token_mask: Sequence[np.ndarray]) -> None:
+    """Raises unless the two specs can talk: their roles, masks and signals fit their vocabularies and each other."""
+    for spec, mask, role, name in zip(specs, token_mask, (USER, ASSISTANT), ('user', 'assistant'), strict=True):
+        if spec.role != role:
+            raise ValueError(f'specs: expected the {name} to have role {role}, found {spec.role}')
+        if mask.shape != (spec.config.padded_vocab_size,):
             raise ValueError(
-                f"allowed: expected an entry for each of the {name}'s {voice.config.padded_vocab_size} embedding rows, "
+                f"allowed: expected an entry for each of the {name}'s {spec.config.padded_vocab_size} embedding rows, "
                 f'found shape {mask.shape}'
             )
-        if not mask[voice.end_of_turn]:
-            raise ValueError(f'allowed: expected the {name} to be allowed its end_of_turn={voice.end_of_turn}')
-        forbidden = [run for run in voice.end_signals if not all(mask[token] for token in run)]
+        if not mask[spec.end_of_turn]:
+            raise ValueError(f'allowed: expected the {name} to be allowed its end_of_turn={spec.end_of_turn}')
+        forbidden = [run for run in spec.stop_sequences if not all(mask[token] for token in run)]
         if forbidden:
-            raise ValueError(f'Voice.end_signals: the {name} is not allowed to sample all of {forbidden}')
-    smallest = min(voice.config.vocab_size for voice in voices)
-    for mask, name in zip(allowed, ('user', 'assistant'), strict=True):
+            raise ValueError(f'GenerationSpec.stop_sequences: the {name} is not allowed to sample all of {forbidden}')
+    smallest = min(spec.config.vocab_size for spec in specs)
+    for mask, name in zip(token_mask, ('user', 'assistant'), strict=True):
         beyond = np.flatnonzero(np.asarray(mask)[smallest:])
         if beyond.size:
             raise ValueError(

@@ -161,7 +161,7 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def sample_token(
-    logits: jax.Array, allowed: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+    logits: jax.Array, token_mask: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token per row by inverse CDF in token-id order, in float32, from one uniform number per row.
 
@@ -170,7 +170,7 @@ def sample_token(
 
     Args:
         logits: float32 `[B, V]`.
-        allowed: bool `[V]` or `[B, V]`; at least one token of a row must be allowed.
+        token_mask: bool `[V]` or `[B, V]`; at least one token of a row must be allowed.
         uniform: float32 `[B]` in [0, 1).
         temperature: float32, a scalar or `[B]`; rows at 0 take the most probable token.
         filters: what to draw from.
@@ -182,7 +182,7 @@ def sample_token(
     """
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), uniform.shape)
     greedy = temperature == 0
-    logits = jnp.where(allowed, logits / jnp.where(greedy, 1.0, temperature)[:, None], -jnp.inf)
+    logits = jnp.where(token_mask, logits / jnp.where(greedy, 1.0, temperature)[:, None], -jnp.inf)
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     weight = jnp.exp(logits)
     token = _inverse_cdf(_filtered(weight, filters), uniform)
@@ -192,19 +192,19 @@ def sample_token(
 
 
 @dataclasses.dataclass(frozen=True)
-class Voice:
+class GenerationSpec:
     """One side of a conversation as its own model sees it: everything about it that a compiled program fixes.
 
     Attributes:
         config, execution: of the model that speaks.
         role: USER or ASSISTANT.
-        own_header: tokens between the end of the partner's message and this voice's next content, footer included.
-        partner_header: the same before the partner's messages, in this voice's view.
+        own_header: tokens between the end of the partner's message and this spec's next content, footer included.
+        partner_header: the same before the partner's messages, in this spec's view.
         own_first_header, partner_first_header: the same where the context holds no message yet.
-        end_of_turn: what ends this voice's messages in its own view.
-        partner_end_of_turn: what ends the partner's messages in this voice's view.
-        budget: most tokens sampled for a message, its end-of-turn included.
-        end_signals: token runs of which each, once sampled, ends the conversation. An assistant has none.
+        end_of_turn: what ends this spec's messages in its own view.
+        partner_end_of_turn: what ends the partner's messages in this spec's view.
+        max_new_tokens: most tokens sampled for a message, its end-of-turn included.
+        stop_sequences: token runs of which each, once sampled, ends the conversation. An assistant has none.
         filters: what to draw tokens from.
         feed_chunk: most given tokens that are fed at once, which bounds the `[B, N, chunk, S]` attention scores.
     """
@@ -218,21 +218,22 @@ class Voice:
     partner_first_header: tuple[int, ...]
     end_of_turn: int
     partner_end_of_turn: int
-    budget: int
-    end_signals: tuple[tuple[int, ...], ...] = ()
+    max_new_tokens: int
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
     filters: Filters = Filters()
     feed_chunk: int = 128
 
     def __post_init__(self) -> None:
         if self.role not in (USER, ASSISTANT):
-            raise ValueError(f'Voice.role: expected USER={USER} or ASSISTANT={ASSISTANT}, found {self.role}')
-        for field in ('budget', 'feed_chunk'):
+            raise ValueError(f'GenerationSpec.role: expected USER={USER} or ASSISTANT={ASSISTANT}, found {self.role}')
+        for field in ('max_new_tokens', 'feed_chunk'):
             if getattr(self, field) < 1:
-                raise ValueError(f'Voice.{field}: expected at least 1, found {getattr(self, field)}')
-        for run in self.end_signals:
-            if not 0 < len(run) <= self.budget:
+                raise ValueError(f'GenerationSpec.{field}: expected at least 1, found {getattr(self, field)}')
+        for run in self.stop_sequences:
+            if not 0 < len(run) <= self.max_new_tokens:
                 raise ValueError(
-                    f'Voice.end_signals: expected runs of 1 to budget={self.budget} tokens, found {len(run)}: {run}'
+                    f'GenerationSpec.stop_sequences: expected runs of 1 to budget={self.max_new_tokens} tokens, '
+                    f'found {len(run)}: {run}'
                 )
 
 
@@ -241,7 +242,7 @@ class Message:
     """What `generate` appended, left-aligned.
 
     Attributes:
-        tokens: int32 `[B, budget + 1]`: content, then an end-of-turn unless a signal ended it; 0 after that.
+        tokens: int32 `[B, max_new_tokens + 1]`: content, then an end-of-turn unless a signal ended it; 0 after that.
         length: int32 `[B]`, tokens appended; 0 for rows that were not active.
         content_length: int32 `[B]`, the same without the end-of-turn.
         signalled: bool `[B]`, whether the message ends with an end signal.
@@ -282,7 +283,7 @@ def _ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
     return jnp.any(jnp.all((tail[:, None] == table) | (table == NO_TOKEN), axis=-1), axis=-1)
 
 
-def beginnings(capacity: int, budget: int) -> tuple[int, ...]:
+def beginnings(capacity: int, max_new_tokens: int) -> tuple[int, ...]:
     """Lengths of the beginnings of a cache over which the first tokens of a message are decoded, rising.
 
     A message of many tokens would else attend to all that the cache has room for from its first token on. Each length
@@ -291,11 +292,11 @@ def beginnings(capacity: int, budget: int) -> tuple[int, ...]:
 
     Args:
         capacity: of the cache, which has room for the longest message and little more.
-        budget: tokens of the longest message.
+        max_new_tokens: tokens of the longest message.
     """
     lengths: list[int] = []
     length = capacity * 3 // 4 // 16 * 16
-    while len(lengths) < 3 and budget >= 64 and length >= max(capacity - budget, 0) + 32:
+    while len(lengths) < 3 and max_new_tokens >= 64 and length >= max(capacity - max_new_tokens, 0) + 32:
         lengths.append(length)
         length = length * 3 // 4 // 16 * 16
     return tuple(reversed(lengths))
@@ -303,31 +304,31 @@ def beginnings(capacity: int, budget: int) -> tuple[int, ...]:
 
 def generate(
     params: Params,
-    voice: Voice,
+    spec: GenerationSpec,
     context: Context,
     keys: jax.Array,
     active: jax.Array,
     message: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
 ) -> tuple[Context, Message]:
     """Samples one message per active row and appends it; other rows stay as they are.
 
-    A message ends with a sampled end-of-turn or an end signal. After `voice.budget` sampled tokens without either, an
-    end-of-turn is forced, with role TEMPLATE as it was not sampled.
+    A message ends with a sampled end-of-turn or an end signal. After `spec.max_new_tokens` sampled tokens without either,
+    an     end-of-turn is forced, with role TEMPLATE as it was not sampled.
 
     Args:
-        params, voice: the model that speaks.
+        params, spec: the model that speaks.
         context: its view, up to and including the message's header; active rows need room for budget + 1 tokens, in the
             cache too.
         keys: typed keys `[B]` of this message; token i is drawn with `fold_in(key, i)`.
         active: bool `[B]`.
         message: int `[B]`, the number of the message in its conversation.
-        allowed: bool `[V]`, the tokens that may be sampled; the end-of-turn must be one.
+        token_mask: bool `[V]`, the tokens that may be sampled; the end-of-turn must be one.
         temperature: float32, a scalar or `[B]`.
     """
-    batch, width = active.shape[0], voice.budget + 1
-    longest = max((len(run) for run in voice.end_signals), default=0)
+    batch, width = active.shape[0], spec.max_new_tokens + 1
+    longest = max((len(run) for run in spec.stop_sequences), default=0)
 
     def running(state: _Decoding) -> jax.Array:
         """Whether a row goes on, and all that do have room in the cache of this state."""
@@ -338,23 +339,23 @@ def generate(
         going = ~state.done
         position = jnp.where(going, context.length - 1 + state.step, context.capacity)[:, None]
         hidden, cache = transformer.apply(
-            params, voice.config, voice.execution, state.pending[:, None], position, state.cache
+            params, spec.config, spec.execution, state.pending[:, None], position, state.cache
         )
         with jax.named_scope('logits'):
             logits = transformer.project(params, hidden[:, 0])
         with jax.named_scope('sample'):
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
             uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
-            token, log_prob = sample_token(logits, allowed, uniform, temperature, voice.filters)
+            token, log_prob = sample_token(logits, token_mask, uniform, temperature, spec.filters)
         # The forced end-of-turn is one more step of the loop, which feeds the last sampled token as any step does.
-        forced = state.step == voice.budget
-        token = jnp.where(forced, voice.end_of_turn, token)
+        forced = state.step == spec.max_new_tokens
+        token = jnp.where(forced, spec.end_of_turn, token)
         tokens = state.tokens.at[:, state.step].set(jnp.where(going, token, 0))
         signalled = state.signalled
-        if voice.end_signals:
+        if spec.stop_sequences:
             index = state.step + 1 - longest + jnp.arange(longest)
             tail = jnp.where(index >= 0, tokens[:, jnp.maximum(index, 0)], NO_TOKEN - 1)
-            signalled |= going & ~forced & _ends_with(tail, voice.end_signals)
+            signalled |= going & ~forced & _ends_with(tail, spec.stop_sequences)
         return _Decoding(
             step=state.step + 1,
             cache=cache,  # type: ignore[arg-type]  # a cache went in
@@ -362,7 +363,7 @@ def generate(
             tokens=tokens,
             log_prob=state.log_prob.at[:, state.step].set(jnp.where(going & ~forced, log_prob, 0.0)),
             length=state.length + going,
-            done=state.done | signalled | (token == voice.end_of_turn),
+            done=state.done | signalled | (token == spec.end_of_turn),
             signalled=signalled,
         )
 
@@ -378,14 +379,14 @@ def generate(
         signalled=jnp.zeros((batch,), bool),
     )
     with jax.named_scope('decode'):
-        for capacity in beginnings(context.cache.capacity, voice.budget):
+        for capacity in beginnings(context.cache.capacity, spec.max_new_tokens):
             first = dataclasses.replace(state, cache=transformer.beginning(state.cache, capacity))
             first = jax.lax.while_loop(running, decode, first)
             state = dataclasses.replace(first, cache=transformer.with_beginning(state.cache, first.cache))
         state = jax.lax.while_loop(running, decode, state)
 
     truncated = state.length == width
-    role = jnp.where(truncated[:, None] & (jnp.arange(width) == voice.budget), TEMPLATE, voice.role)
+    role = jnp.where(truncated[:, None] & (jnp.arange(width) == spec.max_new_tokens), TEMPLATE, spec.role)
     context = append(context, state.cache, state.tokens, role, message, state.log_prob, state.length)
     return context, Message(
         tokens=state.tokens,

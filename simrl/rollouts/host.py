@@ -1,6 +1,6 @@
 """The conversation loop for a partner that is not on the device: a scripted person, or a model behind an interface.
 
-The other side is a `Speaker`, and its view is the only one. From the same prompts, limits and keys come the same
+The other side is a `ModelAgent`, and its view is the only one. From the same prompts, limits and keys come the same
 `Trajectories` as from `speaker.converse`:
 
 1. `_start` prefills the speaker's view and gives every conversation a seed for its partner.
@@ -23,11 +23,11 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
-from simrl.rollouts.agents import Limits, Prompts, Speaker, prefilled
+from simrl.rollouts.agents import Limits, ModelAgent, Prompts, prefilled
 from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
-from simrl.rollouts.context import Context, capacity_for, with_room
+from simrl.rollouts.context import Context, capacity_for, grow_cache
 from simrl.rollouts.dialogue import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
-from simrl.rollouts.generate import Message, Voice
+from simrl.rollouts.generate import GenerationSpec, Message
 from simrl.rollouts.messages import can_hear, can_speak, hear, hearing_room, speak, speaking_room
 from simrl.rollouts.trajectories import ROLE_NAMES, Trajectories, in_view
 
@@ -59,24 +59,24 @@ class Reply:
 
 
 @dataclasses.dataclass(frozen=True)
-class Partner:
+class HostAgent:
     """A side of a conversation that is not on the device.
 
     Attributes:
         reply: (conversations, seeds) -> a reply to each. The conversations are those that wait for this side, in the
             order of their rows; `seeds`, uint32, has one number for each, which it keeps from its first message to its
             last: with what it has heard it may decide all that is random about the partner.
-        budget: most tokens of a message, its end-of-turn included; a longer one is cut and counted as truncated.
+        max_new_tokens: most tokens of a message, its end-of-turn included; a longer one is cut and counted.
         signal: what stands at the end of the message that ends a conversation, when it is decoded.
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
-    budget: int
+    max_new_tokens: int
     signal: str = TERMINAL_TEXT
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ValueError(f'Partner.budget: expected at least 1, found {self.budget}')
+        if self.max_new_tokens < 1:
+            raise ValueError(f'HostAgent.max_new_tokens: expected at least 1, found {self.max_new_tokens}')
 
 
 @flax.struct.dataclass
@@ -91,7 +91,7 @@ class _Heard:
     """What partners said in B rows.
 
     Attributes:
-        tokens: int32 `[B, budget + 1]`, content, 0 after it.
+        tokens: int32 `[B, max_new_tokens + 1]`, content, 0 after it.
         content_length: int32 `[B]`.
         said: bool `[B]`, whether there is a message.
         ends, truncated, failed: bool `[B]`, False where the row was not asked.
@@ -107,8 +107,8 @@ class _Heard:
 
 def converse_with(
     params: Params,
-    speaker: Speaker,
-    partner: Partner,
+    speaker: ModelAgent,
+    partner: HostAgent,
     prompts: Prompts,
     examples: Sequence[Example],
     chat: Chat,
@@ -132,26 +132,26 @@ def converse_with(
     Returns:
         The conversations, and by row why a partner failed.
     """
-    voice = speaker.voice
+    spec = speaker.spec
     rows = prompts.given.shape[0]
     if jax.process_count() > 1:
         raise ValueError(f'partners off the device: expected one process, found {jax.process_count()}')
     if not examples or rows % len(examples):
         raise ValueError(f'expected prompts of {len(examples)} examples, found {rows} rows')
-    if chat.tokenizer.size > voice.config.vocab_size:
+    if chat.tokenizer.size > spec.config.vocab_size:
         raise ValueError(
-            f'expected a tokenizer of at most the {voice.config.vocab_size} ids of the model, '
+            f'expected a tokenizer of at most the {spec.config.vocab_size} ids of the model, '
             f'found {chat.tokenizer.size}'
         )
     samples, sample = rows // len(examples), np.asarray(prompts.sample).tolist()
     dialogue, keys, seeds = _start(
-        params, prompts, seed, step, voice=voice, limits=limits, partner_budget=partner.budget
+        params, prompts, seed, step, spec=spec, limits=limits, partner_max_new_tokens=partner.max_new_tokens
     )
     crowd = crowd_of(dialogue, keys, rows)
     # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
     conversations = [HostConversation(examples[row // samples], sample[row], ()) for row in range(rows)]
     partner_seeds = np.asarray(seeds)
-    allowed = jnp.asarray(speaker.allowed)
+    token_mask = jnp.asarray(speaker.token_mask)
     failures: dict[int, str] = {}
     for message in range(2 * limits.turns):
         role = (USER, ASSISTANT)[message % 2]
@@ -164,68 +164,79 @@ def converse_with(
             continue
         waiting = crowd.rows[places]
         crowd = compact(crowd, running)
-        speaks = role == voice.role
-        room = speaking_room(voice) if speaks else hearing_room(voice, partner.budget)
+        speaks = role == spec.role
+        room = speaking_room(spec) if speaks else hearing_room(spec, partner.max_new_tokens)
         needed = int(length[running].max()) + room
-        own = with_room(crowd.held.own, capacity_for(needed, crowd.held.own.capacity))
+        own = grow_cache(crowd.held.own, capacity_for(needed, crowd.held.own.capacity))
         crowd = dataclasses.replace(crowd, held=dataclasses.replace(crowd.held, own=own))
         if speaks:
-            spoken = _speak(params, crowd.held, crowd.inputs, allowed, speaker.temperature, voice=voice)
+            spoken = _speak(params, crowd.held, crowd.inputs, token_mask, speaker.temperature, spec=spec)
             crowd = dataclasses.replace(crowd, held=spoken)
             continue
         for row, place in zip(waiting.tolist(), places.tolist(), strict=True):
             conversations[row] = _updated(conversations[row], said, place, chat)
         replies = partner.reply([conversations[row] for row in waiting], partner_seeds[waiting])
         if len(replies) != len(waiting):
-            raise ValueError(f'Partner.reply: expected {len(waiting)} replies, found {len(replies)}')
-        heard, why = _encoded(dict(zip(waiting.tolist(), replies, strict=True)), crowd.rows, partner.budget, chat)
+            raise ValueError(f'HostAgent.reply: expected {len(waiting)} replies, found {len(replies)}')
+        heard, why = _encoded(
+            dict(zip(waiting.tolist(), replies, strict=True)), crowd.rows, partner.max_new_tokens, chat
+        )
         failures |= why
-        crowd = dataclasses.replace(crowd, held=_listen(params, crowd.held, heard, voice=voice))
-    return _in_own_view(everyone(crowd), prompts.example, prompts.group, role=voice.role), failures
+        crowd = dataclasses.replace(crowd, held=_listen(params, crowd.held, heard, spec=spec))
+    return _in_own_view(everyone(crowd), prompts.example, prompts.group, role=spec.role), failures
 
 
-@functools.partial(jax.jit, static_argnames=('voice', 'limits', 'partner_budget'))
+@functools.partial(jax.jit, static_argnames=('spec', 'limits', 'partner_max_new_tokens'))
 def _start(
-    params: Params, prompts: Prompts, seed: int, step: int, *, voice: Voice, limits: Limits, partner_budget: int
+    params: Params,
+    prompts: Prompts,
+    seed: int,
+    step: int,
+    *,
+    spec: GenerationSpec,
+    limits: Limits,
+    partner_max_new_tokens: int,
 ) -> tuple[_HostDialogue, jax.Array, jax.Array]:
     """The conversations before their first sampled message, their keys, and their partners' seeds (uint32 `[B]`)."""
-    size = capacity(voice, partner_budget, limits.prompt_tokens, limits.turns, ROLE_NAMES[voice.role == ASSISTANT])
-    own = prefilled(params, voice, prompts.user if voice.role == USER else prompts.assistant, size)
+    size = capacity(
+        spec, partner_max_new_tokens, limits.prompt_tokens, limits.turns, ROLE_NAMES[spec.role == ASSISTANT]
+    )
+    own = prefilled(params, spec, prompts.user if spec.role == USER else prompts.assistant, size)
     said = begin_record(
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
         own.length == 0,
         turns=limits.turns,
-        budgets=(voice.budget, partner_budget),
+        max_new_tokens=(spec.max_new_tokens, partner_max_new_tokens),
     )
     keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
     streams = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.uint32(PARTNER_STREAM))
     return keep_split((_HostDialogue(own=own, **vars(said)), keys, jax.vmap(jax.random.bits)(streams)))
 
 
-@functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
+@functools.partial(jax.jit, static_argnames='spec', donate_argnames='dialogue')
 def _speak(
     params: Params,
     dialogue: _HostDialogue,
     keys: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
     *,
-    voice: Voice,
+    spec: GenerationSpec,
 ) -> _HostDialogue:
     """One message by the speaker in the rows that wait for it."""
-    waiting = waiting_for(dialogue, voice.role)
-    active = waiting & can_speak(voice, dialogue.own)
-    own, message = speak(params, voice, dialogue.own, keys, dialogue.num_messages, active, allowed, temperature)
+    waiting = waiting_for(dialogue, spec.role)
+    active = waiting & can_speak(spec, dialogue.own)
+    own, message = speak(params, spec, dialogue.own, keys, dialogue.num_messages, active, token_mask, temperature)
     return keep_split(record(dataclasses.replace(dialogue, own=own), message, waiting, active))
 
 
-@functools.partial(jax.jit, static_argnames='voice', donate_argnames='dialogue')
-def _listen(params: Params, dialogue: _HostDialogue, heard: _Heard, *, voice: Voice) -> _HostDialogue:
+@functools.partial(jax.jit, static_argnames='spec', donate_argnames='dialogue')
+def _listen(params: Params, dialogue: _HostDialogue, heard: _Heard, *, spec: GenerationSpec) -> _HostDialogue:
     """One message by partners, in the rows where they said or failed to say one."""
     said = jnp.asarray(heard.said)
-    active = said & can_hear(voice, dialogue.own, heard.tokens.shape[1] - 1)
+    active = said & can_hear(spec, dialogue.own, heard.tokens.shape[1] - 1)
     ends, content_length = jnp.asarray(heard.ends), jnp.asarray(heard.content_length)
     none = jnp.zeros(said.shape, jnp.int32)
     message = Message(
@@ -237,7 +248,7 @@ def _listen(params: Params, dialogue: _HostDialogue, heard: _Heard, *, voice: Vo
         decoded_steps=none,
         loop_steps=none,
     )
-    own = hear(params, voice, dialogue.own, message, dialogue.num_messages, active & ~ends)
+    own = hear(params, spec, dialogue.own, message, dialogue.num_messages, active & ~ends)
     dialogue = record(dataclasses.replace(dialogue, own=own), message, said, active)
     reason = jnp.where(heard.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
     return keep_split(dataclasses.replace(dialogue, end_reason=reason))
@@ -264,11 +275,13 @@ def _updated(conversation: HostConversation, said: Record, place: int, chat: Cha
     return dataclasses.replace(conversation, messages=tuple(messages))
 
 
-def _encoded(replies: Mapping[int, Reply], rows: np.ndarray, budget: int, chat: Chat) -> tuple[_Heard, dict[int, str]]:
+def _encoded(
+    replies: Mapping[int, Reply], rows: np.ndarray, max_new_tokens: int, chat: Chat
+) -> tuple[_Heard, dict[int, str]]:
     """Replies by row as arrays in the order of the held `rows`, and by row why there is none."""
     place_of = {row: place for place, row in enumerate(rows.tolist())}
     heard = _Heard(
-        tokens=np.zeros((len(rows), budget + 1), np.int32),
+        tokens=np.zeros((len(rows), max_new_tokens + 1), np.int32),
         content_length=np.zeros(len(rows), np.int32),
         said=np.zeros(len(rows), np.bool_),
         ends=np.zeros(len(rows), np.bool_),
@@ -287,8 +300,8 @@ def _encoded(replies: Mapping[int, Reply], rows: np.ndarray, budget: int, chat: 
             failures[row] = reply.failure
             continue
         # As where it is sampled: a message without an end of its own within the budget is cut.
-        truncated = len(ids) >= budget
-        content = [*ids[: budget - 1], chat.terminal] if reply.ends else ids[:budget]
+        truncated = len(ids) >= max_new_tokens
+        content = [*ids[: max_new_tokens - 1], chat.terminal] if reply.ends else ids[:max_new_tokens]
         heard.tokens[place, : len(content)] = content
         heard.content_length[place] = len(content)
         heard.said[place] = True

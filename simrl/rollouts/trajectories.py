@@ -135,7 +135,7 @@ def transcripts(batch: Dialogue | Trajectories, decode: Callable[[Sequence[int]]
 def missed_signals(conversations: Iterable[dict[str, Any]], signal: str) -> int:
     """User messages of `transcripts` that hold the signal's text but did not end their conversation.
 
-    The signal was then written in tokens that are none of `Voice.end_signals`.
+    The signal was then written in tokens that are none of `GenerationSpec.stop_sequences`.
     """
     missed = 0
     for conversation in conversations:

@@ -11,7 +11,7 @@ from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, natural_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.agents import Speaker, voice_of
+from simrl.rollouts.agents import ModelAgent, generation_spec
 from simrl.rollouts.generate import Sampling
 
 
@@ -45,29 +45,29 @@ def fine_tuned(
     params: Params,
     execution: Execution,
     *,
-    budget: int,
+    max_new_tokens: int,
     settings: FineTunedSettings,
     system: Callable[[Example], str | None] = default_system,
-) -> Speaker:
+) -> ModelAgent:
     """A model trained on users' turns as the user. Without an opening in the example it writes its own.
 
     Args:
-        budget: most tokens sampled for a message, its end-of-turn included.
+        max_new_tokens: most tokens sampled for a message, its end-of-turn included.
         system: an example -> the system text, as in the rows that the model was trained on.
     """
 
     def prompt(example: Example) -> Rendered:
         return natural_prompt(chat, example.opening, system(example))
 
-    voice = voice_of(
+    spec = generation_spec(
         chat,
         config,
         execution,
         role=USER,
         swapped=False,
-        budget=budget,
+        max_new_tokens=max_new_tokens,
         sampling=settings.sampling,
-        end_signals=((chat.terminal,),),
+        stop_sequences=((chat.terminal,),),
     )
-    allowed = chat.allowed(config.padded_vocab_size, terminal=True, header='user')
-    return Speaker(params, voice, settings.sampling.temperature, allowed, prompt, TERMINAL_TEXT)
+    token_mask = chat.token_mask(config.padded_vocab_size, terminal=True, header='user')
+    return ModelAgent(params, spec, settings.sampling.temperature, token_mask, prompt, TERMINAL_TEXT)

@@ -9,7 +9,7 @@ from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, swapped_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.agents import Speaker, voice_of
+from simrl.rollouts.agents import ModelAgent, generation_spec
 from simrl.rollouts.generate import Sampling
 
 INSTRUCTIONS = """\
@@ -44,13 +44,13 @@ def role_play(
     params: Params,
     execution: Execution,
     *,
-    budget: int,
+    max_new_tokens: int,
     settings: RolePlaySettings,
-) -> Speaker:
+) -> ModelAgent:
     """A prompted model as the user of examples with an opening.
 
     Args:
-        budget: most tokens sampled for a message, its end-of-turn included.
+        max_new_tokens: most tokens sampled for a message, its end-of-turn included.
     """
 
     def prompt(example: Example) -> Rendered:
@@ -61,22 +61,22 @@ def role_play(
         return swapped_prompt(chat, text)
 
     runs = chat.terminal_runs(settings.signal)
-    signals = tuple(run for run in runs if len(run) <= budget)  # a longer one cannot be said
+    signals = tuple(run for run in runs if len(run) <= max_new_tokens)  # a longer one cannot be said
     if not signals:
         raise ValueError(
             f'RolePlaySettings.signal: {settings.signal!r} takes at least {min(map(len, runs))} tokens, expected at '
-            f'most the {budget} of a message'
+            f'most the {max_new_tokens} of a message'
         )
-    voice = voice_of(
+    spec = generation_spec(
         chat,
         config,
         execution,
         role=USER,
         swapped=True,
-        budget=budget,
+        max_new_tokens=max_new_tokens,
         sampling=settings.sampling,
-        end_signals=signals,
+        stop_sequences=signals,
     )
     # It speaks under the assistant's header, so it is the end of the assistant's turns that it may sample.
-    allowed = chat.allowed(config.padded_vocab_size, terminal=False, header='assistant')
-    return Speaker(params, voice, settings.sampling.temperature, allowed, prompt, settings.signal)
+    token_mask = chat.token_mask(config.padded_vocab_size, terminal=False, header='assistant')
+    return ModelAgent(params, spec, settings.sampling.temperature, token_mask, prompt, settings.signal)

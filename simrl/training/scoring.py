@@ -40,7 +40,7 @@ def score(
     execution: Execution,
     tokens: jax.Array,
     trained: jax.Array,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     temperature: jax.Array | float,
     *,
     detach_value: jax.Array | bool = True,
@@ -50,7 +50,7 @@ def score(
     Args:
         tokens: int32 `[B, T]`.
         trained: bool `[B, T]`, from `trained_tokens`.
-        allowed: bool `[V]` and temperature: the sampler's.
+        token_mask: bool `[V]` and temperature: the sampler's.
         detach_value: where True, no gradient flows from the value into the trunk.
     """
     hidden, _ = transformer.apply(params, config, execution, tokens)
@@ -59,7 +59,7 @@ def score(
         hidden,
         _predicted(tokens),
         _predicted(trained),
-        allowed,
+        token_mask,
         temperature,
         chunk=execution.log_prob_chunk,
     )

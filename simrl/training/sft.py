@@ -56,20 +56,20 @@ def token_losses(
     config: TransformerConfig,
     execution: Execution,
     batch: Batch,
-    allowed: jax.Array,
+    token_mask: jax.Array,
 ) -> Metrics:
     """Sums over the trained tokens of a batch. A row's first token has no prediction and is never trained.
 
     Args:
         batch: `[B, T]` rows.
-        allowed: bool `[V]`, the tokens that the trained role may sample.
+        token_mask: bool `[V]`, the tokens that the trained role may sample.
 
     Returns:
         `loss`, the negative log-likelihood, and `entropy`, in nats: each (sum, number of trained tokens).
     """
     tokens = jnp.asarray(batch.tokens)
     trained = jnp.asarray(batch.trained) & (jnp.arange(tokens.shape[1]) > 0)
-    scores = scoring.score(params, config, execution, tokens, trained, allowed, 1.0)
+    scores = scoring.score(params, config, execution, tokens, trained, token_mask, 1.0)
     count = jnp.sum(trained, dtype=jnp.float32)
     return {'loss': (-jnp.sum(scores.log_prob), count), 'entropy': (jnp.sum(scores.entropy), count)}
 
@@ -77,7 +77,7 @@ def token_losses(
 def train_step(
     state: TrainState,
     batch: Batch,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     frozen: Params,
     *,
     config: TransformerConfig,
@@ -91,7 +91,7 @@ def train_step(
     """
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
-        sums = token_losses({**frozen, **trained}, config, execution, batch, allowed)
+        sums = token_losses({**frozen, **trained}, config, execution, batch, token_mask)
         total, count = sums['loss']
         return total / jnp.maximum(count, 1), sums
 
@@ -104,7 +104,7 @@ def train_step(
 def eval_step(
     params: Params,
     batch: Batch,
-    allowed: jax.Array,
+    token_mask: jax.Array,
     *,
     config: TransformerConfig,
     execution: Execution,
@@ -112,14 +112,16 @@ def eval_step(
 ) -> Metrics:
     """The metrics of `token_losses` without a gradient, and `content_loss`, the loss of what is none of `ends`."""
     content: Any = jnp.asarray(batch.trained) & ~jnp.isin(jnp.asarray(batch.tokens), jnp.array(ends, jnp.int32))
-    content_loss = token_losses(params, config, execution, dataclasses.replace(batch, trained=content), allowed)['loss']
-    return token_losses(params, config, execution, batch, allowed) | {'content_loss': content_loss}
+    content_loss = token_losses(params, config, execution, dataclasses.replace(batch, trained=content), token_mask)[
+        'loss'
+    ]
+    return token_losses(params, config, execution, batch, token_mask) | {'content_loss': content_loss}
 
 
 def held_out_loss(
     params: Params,
     batches: Batches[Rendered, Batch],
-    allowed: jax.Array,
+    token_mask: jax.Array,
     *,
     config: TransformerConfig,
     execution: Execution,
@@ -132,7 +134,7 @@ def held_out_loss(
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
             placed = placement.place_rows(batch, mesh)
-            measured = eval_step(params, placed, allowed, config=config, execution=execution, ends=ends)
+            measured = eval_step(params, placed, token_mask, config=config, execution=execution, ends=ends)
             total = metrics.add(total, metrics.fetch(measured))
             progress.update(tokens=int(np.sum(batch.length)))
     return {f'held_out/{name}': pair for name, pair in total.items()}
@@ -145,7 +147,7 @@ def fine_tune(
     held_out: Sequence[Rendered],
     *,
     config: TransformerConfig,
-    allowed: np.ndarray,
+    token_mask: np.ndarray,
     execution: Execution,
     settings: SFTSettings,
     loop_settings: LoopSettings,
@@ -160,7 +162,7 @@ def fine_tune(
         params: float32 `{'decoder'}`, where to start.
         rows, held_out: from `conversations.views`, no longer than the longest of `settings.batch.lengths`. The held-out
             loss is measured before, after, and every `loop_settings.evaluate_every` steps.
-        allowed: bool `[V]`, the tokens that the trained role may sample.
+        token_mask: bool `[V]`, the tokens that the trained role may sample.
         ends: tokens that end messages and conversations. The held-out loss is measured without them as well: a terminal
             token that starts as a copy of end-of-turn takes half of its probability, so that the first steps lower the
             loss of every end whatever is learnt.
@@ -175,7 +177,7 @@ def fine_tune(
         params, config, settings.lora, seed=settings.batch.seed, dtype=execution.dtype, mesh=mesh
     )
     state, state_sharding = place_state(trained, config, optimizer, mesh)
-    mask = jnp.asarray(allowed)
+    mask = jnp.asarray(token_mask)
     update = jit_step(
         functools.partial(train_step, config=config, execution=execution, optimizer=optimizer), state_sharding
     )

@@ -295,9 +295,9 @@ def test_an_added_word_that_text_can_reach_is_an_ordinary_word():
     tokenizer.add_tokens(['ab', '<think>'])
     chat = chat_from_huggingface(tokenizer)
     assert chat.encode('ab') == [word]
-    allowed = chat.allowed(chat.size, terminal=False)
-    assert allowed[word]
-    assert not allowed[tokenizer.convert_tokens_to_ids('<think>')]
+    token_mask = chat.token_mask(chat.size, terminal=False)
+    assert token_mask[word]
+    assert not token_mask[tokenizer.convert_tokens_to_ids('<think>')]
 
 
 PLANTED = st.lists(
@@ -341,10 +341,10 @@ def test_allowed_ids():
     end = tokenizer.convert_tokens_to_ids('<|im_end|>')
     for terminal in (False, True):
         expected = {*range(256), end} | ({chat.terminal} if terminal else set())
-        assert set(np.flatnonzero(chat.allowed(384, terminal)).tolist()) == expected
-        assert chat.allowed(384, terminal).dtype == np.bool_
+        assert set(np.flatnonzero(chat.token_mask(384, terminal)).tolist()) == expected
+        assert chat.token_mask(384, terminal).dtype == np.bool_
     with pytest.raises(ValueError, match=f'num_rows: expected at least the {chat.size} ids in use, found 100'):
-        chat.allowed(100, True)
+        chat.token_mask(100, True)
 
 
 def test_terminal_runs_find_the_text_however_it_is_joined():
@@ -408,9 +408,9 @@ def test_roles_may_end_with_their_own_tokens(generation):
     assert render(chat, plain_turns, system=None).tokens.tolist() == whole
     assert np.sum(rendered.tokens == inst) == 2
     assert chat.decode(chat.encode('Put [INST] é')) == 'Put [INST] é'
-    assert set(np.flatnonzero(chat.allowed(512, False, header='user'))) & {end, close} == {close}
-    assert set(np.flatnonzero(chat.allowed(512, False, header='assistant'))) & {end, close} == {end}
-    assert set(np.flatnonzero(chat.allowed(512, False))) & {end, close} == {end, close}
+    assert set(np.flatnonzero(chat.token_mask(512, False, header='user'))) & {end, close} == {close}
+    assert set(np.flatnonzero(chat.token_mask(512, False, header='assistant'))) & {end, close} == {end}
+    assert set(np.flatnonzero(chat.token_mask(512, False))) & {end, close} == {end, close}
     with pytest.raises(ValueError, match='Only user and assistant roles are supported!'):
         render(chat, turns, system='You said: Put [INST] é', view='swapped')
 

@@ -129,10 +129,10 @@ def test_unknown_characters_name_the_text():
 
 
 def test_what_models_may_sample():
-    mask = CHAT.allowed(128, terminal=False, header='assistant')
+    mask = CHAT.token_mask(128, terminal=False, header='assistant')
     assert set(np.flatnonzero(~mask[: CHAT.size])) == {0, *(CHAT.tokenizer.controls[c] for c in CONTROLS[:4]), SIZE}
     assert not mask[CHAT.size :].any()
-    assert CHAT.allowed(128, terminal=True)[CHAT.terminal]
+    assert CHAT.token_mask(128, terminal=True)[CHAT.terminal]
 
 
 def test_both_views():

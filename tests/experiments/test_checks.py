@@ -10,10 +10,10 @@ from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Preference, Turn
 from simrl.experiments import arms, checks, jobs
 from simrl.experiments.arms import ReplySettings, Talking
-from simrl.experiments.jobs import Computing, MeshSettings, RewardModelSettings, UserSFTSettings
+from simrl.experiments.jobs import Compute, MeshSettings, RewardModelSettings, UserSFTSettings
 from simrl.experiments.sources import Data, Model
 from simrl.models.transformer import Execution, TransformerConfig
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits
 from simrl.run.config import ConfigError
@@ -23,12 +23,12 @@ from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
 from tests.tiny import CHATML, CHATML_WITHOUT_SYSTEM, byte_tokenizer
 
-COMPUTING = Computing(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
+COMPUTE = Compute(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
 TALKING = Talking(Limits(turns=1, prompt_tokens=1000, assistant_tokens=8, user_tokens=8))
 USER_SFT = UserSFTSettings(SFTSettings(10, BatchSettings(4, (64, 128)), OptimizerSettings(1e-3)))
 REWARD = RewardModelSettings(PreferenceSettings(10, BatchSettings(4, (64, 128)), OptimizerSettings(1e-3)))
 REPLIES = ReplySettings(openings=None, batch_size=4)
-RL = RLSettings(2, 2, 2, (512,), UpdateSettings(), OptimizerSettings(1e-3))
+RL = RLSettings(2, 2, 2, (512,), AlgorithmSettings(), OptimizerSettings(1e-3))
 
 
 def model_of(template: str = CHATML) -> Model:
@@ -73,11 +73,11 @@ def changed(settings, path: str, value):
 
 
 def test_what_can_be_done_passes():
-    checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, COMPUTING)
-    checks.check_reward_model('config.judge', REWARD, MODEL, DATA, COMPUTING)
-    assert checks.count_openings(DATA.conversations_of('train'), MODEL, TALKING, COMPUTING) == 2
-    checks.check_replies('config.scale', REPLIES, 2, COMPUTING, at_least=2)
-    checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, COMPUTING)
+    checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, COMPUTE)
+    checks.check_reward_model('config.judge', REWARD, MODEL, DATA, COMPUTE)
+    assert checks.count_openings(DATA.conversations_of('train'), MODEL, TALKING, COMPUTE) == 2
+    checks.check_replies('config.scale', REPLIES, 2, COMPUTE, at_least=2)
+    checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, COMPUTE)
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,16 @@ def test_what_can_be_done_passes():
 def test_fits_that_would_fail_are_named(path, value, message):
     user_sft = changed(USER_SFT, f'sft.{path}', value)
     with pytest.raises(ConfigError, match=r'^config\.user_sft\.sft\.' + message):
-        checks.check_user_sft('config.user_sft', user_sft, MODEL, DATA, COMPUTING)
+        checks.check_user_sft('config.user_sft', user_sft, MODEL, DATA, COMPUTE)
     judge = changed(REWARD, f'preference.{path}', value)
     with pytest.raises(ConfigError, match=r'^config\.judge\.preference\.' + message):
-        checks.check_reward_model('config.judge', judge, MODEL, DATA, COMPUTING)
+        checks.check_reward_model('config.judge', judge, MODEL, DATA, COMPUTE)
 
 
 def test_rows_divide_by_the_devices():
     """Of a mesh that this machine lacks only the shape is asked for."""
     mesh = types.SimpleNamespace(make=lambda: types.SimpleNamespace(shape={'data': 8, 'model': 1}))
-    many = types.SimpleNamespace(**{**vars(COMPUTING), 'mesh': mesh})
+    many = types.SimpleNamespace(**{**vars(COMPUTE), 'mesh': mesh})
     with pytest.raises(
         ConfigError, match=r'^config\.user_sft\.sft\.batch\.batch_size: expected 4 rows .* the 8 devices'
     ):
@@ -121,31 +121,31 @@ def test_rows_divide_by_the_devices():
 )
 def test_a_split_with_nothing_to_learn_is_named(conversations, message):
     with pytest.raises(ConfigError, match=r'^config\.user_sft: expected .*' + message):
-        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, Data(conversations, ()), COMPUTING)
+        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, Data(conversations, ()), COMPUTE)
 
 
 def test_a_half_or_a_split_without_pairs_is_named():
     (pair,) = pairs('train')
     empty = next(half for half in jobs.HALVES if half != jobs.half_of(pair))
     with pytest.raises(ConfigError, match=f"split 'train', half='{empty}'.* found none among 0"):
-        checks.check_reward_model('config.judge', changed(REWARD, 'half', empty), MODEL, DATA, COMPUTING)
+        checks.check_reward_model('config.judge', changed(REWARD, 'half', empty), MODEL, DATA, COMPUTE)
     with pytest.raises(ConfigError, match=r"split 'test'.* found none among 0"):
-        checks.check_reward_model('config.judge', REWARD, MODEL, Data((), pairs('train')), COMPUTING)
+        checks.check_reward_model('config.judge', REWARD, MODEL, Data((), pairs('train')), COMPUTE)
     long = Data((), pairs('train', 'test', opening='x' * 200))
     with pytest.raises(ConfigError, match=r'batch\.lengths=128 tokens, found none among 1'):
-        checks.check_reward_model('config.judge', REWARD, MODEL, long, COMPUTING)
+        checks.check_reward_model('config.judge', REWARD, MODEL, long, COMPUTE)
 
 
 def test_too_few_openings_are_named():
     with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 1 that fit'):
-        checks.check_replies('config.scale', REPLIES, 1, COMPUTING, at_least=2)
+        checks.check_replies('config.scale', REPLIES, 1, COMPUTE, at_least=2)
     one = changed(REPLIES, 'openings', 1)
     with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 9 that fit'):
-        checks.check_replies('config.scale', one, 9, COMPUTING, at_least=2)
+        checks.check_replies('config.scale', one, 9, COMPUTE, at_least=2)
     with pytest.raises(ConfigError, match=r'^config\.talking: Limits\.prompt_tokens: .* none of 0 fits'):
-        checks.count_openings([], MODEL, TALKING, COMPUTING)
+        checks.count_openings([], MODEL, TALKING, COMPUTE)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step: expected at most 2, found 3'):
-        checks.check_rl(changed(RL, 'prompts_per_step', 3), arms.SIMULATORS, 2, MODEL, TALKING, COMPUTING)
+        checks.check_rl(changed(RL, 'prompts_per_step', 3), arms.SIMULATORS, 2, MODEL, TALKING, COMPUTE)
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,16 @@ def test_a_template_without_system_text_has_fine_tuned_simulators_only():
     model = model_of(CHATML_WITHOUT_SYSTEM)
     assert arms.possible_simulators(MODEL.chat) == arms.SIMULATORS
     assert arms.possible_simulators(model.chat) == ('fine_tuned',)
-    checks.check_rl(RL, ('fine_tuned',), 2, model, TALKING, COMPUTING)
+    checks.check_rl(RL, ('fine_tuned',), 2, model, TALKING, COMPUTE)
     with pytest.raises(ConfigError, match=r"simulator 'role_play': expected a chat template that takes a system text"):
-        checks.check_rl(RL, ('role_play',), 2, model, TALKING, COMPUTING)
+        checks.check_rl(RL, ('role_play',), 2, model, TALKING, COMPUTE)
 
 
 def test_all_arms_start_from_the_same_people_whichever_a_run_has():
     """The role-play prompt is the longer one: what does not fit it is no opening of the fine-tuned arm either."""
     tight = changed(TALKING, 'limits.prompt_tokens', 400)
-    examples = arms.openings_of(people(), MODEL, TALKING, COMPUTING)
+    examples = arms.openings_of(people(), MODEL, TALKING, COMPUTE)
     assert len(examples) == 3
     with pytest.raises(ValueError, match='found none of 3 fits'):
-        arms.openings_of(people(), MODEL, tight, COMPUTING)
-    assert len(arms.openings_of(people(), model_of(CHATML_WITHOUT_SYSTEM), tight, COMPUTING)) == 3
+        arms.openings_of(people(), MODEL, tight, COMPUTE)
+    assert len(arms.openings_of(people(), model_of(CHATML_WITHOUT_SYSTEM), tight, COMPUTE)) == 3

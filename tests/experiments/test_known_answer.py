@@ -211,7 +211,7 @@ def test_sizes_have_user_models_of_their_own():
         ({'rl__optimizer__warmup_steps': 99}, r'config.rl.optimizer.warmup_steps: expected fewer than the 6 updates'),
         ({'users__medium__base__optimizer__warmup_steps': 99}, r'config.users.medium.base.optimizer.warmup_steps'),
         ({'assistant__sft__batch__lengths': (40, 1024)}, r'config.assistant.sft.batch.lengths: expected at most'),
-        ({'computing__rows_in_flight': 5}, r'config.computing.rows_in_flight: expected None or a divisor of the 32'),
+        ({'computing__rows_in_flight': 5}, r'config.compute.rows_in_flight: expected None or a divisor of the 32'),
         ({'world__dial': 1.5}, r'config.world.dial: expected a number in \[0, 1\], found 1.5'),
         ({'corpora__logs': 0}, r'config.corpora.logs: expected at least 1, found 0'),
         ({'lanes': 0}, r'config.lanes: expected at least 1, or None, found 0'),
@@ -245,7 +245,7 @@ def pieces() -> bytes:
 @pytest.fixture(scope='module')
 def scene(pieces) -> Scene:
     s = settings()
-    return Scene(s.world, chat_from_pieces(pieces), s.limits, s.computing)
+    return Scene(s.world, chat_from_pieces(pieces), s.limits, s.compute)
 
 
 def test_people_answer_what_they_heard_and_nothing_else(scene):
@@ -294,9 +294,9 @@ def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
 def test_prompts_that_are_too_long_are_named_before_anything_is_trained(pieces, tmp_path):
     s = settings(limits__prompt_tokens=64)
     (tmp_path / TOKENIZER_FILE).write_bytes(pieces)
-    assert open_scene(tmp_path, s.world, s.limits, s.computing).limits == s.limits
+    assert open_scene(tmp_path, s.world, s.limits, s.compute).limits == s.limits
     with pytest.raises(ConfigError, match=r'config.limits.prompt_tokens: expected at least \d+, .*food .* found 9'):
-        open_scene(tmp_path, s.world, dataclasses.replace(s.limits, prompt_tokens=9), s.computing)
+        open_scene(tmp_path, s.world, dataclasses.replace(s.limits, prompt_tokens=9), s.compute)
 
 
 def test_a_hash_that_two_examples_share_is_refused(scene):
@@ -325,12 +325,12 @@ def test_likelihoods_of_rows_add_up_to_the_loss_of_batches(scene):
     )
     config = settings().users['medium'].model.transformer_config(scene.chat.size)
     params = transformer.init_params(jax.random.key(0), config)
-    allowed = scene.chat.allowed(config.padded_vocab_size, terminal=True, header='user')
+    token_mask = scene.chat.token_mask(config.padded_vocab_size, terminal=True, header='user')
     batch = BatchSettings(4, (64, 128))
     mesh = make_mesh(1, 1, jax.devices()[:1])
-    sums, counts = row_log_likelihoods(params, rows, allowed, batch, config=config, execution=Execution(), mesh=mesh)
+    sums, counts = row_log_likelihoods(params, rows, token_mask, batch, config=config, execution=Execution(), mesh=mesh)
     loss = jax.jit(token_losses, static_argnums=(1, 2))
     for row, log_likelihood, count in zip(rows, sums, counts, strict=True):
-        total, number = loss(params, config, Execution(), stack([row], 128, 1), allowed)['loss']
+        total, number = loss(params, config, Execution(), stack([row], 128, 1), token_mask)['loss']
         assert number == count
         np.testing.assert_allclose(log_likelihood, -total, rtol=1e-5)

@@ -29,10 +29,10 @@ def model(weights: Any = WEIGHTS, tied: bool = True) -> Params:
     return {'decoder': {'embedding': weights} if tied else {'embedding': weights * 0, 'head': weights}}
 
 
-def plain(params: Params, hidden: Any, targets: Any, trained: Any, allowed: Any, temperature: Any) -> Any:
-    logits = jnp.where(allowed, project(params, hidden) / jnp.asarray(temperature).reshape(-1, 1, 1), -jnp.inf)
+def plain(params: Params, hidden: Any, targets: Any, trained: Any, token_mask: Any, temperature: Any) -> Any:
+    logits = jnp.where(token_mask, project(params, hidden) / jnp.asarray(temperature).reshape(-1, 1, 1), -jnp.inf)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * jnp.where(allowed, log_probs, 0.0), 0.0), axis=-1)
+    entropy = -jnp.sum(jnp.where(token_mask, jnp.exp(log_probs) * jnp.where(token_mask, log_probs, 0.0), 0.0), axis=-1)
     log_prob = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
     return jnp.where(trained, log_prob, 0.0), jnp.where(trained, entropy, 0.0)
 
@@ -124,8 +124,8 @@ def compiled(vocabulary: int, time: int, chunk: int, *, frozen: bool = False, di
     rows = 4
 
     def total(hidden: Any, weights: Any, targets: Any, trained: Any) -> Any:
-        allowed = jnp.ones(vocabulary, bool)
-        log_prob, entropy = token_log_probs(model(weights), hidden, targets, trained, allowed, chunk=chunk)
+        token_mask = jnp.ones(vocabulary, bool)
+        log_prob, entropy = token_log_probs(model(weights), hidden, targets, trained, token_mask, chunk=chunk)
         return jnp.sum(log_prob + 0.1 * entropy)
 
     shapes = [

@@ -18,9 +18,9 @@ from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.generate import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
@@ -36,7 +36,7 @@ EXECUTION = Execution(log_prob_chunk=64)
 # A large epsilon: Adam's first steps else have the size of the rate however small a gradient is, rounding included.
 ADAMW = OptimizerSettings(learning_rate=1e-2, epsilon=1e-3, weight_decay=0.01)
 LORA = LoRASettings(rank=2, alpha=4.0, targets=('query', 'key', 'output', 'gate', 'down'))
-PPO = UpdateSettings(kl='k3', kl_coef=0.01, minibatches=2)
+PPO = AlgorithmSettings(kl='k3', kl_coef=0.01, minibatches=2)
 ROWS = 8  # of a batch
 SEED = 3
 LENGTH = 16  # tokens of a fine-tuning row
@@ -66,7 +66,7 @@ def params_of(config: TransformerConfig, seed: int = 0) -> Params:
     return jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(seed), config)
 
 
-def sides(chat: Chat) -> tuple[Speaker, Speaker]:
+def sides(chat: Chat) -> tuple[ModelAgent, ModelAgent]:
     """A user and an assistant of random weights and different sizes."""
     user_config, config = config_of(chat, num_layers=1), config_of(chat)
     user = fine_tuned(
@@ -74,7 +74,7 @@ def sides(chat: Chat) -> tuple[Speaker, Speaker]:
         user_config,
         params_of(user_config, 1),
         EXECUTION,
-        budget=LIMITS.user_tokens,
+        max_new_tokens=LIMITS.user_tokens,
         settings=FineTunedSettings(sampling=Sampling()),
     )
     helper = assistant(
@@ -82,7 +82,7 @@ def sides(chat: Chat) -> tuple[Speaker, Speaker]:
         config,
         params_of(config),
         EXECUTION,
-        budget=LIMITS.assistant_tokens,
+        max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(chat, example.opening),
     )
@@ -111,7 +111,7 @@ def reinforce(
     steps: int,
     loop_settings: LoopSettings,
     score: Callable[[Trajectories], Rewards] = share_of_low_ids,
-    algorithm: UpdateSettings = PPO,
+    algorithm: AlgorithmSettings = PPO,
     lora: LoRASettings | None = None,
     **settings: Any,
 ) -> TrainState:
@@ -185,7 +185,7 @@ def fine_tune(
         rows or sft_rows(),
         sft_rows(ROWS, seed=1),
         config=config,
-        allowed=chat.allowed(config.padded_vocab_size, terminal=True, header='user'),
+        token_mask=chat.token_mask(config.padded_vocab_size, terminal=True, header='user'),
         execution=EXECUTION,
         settings=SFTSettings(steps=steps, batch=BatchSettings(ROWS, (LENGTH,)), optimizer=ADAMW, lora=lora),
         loop_settings=loop_settings,

@@ -42,7 +42,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh) -> R
         scene.sft_rows(scene.ROWS),
         scene.sft_rows(scene.ROWS),
         config=config,
-        allowed=chat.allowed(config.padded_vocab_size, terminal=True, header='user'),
+        token_mask=chat.token_mask(config.padded_vocab_size, terminal=True, header='user'),
         execution=scene.EXECUTION,
         settings=SFTSettings(
             STEPS, BatchSettings(scene.ROWS, (scene.LENGTH,)), OptimizerSettings(3e-2), lora=scene.LORA
@@ -56,9 +56,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh) -> R
 def test_the_loss_falls_from_that_of_the_base_model(tuned: Run, chat: Chat) -> None:
     first, *_, last = metric_lines(tuned.folder)
     config = scene.config_of(chat)
-    allowed = jnp.asarray(chat.allowed(config.padded_vocab_size, terminal=True, header='user'))
+    token_mask = jnp.asarray(chat.token_mask(config.padded_vocab_size, terminal=True, header='user'))
     batch = stack(scene.sft_rows(scene.ROWS), scene.LENGTH, scene.ROWS)
-    total, count = sft.token_losses(tuned.start, config, scene.EXECUTION, batch, allowed)['loss']
+    total, count = sft.token_losses(tuned.start, config, scene.EXECUTION, batch, token_mask)['loss']
     assert first['held_out/loss'] == pytest.approx(float(total / count), rel=1e-5)
     # The frozen embedding, of small random weights, bounds the logits: the loss cannot fall by more than 0.65.
     assert last['held_out/loss'] < first['held_out/loss'] - 0.4

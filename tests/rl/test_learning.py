@@ -14,9 +14,9 @@ from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.generate import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
@@ -47,7 +47,7 @@ def tiny_config(chat: Chat, num_layers: int) -> TransformerConfig:
     )
 
 
-def sides(chat: Chat, seed: int) -> tuple[Speaker, Speaker]:
+def sides(chat: Chat, seed: int) -> tuple[ModelAgent, ModelAgent]:
     """A user and an assistant of random weights and different sizes."""
     user_key, assistant_key = jax.random.split(jax.random.key(seed))
     user_config, assistant_config = tiny_config(chat, 1), tiny_config(chat, 2)
@@ -56,7 +56,7 @@ def sides(chat: Chat, seed: int) -> tuple[Speaker, Speaker]:
         user_config,
         transformer.init_params(user_key, user_config),
         EXECUTION,
-        budget=LIMITS.user_tokens,
+        max_new_tokens=LIMITS.user_tokens,
         settings=FineTunedSettings(sampling=Sampling()),
     )
     helper = assistant(
@@ -64,7 +64,7 @@ def sides(chat: Chat, seed: int) -> tuple[Speaker, Speaker]:
         assistant_config,
         transformer.init_params(assistant_key, assistant_config),
         EXECUTION,
-        budget=LIMITS.assistant_tokens,
+        max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(chat, example.opening),
     )
@@ -90,7 +90,7 @@ def share_of_letters(role: int):
     return score
 
 
-def learn(folder, chat: Chat, seed: int, trained: str, update: UpdateSettings, steps: int) -> list[float]:
+def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings, steps: int) -> list[float]:
     """The mean reward of each step."""
     user, helper = sides(chat, seed)
     settings = RLSettings(
@@ -119,8 +119,8 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: UpdateSettings, s
     return [json.loads(line)['reward/mean'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
-PPO = UpdateSettings(estimator='gae', kl='k3', kl_coef=1e-3, minibatches=2)
-GRPO = UpdateSettings(estimator='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
+PPO = AlgorithmSettings(estimator='gae', kl='k3', kl_coef=1e-3, minibatches=2)
+GRPO = AlgorithmSettings(estimator='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])

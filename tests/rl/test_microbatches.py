@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simrl.rl import microbatches
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 
 WIDTHS = (8, 12, 16)
-SETTINGS = UpdateSettings(epochs=2, minibatches=2, microbatches=3)
+SETTINGS = AlgorithmSettings(epochs=2, minibatches=2, microbatches=3)
 
 
 @given(st.lists(st.integers(0, 16), min_size=12, max_size=12), st.integers(0, 3))

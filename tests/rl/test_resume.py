@@ -124,7 +124,7 @@ def talked(chat: Chat, mesh: Mesh, step: int, rows_in_flight: int | None = None)
     """The conversations of a step before anything was learnt, on the host."""
     user, helper = scene.sides(chat)
     params = [
-        placement.for_sampling(side.voice.config, side.voice.execution.dtype, mesh)(side.params)
+        placement.for_sampling(side.spec.config, side.spec.execution.dtype, mesh)(side.params)
         for side in (helper, user)
     ]
     with jax.set_mesh(mesh):

@@ -16,12 +16,12 @@ from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings, without_failures
-from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.dialogue import EndReason
 from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostConversation, Partner, Reply
+from simrl.rollouts.host import HostAgent, HostConversation, Reply
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
@@ -42,7 +42,7 @@ class KillError(Exception):
     pass
 
 
-def helper() -> Speaker:
+def helper() -> ModelAgent:
     config = TransformerConfig(
         vocab_size=CHAT.size,
         model_dim=16,
@@ -58,7 +58,7 @@ def helper() -> Speaker:
         config,
         transformer.init_params(jax.random.key(0), config),
         Execution(log_prob_chunk=16),
-        budget=LIMITS.assistant_tokens,
+        max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(CHAT, example.opening),
     )
@@ -90,7 +90,7 @@ def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], tr
     train.train(
         folder,
         helper(),
-        Partner(people, LIMITS.user_tokens),
+        HostAgent(people, LIMITS.user_tokens),
         chat=CHAT,
         examples=EXAMPLES,
         score=score,
@@ -100,7 +100,7 @@ def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], tr
             prompts_per_step=len(EXAMPLES),
             samples_per_prompt=SAMPLES,
             row_buckets=(64,),
-            algorithm=UpdateSettings(estimator='grpo', kl='none'),
+            algorithm=AlgorithmSettings(estimator='grpo', kl='none'),
             optimizer=OptimizerSettings(learning_rate=1e-2),
             trained=trained,  # type: ignore[arg-type]
         ),
@@ -187,7 +187,7 @@ def test_rows_in_flight_change_nothing_that_is_said() -> None:
             batch, failures = train.talk(
                 side,
                 side.params,
-                Partner(meeting, LIMITS.user_tokens),
+                HostAgent(meeting, LIMITS.user_tokens),
                 None,
                 EXAMPLES,
                 chat=CHAT,

@@ -14,7 +14,7 @@ from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import losses, masked, microbatches, update
 from simrl.rl import prepare as preparing
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import Passes
 from simrl.training import optimizer
 from simrl.training.optimizer import OptimizerSettings
@@ -27,9 +27,9 @@ EXECUTION = Execution(log_prob_chunk=8)
 ALLOWED = np.arange(CONFIG.padded_vocab_size) < 17  # 17..19 are special, the rest padding
 ROWS, TIME = 8, 16
 ADAMW = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2), 100)
-BASE = UpdateSettings(epochs=2, minibatches=2, kl='k3', kl_coef=0.1)
+BASE = AlgorithmSettings(epochs=2, minibatches=2, kl='k3', kl_coef=0.1)
 BASE_GRPO = dataclasses.replace(BASE, estimator='grpo')
-SINGLE = UpdateSettings(microbatches=2, clip_low=1e-6, clip_high=1e-6)  # one update per batch
+SINGLE = AlgorithmSettings(microbatches=2, clip_low=1e-6, clip_high=1e-6)  # one update per batch
 
 
 jit_init = jax.jit(transformer.init_params, static_argnames='config')
@@ -113,7 +113,7 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
         microbatches.cut(np.arange(ROWS), rows['length'], widths, pieces),
         **rows,
         sampler_log_prob=sampled,
-        allowed=ALLOWED,
+        token_mask=ALLOWED,
         temperature=0.8,
     )
 
@@ -207,7 +207,7 @@ def test_prepare_reports_the_gap_to_the_sampler():
 
 
 def test_k1_is_taken_from_the_reward_token_by_token():
-    none = UpdateSettings(gamma=1.0, lam=1.0, whiten=False)
+    none = AlgorithmSettings(gamma=1.0, lam=1.0, whiten=False)
     free, _ = assembled(none)
     penalised, _ = assembled(dataclasses.replace(none, kl='k1', kl_coef=0.3))
     trained = np.asarray(free.trained)
@@ -219,7 +219,7 @@ def test_k1_is_taken_from_the_reward_token_by_token():
 
 
 def test_k1_is_taken_from_a_conversations_reward_before_its_groups_baseline():
-    settings = UpdateSettings(estimator='dr_grpo', kl='k1', kl_coef=0.3)
+    settings = AlgorithmSettings(estimator='dr_grpo', kl='k1', kl_coef=0.3)
     batch, _ = assembled(settings)
     k1 = masked.total(batch.old_log_prob - batch.ref_log_prob, batch.trained, axis=1)
     reward = np.asarray(REWARDS.value - 0.3 * k1)
@@ -228,7 +228,7 @@ def test_k1_is_taken_from_a_conversations_reward_before_its_groups_baseline():
 
 
 def test_a_fractional_reward_reaches_the_returns():
-    batch, metrics = assembled(UpdateSettings(lam=1.0), rewards_of([0.7] * ROWS))
+    batch, metrics = assembled(AlgorithmSettings(lam=1.0), rewards_of([0.7] * ROWS))
     np.testing.assert_allclose(batch.returns, np.where(batch.trained, 0.7, 0), rtol=1e-5)
     assert mean(metrics)['return_mean'] == pytest.approx(0.7, rel=1e-5)
 
@@ -238,7 +238,7 @@ def test_turn_rewards_reach_the_returns_of_their_turn_and_those_before():
     valid = np.ones((ROWS, 2), bool)
     valid[0, 1] = False  # a judge that failed on a turn that happened: the row is masked
     valid[2, 1] = False  # row 2 is 8 tokens long: its second turn never happened
-    batch, metrics = assembled(UpdateSettings(lam=1.0), rewards_of(value, valid))
+    batch, metrics = assembled(AlgorithmSettings(lam=1.0), rewards_of(value, valid))
     rows = conversations()
     expected = np.where(rows['turn'] == 0, 0.75, 0.5)
     expected[2] = 0.25
@@ -255,7 +255,7 @@ def test_turn_rewards_reach_the_returns_of_their_turn_and_those_before():
 
 @pytest.mark.parametrize('estimator', ['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'])
 def test_masked_rows_are_counted_and_not_learned_from(estimator):
-    settings = UpdateSettings(estimator=estimator)
+    settings = AlgorithmSettings(estimator=estimator)
     valid = np.array([True, False, True, True, False, False, True, False])  # the second group has one valid member
     garbage = jnp.where(valid, REWARDS.value, jnp.nan)
     batch, metrics = assembled(settings, rewards_of(garbage, valid))
@@ -300,7 +300,7 @@ def test_rows_that_only_fill_the_batch_are_not_counted():
     rows = conversations()
     rows['length'][5:] = 0
     rows['role'][5:] = 0
-    _, metrics = assembled(UpdateSettings(estimator='grpo'), rewards_of(REWARDS.value, np.arange(ROWS) < 4), rows)
+    _, metrics = assembled(AlgorithmSettings(estimator='grpo'), rewards_of(REWARDS.value, np.arange(ROWS) < 4), rows)
     metrics = mean(metrics)
     assert (metrics['rows'], metrics['masked_rows'], metrics['groups']) == (5, 1, 2)
 
@@ -309,7 +309,7 @@ def test_a_valid_row_in_which_the_role_said_nothing_is_counted():
     rows = conversations()
     rows['role'][1][rows['role'][1] == ASSISTANT] = TEMPLATE
     for estimator in ('gae', 'grpo'):
-        batch, metrics = assembled(UpdateSettings(estimator=estimator), rows=rows)
+        batch, metrics = assembled(AlgorithmSettings(estimator=estimator), rows=rows)
         assert mean(metrics)['empty_rows'] == 1
         assert np.isfinite(batch.advantage).all()
 
@@ -346,7 +346,7 @@ def first_loss(settings, batch, params=None):
         config=CONFIG,
         execution=EXECUTION,
         settings=settings,
-        allowed=ALLOWED,
+        token_mask=ALLOWED,
         temperature=0.8,
     )
 
@@ -531,7 +531,7 @@ def test_every_field_changes_the_result():
     other = dataclasses.replace(constant, aggregation_constant=60.0)
     assert abs(float(first_loss(constant, moved)[0] - first_loss(other, moved)[0])) > 1e-4
     tested = set().union(*BATCH_CHANGES, *LOSS_CHANGES) | ELSEWHERE
-    assert tested == {field.name for field in dataclasses.fields(UpdateSettings)}
+    assert tested == {field.name for field in dataclasses.fields(AlgorithmSettings)}
 
 
 @pytest.mark.parametrize('change', [{'epochs': 1}, {'minibatches': 1}], ids=str)
@@ -552,7 +552,7 @@ def test_minibatches_are_dealt_by_the_generator():
 
 
 def test_critic_warmup_moves_the_value_head_only():
-    settings = UpdateSettings(critic_warmup_steps=2, epochs=2)
+    settings = AlgorithmSettings(critic_warmup_steps=2, epochs=2)
     adamw = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2, weight_decay=0.1), 100)
     batch, _ = assembled(settings)
     state, _ = updated(settings, batch, adamw=adamw)
@@ -565,7 +565,7 @@ def test_critic_warmup_moves_the_value_head_only():
 def test_the_first_policy_update_after_critic_warmup_is_that_of_a_run_without():
     """With a critic that stays in its head, so that the decoder's gradient is the same in both; and no clipping."""
     adamw = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2, weight_decay=0.1, clip_norm=None), 100)
-    settings = UpdateSettings(value_stop_gradient=True, epochs=3, critic_warmup_steps=2)
+    settings = AlgorithmSettings(value_stop_gradient=True, epochs=3, critic_warmup_steps=2)
     batch, _ = assembled(settings)
     warmed, _ = updated(settings, batch, adamw=adamw)
     expected, _ = updated(dataclasses.replace(settings, epochs=1, critic_warmup_steps=0), batch, adamw=adamw)
@@ -575,10 +575,10 @@ def test_the_first_policy_update_after_critic_warmup_is_that_of_a_run_without():
 
 
 def test_value_stop_gradient_keeps_the_critic_out_of_the_trunk():
-    batch, _ = assembled(UpdateSettings())
+    batch, _ = assembled(AlgorithmSettings())
     batch = batch.replace(advantage=jnp.zeros_like(batch.advantage))  # nothing but the critic's loss is left
     for stop in (False, True):
-        settings = UpdateSettings(value_stop_gradient=stop)
+        settings = AlgorithmSettings(value_stop_gradient=stop)
         gradient = jax.jit(jax.grad(lambda p, s=settings: first_loss(s, batch, p)[0]))(policy())
         trunk = float(optimizer.global_norm(gradient['decoder']))
         assert trunk == 0 if stop else trunk > 1e-3
@@ -717,12 +717,12 @@ def test_golden_numbers_of_one_ppo_step():
     ],
 )  # fmt: skip
 def test_impossible_settings_name_the_field(change, field):
-    with pytest.raises(ValueError, match=rf'^UpdateSettings\.{field}: expected .*, found '):
-        UpdateSettings(**change)
+    with pytest.raises(ValueError, match=rf'^AlgorithmSettings\.{field}: expected .*, found '):
+        AlgorithmSettings(**change)
 
 
 def test_rows_that_cannot_be_cut_evenly_are_refused():
-    settings = UpdateSettings(minibatches=3, microbatches=2)
+    settings = AlgorithmSettings(minibatches=3, microbatches=2)
     with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 3 x 2 = 6'):
         prepared(settings)
     batch, _ = prepared(BASE)
@@ -733,6 +733,6 @@ def test_rows_that_cannot_be_cut_evenly_are_refused():
 def test_what_the_algorithm_needs_is_missed_clearly():
     headless = {'decoder': policy()['decoder']}
     with pytest.raises(ValueError, match=r"estimator 'gae' needs params\['value_head'\].*found \['decoder'\] only"):
-        prepare(headless, None, REWARDS, conversations(), ASSISTANT, UpdateSettings())
+        prepare(headless, None, REWARDS, conversations(), ASSISTANT, AlgorithmSettings())
     with pytest.raises(ValueError, match="kl: 'k3' needs reference parameters, found None"):
         prepare(policy(), None, REWARDS, conversations(), ASSISTANT, BASE)

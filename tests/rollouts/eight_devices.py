@@ -48,10 +48,10 @@ def main() -> None:
                 *params,
                 dialogue,
                 keys,
-                voices=scene.VOICES,
+                specs=scene.SPECS,
                 turns=scene.TURNS,
                 temperatures=temperatures,  # type: ignore[arg-type]
-                allowed=scene.ALLOWED,  # type: ignore[arg-type]
+                token_mask=scene.ALLOWED,  # type: ignore[arg-type]
             )
         compiled = [name for name in compiles if name in ('jit(turn)', 'jit(take_rows)', 'jit(_put_rows)')]
         dialogue, keys = start()
@@ -60,9 +60,9 @@ def main() -> None:
             dialogue,
             keys,
             role=USER,
-            voices=scene.VOICES,
+            specs=scene.SPECS,
             temperatures=split(temperatures),
-            allowed=scene.ALLOWED,  # type: ignore[arg-type]
+            token_mask=scene.ALLOWED,  # type: ignore[arg-type]
         )
         fewer = crowd_lib._take.lower(dialogue, np.zeros((8, 1), np.int64))
         user = scene.USER_VOICE

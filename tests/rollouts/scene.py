@@ -14,9 +14,9 @@ from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.layouts import layers_apart, output_major
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.context import PREFIX, Context, prefill, with_room
+from simrl.rollouts.context import PREFIX, Context, grow_cache, prefill
 from simrl.rollouts.dialogue import Dialogue, begin, capacity, row_keys
-from simrl.rollouts.generate import Filters, Voice
+from simrl.rollouts.generate import Filters, GenerationSpec
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
 CONTENT = range(105, 135)  # on both sides of a sampler block's border
@@ -34,7 +34,7 @@ USER_CONFIG = TransformerConfig(
 ASSISTANT_CONFIG = TransformerConfig(
     vocab_size=300, model_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, max_positions=256
 )
-USER_VOICE = Voice(
+USER_VOICE = GenerationSpec(
     config=USER_CONFIG,
     execution=Execution(),
     role=USER,
@@ -44,12 +44,12 @@ USER_VOICE = Voice(
     partner_first_header=(195, 196),
     end_of_turn=EOT_ASSISTANT,
     partner_end_of_turn=EOT_USER,
-    budget=7,
-    end_signals=((TERMINAL,), *PAIR_SIGNALS, TRIPLE_SIGNAL),
+    max_new_tokens=7,
+    stop_sequences=((TERMINAL,), *PAIR_SIGNALS, TRIPLE_SIGNAL),
     filters=Filters(top_k=24, top_p=0.95, min_p=0.01),
     feed_chunk=4,
 )
-ASSISTANT_VOICE = Voice(
+ASSISTANT_VOICE = GenerationSpec(
     config=ASSISTANT_CONFIG,
     execution=Execution(),
     role=ASSISTANT,
@@ -59,17 +59,17 @@ ASSISTANT_VOICE = Voice(
     partner_first_header=(194,),
     end_of_turn=EOT_ASSISTANT,
     partner_end_of_turn=EOT_USER,
-    budget=5,
+    max_new_tokens=5,
 )
-VOICES = (USER_VOICE, ASSISTANT_VOICE)
+SPECS = (USER_VOICE, ASSISTANT_VOICE)
 
 
 def _masks() -> tuple[np.ndarray, np.ndarray]:
     masks = []
-    for voice in VOICES:
-        mask = np.zeros(voice.config.padded_vocab_size, bool)
+    for spec in SPECS:
+        mask = np.zeros(spec.config.padded_vocab_size, bool)
         mask[list(CONTENT)] = True
-        mask[voice.end_of_turn] = True
+        mask[spec.end_of_turn] = True
         masks.append(mask)
     masks[0][TERMINAL] = True
     return masks[0], masks[1]
@@ -81,13 +81,13 @@ ALLOWED = _masks()
 def _prompts(side: int) -> list[list[tuple[int, int, int]]]:
     """Each row's prompt in one view, as (token, role, message)."""
     random = np.random.default_rng(side)
-    voice = VOICES[side]
+    spec = SPECS[side]
     rows = []
     for row in range(ROWS):
         prompt = [(int(token), TEMPLATE, PREFIX) for token in random.integers(0, 100, random.integers(2, 9))]
         if row in OPENINGS and (side == 1 or row in IN_BOTH_VIEWS):
-            header = voice.own_first_header if side == 0 else voice.partner_first_header
-            end = voice.end_of_turn if side == 0 else voice.partner_end_of_turn
+            header = spec.own_first_header if side == 0 else spec.partner_first_header
+            end = spec.end_of_turn if side == 0 else spec.partner_end_of_turn
             prompt += [(token, TEMPLATE, 0) for token in header]
             prompt += [(token, USER, 0) for token in (*OPENINGS[row], end)]
         rows.append(prompt)
@@ -96,7 +96,8 @@ def _prompts(side: int) -> list[list[tuple[int, int, int]]]:
 
 PROMPTS = (_prompts(0), _prompts(1))
 CAPACITIES = tuple(
-    capacity(voice, VOICES[1 - side].budget, max(map(len, PROMPTS[side])), TURNS) for side, voice in enumerate(VOICES)
+    capacity(spec, SPECS[1 - side].max_new_tokens, max(map(len, PROMPTS[side])), TURNS)
+    for side, spec in enumerate(SPECS)
 )
 
 
@@ -104,8 +105,8 @@ CAPACITIES = tuple(
 def params() -> tuple[Params, Params]:
     """Both models' parameters for sampling, scaled so that what is said depends strongly on what was said before."""
     both = []
-    for seed, voice in enumerate(VOICES):
-        tree = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(seed), voice.config))
+    for seed, spec in enumerate(SPECS):
+        tree = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(seed), spec.config))
         decoder = tree['decoder']
         scaled = {**decoder, 'head': decoder['head'] * 20, 'embedding': decoder['embedding'] * 50}
         both.append({'decoder': output_major(layers_apart(scaled))})
@@ -137,21 +138,27 @@ def prompts(side: int, rows: list[int], extra: int = 0) -> tuple[np.ndarray, ...
 
 def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
     """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
-    voice = VOICES[side]
+    spec = SPECS[side]
     view = jit_prefill(
         params()[side],
-        voice.config,
-        voice.execution,
+        spec.config,
+        spec.execution,
         *prompts(side, rows, extra),
         capacity=CAPACITIES[side] + extra,
         chunk=4,
     )
-    return with_room(view, view.capacity) if room else view
+    return grow_cache(view, view.capacity) if room else view
 
 
 @jax.jit
 def _begin(user: Context, assistant: Context, *opening: jax.Array) -> Dialogue:
-    return begin(user, assistant, *opening, turns=TURNS, budgets=(USER_VOICE.budget, ASSISTANT_VOICE.budget))
+    return begin(
+        user,
+        assistant,
+        *opening,
+        turns=TURNS,
+        max_new_tokens=(USER_VOICE.max_new_tokens, ASSISTANT_VOICE.max_new_tokens),
+    )
 
 
 def start(rows: list[int], extra: int = 0, room: bool = True) -> Dialogue:

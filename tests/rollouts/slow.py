@@ -13,7 +13,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rollouts.generate import Filters, Voice
+from simrl.rollouts.generate import Filters, GenerationSpec
 
 
 @dataclasses.dataclass
@@ -60,14 +60,14 @@ def kept(prob: np.ndarray, filters: Filters) -> np.ndarray:
 
 
 def draw(
-    logits: np.ndarray, allowed: np.ndarray, uniform: float, temperature: float, filters: Filters
+    logits: np.ndarray, token_mask: np.ndarray, uniform: float, temperature: float, filters: Filters
 ) -> tuple[int, float]:
     if temperature == 0:
-        return int(np.argmax(np.where(allowed, logits, -np.inf))), 0.0
-    tempered = np.where(allowed, logits / temperature, -np.inf)
+        return int(np.argmax(np.where(token_mask, logits, -np.inf))), 0.0
+    tempered = np.where(token_mask, logits / temperature, -np.inf)
     prob = np.exp(tempered - tempered.max())
     prob /= prob.sum()
-    ids = np.flatnonzero(kept(prob, filters) & allowed)
+    ids = np.flatnonzero(kept(prob, filters) & token_mask)
     cdf = np.cumsum(prob[ids]) / prob[ids].sum()
     token = int(ids[np.searchsorted(cdf, uniform, side='right')])
     return token, float(np.log(prob[token]))
@@ -85,8 +85,8 @@ def _uniforms(keys: jax.Array) -> jax.Array:
 
 def converse(
     params: tuple[Params, Params],
-    voices: tuple[Voice, Voice],
-    allowed: tuple[np.ndarray, np.ndarray],
+    specs: tuple[GenerationSpec, GenerationSpec],
+    token_mask: tuple[np.ndarray, np.ndarray],
     prompts: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]],
     opening: tuple[int, ...] | None,
     uniforms: np.ndarray,
@@ -102,23 +102,23 @@ def converse(
     while talk.end == 'running':
         number = len(talk.messages)
         side = number % 2
-        voice, partner = voices[side], voices[1 - side]
+        spec, partner = specs[side], specs[1 - side]
         own, other = talk.views[side], talk.views[1 - side]
 
         first = own[-1].message == -1
-        own += [Token(t, TEMPLATE, number) for t in (voice.own_first_header if first else voice.own_header)]
+        own += [Token(t, TEMPLATE, number) for t in (spec.own_first_header if first else spec.own_header)]
         content: list[int] = []
         ended = False
-        for i in range(voice.budget):
-            logits = next_logits(params[side], voice.config, [entry.token for entry in own])
-            token, log_prob = draw(logits, allowed[side], uniforms[number, i], temperatures[side], voice.filters)
-            own.append(Token(token, voice.role, number, log_prob))
+        for i in range(spec.max_new_tokens):
+            logits = next_logits(params[side], spec.config, [entry.token for entry in own])
+            token, log_prob = draw(logits, token_mask[side], uniforms[number, i], temperatures[side], spec.filters)
+            own.append(Token(token, spec.role, number, log_prob))
             talk.steps += 1
-            if token == voice.end_of_turn:
+            if token == spec.end_of_turn:
                 ended = True
                 break
             content.append(token)
-            found = [run for run in voice.end_signals if content[-len(run) :] == list(run)]
+            found = [run for run in spec.stop_sequences if content[-len(run) :] == list(run)]
             if found:
                 talk.end, talk.signal = 'signal', found[0]
                 break
@@ -127,7 +127,7 @@ def converse(
         if talk.end == 'signal':
             break
         if not ended:
-            own.append(Token(voice.end_of_turn, TEMPLATE, number))
+            own.append(Token(spec.end_of_turn, TEMPLATE, number))
             talk.steps += 1  # the last sampled token is fed in a step of its own
 
         first = other[-1].message == -1
@@ -148,7 +148,7 @@ def converse_all(scene, rows: list[int]) -> list[Conversation]:  # type: ignore[
     return [
         converse(
             scene.params(),
-            scene.VOICES,
+            scene.SPECS,
             scene.ALLOWED,
             (scene.PROMPTS[0][row], scene.PROMPTS[1][row]),
             scene.OPENINGS.get(row),

@@ -110,17 +110,17 @@ CASES = {
 @functools.cache
 def _both(case: str) -> tuple[Dialogue, Dialogue]:
     """The conversations of a case by `rollout`, and by turns in which all rows are held; on the host."""
-    allowed, failing = CASES[case]
+    token_mask, failing = CASES[case]
     temperatures = (jnp.float32(1.0), jnp.float32(1.1))
     dialogue, keys = _start()
     out = rollout(
         *scene.params(),
         _failing(dialogue, np.array(failing)),
         keys,
-        voices=scene.VOICES,
+        specs=scene.SPECS,
         turns=scene.TURNS,
         temperatures=temperatures,
-        allowed=allowed,
+        token_mask=token_mask,
     )
     dialogue, keys = _start()
     whole = _failing(dialogue, np.array(failing))
@@ -130,9 +130,9 @@ def _both(case: str) -> tuple[Dialogue, Dialogue]:
             whole,
             keys,
             role=(USER, ASSISTANT)[number % 2],
-            voices=scene.VOICES,
+            specs=scene.SPECS,
             temperatures=tuple(jnp.broadcast_to(t, (len(ROWS),)) for t in temperatures),  # type: ignore[arg-type]
-            allowed=allowed,
+            token_mask=token_mask,
         )
     return jax.device_get(out), scene.without_caches(whole)
 

@@ -14,12 +14,12 @@ from simrl.conversations.chat import ASSISTANT, PAD, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts.compaction import take_rows
-from simrl.rollouts.context import Context, cache_capacities, extend, prefill, with_room
+from simrl.rollouts.context import Context, cache_capacities, extend, grow_cache, prefill
 from simrl.rollouts.dialogue import (
     Dialogue,
     EndReason,
     capacity,
-    check_voices,
+    check_specs,
     example_hash,
     make_room,
     rollout,
@@ -44,10 +44,10 @@ def _roll(dialogue: Dialogue, keys: jax.Array, rows: list[int] = ALL, turns: int
         *scene.params(),
         dialogue,
         keys,
-        voices=scene.VOICES,
+        specs=scene.SPECS,
         turns=turns,
         temperatures=temperatures,  # type: ignore[arg-type]
-        allowed=scene.ALLOWED,  # type: ignore[arg-type]
+        token_mask=scene.ALLOWED,  # type: ignore[arg-type]
     )
 
 
@@ -126,11 +126,11 @@ def test_the_scene_holds_every_case() -> None:
 def test_sampler_log_prob_is_the_teacher_forced_one() -> None:
     dialogue = _host()
     for side, name in enumerate(VIEWS):
-        view, voice = getattr(dialogue, name), scene.VOICES[side]
-        hidden, _ = _apply(scene.params()[side], voice.config, voice.execution, view.tokens)
+        view, spec = getattr(dialogue, name), scene.SPECS[side]
+        hidden, _ = _apply(scene.params()[side], spec.config, spec.execution, view.tokens)
         temperature = scene.temperatures()[side]
         tempered = np.where(temperature == 0, 1, temperature)
-        sampled = (view.role == voice.role) & (view.message >= dialogue.num_given[:, None])
+        sampled = (view.role == spec.role) & (view.message >= dialogue.num_given[:, None])
         sampled &= (temperature > 0)[:, None]
         log_prob, _ = _token_log_probs(
             scene.params()[side], hidden[:, :-1], view.tokens[:, 1:], sampled[:, 1:], scene.ALLOWED[side], tempered
@@ -160,8 +160,8 @@ def test_both_views_hold_the_same_messages() -> None:
                     assert held == []
                 else:
                     # Each view ends the message in its own way.
-                    voice = scene.VOICES[side]
-                    end = voice.end_of_turn if side == number % 2 else voice.partner_end_of_turn
+                    spec = scene.SPECS[side]
+                    end = spec.end_of_turn if side == number % 2 else spec.partner_end_of_turn
                     assert held == [*said, end]
 
 
@@ -202,7 +202,7 @@ def test_a_forced_end_of_turn_is_template_in_both_views_and_a_sampled_one_is_not
                 assert view.log_prob[at] == 0 or not cut
                 forced, sampled = forced + cut, sampled + (not cut)
                 if cut:
-                    assert dialogue.message_length[row, number] == scene.VOICES[number % 2].budget
+                    assert dialogue.message_length[row, number] == scene.SPECS[number % 2].max_new_tokens
     assert forced > 10
     assert sampled > 10
 
@@ -215,7 +215,7 @@ def test_a_signal_ends_the_message_where_a_search_of_the_record_finds_it() -> No
             ends = [
                 at
                 for at in range(1, len(said) + 1)
-                for run in scene.USER_VOICE.end_signals
+                for run in scene.USER_VOICE.stop_sequences
                 if tuple(said[max(0, at - len(run)) : at]) == run
             ]
             last = number == dialogue.num_messages[row] - 1
@@ -258,9 +258,9 @@ def _by_turns() -> list[Dialogue]:
             dialogue,
             scene.keys(),
             role=(USER, ASSISTANT)[number % 2],
-            voices=scene.VOICES,
+            specs=scene.SPECS,
             temperatures=scene.temperatures(),  # type: ignore[arg-type]
-            allowed=scene.ALLOWED,  # type: ignore[arg-type]
+            token_mask=scene.ALLOWED,  # type: ignore[arg-type]
         )
         states.append(jax.tree.map(jnp.copy, dialogue))  # the next turn uses the other one up
     return states
@@ -320,10 +320,10 @@ def test_repeated_calls_compile_once() -> None:
         *scene.params(),
         scene.start(ALL),
         scene.keys(range(3, 11)),
-        voices=scene.VOICES,
+        specs=scene.SPECS,
         turns=scene.TURNS,
         temperatures=tuple(t + 0.5 for t in scene.temperatures()),  # type: ignore[arg-type]
-        allowed=scene.ALLOWED,  # type: ignore[arg-type]
+        token_mask=scene.ALLOWED,  # type: ignore[arg-type]
     )
     assert turn._cache_size() == before
 
@@ -334,7 +334,7 @@ def test_repeated_calls_compile_once() -> None:
 def test_a_row_without_room_ends_as_budget_and_writes_nothing() -> None:
     dialogue = scene.start(ALL)
     full = np.asarray(dialogue.user.length).copy()
-    full[1] = dialogue.user.capacity - 2 - scene.USER_VOICE.budget  # one token too few
+    full[1] = dialogue.user.capacity - 2 - scene.USER_VOICE.max_new_tokens  # one token too few
     other = scene.without_caches(
         _roll(dataclasses.replace(dialogue, user=dataclasses.replace(dialogue.user, length=full)), scene.keys())
     )
@@ -363,9 +363,9 @@ def test_caches_are_those_of_whole_prompts() -> None:
     """What was fed in pieces (prompts, headers, samples, the partner's messages) is there as if fed at once."""
     dialogue = _by_turns()[-1]
     for side, name in enumerate(VIEWS):
-        view, voice = getattr(dialogue, name), scene.VOICES[side]
-        empty = transformer.init_cache(voice.config, scene.ROWS, view.capacity, 'float32')
-        _, cache = _apply(scene.params()[side], voice.config, voice.execution, view.tokens, cache=empty)
+        view, spec = getattr(dialogue, name), scene.SPECS[side]
+        empty = transformer.init_cache(spec.config, scene.ROWS, view.capacity, 'float32')
+        _, cache = _apply(scene.params()[side], spec.config, spec.execution, view.tokens, cache=empty)
         assert cache is not None
         fed = np.arange(view.capacity) < np.asarray(view.length)[:, None] - 1
         for mine, whole, at in (
@@ -395,32 +395,32 @@ def test_caches_get_the_smallest_size_that_has_room() -> None:
     assert cache_capacities(100) == [64, 100]
     assert cache_capacities(700) == [64, 128, 256, 384, 512, 700]
     view = scene.context(0, ALL, room=False)
-    assert with_room(view, view.cache.capacity) is view
-    assert with_room(view, 33).cache.capacity == 33
-    begun, user, assistant = scene.start(ALL, room=False), *scene.VOICES
+    assert grow_cache(view, view.cache.capacity) is view
+    assert grow_cache(view, 33).cache.capacity == 33
+    begun, user, assistant = scene.start(ALL, room=False), *scene.SPECS
     room = speaking_room(user)
-    lengths = [32 - room, 64 - hearing_room(assistant, user.budget)]
+    lengths = [32 - room, 64 - hearing_room(assistant, user.max_new_tokens)]
     for more, expected in ((0, 64), (1, begun.user.capacity)):
-        begun = make_room(begun, [lengths[0], lengths[1] + more], USER, scene.VOICES)
+        begun = make_room(begun, [lengths[0], lengths[1] + more], USER, scene.SPECS)
         assert begun.assistant.cache.capacity == min(expected, begun.assistant.capacity)
         assert begun.user.cache.capacity == min(expected, begun.user.capacity)
 
 
 def test_a_cache_without_room_for_a_message_is_refused() -> None:
-    view, voice = scene.context(0, ALL, room=False), dataclasses.replace(scene.USER_VOICE, budget=14)
+    view, spec = scene.context(0, ALL, room=False), dataclasses.replace(scene.USER_VOICE, max_new_tokens=14)
     zeros = jnp.zeros(8, jnp.int32)
     with pytest.raises(ValueError, match=r'Context\.cache: expected room for a message of 17 tokens, found 16'):
-        speak(scene.params()[0], voice, view, scene.keys(), zeros, zeros == 0, jnp.asarray(scene.ALLOWED[0]), 1.0)
+        speak(scene.params()[0], spec, view, scene.keys(), zeros, zeros == 0, jnp.asarray(scene.ALLOWED[0]), 1.0)
 
 
 def test_extending_by_nothing_changes_nothing() -> None:
     view = scene.context(0, ALL)
-    voice = scene.USER_VOICE
+    spec = scene.USER_VOICE
     tokens, role = np.full((8, 3), 5, np.int32), np.full((8, 3), TEMPLATE, np.int8)
     count = np.array([0, 3, 1, 0, 2, 0, 0, 0], np.int32)
     message = np.zeros(8, np.int32)
     extended = jax.jit(extend, static_argnums=(1, 2), static_argnames='chunk')
-    longer = extended(scene.params()[0], voice.config, voice.execution, view, tokens, role, message, count, chunk=2)
+    longer = extended(scene.params()[0], spec.config, spec.execution, view, tokens, role, message, count, chunk=2)
     assert np.array_equal(longer.length, np.asarray(view.length) + count)
     for before, after in zip(jax.tree.leaves(view), jax.tree.leaves(longer), strict=True):
         same = np.flatnonzero(count == 0)
@@ -445,42 +445,42 @@ def test_example_hash_never_changes() -> None:
 
 
 def test_capacity_is_what_the_longest_conversation_takes() -> None:
-    voice = dataclasses.replace(scene.USER_VOICE, budget=7)
+    spec = dataclasses.replace(scene.USER_VOICE, max_new_tokens=7)
     # Header 2, 7 tokens and a forced end; header 3, 5 tokens and a forced end.
     turns = 4 * ((2 + 7 + 1) + (3 + 5 + 1))
     for prompt, expected in ((96 - turns, 96), (97 - turns, 112)):
-        assert capacity(voice, partner_budget=5, prompt_length=prompt, turns=4) == expected
+        assert capacity(spec, partner_max_new_tokens=5, prompt_length=prompt, turns=4) == expected
     with pytest.raises(ValueError, match=r'user: expected .* at most max_positions=256 tokens, found .* 257.*budget 7'):
-        capacity(voice, partner_budget=5, prompt_length=257 - turns, turns=4, name='user')
-    assert capacity(voice, partner_budget=5, prompt_length=256 - turns, turns=4) == 256
-    fewer = dataclasses.replace(voice, config=dataclasses.replace(voice.config, max_positions=250))
-    assert capacity(fewer, partner_budget=5, prompt_length=250 - turns, turns=4) == 256
+        capacity(spec, partner_max_new_tokens=5, prompt_length=257 - turns, turns=4, name='user')
+    assert capacity(spec, partner_max_new_tokens=5, prompt_length=256 - turns, turns=4) == 256
+    fewer = dataclasses.replace(spec, config=dataclasses.replace(spec.config, max_positions=250))
+    assert capacity(fewer, partner_max_new_tokens=5, prompt_length=250 - turns, turns=4) == 256
     with pytest.raises(ValueError, match=r'at most max_positions=250 tokens, found .* 251'):
-        capacity(fewer, partner_budget=5, prompt_length=251 - turns, turns=4)
+        capacity(fewer, partner_max_new_tokens=5, prompt_length=251 - turns, turns=4)
 
 
 def test_prompts_longer_than_the_capacity_are_refused() -> None:
-    voice, tokens = scene.USER_VOICE, np.zeros((2, 9), np.int32)
+    spec, tokens = scene.USER_VOICE, np.zeros((2, 9), np.int32)
     length = np.full(2, 9, np.int32)
     with pytest.raises(ValueError, match='at most capacity=8 tokens, found width 9'):
-        prefill(scene.params()[0], voice.config, voice.execution, tokens, tokens, tokens, length, capacity=8)
+        prefill(scene.params()[0], spec.config, spec.execution, tokens, tokens, tokens, length, capacity=8)
 
 
 def test_voices_that_cannot_talk_are_refused() -> None:
     user, assistant = scene.ALLOWED
-    check_voices(scene.VOICES, scene.ALLOWED)
+    check_specs(scene.SPECS, scene.ALLOWED)
     with pytest.raises(ValueError, match='expected the user to have role 2, found 3'):
-        check_voices(scene.VOICES[::-1], scene.ALLOWED[::-1])
+        check_specs(scene.SPECS[::-1], scene.ALLOWED[::-1])
     with pytest.raises(ValueError, match=r"assistant's 384 embedding rows, found shape \(256,\)"):
-        check_voices(scene.VOICES, (user, user))
+        check_specs(scene.SPECS, (user, user))
     with pytest.raises(ValueError, match='the assistant to be allowed its end_of_turn=191'):
-        check_voices(scene.VOICES, (user, assistant & (np.arange(384) != 191)))
-    with pytest.raises(ValueError, match=r'end_signals: the user is not allowed to sample all of \[\(199,\)\]'):
-        check_voices(scene.VOICES, (user & (np.arange(256) != scene.TERMINAL), assistant))
+        check_specs(scene.SPECS, (user, assistant & (np.arange(384) != 191)))
+    with pytest.raises(ValueError, match=r'stop_sequences: the user is not allowed to sample all of \[\(199,\)\]'):
+        check_specs(scene.SPECS, (user & (np.arange(256) != scene.TERMINAL), assistant))
     with pytest.raises(ValueError, match='may sample id 250, which the smaller vocabulary of 200 does not have'):
-        check_voices(scene.VOICES, (user, assistant | (np.arange(384) == 250)))
-    for change in ({'role': TEMPLATE}, {'budget': 0}, {'end_signals': ((),)}, {'feed_chunk': 0}):
-        with pytest.raises(ValueError, match=f'Voice.{next(iter(change))}: expected'):
+        check_specs(scene.SPECS, (user, assistant | (np.arange(384) == 250)))
+    for change in ({'role': TEMPLATE}, {'max_new_tokens': 0}, {'stop_sequences': ((),)}, {'feed_chunk': 0}):
+        with pytest.raises(ValueError, match=f'GenerationSpec.{next(iter(change))}: expected'):
             dataclasses.replace(scene.USER_VOICE, **change)  # type: ignore[arg-type]
 
 

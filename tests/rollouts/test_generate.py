@@ -161,41 +161,41 @@ def test_beginnings_are_few_and_leave_room() -> None:
     assert beginnings(271, 133) == (192,)
     assert beginnings(2048, 1920) == (864, 1152, 1536)
     for capacity in range(70, 3000, 37):
-        for budget in (64, 200, 1000):
-            lengths = beginnings(capacity, budget)
+        for max_new_tokens in (64, 200, 1000):
+            lengths = beginnings(capacity, max_new_tokens)
             assert list(lengths) == sorted(set(lengths))
             assert len(lengths) <= 3
-            assert all(max(capacity - budget, 0) + 32 <= length <= capacity * 3 // 4 for length in lengths)
+            assert all(max(capacity - max_new_tokens, 0) + 32 <= length <= capacity * 3 // 4 for length in lengths)
 
 
 def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows whose prompts differ by many tokens cross the ends of beginnings at different steps, some end before."""
-    budget, length = 90, np.array([3, 21, 40, 8], np.int32)
-    voice = dataclasses.replace(scene.ASSISTANT_VOICE, budget=budget)
+    max_new_tokens, length = 90, np.array([3, 21, 40, 8], np.int32)
+    spec = dataclasses.replace(scene.ASSISTANT_VOICE, max_new_tokens=max_new_tokens)
     prompts = np.random.default_rng(0).integers(0, 100, (4, 40)).astype(np.int32)
     same = np.zeros(prompts.shape, np.int8)
     mask = scene.ALLOWED[1].copy()
-    mask[voice.end_of_turn] = False
+    mask[spec.end_of_turn] = False
 
     def generated(ends: bool) -> tuple[Context, Message]:
-        allowed = scene.ALLOWED[1] if ends else mask
+        token_mask = scene.ALLOWED[1] if ends else mask
         params = scene.params()[1]
 
         @jax.jit
         def run() -> tuple[Context, Message]:
-            context = prefill(params, voice.config, voice.execution, prompts, same, same, length, capacity=131)
+            context = prefill(params, spec.config, spec.execution, prompts, same, same, length, capacity=131)
             context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
             zeros = jnp.zeros(4, jnp.int32)
-            return generate(params, voice, context, scene.keys(range(4)), zeros == 0, zeros, allowed, 1.1)
+            return generate(params, spec, context, scene.keys(range(4)), zeros == 0, zeros, token_mask, 1.1)
 
         return jax.device_get(run())
 
-    assert beginnings(131, budget) == (96,)
+    assert beginnings(131, max_new_tokens) == (96,)
     expected = [generated(ends) for ends in (True, False)]
     monkeypatch.setattr(sampler, 'beginnings', lambda *_: ())
     for (context, message), ends in zip(expected, (True, False), strict=True):
         plain_context, plain_message = generated(ends)
-        assert (np.max(message.length) == budget + 1) == (not ends)
+        assert (np.max(message.length) == max_new_tokens + 1) == (not ends)
         jax.tree.map(np.testing.assert_array_equal, message, plain_message)
         exact = ('tokens', 'role', 'message', 'length')
         for name in exact:

@@ -15,11 +15,11 @@ from simrl.conversations.views import natural_prompt
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts import host
-from simrl.rollouts.agents import Limits, Prompts, Speaker, converse, prompts_of, voice_of
+from simrl.rollouts.agents import Limits, ModelAgent, Prompts, converse, generation_spec, prompts_of
 from simrl.rollouts.compaction import held_sizes
 from simrl.rollouts.dialogue import EndReason
 from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostConversation, Partner, Reply, converse_with
+from simrl.rollouts.host import HostAgent, HostConversation, Reply, converse_with
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
@@ -62,7 +62,7 @@ CHAT = Chat(
 
 
 @functools.cache
-def speaker(role: int) -> Speaker:
+def speaker(role: int) -> ModelAgent:
     """A tiny random model that says a few kinds of tokens, so that ends of turn and of conversations are frequent."""
     config = TransformerConfig(
         vocab_size=CHAT.size,
@@ -76,23 +76,23 @@ def speaker(role: int) -> Speaker:
     )
     decoder = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(role), config))['decoder']
     strong = {**decoder, 'head': decoder['head'] * 8, 'embedding': decoder['embedding'] * 50}
-    allowed = np.zeros(config.padded_vocab_size, bool)
-    allowed[[*CONTENT, END_USER if role == USER else END_ASSISTANT]] = True
-    allowed[CHAT.terminal] = role == USER
-    voice = voice_of(
+    token_mask = np.zeros(config.padded_vocab_size, bool)
+    token_mask[[*CONTENT, END_USER if role == USER else END_ASSISTANT]] = True
+    token_mask[CHAT.terminal] = role == USER
+    spec = generation_spec(
         CHAT,
         config,
         Execution(),
         role=role,
         swapped=False,
-        budget=LIMITS.user_tokens if role == USER else LIMITS.assistant_tokens,
+        max_new_tokens=LIMITS.user_tokens if role == USER else LIMITS.assistant_tokens,
         sampling=Sampling(),
-        end_signals=((CHAT.terminal,),) if role == USER else (),
+        stop_sequences=((CHAT.terminal,),) if role == USER else (),
     )
-    return Speaker({'decoder': strong}, voice, 1.0, allowed, lambda example: natural_prompt(CHAT, example.opening))
+    return ModelAgent({'decoder': strong}, spec, 1.0, token_mask, lambda example: natural_prompt(CHAT, example.opening))
 
 
-def between(user: Speaker, assistant: Speaker, prompts: Prompts, role: int) -> Trajectories:
+def between(user: ModelAgent, assistant: ModelAgent, prompts: Prompts, role: int) -> Trajectories:
     """The conversations of both models, in the view of `role`."""
     return converse(
         user.params,
@@ -100,11 +100,11 @@ def between(user: Speaker, assistant: Speaker, prompts: Prompts, role: int) -> T
         prompts,
         SEED,
         STEP,
-        voices=(user.voice, assistant.voice),
+        specs=(user.spec, assistant.spec),
         limits=LIMITS,
         role=role,
         temperatures=(1.0, 1.0),
-        allowed=(jnp.asarray(user.allowed), jnp.asarray(assistant.allowed)),
+        token_mask=(jnp.asarray(user.token_mask), jnp.asarray(assistant.token_mask)),
     )
 
 
@@ -116,7 +116,7 @@ def on_device(role: int) -> Trajectories:
 
 
 def talk(
-    role: int, partner: Partner, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
+    role: int, partner: HostAgent, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """`role` on the device with a partner off it."""
     own = speaker(role)
@@ -127,11 +127,11 @@ def talk(
     return jax.device_get(batch), failures
 
 
-def partner_of(reply: Callable[[HostConversation, int], Reply], budget: int = LIMITS.user_tokens) -> Partner:
+def partner_of(reply: Callable[[HostConversation, int], Reply], max_new_tokens: int = LIMITS.user_tokens) -> HostAgent:
     def replies(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
         return [reply(conversation, int(seed)) for conversation, seed in zip(conversations, seeds, strict=True)]
 
-    return Partner(replies, budget)
+    return HostAgent(replies, max_new_tokens)
 
 
 # The same as on the device.
@@ -338,20 +338,20 @@ def test_texts_are_cut_to_the_budget_with_an_end_that_nobody_meant(row: int, con
 
 
 def test_bad_partners_and_prompts() -> None:
-    with pytest.raises(ValueError, match=r'Partner.budget: expected at least 1, found 0'):
-        Partner(lambda conversations, seeds: [], 0)
-    with pytest.raises(ValueError, match=rf'Partner.reply: expected {ROWS - 2 * SAMPLES} replies, found 0'):
-        talk(ASSISTANT, Partner(lambda conversations, seeds: [], LIMITS.user_tokens))
+    with pytest.raises(ValueError, match=r'HostAgent.max_new_tokens: expected at least 1, found 0'):
+        HostAgent(lambda conversations, seeds: [], 0)
+    with pytest.raises(ValueError, match=rf'HostAgent.reply: expected {ROWS - 2 * SAMPLES} replies, found 0'):
+        talk(ASSISTANT, HostAgent(lambda conversations, seeds: [], LIMITS.user_tokens))
     own = speaker(ASSISTANT)
     prompts = prompts_of(EXAMPLES[:3], None, own, CHAT, samples=1, prompt_tokens=8)
     partner = partner_of(chatty)
     with pytest.raises(ValueError, match='expected prompts of 2 examples, found 3 rows'):
         converse_with(own.params, own, partner, prompts, EXAMPLES[:2], CHAT, 0, 0, limits=LIMITS)
-    small = dataclasses.replace(own.voice, config=dataclasses.replace(own.voice.config, vocab_size=59))
+    small = dataclasses.replace(own.spec, config=dataclasses.replace(own.spec.config, vocab_size=59))
     with pytest.raises(ValueError, match='a tokenizer of at most the 59 ids of the model, found 60'):
         converse_with(
             own.params,
-            dataclasses.replace(own, voice=small),
+            dataclasses.replace(own, spec=small),
             partner,
             prompts,
             EXAMPLES[:3],

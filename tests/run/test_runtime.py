@@ -11,7 +11,7 @@ import pytest
 
 from configs import quickstart
 from simrl.experiments import checks, experiment
-from simrl.experiments.jobs import Computing, MeshSettings
+from simrl.experiments.jobs import Compute, MeshSettings
 from simrl.models.transformer import Execution
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.runtime import missing_xla_flags, use_xla_flags
@@ -19,7 +19,7 @@ from simrl.training.loop import LoopSettings
 
 ROOT = pathlib.Path(__file__).parents[2]
 HARMLESS = '--xla_cpu_enable_fast_math=false'
-COMPUTING = Computing(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
+COMPUTE = Compute(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
 
 COMPILE = """
 import pathlib, sys
@@ -111,25 +111,25 @@ def test_malformed_flags_are_named(case: str) -> None:
     with pytest.raises(ValueError, match=f'^xla_flags: expected .* found {found}$'):
         use_xla_flags(flags)
     if not isinstance(flags, str):
-        with pytest.raises(ConfigError, match=f'^config.computing.xla_flags: expected .* found {found}$'):
-            from_config_dict(Computing, to_dict(COMPUTING) | {'xla_flags': flags}, 'config.computing')
+        with pytest.raises(ConfigError, match=f'^config.compute.xla_flags: expected .* found {found}$'):
+            from_config_dict(Compute, to_dict(COMPUTE) | {'xla_flags': flags}, 'config.compute')
 
 
 def test_a_job_refuses_flags_that_are_not_in_force(flags: pytest.MonkeyPatch) -> None:
-    checks.check_xla_flags(COMPUTING)
-    checks.check_xla_flags(dataclasses.replace(COMPUTING, xla_flags=(HARMLESS,)))
-    with pytest.raises(ConfigError, match=r'^config\.computing\.xla_flags: .* found --xla_c=3 missing\. `simrl\.main`'):
-        checks.check_xla_flags(dataclasses.replace(COMPUTING, xla_flags=(HARMLESS, '--xla_c=3')))
+    checks.check_xla_flags(COMPUTE)
+    checks.check_xla_flags(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS,)))
+    with pytest.raises(ConfigError, match=r'^config\.compute\.xla_flags: .* found --xla_c=3 missing\. `simrl\.main`'):
+        checks.check_xla_flags(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS, '--xla_c=3')))
 
 
 def test_flags_are_in_no_stages_slice_and_may_change(flags: pytest.MonkeyPatch) -> None:
     config = dict(quickstart.get_config('smoke'))
     job = experiment.JOBS[config.pop('job')]
     settings = from_config_dict(job.settings, config, 'config')
-    changed = dataclasses.replace(settings, computing=dataclasses.replace(settings.computing, xla_flags=(HARMLESS,)))
+    changed = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, xla_flags=(HARMLESS,)))
     plans = [job.tasks(each, pathlib.Path('run')) for each in (settings, changed)]
     assert [to_dict(task.slice_) for task in plans[0]] == [to_dict(task.slice_) for task in plans[1]]
-    assert all('computing.xla_flags' in each.exempt for each in experiment.JOBS.values())
+    assert all('compute.xla_flags' in each.exempt for each in experiment.JOBS.values())
     flags.delenv('XLA_FLAGS')
     with pytest.raises(ConfigError, match='missing'):
         job.tasks(changed, pathlib.Path('run'))
@@ -185,7 +185,7 @@ from absl import app
 from simrl import experiment, main
 
 def job(config, workdir, rerun):
-    print(os.environ.get('XLA_FLAGS'), config.computing.xla_flags)
+    print(os.environ.get('XLA_FLAGS'), config.compute.xla_flags)
 
 experiment.run = job
 app.run(main.main)
@@ -194,10 +194,10 @@ app.run(main.main)
 
 def test_main_sets_the_flags_of_a_config(tmp_path: pathlib.Path) -> None:
     command = [f'--workdir={tmp_path}', '--config=configs/quickstart.py:smoke']
-    done = run(MAIN, *command, f"--config.computing.xla_flags=('{HARMLESS}',)", flags=None)
+    done = run(MAIN, *command, f"--config.compute.xla_flags=('{HARMLESS}',)", flags=None)
     assert done.stdout.splitlines()[1:] == [f"{HARMLESS} ('{HARMLESS}',)"], done.stderr
     done = run(MAIN, *command, flags=None)
     assert done.stdout.splitlines()[1:] == ['None ()'], done.stderr
-    done = run(MAIN, *command, "--config.computing.xla_flags=('xla_a',)", flags=None)
+    done = run(MAIN, *command, "--config.compute.xla_flags=('xla_a',)", flags=None)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith('error: config.computing.xla_flags: expected flags such as')
+    assert done.stderr.splitlines()[-1].startswith('error: config.compute.xla_flags: expected flags such as')

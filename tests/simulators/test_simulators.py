@@ -47,9 +47,9 @@ def talk(chat):
     params = transformer.init_params(jax.random.key(0), config)
     common = (chat, config, params, Execution())
     plain = Sampling()
-    prompted = role_play(*common, budget=6, settings=RolePlaySettings(plain, '[E]', INSTRUCTIONS))
-    tuned = fine_tuned(*common, budget=6, settings=FineTunedSettings(plain))
-    helper = assistant(*common, budget=6, sampling=plain, prompt=lambda e: natural_prompt(chat, e.opening))
+    prompted = role_play(*common, max_new_tokens=6, settings=RolePlaySettings(plain, '[E]', INSTRUCTIONS))
+    tuned = fine_tuned(*common, max_new_tokens=6, settings=FineTunedSettings(plain))
+    helper = assistant(*common, max_new_tokens=6, sampling=plain, prompt=lambda e: natural_prompt(chat, e.opening))
     out = {}
     for name, user in (('role_play', prompted), ('fine_tuned', tuned)):
         prompts = prompts_of(EXAMPLES, user, helper, chat, samples=2, prompt_tokens=LIMITS.prompt_tokens)
@@ -61,11 +61,11 @@ def talk(chat):
                     jax.tree.map(jax.numpy.asarray, prompts),
                     0,
                     0,
-                    voices=(user.voice, helper.voice),
+                    specs=(user.spec, helper.spec),
                     limits=LIMITS,
                     role=role,
                     temperatures=(1.0, 1.0),
-                    allowed=(user.allowed, helper.allowed),
+                    token_mask=(user.token_mask, helper.token_mask),
                 )
             )
     return {'batches': out, 'prompted': prompted, 'tuned': tuned, 'helper': helper}
@@ -107,12 +107,12 @@ def test_an_opening_stays_text_and_is_filled_in_once(chat, talk):
 
 
 def test_only_the_fine_tuned_simulator_may_sample_the_terminal_token(chat, talk):
-    assert talk['tuned'].allowed[chat.terminal]
-    assert not talk['prompted'].allowed[chat.terminal]
-    assert not talk['helper'].allowed[chat.terminal]
-    assert talk['tuned'].voice.end_signals == ((chat.terminal,),)
+    assert talk['tuned'].token_mask[chat.terminal]
+    assert not talk['prompted'].token_mask[chat.terminal]
+    assert not talk['helper'].token_mask[chat.terminal]
+    assert talk['tuned'].spec.stop_sequences == ((chat.terminal,),)
     assert talk['tuned'].signal == TERMINAL_TEXT
-    assert any(chat.decode(run) == '[E]' for run in talk['prompted'].voice.end_signals)
+    assert any(chat.decode(run) == '[E]' for run in talk['prompted'].spec.stop_sequences)
 
 
 def test_prompts_that_are_too_long_are_counted_or_named(chat, talk):

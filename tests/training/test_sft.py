@@ -31,12 +31,12 @@ def test_the_loss_of_content_leaves_ends_out():
     turns = [[Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
     rows = [render(chat, talk, system=None, train='user', end='natural', terminal=True) for talk in turns]
     batch = stack(rows, 96, 3)
-    allowed = chat.allowed(config.padded_vocab_size, terminal=True, header='user')
+    token_mask = chat.token_mask(config.padded_vocab_size, terminal=True, header='user')
     ends = (chat.terminal, chat.end_of_turn['user'])
-    measured = eval_step(params, batch, jnp.asarray(allowed), config=config, execution=Execution(), ends=ends)
+    measured = eval_step(params, batch, jnp.asarray(token_mask), config=config, execution=Execution(), ends=ends)
 
     hidden, _ = transformer.apply(params, config, Execution(), jnp.asarray(batch.tokens))
-    logits = np.where(allowed, np.asarray(transformer.project(params, hidden), np.float64), -np.inf)
+    logits = np.where(token_mask, np.asarray(transformer.project(params, hidden), np.float64), -np.inf)
     log_prob = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     losses: dict[str, list[float]] = {'loss': [], 'content_loss': []}
     for row, time in np.argwhere(batch.trained):

@@ -78,7 +78,7 @@ def _write_openings(job: Job, chat: Chat, vocab_size: int) -> Counts:
         if len(view) != len(views[0]) or view[-len(row) - 1 : -1].tolist() != row:
             raise ValueError(f'the chat template: expected it to leave an opening as it is, found another for {text!r}')
     prompts = np.repeat(np.stack(views), job.samples, axis=0)
-    np.savez(job.arrays, prompts=prompts, allowed=content_ids(chat, vocab_size))
+    np.savez(job.arrays, prompts=prompts, token_mask=content_ids(chat, vocab_size))
     plain = {
         'openings': texts,
         'own_header': own,
@@ -92,9 +92,9 @@ def _write_openings(job: Job, chat: Chat, vocab_size: int) -> Counts:
 
 def content_ids(chat: Chat, vocab_size: int) -> np.ndarray:
     """What every side samples from, and scores over: the ids that text may have, bool `[V]`. No end is among them."""
-    allowed = chat.allowed(vocab_size, terminal=False, header='assistant')
-    allowed[[*chat.end_of_turn.values()]] = False
-    return allowed
+    token_mask = chat.token_mask(vocab_size, terminal=False, header='assistant')
+    token_mask[[*chat.end_of_turn.values()]] = False
+    return token_mask
 
 
 def _words(chat: Chat, length: int, number: int, seed: int) -> tuple[list[str], list[list[int]]]:

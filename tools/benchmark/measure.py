@@ -191,7 +191,7 @@ def check_sampled(job: Job, sides: Sequence[Side]) -> None:
     ours.request('save', output=str(saved))
     with np.load(saved) as file, np.load(job.arrays) as arrays:
         sampled, log_prob = file['sampled'], file['log_prob']
-        np.savez(rows, tokens=file['tokens'], allowed=arrays['allowed'])
+        np.savez(rows, tokens=file['tokens'], token_mask=arrays['token_mask'])
     for side in others:
         found = scored(side, job, rows)
         compare(job, f'log-probabilities of sampled tokens by {side.name}', found[sampled], log_prob[sampled])

@@ -27,13 +27,13 @@ from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import microbatches, train
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.train import RLSettings
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Limits, Speaker, assistant
+from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import Partner
+from simrl.rollouts.host import HostAgent
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training import sft
@@ -45,7 +45,7 @@ from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
 
 STEPS = 10**6  # more than are ever measured
-GRPO = UpdateSettings(estimator='grpo')
+GRPO = AlgorithmSettings(estimator='grpo')
 OPTIMIZER = OptimizerSettings(LEARNING_RATE, clip_norm=CLIP_NORM)
 
 
@@ -108,22 +108,22 @@ def examples_of(job: Job) -> list[Example]:
     return [Example(f'opening {i}', text, None, i, 'benchmark', 'train') for i, text in enumerate(openings)]
 
 
-def without_ends(job: Job, speaker: Speaker) -> Speaker:
+def without_ends(job: Job, speaker: ModelAgent) -> ModelAgent:
     """The same speaker, who never ends a message of its own accord: every message has the length of its budget."""
-    allowed = np.zeros_like(speaker.allowed)
+    token_mask = np.zeros_like(speaker.token_mask)
     with np.load(job.arrays) as arrays:
-        content = arrays['allowed']
-    allowed[: len(content)] = content
-    return dataclasses.replace(speaker, allowed=allowed)
+        content = arrays['token_mask']
+    token_mask[: len(content)] = content
+    return dataclasses.replace(speaker, token_mask=token_mask)
 
 
-def assistant_of(job: Job, model: Model, params: Params, new_tokens: int) -> Speaker:
+def assistant_of(job: Job, model: Model, params: Params, new_tokens: int) -> ModelAgent:
     speaker = assistant(
         model.chat,
         model.config,
         params,
         model.sampling,
-        budget=new_tokens,
+        max_new_tokens=new_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
@@ -136,13 +136,13 @@ def limits_of(job: Job, new_tokens: int, user_tokens: int) -> Limits:
     return Limits(turns=job.turns, prompt_tokens=prompt, assistant_tokens=new_tokens, user_tokens=user_tokens)
 
 
-def silent_partner() -> Partner:
+def silent_partner() -> HostAgent:
     """A user who is never asked: openings are given, and one turn ends with the reply."""
 
     def reply(*_: Any) -> list[Any]:
         raise AssertionError('expected a single turn, found a second message of the user')
 
-    return Partner(reply, budget=1)
+    return HostAgent(reply, max_new_tokens=1)
 
 
 def sampled_tokens(batch: Trajectories) -> int:
@@ -198,7 +198,7 @@ def conversations(job: Job, bench: Bench) -> None:
         model.config,
         params,
         model.sampling,
-        budget=job.new_tokens,
+        max_new_tokens=job.new_tokens,
         settings=FineTunedSettings(sampling=Sampling()),
     )
     user, helper = without_ends(job, user), assistant_of(job, model, params, job.new_tokens)
@@ -229,7 +229,7 @@ def grpo_step(job: Job, bench: Bench) -> None:
     answer_scores(bench, model, lambda: params)
     examples, limits = examples_of(job), limits_of(job, job.new_tokens, 1)
     speaker = assistant_of(job, model, params, job.new_tokens)
-    row = limits.prompt_tokens + len(speaker.voice.own_header) + job.new_tokens + 1
+    row = limits.prompt_tokens + len(speaker.spec.own_header) + job.new_tokens + 1
 
     def reward(batch: Trajectories) -> Rewards:
         rewards: Rewards = jax.block_until_ready(share_of_even_ids(batch))
@@ -289,7 +289,7 @@ def supervised(job: Job, bench: Bench) -> None:
     state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
-    allowed = model.whole_vocabulary
+    token_mask = model.whole_vocabulary
     update = jit_step(
         functools.partial(sft.train_step, config=model.config, execution=model.training, optimizer=optimizer),
         state_sharding,
@@ -298,7 +298,7 @@ def supervised(job: Job, bench: Bench) -> None:
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, placement.place_rows(batch, model.mesh), allowed, {})
+            state, metrics = update(state, placement.place_rows(batch, model.mesh), token_mask, {})
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 
@@ -314,7 +314,7 @@ def update_ragged(job: Job, bench: Bench) -> None:
     state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
-    allowed = model.whole_vocabulary
+    token_mask = model.whole_vocabulary
     settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
     update = jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)
@@ -329,14 +329,14 @@ def update_ragged(job: Job, bench: Bench) -> None:
             **rows,
             sampler_log_prob=jnp.zeros(rows['tokens'].shape, jnp.float32),
             group=nothing,
-            allowed=allowed,
+            token_mask=token_mask,
             temperature=1.0,
         )
     bench.ready()
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, batch, steps, allowed, 1.0)
+            state, metrics = update(state, batch, steps, token_mask, 1.0)
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 

@@ -21,19 +21,19 @@ from simrl.models import placement, sharding, transformer
 from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
-from simrl.rl.algorithm import UpdateSettings
+from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import deal
 from simrl.rl.prepare import Batch, jit_prepare
 from simrl.rl.update import add_gradients, jit_update
-from simrl.rollouts.agents import Limits, Prompts, Speaker, assistant, capacities, prefilled, prompts_of
+from simrl.rollouts.agents import Limits, ModelAgent, Prompts, assistant, capacities, prefilled, prompts_of
 from simrl.rollouts.dialogue import Dialogue, begin, make_room, row_keys, turn
-from simrl.rollouts.generate import Sampling, Voice
+from simrl.rollouts.generate import GenerationSpec, Sampling
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
 from tools.benchmark import inputs, models
 from tools.benchmark.job import Dtype, Remat
 
-GRPO = UpdateSettings(estimator='grpo')
+GRPO = AlgorithmSettings(estimator='grpo')
 OPTIMIZER = OptimizerSettings(learning_rate=1e-6)
 STEPS = 10**6  # more than are ever measured
 
@@ -71,27 +71,27 @@ class Scene:
 
     mesh: Mesh
     params: Params
-    sides: tuple[Speaker, Speaker]
+    sides: tuple[ModelAgent, ModelAgent]
     prompts: Prompts
     keys: jax.Array
 
     @property
-    def voices(self) -> tuple[Voice, Voice]:
-        return self.sides[0].voice, self.sides[1].voice
+    def specs(self) -> tuple[GenerationSpec, GenerationSpec]:
+        return self.sides[0].spec, self.sides[1].spec
 
 
 def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -> Scene:
     """As many conversations as `rows`; every message that is sampled has `message_tokens` tokens."""
     common = model.chat, model.config, model.params, Execution(model.execution.dtype)
-    user = fine_tuned(*common, budget=message_tokens, settings=FineTunedSettings(sampling=Sampling()))
+    user = fine_tuned(*common, max_new_tokens=message_tokens, settings=FineTunedSettings(sampling=Sampling()))
     helper = assistant(
         *common,
-        budget=message_tokens,
+        max_new_tokens=message_tokens,
         sampling=Sampling(),
         prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
     content = inputs.content_ids(model.chat, model.config.padded_vocab_size)
-    user, helper = (dataclasses.replace(side, allowed=content) for side in (user, helper))
+    user, helper = (dataclasses.replace(side, token_mask=content) for side in (user, helper))
     opening = ' '.join(['hello'] * opening_words)
     examples = [Example(f'opening {i}', opening, None, i, 'curves', 'train') for i in range(rows)]
     longest = max(len(side.prompt(examples[0]).tokens) for side in (user, helper))
@@ -105,27 +105,29 @@ def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -
 
 def needed_capacity(scene: Scene, turns: int) -> int:
     """The tokens of a context that conversations of so many turns fit into, checked against the model's positions."""
-    user, helper = scene.voices
+    user, helper = scene.specs
     prompt_tokens = scene.prompts.assistant.tokens.shape[1]
-    return max(capacities(user, helper, Limits(turns, prompt_tokens, helper.budget, user.budget)))
+    return max(capacities(user, helper, Limits(turns, prompt_tokens, helper.max_new_tokens, user.max_new_tokens)))
 
 
 def opened(scene: Scene, capacity: int, turns: int) -> Dialogue:
     """Conversations before their first sampled message, the assistant's, in contexts of `capacity` tokens."""
     with jax.set_mesh(scene.mesh):
-        return _opened(scene.params, scene.prompts, voices=scene.voices, capacity=capacity, turns=turns)
+        return _opened(scene.params, scene.prompts, specs=scene.specs, capacity=capacity, turns=turns)
 
 
-@functools.partial(jax.jit, static_argnames=('voices', 'capacity', 'turns'))
-def _opened(params: Params, prompts: Prompts, *, voices: tuple[Voice, Voice], capacity: int, turns: int) -> Dialogue:
+@functools.partial(jax.jit, static_argnames=('specs', 'capacity', 'turns'))
+def _opened(
+    params: Params, prompts: Prompts, *, specs: tuple[GenerationSpec, GenerationSpec], capacity: int, turns: int
+) -> Dialogue:
     return begin(
-        prefilled(params, voices[0], prompts.user, capacity),
-        prefilled(params, voices[1], prompts.assistant, capacity),
+        prefilled(params, specs[0], prompts.user, capacity),
+        prefilled(params, specs[1], prompts.assistant, capacity),
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
         turns=turns,
-        budgets=(voices[0].budget, voices[1].budget),
+        max_new_tokens=(specs[0].max_new_tokens, specs[1].max_new_tokens),
     )
 
 
@@ -136,12 +138,12 @@ def said(scene: Scene, dialogue: Dialogue, role: int) -> Dialogue:
         return turn(
             scene.params,
             scene.params,
-            make_room(dialogue, longest, role, scene.voices),
+            make_room(dialogue, longest, role, scene.specs),
             scene.keys,
             role=role,
-            voices=scene.voices,
+            specs=scene.specs,
             temperatures=(1.0, 1.0),
-            allowed=(jnp.asarray(scene.sides[0].allowed), jnp.asarray(scene.sides[1].allowed)),
+            token_mask=(jnp.asarray(scene.sides[0].token_mask), jnp.asarray(scene.sides[1].token_mask)),
         )
 
 
@@ -152,7 +154,7 @@ def check_said(scene: Scene, dialogue: Dialogue, messages: int) -> None:
         ValueError: they do not: what was measured is not what it is called.
     """
     length = np.asarray(dialogue.message_length)[:, 1:]
-    expected = [scene.voices[(i + 1) % 2].budget for i in range(messages)]  # the assistant's first
+    expected = [scene.specs[(i + 1) % 2].max_new_tokens for i in range(messages)]  # the assistant's first
     if not (length[:, :messages] == expected).all() or length[:, messages:].any():
         raise ValueError(f'expected {messages} messages of {expected} tokens in every conversation, found {length}')
 
@@ -200,7 +202,7 @@ def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
             length=jnp.full(reward.shape, length, jnp.int32),
             sampler_log_prob=jnp.zeros(tokens.shape, jnp.float32),
             group=nothing,
-            allowed=model.whole_vocabulary,
+            token_mask=model.whole_vocabulary,
             temperature=1.0,
         )
     return batch

@@ -51,9 +51,9 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
     model_type = fields.get('model_type')
     if model_type not in KNOWN_MODEL_TYPES:
         raise wrong('model_type', f'one of {", ".join(KNOWN_MODEL_TYPES)}', model_type)
-    for field, allowed in _ONLY.items():
-        if field in fields and fields[field] not in allowed:
-            raise wrong(field, ' or '.join(repr(value) for value in allowed), fields[field])
+    for field, token_mask in _ONLY.items():
+        if field in fields and fields[field] not in token_mask:
+            raise wrong(field, ' or '.join(repr(value) for value in token_mask), fields[field])
     other_layers = sorted(set(fields.get('layer_types') or ()) - {'full_attention'})
     if other_layers:
         raise wrong('layer_types', "'full_attention' in every layer", other_layers)

@@ -159,7 +159,7 @@ def _act(kind: Kind, notes: Notes, rng: random.Random) -> str:
 def _proposed(notes: Notes, known: str, number: int, rng: random.Random) -> str:
     if known != ANY:
         return known
-    allowed = [value for value in ATTRIBUTES[number].values if value not in notes.denied[number]]
-    if notes.proposed.get(number) in allowed:
+    token_mask = [value for value in ATTRIBUTES[number].values if value not in notes.denied[number]]
+    if notes.proposed.get(number) in token_mask:
         return notes.proposed[number]
-    return rng.choice(allowed)
+    return rng.choice(token_mask)

@@ -36,9 +36,9 @@ def load(job: Job, bench: Bench, dtype: str) -> Any:
     def answer(request: Message) -> Message:
         with np.load(request['rows']) as file:
             tokens = torch.from_numpy(file['tokens'].astype(np.int64)).to(model.device)
-            allowed = torch.from_numpy(file['allowed']) if 'allowed' in file else None
+            token_mask = torch.from_numpy(file['token_mask']) if 'token_mask' in file else None
         with torch.no_grad(), autocast(job):
-            scores = [log_probs(model, row[None], allowed) for row in tokens]
+            scores = [log_probs(model, row[None], token_mask) for row in tokens]
         np.save(request['output'], torch.cat(scores).float().cpu().numpy())
         return {}
 
@@ -67,12 +67,12 @@ def autocast(job: Job) -> Any:
     return torch.autocast(device_of(job), torch.bfloat16, enabled=job.dtype == 'bfloat16')
 
 
-def log_probs(model: Any, tokens: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
+def log_probs(model: Any, tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
     """Of each token given those before it, float32 `[B, T]`; 0 for the first, which nothing predicts."""
     logits = model(input_ids=tokens).logits[:, :-1].float()
-    if allowed is not None:
-        logits[..., : len(allowed)].masked_fill_(~allowed.to(logits.device), -torch.inf)
-        logits[..., len(allowed) :] = -torch.inf
+    if token_mask is not None:
+        logits[..., : len(token_mask)].masked_fill_(~token_mask.to(logits.device), -torch.inf)
+        logits[..., len(token_mask) :] = -torch.inf
     chosen = torch.gather(torch.log_softmax(logits, dim=-1), 2, tokens[:, 1:, None])[..., 0]
     return F.pad(chosen, (1, 0))
 
