@@ -25,6 +25,24 @@ class ResultError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Arm:
+    """An arm's simulator, as far as results tell arms apart; its name is free."""
+
+    kind: str  # arms whose simulators are of one kind differ in size or settings
+    oracle: bool = False  # its simulator is the people themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureWords:
+    """The names of a measure's numbers."""
+
+    title: str  # heading, such as 'Satisfaction of new people'
+    score: str  # what one conversation or reply gets, such as 'satisfaction'
+    unit: str  # what intervals of one checkpoint resample, in the plural: 'people', 'openings'
+    about: str  # sentences below the table: what the score is, and where it misleads
+
+
+@dataclasses.dataclass(frozen=True)
 class World:
     dial: float  # 0: people are a stereotype, 1: people as the world describes them
     people: int  # how many new people every assistant met

@@ -1,8 +1,10 @@
 """Pairwise comparison of assistants that answered the same people."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from simrl.evaluation.statistics import Estimate, cluster_bootstrap
+
+Prefer = Callable[[float, float], float]  # two scores -> the probability that the first is preferred
 
 
 def wins(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
