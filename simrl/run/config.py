@@ -1,7 +1,7 @@
-"""A `ConfigDict` (or nested dict) -> the caller's frozen dataclass, strictly; and back, and what differs between two.
+"""Convert settings: a frozen dataclass <-> a `ConfigDict` that flags can change, strictly; and list differences.
 
-The dataclasses live in the rooms that use them: this module only fills them in. Every error is a `ConfigError` that
-names the field with its dots (`config.rl.ppo.clip`), what was expected and what was found.
+The dataclasses are defined in the rooms that use them. Every error is a `ConfigError` with the dotted name of the
+field (`config.rl.algorithm.clip_low`), what was expected and what was found.
 """
 
 import dataclasses
@@ -10,144 +10,138 @@ import pathlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
-import ml_collections
+from ml_collections import ConfigDict, config_dict
 
 T = TypeVar('T')
+_Mapping = (ConfigDict, Mapping)  # a ConfigDict is no Mapping
 
 
 class ConfigError(ValueError):
     """A field of a config is unknown, missing, of the wrong type or impossible."""
 
 
-def from_config_dict(cls: type[T], config: ml_collections.ConfigDict | Mapping[str, Any], name: str) -> T:
-    """Fills in the dataclass `cls` from a config that has exactly its fields.
+def to_config_dict(settings: Any) -> ConfigDict:
+    """Returns a dataclass as a config with all of its fields, so that a flag can set every one of them.
 
-    Supported field types: int, float (an int is accepted and converted), bool, str, None, `pathlib.Path` (from a str),
-    `Literal`, unions such as `X | None`, nested dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `list[X]`, `dict[str, X]`.
-    A dataclass that may be None is None also where all the fields that the config gives for it are: so its fields can
-    be there with their types, for flags to set.
+    `from_config_dict` reverses it. A field that is None becomes a placeholder of its type, a path becomes a str, and a
+    dataclass that is None (`X | None`) becomes a config of X in which every field is a placeholder.
+    """
+    return ConfigDict(_to_config(type(settings), settings))
+
+
+def _to_config(hint: Any, value: Any) -> Any:
+    kind, _ = _split_none(hint)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        return {name: _to_config(hints[name], None if value is None else getattr(value, name)) for name in names}
+    if value is None:
+        flag_type = {Literal: type(args[0]) if args else None, pathlib.Path: str}.get(origin or kind, origin or kind)
+        return config_dict.placeholder(flag_type)
+    if origin is dict:
+        return {key: _to_config(args[1], x) for key, x in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)  # 1 has the type int, which a flag could not set to 0.5
+    return str(value) if isinstance(value, pathlib.Path) else value
+
+
+def from_config_dict(cls: type[T], config: ConfigDict | Mapping[str, Any], name: str) -> T:
+    """Returns the dataclass `cls` with the fields of a config.
+
+    Field types: int, float (an int is converted), bool, str, `pathlib.Path` (from a str), `Literal`, `tuple[X, ...]`,
+    `dict[str, X]`, dataclasses, and `X | None` of these. A dataclass that may be None is None where all of its fields
+    are None. Where only some are, these have their defaults.
 
     Args:
-        cls: a dataclass; its defaults stand for the fields that `config` leaves out.
+        cls: a dataclass; fields that `config` leaves out have their defaults.
         config: its fields by name.
         name: what the errors call `config`, for instance 'config.rl'.
 
     Raises:
         ConfigError: an unknown or missing field, a wrong type, or a ValueError raised by the dataclass itself.
-        TypeError: `cls` has a field of a type that is not supported.
+        TypeError: `cls` has a field of another type.
     """
-    if not isinstance(config, ml_collections.ConfigDict | Mapping):
-        raise ConfigError(f'{name}: expected the fields of {cls.__name__}, found {_show(config)}')
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    unknown = [key for key in config if key not in fields]
-    if unknown:
-        close = difflib.get_close_matches(str(unknown[0]), fields, n=1)
-        hint = f' (did you mean {close[0]!r}?)' if close else ''
-        raise ConfigError(
-            f'{name}.{unknown[0]}: unknown field{hint}; {cls.__name__} has {", ".join(fields) or "no fields"}'
-        )
-    missing = [key for key, field in fields.items() if key not in config and _required(field)]
+    hints = typing.get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    for key in config:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f' (did you mean {close[0]!r}?)' if close else ''
+            raise ConfigError(f'{name}.{key}: unknown field{hint}; {cls.__name__} has {", ".join(names)}')
+    missing = [field.name for field in fields if field.name not in config and not _has_default(field)]
     if missing:
         raise ConfigError(f'{name}.{missing[0]}: missing; {cls.__name__} needs {", ".join(missing)}')
-
-    hints = typing.get_type_hints(cls)
-    values = {key: _convert(hints[key], config[key], f'{name}.{key}') for key in fields if key in config}
+    values = {key: _from_config(hints[key], config[key], f'{name}.{key}') for key in names if key in config}
     try:
         return cls(**values)
-    except ConfigError:
-        raise
     except ValueError as error:
-        # A dataclass says 'PPO.clip: expected ...'; the reader of a config knows that field as 'config.rl.ppo.clip'.
-        message = str(error)
-        own_prefix = f'{cls.__name__}.'
-        message = (
-            f'{name}.{message.removeprefix(own_prefix)}' if message.startswith(own_prefix) else f'{name}: {message}'
-        )
-        raise ConfigError(message) from error
+        # A dataclass says 'LoRASettings.rank: expected ...'; in a config that field is 'config.rl.lora.rank'.
+        own, _, rest = str(error).partition('.')
+        raise ConfigError(f'{name}.{rest}' if own == cls.__name__ else f'{name}: {error}') from error
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _convert(expected: Any, value: Any, name: str) -> Any:
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (Union, types.UnionType):
-        return _convert_union(args, value, name)
-    if origin is Literal:
-        for option in args:
-            if type(value) is type(option) and value == option:
-                return option
-        raise ConfigError(f'{name}: expected one of {", ".join(map(repr, args))}, found {_show(value)}')
-    if dataclasses.is_dataclass(expected):
-        return from_config_dict(typing.cast(type, expected), value, name)
-    if origin in (tuple, list):
-        return _convert_sequence(expected, value, name)
-    if origin is dict and args[0] is str:
-        if not isinstance(value, ml_collections.ConfigDict | Mapping):
-            raise ConfigError(f'{name}: expected {_describe(expected)}, found {_show(value)}')
-        return {str(key): _convert(args[1], value[key], f'{name}.{key}') for key in value}
-    if expected is float and type(value) is int:
-        return float(value)
-    if expected is pathlib.Path and isinstance(value, str | pathlib.Path):
-        return pathlib.Path(value)
-    if expected in (int, float, bool, str, type(None)):
-        if type(value) is expected:
-            return value
-        raise ConfigError(f'{name}: expected {_describe(expected)}, found {_show(value)}')
-    if expected is pathlib.Path:
-        raise ConfigError(f'{name}: expected a path, found {_show(value)}')
-    raise TypeError(f'{name}: fields of type {expected} cannot be filled in from a config')
-
-
-def _convert_union(options: tuple[Any, ...], value: Any, name: str) -> Any:
-    exact = [option for option in options if option is type(value)]  # 3 for `float | int` stays an int
-    concrete = [option for option in options if option is not type(None)]
-    if type(None) in options and (value is None or _is_unset(concrete, value)):
+def _from_config(hint: Any, value: Any, name: str) -> Any:
+    kind, optional = _split_none(hint)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    expected = _describe(kind) + ' or None' * optional
+    if optional and _is_unset(value):
         return None
-    if len(concrete) == 1:
-        try:
-            return _convert(concrete[0], value, name)
-        except ConfigError as error:
-            # Only an error about this very field profits from the other option: one deeper down speaks for itself.
-            if str(error).startswith(f'{name}: ') and ' or None' not in str(error):
-                raise ConfigError(str(error).replace(', found', ' or None, found', 1)) from None
-            raise
-    for option in exact + concrete:
-        try:
-            return _convert(option, value, name)
-        except ConfigError:
-            continue
-    raise ConfigError(f'{name}: expected {" or ".join(map(_describe, options))}, found {_show(value)}')
+    if dataclasses.is_dataclass(kind) and isinstance(value, _Mapping):
+        if optional:
+            defaults = {field.name for field in dataclasses.fields(kind) if _has_default(field)}
+            value = {key: value[key] for key in value if not (key in defaults and _is_unset(value[key]))}
+        return from_config_dict(typing.cast(type, kind), value, name)
+    if origin is dict and isinstance(value, _Mapping):
+        return {key: _from_config(args[1], value[key], f'{name}.{key}') for key in value}
+    if origin is tuple and isinstance(value, tuple | list):
+        return tuple(_from_config(args[0], x, f'{name}[{i}]') for i, x in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is pathlib.Path and isinstance(value, str | pathlib.Path):
+        return pathlib.Path(value)
+    if kind in (int, float, bool, str) and type(value) is kind:
+        return value
+    if origin is Literal and any(type(value) is type(option) and value == option for option in args):
+        return value
+    raise ConfigError(f'{name}: expected {expected}, found {_show(value)}')
 
 
-def _is_unset(concrete: list[Any], value: Any) -> bool:
-    """Whether a dataclass's fields are all there and all None: how a config with typed fields writes `X | None`."""
-    if len(concrete) != 1 or not dataclasses.is_dataclass(concrete[0]):
-        return False
-    is_dict = isinstance(value, ml_collections.ConfigDict | Mapping)
-    return is_dict and len(value) > 0 and all(value[key] is None for key in value)
+def _split_none(hint: Any) -> tuple[Any, bool]:
+    """The type X of a hint X or X | None, and whether None is one of its values."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return (kinds[0], True) if len(kinds) == 1 else (hint, False)
 
 
-def _convert_sequence(expected: Any, value: Any, name: str) -> Any:
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if not isinstance(value, tuple | list):
-        raise ConfigError(f'{name}: expected {_describe(expected)}, found {_show(value)}')
-    if origin is list or (len(args) == 2 and args[1] is Ellipsis):
-        item_types = (args[0],) * len(value)
-    else:
-        item_types = args
-    if len(item_types) != len(value):
-        raise ConfigError(f'{name}: expected {len(item_types)} values, found {len(value)}: {_show(value)}')
-    return origin(_convert(item, x, f'{name}[{i}]') for i, (item, x) in enumerate(zip(item_types, value, strict=True)))
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
-def _describe(expected: Any) -> str:
-    if expected is type(None):
-        return 'None'
-    return expected.__name__ if isinstance(expected, type) and not typing.get_args(expected) else str(expected)
+def _is_unset(value: Any) -> bool:
+    """Whether a value is None, or the config of a dataclass whose fields all are."""
+    return value is None or (
+        isinstance(value, _Mapping) and len(value) > 0 and all(_is_unset(value[key]) for key in value)
+    )
+
+
+def _describe(kind: Any) -> str:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return f'the fields of {typing.cast(type, kind).__name__}'
+    if origin is Literal:
+        return f'one of {", ".join(map(repr, args))}'
+    if kind is pathlib.Path:
+        return 'a path'
+    if kind in (int, float, bool, str):
+        return str(kind.__name__)
+    if (origin is tuple and args[1:] == (...,)) or (origin is dict and args[0] is str):
+        return str(kind)
+    raise TypeError(f'fields of type {kind} cannot be filled in from a config')
 
 
 def _show(value: Any) -> str:
@@ -156,10 +150,10 @@ def _show(value: Any) -> str:
 
 
 def to_dict(value: Any) -> Any:
-    """A dataclass as the plain dict that JSON stores: tuples become lists, paths and numpy scalars plain values."""
+    """Returns a dataclass as the plain dict that JSON stores: tuples become lists, paths become str."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, ml_collections.ConfigDict | Mapping):
+    if isinstance(value, _Mapping):
         return {str(key): to_dict(value[key]) for key in value}
     if isinstance(value, tuple | list):
         return [to_dict(x) for x in value]
@@ -171,7 +165,7 @@ def to_dict(value: Any) -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], name: str = '') -> list[str]:
-    """One line per dotted field in which two nested dicts (see `to_dict`) differ: 'rl.ppo.clip: 0.2 -> 0.1'.
+    """Lists the dotted fields in which two nested dicts (see `to_dict`) differ: 'rl.algorithm.lam: 0.95 -> 1.0'.
 
     1 and 1.0 are equal, True and 1 are not; lists are compared as wholes.
     """

@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
+import hypothesis
 import ml_collections
 import pytest
+from absl import flags
+from hypothesis import strategies as st
+from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
 from simrl.run import config
@@ -24,17 +28,25 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True)
+class Middle:
+    size: int
+    inner: Inner | None = None
+    names: tuple[str, ...] = ('usual',)
+
+
+@dataclasses.dataclass(frozen=True)
 class Outer:
     inner: Inner
     flag: bool
     names: tuple[str, ...] = ()
-    pair: tuple[int, float] = (1, 2.0)
-    sizes: list[int] = dataclasses.field(default_factory=list)
+    rates: tuple[float, ...] | None = None
     parts: dict[str, Inner] = dataclasses.field(default_factory=dict)
     limit: int | None = None
-    either: int | str = 0
+    mode: Literal['a', 'b'] | None = None
     path: pathlib.Path = pathlib.Path('here')
+    elsewhere: pathlib.Path | None = None
     maybe: Inner | None = None
+    deeper: Middle | None = None
 
 
 def good() -> dict:
@@ -50,11 +62,10 @@ def test_fills_in_nested_fields_and_defaults() -> None:
     outer = parse(
         {
             'names': ('a', 'b'),
-            'sizes': [1, 2],
-            'pair': (3, 4),
+            'rates': [3, 4.5],
             'parts': {'x': {'rate': 1, 'kind': 'linear'}},
             'limit': 7,
-            'either': 'word',
+            'mode': 'b',
             'path': 'there',
             'maybe': {'rate': 0.25},
         }
@@ -63,24 +74,89 @@ def test_fills_in_nested_fields_and_defaults() -> None:
         inner=Inner(rate=0.5),
         flag=True,
         names=('a', 'b'),
-        pair=(3, 4.0),
-        sizes=[1, 2],
+        rates=(3.0, 4.5),
         parts={'x': Inner(rate=1.0, kind='linear')},
         limit=7,
-        either='word',
+        mode='b',
         path=pathlib.Path('there'),
         maybe=Inner(rate=0.25),
     )
     assert type(outer.parts['x'].rate) is float  # an int where a float is expected is converted
-    assert type(outer.pair[1]) is float
+    assert outer.rates is not None
+    assert type(outer.rates[0]) is float
     assert parse({}) == Outer(inner=Inner(rate=0.5), flag=True)
 
 
+inners = st.builds(Inner, rate=st.integers(-9, 9) | st.floats(allow_nan=False), steps=st.integers(1))
+names = st.lists(st.text()).map(tuple)
+paths = st.sampled_from([pathlib.Path('a/b'), pathlib.Path('/c')])
+outers = st.builds(
+    Outer,
+    inner=inners,
+    names=names,
+    rates=st.none() | st.lists(st.floats(allow_nan=False)).map(tuple),
+    parts=st.dictionaries(st.text('ab-_', min_size=1), inners),
+    path=paths,
+    elsewhere=st.none() | paths,
+    maybe=st.none() | inners,
+    deeper=st.none() | st.builds(Middle, inner=st.none() | inners, names=names),
+)
+
+
+@hypothesis.given(outers)
+def test_a_config_of_a_dataclass_gives_it_back(outer: Outer) -> None:
+    assert config.from_config_dict(Outer, config.to_config_dict(outer), 'config') == outer
+
+
+def flagged(settings: Outer, *overrides: str) -> Outer:
+    """`settings` after flags, as in `simrl.main`."""
+    values, command = flags.FlagValues(), ['simrl', *overrides]
+    config_flags.DEFINE_config_dict('config', config.to_config_dict(settings), flag_values=values, sys_argv=command)
+    values(command)
+    return config.from_config_dict(Outer, values['config'].value, 'config')
+
+
+def test_flags_set_every_kind_of_field() -> None:
+    settings = Outer(Inner(rate=1), flag=True, parts={'some-name': Inner(rate=0.5)})
+    assert flagged(
+        settings,
+        '--config.inner.rate=0.25',  # the file says 1
+        '--noconfig.flag',
+        "--config.names=('a', 'b')",
+        '--config.rates=(1, 2.5)',
+        "--config.parts['some-name'].kind=linear",
+        '--config.limit=3',
+        '--config.mode=b',
+        '--config.path=there',
+        '--config.elsewhere=further',
+        '--config.maybe.rate=0.125',
+        '--config.deeper.size=4',
+        '--config.deeper.inner.rate=2.0',
+    ) == Outer(
+        Inner(rate=0.25),
+        flag=False,
+        names=('a', 'b'),
+        rates=(1.0, 2.5),
+        parts={'some-name': Inner(rate=0.5, kind='linear')},
+        limit=3,
+        mode='b',
+        path=pathlib.Path('there'),
+        elsewhere=pathlib.Path('further'),
+        maybe=Inner(rate=0.125),  # its other fields have their defaults
+        deeper=Middle(size=4, inner=Inner(rate=2.0)),
+    )
+    assert flagged(settings) == settings
+    with pytest.raises(KeyError, match='other_name'):
+        flagged(settings, '--config.parts.other_name.rate=1.0')
+    with pytest.raises(flags.IllegalFlagValueError, match='many'):
+        flagged(settings, '--config.limit=many')
+
+
 def test_a_dataclass_that_may_be_none_is_none_where_its_fields_are() -> None:
-    """With types for flags to set; one that is set asks for the others that are needed."""
+    """One that is set asks for the others that are needed."""
     unset = {'rate': placeholder(float), 'steps': placeholder(int)}
     assert parse({'maybe': unset}).maybe is None
-    assert parse({'maybe': unset | {'rate': 0.5, 'steps': 2}}).maybe == Inner(rate=0.5, steps=2)
+    assert parse({'maybe': unset | {'rate': 0.5}}).maybe == Inner(rate=0.5)
     with pytest.raises(config.ConfigError, match=r'config\.outer\.maybe\.rate: expected float, found None'):
         parse({'maybe': unset | {'steps': 2}})
     with pytest.raises(config.ConfigError, match=r'config\.outer\.inner\.rate: expected float, found None'):
@@ -110,11 +186,13 @@ def test_plain_and_frozen_dicts_are_configs_too() -> None:
         ({'flag': 1}, r'config\.outer\.flag: expected bool, found 1 \(int\)'),
         ({'names': 'ab'}, r"config\.outer\.names: expected tuple\[str, \.\.\.\], found 'ab' \(str\)"),
         ({'names': ('a', 3)}, r'config\.outer\.names\[1\]: expected str, found 3 \(int\)'),
-        ({'pair': (1, 2, 3)}, r'config\.outer\.pair: expected 2 values, found 3'),
-        ({'sizes': [1, 'x']}, r"config\.outer\.sizes\[1\]: expected int, found 'x' \(str\)"),
+        ({'rates': (1, 'x')}, r"config\.outer\.rates\[1\]: expected float, found 'x' \(str\)"),
+        ({'rates': 1.5}, r'config\.outer\.rates: expected tuple\[float, \.\.\.\] or None, found 1\.5 \(float\)'),
+        ({'parts': 3}, r'config\.outer\.parts: expected dict\[str, .*Inner\], found 3 \(int\)'),
         ({'parts': {'x': {'rate': 'y'}}}, r"config\.outer\.parts\.x\.rate: expected float, found 'y' \(str\)"),
         ({'limit': 'x'}, r"config\.outer\.limit: expected int or None, found 'x' \(str\)"),
-        ({'either': 1.5}, r'config\.outer\.either: expected int or str, found 1\.5 \(float\)'),
+        ({'mode': 'c'}, r"config\.outer\.mode: expected one of 'a', 'b' or None, found 'c'"),
+        ({'maybe': 3}, r'config\.outer\.maybe: expected the fields of Inner or None, found 3 \(int\)'),
         ({'path': 3}, r'config\.outer\.path: expected a path, found 3 \(int\)'),
         ({'maybe': {'rate': None, 'steps': 1}}, r'config\.outer\.maybe\.rate: expected float, found None \(NoneType\)'),
         # What the dataclass itself refuses carries the dots as well.
@@ -131,13 +209,11 @@ def test_missing_fields_are_listed() -> None:
         parse({}, remove=('inner', 'flag'))
 
 
-def test_a_field_type_that_cannot_be_read_is_the_programmers_error() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Odd:
-        field: complex
-
+@pytest.mark.parametrize('kind', [complex, int | str, tuple[int, float], list[int], dict[int, str]])
+def test_a_field_type_that_cannot_be_read_is_the_programmers_error(kind: Any) -> None:
+    odd = dataclasses.make_dataclass('Odd', [('field', kind)])
     with pytest.raises(TypeError, match='fields of type'):
-        config.from_config_dict(Odd, {'field': 1}, 'config')
+        config.from_config_dict(odd, {'field': 1}, 'config')
 
 
 def test_to_dict_goes_through_json_and_back() -> None:
