@@ -54,11 +54,11 @@ def lora() -> ConfigDict:
     )
 
 
-def algorithm(estimator: str, *, minibatches: int, microbatches: int) -> ConfigDict:
-    """The update. Fields marked (gae) are read with that estimator only, which is PPO's."""
+def algorithm(advantage: str, *, minibatches: int, microbatches: int) -> ConfigDict:
+    """The update. Fields marked (gae) are read with gae only, which is PPO."""
     return ConfigDict(
         {
-            'estimator': estimator,  # gae, grpo, dr_grpo, rloo or reinforce_pp
+            'advantage': advantage,  # gae, grpo, dr_grpo, rloo or reinforce_pp
             'aggregation': 'token_mean',  # or seq_mean_token_mean, constant
             'aggregation_constant': optional(float),  # tokens that a loss is divided by (constant)
             'kl': 'k3',  # of the loss: k2 or k3; in the reward: k1; or none

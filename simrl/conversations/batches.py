@@ -5,7 +5,7 @@
    epoch) alone, so a batch is a function of its step and the step is all that must be saved.
 3. A bucket's last batch is filled up with rows of length 0.
 
-Every process has the whole batch; `training.placement.place_rows` gives each device its rows.
+Every process has the whole batch; `training.placement.shard_batch` gives each device its rows.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ class RowError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class Message:
     """One message. `truncated`: the data set cut it off, so that its end is not where the speaker ended."""
 
     role: Role
@@ -58,7 +58,7 @@ class Conversation:
         id: unique in its file.
         source: the data set it is from.
         split: 'train', 'dev' or 'test'.
-        turns: an optional system message, then user, assistant, user, ...
+        messages: an optional system message, then user, assistant, user, ...
         end: how it ended: 'natural', by the user; 'cut', by the collection; 'unknown'.
         intent: what the user wanted, in one sentence, where known.
     """
@@ -66,7 +66,7 @@ class Conversation:
     id: str
     source: str
     split: str
-    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
     end: End = 'unknown'
     intent: str | None = None
 
@@ -75,21 +75,21 @@ class Conversation:
             raise RowError('bad end', f'expected one of {ENDS}, found {self.end!r}')
         if self.split not in SPLITS:
             raise RowError('bad split', f'expected one of {SPLITS}, found {self.split!r}')
-        _check_turns(self.turns)
+        _check_turns(self.messages)
 
     @property
     def system(self) -> str | None:
         """The text of the leading system message, if there is one."""
-        return self.turns[0].content if self.turns[0].role == 'system' else None
+        return self.messages[0].content if self.messages[0].role == 'system' else None
 
     @property
-    def messages(self) -> tuple[Turn, ...]:
+    def spoken(self) -> tuple[Message, ...]:
         """The turns without the system message: number 0 is the user's opening."""
-        return self.turns[1:] if self.turns[0].role == 'system' else self.turns
+        return self.messages[1:] if self.messages[0].role == 'system' else self.messages
 
     @property
     def opening(self) -> str:
-        return self.messages[0].content
+        return self.spoken[0].content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Preference:
     id: str
     source: str
     split: str
-    prompt: tuple[Turn, ...]
+    prompt: tuple[Message, ...]
     chosen: str
     rejected: str
 
@@ -170,7 +170,7 @@ def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Co
                 'split': c.split,
                 'end': c.end,
                 'intent': c.intent,
-                'messages': [dataclasses.asdict(turn) for turn in c.turns],
+                'messages': [dataclasses.asdict(turn) for turn in c.messages],
             }
             for c in conversations
         ],
@@ -194,7 +194,7 @@ def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
         id=_name(row, 'id'),
         source=_name(row, 'source'),
         split=_name(row, 'split'),
-        turns=turns,
+        messages=turns,
         end='unknown' if end is None else end,
         intent=intent,
     )
@@ -217,7 +217,7 @@ def parse_preference(row: Mapping[str, Any]) -> tuple[Preference, int]:
     return preference, stripped + chosen_changed + rejected_changed
 
 
-def _check_turns(turns: Sequence[Turn]) -> None:
+def _check_turns(turns: Sequence[Message]) -> None:
     for i, turn in enumerate(turns):
         if turn.role not in ROLES:
             raise RowError('unknown role', f'message {i}: expected one of {ROLES}, found {turn.role!r}')
@@ -267,7 +267,7 @@ def _name(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _turns(row: Mapping[str, Any], field: str) -> tuple[tuple[Turn, ...], int]:
+def _turns(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], int]:
     messages = _field(row, field)
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise RowError('wrong type', f'{field}: expected a list of objects, found {str(messages)[:60]}')
@@ -277,7 +277,7 @@ def _turns(row: Mapping[str, Any], field: str) -> tuple[tuple[Turn, ...], int]:
         truncated, cut = message.get('truncated') or False, message.get('truncated_chars') or 0
         if not isinstance(truncated, bool) or not isinstance(cut, int):
             raise RowError('wrong type', f'message {i}: expected truncated true or false and truncated_chars a number')
-        turns.append(Turn(role=_field(message, 'role'), content=content, truncated=truncated or cut > 0))
+        turns.append(Message(role=_field(message, 'role'), content=content, truncated=truncated or cut > 0))
         stripped += changed
     return tuple(turns), stripped
 

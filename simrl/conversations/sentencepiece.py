@@ -1,7 +1,7 @@
 """Texts in, a sentencepiece model out, and the chat of such a model: for models that are trained from nothing.
 
-1. `train_pieces` learns the pieces of a language from its texts, the headers of messages among them as control symbols.
-2. `chat_from_pieces` is the model's tokenizer and its headers, each a single token that no text encodes to.
+1. `train_sentencepiece` learns the pieces of a language from its texts. Headers of messages are control symbols.
+2. `sentencepiece_chat` is the model's tokenizer and its headers, each a single token that no text encodes to.
 """
 
 import io
@@ -22,7 +22,7 @@ SPACE = '▁'  # U+2581, how sentencepiece writes a space; every text begins wit
 _PROBE = ' Aﬁ  '  # outer and double spaces, a capital and a ligature: what normalisation would change
 
 
-def train_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     """A sentencepiece model of byte-pair pieces (Sennrich et al. 2016, arXiv:1508.07909): equal texts, equal bytes.
 
     Texts are taken as they are: no normalisation, every space kept, every character that occurs a piece of its own.
@@ -36,7 +36,7 @@ def train_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     """
     sentences = [text for text in texts if text]
     if not sentences:
-        raise ValueError('train_pieces: expected at least one text that is not empty, found none')
+        raise ValueError('train_sentencepiece: expected at least one text that is not empty, found none')
     for sentence in sentences:
         _check_text(sentence)
     model = io.BytesIO()
@@ -61,12 +61,12 @@ def train_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         raise ValueError(
-            f'train_pieces: cannot make vocab_size={vocab_size} pieces of {len(sentences)} texts: {error}'
+            f'train_sentencepiece: cannot make vocab_size={vocab_size} pieces of {len(sentences)} texts: {error}'
         ) from error
     return model.getvalue()
 
 
-class PiecesTokenizer:
+class SentencePieceTokenizer:
     """A sentencepiece model as a `Tokenizer`."""
 
     def __init__(self, model: bytes | str | os.PathLike[str]) -> None:
@@ -114,7 +114,7 @@ class PiecesTokenizer:
         return ''.join([*parts, self._processor.decode(values[start:])])
 
 
-def chat_from_pieces(model: bytes | str | os.PathLike[str]) -> Chat:
+def sentencepiece_chat(model: bytes | str | os.PathLike[str]) -> Chat:
     """The chat of a sentencepiece model, given as its bytes or its file, that has `CONTROLS` as control symbols.
 
     A conversation is `<s>`, then for each message its header, its pieces and `<|end|>`; a system text is such a message
@@ -123,7 +123,7 @@ def chat_from_pieces(model: bytes | str | os.PathLike[str]) -> Chat:
     Raises:
         ValueError: not such a model.
     """
-    tokenizer = PiecesTokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     missing = [piece for piece in CONTROLS if piece not in tokenizer.controls]
     if missing:
         raise ValueError(

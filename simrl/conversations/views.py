@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from simrl.conversations.chat import ROLE_CODES, TEMPLATE, Chat, Header
-from simrl.conversations.records import Conversation, End, Preference, Turn
+from simrl.conversations.records import Conversation, End, Message, Preference
 
 View = Literal['natural', 'swapped']
 OnLong = Literal['error', 'cut', 'drop']
@@ -71,7 +71,7 @@ class PreferenceRow:
 
 def render(
     chat: Chat,
-    messages: Sequence[Turn],
+    messages: Sequence[Message],
     *,
     system: str | None,
     view: View = 'natural',
@@ -139,7 +139,7 @@ def render(
     return Rendered(np.array(tokens, np.int32), roles, numbers, trained)
 
 
-def _check_alternation(messages: Sequence[Turn]) -> None:
+def _check_alternation(messages: Sequence[Message]) -> None:
     if not messages:
         raise ValueError('expected at least one message, found none')
     for i, turn in enumerate(messages):
@@ -159,7 +159,7 @@ def natural_prompt(chat: Chat, opening: str | None, system: str | None = None) -
         system: the system text; None keeps the template's default.
     """
     if opening is not None:
-        return render(chat, [Turn('user', opening)], system=system)
+        return render(chat, [Message('user', opening)], system=system)
     tokens = np.array(chat.system_prefix(system), np.int32)
     role = np.full(len(tokens), TEMPLATE, np.int8)
     return Rendered(tokens, role, np.full(len(tokens), -1, np.int16), np.zeros(len(tokens), np.bool_))
@@ -204,7 +204,7 @@ def user_rows(
             raise ValueError(f'conversation {conversation.id}: expected an intent, found none')
         return render(
             chat,
-            conversation.messages,
+            conversation.spoken,
             system=conversation.intent if intents else None,
             train='user',
             end=conversation.end,
@@ -224,7 +224,7 @@ def assistant_rows(
     """
 
     def row(conversation: Conversation) -> Rendered:
-        return render(chat, conversation.messages, system=conversation.system, train='assistant', end=conversation.end)
+        return render(chat, conversation.spoken, system=conversation.system, train='assistant', end=conversation.end)
 
     given = list(conversations)
     shown = [conversation for conversation in given if chat.system_header is not None or conversation.system is None]
@@ -292,7 +292,7 @@ def preference_rows(
             continue
         prompt = [turn for turn in preference.prompt if turn.role != 'system']
         chosen, rejected = (
-            render(chat, [*prompt, Turn('assistant', reply)], system=system)
+            render(chat, [*prompt, Message('assistant', reply)], system=system)
             for reply in (preference.chosen, preference.rejected)
         )
         row = PreferenceRow(chosen, rejected, preference.opening)

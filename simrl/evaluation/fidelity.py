@@ -50,7 +50,7 @@ def row_log_likelihoods(
     with Progress('likelihoods', len(batches)) as progress, jax.set_mesh(mesh):
         for i in range(len(batches)):
             part = batches.batch(i)
-            sums = _sums(params, placement.place_rows(part, mesh), mask, config=config, execution=execution)
+            sums = _sums(params, placement.shard_batch(part, mesh), mask, config=config, execution=execution)
             real = part.index >= 0
             total[part.index[real]] = placement.to_host(sums)[real]
             progress.update(tokens=int(np.sum(part.length)))

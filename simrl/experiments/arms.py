@@ -165,7 +165,7 @@ def judged_replies(
                 batch = converse(
                     params,
                     params,
-                    placement.place_rows(prompts, mesh),
+                    placement.shard_batch(prompts, mesh),
                     settings.seed,
                     REPLY_STEP,
                     specs=(silent.spec, speaker.spec),
@@ -253,7 +253,7 @@ def train_arm(
             execution=compute.training,
             frame=frame,
             later_tokens=max(talking.limits.assistant_tokens, talking.limits.user_tokens),
-            pieces=settings.algorithm.minibatches * settings.algorithm.microbatches,
+            num_microbatches=settings.algorithm.minibatches * settings.algorithm.microbatches,
         )
         return conversation_rewards(*scores, batch.end_reason, scale)
 

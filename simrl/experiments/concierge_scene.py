@@ -17,7 +17,7 @@ import numpy as np
 
 from simrl.conversations.chat import TERMINAL_TEXT, Chat
 from simrl.conversations.records import Example
-from simrl.conversations.sentencepiece import chat_from_pieces
+from simrl.conversations.sentencepiece import sentencepiece_chat
 from simrl.conversations.views import natural_prompt
 from simrl.experiments.jobs import Compute
 from simrl.models import placement
@@ -34,7 +34,7 @@ from simrl.run.progress import Progress
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned, told_intent
 from simrl.simulators.personas import directed, drawn_name, one_name
 from simrl.worlds.concierge.language import Intent, all_intents
-from simrl.worlds.concierge.outcomes import judge
+from simrl.worlds.concierge.outcomes import outcome_of
 from simrl.worlds.concierge.people import STEREOTYPES, World, person, person_of, persona_name
 from simrl.worlds.concierge.replies import speak
 from simrl.worlds.concierge.scripted import SOURCE
@@ -64,7 +64,7 @@ def open_scene(world_stage: pathlib.Path, world: World, limits: Limits, compute:
     Raises:
         ConfigError: what a simulator may be told is longer than prompts may be.
     """
-    chat = chat_from_pieces((world_stage / TOKENIZER_FILE).read_bytes())
+    chat = sentencepiece_chat((world_stage / TOKENIZER_FILE).read_bytes())
     texts = (directed(name, intent.text) for intent in all_intents() for name in STEREOTYPES)
     longest = max((natural_prompt(chat, None, text).tokens for text in texts), key=len)
     if len(longest) > limits.prompt_tokens:
@@ -152,7 +152,7 @@ def satisfaction(scene: Scene, examples: Sequence[Example]) -> Callable[[Traject
     def score(batch: Trajectories) -> Rewards:
         ids = np.asarray(placement.to_host(batch.example_id)).tolist()
         rows = transcripts(batch, scene.chat.decode)
-        outcomes = [judge(intents[i], spoken(row), ended(row)) for i, row in zip(ids, rows, strict=True)]
+        outcomes = [outcome_of(intents[i], spoken(row), ended(row)) for i, row in zip(ids, rows, strict=True)]
 
         def column(values: Sequence[float]) -> jax.Array:
             return jnp.asarray(np.array(values, np.float32))

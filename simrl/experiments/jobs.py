@@ -147,7 +147,7 @@ def load_params(
 
 def initial_params(model: Model, mesh: Mesh) -> Params:
     """The initial model's parameters on the device, in the shards of sampling."""
-    return placement.place_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
+    return placement.shard_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
 
 
 def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import jax
 
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import Header
-from simrl.conversations.records import Conversation, End, Example, Turn, read_conversations, write_conversations
-from simrl.conversations.sentencepiece import train_pieces
+from simrl.conversations.records import Conversation, End, Example, Message, read_conversations, write_conversations
+from simrl.conversations.sentencepiece import train_sentencepiece
 from simrl.conversations.views import Rendered, assistant_rows, user_rows
 from simrl.evaluation.fidelity import row_log_likelihoods
 from simrl.experiments.concierge_scene import (
@@ -43,7 +43,7 @@ from simrl.run import config as config_lib
 from simrl.training import partition
 from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge import scripted
-from simrl.worlds.concierge.outcomes import Outcome, judge, user_statistics
+from simrl.worlds.concierge.outcomes import Outcome, outcome_of, user_statistics
 from simrl.worlds.concierge.people import World, person_of
 
 ASSISTANT_CORPUS, BASE_USER_CORPUS = 'assistant.jsonl.gz', 'base_user.jsonl.gz'
@@ -99,8 +99,8 @@ def make_world(
     """The scripted conversations, and a tokenizer trained on them; the numbers are those of `Corpora`."""
     assistants = scripted.assistant_corpus(world, assistant + held_out)
     users = scripted.base_user_corpus(world, base_user + held_out)
-    texts = [text for c in (*assistants, *users) for text in (c.intent or '', *(turn.content for turn in c.turns))]
-    (folder / TOKENIZER_FILE).write_bytes(train_pieces(texts, vocabulary))
+    texts = [text for c in (*assistants, *users) for text in (c.intent or '', *(turn.content for turn in c.messages))]
+    (folder / TOKENIZER_FILE).write_bytes(train_sentencepiece(texts, vocabulary))
     write_conversations(folder / ASSISTANT_CORPUS, assistants)
     write_conversations(folder / BASE_USER_CORPUS, users)
     save_result(folder, {'assistant_conversations': len(assistants), 'user_conversations': len(users)})
@@ -225,7 +225,7 @@ def collect_logs(
 
 def _record(example: Example, row: Mapping[str, Any]) -> Conversation:
     """A conversation as a collection would keep it, with the intent of who had it."""
-    turns = tuple(Turn(role, text) for role, text in spoken(row))  # type: ignore[arg-type]
+    turns = tuple(Message(role, text) for role, text in spoken(row))  # type: ignore[arg-type]
     cut = [dataclasses.replace(t, truncated=m['truncated']) for t, m in zip(turns, row['messages'], strict=True)]
     end: End = 'natural' if ended(row) else 'cut'
     return Conversation(example.id, example.source, example.split, tuple(cut), end, example.intent)
@@ -364,7 +364,7 @@ def measure_likelihood(
 
 def _outcomes(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """What each conversation was worth to whoever had it, in columns, in the order of the examples."""
-    outcomes = [judge(intent_of(e), spoken(row), ended(row)) for e, row in zip(examples, rows, strict=True)]
+    outcomes = [outcome_of(intent_of(e), spoken(row), ended(row)) for e, row in zip(examples, rows, strict=True)]
     columns: dict[str, list[Any]] = {
         field.name: [getattr(outcome, field.name) for outcome in outcomes] for field in dataclasses.fields(Outcome)
     }

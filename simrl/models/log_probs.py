@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from simrl.models.layouts import as_it_lies, output_matrix
-from simrl.models.rows import rows_are_split
+from simrl.models.rows import rows_are_sharded
 from simrl.models.transformer import Params
 
 
@@ -210,7 +210,7 @@ def _forward_of_all(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = weights.astype(hidden.dtype)  # before they go to every device
-    if not rows_are_split(hidden.shape[0]):
+    if not rows_are_sharded(hidden.shape[0]):
         return _forward(weights, hidden, rows, token_mask, chunk=chunk, axis=None)
     # Each device makes a list of its own rows' positions; one list of all would send hidden states around.
     forward = functools.partial(_forward, chunk=chunk, axis='data')
@@ -237,7 +237,7 @@ def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tu
     by_position = jnp.stack([entropy, normalizer, *given])
     backward = functools.partial(_backward, chunk=chunk, of_weights=wanted is not None)
     arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)
-    if not rows_are_split(hidden.shape[0]):
+    if not rows_are_sharded(hidden.shape[0]):
         of_hidden, of_weights = backward(*arguments, axis=None)
     else:
         of_hidden, of_weights = jax.shard_map(

@@ -18,9 +18,9 @@ def shardings_of(params: Params, config: TransformerConfig, mesh: Mesh, rules: s
     return {part: shardings[part] for part in params}
 
 
-def place_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """Host or device params as new device arrays in the shards of `rules`; see `sharding.place`."""
-    return sharding.place(params, shardings_of(params, config, mesh, rules))
+def shard_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
+    """Host or device params as new device arrays in the shards of `rules`; see `sharding.shard`."""
+    return sharding.shard(params, shardings_of(params, config, mesh, rules))
 
 
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
@@ -51,7 +51,7 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def place_rows(batch: Any, mesh: Mesh) -> Any:
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch that every process has whole, as global arrays with rows split over `data`."""
     count, index = jax.process_count(), jax.process_index()
 
@@ -61,4 +61,4 @@ def place_rows(batch: Any, mesh: Mesh) -> Any:
             raise ValueError(f'batch: expected a multiple of the {count} processes, found {array.shape[0]} rows')
         return array[index * rows : (index + 1) * rows]
 
-    return sharding.shard_batch(batch if count == 1 else jax.tree.map(own, batch), mesh)
+    return sharding.shard_local_batch(batch if count == 1 else jax.tree.map(own, batch), mesh)

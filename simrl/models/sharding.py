@@ -159,7 +159,7 @@ def init_sharded(
     return jax.jit(init, out_shardings=param_shardings(config, mesh, rules, heads))(key)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def shard(tree: Any, shardings: Any) -> Any:
     """New arrays on devices by a tree of shardings, each device its shards; the given arrays stay good.
 
     Arrays that lie on the shardings' devices go from shards to shards: nothing holds them whole that did not. All
@@ -188,7 +188,7 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shardings), placed)
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
+def shard_local_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts a batch onto the mesh, its rows split over `data`.
 
     Args:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models.layouts import PRODUCT, OutputMajor, Weights, as_it_lies, dense, layers_apart, output_matrix
-from simrl.models.rows import split_rows
+from simrl.models.rows import shard_rows
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and their
 # 'adapter_scale' as well. What decoding reads lies as `weights.py` says.
@@ -258,7 +258,7 @@ class Block(nn.Module):
             output = weight(
                 'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
             )
-            x = split_rows(x + dense(mixed, output, adapter('output')))
+            x = shard_rows(x + dense(mixed, output, adapter('output')))
 
         with jax.named_scope('mlp'):
             normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), ones), c.norm_epsilon)
@@ -266,7 +266,7 @@ class Block(nn.Module):
             up = weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
             down = weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
             gated = nn.silu(dense(normed, gate, adapter('gate'))) * dense(normed, up, adapter('up'))
-            x = split_rows(x + dense(gated, down, adapter('down')))
+            x = shard_rows(x + dense(gated, down, adapter('down')))
         return x, cache
 
 
@@ -336,7 +336,7 @@ class Decoder(nn.Module):
 
 
 def _embed(embedding: Weights, tokens: jax.Array, execution: Execution) -> jax.Array:
-    return split_rows(jnp.take(as_it_lies(embedding), tokens, axis=0).astype(jnp.dtype(execution.dtype)))
+    return shard_rows(jnp.take(as_it_lies(embedding), tokens, axis=0).astype(jnp.dtype(execution.dtype)))
 
 
 def _apply_one_by_one(

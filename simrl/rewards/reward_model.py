@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat
 from simrl.models import transformer
-from simrl.models.rows import deal_rows, gather_rows, set_at_rows
+from simrl.models.rows import join_microbatches, scatter_per_row, split_microbatches
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rollouts.dialogue import EndReason
@@ -109,7 +109,7 @@ def assemble(
         end = len(header) + length
         chunk = jnp.where(offset == end[:, None], frame.end(m), chunk)
         write = there[:, None] & (offset <= end[:, None])
-        tokens = set_at_rows(tokens, jnp.where(write, start[:, None] + offset, time), chunk)
+        tokens = scatter_per_row(tokens, jnp.where(write, start[:, None] + offset, time), chunk)
         ends.append(jnp.where(there, start + end, time))
         start = jnp.where(there, start + end + 1, start)
     return tokens, jnp.stack(ends, axis=1)
@@ -173,7 +173,7 @@ def conversation_rewards(score: jax.Array, valid: jax.Array, end_reason: jax.Arr
     return Rewards(value=value, valid=judged, parts={'score': mean}, cause=cause.astype(jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'pieces'))
+@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'num_microbatches'))
 def score_conversations(
     params: Params,
     batch: Trajectories,
@@ -182,7 +182,7 @@ def score_conversations(
     execution: Execution,
     frame: Frame,
     later_tokens: int,
-    pieces: int = 1,
+    num_microbatches: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """`reply_scores` of rollouts: of what was said, whichever view they are in.
 
@@ -190,7 +190,7 @@ def score_conversations(
 
     Args:
         later_tokens: most tokens of a message after the opening.
-        pieces: how many parts the rows are scored in, one after the other, which bounds the memory.
+        num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory.
     """
     unheard = (batch.end_reason == EndReason.SIGNAL).astype(jnp.int32)  # the message that holds the signal
     visible = batch.num_messages - unheard
@@ -198,7 +198,7 @@ def score_conversations(
     def part(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
 
-    dealt = deal_rows((batch.messages, batch.message_length, visible), pieces)
-    score, valid = gather_rows(jax.lax.map(part, dealt))
+    dealt = split_microbatches((batch.messages, batch.message_length, visible), num_microbatches)
+    score, valid = join_microbatches(jax.lax.map(part, dealt))
     valid &= (batch.end_reason != EndReason.FAILURE)[:, None]
     return jnp.where(valid, score, 0.0), valid

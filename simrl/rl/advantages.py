@@ -9,7 +9,7 @@ Every end of a conversation is terminal: nothing is bootstrapped past it, whatev
 import jax
 import jax.numpy as jnp
 
-from simrl.models.rows import set_at_rows
+from simrl.models.rows import scatter_per_row
 from simrl.rl import masked
 
 EPSILON = 1e-6  # added to standard deviations of rewards, as in the GRPO implementations of TRL and SkyRL
@@ -36,7 +36,7 @@ def place_rewards(
     """
     last = _last_trained(value, valid, trained, turn)
     value = jnp.where(valid, value, 0).astype(jnp.float32).reshape(last.shape)
-    placed = set_at_rows(jnp.zeros(trained.shape, jnp.float32), last, value)  # no token is of two turns
+    placed = scatter_per_row(jnp.zeros(trained.shape, jnp.float32), last, value)  # no token is of two turns
     return placed, masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
 
 

@@ -5,14 +5,14 @@ from typing import Literal, get_args
 
 from simrl.rl import losses
 
-Estimator = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
+Advantage = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSettings:
-    """The algorithm. Fields marked (gae) are read by that estimator only."""
+    """The algorithm. Fields marked (gae) are read with advantage 'gae' only."""
 
-    estimator: Estimator = 'gae'  # see `advantages`
+    advantage: Advantage = 'gae'  # see `advantages`
     aggregation: losses.Aggregation = 'token_mean'  # see `losses.aggregation_weights`
     aggregation_constant: float | None = None  # tokens; for `constant`, and only there
     kl: losses.KL = 'none'  # k1 is a penalty in the reward; k2 and k3 are terms of the loss; see `losses.kl_estimate`
@@ -36,7 +36,7 @@ class AlgorithmSettings:
             if not fine:
                 raise ValueError(f'AlgorithmSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
 
-        for field, kind in (('estimator', Estimator), ('aggregation', losses.Aggregation), ('kl', losses.KL)):
+        for field, kind in (('advantage', Advantage), ('aggregation', losses.Aggregation), ('kl', losses.KL)):
             check(field, getattr(self, field) in get_args(kind), f'one of {", ".join(get_args(kind))}')
         if self.aggregation == 'constant':
             fine = self.aggregation_constant is not None and self.aggregation_constant > 0
@@ -59,10 +59,9 @@ class AlgorithmSettings:
         for field in ('epochs', 'minibatches', 'microbatches'):
             check(field, getattr(self, field) >= 1, 'at least 1')
         check('critic_warmup_steps', self.critic_warmup_steps >= 0, 'at least 0')
-        if self.estimator != 'gae':
-            check(
-                'critic_warmup_steps', self.critic_warmup_steps == 0, f'0 (estimator {self.estimator!r} has no critic)'
-            )
+        if self.advantage != 'gae':
+            expected = f'0 (advantage is {self.advantage!r}, which has no critic)'
+            check('critic_warmup_steps', self.critic_warmup_steps == 0, expected)
 
     @property
     def updates_per_batch(self) -> int:

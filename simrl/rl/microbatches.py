@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simrl.models.rows import split_rows
+from simrl.models.rows import shard_rows
 from simrl.rl.algorithm import AlgorithmSettings
 
 
@@ -32,7 +32,7 @@ class Microbatch:
     width: int
 
 
-def deal(
+def schedule_microbatches(
     length: np.ndarray, widths: Sequence[int], settings: AlgorithmSettings, random: np.random.Generator
 ) -> list[list[Microbatch]]:
     """The microbatches of each of `epochs` x `minibatches` optimizer steps.
@@ -49,19 +49,23 @@ def deal(
     steps = []
     for _ in range(settings.epochs):
         order = np.arange(len(length)) if settings.minibatches == 1 else random.permutation(len(length))
-        steps += [cut(rows, length, widths, settings.microbatches) for rows in np.split(order, settings.minibatches)]
+        for rows in np.split(order, settings.minibatches):
+            steps.append(split_by_length(rows, length, widths, settings.microbatches))
     return steps
 
 
-def cut(rows: np.ndarray, length: np.ndarray, widths: Sequence[int], pieces: int) -> list[Microbatch]:
-    """Some rows of a batch in `pieces` microbatches; arguments as of `deal`."""
+def split_by_length(
+    rows: np.ndarray, length: np.ndarray, widths: Sequence[int], num_microbatches: int
+) -> list[Microbatch]:
+    """Splits some rows of a batch into microbatches of similar lengths; arguments as in `schedule_microbatches`."""
     by_length = rows[np.argsort(length[rows], kind='stable')].astype(np.int32)
-    # Mixed again within a piece: on a mesh its neighbours share a device, and the longest rows should not share one.
-    order = np.random.default_rng(0).permutation(len(rows) // pieces)
-    return [Microbatch(piece[order], _width(int(length[piece[-1]]), widths)) for piece in np.split(by_length, pieces)]
+    # Shuffled within a microbatch: on a mesh neighbours share a device, and the longest rows should not share one.
+    order = np.random.default_rng(0).permutation(len(rows) // num_microbatches)
+    split = np.split(by_length, num_microbatches)
+    return [Microbatch(part[order], _width(int(length[part[-1]]), widths)) for part in split]
 
 
-def widths_of(buckets: Sequence[int], width: int) -> tuple[int, ...]:
+def bucket_widths(buckets: Sequence[int], width: int) -> tuple[int, ...]:
     """What the rows of a batch of `width` tokens may be cut to: the buckets below it, and all of it."""
     return (*(bucket for bucket in buckets if bucket < width), width)
 
@@ -72,11 +76,11 @@ def _width(longest: int, widths: Sequence[int]) -> int:
     return next(width for width in widths if width >= longest)
 
 
-def take_rows(tree: Any, rows: jax.Array, width: int) -> Any:
+def gather_rows(tree: Any, rows: jax.Array, width: int) -> Any:
     """Leaves `[B, T]` -> `[R, width]`, split over the mesh by rows."""
-    return jax.tree.map(lambda x: split_rows(x[rows, :width]), tree)
+    return jax.tree.map(lambda x: shard_rows(x[rows, :width]), tree)
 
 
-def put_rows(tree: Any, rows: jax.Array, part: Any) -> Any:
+def scatter_rows(tree: Any, rows: jax.Array, part: Any) -> Any:
     """Writes leaves `[R, width]` to their rows of `[B, T]`."""
-    return jax.tree.map(lambda x, new: split_rows(x.at[rows, : new.shape[1]].set(new)), tree, part)
+    return jax.tree.map(lambda x, new: shard_rows(x.at[rows, : new.shape[1]].set(new)), tree, part)

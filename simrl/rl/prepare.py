@@ -17,12 +17,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models.rows import split_rows
+from simrl.models.rows import shard_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import advantages, losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.microbatches import Microbatch, put_rows, take_rows
+from simrl.rl.microbatches import Microbatch, gather_rows, scatter_rows
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens
 
@@ -69,9 +69,9 @@ class Passes:
 
 
 def check_params(params: Params, settings: AlgorithmSettings) -> None:
-    if settings.estimator == 'gae' and 'value_head' not in params:
+    if settings.advantage == 'gae' and 'value_head' not in params:
         raise ValueError(
-            f"estimator 'gae' needs params['value_head'] (transformer.init_head), found {sorted(params)} only"
+            f"advantage 'gae' needs params['value_head'] (transformer.init_head), found {sorted(params)} only"
         )
 
 
@@ -91,12 +91,12 @@ def start_passes(
         value, reference: whether there is a value head and a reference.
     """
     sampled = trained_tokens(role, length, trained_role)
-    zeros = split_rows(jnp.zeros(role.shape, jnp.float32))
+    zeros = shard_rows(jnp.zeros(role.shape, jnp.float32))
     # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
-    needed = settings.updates_per_batch > 1 or settings.estimator == 'gae' or settings.kl == 'k1'
+    needed = settings.updates_per_batch > 1 or settings.advantage == 'gae' or settings.kl == 'k1'
     return Passes(
-        sampled=split_rows(sampled),
-        sampler_log_prob=split_rows(jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)),
+        sampled=shard_rows(sampled),
+        sampler_log_prob=shard_rows(jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)),
         old=Scores(log_prob=zeros, entropy=zeros, value=zeros if value else None) if needed else None,
         ref_log_prob=zeros if reference else None,
     )
@@ -121,17 +121,17 @@ def add_passes(
     Args:
         rows: int32 `[R]` and width: of a `Microbatch`.
     """
-    own_tokens, sampled = take_rows((tokens, passes.sampled), rows, width)
+    own_tokens, sampled = gather_rows((tokens, passes.sampled), rows, width)
 
     def scores(of: Params) -> Scores:
         return score(of, config, execution, own_tokens, sampled, token_mask, temperature)
 
     old, ref_log_prob = passes.old, passes.ref_log_prob
     if old is not None:
-        old = put_rows(old, rows, scores(params))
+        old = scatter_rows(old, rows, scores(params))
     if ref_log_prob is not None:
         assert reference is not None
-        ref_log_prob = put_rows(ref_log_prob, rows, scores({'decoder': reference['decoder']}).log_prob)
+        ref_log_prob = scatter_rows(ref_log_prob, rows, scores({'decoder': reference['decoder']}).log_prob)
     return dataclasses.replace(passes, old=old, ref_log_prob=ref_log_prob)
 
 
@@ -174,7 +174,7 @@ def jit_prepare(
             reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs
                 it.
             rewards: of the trained role, `[B]` or `[B, turns]`.
-            microbatches: from `microbatches.cut`, all rows; how the models' passes are cut, which bounds the memory.
+            microbatches: from `split_by_length`, all rows; how the models' passes are cut, which bounds the memory.
             tokens: int32 `[B, T]`, the trained role's view, left-aligned.
             role: int8 `[B, T]`, who spoke each token.
             turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
@@ -221,7 +221,7 @@ def assemble(
     present = length > 0
     metrics: dict[str, tuple[Any, Any]] = {}
     old_value = returns = None
-    if settings.estimator == 'gae':
+    if settings.advantage == 'gae':
         assert old is not None
         assert old.value is not None
         judged = used = advantages.valid_rows(rewards.valid, sampled, turn) & present
@@ -239,11 +239,11 @@ def assemble(
         judged = judged & present
         # A conversation's penalty is the sum over its tokens: the log-ratio of what was said (Ahmadian et al. 2024).
         reward = reward - masked.total(penalty, sampled, axis=1)
-        if settings.estimator == 'reinforce_pp':
+        if settings.advantage == 'reinforce_pp':
             row_advantage, used = advantages.reinforce_pp(reward, judged)
         else:
             estimate = {'grpo': advantages.grpo, 'dr_grpo': advantages.dr_grpo, 'rloo': advantages.rloo}
-            row_advantage, used = estimate[settings.estimator](reward, judged, group)
+            row_advantage, used = estimate[settings.advantage](reward, judged, group)
             counts = advantages.group_counts(reward, judged, present, group)
             metrics |= {name: (number, 1.0) for name, number in counts.items()}
         trained = sampled & used[:, None]

@@ -26,7 +26,7 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
-from simrl.models.rows import split_rows
+from simrl.models.rows import shard_rows
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import Rewards
 from simrl.rl import microbatches
@@ -119,7 +119,7 @@ def talk(
     batches: list[Trajectories] = []
     failures: dict[int, str] = {}
     for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
-        rows = placement.place_rows(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
+        rows = placement.shard_batch(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
         if isinstance(partner, HostAgent):
             batch, failed = converse_with(
                 params, speaker, partner, rows, example_of_row[piece], chat, seed, step, limits=limits
@@ -147,7 +147,7 @@ def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
 @jax.jit
 def _joined(batches: Sequence[Trajectories]) -> Trajectories:
     """One batch of the rows of all of them, in their order."""
-    return jax.tree.map(lambda *pieces: split_rows(jnp.concatenate(pieces)), *batches)
+    return jax.tree.map(lambda *pieces: shard_rows(jnp.concatenate(pieces)), *batches)
 
 
 def _converse(
@@ -252,14 +252,14 @@ def train(
     reference = None
     if settings.algorithm.kl != 'none':
         # Where the decoder is frozen it is the reference itself, and not held twice.
-        reference = frozen or placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
+        reference = frozen or placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
     partner_params = None
     if isinstance(partner, ModelAgent):
         spec = partner.spec
         partner_params = placement.for_sampling(spec.config, spec.execution.dtype, mesh)(partner.params)
     signal = (partner if settings.role == ASSISTANT else trained).signal
     to_sampler = placement.for_sampling(config, trained.spec.execution.dtype, mesh)
-    if settings.algorithm.estimator == 'gae':
+    if settings.algorithm.advantage == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     state, state_sharding = place_state(params, config, optimizer, mesh)
@@ -288,13 +288,13 @@ def train(
         rewards = without_failures(score(batch), batch.end_reason)
         # Waits for the conversations; from here on nothing does until the update is under way.
         length = placement.to_host(batch.length)
-        widths = microbatches.widths_of(settings.row_buckets, batch.tokens.shape[1])
+        widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         pieces = settings.algorithm.minibatches * settings.algorithm.microbatches
         prepared, prepare_metrics = prepare(
             {**frozen, **state.params},
             reference,
             rewards,
-            microbatches.cut(np.arange(len(length)), length, widths, pieces),
+            microbatches.split_by_length(np.arange(len(length)), length, widths, pieces),
             tokens=batch.tokens,
             role=batch.role,
             turn=batch.turn,
@@ -305,7 +305,7 @@ def train(
             temperature=trained.temperature,
         )
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
-        steps = microbatches.deal(length, widths, settings.algorithm, random)
+        steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, trained.temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)

@@ -1,12 +1,12 @@
 """The update: a prepared batch to new parameters, for whichever role is trained.
 
-1. `microbatches.deal` says on the host which rows meet.
+1. `schedule_microbatches` says on the host which rows meet.
 2. The gradients of a minibatch's microbatches are added up, by a compiled program for each width. The weight of each
    token in the loss is computed over the whole minibatch; microbatches only bound memory and save padding.
 3. One optimizer step.
 
-Whatever the estimator, the policy's loss is PPO's clipped surrogate; with one update per batch nothing is clipped and
-its gradient is the plain policy gradient.
+The policy's loss is PPO's clipped surrogate, whatever the advantage estimator. With one update per batch nothing is
+clipped, and its gradient is the plain policy gradient.
 """
 
 import functools
@@ -21,7 +21,7 @@ import numpy as np
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rl import losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.microbatches import Microbatch, take_rows
+from simrl.rl.microbatches import Microbatch, gather_rows
 from simrl.rl.prepare import Batch, check_params
 from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients, jit_step
 from simrl.training.scoring import score
@@ -50,7 +50,7 @@ def loss_and_sums(
         The loss, a scalar, and float32 scalars by name, each a sum over the microbatch's tokens; names that start with
         `loss/` are already weighted; `max/` are maxima.
     """
-    critic = settings.estimator == 'gae'
+    critic = settings.advantage == 'gae'
     trained = batch.trained
     detach = True if settings.value_stop_gradient or not critic else warming
     new = score(params, config, execution, batch.tokens, trained, token_mask, temperature, detach_value=detach)
@@ -135,7 +135,7 @@ def add_gradients(
     weight = losses.aggregation_weights(
         batch.trained & members[:, None], settings.aggregation, settings.aggregation_constant
     )
-    own, own_weight = take_rows((batch, weight), rows, width)
+    own, own_weight = gather_rows((batch, weight), rows, width)
 
     def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         return loss_and_sums(
@@ -229,7 +229,7 @@ def jit_update(
 
         Args:
             batch: from `prepare`.
-            steps: from `microbatches.deal`: the microbatches of each optimizer step.
+            steps: from `schedule_microbatches`: the microbatches of each optimizer step.
             token_mask: bool `[V]` and temperature: the sampler's.
             frozen: see `add_gradients`; None where there are none.
 

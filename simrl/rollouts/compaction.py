@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simrl.models.rows import at_rows, rows_are_split, set_at_rows
+from simrl.models.rows import gather_per_row, rows_are_sharded, scatter_per_row
 from simrl.models.transformer import Cache
 
 LEAST_ROWS = 8  # under which a decode step is hardly cheaper with fewer rows
@@ -39,13 +39,13 @@ def _is_cache(x: Any) -> bool:
 
 
 def keep_split(tree: _Tree) -> _Tree:
-    """Keeps arrays with rows split by them over `data`, as `models.rows.split_rows` does, caches also by their heads.
+    """Keeps arrays with rows split by them over `data`, as `models.rows.shard_rows` does, caches also by their heads.
 
     What goes from program to program lies the same way after each of them, so that none is compiled for two.
     """
 
     def split(x: jax.Array, rest: Any) -> jax.Array:
-        if not rows_are_split(x.shape[0]):
+        if not rows_are_sharded(x.shape[0]):
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec('data', *[rest] * (x.ndim - 1)))
 
@@ -69,7 +69,7 @@ def take_rows(tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
 
     def taken(x: jax.Array) -> jax.Array:
         parts = x.reshape(index.shape[0], -1, *x.shape[1:])
-        return at_rows(parts, index).reshape(-1, *x.shape[1:])
+        return gather_per_row(parts, index).reshape(-1, *x.shape[1:])
 
     return keep_split(jax.tree.map(taken, tree))
 
@@ -106,7 +106,7 @@ class Crowd(Generic[_Dialogue]):
 
 def crowd_of(dialogue: _Dialogue, inputs: Any, num_rows: int) -> Crowd[_Dialogue]:
     """A crowd that holds all rows. Its arrays are used up by what is done with the crowd: do not read them again."""
-    parts = jax.sharding.get_abstract_mesh().shape['data'] if rows_are_split(num_rows) else 1
+    parts = jax.sharding.get_abstract_mesh().shape['data'] if rows_are_sharded(num_rows) else 1
     index = np.broadcast_to(np.arange(num_rows // parts), (parts, num_rows // parts))
     return Crowd(dialogue, inputs, index, num_rows, None)
 
@@ -164,6 +164,6 @@ def _put_rows(into: _Tree, tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
 
     def put(whole: jax.Array, rows: jax.Array) -> jax.Array:
         parts, new = (x.reshape(index.shape[0], -1, *x.shape[1:]) for x in (whole, rows))
-        return set_at_rows(parts, index, new).reshape(whole.shape)
+        return scatter_per_row(parts, index, new).reshape(whole.shape)
 
     return keep_split(jax.tree.map(put, into, tree))

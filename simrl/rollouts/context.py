@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
-from simrl.models.rows import at_rows
+from simrl.models.rows import gather_per_row
 from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
 from simrl.rollouts.compaction import keep_split
 
@@ -56,7 +56,7 @@ class Context:
 
 def last_token(x: jax.Array, length: jax.Array) -> jax.Array:
     """The entry of `[B, S]` that belongs to each row's last token, `[B]`; its first one where a row is empty."""
-    return at_rows(x, jnp.maximum(length - 1, 0))
+    return gather_per_row(x, jnp.maximum(length - 1, 0))
 
 
 def _feed(

@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models.rows import set_at_rows
+from simrl.models.rows import scatter_per_row
 from simrl.models.transformer import Params
 from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.context import Context, capacity_for, grow_cache, round_up
@@ -187,9 +187,9 @@ def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Arra
     )
     return dataclasses.replace(
         said,
-        messages=set_at_rows(said.messages, slot, content),
-        message_length=set_at_rows(said.message_length, slot, message.content_length),
-        truncated=set_at_rows(said.truncated, slot, message.truncated),
+        messages=scatter_per_row(said.messages, slot, content),
+        message_length=scatter_per_row(said.message_length, slot, message.content_length),
+        truncated=scatter_per_row(said.truncated, slot, message.truncated),
         num_messages=num_messages,
         end_reason=end_reason,
         decoded_steps=said.decoded_steps + message.decoded_steps,

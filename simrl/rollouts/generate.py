@@ -16,7 +16,7 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
-from simrl.models.rows import at_rows
+from simrl.models.rows import gather_per_row
 from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
 from simrl.rollouts.context import Context, append, last_token
 
@@ -153,10 +153,10 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
     blocks = jnp.pad(weight, ((0, 0), (0, -size % BLOCK))).reshape(batch, -1, BLOCK)
     sums = _total(blocks)
     summed = _prefix_sum(sums)
-    target = uniform * at_rows(summed, _last_positive(sums))
+    target = uniform * gather_per_row(summed, _last_positive(sums))
     block = _first_past(sums, summed, target)
-    before = jnp.where(block > 0, at_rows(summed, jnp.maximum(block - 1, 0)), 0.0)
-    chosen = at_rows(blocks, block)
+    before = jnp.where(block > 0, gather_per_row(summed, jnp.maximum(block - 1, 0)), 0.0)
+    chosen = gather_per_row(blocks, block)
     return block * BLOCK + _first_past(chosen, _prefix_sum(chosen), target - before)
 
 
@@ -187,7 +187,7 @@ def sample_token(
     weight = jnp.exp(logits)
     token = _inverse_cdf(_filtered(weight, filters), uniform)
     token = jnp.where(greedy, jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
-    log_prob = at_rows(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
+    log_prob = gather_per_row(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
     return token, jnp.where(greedy, 0.0, log_prob)
 
 

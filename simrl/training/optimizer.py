@@ -289,7 +289,7 @@ def place_state(
     params: Params, config: TransformerConfig, optimizer: Optimizer, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """The state before the first step in its training shards, and the tree of its shardings."""
-    placed = placement.place_params(params, config, mesh, sharding.TRAINING_RULES)
+    placed = placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
     shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), placed)
     state_shardings = sharding.state_shardings(abstract, placed, shardings)

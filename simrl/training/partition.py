@@ -65,14 +65,14 @@ def _on_mesh(params: Params, config: TransformerConfig, mesh: Mesh) -> Params:
     """Params that nothing will change, in training shards: those that lie so already are not copied."""
     shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
 
-    def lies_on(array: Any, target: NamedSharding) -> bool:
+    def is_sharded_as(array: Any, target: NamedSharding) -> bool:
         return isinstance(array, jax.Array) and array.sharding.is_equivalent_to(target, array.ndim)
 
-    if all(map(lies_on, jax.tree.leaves(params), jax.tree.leaves(shardings))):
+    if all(map(is_sharded_as, jax.tree.leaves(params), jax.tree.leaves(shardings))):
         return params
-    return sharding.place(params, shardings)
+    return sharding.shard(params, shardings)
 
 
 def _scale(settings: LoRASettings, mesh: Mesh) -> Params:
     scale = {'adapter_scale': jnp.float32(settings.scale)}
-    return sharding.place(scale, {'adapter_scale': NamedSharding(mesh, PartitionSpec())})
+    return sharding.shard(scale, {'adapter_scale': NamedSharding(mesh, PartitionSpec())})

@@ -112,7 +112,7 @@ def margins(
     with jax.set_mesh(mesh), Progress('held-out pairs', batches.batches_per_epoch) as progress:
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
-            margin = eval_step(params, placement.place_rows(batch, mesh), config=config, execution=execution)
+            margin = eval_step(params, placement.shard_batch(batch, mesh), config=config, execution=execution)
             index = batch.index[0::2]
             out[index[index >= 0]] = placement.to_host(margin)[index >= 0]
             progress.update(tokens=int(np.sum(batch.length)))
@@ -152,7 +152,7 @@ def fit(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         tokens = int(np.sum(batch.length))
-        state, measured = update(state, placement.place_rows(batch, mesh))
+        state, measured = update(state, placement.shard_batch(batch, mesh))
         return state, StepResult(measured, tokens=tokens)
 
     with jax.set_mesh(mesh):

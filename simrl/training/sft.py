@@ -133,7 +133,7 @@ def held_out_loss(
     with Progress('held out', batches.batches_per_epoch) as progress:
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
-            placed = placement.place_rows(batch, mesh)
+            placed = placement.shard_batch(batch, mesh)
             measured = eval_step(params, placed, token_mask, config=config, execution=execution, ends=ends)
             total = metrics.add(total, metrics.fetch(measured))
             progress.update(tokens=int(np.sum(batch.length)))
@@ -185,7 +185,7 @@ def fine_tune(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         tokens = int(np.sum(batch.length))
-        state, measured = update(state, placement.place_rows(batch, mesh), mask, frozen)
+        state, measured = update(state, placement.shard_batch(batch, mesh), mask, frozen)
         return state, StepResult(measured, tokens=tokens)
 
     def evaluate_fn(state: TrainState, _: int) -> Metrics:

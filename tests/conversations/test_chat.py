@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simrl.conversations import chat as chat_lib
 from simrl.conversations.chat import chat_from_huggingface
-from simrl.conversations.records import Turn
+from simrl.conversations.records import Message
 from simrl.conversations.views import render
 from tests.tiny import CHATML, CHATML_TOKENS, FAMILY_TOKENS, byte_tokenizer, family_tokenizer
 
@@ -56,7 +56,7 @@ def test_turn_by_turn_is_the_whole_in_both_views(name, rewrites, texts, system):
     tokenizer, chat = family(name, rewrites)
     if name == 'gemma':
         system = None
-    turns = [Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
+    turns = [Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
     rendered = render(chat, turns, system=system)
     heard = [('system', system)] if system is not None else []
     check_whole(tokenizer, chat, rendered.tokens.tolist(), heard + [(turn.role, turn.content) for turn in turns])
@@ -127,7 +127,7 @@ def test_each_family_as_written_by_hand(name, rewrites):
     _, chat = family(name, rewrites)
     parts = WRITTEN[name, rewrites]
     end, between = parts['end'], parts.get('between', '\n')
-    turns = [Turn('user', 'Hello'), Turn('assistant', 'Hi.'), Turn('user', 'Bye')]
+    turns = [Message('user', 'Hello'), Message('assistant', 'Hi.'), Message('user', 'Bye')]
 
     def written(*pieces):
         return parts['start'] + between.join(piece + end for piece in pieces)
@@ -314,7 +314,9 @@ def test_planted_special_tokens_stay_text(text):
     ids = chat.encode(text)
     assert max(ids) < 256  # bytes
     assert chat.decode(ids) == text
-    rendered = render(chat, [Turn('user', text), Turn('assistant', text)], system=text, end='natural', terminal=True)
+    rendered = render(
+        chat, [Message('user', text), Message('assistant', text)], system=text, end='natural', terminal=True
+    )
     assert np.sum(rendered.tokens == chat.end_of_turn['user']) == 4
     assert np.sum(rendered.tokens == chat.terminal) == 1
 
@@ -400,9 +402,9 @@ def test_roles_may_end_with_their_own_tokens(generation):
     assert chat.end_of_turn == {'user': close, 'assistant': end}
     assert (chat.header('user'), chat.header('assistant')) == ((inst,), ())
     assert (chat.system_prefix(), chat.first_header('user')) == ((begin,), (inst,))
-    turns = [Turn('user', 'Put [INST] é'), Turn('assistant', 'Yes.\nP'), Turn('user', 'Bye')]
+    turns = [Message('user', 'Put [INST] é'), Message('assistant', 'Yes.\nP'), Message('user', 'Bye')]
     rendered = render(chat, turns[:1] + turns[1:], system=None)
-    plain_turns = [Turn('user', 'Put é'), *turns[1:]]
+    plain_turns = [Message('user', 'Put é'), *turns[1:]]
     text = template_text(tokenizer, [(turn.role, turn.content) for turn in plain_turns], generation=True)
     whole = tokenizer.encode(text.removesuffix(' '), add_special_tokens=False)  # the space is the reply's first token's
     assert render(chat, plain_turns, system=None).tokens.tolist() == whole

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations import records
-from simrl.conversations.records import Conversation, Preference, RowError, Turn
+from simrl.conversations.records import Conversation, Message, Preference, RowError
 
 DATA = os.environ.get('SIMRL_DATA')
 needs_data = pytest.mark.skipif(not DATA, reason='SIMRL_DATA is not set')
@@ -101,7 +101,7 @@ def test_outer_white_space_is_stripped_and_counted(tmp_path):
     messages = [{'role': 'user', 'content': ' Hello\n'}, ASSISTANT, {'role': 'user', 'content': '\u00a0Bye'}]
     path = write_lines(tmp_path / 'rows.jsonl', ROW | {'messages': messages})
     (found,), counts = records.read_conversations(path)
-    assert [turn.content for turn in found.messages] == ['Hello', 'Hi.', 'Bye']
+    assert [turn.content for turn in found.spoken] == ['Hello', 'Hi.', 'Bye']
     assert counts == {records.STRIPPED: 2}
 
 
@@ -112,7 +112,7 @@ def test_what_a_row_says_arrives(tmp_path):
     path = write_lines(tmp_path / 'rows.jsonl', row, b'', bare)
     (found, default), counts = records.read_conversations(path)
     assert (found.system, found.opening, found.end, found.intent) == ('Be brief.', 'Hello', 'natural', 'Greet.')
-    assert [turn.truncated for turn in found.messages] == [False, False, True]
+    assert [turn.truncated for turn in found.spoken] == [False, False, True]
     assert (default.system, default.end, default.intent) == (None, 'unknown', None)
     assert not counts
 
@@ -149,7 +149,7 @@ def test_unreadable_files_are_named(tmp_path):
 def test_a_damaged_file_is_named_wherever_a_byte_is_flipped(tmp_path, suffix):
     """Parquet pages carry no checksum, so a flipped byte of text may go by; but every error names the file."""
     path = tmp_path / f'rows{suffix}'
-    turns = (Turn('user', 'Hello'), Turn('assistant', 'Hi.'))
+    turns = (Message('user', 'Hello'), Message('assistant', 'Hi.'))
     records.write_conversations(path, [Conversation(f'id {i}', 's', 'train', turns) for i in range(50)])
     whole = path.read_bytes()
     faults = []
@@ -171,9 +171,9 @@ def conversations(draw: st.DrawFn) -> list[Conversation]:
     found = []
     for number in range(draw(st.integers(1, 4))):
         texts = draw(st.lists(TEXTS, min_size=1, max_size=5))
-        turns = [Turn(('user', 'assistant')[i % 2], text, draw(st.booleans())) for i, text in enumerate(texts)]
+        turns = [Message(('user', 'assistant')[i % 2], text, draw(st.booleans())) for i, text in enumerate(texts)]
         if draw(st.booleans()):
-            turns.insert(0, Turn('system', draw(TEXTS)))
+            turns.insert(0, Message('system', draw(TEXTS)))
         end, split = draw(st.sampled_from(records.ENDS)), draw(st.sampled_from(records.SPLITS))
         intent = draw(st.none() | TEXTS)
         found.append(Conversation(f'id {number}', draw(TEXTS), split, tuple(turns), end, intent))
@@ -191,7 +191,12 @@ def test_what_is_written_is_read(suffix, written):
         assert os.listdir(path.parent) == [path.name]
         pairs = [
             Preference(
-                c.id, c.source, c.split, (*c.turns, Turn('assistant', 'x'))[: 1 + (c.system is not None)], 'a', 'b'
+                c.id,
+                c.source,
+                c.split,
+                (*c.messages, Message('assistant', 'x'))[: 1 + (c.system is not None)],
+                'a',
+                'b',
             )
             for c in written
         ]
@@ -200,7 +205,7 @@ def test_what_is_written_is_read(suffix, written):
 
 
 def test_equal_records_make_equal_files(tmp_path, monkeypatch):
-    conversation = Conversation('a', 's', 'train', (Turn('user', 'Hello'),))
+    conversation = Conversation('a', 's', 'train', (Message('user', 'Hello'),))
     for name, now in (('one.jsonl.gz', 1e9), ('two.jsonl.gz', 2e9)):
         monkeypatch.setattr('time.time', lambda now=now: now)  # gzip files hold the time unless told otherwise
         records.write_conversations(tmp_path / name, [conversation])
@@ -209,10 +214,10 @@ def test_equal_records_make_equal_files(tmp_path, monkeypatch):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / 'rows.jsonl'
-    conversation = Conversation('a', 's', 'train', (Turn('user', 'Hello'),))
+    conversation = Conversation('a', 's', 'train', (Message('user', 'Hello'),))
     records.write_conversations(path, [conversation])
     before = path.read_bytes()
-    unwritable = Conversation('a', object(), 'train', (Turn('user', 'Hello'),))  # type: ignore[arg-type]
+    unwritable = Conversation('a', object(), 'train', (Message('user', 'Hello'),))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         records.write_conversations(path, [conversation, unwritable])
     assert path.read_bytes() == before
@@ -224,7 +229,7 @@ def test_parquet_is_that_of_datasets(tmp_path):
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / 'theirs.parquet')
     found, _ = records.read_conversations(tmp_path / 'theirs.parquet')
     assert [c.intent for c in found] == [None, 'Greet.']
-    assert [[turn.truncated for turn in c.turns] for c in found] == [[False, False], [True]]
+    assert [[turn.truncated for turn in c.messages] for c in found] == [[False, False], [True]]
     records.write_conversations(tmp_path / 'ours.parquet', found)
     theirs = datasets.Dataset.from_parquet(str(tmp_path / 'ours.parquet'), cache_dir=str(tmp_path / 'cache'))
     assert theirs[1]['messages'] == [{'role': 'user', 'content': 'Hello', 'truncated': True}]
@@ -237,18 +242,20 @@ def test_bad_parquet_rows_are_named(tmp_path):
 
 
 def test_the_persona_seed_is_the_same_in_every_process():
-    conversation = Conversation('sg-hRPPgZT', 's', 'train', (Turn('user', 'Hello'),), intent='Greet.')
+    conversation = Conversation('sg-hRPPgZT', 's', 'train', (Message('user', 'Hello'),), intent='Greet.')
     example = records.example_of(conversation)
     assert (example.id, example.opening, example.intent, example.split) == ('sg-hRPPgZT', 'Hello', 'Greet.', 'train')
     code = (
         'from simrl.conversations.records import *; '
-        "print(example_of(Conversation('sg-hRPPgZT', 's', 'train', (Turn('user', 'Hello'),))).persona_seed)"
+        "print(example_of(Conversation('sg-hRPPgZT', 's', 'train', (Message('user', 'Hello'),))).persona_seed)"
     )
     env = os.environ | {'PYTHONHASHSEED': '7'}
     other = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
     assert int(other.stdout) == example.persona_seed
     assert 0 <= example.persona_seed < 2**31
-    assert records.example_of(Conversation('b', 's', 'train', conversation.turns)).persona_seed != example.persona_seed
+    assert (
+        records.example_of(Conversation('b', 's', 'train', conversation.messages)).persona_seed != example.persona_seed
+    )
 
 
 @needs_data
@@ -274,7 +281,7 @@ def test_real_conversations(name, kept, dropped):
     texts = [m['content'] for row in rows if row['id'] in ids for m in row['messages']]
     texts += [row['intent'] for row in rows if row['id'] in ids and row.get('intent')]
     assert stripped == sum(text != text.strip() for text in texts)
-    assert sum(turn.truncated for c in found for turn in c.turns) == sum(
+    assert sum(turn.truncated for c in found for turn in c.messages) == sum(
         bool(m.get('truncated_chars')) for row in rows if row['id'] in ids for m in row['messages']
     )
     if dropped:

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, TERMINAL_TEXT, USER
-from simrl.conversations.records import Turn
-from simrl.conversations.sentencepiece import CONTROLS, PiecesTokenizer, chat_from_pieces, train_pieces
+from simrl.conversations.records import Message
+from simrl.conversations.sentencepiece import CONTROLS, SentencePieceTokenizer, sentencepiece_chat, train_sentencepiece
 from simrl.conversations.views import natural_prompt, render
 
 TEXTS = ('i want thai food', 'which price ?', 'cheap please', 'try thai cheap north', 'ok thanks', 'forget it\nbye')
 ALPHABET = sorted(set(''.join(TEXTS)))
 SIZE = 80
-MODEL = train_pieces(TEXTS * 20, SIZE)
-CHAT = chat_from_pieces(MODEL)
+MODEL = train_sentencepiece(TEXTS * 20, SIZE)
+CHAT = sentencepiece_chat(MODEL)
 
 
 def names(chat, ids):
@@ -47,9 +47,9 @@ def test_texts_that_training_has_seen_are_few_tokens():
 
 
 def test_training_is_repeatable_and_keeps_long_texts():
-    assert train_pieces(iter(TEXTS * 20), SIZE) == MODEL
+    assert train_sentencepiece(iter(TEXTS * 20), SIZE) == MODEL
     long = 'a' * 10_000 + ' z'  # beyond sentencepiece's own limit of 4,192 bytes
-    chat = chat_from_pieces(train_pieces([long, 'b'], 16))
+    chat = sentencepiece_chat(train_sentencepiece([long, 'b'], 16))
     assert chat.decode(chat.encode(long)) == long
 
 
@@ -58,29 +58,29 @@ def test_training_is_repeatable_and_keeps_long_texts():
 )
 def test_impossible_sizes(vocab_size, message):
     with pytest.raises(ValueError, match=message):
-        train_pieces(TEXTS, vocab_size)
+        train_sentencepiece(TEXTS, vocab_size)
 
 
 def test_bad_texts_and_models(tmp_path):
     with pytest.raises(ValueError, match='at least one text that is not empty'):
-        train_pieces(['', ''], 60)
-    for unclear in (lambda: train_pieces(['a▁b'], 60), lambda: CHAT.encode('a▁b')):
+        train_sentencepiece(['', ''], 60)
+    for unclear in (lambda: train_sentencepiece(['a▁b'], 60), lambda: CHAT.encode('a▁b')):
         with pytest.raises(ValueError, match=r"'a▁b'.*would be read as a space"):
             unclear()
     with pytest.raises(ValueError, match='not a sentencepiece model'):
-        chat_from_pieces(b'no model at all')
+        sentencepiece_chat(b'no model at all')
     (tmp_path / 'empty.model').write_bytes(b'')
     with pytest.raises(ValueError, match=r'empty.model: expected a sentencepiece model, found no bytes'):
-        chat_from_pieces(tmp_path / 'empty.model')
+        sentencepiece_chat(tmp_path / 'empty.model')
     with pytest.raises(ValueError, match=r'without <\|system\|>, <\|user\|>, <\|assistant\|>, <\|end\|>'):
-        chat_from_pieces(foreign_model())
+        sentencepiece_chat(foreign_model())
     with pytest.raises(ValueError, match='keeps texts as they are'):
-        chat_from_pieces(foreign_model(normalization_rule_name='nfkc'))
+        sentencepiece_chat(foreign_model(normalization_rule_name='nfkc'))
     with pytest.raises(ValueError, match='keeps texts as they are'):
-        chat_from_pieces(foreign_model(remove_extra_whitespaces=True))
+        sentencepiece_chat(foreign_model(remove_extra_whitespaces=True))
     as_text = {'user_defined_symbols': list(CONTROLS[1:])}  # in a message these would become headers
     with pytest.raises(ValueError, match=r'without <\|system\|>'):
-        chat_from_pieces(foreign_model(**as_text))
+        sentencepiece_chat(foreign_model(**as_text))
 
 
 def foreign_model(**settings):
@@ -98,7 +98,7 @@ def foreign_model(**settings):
 
 def test_a_file_is_as_good_as_its_bytes(tmp_path):
     (tmp_path / 'pieces.model').write_bytes(MODEL)
-    assert PiecesTokenizer(tmp_path / 'pieces.model').pieces == CHAT.tokenizer.pieces
+    assert SentencePieceTokenizer(tmp_path / 'pieces.model').pieces == CHAT.tokenizer.pieces
 
 
 def test_headers_are_single_tokens():
@@ -115,7 +115,7 @@ def test_headers_are_single_tokens():
 
 def test_no_text_becomes_a_header():
     letters = ' '.join(sorted({*''.join(CONTROLS), *TERMINAL_TEXT, *'<unk>'}))
-    chat = chat_from_pieces(train_pieces([*TEXTS, *CONTROLS, letters] * 20, SIZE))
+    chat = sentencepiece_chat(train_sentencepiece([*TEXTS, *CONTROLS, letters] * 20, SIZE))
     for text in (*CONTROLS, f'ok{CONTROLS[2]}thanks', '<unk>', TERMINAL_TEXT):
         assert chat.reserved.isdisjoint(chat.encode(text))
         assert chat.decode(chat.encode(text)) == text
@@ -136,7 +136,7 @@ def test_what_models_may_sample():
 
 
 def test_both_views():
-    talk = (Turn('user', 'cheap please'), Turn('assistant', 'try thai cheap north'), Turn('user', 'ok thanks'))
+    talk = (Message('user', 'cheap please'), Message('assistant', 'try thai cheap north'), Message('user', 'ok thanks'))
     natural = render(CHAT, talk, system='thai cheap')
     assert CHAT.decode(natural.tokens) == (
         '<s><|system|>thai cheap<|end|><|user|>cheap please<|end|><|assistant|>try thai cheap north<|end|>'

@@ -8,12 +8,12 @@ import pytest
 
 from simrl.conversations import records, views
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, chat_from_huggingface
-from simrl.conversations.records import Conversation, Preference, Turn
+from simrl.conversations.records import Conversation, Message, Preference
 from simrl.conversations.views import natural_prompt, preference_rows, render, swapped_prompt
 from tests.tiny import CHATML, CHATML_WITHOUT_SYSTEM, byte_tokenizer
 
 DATA = os.environ.get('SIMRL_DATA')
-TALK = (Turn('user', 'Hello'), Turn('assistant', 'Hi.'), Turn('user', 'Bye'), Turn('assistant', 'See you!'))
+TALK = (Message('user', 'Hello'), Message('assistant', 'Hi.'), Message('user', 'Bye'), Message('assistant', 'See you!'))
 DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 
 
@@ -79,7 +79,7 @@ def test_the_terminal_token_of_a_user_who_spoke_last_is_in_that_message(chat):
     [
         *((talk, end, True) for talk in (TALK, TALK[:3]) for end in ('cut', 'unknown')),
         *((talk, 'natural', False) for talk in (TALK, TALK[:3])),
-        ((*TALK[:2], Turn('user', 'By', truncated=True)), 'natural', True),
+        ((*TALK[:2], Message('user', 'By', truncated=True)), 'natural', True),
     ],
 )
 def test_only_natural_ends_have_a_terminal_token(chat, turns, end, terminal):
@@ -122,7 +122,7 @@ def test_the_end_of_a_cut_conversation_is_nobodys(chat, end, trained):
 
 
 def test_the_end_of_a_truncated_message_is_nobodys(chat):
-    turns = [*TALK[:2], Turn('user', 'Bye', truncated=True), *TALK[3:], Turn('user', 'Bye', truncated=True)]
+    turns = [*TALK[:2], Message('user', 'Bye', truncated=True), *TALK[3:], Message('user', 'Bye', truncated=True)]
     row = render(chat, turns, system=None, train='user', end='natural')
     assert spoken(chat, row, row.trained) == 'Bye|Bye'
     assert spoken(chat, row, row.role == ASSISTANT) == 'Hi.<|im_end|>|See you!<|im_end|>'
@@ -219,7 +219,7 @@ def test_rows_that_are_too_long(chat):
 
 
 def test_system_texts_of_rows(chat):
-    turns = (Turn('system', 'Be brief.'), *TALK)
+    turns = (Message('system', 'Be brief.'), *TALK)
     talk = conversation(turns, intent='Greet.')
     for (rows, _), system in (
         (views.assistant_rows([talk], chat, 1000), 'Be brief.'),
@@ -232,13 +232,13 @@ def test_system_texts_of_rows(chat):
 
 
 def test_preference_rows(chat):
-    prompt = (Turn('system', 'Be brief.'), *TALK[:3])
+    prompt = (Message('system', 'Be brief.'), *TALK[:3])
     pair = Preference('p', 's', 'train', prompt, 'See you!', 'No')
     (row,), counts = preference_rows([pair], chat, 1000)
     assert row.opening == 'Hello'
     assert not counts
     for reply, rendered in (('See you!', row.chosen), ('No', row.rejected)):
-        expected = render(chat, [*TALK[:3], Turn('assistant', reply)], system='Be brief.')
+        expected = render(chat, [*TALK[:3], Message('assistant', reply)], system='Be brief.')
         assert rendered.tokens.tolist() == expected.tokens.tolist()
         assert rendered.tokens[-1] == chat.end_of_turn['assistant']
     longest = len(row.chosen)
@@ -250,7 +250,7 @@ def test_preference_rows(chat):
 
 def test_rows_with_a_system_text_that_the_template_has_no_place_for_are_counted():
     plain = chat_from_huggingface(byte_tokenizer(template=CHATML_WITHOUT_SYSTEM))
-    told = Turn('system', 'Be brief.')
+    told = Message('system', 'Be brief.')
     pairs = [Preference(f'p{i}', 's', 'train', (*lead, *TALK[:3]), 'See', 'No') for i, lead in enumerate([(), (told,)])]
     rows, counts = preference_rows(pairs, plain, 1000)
     assert (len(rows), counts) == (1, {views.NO_SYSTEM: 1})
@@ -267,7 +267,7 @@ def test_real_conversations(chat):
     found, _ = records.read_conversations(path, on_bad_rows='drop')
     rows, counts = views.user_rows(found, chat, 2048, on_long='cut')
     assert len(rows) + counts[views.NOTHING_TO_TRAIN_ON] == len(found)
-    single = sum(len([t for t in c.messages if t.role == 'user']) == 1 and c.end != 'natural' for c in found)
+    single = sum(len([t for t in c.spoken if t.role == 'user']) == 1 and c.end != 'natural' for c in found)
     assert counts[views.NOTHING_TO_TRAIN_ON] >= single > 0
     ended = sum(chat.terminal in row.tokens for row in rows)
     assert 0 < ended <= sum(c.end == 'natural' for c in found)

@@ -7,7 +7,7 @@ import pytest
 
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import chat_from_huggingface
-from simrl.conversations.records import Conversation, Preference, Turn
+from simrl.conversations.records import Conversation, Message, Preference
 from simrl.experiments import arms, checks, jobs
 from simrl.experiments.arms import ReplySettings, Talking
 from simrl.experiments.jobs import Compute, MeshSettings, RewardModelSettings, UserSFTSettings
@@ -52,13 +52,13 @@ MODEL = model_of()
 
 
 def people(messages: int = 3, splits: tuple[str, ...] = ('train', 'train', 'test')) -> list[Conversation]:
-    turns = tuple(Turn(('user', 'assistant')[i % 2], f'text {i}') for i in range(messages))
+    turns = tuple(Message(('user', 'assistant')[i % 2], f'text {i}') for i in range(messages))
     return [Conversation(f'{split} {i}', 'made up', split, turns) for i, split in enumerate(splits)]
 
 
 def pairs(*splits: str, opening: str = 'ask') -> list[Preference]:
     return [
-        Preference(f'{split} {i}', 'made up', split, (Turn('user', opening),), 'yes', 'no')
+        Preference(f'{split} {i}', 'made up', split, (Message('user', opening),), 'yes', 'no')
         for i, split in enumerate(splits)
     ]
 

@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from simrl.conversations.chat import chat_from_huggingface
-from simrl.conversations.records import Conversation, Preference, Turn, write_conversations, write_preferences
+from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.experiments import experiment, jobs, sources
 from simrl.models import transformer
 from simrl.models.files.export import export
@@ -60,7 +60,7 @@ def files(tmp_path_factory) -> pathlib.Path:
                 id=f'c{i}',
                 source='made up',
                 split=split,
-                turns=tuple(Turn(('user', 'assistant')[j % 2], f'line {i} {j}') for j in range(4)),
+                messages=tuple(Message(('user', 'assistant')[j % 2], f'line {i} {j}') for j in range(4)),
                 end='natural',
             )
             for i, split in enumerate(splits)
@@ -69,7 +69,7 @@ def files(tmp_path_factory) -> pathlib.Path:
     write_preferences(
         folder / 'preferences.jsonl.gz',
         [
-            Preference(f'p{i}', 'made up', split, (Turn('user', f'ask {i // 2}'),), f'good {i}', f'bad {i} {i}')
+            Preference(f'p{i}', 'made up', split, (Message('user', f'ask {i // 2}'),), f'good {i}', f'bad {i} {i}')
             for i, split in enumerate(['train'] * 40 + ['test'] * 8)
         ],
     )

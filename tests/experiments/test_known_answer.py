@@ -11,7 +11,7 @@ import pytest
 from configs import concierge, quickstart
 from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.records import write_conversations
-from simrl.conversations.sentencepiece import chat_from_pieces, train_pieces
+from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.conversations.views import user_rows
 from simrl.evaluation.fidelity import row_log_likelihoods
 from simrl.experiments import known_answer_stages
@@ -239,13 +239,13 @@ def test_lanes_follow_the_machine_unless_told():
 @pytest.fixture(scope='module')
 def pieces() -> bytes:
     corpus = scripted.base_user_corpus(World(), 300)
-    return train_pieces([t for c in corpus for t in (c.intent, *(x.content for x in c.turns))], 300)
+    return train_sentencepiece([t for c in corpus for t in (c.intent, *(x.content for x in c.messages))], 300)
 
 
 @pytest.fixture(scope='module')
 def scene(pieces) -> Scene:
     s = settings()
-    return Scene(s.world, chat_from_pieces(pieces), s.limits, s.compute)
+    return Scene(s.world, sentencepiece_chat(pieces), s.limits, s.compute)
 
 
 def test_people_answer_what_they_heard_and_nothing_else(scene):

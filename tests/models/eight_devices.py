@@ -122,7 +122,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     training = sharding.param_shardings(CONFIG, mesh, rules, HEADS)
     sampling = sharding.param_shardings(CONFIG, mesh, sharding.SAMPLING_RULES, HEADS)
     params = sharding.init_sharded(key, CONFIG, mesh, rules, HEADS)
-    batch = sharding.shard_batch(BATCH, mesh)
+    batch = sharding.shard_local_batch(BATCH, mesh)
     placing = functools.partial(sharding.param_shardings, CONFIG, mesh, rules)
     loaded = load_params(folder, CONFIG, shardings=placing)
     gradient_step = jax.jit(jax.grad(loss), out_shardings=training).lower(params, batch).compile()
@@ -152,7 +152,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         'training_shards': {
             'init': shard_shapes(params),
             'loaded': shard_shapes(loaded),
-            'placed': shard_shapes(sharding.place(expected, training)),
+            'placed': shard_shapes(sharding.shard(expected, training)),
             'gradient': shard_shapes(sharded_gradient),
             'moments': shard_shapes(state[0].mu),
         },

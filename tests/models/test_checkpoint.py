@@ -129,7 +129,7 @@ def test_too_little_space_is_known_before_writing(tmp_path: pathlib.Path, monkey
 SHARDED = """
 import pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
-from simrl.training.checkpoint import Checkpoints
+from simrl.models.checkpoint import Checkpoints
 
 mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simrl.conversations.chat import chat_from_huggingface
-from simrl.conversations.records import Turn
+from simrl.conversations.records import Message
 from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
@@ -71,7 +71,7 @@ def test_rows_are_the_templates_own(chat):
     messages, length, count = arrays(chat, CONVERSATIONS)
     tokens, end = assemble(messages, length, count, frame_of(chat), 12)
     for i, texts in enumerate(CONVERSATIONS):
-        turns = [Turn(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
+        turns = [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
         rendered = render(chat, turns, system=None)
         assert tokens[i, : len(rendered)].tolist() == rendered.tokens.tolist()
         assert not tokens[i, len(rendered) :].any()
@@ -88,7 +88,7 @@ def test_one_pass_scores_every_reply_as_if_it_were_the_last(chat, model):
     assert valid.tolist() == [[True, True], [True, True], [True, False], [False, False]]
     for i, texts in enumerate(CONVERSATIONS):
         for reply in range(len(texts) // 2):
-            turns = [Turn(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts[: 2 * reply + 2])]
+            turns = [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts[: 2 * reply + 2])]
             row = jnp.asarray(render(chat, turns, system=None).tokens)[None]
             alone = score_rows(params, config, Execution(), row, jnp.array([[row.shape[1] - 1]]))[0, 0]
             np.testing.assert_allclose(score[i, reply], alone, rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_a_conversation_that_a_failure_ended_is_never_scored(chat, model):
     )
     frame = frame_of(chat)
     score, valid = score_conversations(
-        params, batch, config=config, execution=Execution(), frame=frame, later_tokens=12, pieces=3
+        params, batch, config=config, execution=Execution(), frame=frame, later_tokens=12, num_microbatches=3
     )
     assert valid.tolist() == [[True, True], [True, False], [False, False]]
     assert score[0, 0] == score[1, 0] != 0

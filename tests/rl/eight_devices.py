@@ -114,7 +114,7 @@ def loaded(source: str, mesh: Mesh) -> dict[str, Any]:
     random = RandomModel(model_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256)
     model = sources.load(settings, mesh)
     made = sources.load(ModelSettings(source, random=random), mesh).params
-    sampling = placement.place_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
+    sampling = placement.shard_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
     optimizer = make_optimizer(scene.ADAMW, STEPS)
     headed = model.params | {'value_head': transformer.init_head(model.config)}
     state, _ = place_state(headed, model.config, optimizer, mesh)

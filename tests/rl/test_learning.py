@@ -119,8 +119,8 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
     return [json.loads(line)['reward/mean'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
-PPO = AlgorithmSettings(estimator='gae', kl='k3', kl_coef=1e-3, minibatches=2)
-GRPO = AlgorithmSettings(estimator='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
+PPO = AlgorithmSettings(advantage='gae', kl='k3', kl_coef=1e-3, minibatches=2)
+GRPO = AlgorithmSettings(advantage='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])

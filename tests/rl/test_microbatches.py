@@ -15,7 +15,7 @@ SETTINGS = AlgorithmSettings(epochs=2, minibatches=2, microbatches=3)
 @given(st.lists(st.integers(0, 16), min_size=12, max_size=12), st.integers(0, 3))
 def test_every_epoch_has_every_row_once_in_sorted_pieces_of_equal_size(lengths: list[int], seed: int) -> None:
     length = np.array(lengths)
-    steps = microbatches.deal(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
+    steps = microbatches.schedule_microbatches(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
     assert [len(pieces) for pieces in steps] == [3] * 4
     for epoch in (steps[:2], steps[2:]):
         assert sorted(row for pieces in epoch for piece in pieces for row in piece.rows) == list(range(12))
@@ -32,7 +32,7 @@ def test_which_rows_meet_is_the_generators_alone() -> None:
     """Lengths decide how a minibatch is cut, and not what is in it."""
 
     def rows(length: np.ndarray, seed: int) -> list[set[int]]:
-        steps = microbatches.deal(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
+        steps = microbatches.schedule_microbatches(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
         return [{int(row) for piece in pieces for row in piece.rows} for pieces in steps]
 
     assert rows(np.arange(12), 0) == rows(np.arange(12)[::-1], 0)
@@ -40,13 +40,13 @@ def test_which_rows_meet_is_the_generators_alone() -> None:
 
 
 def test_widths_end_with_the_batchs_own() -> None:
-    assert microbatches.widths_of((8, 12, 16), 14) == (8, 12, 14)
-    assert microbatches.widths_of((8, 12), 12) == (8, 12)
-    assert microbatches.widths_of((8, 12), 20) == (8, 12, 20)
+    assert microbatches.bucket_widths((8, 12, 16), 14) == (8, 12, 14)
+    assert microbatches.bucket_widths((8, 12), 12) == (8, 12)
+    assert microbatches.bucket_widths((8, 12), 20) == (8, 12, 20)
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match='expected at most 16 tokens, found 17'):
-        microbatches.cut(np.arange(2), np.array([3, 17]), WIDTHS, 1)
+        microbatches.split_by_length(np.arange(2), np.array([3, 17]), WIDTHS, 1)
     with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 2 x 3 = 6'):
-        microbatches.deal(np.zeros(8, int), WIDTHS, SETTINGS, np.random.default_rng(0))
+        microbatches.schedule_microbatches(np.zeros(8, int), WIDTHS, SETTINGS, np.random.default_rng(0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simrl.conversations.records import Example
-from simrl.conversations.sentencepiece import chat_from_pieces, train_pieces
+from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.conversations.views import natural_prompt
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
@@ -27,8 +27,8 @@ from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from tests import kills
 
-CHAT = chat_from_pieces(
-    train_pieces(['i want tea', 'no , tea', 'ok thanks', 'forget it', 'try tea or coffee ?'] * 9, 50)
+CHAT = sentencepiece_chat(
+    train_sentencepiece(['i want tea', 'no , tea', 'ok thanks', 'forget it', 'try tea or coffee ?'] * 9, 50)
 )
 LIMITS = Limits(turns=2, prompt_tokens=4, assistant_tokens=5, user_tokens=8)
 EXAMPLES = [Example(f'person-{i}', None, 'tea', i, 'test', 'train') for i in range(4)]
@@ -100,7 +100,7 @@ def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], tr
             prompts_per_step=len(EXAMPLES),
             samples_per_prompt=SAMPLES,
             row_buckets=(64,),
-            algorithm=AlgorithmSettings(estimator='grpo', kl='none'),
+            algorithm=AlgorithmSettings(advantage='grpo', kl='none'),
             optimizer=OptimizerSettings(learning_rate=1e-2),
             trained=trained,  # type: ignore[arg-type]
         ),

@@ -28,7 +28,7 @@ ALLOWED = np.arange(CONFIG.padded_vocab_size) < 17  # 17..19 are special, the re
 ROWS, TIME = 8, 16
 ADAMW = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2), 100)
 BASE = AlgorithmSettings(epochs=2, minibatches=2, kl='k3', kl_coef=0.1)
-BASE_GRPO = dataclasses.replace(BASE, estimator='grpo')
+BASE_GRPO = dataclasses.replace(BASE, advantage='grpo')
 SINGLE = AlgorithmSettings(microbatches=2, clip_low=1e-6, clip_high=1e-6)  # one update per batch
 
 
@@ -97,7 +97,7 @@ def preparing_of(settings, trained_role):
 
 
 def steps_of(settings, length, seed=3, widths=(TIME,)):
-    return microbatches.deal(length, widths, settings, np.random.default_rng(seed))
+    return microbatches.schedule_microbatches(length, widths, settings, np.random.default_rng(seed))
 
 
 def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TIME,)):
@@ -110,7 +110,7 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
         params,
         reference,
         rewards,
-        microbatches.cut(np.arange(ROWS), rows['length'], widths, pieces),
+        microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, pieces),
         **rows,
         sampler_log_prob=sampled,
         token_mask=ALLOWED,
@@ -219,7 +219,7 @@ def test_k1_is_taken_from_the_reward_token_by_token():
 
 
 def test_k1_is_taken_from_a_conversations_reward_before_its_groups_baseline():
-    settings = AlgorithmSettings(estimator='dr_grpo', kl='k1', kl_coef=0.3)
+    settings = AlgorithmSettings(advantage='dr_grpo', kl='k1', kl_coef=0.3)
     batch, _ = assembled(settings)
     k1 = masked.total(batch.old_log_prob - batch.ref_log_prob, batch.trained, axis=1)
     reward = np.asarray(REWARDS.value - 0.3 * k1)
@@ -253,15 +253,15 @@ def test_turn_rewards_reach_the_returns_of_their_turn_and_those_before():
     assert mean(metrics)['unplaced_rewards'] == np.sum(short) - 1
 
 
-@pytest.mark.parametrize('estimator', ['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'])
-def test_masked_rows_are_counted_and_not_learned_from(estimator):
-    settings = AlgorithmSettings(estimator=estimator)
+@pytest.mark.parametrize('advantage', ['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'])
+def test_masked_rows_are_counted_and_not_learned_from(advantage):
+    settings = AlgorithmSettings(advantage=advantage)
     valid = np.array([True, False, True, True, False, False, True, False])  # the second group has one valid member
     garbage = jnp.where(valid, REWARDS.value, jnp.nan)
     batch, metrics = assembled(settings, rewards_of(garbage, valid))
     metrics = mean(metrics)
     assert metrics['masked_rows'] == 4
-    grouped = estimator in ('grpo', 'dr_grpo', 'rloo')
+    grouped = advantage in ('grpo', 'dr_grpo', 'rloo')
     used = valid & (np.arange(ROWS) < 4) if grouped else valid
     np.testing.assert_array_equal(np.any(batch.trained, axis=1), used)
     assert metrics.get('groups_too_small') == (1 if grouped else None)
@@ -300,7 +300,7 @@ def test_rows_that_only_fill_the_batch_are_not_counted():
     rows = conversations()
     rows['length'][5:] = 0
     rows['role'][5:] = 0
-    _, metrics = assembled(AlgorithmSettings(estimator='grpo'), rewards_of(REWARDS.value, np.arange(ROWS) < 4), rows)
+    _, metrics = assembled(AlgorithmSettings(advantage='grpo'), rewards_of(REWARDS.value, np.arange(ROWS) < 4), rows)
     metrics = mean(metrics)
     assert (metrics['rows'], metrics['masked_rows'], metrics['groups']) == (5, 1, 2)
 
@@ -308,8 +308,8 @@ def test_rows_that_only_fill_the_batch_are_not_counted():
 def test_a_valid_row_in_which_the_role_said_nothing_is_counted():
     rows = conversations()
     rows['role'][1][rows['role'][1] == ASSISTANT] = TEMPLATE
-    for estimator in ('gae', 'grpo'):
-        batch, metrics = assembled(AlgorithmSettings(estimator=estimator), rows=rows)
+    for advantage in ('gae', 'grpo'):
+        batch, metrics = assembled(AlgorithmSettings(advantage=advantage), rows=rows)
         assert mean(metrics)['empty_rows'] == 1
         assert np.isfinite(batch.advantage).all()
 
@@ -501,7 +501,7 @@ def test_one_far_token_does_not_overflow():
 
 
 BATCH_CHANGES = [
-    {'estimator': 'grpo'}, {'estimator': 'dr_grpo'}, {'estimator': 'rloo'}, {'estimator': 'reinforce_pp'},
+    {'advantage': 'grpo'}, {'advantage': 'dr_grpo'}, {'advantage': 'rloo'}, {'advantage': 'reinforce_pp'},
     {'kl': 'k1'}, {'gamma': 0.5}, {'lam': 0.5}, {'whiten': False},
 ]  # fmt: skip
 LOSS_CHANGES = [
@@ -704,7 +704,7 @@ def test_golden_numbers_of_one_ppo_step():
 @pytest.mark.parametrize(
     ('change', 'field'),
     [
-        ({'estimator': 'ppo'}, 'estimator'), ({'aggregation': 'mean'}, 'aggregation'), ({'kl': 'k4'}, 'kl'),
+        ({'advantage': 'ppo'}, 'advantage'), ({'aggregation': 'mean'}, 'aggregation'), ({'kl': 'k4'}, 'kl'),
         ({'aggregation': 'constant'}, 'aggregation_constant'), ({'aggregation_constant': 5.0}, 'aggregation_constant'),
         ({'aggregation': 'constant', 'aggregation_constant': 0.0}, 'aggregation_constant'),
         ({'kl_coef': 0.1}, 'kl_coef'), ({'kl': 'k3'}, 'kl_coef'), ({'kl': 'k1', 'kl_coef': -1.0}, 'kl_coef'),
@@ -713,7 +713,7 @@ def test_golden_numbers_of_one_ppo_step():
         ({'value_clip': 0.0}, 'value_clip'), ({'gamma': 1.1}, 'gamma'), ({'lam': -0.1}, 'lam'),
         ({'epochs': 0}, 'epochs'), ({'minibatches': 0}, 'minibatches'), ({'microbatches': 0}, 'microbatches'),
         ({'critic_warmup_steps': -1}, 'critic_warmup_steps'),
-        ({'estimator': 'rloo', 'critic_warmup_steps': 5}, 'critic_warmup_steps'),
+        ({'advantage': 'rloo', 'critic_warmup_steps': 5}, 'critic_warmup_steps'),
     ],
 )  # fmt: skip
 def test_impossible_settings_name_the_field(change, field):
@@ -732,7 +732,7 @@ def test_rows_that_cannot_be_cut_evenly_are_refused():
 
 def test_what_the_algorithm_needs_is_missed_clearly():
     headless = {'decoder': policy()['decoder']}
-    with pytest.raises(ValueError, match=r"estimator 'gae' needs params\['value_head'\].*found \['decoder'\] only"):
+    with pytest.raises(ValueError, match=r"advantage 'gae' needs params\['value_head'\].*found \['decoder'\] only"):
         prepare(headless, None, REWARDS, conversations(), ASSISTANT, AlgorithmSettings())
     with pytest.raises(ValueError, match="kl: 'k3' needs reference parameters, found None"):
         prepare(policy(), None, REWARDS, conversations(), ASSISTANT, BASE)

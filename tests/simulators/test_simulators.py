@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from simrl.conversations.chat import TERMINAL_TEXT, chat_from_huggingface
-from simrl.conversations.records import Example, Turn
+from simrl.conversations.records import Example, Message
 from simrl.conversations.views import natural_prompt, render
 from simrl.models import transformer
-from simrl.models.placement import place_rows
+from simrl.models.placement import shard_batch
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rl.train import examples_of_step
@@ -102,7 +102,7 @@ def test_an_opening_stays_text_and_is_filled_in_once(chat, talk):
     rendered = talk['prompted'].prompt(EXAMPLES[0])
     assert 'They said: hi {opening}' in chat.decode(rendered.tokens)
     planted = talk['helper'].prompt(EXAMPLES[1])
-    assert planted.tokens.tolist() == render(chat, [Turn('user', EXAMPLES[1].opening)], system=None).tokens.tolist()
+    assert planted.tokens.tolist() == render(chat, [Message('user', EXAMPLES[1].opening)], system=None).tokens.tolist()
     assert int(np.sum(planted.tokens == chat.end_of_turn['user'])) == 1
 
 
@@ -145,5 +145,5 @@ def test_every_example_comes_once_an_epoch_and_the_order_is_a_function_of_the_se
 
 def test_placed_rows_are_the_rows(chat, talk):
     prompts = prompts_of(EXAMPLES, talk['tuned'], talk['helper'], chat, samples=2, prompt_tokens=128)
-    placed = place_rows(prompts, make_mesh(1, 1, jax.devices()[:1]))
+    placed = shard_batch(prompts, make_mesh(1, 1, jax.devices()[:1]))
     jax.tree.map(np.testing.assert_array_equal, placed, prompts)

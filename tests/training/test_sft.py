@@ -6,7 +6,7 @@ import numpy as np
 
 from simrl.conversations.batches import stack
 from simrl.conversations.chat import chat_from_huggingface
-from simrl.conversations.records import Turn
+from simrl.conversations.records import Message
 from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
@@ -28,7 +28,7 @@ def test_the_loss_of_content_leaves_ends_out():
     )
     params = transformer.init_params(jax.random.key(0), config)
     talks = [['hi', 'yes?', 'bye', 'see you'], ['a', 'b', 'c']]
-    turns = [[Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
+    turns = [[Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
     rows = [render(chat, talk, system=None, train='user', end='natural', terminal=True) for talk in turns]
     batch = stack(rows, 96, 3)
     token_mask = chat.token_mask(config.padded_vocab_size, terminal=True, header='user')

@@ -45,7 +45,7 @@ from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
 
 STEPS = 10**6  # more than are ever measured
-GRPO = AlgorithmSettings(estimator='grpo')
+GRPO = AlgorithmSettings(advantage='grpo')
 OPTIMIZER = OptimizerSettings(LEARNING_RATE, clip_norm=CLIP_NORM)
 
 
@@ -298,7 +298,7 @@ def supervised(job: Job, bench: Bench) -> None:
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, placement.place_rows(batch, model.mesh), token_mask, {})
+            state, metrics = update(state, placement.shard_batch(batch, model.mesh), token_mask, {})
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 
@@ -318,8 +318,8 @@ def update_ragged(job: Job, bench: Bench) -> None:
     settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
     update = jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)
-    widths = microbatches.widths_of([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
-    steps = microbatches.deal(length, widths, settings, np.random.default_rng(0))
+    widths = microbatches.bucket_widths([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
+    steps = microbatches.schedule_microbatches(length, widths, settings, np.random.default_rng(0))
     with jax.set_mesh(model.mesh):
         batch, _ = prepare(
             state.params,

@@ -22,7 +22,7 @@ from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.microbatches import deal
+from simrl.rl.microbatches import schedule_microbatches
 from simrl.rl.prepare import Batch, jit_prepare
 from simrl.rl.update import add_gradients, jit_update
 from simrl.rollouts.agents import Limits, ModelAgent, Prompts, assistant, capacities, prefilled, prompts_of
@@ -33,7 +33,7 @@ from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimiz
 from tools.benchmark import inputs, models
 from tools.benchmark.job import Dtype, Remat
 
-GRPO = AlgorithmSettings(estimator='grpo')
+GRPO = AlgorithmSettings(advantage='grpo')
 OPTIMIZER = OptimizerSettings(learning_rate=1e-6)
 STEPS = 10**6  # more than are ever measured
 
@@ -98,7 +98,7 @@ def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -
     prompts = prompts_of(examples, user, helper, model.chat, samples=1, prompt_tokens=longest)
     with jax.set_mesh(model.mesh):
         params = placement.for_sampling(model.config, model.execution.dtype, model.mesh)(model.params)
-        prompts = placement.place_rows(prompts, model.mesh)
+        prompts = placement.shard_batch(prompts, model.mesh)
         keys = row_keys(0, 0, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
     return Scene(model.mesh, params, (user, helper), prompts, keys)
 
@@ -172,7 +172,7 @@ def update_of(model: Model) -> Callable[[Batch], None]:
     def run(batch: Batch) -> None:
         with jax.set_mesh(model.mesh):
             rows, width = batch.tokens.shape
-            steps = deal(np.full(rows, width), (width,), GRPO, np.random.default_rng(0))
+            steps = schedule_microbatches(np.full(rows, width), (width,), GRPO, np.random.default_rng(0))
             held[0], _ = update(held[0], batch, steps, model.whole_vocabulary, 1.0)
         jax.block_until_ready(held)
 
@@ -189,7 +189,7 @@ def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
         raise ValueError(f'expected 1 to {length - 1} trained tokens in a row of {length}, found {trained}')
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.execution, settings=GRPO)
     with jax.set_mesh(model.mesh):
-        tokens, role, reward = placement.place_rows(_rows(model.config, rows, length, trained), model.mesh)
+        tokens, role, reward = placement.shard_batch(_rows(model.config, rows, length, trained), model.mesh)
         nothing = jnp.zeros(reward.shape, jnp.int32)
         batch, _ = prepare(
             model.params,

@@ -53,7 +53,7 @@ def load_model(
         config, params, tokenizer = gguf.load(path)
         params = jax.tree.map(lambda x: x.astype(huggingface.dtype_of(dtype)), params)
         if mesh is not None:
-            params = sharding.place(params, sharding.param_shardings(config, mesh, rules))
+            params = sharding.shard(params, sharding.param_shardings(config, mesh, rules))
         return config, params, tokenizer
     folder = find_folder(source, revision)
     config = huggingface.load_config(folder)

@@ -34,7 +34,7 @@ class Outcome:
     first_act: ActKind | Literal['none']
 
 
-def judge(intent: Intent, messages: Messages, ended: bool) -> Outcome:
+def outcome_of(intent: Intent, messages: Messages, ended: bool) -> Outcome:
     """The outcome of a conversation for someone with this intent.
 
     Args:
@@ -100,7 +100,7 @@ class UserStatistics:
 
 
 def user_statistics(intent: Intent, messages: Messages, ended: bool) -> UserStatistics:
-    """How a user with this intent talked; arguments and errors as of `judge`."""
+    """How a user with this intent talked; arguments and errors as of `outcome_of`."""
     _check(messages, ended)
     texts = [text for role, text in messages if role == 'user']
     statements = [statement for text in texts for statement in read_user(text)]

@@ -15,7 +15,7 @@ import dataclasses
 import random
 from collections.abc import Mapping
 
-from simrl.conversations.records import Conversation, End, Turn
+from simrl.conversations.records import Conversation, End, Message
 from simrl.worlds.concierge import language, replies
 from simrl.worlds.concierge.language import ANY, ATTRIBUTES
 from simrl.worlds.concierge.people import PEOPLE, STEREOTYPES, Person, World, person, stereotyped
@@ -80,14 +80,14 @@ def scripted_conversation(
     reads_typos = rng.random() < READS_TYPOS
     notes = Notes()
     mind, said = replies.open_talk(user, seed)
-    messages = [Turn('user', said.text)]
+    messages = [Message('user', said.text)]
     for number in range(turns):
         _note(notes, said.text, reads_typos)
         text = _act(KINDS[kind], notes, rng)
-        messages.append(Turn('assistant', text))
+        messages.append(Message('assistant', text))
         if number + 1 < turns:
             mind, said = replies.answer(user, mind, text, seed)
-            messages.append(Turn('user', said.text))
+            messages.append(Message('user', said.text))
             if said.end is not None:
                 break
     end: End = 'natural' if said.end is not None else 'cut'

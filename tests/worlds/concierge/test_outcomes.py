@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simrl.worlds.concierge import language, scripted
 from simrl.worlds.concierge.language import ATTRIBUTES, Intent
-from simrl.worlds.concierge.outcomes import Outcome, UserStatistics, judge, user_statistics, vote
+from simrl.worlds.concierge.outcomes import Outcome, UserStatistics, outcome_of, user_statistics, vote
 from simrl.worlds.concierge.people import STEREOTYPES, World, person, stereotyped
 
 INTENT = Intent.from_text('food thai price cheap area any time dinner')
@@ -43,7 +43,7 @@ def talk(*texts: str) -> list[tuple[str, str]]:
     ],
 )
 def test_cases(texts, ended, outcome):
-    found = judge(INTENT, talk(*texts), ended)
+    found = outcome_of(INTENT, talk(*texts), ended)
     assert found.satisfaction == pytest.approx(outcome.satisfaction)
     assert found.share_met == pytest.approx(outcome.share_met)
     assert dataclasses.astuple(found)[2:] == dataclasses.astuple(outcome)[2:]
@@ -57,21 +57,21 @@ VALUES = st.tuples(*(st.sampled_from((*attribute.values, language.ANY)) for attr
 @given(VALUES)
 def test_naming_every_value_wins_nothing(values):
     everything = ' '.join(value for attribute in ATTRIBUTES for value in attribute.values)
-    assert judge(Intent(values), talk('hi', f'try {everything}'), False).share_met == 0
+    assert outcome_of(Intent(values), talk('hi', f'try {everything}'), False).share_met == 0
     synonyms = ' '.join(synonym for attribute in ATTRIBUTES for synonym in attribute.synonyms)
-    assert judge(Intent(values), talk('hi', f'try {synonyms}'), False).share_met == 0
+    assert outcome_of(Intent(values), talk('hi', f'try {synonyms}'), False).share_met == 0
 
 
 @given(VALUES)
 def test_guesses_for_what_does_not_matter_are_free(values):
     met = [value if value != language.ANY else a.values[-1] for a, value in zip(ATTRIBUTES, values, strict=True)]
-    assert judge(Intent(values), talk('hi', language.proposal('try', met)), False).share_met == 1
+    assert outcome_of(Intent(values), talk('hi', language.proposal('try', met)), False).share_met == 1
 
 
 def test_a_share_is_of_what_matters():
     for met in itertools.product((False, True), repeat=3):
         named = [value for value, right in zip(('thai', 'cheap', 'dinner'), met, strict=True) if right]
-        assert judge(INTENT, talk('hi', f'try {" ".join(named)}'), False).share_met == pytest.approx(sum(met) / 3)
+        assert outcome_of(INTENT, talk('hi', f'try {" ".join(named)}'), False).share_met == pytest.approx(sum(met) / 3)
 
 
 def test_votes():
@@ -120,14 +120,14 @@ def test_scripted_users_say_nothing_against_their_intents_and_end_as_they_say():
     for number, user in enumerate(users):
         kind = tuple(scripted.KINDS)[number % len(scripted.KINDS)]
         found = scripted.scripted_conversation(user, kind, number, identity='x')
-        messages = [(turn.role, turn.content) for turn in found.turns]
+        messages = [(turn.role, turn.content) for turn in found.messages]
         statistics = user_statistics(user.intent, messages, found.end == 'natural')
         assert statistics.against_intent == 0
-        assert statistics.left == (found.turns[-1].content == language.LEAVE)
+        assert statistics.left == (found.messages[-1].content == language.LEAVE)
         assert statistics.left + statistics.accepted == (found.end == 'natural')
 
 
-@pytest.mark.parametrize('judged', [judge, user_statistics])
+@pytest.mark.parametrize('judged', [outcome_of, user_statistics])
 @pytest.mark.parametrize(
     ('messages', 'ended', 'message'),
     [

@@ -24,10 +24,10 @@ TRUTHFUL = Person(
     dataclasses.replace(STEREOTYPES['default'], polite=0),
 )
 GOLDEN = """\
-import simrl.worlds.scripted as scripted
-from simrl.worlds.people import World, person
+import simrl.worlds.concierge.scripted as scripted
+from simrl.worlds.concierge.people import World, person
 user = person(World(seed=1), 'test', 25)
-for turn in scripted.scripted_conversation(user, 'eager', 25, identity='x').turns:
+for turn in scripted.scripted_conversation(user, 'eager', 25, identity='x').messages:
     print(turn.content)
 """
 SPOKEN = [  # renew it, by running GOLDEN, where the world is meant to change: every result changes with it
@@ -50,7 +50,7 @@ def conversations(user: Person, kind: str, number: int = 1000, **options: int) -
 
 
 def acts(conversation: records.Conversation) -> list[language.Act]:
-    return [read_assistant(turn.content) for turn in conversation.turns if turn.role == 'assistant']
+    return [read_assistant(turn.content) for turn in conversation.messages if turn.role == 'assistant']
 
 
 def test_the_same_conversations_in_every_process():
@@ -58,7 +58,7 @@ def test_the_same_conversations_in_every_process():
     run = subprocess.run([sys.executable, '-c', GOLDEN], env=env, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == SPOKEN
     user = person(World(seed=1), 'test', 25)
-    assert [turn.content for turn in scripted.scripted_conversation(user, 'eager', 25, identity='x').turns] == SPOKEN
+    assert [turn.content for turn in scripted.scripted_conversation(user, 'eager', 25, identity='x').messages] == SPOKEN
 
 
 @pytest.mark.parametrize('corpus', [ASSISTANT, BASE], ids=['assistant', 'base user'])
@@ -66,11 +66,11 @@ def test_corpora_are_valid_records_of_short_plain_text(corpus, tmp_path):
     records.write_conversations(tmp_path / 'corpus.jsonl.gz', corpus)
     assert records.read_conversations(tmp_path / 'corpus.jsonl.gz') == (corpus, {})
     for found in corpus:
-        last = found.turns[-1]
+        last = found.messages[-1]
         assert (last.role == 'user') == (found.end == 'natural')
         assert (last.content in (*language.ACCEPTANCES, language.LEAVE)) == (found.end == 'natural')
-        assert found.end == 'natural' or len(found.turns) == 2 * replies.TURNS
-        for turn in found.turns:
+        assert found.end == 'natural' or len(found.messages) == 2 * replies.TURNS
+        for turn in found.messages:
             assert set(turn.content) <= set('abcdefghijklmnopqrstuvwxyz ,?')
             assert len(turn.content.split()) <= (15 if turn.role == 'user' else 8)
 
@@ -98,7 +98,7 @@ def test_corpora_hold_their_partners_conversations():
             _, partner, kind = found.id.split('/')
             user = person_of(WORLD, partner)
             again = scripted.scripted_conversation(user, kind, number, identity=found.id)
-            assert found.turns == again.turns
+            assert found.messages == again.messages
             name = partner.split('-')[0]
             assert found.intent == (f'{name}: {user.intent.text}' if corpus is BASE else user.intent.text)
             assert user == person_of(WORLD, f'{name}-train-{number}')
@@ -108,8 +108,8 @@ def test_the_user_is_the_person_who_speaks():
     for seed in range(50):
         user = person(WORLD, 'dev', seed)
         found = scripted.scripted_conversation(user, 'chatty', seed, identity='x')
-        heard = [turn.content for turn in found.turns if turn.role == 'assistant']
-        said = [turn.content for turn in found.turns if turn.role == 'user']
+        heard = [turn.content for turn in found.messages if turn.role == 'assistant']
+        said = [turn.content for turn in found.messages if turn.role == 'user']
         spoken = [replies.speak(user, heard[:number], seed) for number in range(len(said))]
         assert [message.text for message in spoken] == said
         assert (spoken[-1].end is not None) == (found.end == 'natural')
@@ -155,7 +155,7 @@ def test_what_was_denied_is_not_proposed_again():
     )
     for found in conversations(denier, 'eager', 200, turns=12):
         denied = set()
-        for turn in found.turns:
+        for turn in found.messages:
             if turn.role == 'assistant':
                 assert not denied & set(read_assistant(turn.content).values)
             else:
@@ -182,8 +182,8 @@ def test_people_are_harder_to_serve_the_further_the_dial():
             user = person(World(dial=dial), 'test', number)
             kind = tuple(scripted.KINDS)[number % len(scripted.KINDS)]
             found = scripted.scripted_conversation(user, kind, number, identity='x')
-            messages = [(turn.role, turn.content) for turn in found.turns]
-            total += outcomes.judge(user.intent, messages, found.end == 'natural').satisfaction
+            messages = [(turn.role, turn.content) for turn in found.messages]
+            total += outcomes.outcome_of(user.intent, messages, found.end == 'natural').satisfaction
         return total / 400
 
     by_dial = [satisfaction(dial) for dial in (0.0, 0.5, 1.0)]
@@ -206,4 +206,4 @@ def test_bad_values_are_named(change, message):
 
 def test_a_short_limit_cuts():
     (found,) = conversations(dataclasses.replace(TRUTHFUL, traits=STEREOTYPES['vague']), 'asker', 1, turns=1)
-    assert (len(found.turns), found.end) == (2, 'cut')
+    assert (len(found.messages), found.end) == (2, 'cut')
