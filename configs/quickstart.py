@@ -137,6 +137,6 @@ def get_config(arg: str = '') -> ConfigDict:
                 'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
                 'xla_flags': () if smoke else QUICKLY_COMPILED,  # of XLA's compiler
             },
-            'lanes': optional(int),  # stages side by side; None: one for each core, at most 8
+            'workers': optional(int),  # stages side by side; None: one for each core, at most 8
         }
     )

@@ -13,7 +13,7 @@ from simrl.models.checkpoint import CheckpointError
 from simrl.run.config import ConfigError
 from simrl.run.runtime import use_xla_flags
 from simrl.run.stages import WorkdirError
-from simrl.run.workers import LaneError
+from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
-USER_ERRORS = (ConfigError, WorkdirError, LaneError, CheckpointError, NonFiniteError, RowError, OSError)
+USER_ERRORS = (ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, RowError, OSError)
 
 
 def default_workdir(config_file: str) -> pathlib.Path:

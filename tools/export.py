@@ -42,10 +42,10 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     """The parameters that a stage left, with the tokenizer of the model that it started from."""
     if not stages.is_done(stage):
         raise SystemExit(f'{stage}: expected a finished stage, found none')
-    slice_ = json.loads((stage / stages.STAGE_FILE).read_text())['slice']
+    trained_with = json.loads((stage / stages.STAGE_FILE).read_text())['settings']
     settings = model_of_run(stage)
     model = sources.load(settings)
-    heads = ('reward_head',) if 'reward_model' in slice_ else ()
+    heads = ('reward_head',) if 'reward_model' in trained_with else ()
     mesh = jobs.MeshSettings().make()
     params = jobs.load_params(stage, model.config, heads, mesh, sharding.TRAINING_RULES)
     model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)

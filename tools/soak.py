@@ -7,9 +7,9 @@
 model, the given tokenizer and conversations), prints step and phase of each kill, and compares every value and step of
 metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time/`) are exempt.
 
-`quickstart` does the same with quickstart.py:smoke, whose lanes die with it, and compares the bytes of results/*.json;
-timings.json is exempt. A third of the kills each is aimed at a process's start-up, at stages, and at the finish, where
-results are written; the phase that each fell in is printed. After each kill, what results there are must be whole.
+`quickstart` does the same with quickstart.py:smoke, whose workers die with it, and compares the bytes of
+results/*.json except timings.json. A third of the kills each is aimed at a process's start-up, at stages, and at the
+finish, where results are written; the phase of each is printed. After each kill, the results that exist must be whole.
 """
 
 import argparse

@@ -29,8 +29,7 @@ from simrl.rl.train import RLSettings
 from simrl.run import config as config_lib
 from simrl.run import stage_files, stages, workers
 from simrl.run.runtime import enable_compilation_cache
-from simrl.run.stages import Task
-from simrl.run.workers import Job
+from simrl.run.stages import Stage
 
 USER_STAGE, REWARD_STAGE, JUDGE_STAGE = 'sft/user', 'reward_model/train', 'reward_model/judge'
 SCALE_STAGE = 'reward_model/scale'
@@ -130,6 +129,26 @@ class RLJob:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What `config.job` names.
+
+    Attributes:
+        settings: the dataclass of the job's config.
+        tasks: (settings, run directory) -> the stages, each after those that it reads; importable by name.
+        finish: (settings, run directory), called when all stages are done, by one process at a time.
+        workers: settings -> how many stages run side by side. None: one, and it is an error if another process works in
+            the run directory.
+        exempt: dotted fields that may change in a run that is resumed; see `stages.open_workdir`.
+    """
+
+    settings: type[Any]
+    tasks: Callable[[Any, pathlib.Path], list[Stage]]
+    finish: Callable[[Any, pathlib.Path], None] | None = None
+    workers: Callable[[Any], int] | None = None
+    exempt: tuple[str, ...] = ()
+
+
 def check_simulator(field: str, name: str) -> None:
     if name not in arms.SIMULATORS:
         raise ValueError(f'{field}: unknown simulator {name!r}, expected one of {", ".join(arms.SIMULATORS)}')
@@ -152,29 +171,29 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, rerun: tupl
     if name not in JOBS:
         raise config_lib.ConfigError(f'config.job: expected one of {", ".join(JOBS)}, found {name!r}')
     job = JOBS[name]
-    job.setup()
+    enable_compilation_cache()
     settings: Any = config_lib.from_config_dict(job.settings, fields, 'config')
-    num_lanes = _num_lanes(job, settings)
+    num_workers = _num_workers(job, settings)
     tasks = job.tasks(settings, workdir)  # with what can be refused before anything is written
-    again = stages.to_run_again(workdir, tasks, rerun)
+    again = stages.stages_to_rerun(workdir, tasks, rerun)
     plain = {'job': name, **config_lib.to_dict(settings)}
-    stages.open_workdir(workdir, plain, tasks, exempt=job.exempt, again=again)
-    if num_lanes == 1:
-        stages.run_tasks(workdir, tasks, held='error' if job.lanes is None else 'wait')
+    stages.open_workdir(workdir, plain, tasks, exempt=job.exempt, rerun=again)
+    if num_workers == 1:
+        stages.run_stages(workdir, tasks, if_locked='raise' if job.workers is None else 'wait')
     else:
-        workers.run_side_by_side(job, settings, workdir, tasks, num_lanes)
+        workers.run_side_by_side(job.tasks, settings, workdir, [stage.name for stage in tasks], num_workers)
     if job.finish is not None:
-        with stage_files.alone_in(workdir / RESULTS_FOLDER):  # jobs of other arms may end here at the same time
+        with stage_files.wait_for_lock(workdir / RESULTS_FOLDER):  # jobs of other arms may end here at the same time
             job.finish(settings, workdir)
 
 
-def _num_lanes(job: Job, settings: Any) -> int:
-    """How many stages run side by side. Refuses more lanes than CPUs, or than one on an accelerator."""
-    number = 1 if job.lanes is None else job.lanes(settings)
+def _num_workers(job: Job, settings: Any) -> int:
+    """How many stages run side by side. Refuses more workers than CPUs, or than one on an accelerator."""
+    number = 1 if job.workers is None else job.workers(settings)
     workers.cpu_shares(number)
     if number > 1 and jax.default_backend() != 'cpu':
         raise config_lib.ConfigError(
-            f'config.lanes: expected 1 on {jax.default_backend()}, whose memory the first lane would take, found '
+            f'config.workers: expected 1 on {jax.default_backend()}, whose memory the first worker would take, found '
             f'{number}. Where there are several devices, start the command once for each, with that one visible'
         )
     return number
@@ -212,7 +231,7 @@ def _files(model: ModelSettings, data: DataSettings) -> dict[str, pathlib.Path]:
     return files | ({} if source is None else {'model': source})
 
 
-def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Task]:
+def experiment_tasks(settings: Experiment, workdir: pathlib.Path) -> list[Stage]:
     """The whole experiment; see the module's docstring."""
     model, data = _load(settings)
     talking, compute = settings.talking, settings.compute
@@ -250,8 +269,8 @@ def finish_experiment(settings: Experiment, workdir: pathlib.Path) -> None:
     print(report(workdir, comparison))
 
 
-def _user_task(settings: Experiment | SFTJob, model: Model, data: Data) -> Task:
-    return Task(
+def _user_task(settings: Experiment | SFTJob, model: Model, data: Data) -> Stage:
+    return Stage(
         USER_STAGE,
         _common(settings) | {'user_sft': settings.user_sft},
         _files(settings.model, settings.data),
@@ -261,8 +280,8 @@ def _user_task(settings: Experiment | SFTJob, model: Model, data: Data) -> Task:
 
 def _reward_task(
     name: str, settings: Experiment | RewardModelJob, reward_model: RewardModelSettings, model: Model, data: Data
-) -> Task:
-    return Task(
+) -> Stage:
+    return Stage(
         name,
         _common(settings) | {'reward_model': reward_model},
         _files(settings.model, settings.data),
@@ -270,8 +289,8 @@ def _reward_task(
     )
 
 
-def _scale_task(settings: Experiment | RLJob, reward_stage: pathlib.Path, model: Model, data: Data) -> Task:
-    return Task(
+def _scale_task(settings: Experiment | RLJob, reward_stage: pathlib.Path, model: Model, data: Data) -> Stage:
+    return Stage(
         SCALE_STAGE,
         _common(settings) | {'talking': settings.talking, 'scale': settings.scale},
         {**_files(settings.model, settings.data), 'reward_model': reward_stage},
@@ -283,11 +302,11 @@ def _scale_task(settings: Experiment | RLJob, reward_stage: pathlib.Path, model:
 
 def _rl_task(
     settings: Experiment | RLJob, simulator: str, seed: int, read: ArmStages, model: Model, data: Data
-) -> Task:
+) -> Stage:
     inputs = {**_files(settings.model, settings.data), 'reward_model': read.reward_model, 'scale': read.scale}
     if read.simulator is not None:
         inputs['simulator'] = read.simulator
-    return Task(
+    return Stage(
         rl_stage(simulator, seed),
         _common(settings)
         | {'talking': settings.talking, 'simulator': simulator, 'seed': seed, 'rl': settings.rl}
@@ -306,11 +325,11 @@ def _evaluate_task(
     judge: pathlib.Path,
     model: Model,
     data: Data,
-) -> Task:
+) -> Stage:
     inputs = {**_files(settings.model, settings.data), 'judge': judge}
     if stage is not None:
         inputs['assistant'] = stage
-    return Task(
+    return Stage(
         f'evaluate/{assistant}',
         _common(settings) | {'talking': settings.talking, 'comparison': settings.comparison},
         inputs,
@@ -368,19 +387,19 @@ def report(workdir: pathlib.Path, comparison: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def sft_tasks(settings: SFTJob, workdir: pathlib.Path) -> list[Task]:
+def sft_tasks(settings: SFTJob, workdir: pathlib.Path) -> list[Stage]:
     model, data = _load(settings)
     checks.check_user_sft('config.user_sft', settings.user_sft, model, data, settings.compute)
     return [_user_task(settings, model, data)]
 
 
-def reward_model_tasks(settings: RewardModelJob, workdir: pathlib.Path) -> list[Task]:
+def reward_model_tasks(settings: RewardModelJob, workdir: pathlib.Path) -> list[Stage]:
     model, data = _load(settings)
     checks.check_reward_model('config.reward_model', settings.reward_model, model, data, settings.compute)
     return [_reward_task(REWARD_STAGE, settings, settings.reward_model, model, data)]
 
 
-def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Task]:
+def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Stage]:
     model, data = _load(settings)
     _check_rl(settings, (settings.simulator,), model, data)
     read = ArmStages(settings.reward_stage, workdir / SCALE_STAGE, settings.simulator_stage)
@@ -390,8 +409,8 @@ def rl_tasks(settings: RLJob, workdir: pathlib.Path) -> list[Task]:
     ]
 
 
-def _job(settings: type, tasks: Callable[[Any, pathlib.Path], list[Task]], **options: Any) -> Job:
-    return Job(settings, tasks, setup=enable_compilation_cache, exempt=EXEMPT, **options)
+def _job(settings: type, tasks: Callable[[Any, pathlib.Path], list[Stage]], **options: Any) -> Job:
+    return Job(settings, tasks, exempt=EXEMPT, **options)
 
 
 JOBS: Mapping[str, Job] = {
@@ -399,10 +418,9 @@ JOBS: Mapping[str, Job] = {
         KnownAnswer,
         known_answer.tasks,
         known_answer_results.finish,
-        known_answer.num_lanes,
-        enable_compilation_cache,
+        known_answer.num_workers,
         # Arms, seeds, people and sizes of users can be added.
-        (*EXEMPT, 'evaluation.people', 'lanes', 'users'),
+        (*EXEMPT, 'evaluation.people', 'workers', 'users'),
     ),
     'experiment': _job(Experiment, experiment_tasks, finish=finish_experiment),
     'sft_user': _job(SFTJob, sft_tasks),

@@ -29,13 +29,13 @@ from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits
 from simrl.run import config as config_lib
 from simrl.run import workers
-from simrl.run.stages import Task
+from simrl.run.stages import Stage
 from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge.people import World
 from simrl.worlds.concierge.replies import TURNS
 
 USUAL_SIZE = 'medium'  # of an arm that names none
-MOST_LANES = 8
+MOST_WORKERS = 8
 MOST_SEEDS = 2**31  # of training runs, and of evaluation
 WORLD_STAGE, ASSISTANT_STAGE, LOGS_STAGE = 'world', 'sft/assistant', 'logs'
 
@@ -95,7 +95,7 @@ class KnownAnswer:
     rl_people: int  # people, or their intents, that RL starts conversations from
     evaluation: Evaluation
     compute: Compute
-    lanes: int | None = None  # stages side by side; None: one for each CPU, at most MOST_LANES; 1 on an accelerator
+    workers: int | None = None  # stages side by side; None: one for each CPU, at most MOST_WORKERS; 1 on an accelerator
 
     def __post_init__(self) -> None:
         for field in ('arms', 'seeds'):
@@ -125,8 +125,8 @@ class KnownAnswer:
                     f'KnownAnswer.{name}.model.max_positions: expected at least the {needed} tokens that a '
                     f'conversation of limits may take, found {model.max_positions}'
                 )
-        if self.lanes is not None and self.lanes < 1:
-            raise ValueError(f'KnownAnswer.lanes: expected at least 1, or None, found {self.lanes}')
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f'KnownAnswer.workers: expected at least 1, or None, found {self.workers}')
 
 
 def _arms(sizes: Mapping[str, Any]) -> Iterator[str]:
@@ -215,8 +215,8 @@ class Plan:
         return Simulated(arm.kind, self.workdir / arm.simulator_stage(seed), self.settings.users[arm.size].model)
 
     def _task(
-        self, name: str, slice_: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
-    ) -> Task:
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
+    ) -> Stage:
         """A stage that rests on its slice, on the sizes of conversations, and on other stages, by name."""
         compute = self.settings.compute
         common = {
@@ -225,9 +225,9 @@ class Plan:
             'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
         }
         folders = {key: self.workdir / stage for key, stage in {'world': WORLD_STAGE, **inputs}.items()}
-        return Task(name, config_lib.to_dict(common | dict(slice_)), folders, run)
+        return Stage(name, config_lib.to_dict(common | dict(settings)), folders, run)
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[Stage]:
         """All stages; each comes after what it rests on."""
         sizes = dict.fromkeys(arm.size for arm in self.arms if arm.kind != ORACLE)
         tuned = dict.fromkeys((arm.size, seed) for arm, seed in self._runs() if arm.kind == 'fine_tuned')
@@ -243,7 +243,7 @@ class Plan:
             *(self.measure_likelihood(simulator) for simulator in self.simulators),
         ]
 
-    def make_world(self) -> Task:
+    def make_world(self) -> Stage:
         s = self.settings
         c = s.corpora
         text = {
@@ -252,10 +252,10 @@ class Plan:
             'base_user': c.base_user,
             'held_out': c.held_out,
         }
-        slice_ = config_lib.to_dict({'world': s.world, 'corpora': text})
-        return Task(WORLD_STAGE, slice_, {}, lambda folder: work.make_world(folder, s.world, **text))
+        settings = config_lib.to_dict({'world': s.world, 'corpora': text})
+        return Stage(WORLD_STAGE, settings, {}, lambda folder: work.make_world(folder, s.world, **text))
 
-    def fit_assistant(self) -> Task:
+    def fit_assistant(self) -> Stage:
         own, held_out = self.settings.assistant, self.settings.corpora.held_out
 
         def run(folder: pathlib.Path) -> None:
@@ -263,7 +263,7 @@ class Plan:
 
         return self._task(ASSISTANT_STAGE, {'assistant': own}, {}, run)
 
-    def fit_base_user(self, size: str) -> Task:
+    def fit_base_user(self, size: str) -> Stage:
         user, held_out = self.settings.users[size], self.settings.corpora.held_out
 
         def run(folder: pathlib.Path) -> None:
@@ -271,44 +271,44 @@ class Plan:
 
         return self._task(f'sft/{_sized("base_user", size)}', {'model': user.model, 'base': user.base}, {}, run)
 
-    def collect_logs(self) -> Task:
+    def collect_logs(self) -> Stage:
         s = self.settings
 
         def run(folder: pathlib.Path) -> None:
             work.collect_logs(folder, self._assistant(INITIAL), self.scene, s.corpora, s.evaluation.batch_size)
 
-        slice_ = {'logs': s.corpora.logs, 'held_out': s.corpora.held_out}
-        return self._task(LOGS_STAGE, slice_, {'assistant': ASSISTANT_STAGE}, run)
+        settings = {'logs': s.corpora.logs, 'held_out': s.corpora.held_out}
+        return self._task(LOGS_STAGE, settings, {'assistant': ASSISTANT_STAGE}, run)
 
-    def fine_tune(self, size: str, seed: int) -> Task:
+    def fine_tune(self, size: str, seed: int) -> Stage:
         user, base = self.settings.users[size], f'sft/{_sized("base_user", size)}'
 
         def run(folder: pathlib.Path) -> None:
             stages = self.workdir / base, self.workdir / LOGS_STAGE
             work.fine_tune_simulator(folder, *stages, self.scene, user.model, user.fine_tuning, seed)
 
-        slice_ = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
+        settings = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
         return self._task(
-            f'sft/{_sized("fine_tuned", size)}/seed-{seed}', slice_, {'base': base, 'logs': LOGS_STAGE}, run
+            f'sft/{_sized("fine_tuned", size)}/seed-{seed}', settings, {'base': base, 'logs': LOGS_STAGE}, run
         )
 
-    def train(self, arm: Arm, seed: int) -> Task:
+    def train(self, arm: Arm, seed: int) -> Stage:
         s = self.settings
         simulated = None if arm.kind == ORACLE else self._simulated(arm, seed)
 
         def run(folder: pathlib.Path) -> None:
             work.train_arm(folder, self._assistant(INITIAL), simulated, self.scene, s.rl_people, s.rl, seed)
 
-        slice_ = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
-        slice_['log_every'] = s.compute.loop.log_every  # which steps the result holds
+        settings = {'kind': arm.kind, 'rl': s.rl, 'rl_people': s.rl_people, 'seed': seed}
+        settings['log_every'] = s.compute.loop.log_every  # which steps the result holds
         inputs = {} if simulated is None else {'simulator': arm.simulator_stage(seed)}
-        return self._task(rl_stage(arm.name, seed), slice_, {'assistant': ASSISTANT_STAGE, **inputs}, run)
+        return self._task(rl_stage(arm.name, seed), settings, {'assistant': ASSISTANT_STAGE, **inputs}, run)
 
-    def evaluate(self, assistant: str) -> list[Task]:
+    def evaluate(self, assistant: str) -> list[Stage]:
         """People in blocks, so that more people are more stages."""
         e, stage = self.settings.evaluation, self.assistants[assistant]
 
-        def task(block: int) -> Task:
+        def task(block: int) -> Stage:
             numbers = range(block * e.block, (block + 1) * e.block)
             shown = e.shown if block == 0 else 0
 
@@ -317,12 +317,12 @@ class Plan:
                     folder, self._assistant(assistant), self.scene, numbers, e.seed, e.batch_size, shown
                 )
 
-            slice_ = {'people': [numbers.start, numbers.stop], 'seed': e.seed, 'shown': shown}
-            return self._task(people_stage(assistant, block), slice_, {'assistant': stage}, run)
+            settings = {'people': [numbers.start, numbers.stop], 'seed': e.seed, 'shown': shown}
+            return self._task(people_stage(assistant, block), settings, {'assistant': stage}, run)
 
         return [task(block) for block in range(e.people // e.block)]
 
-    def meet(self, assistant: str, simulator: str) -> Task:
+    def meet(self, assistant: str, simulator: str) -> Stage:
         e, stage, simulated = self.settings.evaluation, self.assistants[assistant], self.simulators[simulator]
 
         def run(folder: pathlib.Path) -> None:
@@ -331,10 +331,10 @@ class Plan:
             )
 
         inputs = {'assistant': stage, 'simulator': simulated.stage.relative_to(self.workdir).as_posix()}
-        slice_ = {'kind': simulated.kind, 'conversations': e.matrix, 'seed': e.seed}
-        return self._task(matrix_stage(assistant, simulator), slice_, inputs, run)
+        settings = {'kind': simulated.kind, 'conversations': e.matrix, 'seed': e.seed}
+        return self._task(matrix_stage(assistant, simulator), settings, inputs, run)
 
-    def measure_likelihood(self, simulator: str) -> Task:
+    def measure_likelihood(self, simulator: str) -> Stage:
         simulated = self.simulators[simulator]
         e = self.settings.evaluation
 
@@ -342,11 +342,11 @@ class Plan:
             work.measure_likelihood(folder, simulated, self.workdir / LOGS_STAGE, self.scene, e.batch_size)
 
         inputs = {'simulator': simulated.stage.relative_to(self.workdir).as_posix(), 'logs': LOGS_STAGE}
-        slice_ = {'kind': simulated.kind}
-        return self._task(likelihood_stage(simulator), slice_, inputs, run)
+        settings = {'kind': simulated.kind}
+        return self._task(likelihood_stage(simulator), settings, inputs, run)
 
 
-def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
+def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Stage]:
     """The stages of the experiment in a run directory, once it is clear that all of them can be done.
 
     Raises:
@@ -365,13 +365,13 @@ def tasks(settings: KnownAnswer, workdir: pathlib.Path) -> list[Task]:
     return Plan(settings, workdir).tasks()
 
 
-def num_lanes(settings: KnownAnswer) -> int:
+def num_workers(settings: KnownAnswer) -> int:
     """How many stages run side by side."""
-    if settings.lanes is not None:
-        return settings.lanes
+    if settings.workers is not None:
+        return settings.workers
     if jax.default_backend() != 'cpu':
         return 1
-    return min(MOST_LANES, len(workers.cpus()))
+    return min(MOST_WORKERS, len(workers.cpus()))
 
 
 def people_stage(assistant: str, block: int) -> str:

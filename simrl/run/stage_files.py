@@ -1,14 +1,17 @@
-"""What a stage's folder holds besides the stage's own files, and what is hashed of files, folders and stages.
+"""Files of a stage's folder: its records, its lock, and the hashes by which changes are found.
 
-    stage.lock    held (flock) while a process works on the stage, shared by those that read it; a kill leaves no lock
-    stage.json    the slice of the config that the stage depends on, and the hashes of its inputs
-    done.json     the same, the hash of every file that the stage left, and how long its work took; written last
-    checkpoints/  what only a stage in work needs: it goes once the stage is done
+    stage.lock    flock: exclusive while a process runs the stage, shared while others read it; a kill releases it
+    stage.json    the stage's settings and the hashes of its inputs, written when it starts
+    done.json     the same, with hash, size and mtime of every output and the seconds it took; written last
+    checkpoints/  what a started stage resumes from, deleted once the stage is done
 
-The hash of a file is the sha256 of its bytes, for one over 64 MiB that of its size and of its first and last MiB; of a
-folder that of the names and hashes of all files in it; of a stage that of its slice, inputs and files as done.json has
-them. So a stage that is run again makes what rests on it out of date where it leaves other bytes, and only there. (A
-training always does: its parameters' folder and its metrics hold the time.)
+The hash of a file is the sha256 of its bytes; of a file over 64 MiB, of its size and its first and last MiB. The hash
+of a folder covers the names and hashes of all its files; the hash of a stage covers its settings, inputs and outputs. A
+rerun therefore invalidates the stages that read it only if it writes other bytes. (A training always does: its metrics
+contain times.)
+
+An output with the size and mtime of done.json is taken as unchanged and not hashed again. Files that others put into
+the folder of a finished stage are ignored.
 """
 
 import fcntl
@@ -26,69 +29,64 @@ from typing import Any
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
 SCRATCH_FOLDER = 'checkpoints'
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
-POLL_SECONDS = 0.2  # between two looks at what other processes hold
+POLL_SECONDS = 0.2  # between two attempts to take a lock
 LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes
 
 
 class WorkdirError(RuntimeError):
-    """A folder is not what a stage or a run may write to or read: of another config, changed, or something else."""
+    """A run directory or stage does not fit the command: other settings, changed files, or no run at all."""
 
 
-def is_done(folder: pathlib.Path) -> bool:
-    return (folder / DONE_FILE).exists()
-
-
-def read_done(folder: pathlib.Path) -> dict[str, Any]:
-    """The done.json of a finished stage.
-
-    Raises:
-        WorkdirError: there is none, or it is of another version.
-    """
-    done = read_json(folder / DONE_FILE)
-    if done is None:
-        raise WorkdirError(f'{folder}: expected a finished stage, found no {DONE_FILE}')
-    if missing := sorted({'name', 'slice', 'inputs', 'outputs', 'seconds'} - done.keys()):
-        raise WorkdirError(f'{folder / DONE_FILE}: expected what this version writes, found no {", ".join(missing)}')
-    return done
-
-
-def is_stage(path: pathlib.Path) -> bool:
-    """Whether it is the folder of a stage, or was and is cleared."""
-    return (path / STAGE_FILE).exists() or (path / LOCK_FILE).exists()
-
-
-def is_settled(folder: pathlib.Path) -> bool:
-    """Whether a stage is done, and not about to be cleared."""
-    return is_done(folder) and 'clearing' not in (read_json(folder / STAGE_FILE) or {})
-
-
-def started_in(folder: pathlib.Path) -> dict[str, Any] | None:
-    """`read_started`, where nothing else may be in a new folder."""
-    started = read_started(folder)
-    others = [path.name for path in folder.iterdir() if path.name != LOCK_FILE and not is_new(path)]
-    if started is None and others:
+def read_started(folder: pathlib.Path) -> dict[str, Any] | None:
+    """stage.json; None if the stage is not started, or a kill interrupted `empty`."""
+    started = read_json(folder / STAGE_FILE)
+    if started is None or 'clearing' in started:
+        return None
+    if not started.keys() >= {'settings', 'inputs'}:
         raise WorkdirError(
-            f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {some(sorted(others))}'
+            f'{folder / STAGE_FILE}: expected settings and inputs, found {shorten(sorted(started)) or "none"}'
         )
     return started
 
 
-def read_started(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What stage.json says; None where there is none, as in a new folder."""
-    started = read_json(folder / STAGE_FILE)
-    if started is not None and 'clearing' not in started and not started.keys() >= {'slice', 'inputs'}:
-        raise WorkdirError(f'{folder / STAGE_FILE}: expected slice and inputs, found {some(sorted(started)) or "none"}')
-    return started
+def is_done(folder: pathlib.Path) -> bool:
+    return (folder / DONE_FILE).exists() and read_started(folder) is not None
+
+
+def read_done(folder: pathlib.Path) -> dict[str, Any]:
+    """done.json of a finished stage.
+
+    Raises:
+        WorkdirError: it is missing, or written by another version.
+    """
+    done = read_json(folder / DONE_FILE)
+    if done is None:
+        raise WorkdirError(f'{folder}: expected a finished stage, found no {DONE_FILE}')
+    if missing := sorted({'name', 'settings', 'inputs', 'outputs', 'seconds'} - done.keys()):
+        raise WorkdirError(f'{folder / DONE_FILE}: expected {", ".join(missing)}, found a file without')
+    return done
+
+
+def is_stage(path: pathlib.Path) -> bool:
+    """Whether the path is the folder of a stage, or of one that was emptied."""
+    return (path / STAGE_FILE).exists() or (path / LOCK_FILE).exists()
+
+
+def check_is_stage(folder: pathlib.Path) -> None:
+    """Raises WorkdirError if the folder contains files but no stage."""
+    if (folder / STAGE_FILE).exists():
+        return
+    if others := sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE and not is_new(path)):
+        raise WorkdirError(f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {shorten(others)}')
 
 
 def remove_scratch(folder: pathlib.Path) -> None:
-    shutil.rmtree(folder / SCRATCH_FOLDER, ignore_errors=True)  # another process may be at it, too
+    shutil.rmtree(folder / SCRATCH_FOLDER, ignore_errors=True)  # another process may delete it at the same time
 
 
 def empty(folder: pathlib.Path) -> None:
-    """Empties a stage's folder but for its lock; after a kill in between the stage is cleared before it starts."""
+    """Deletes all files of a stage but its lock. Until it is finished, stage.json marks the stage as not started."""
     write_json(folder / STAGE_FILE, {'clearing': True})
-    (folder / DONE_FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name in (LOCK_FILE, STAGE_FILE):
             continue
@@ -100,56 +98,59 @@ def empty(folder: pathlib.Path) -> None:
 
 
 class Hashes:
-    """Hashes of what stages read, each taken once: a change that comes later in this process's life is not seen.
-
-    That a stage was run again is: what this process read of it before may still be in its memory.
-    """
+    """Hashes of inputs, each computed once per process. A later change to a file is not noticed; a rerun stage is."""
 
     def __init__(self) -> None:
         self._known: dict[pathlib.Path, tuple[str, int | None]] = {}
 
     def of(self, path: pathlib.Path) -> str:
-        """The hash of a file, folder or finished stage, whose files are held against those that it left.
+        """The hash of a file, a folder, or a finished stage.
 
         Raises:
-            WorkdirError: a file of the stage was changed, removed or added since; or the stage was run again.
+            WorkdirError: an output of the stage was changed or removed; or the stage was rerun after it was hashed
+                here: this process may still hold its old outputs in memory.
         """
         path = path.absolute()
-        ended = (path / DONE_FILE).stat().st_mtime_ns if is_done(path) else None
+        finished_at = (path / DONE_FILE).stat().st_mtime_ns if is_done(path) else None
         if path not in self._known:
-            self._known[path] = (hash_path(path) if ended is None else _hash_stage(path), ended)
+            self._known[path] = (hash_path(path) if finished_at is None else _hash_stage(path), finished_at)
         known, before = self._known[path]
-        if ended != before:
-            raise WorkdirError(f'{path}: another process ran this stage again since it was read; start this one anew')
+        if finished_at != before:
+            raise WorkdirError(f'{path}: another process reran this stage after it was read here; start again')
         return known
 
 
 def _hash_stage(folder: pathlib.Path) -> str:
     done = read_done(folder)
-    left, found = done['outputs'], outputs_of(folder)
-    faults = [f'{name} is missing' for name in sorted(left.keys() - found.keys())]
-    faults += [f'{name} was added' for name in sorted(found.keys() - left.keys())]
-    faults += [f'{name} was changed' for name in sorted(left.keys() & found.keys()) if left[name] != found[name]]
+    faults = []
+    for name, output in done['outputs'].items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f'{name} is missing')
+        elif _size_and_mtime(path) != [output['size'], output['mtime_ns']] and _hash_file(path) != output['hash']:
+            faults.append(f'{name} was changed')
     if faults:
         raise WorkdirError(
-            f'{folder}: expected the files that the stage {done["name"]} left, found that {some(faults)}; '
-            f'--rerun={done["name"]} (of its own run) makes it anew'
+            f'{folder}: expected the outputs of stage {done["name"]}, found that {shorten(faults)}; '
+            f'--rerun={done["name"]} (in its own run) makes them again'
         )
-    identity = {key: done[key] for key in ('slice', 'inputs', 'outputs')}
+    hashes = {name: output['hash'] for name, output in done['outputs'].items()}
+    identity = {'settings': done['settings'], 'inputs': done['inputs'], 'outputs': hashes}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def outputs_of(folder: pathlib.Path) -> dict[str, str]:
-    """The hash of every file of a stage by its path in the folder, but for those that this module writes."""
-    return {
-        name: _hash_file(file)
-        for name, file in _files(folder)
-        if not (name in (STAGE_FILE, DONE_FILE, LOCK_FILE) or is_new(file) or name.startswith(f'{SCRATCH_FOLDER}/'))
-    }
+def describe_outputs(folder: pathlib.Path) -> dict[str, Any]:
+    """Hash, size and mtime of every file that a stage wrote, by its path in the folder."""
+    outputs = {}
+    for name, file in _files(folder):
+        if not (name in (STAGE_FILE, DONE_FILE, LOCK_FILE) or is_new(file) or name.startswith(f'{SCRATCH_FOLDER}/')):
+            size, mtime_ns = _size_and_mtime(file)
+            outputs[name] = {'hash': _hash_file(file), 'size': size, 'mtime_ns': mtime_ns}
+    return outputs
 
 
 def hash_path(path: pathlib.Path) -> str:
-    """A file's or folder's hash, as this module's docstring defines it: 64 hexadecimal digits."""
+    """The hash of a file or folder, 64 hexadecimal digits; see the module's docstring."""
     if path.is_file():
         return _hash_file(path)
     digest = hashlib.sha256()
@@ -160,6 +161,11 @@ def hash_path(path: pathlib.Path) -> str:
 
 def _files(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     return [(file.relative_to(folder).as_posix(), file) for file in sorted(folder.rglob('*')) if file.is_file()]
+
+
+def _size_and_mtime(path: pathlib.Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _hash_file(path: pathlib.Path) -> str:
@@ -176,22 +182,22 @@ def _hash_file(path: pathlib.Path) -> str:
 
 @contextmanager
 def lock(folder: pathlib.Path, *, shared: bool = False) -> Iterator[str | None]:
-    """Holds the folder's lock and gives None; or gives what is known of the process that holds it.
+    """Tries to lock a folder, without waiting. Yields None if it is locked now, else a text about the lock's holder.
 
     Args:
-        folder: a stage's, or another one.
-        shared: with all others that hold it so, while none holds it alone. It needs only to be read.
+        folder: of a stage, or another one.
+        shared: as a reader: many may read at once, while none runs or empties the stage.
     """
     path = folder / LOCK_FILE
     if shared and not path.exists() and not os.access(folder, os.W_OK):
-        yield None  # a copy without a lock, which cannot be cleared either
+        yield None  # a read-only copy, which no process can empty either
         return
     with open(path, 'r' if shared and path.exists() else 'a+') as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            yield file.read().strip() or 'process unknown, which may only read it'
+            yield file.read().strip() or 'an unknown process, maybe only a reader'
             return
         if shared:
             yield None
@@ -203,11 +209,20 @@ def lock(folder: pathlib.Path, *, shared: bool = False) -> Iterator[str | None]:
         file.truncate(0)
 
 
+def lock_holder(folder: pathlib.Path) -> str | None:
+    """The process that runs the stage; None if there is none. Writes nothing."""
+    path = folder / LOCK_FILE
+    if not path.exists() or not path.stat().st_size:  # a process that runs a stage writes its name
+        return None
+    with lock(folder, shared=True) as holder:  # fails unless the name is that of a killed process
+        return holder
+
+
 @contextmanager
-def alone_in(folder: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and holds its lock; waits while another process does. What a kill left half-written goes."""
+def wait_for_lock(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and locks it, waiting while another process has it. Half-written files of a kill are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = False
+    announced = False
     while True:
         with lock(folder) as holder:
             if holder is None:
@@ -215,14 +230,14 @@ def alone_in(folder: pathlib.Path) -> Iterator[None]:
                     path.unlink()
                 yield
                 return
-        if not told:
-            print(f'\n== {folder.name}: waits for {holder}', flush=True)
-            told = True
+        if not announced:
+            print(f'\n== {folder.name}: waiting for {holder}', flush=True)
+            announced = True
         time.sleep(POLL_SECONDS)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object that a JSON file holds; None where there is no file."""
+    """The object in a JSON file; None if there is no file."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -235,7 +250,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Writes, syncs and renames, so that the file is there whole or not at all, whenever the machine stops."""
+    """Writes atomically (write, fsync, rename): after a crash the file is complete or not there."""
     new = path.with_name(f'{path.name}.{os.getpid()}{NEW_SUFFIX}')
     with open(new, 'w') as file:
         file.write(json.dumps(value, indent=1) + '\n')
@@ -250,10 +265,10 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any] | Sequence[Any]) -> 
 
 
 def is_new(path: pathlib.Path) -> bool:
-    """Whether it is what a kill left of `write_json`."""
+    """Whether the file is a leftover of a killed `write_json`."""
     return path.name.endswith(NEW_SUFFIX)
 
 
-def some(names: list[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first five, and how many more there are."""
     return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

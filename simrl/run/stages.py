@@ -1,386 +1,469 @@
-"""A job as stages that talk through the run directory: each runs once, and the same command runs only what is missing.
+"""Stages of a run: each runs once, resumes after a kill, and is skipped when it is done.
 
-A `Task` says what a stage is: its folder in the run directory, the slice of the config that its results depend on, the
-inputs that it reads, and its work. A job is a list of them, each after those that it reads.
+A `Stage` is a folder of the run directory, the settings and inputs that its outputs depend on, and a function that
+writes them. A run is a list of stages, each after those that it reads.
 
-A stage that was started goes on where it was; one that is done is skipped, once its files were held against what it
-left. Where the slices of stages differ from what they were started with, all of them are refused with the differences
-before anything is written; an input that differs is refused when its stage is reached, since hashing takes time. Stages
-that are named to be run again are cleared with all that rest on them before anything runs, so that a kill later costs
-nothing: the command without `--rerun` goes on. While a stage is worked on, no other process can clear what it reads.
-What a stage's folder holds, and what is hashed: `stage_files.py`.
+1. `open_workdir` refuses what cannot run, before anything is written: a run directory of another config, stages that
+   were started with other settings, a `check` that fails. Then it empties the stages to rerun.
+2. `run_stages` runs what is missing. A stage's inputs are hashed, and refused if they changed, when it is its turn.
+   While a stage runs or is read, no other process can empty it.
+3. `select` keeps some stages and what they need (`--only`). `plan_of` says what would run, and writes nothing.
+
+`stage_files` says what a stage's folder contains and what is hashed.
 """
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
 from simrl.run import config, stage_files
-from simrl.run.stage_files import DONE_FILE, POLL_SECONDS, STAGE_FILE, Hashes, WorkdirError, is_done, some
+from simrl.run.stage_files import DONE_FILE, POLL_SECONDS, STAGE_FILE, Hashes, WorkdirError, is_done, shorten
 
 CONFIG_FILE = 'config.json'
-FORMAT = 3  # of run directories; counts up when an older version's can no longer be gone on with
+RUN_FIELDS = ('format', 'version')  # of config.json, beside those of the config
+FORMAT = 4  # of run directories; goes up when runs of the version before cannot be resumed
 
 
 class LockedError(WorkdirError):
-    """Another process works on the stage."""
+    """Another process runs or reads the stage."""
 
     def __init__(self, message: str, holder: str) -> None:
-        super().__init__(message, holder)
-        self.holder = holder  # what is known of that process
+        super().__init__(message)
+        self.holder = holder  # a text about that process
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+
+def _no_check() -> None:
+    """The check of a stage that needs none."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A stage of a job.
+class Stage:
+    """One step of a run.
 
     Attributes:
         name: its folder in the run directory, for instance 'rl/role_play/seed-0'.
-        slice_: what of the config its results depend on: dataclasses and plain values by name.
-        inputs: what it reads, by name: files or folders, and folders of stages. One inside the run directory is a
-            stage that comes before it.
-        work: does the work in the stage's folder, and goes on where a killed process left off. An exception leaves the
-            stage started: the next call goes on.
+        settings: dataclasses and plain values by name: the part of the config that its outputs depend on.
+        inputs: files, folders and folders of stages by name. One in the run directory is an earlier stage of this run.
+        run: (folder) -> None: writes the outputs; after a kill, resumes. If it raises, the next command resumes.
+        check: raises ConfigError if `run` would fail. Cheap: it loads no model.
     """
 
     name: str
-    slice_: Mapping[str, Any]
+    settings: Mapping[str, Any]
     inputs: Mapping[str, pathlib.Path]
-    work: Callable[[pathlib.Path], None]
+    run: Callable[[pathlib.Path], None]
+    check: Callable[[], None] = _no_check
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What happens to a stage: it 'starts', it 'ran' to its end, it was 'done' before, or it 'waits' for a process."""
+    """A stage started, finished, was skipped because it is done, or waits for another process."""
 
     stage: str
-    what: Literal['starts', 'ran', 'done', 'waits']
-    seconds: float = 0.0  # of a stage that ran: in this process
-    holder: str = ''  # of a stage that waits: what is known of the process that works on it
+    kind: Literal['started', 'finished', 'skipped', 'waiting']
+    seconds: float = 0.0  # in this process; finished stages only
+    holder: str = ''  # a text about the other process; waiting stages only
 
 
-def say(event: Event) -> None:
-    """Prints it."""
-    if event.what == 'waits':
-        print(f'\n== {event.stage}: waits for {event.holder}', flush=True)
-        return
-    if event.what != 'ran':
-        print(f'\n== {event.stage}', flush=True)
-    if event.what != 'starts':
-        print(f'== {event.stage}: {event.what}, {event.seconds:.0f} s', flush=True)
+def print_event(event: Event) -> None:
+    lines = {
+        'started': f'\n== {event.stage}',
+        'finished': f'== {event.stage}: finished in {event.seconds:.0f} s',
+        'skipped': f'\n== {event.stage}: already done',
+        'waiting': f'\n== {event.stage}: waiting for {event.holder}',
+    }
+    print(lines[event.kind], flush=True)
 
 
-def run_tasks(
+def run_stages(
     workdir: pathlib.Path,
-    tasks: Sequence[Task],
+    stages: Sequence[Stage],
     *,
-    held: Literal['error', 'wait'] = 'error',
-    tell: Callable[[Event], None] = say,
+    if_locked: Literal['raise', 'wait'] = 'raise',
+    on_event: Callable[[Event], None] = print_event,
 ) -> None:
-    """Runs what is missing, in order; returns once all stages are done.
+    """Runs the stages that are not done, in order; returns when all are.
 
     Args:
         workdir: the run directory.
-        tasks: each after those that it reads.
-        held: what to do with a stage that another process works on: raise, or go on with the others and wait for it.
-        tell: called with what happens.
+        stages: each after those that it reads.
+        if_locked: what to do when another process runs a stage: raise, or run the others and wait.
+        on_event: called when a stage starts, finishes, is skipped or waits.
 
     Raises:
-        WorkdirError: a stage was started or done with another slice or other inputs; an input is missing, or a stage
-            that is not done, or was run again by another process after it was read here; files of a done stage were
-            changed; a folder holds something that is no stage; the tasks are not in order.
-        LockedError: another process works on a stage, or on one that it reads, and `held` is 'error'.
-        ValueError: a stage's folder is, or is in, another's.
+        WorkdirError: a stage was started with other settings or inputs; an input is missing or unfinished, or was rerun
+            by another process after it was read here; outputs of a finished stage were changed; a folder contains
+            files but no stage; the stages are not in order.
+        LockedError: another process runs a stage, or one that it reads, and `if_locked` is 'raise'.
+        ValueError: two stages have one folder, or one is inside the other's.
     """
-    _check_order(workdir, tasks)
-    hashes, left, told = Hashes(), list(tasks), set[Event]()
-    while left:
-        waits = []
-        for task in left:
-            if not all(is_done(workdir / name) for name in _stages_read(workdir, task)):
+    _check_order(workdir, stages)
+    hashes, pending, announced = Hashes(), list(stages), set[Event]()
+    while pending:
+        waiting = []
+        for stage in pending:
+            if not all(is_done(workdir / name) for name in _stages_read(workdir, stage)):
                 continue
             try:
-                _run_task(workdir, task, hashes, tell)
+                _run_stage(workdir, stage, hashes, on_event)
             except LockedError as error:
-                if held == 'error':
+                if if_locked == 'raise':
                     raise
-                waits.append(Event(task.name, 'waits', holder=error.holder))
+                waiting.append(Event(stage.name, 'waiting', holder=error.holder))
             else:
-                left.remove(task)
-                break  # and look again from the first on
+                pending.remove(stage)
+                break  # look again from the first pending stage on
         else:
-            for event in waits:
-                if event not in told:
-                    tell(event)
-                    told.add(event)
+            for event in waiting:
+                if event not in announced:
+                    on_event(event)
+                    announced.add(event)
             time.sleep(POLL_SECONDS)
 
 
-def _run_task(workdir: pathlib.Path, task: Task, hashes: Hashes, tell: Callable[[Event], None]) -> None:
-    folder = workdir / task.name
+def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Callable[[Event], None]) -> None:
+    folder = workdir / stage.name
     with ExitStack() as locks:
-        for path in task.inputs.values():
+        for path in stage.inputs.values():
             if stage_files.is_stage(path):
-                _hold(locks, path, shared=True)  # so that nobody clears it meanwhile
-        identity = {'slice': _plain(task.slice_), 'inputs': _hash_inputs(folder, task.inputs, hashes)}
+                _lock(locks, path, shared=True)
+        identity = {'settings': config.to_dict(stage.settings), 'inputs': _hash_inputs(folder, stage, hashes)}
         folder.mkdir(parents=True, exist_ok=True)
-        settled = stage_files.is_settled(folder)
-        _hold(locks, folder, shared=settled)  # a settled one is only looked at, and others may be reading it for long
-        if settled and not stage_files.is_settled(folder):
-            raise LockedError(f'{folder}: another process begins this stage anew; wait for it', 'process unknown')
-        started = stage_files.started_in(folder)
-        if started is not None and 'clearing' in started:  # a kill came in between
-            stage_files.empty(folder)
-            started = None
+        skip = is_done(folder)
+        _lock(locks, folder, shared=skip)  # others may read a finished stage for hours
+        if skip and not is_done(folder):
+            raise LockedError(f'{folder}: another process reruns this stage; wait for it', 'an unknown process')
+        stage_files.check_is_stage(folder)
+        started = stage_files.read_started(folder)
+        if started is None and (folder / STAGE_FILE).exists():
+            stage_files.empty(folder)  # a kill interrupted this
         if started is not None:
             done = is_done(folder)
-            _check(folder, stage_files.read_done(folder) if done else started, identity, task.name)
+            _check_identity(stage.name, folder, stage_files.read_done(folder) if done else started, identity)
             if done:
                 hashes.of(folder)
                 stage_files.remove_scratch(folder)
-                tell(Event(task.name, 'done'))
+                on_event(Event(stage.name, 'skipped'))
                 return
-        tell(Event(task.name, 'starts'))
+        on_event(Event(stage.name, 'started'))
         if started is None:
             stage_files.write_json(folder / STAGE_FILE, identity)
-        began = time.monotonic()
-        task.work(folder)
-        seconds = time.monotonic() - began
-        outputs = stage_files.outputs_of(folder)
+        start = time.monotonic()
+        stage.run(folder)
+        seconds = time.monotonic() - start
+        outputs = stage_files.describe_outputs(folder)
         stage_files.write_json(
-            folder / DONE_FILE, {'name': task.name, **identity, 'outputs': outputs, 'seconds': seconds}
+            folder / DONE_FILE, {'name': stage.name, **identity, 'outputs': outputs, 'seconds': seconds}
         )
-        stage_files.remove_scratch(folder)  # not before: after a kill in between the work would begin again
-    tell(Event(task.name, 'ran', seconds))
+        stage_files.remove_scratch(folder)  # after done.json: a kill in between would else lose the stage's work
+    on_event(Event(stage.name, 'finished', seconds))
 
 
-def _hold(locks: ExitStack, folder: pathlib.Path, *, shared: bool = False) -> None:
+def _lock(locks: ExitStack, folder: pathlib.Path, *, shared: bool = False) -> None:
     holder = locks.enter_context(stage_files.lock(folder, shared=shared))
     if holder is not None:
-        raise LockedError(f'{folder}: another process works on this stage ({holder}); wait for it, or stop it', holder)
+        raise LockedError(f'{folder}: another process uses this stage ({holder}); wait for it, or stop it', holder)
+
+
+def _hash_inputs(folder: pathlib.Path, stage: Stage, hashes: Hashes) -> dict[str, str]:
+    for name, path in sorted(stage.inputs.items()):
+        if stage_files.is_stage(path) and not is_done(path):
+            raise WorkdirError(f'{folder}: expected its input {name!r} to be done, found that {path} is not')
+        if not path.exists():
+            raise WorkdirError(f'{folder}: expected its input {name!r} at {path}, found nothing')
+    return {name: hashes.of(path) for name, path in sorted(stage.inputs.items())}
+
+
+def _check_identity(name: str, folder: pathlib.Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    lines = config.differences(found['settings'], identity['settings'])
+    lines += [f'input {line}' for line in config.differences(found['inputs'], identity['inputs'])]
+    if lines:
+        raise WorkdirError(
+            f'{folder}: {"done" if is_done(folder) else "started"} with other settings or inputs: {"; ".join(lines)}. '
+            f'Rerun it (--rerun={name}), or use another workdir'
+        )
 
 
 def stage_seconds(folder: pathlib.Path) -> float:
-    """How long the work of a finished stage took; where it went on after a kill, in the last process."""
+    """Seconds that a finished stage took; if it was killed and resumed, in the last process."""
     return float(stage_files.read_done(folder)['seconds'])
 
 
-def to_run_again(workdir: pathlib.Path, tasks: Sequence[Task], rerun: Collection[str]) -> list[str]:
-    """The stages that are named, and all that rest on them, in order.
+def select(workdir: pathlib.Path, stages: Sequence[Stage], only: Collection[str]) -> list[Stage]:
+    """The named stages and all that they need, in order.
 
     Args:
         workdir: the run directory; need not exist.
-        tasks: each after those that it reads.
-        rerun: names of stages, or of folders of stages ('rl' for 'rl/role_play/seed-0').
+        stages: each after those that it reads.
+        only: names of stages, or of folders of stages ('rl' for 'rl/role_play/seed-0').
 
     Raises:
-        WorkdirError: a name is that of no stage; the tasks are not in order.
-        ValueError: a stage's folder is, or is in, another's.
+        WorkdirError: there is no stage of a name.
     """
-    _check_order(workdir, tasks)
-    chosen: dict[str, None] = {}  # in order
-    wanted = {name.strip('/') for name in rerun}
-    met: set[str] = set()
-    for task in tasks:
-        named = {name for name in wanted if f'{task.name}/'.startswith(f'{name}/')}
-        met |= named
-        if named or any(name in chosen for name in _stages_read(workdir, task)):
-            chosen[task.name] = None
-    if unknown := sorted(wanted - met):
-        raise WorkdirError(
-            f'--rerun: expected names of stages, found {", ".join(unknown)}, which this run lacks; it has '
-            f'{", ".join(task.name for task in tasks)}'
-        )
-    return list(chosen)
+    needed = _named(stages, only, '--only')
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed.update(_stages_read(workdir, stage))
+    return [stage for stage in stages if stage.name in needed]
 
 
-def clear(workdir: pathlib.Path, names: Sequence[str], *, before: Callable[[], object] = lambda: None) -> None:
-    """Empties the folders of stages, so that they run again; a kill meanwhile is made up for by the next command.
+def stages_to_rerun(workdir: pathlib.Path, stages: Sequence[Stage], rerun: Collection[str]) -> list[str]:
+    """Names of the named stages and all that depend on them, in order; arguments and errors as of `select`."""
+    chosen = _named(stages, rerun, '--rerun')
+    for stage in stages:
+        if not chosen.isdisjoint(_stages_read(workdir, stage)):
+            chosen.add(stage.name)
+    return [stage.name for stage in stages if stage.name in chosen]
 
-    Args:
-        workdir: the run directory.
-        names: of stages, each after those that it reads.
-        before: called before the first is emptied, once it is sure that all can be, and while all are held.
 
-    Raises:
-        WorkdirError: a folder holds something that is no stage. Nothing was cleared.
-        LockedError: another process works on one of the stages, or on one that reads it. Nothing was cleared.
-    """
-    folders = [workdir / name for name in names if (workdir / name).exists()]
-    with ExitStack() as stack:
-        started = []
-        for folder in folders:
-            holder = stack.enter_context(stage_files.lock(folder))
-            if holder is not None:
-                raise LockedError(f'{folder}: another process works on this stage ({holder}); stop it first', holder)
-            if stage_files.started_in(folder) is not None:
-                started.append(folder)
-        before()
-        for folder in reversed(started):  # at no moment does one rest on an input that is gone
-            stage_files.empty(folder)
-    if started:
-        again = some([folder.relative_to(workdir).as_posix() for folder in started])
-        print(f'to be run again: {again}. After a kill the command without --rerun goes on', flush=True)
+def _named(stages: Sequence[Stage], names: Iterable[str], flag: str) -> set[str]:
+    chosen = set[str]()
+    for name in names:
+        folder = name.strip('/')
+        found = {stage.name for stage in stages if f'{stage.name}/'.startswith(f'{folder}/')}
+        if not found:
+            known = ', '.join(stage.name for stage in stages)
+            raise WorkdirError(f'{flag}: expected names of stages, found {folder}; this run has {known}')
+        chosen |= found
+    return chosen
 
 
 def open_workdir(
     workdir: pathlib.Path,
     config_dict: Mapping[str, Any],
-    tasks: Sequence[Task] = (),
+    stages: Sequence[Stage] = (),
     *,
     exempt: Collection[str] = (),
-    again: Sequence[str] = (),
+    rerun: Sequence[str] = (),
 ) -> None:
-    """Makes the run directory and its config.json, or checks that all that it holds is of the same config.
+    """Makes the run directory and its config.json, or checks that it fits; empties the stages to rerun.
 
-    Where stages are to be run again they are cleared, and config.json is replaced once it is sure that they can be. It
-    is first, so that after a kill in between the same command goes on; the other way round none would.
+    config.json is replaced before stages are emptied, so that the same command resumes after a kill in between.
 
     Args:
         workdir: the run directory.
         config_dict: the whole config as plain values (`config.to_dict`).
-        tasks: all that are to be run. Stages of the run directory that they lack are left alone.
-        exempt: dotted fields that may differ (with all below them), for instance what only says what is logged or
-            which stages there are. Their new values replace those in config.json.
-        again: names of stages that are to be run again, whatever they were run with, as `to_run_again` gives them. With
-            them any difference between the configs is accepted and stored: what the other stages rest on is in their
-            slices.
+        stages: all that are to run. Others of the run directory are left alone.
+        exempt: dotted fields that may change, with all below them, for instance what is logged or which stages there
+            are. Their new values replace those in config.json.
+        rerun: names from `stages_to_rerun`. With them any change of the config is accepted: the settings of the other
+            stages say what these depend on.
 
     Raises:
-        WorkdirError: the directory is of another config or another format, or holds something that is no run; or
-            stages were started or done with other slices; or a stage to be run again is none. Nothing was written.
-        LockedError: another process works on a stage to be run again, or on one that reads it. Nothing was written.
+        ConfigError: the check of a stage fails.
+        WorkdirError: the directory is of another config or format, or contains files but no run; stages were started
+            with other settings.
+        LockedError: another process runs or reads a stage to rerun. Nothing was written in any of these cases.
     """
-    version = importlib.metadata.version('simrl')
-    wanted = {'format': FORMAT, 'version': version, **config_dict}
+    _check_order(workdir, stages)
+    stored = _stored_config(workdir)
+    _check_settings(workdir, stages, rerun)
+    if not rerun:
+        check_config(workdir, config_dict, exempt=exempt)
+    for stage in stages:
+        if stage.name in rerun or not is_done(workdir / stage.name):
+            stage.check()
+    folders = [workdir / name for name in rerun if (workdir / name).exists()]
+    with ExitStack() as locks:
+        for folder in folders:
+            _lock(locks, folder)
+            stage_files.check_is_stage(folder)
+        wanted = {'format': FORMAT, 'version': importlib.metadata.version('simrl'), **config_dict}
+        if stored != wanted:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stage_files.write_json(workdir / CONFIG_FILE, wanted)
+        emptied = [folder for folder in folders if (folder / STAGE_FILE).exists()]
+        for folder in reversed(emptied):  # downstream first, so that no stage ever depends on a missing input
+            stage_files.empty(folder)
+    if emptied:
+        names = shorten([folder.relative_to(workdir).as_posix() for folder in emptied])
+        print(f'to rerun: {names}. After a kill, the command without --rerun resumes', flush=True)
+
+
+def check_config(workdir: pathlib.Path, config_dict: Mapping[str, Any], *, exempt: Collection[str] = ()) -> None:
+    """Raises WorkdirError if the run directory is of another config; arguments as of `open_workdir`. Writes nothing."""
+    stored = _stored_config(workdir)
+    if stored is None:
+        return
+    lines = [
+        line
+        for line in config.differences({key: x for key, x in stored.items() if key not in RUN_FIELDS}, config_dict)
+        if not any(line.split(': ')[0] == field or line.startswith(f'{field}.') for field in exempt)
+    ]
+    if lines:
+        raise WorkdirError(
+            f'{workdir}: is the run of another config: {"; ".join(lines)}. Use another workdir, or name the stages to '
+            'rerun (--rerun)'
+        )
+
+
+def _stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """config.json of the run directory; None if it is empty or missing."""
     stored = stage_files.read_json(workdir / CONFIG_FILE)
     if stored is None and workdir.exists():
         others = sorted(path.name for path in workdir.iterdir() if not stage_files.is_new(path))
         if others:
-            raise WorkdirError(f'{workdir}: expected an empty folder or a run ({CONFIG_FILE}), found {some(others)}')
+            raise WorkdirError(f'{workdir}: expected an empty folder or a run ({CONFIG_FILE}), found {shorten(others)}')
     if stored is not None and stored.get('format') != FORMAT:
+        made_by = f'simrl {stored.get("version", "unknown")}'
         raise WorkdirError(
-            f'{workdir}: expected a run of format {FORMAT} (simrl {version}), found one of format '
-            f'{stored.get("format", "unknown")} (simrl {stored.get("version", "unknown")}). Choose another workdir, or '
-            'go on with the version that made it'
+            f'{workdir}: expected a run of format {FORMAT}, found {stored.get("format", "another")}. Use another '
+            f'workdir, or resume it with the version that made it ({made_by})'
         )
-    _check_slices(workdir, tasks, again)
-    if stored is not None and not again:
-        lines = [
-            line
-            for line in config.differences(stored, wanted)
-            if not any(line.split(': ')[0] == field or line.startswith(f'{field}.') for field in ('version', *exempt))
-        ]
-        if lines:
-            raise WorkdirError(
-                f'{workdir}: is the run of another config: {"; ".join(lines)}. Choose another workdir, or name the '
-                'stages to run again (--rerun)'
-            )
-
-    def store() -> None:
-        if stored != wanted:
-            workdir.mkdir(parents=True, exist_ok=True)
-            stage_files.write_json(workdir / CONFIG_FILE, wanted)
-
-    clear(workdir, again, before=store)
+    return stored
 
 
-def _check_slices(workdir: pathlib.Path, tasks: Sequence[Task], again: Collection[str]) -> None:
-    """Holds the stages that there are against the tasks' slices, but for those to be run again."""
-    stages_of: dict[str, list[str]] = {}  # by what differs: often the same for many
+def _check_settings(workdir: pathlib.Path, stages: Sequence[Stage], rerun: Collection[str]) -> None:
+    """Refuses stages that were started with other settings, all at once; stages to rerun may differ."""
+    changed: dict[str, list[str]] = {}  # the differences as text -> stages
     equal = set[str]()
-    for task in tasks:
-        found = None if task.name in again else stage_files.read_started(workdir / task.name)
-        if found is None or 'clearing' in found:
-            continue
-        if lines := config.differences(found['slice'], _plain(task.slice_)):
-            stages_of.setdefault('; '.join(lines), []).append(task.name)
-        else:
-            equal.add(task.name)
-    if stages_of:
-        refused = {name for names in stages_of.values() for name in names}
-        rerun = ','.join(_names_to_run_again(workdir, tasks, refused, equal))
-        what = '; '.join(f'{some(names)} ({lines})' for lines, names in stages_of.items())
+    for stage in stages:
+        if stage.name not in rerun and (found := stage_files.read_started(workdir / stage.name)):
+            if lines := config.differences(found['settings'], config.to_dict(stage.settings)):
+                changed.setdefault('; '.join(lines), []).append(stage.name)
+            else:
+                equal.add(stage.name)
+    if changed:
+        refused = {name for names in changed.values() for name in names}
+        flag = ','.join(_names_to_rerun(workdir, stages, refused, equal))
+        what = '; '.join(f'{shorten(names)} ({lines})' for lines, names in changed.items())
         raise WorkdirError(
-            f'{workdir}: stages were started or done with other settings: {what}. Have them run again '
-            f'(--rerun={rerun}), or use another workdir'
+            f'{workdir}: stages were started with other settings: {what}. Rerun them (--rerun={flag}), or use another '
+            'workdir'
         )
 
 
-def _names_to_run_again(
-    workdir: pathlib.Path, tasks: Sequence[Task], refused: Collection[str], equal: Collection[str]
+def _names_to_rerun(
+    workdir: pathlib.Path, stages: Sequence[Stage], refused: Collection[str], equal: Collection[str]
 ) -> list[str]:
-    """What to name so that the refused stages run again, with all that rest on them and no other of the equal ones."""
-    resting, first = set[str](), list[str]()  # on a refused one; and those that rest on none
-    for task in tasks:
-        if any(name in resting or name in refused for name in _stages_read(workdir, task)):
-            resting.add(task.name)
-        elif task.name in refused:
-            first.append(task.name)
-    kept = {folder for name in equal if name not in resting for folder in (name, *_folders_of(name))}
+    """Few names that rerun the refused stages and what depends on them, but no other of the equal ones."""
+    dependent, first = set[str](), list[str]()  # on a refused stage; and the refused stages that are not
+    for stage in stages:
+        if any(name in dependent or name in refused for name in _stages_read(workdir, stage)):
+            dependent.add(stage.name)
+        elif stage.name in refused:
+            first.append(stage.name)
+    kept = {folder for name in equal if name not in dependent for folder in (name, *_folders_of(name))}
     names = (next((folder for folder in _folders_of(name) if folder not in kept), name) for name in first)
     return list(dict.fromkeys(names))
 
 
 def _folders_of(name: str) -> list[str]:
-    """The folders that a stage's folder lies in, from the outermost: 'rl', 'rl/a' for 'rl/a/seed-0'."""
+    """The folders around a stage's folder, outermost first: 'rl', 'rl/a' for 'rl/a/seed-0'."""
     return [path.as_posix() for path in reversed(pathlib.PurePosixPath(name).parents)][1:]
 
 
-def _plain(slice_: Mapping[str, Any]) -> dict[str, Any]:
-    """A slice as stage.json has it."""
-    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(slice_)))
-    return plain
-
-
-def _stages_read(workdir: pathlib.Path, task: Task) -> list[str]:
-    """Names of the stages of this run that a task reads."""
+def _stages_read(workdir: pathlib.Path, stage: Stage) -> list[str]:
+    """Names of the stages of this run that a stage reads."""
     root = workdir.resolve()
-    paths = [path.resolve() for path in task.inputs.values()]
+    paths = [path.resolve() for path in stage.inputs.values()]
     return [path.relative_to(root).as_posix() for path in paths if path.is_relative_to(root)]
 
 
-def _check_order(workdir: pathlib.Path, tasks: Sequence[Task]) -> None:
-    before, above = set[str](), dict[str, str]()  # the stages; and the folders that they lie in, each with one of them
-    for task in tasks:
-        folders = _folders_of(task.name)
-        taken = [name for name in (task.name, *folders) if name in before]
-        if task.name in above:
-            taken.append(above[task.name])
+def _check_order(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
+    before, above = set[str](), dict[str, str]()  # names of stages; folders around them, each with one of its stages
+    for stage in stages:
+        folders = _folders_of(stage.name)
+        taken = [name for name in (stage.name, *folders) if name in before]
+        if stage.name in above:
+            taken.append(above[stage.name])
         if taken:
-            raise ValueError(f'{task.name}: expected a folder of its own, found that {taken[0]} has it')
-        for name in _stages_read(workdir, task):
+            raise ValueError(f'{stage.name}: expected a folder of its own, found that of {taken[0]}')
+        for name in _stages_read(workdir, stage):
             if name not in before:
-                raise WorkdirError(
-                    f'{task.name}: expected what it reads in {workdir} to be stages that come before it, found {name}'
-                )
-        before.add(task.name)
-        above.update(dict.fromkeys(folders, task.name))
+                raise WorkdirError(f'{stage.name}: expected its inputs in {workdir} to be earlier stages, found {name}')
+        before.add(stage.name)
+        above.update(dict.fromkeys(folders, stage.name))
 
 
-def _hash_inputs(folder: pathlib.Path, inputs: Mapping[str, pathlib.Path], hashes: Hashes) -> dict[str, str]:
-    for name, path in sorted(inputs.items()):
-        if stage_files.is_stage(path) and not stage_files.is_settled(path):
-            raise WorkdirError(f'{folder}: expected its input {name!r} to be done, found that {path} is not')
-        if not path.exists():
-            raise WorkdirError(f'{folder}: expected its input {name!r} at {path}, found nothing')
-    return {name: hashes.of(path) for name, path in sorted(inputs.items())}
+@dataclasses.dataclass(frozen=True)
+class PlannedStage:
+    """What the next command would do with a stage.
+
+    Attributes:
+        state: 'done'; 'started' or 'missing': it runs; 'waits': for stages that are not done; 'running': in another
+            process; 'refused': nothing runs before this is resolved.
+        seconds: that it took, if it is done.
+        inputs: names of the stages that it reads, and paths of other inputs.
+        reason: the stages that it waits for, the process that runs it, or the error.
+    """
+
+    name: str
+    state: Literal['done', 'started', 'missing', 'waits', 'running', 'refused']
+    seconds: float | None
+    inputs: tuple[str, ...]
+    reason: str = ''
 
 
-def _check(folder: pathlib.Path, started: Mapping[str, Any], identity: Mapping[str, Any], name: str) -> None:
-    lines = config.differences(started['slice'], identity['slice'])
-    lines += [f'input {line}' for line in config.differences(started['inputs'], identity['inputs'])]
-    if lines:
-        state = 'done' if is_done(folder) else 'started'
-        raise WorkdirError(
-            f'{folder}: was {state} with other settings or inputs: {"; ".join(lines)}. Have it run again '
-            f'(--rerun={name}), or use another workdir'
-        )
+def plan_of(workdir: pathlib.Path, stages: Sequence[Stage], *, rerun: Collection[str] = ()) -> list[PlannedStage]:
+    """The state of every stage. Writes nothing; stages of `rerun` (from `stages_to_rerun`) count as missing.
+
+    Raises:
+        WorkdirError: the directory is of another format, or contains files but no run; the stages are not in order.
+    """
+    _check_order(workdir, stages)
+    _stored_config(workdir)
+    hashes, plan = Hashes(), dict[str, PlannedStage]()
+    for stage in stages:
+        folder, read = workdir / stage.name, _stages_read(workdir, stage)
+        files = [str(path) for path in stage.inputs.values() if not path.resolve().is_relative_to(workdir.resolve())]
+        unfinished = [name for name in read if plan[name].state != 'done']
+        try:
+            state, reason = _state_of(stage, folder, unfinished, hashes, stage.name in rerun)
+        except (WorkdirError, config.ConfigError) as error:
+            state, reason = 'refused', str(error)
+        seconds = stage_seconds(folder) if state == 'done' else None
+        plan[stage.name] = PlannedStage(stage.name, state, seconds, (*read, *files), reason)
+    return list(plan.values())
+
+
+def _state_of(
+    stage: Stage, folder: pathlib.Path, unfinished: list[str], hashes: Hashes, rerun: bool
+) -> tuple[Literal['done', 'started', 'missing', 'waits', 'running', 'refused'], str]:
+    if holder := stage_files.lock_holder(folder):
+        return 'running', holder
+    if folder.exists():
+        stage_files.check_is_stage(folder)
+    started = None if rerun else stage_files.read_started(folder)
+    settings = config.to_dict(stage.settings)
+    if started and (lines := config.differences(started['settings'], settings)):
+        return 'refused', f'other settings: {"; ".join(lines)}'
+    if not unfinished:
+        identity = {'settings': settings, 'inputs': _hash_inputs(folder, stage, hashes)}
+        if started and is_done(folder):
+            _check_identity(stage.name, folder, stage_files.read_done(folder), identity)
+            hashes.of(folder)
+            return 'done', ''
+        if started:
+            _check_identity(stage.name, folder, started, identity)
+    stage.check()
+    return ('waits', shorten(unfinished)) if unfinished else ('started' if started else 'missing', '')
+
+
+def plan_text(plan: Sequence[PlannedStage]) -> str:
+    """A table of the stages, sums, and what the next command would do."""
+    width = max(len(name) for name in ('stage', *(stage.name for stage in plan)))
+    lines = [f'{"stage":<{width}}  {"state":<8}{"seconds":>9}  reads']
+    for stage in plan:
+        seconds = '' if stage.seconds is None else f'{stage.seconds:,.0f}'
+        lines.append(f'{stage.name:<{width}}  {stage.state:<8}{seconds:>9}  {shorten(stage.inputs)}'.rstrip())
+        if stage.reason:
+            lines.append(f'  {"waits for " if stage.state == "waits" else ""}{stage.reason}')
+
+    def of(*states: str) -> list[str]:
+        return [stage.name for stage in plan if stage.state in states]
+
+    total = sum(stage.seconds or 0.0 for stage in plan)
+    lines += ['', f'{len(of("done"))} of {len(plan)} stages done, {total:,.0f} s']
+    if refused := of('refused'):
+        return '\n'.join([*lines, f'nothing would run: {shorten(refused)} refused'])
+    lines.append(f'would run now: {shorten(of("started", "missing")) or "nothing"}')
+    if running := of('running'):
+        lines.append(f'run by other processes: {shorten(running)}')
+    if later := of('waits'):
+        lines.append(f'would run later: {shorten(later)}')
+    return '\n'.join(lines)

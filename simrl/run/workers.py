@@ -1,12 +1,13 @@
-"""Stages side by side: several processes, each on CPUs of its own, work through the tasks of one job.
+"""Stages side by side: several worker processes, each with its own CPUs, run the stages of one run.
 
-1. This process splits its CPUs evenly and starts a lane for each share, on these CPUs from its first moment, so that
-   the lane's libraries count no others. All lanes have as many, and so give the same bytes whichever runs a stage.
-2. Each lane makes the job's tasks anew and runs what it can (`stages.run_tasks`): it skips what is done, what rests on
-   a stage that is not, and what another process holds, be it a lane of this command or of another one like it.
-3. Lanes write what they print to lanes/lane-K.log in the run directory, and tell this process what starts and ends.
-4. A lane that fails stops the others: they get SIGTERM, save, and end. So does SIGTERM or SIGINT to this process; where
-   it is killed, the lanes notice and do the same by themselves.
+1. The parent splits its CPUs evenly and starts a worker on each share. The affinity is set before the worker's first
+   instruction, so that its libraries count no other CPUs. All shares have one size, so that a stage's outputs do not
+   depend on its worker.
+2. Each worker builds the list of stages anew and runs what it can (`stages.run_stages`). It skips stages that are done,
+   that wait for others, or that another process has locked, be it of this command or of another one.
+3. Workers write their output to workers/worker-K.log in the run directory and send their events to the parent.
+4. If a worker fails, or the parent receives SIGTERM or SIGINT, the workers get SIGTERM, save and exit. If the parent is
+   killed, the workers notice and do the same.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
@@ -27,46 +28,23 @@ from typing import Any
 import tqdm
 
 from simrl.run import config, stages
-from simrl.run.stages import Event, Task
+from simrl.run.runtime import enable_compilation_cache
+from simrl.run.stages import Event, Stage
 
-LOGS_FOLDER = 'lanes'
-LOOK_SECONDS = 0.5  # between two looks at how many stages are done
+LOGS_FOLDER = 'workers'
+POLL_SECONDS = 0.5  # between two counts of the stages that are done
 
-
-def _nothing(*_: Any) -> None:
-    """What a job does that has nothing to set up."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What `config.job` names. Its functions are importable by name: other processes call them as well.
-
-    Attributes:
-        settings: the dataclass of the job's config.
-        tasks: (settings, run directory) -> the stages, each after those that it reads. Each lane calls it, so what only
-            a stage needs is better loaded by that stage.
-        finish: (settings, run directory), called once all stages are done, by one process at a time, with a folder for
-            results there: what is made of all of them. None: nothing.
-        lanes: settings -> how many stages run side by side. None: one after the other, and it is an error if another
-            process works in the run directory.
-        setup: called first in every process, for instance to keep compiled programs in one place.
-        exempt: dotted fields that may change in a run that goes on; see `stages.open_workdir`.
-    """
-
-    settings: type[Any]
-    tasks: Callable[[Any, pathlib.Path], list[Task]]
-    finish: Callable[[Any, pathlib.Path], None] | None = None
-    lanes: Callable[[Any], int] | None = None
-    setup: Callable[[], object] = _nothing
-    exempt: tuple[str, ...] = ()
+Build = Callable[
+    [Any, pathlib.Path], list[Stage]
+]  # (settings, run directory) -> stages, each after those that it reads
 
 
-class LaneError(RuntimeError):
-    """A lane ended before its time, for no error of its own."""
+class WorkerError(RuntimeError):
+    """A worker process died without raising an error."""
 
 
-class _InLaneError(RuntimeError):
-    """The traceback of an error in a lane: shown as the cause of the same error here."""
+class _RemoteError(RuntimeError):
+    """The traceback of an error in a worker: the cause of the error that the parent raises."""
 
     def __str__(self) -> str:
         return f'\n{self.args[0]}'
@@ -74,7 +52,7 @@ class _InLaneError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """An error in a lane. Its message travels, and not the error itself: not every kind survives being copied."""
+    """An error in a worker. Only its type and message are sent: some exceptions cannot be unpickled."""
 
     kind: type[Exception]
     message: str
@@ -87,83 +65,100 @@ class _Failure:
 
 
 @dataclasses.dataclass
-class _Lane:
-    """A lane as the process that started it sees it."""
+class _Worker:
+    """A worker, in the parent."""
 
     number: int
     process: SpawnProcess
     messages: connection.Connection
-    stage: str | None = None  # that it works on
+    stage: str | None = None  # the one that it runs
 
 
-def run_side_by_side(job: Job, settings: Any, workdir: pathlib.Path, tasks: Sequence[Task], lanes: int) -> None:
-    """Runs what is missing of a job's tasks in several processes; returns once all stages are done.
+def run_side_by_side(
+    build: Build, settings: Any, workdir: pathlib.Path, names: Collection[str], num_workers: int
+) -> None:
+    """Runs the stages that are not done in several processes; returns when all are.
 
     Args:
-        job: what the lanes make their tasks by.
-        settings: the job's; they travel as plain values.
-        workdir: the run directory, opened.
-        tasks: the job's, as this process made them.
-        lanes: how many processes.
+        build: an importable function; every worker calls it, so it loads no model.
+        settings: its argument; can be pickled.
+        workdir: the run directory, opened (`stages.open_workdir`).
+        names: of the stages to run, with all that they need.
+        num_workers: how many processes.
 
     Raises:
-        ConfigError: there are fewer CPUs than lanes.
-        LaneError: a lane was killed.
-        SystemExit: SIGTERM or SIGINT came to this process; the exit code is 128 + the signal.
-        Exception: what a stage raised, with the traceback in its lane as the cause.
+        ConfigError: there are fewer CPUs than workers.
+        WorkerError: a worker was killed.
+        SystemExit: this process received SIGTERM or SIGINT; the exit code is 128 + the signal.
+        Exception: what a stage raised, with the worker's traceback as its cause.
     """
-    shares = cpu_shares(lanes)
-    missing = [task.name for task in tasks if not stages.is_done(workdir / task.name)]
+    shares = cpu_shares(num_workers)
+    missing = [name for name in names if not stages.is_done(workdir / name)]
     if not missing:
-        stages.run_tasks(workdir, tasks, held='wait')  # which holds their files against what they left
+        _run(build, settings, workdir, names, stages.print_event)  # checks their files
         return
     (workdir / LOGS_FOLDER).mkdir(exist_ok=True)
-    print(f'{lanes} lanes of {len(shares[0])} CPUs each; what they print is in {workdir / LOGS_FOLDER}', flush=True)
-    with _Signals() as signals, _bar(len(tasks), len(tasks) - len(missing)) as bar:
-        crew: list[_Lane] = []
+    print(
+        f'{num_workers} workers of {len(shares[0])} CPUs each; their output is in {workdir / LOGS_FOLDER}', flush=True
+    )
+    with _Signals() as signals, _bar(len(names), len(names) - len(missing)) as bar:
+        workers: list[_Worker] = []
         try:
-            for number in range(min(lanes, len(missing))):
-                crew.append(_start(number, job, config.to_dict(settings), workdir, shares[number]))
-            _watch(crew, workdir, tasks, signals, bar)
+            for number in range(min(num_workers, len(missing))):
+                workers.append(_start(number, shares[number], (build, settings, workdir, names)))
+            _watch(workers, workdir, names, signals, bar)
         finally:
-            for lane in crew:
-                lane.process.terminate()
-            for lane in crew:
-                lane.process.join()
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                worker.process.join()
 
 
-def cpu_shares(lanes: int) -> list[frozenset[int]]:
-    """As many CPUs for each lane, of those that this process may use; a remainder is left over.
+def cpu_shares(num_workers: int) -> list[frozenset[int]]:
+    """The CPUs of each worker: as many for each, of those that this process may use; a remainder is unused.
 
     Raises:
-        ConfigError: there are fewer CPUs than lanes.
+        ConfigError: there are fewer CPUs than workers.
     """
     own = cpus()
-    size = len(own) // lanes
+    size = len(own) // num_workers
     if not size:
-        raise config.ConfigError(f'config.lanes: expected at most {len(own)}, the number of CPUs, found {lanes}')
-    return [frozenset(own[i * size : (i + 1) * size]) for i in range(lanes)]
+        raise config.ConfigError(
+            f'config.workers: expected at most {len(own)}, the number of CPUs, found {num_workers}'
+        )
+    return [frozenset(own[i * size : (i + 1) * size]) for i in range(num_workers)]
 
 
 def cpus() -> list[int]:
-    """The CPUs that this process may use. Where a system does not let processes choose (macOS), they only count."""
+    """The CPUs that this process may use; on systems without affinity (macOS) all of them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
 
 
-def _start(number: int, job: Job, plain: Mapping[str, Any], workdir: pathlib.Path, share: Collection[int]) -> _Lane:
+def _run(
+    build: Build,
+    settings: Any,
+    workdir: pathlib.Path,
+    names: Collection[str],
+    on_event: Callable[[Event], None],
+) -> None:
+    chosen = [stage for stage in build(settings, workdir) if stage.name in names]
+    stages.run_stages(workdir, chosen, if_locked='wait', on_event=on_event)
+
+
+def _start(number: int, share: Collection[int], job: tuple[Build, Any, pathlib.Path, Collection[str]]) -> _Worker:
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(number, job, plain, workdir, sender), name=f'lane-{number}')
-    resource_tracker.ensure_running()  # not by `start`: it would be on the CPUs of the first lane
+    process = context.Process(target=_work, args=(number, sender, *job), name=f'worker-{number}')
+    resource_tracker.ensure_running()  # `start` would run it on the CPUs of the first worker
     with _inherited(share):
         process.start()
-    sender.close()  # so that the lane has the only one, and its end is the end of the messages
-    return _Lane(number, process, receiver)
+    sender.close()  # the worker has the only one, so that its death ends the messages
+    return _Worker(number, process, receiver)
 
 
 @contextmanager
 def _inherited(share: Collection[int]) -> Iterator[None]:
-    """A process started inside runs on these CPUs, and takes no SIGINT: a terminal sends it to lanes as well."""
+    """A process started inside runs on these CPUs and ignores SIGINT, which a terminal also sends to the workers."""
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         if not hasattr(os, 'sched_setaffinity'):
@@ -180,64 +175,64 @@ def _inherited(share: Collection[int]) -> Iterator[None]:
 
 
 def _watch(
-    crew: Sequence[_Lane], workdir: pathlib.Path, tasks: Sequence[Task], signals: '_Signals', bar: tqdm.tqdm
+    workers: Sequence[_Worker], workdir: pathlib.Path, names: Collection[str], signals: '_Signals', bar: tqdm.tqdm
 ) -> None:
-    """Shows what happens until all lanes have ended."""
-    working = {lane.messages: lane for lane in crew}
-    while working:
-        ready = connection.wait(list(working), timeout=LOOK_SECONDS)
+    """Prints events until all workers have ended."""
+    running = {worker.messages: worker for worker in workers}
+    while running:
+        ready = connection.wait(list(running), timeout=POLL_SECONDS)
         if signals.received is not None:
             name = signal.Signals(signals.received).name
-            tqdm.tqdm.write(f'stopped by {name}: the lanes save, and the same command goes on')
+            tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes')
             raise SystemExit(128 + signals.received)
-        done = sum(stages.is_done(workdir / task.name) for task in tasks)  # by whichever process
+        done = sum(stages.is_done(workdir / name) for name in names)  # by any process
         bar.update(done - bar.n)
-        for lane in [lane for messages, lane in working.items() if messages in ready]:
+        for worker in [worker for messages, worker in running.items() if messages in ready]:
             try:
-                message = lane.messages.recv()
-            except (EOFError, OSError):  # it ended; OSError: amidst a message
-                _check_end(lane, workdir)
-                del working[lane.messages]
+                message = worker.messages.recv()
+            except (EOFError, OSError):  # it ended; OSError: in the middle of a message
+                _check_exit(worker, workdir)
+                del running[worker.messages]
                 continue
             if isinstance(message, _Failure):
-                raise message.error() from _InLaneError(message.trace)
-            _show(lane, message, [other.process.pid for other in crew], f'{done} of {len(tasks)} stages done')
+                raise message.error() from _RemoteError(message.trace)
+            _show(worker, message, [other.process.pid for other in workers], f'{done} of {len(names)} stages done')
 
 
-def _check_end(lane: _Lane, workdir: pathlib.Path) -> None:
-    lane.process.join()
-    code = lane.process.exitcode or 0
+def _check_exit(worker: _Worker, workdir: pathlib.Path) -> None:
+    worker.process.join()
+    code = worker.process.exitcode or 0
     if code:
-        how = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'
-        what = f'while it worked on {lane.stage}' if lane.stage else 'outside of a stage'
-        log = workdir / LOGS_FOLDER / f'lane-{lane.number}.log'
-        raise LaneError(f'lane {lane.number} {how} {what}; see {log}. The same command goes on')
+        how = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
+        when = f'while it ran {worker.stage}' if worker.stage else 'outside of a stage'
+        log = workdir / LOGS_FOLDER / f'worker-{worker.number}.log'
+        raise WorkerError(f'worker {worker.number} {how} {when}; see {log}. The same command resumes')
 
 
-def _show(lane: _Lane, event: Event, crew: Collection[int | None], so_far: str) -> None:
+def _show(worker: _Worker, event: Event, pids: Collection[int | None], progress: str) -> None:
     line = ''
-    if event.what == 'starts':
-        lane.stage = event.stage
-        line = f'== {event.stage} (lane {lane.number})'
-    elif event.what == 'ran':
-        lane.stage = None
-        line = f'== {event.stage}: ran, {event.seconds:.0f} s (lane {lane.number}; {so_far})'
-    elif event.what == 'waits' and not any(event.holder.startswith(f'process {pid} on') for pid in crew):
-        line = f'== {event.stage}: waits for {event.holder} (lane {lane.number})'
+    if event.kind == 'started':
+        worker.stage = event.stage
+        line = f'== {event.stage} (worker {worker.number})'
+    elif event.kind == 'finished':
+        worker.stage = None
+        line = f'== {event.stage}: finished in {event.seconds:.0f} s (worker {worker.number}; {progress})'
+    elif event.kind == 'waiting' and not any(event.holder.startswith(f'process {pid} on') for pid in pids):
+        line = f'== {event.stage}: waiting for {event.holder} (worker {worker.number})'
     if line:
-        tqdm.tqdm.write(line)  # above the bar, where there is one
+        tqdm.tqdm.write(line)  # above the bar
         sys.stdout.flush()
 
 
 def _bar(total: int, done: int) -> tqdm.tqdm:
-    """Stages done, on a terminal; elsewhere the lines that say so are enough."""
+    """A bar of stages done; only on a terminal, since elsewhere lines say it."""
     return tqdm.tqdm(
         total=total, initial=done, desc='stages', unit='stage', dynamic_ncols=True, disable=not sys.stderr.isatty()
     )
 
 
 class _Signals:
-    """Remembers SIGTERM or SIGINT, for as long as lanes run."""
+    """Records SIGTERM and SIGINT while workers run."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -257,31 +252,35 @@ class _Signals:
 
 
 def _work(
-    number: int, job: Job, plain: Mapping[str, Any], workdir: pathlib.Path, messages: connection.Connection
+    number: int,
+    messages: connection.Connection,
+    build: Build,
+    settings: Any,
+    workdir: pathlib.Path,
+    names: Collection[str],
 ) -> None:
-    """What a lane's process does."""
-    log = open(workdir / LOGS_FOLDER / f'lane-{number}.log', 'a', buffering=1)  # noqa: SIM115  (its output to the end)
-    for stream in (1, 2):  # what libraries print in C++ goes there, too
+    """The worker's process."""
+    log = open(workdir / LOGS_FOLDER / f'worker-{number}.log', 'a', buffering=1)  # noqa: SIM115  (open until it exits)
+    for stream in (1, 2):  # the output of C++ libraries, too
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
-    def tell(event: Event) -> None:
-        stages.say(event)
+    def on_event(event: Event) -> None:
+        stages.print_event(event)
         messages.send(event)
 
     try:
-        job.setup()
-        settings = config.from_config_dict(job.settings, plain, 'config')
-        stages.run_tasks(workdir, job.tasks(settings, workdir), held='wait', tell=tell)
+        enable_compilation_cache()
+        _run(build, settings, workdir, names, on_event)
     except Exception as error:
         traceback.print_exc()
         messages.send(_Failure(type(error), str(error), traceback.format_exc()))
         raise SystemExit(1) from error
 
 
-def _end_with_parent() -> None:
-    """Ends a lane whose parent is gone, however it went, as the parent would have: a stage that can save does."""
+def _exit_with_parent() -> None:
+    """Sends SIGTERM to this worker when its parent is gone, so that a stage saves."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

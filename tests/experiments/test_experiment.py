@@ -23,9 +23,9 @@ from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
-from simrl.run import stage_files, workers
+from simrl.run import stage_files
 from simrl.run.config import ConfigError, from_config_dict
-from simrl.run.stages import LockedError, Task, WorkdirError
+from simrl.run.stages import LockedError, Stage, WorkdirError
 from simrl.training import loop
 from tests.run import worker_job
 from tests.tiny import byte_tokenizer
@@ -169,12 +169,12 @@ def test_a_local_model_is_known_by_its_contents_wherever_it_lies(files, finished
         experiment.run(config, tmp_path / 'run')
 
 
-def test_lanes_would_share_an_accelerator(files, tmp_path, monkeypatch):
+def test_workers_would_share_an_accelerator(files, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
-    jobs_with_lanes = {name: dataclasses.replace(job, lanes=lambda _: 2) for name, job in experiment.JOBS.items()}
-    monkeypatch.setattr(experiment, 'JOBS', jobs_with_lanes)
-    with pytest.raises(ConfigError, match=r'config\.lanes: expected 1 on gpu, .* found 2'):
+    jobs_with_workers = {name: dataclasses.replace(job, workers=lambda _: 2) for name, job in experiment.JOBS.items()}
+    monkeypatch.setattr(experiment, 'JOBS', jobs_with_workers)
+    with pytest.raises(ConfigError, match=r'config\.workers: expected 1 on gpu, .* found 2'):
         experiment.run(config_of(files), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
@@ -197,18 +197,18 @@ class Steps:
     steps: int
 
 
-def steps_tasks(settings: Steps, workdir: pathlib.Path) -> list[Task]:
+def steps_tasks(settings: Steps, workdir: pathlib.Path) -> list[Stage]:
     def work(folder: pathlib.Path) -> None:
         (folder / 'result.json').write_text(str(settings.steps))
 
-    slice_ = {'steps': settings.steps}
-    return [Task('first', slice_, {}, work), Task('second', slice_, {'first': workdir / 'first'}, work)]
+    own = {'steps': settings.steps}
+    return [Stage('first', own, {}, work), Stage('second', own, {'first': workdir / 'first'}, work)]
 
 
 @pytest.fixture
 def run_steps(tmp_path, monkeypatch):
     """(steps, rerun) -> that run, once one of a single step is done."""
-    monkeypatch.setattr(experiment, 'JOBS', {'steps': workers.Job(Steps, steps_tasks)})
+    monkeypatch.setattr(experiment, 'JOBS', {'steps': experiment.Job(Steps, steps_tasks)})
 
     def run(steps: int, *rerun: str) -> None:
         experiment.run(ConfigDict({'job': 'steps', 'steps': steps}), tmp_path, rerun=rerun)
@@ -269,8 +269,8 @@ def test_results_are_written_by_one_process_at_a_time(tmp_path, monkeypatch):
         with stage_files.lock(workdir / 'results') as holder:
             holders.append(holder)
 
-    monkeypatch.setattr(experiment, 'JOBS', {'lanes': dataclasses.replace(worker_job.JOB, finish=finish)})
-    config = ConfigDict({'job': 'lanes', 'log': str(tmp_path / 'log'), 'seconds': 0.0})
+    monkeypatch.setattr(experiment, 'JOBS', {'trivial': experiment.Job(worker_job.Settings, worker_job.build, finish)})
+    config = ConfigDict({'job': 'trivial', 'log': str(tmp_path / 'log'), 'seconds': 0.0})
     experiment.run(config, tmp_path / 'run')
     assert len(holders) == 1
     assert holders[0].startswith(f'process {os.getpid()} on')

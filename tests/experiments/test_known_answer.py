@@ -24,7 +24,7 @@ from simrl.experiments.concierge_scene import (
     satisfaction,
     simulator,
 )
-from simrl.experiments.known_answer import KnownAnswer, Plan, num_lanes
+from simrl.experiments.known_answer import KnownAnswer, Plan, num_workers
 from simrl.experiments.known_answer import tasks as plan_of
 from simrl.models import transformer
 from simrl.models.sharding import make_mesh
@@ -33,7 +33,7 @@ from simrl.rollouts.dialogue import EndReason, example_hash
 from simrl.rollouts.host import HostConversation
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError, from_config_dict, to_dict
-from simrl.run.stages import Task, run_tasks
+from simrl.run.stages import Stage, run_stages
 from simrl.training.sft import token_losses
 from simrl.worlds.concierge import replies as world_program
 from simrl.worlds.concierge import scripted
@@ -57,12 +57,12 @@ def settings(arg: str = 'smoke', name=quickstart, **changes) -> KnownAnswer:
     return from_config_dict(KnownAnswer, fields, 'config')
 
 
-def tasks(**changes) -> dict[str, Task]:
+def tasks(**changes) -> dict[str, Stage]:
     return {task.name: task for task in Plan(settings(**changes), WORKDIR).tasks()}
 
 
-def identity(task: Task) -> str:
-    return json.dumps([to_dict(task.slice_), {name: str(path) for name, path in task.inputs.items()}], sort_keys=True)
+def identity(task: Stage) -> str:
+    return json.dumps([to_dict(task.settings), {name: str(path) for name, path in task.inputs.items()}], sort_keys=True)
 
 
 def test_every_stage_comes_after_what_it_reads():
@@ -92,10 +92,10 @@ def test_an_addition_computes_only_what_is_new(before, after, new):
 def test_arms_differ_in_their_simulator_alone():
     plan = tasks(seeds=(0, 1))
     for seed in (0, 1):
-        slices = [dict(to_dict(plan[f'rl/{arm}/seed-{seed}'].slice_)) for arm in settings().arms]
+        slices = [dict(to_dict(plan[f'rl/{arm}/seed-{seed}'].settings)) for arm in settings().arms]
         assert len({part.pop('kind') for part in slices}) == len(slices)
         assert all(part == slices[0] for part in slices)
-    both = [dict(to_dict(plan[f'rl/persona/seed-{seed}'].slice_)) for seed in (0, 1)]
+    both = [dict(to_dict(plan[f'rl/persona/seed-{seed}'].settings)) for seed in (0, 1)]
     assert [part.pop('seed') for part in both] == [0, 1]
     assert both[0] == both[1]
 
@@ -146,7 +146,7 @@ def test_other_text_changes_the_stage_that_makes_it_alone(field, refused):
     assert [name for name, task in before.items() if identity(task) != identity(after[name])] == [refused]
 
 
-def two_names(kind: str, workdir: pathlib.Path, seeds: tuple[int, ...]) -> list[Task]:
+def two_names(kind: str, workdir: pathlib.Path, seeds: tuple[int, ...]) -> list[Stage]:
     """The plan of two arms that are equal but for their names, smaller still than the smoke test's."""
     user = to_dict(quickstart.get_config('smoke').users.medium)
     user['base']['batch']['lengths'] = [128]
@@ -165,7 +165,7 @@ def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):
     """A control of the instrument: arms that are equal but for their names are one arm, to the last bit."""
     plan = two_names('persona', tmp_path, (0, 1))
     needed = [task for task in plan if not task.name.startswith(('logs', 'matrix', 'likelihood'))]
-    run_tasks(tmp_path, [task for task in needed if '-copy/seed-1' not in task.name], tell=lambda _: None)
+    run_stages(tmp_path, [task for task in needed if '-copy/seed-1' not in task.name], on_event=lambda _: None)
 
     def left(arm: str) -> list[bytes]:
         """What was said in training, and what came out with people."""
@@ -181,7 +181,7 @@ def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):
 
 
 def test_a_fine_tuned_simulator_under_two_names_is_made_of_equal_slices():
-    plan = {task.name: to_dict(task.slice_) for task in two_names('fine_tuned', WORKDIR, (3,))}
+    plan = {task.name: to_dict(task.settings) for task in two_names('fine_tuned', WORKDIR, (3,))}
     copies = [name for name in plan if '-copy' in name]
     assert {name.split('/')[0] for name in copies} == {'sft', 'rl', 'people', 'matrix', 'likelihood'}
     assert all(plan[name] == plan[name.replace('-copy', '')] for name in copies)
@@ -191,7 +191,9 @@ def test_sizes_have_user_models_of_their_own():
     plan = tasks(name=concierge)
     assert plan['rl/fine_tuned-large/seed-0'].inputs['simulator'] == WORKDIR / 'sft/fine_tuned-large/seed-0'
     assert plan['rl/role_play-small/seed-0'].inputs['simulator'] == WORKDIR / 'sft/base_user-small'
-    dims = {name: to_dict(plan[name].slice_)['model']['model_dim'] for name in plan if name.startswith('sft/base_user')}
+    dims = {
+        name: to_dict(plan[name].settings)['model']['model_dim'] for name in plan if name.startswith('sft/base_user')
+    }
     assert dims['sft/base_user-small'] < dims['sft/base_user'] < dims['sft/base_user-large']
 
 
@@ -214,7 +216,7 @@ def test_sizes_have_user_models_of_their_own():
         ({'computing__rows_in_flight': 5}, r'config.compute.rows_in_flight: expected None or a divisor of the 32'),
         ({'world__dial': 1.5}, r'config.world.dial: expected a number in \[0, 1\], found 1.5'),
         ({'corpora__logs': 0}, r'config.corpora.logs: expected at least 1, found 0'),
-        ({'lanes': 0}, r'config.lanes: expected at least 1, or None, found 0'),
+        ({'workers': 0}, r'config.workers: expected at least 1, or None, found 0'),
         ({'rl__trained': 'user'}, r"config.rl.trained: expected 'assistant', found 'user'"),
         ({'limits__turns': 6}, r'config.limits.turns: expected at most 5, .* found 6'),
         (
@@ -231,9 +233,9 @@ def test_what_cannot_be_is_refused_by_name(changes, message):
         plan_of(settings(**changes), WORKDIR)
 
 
-def test_lanes_follow_the_machine_unless_told():
-    assert num_lanes(settings(lanes=3)) == 3
-    assert 1 <= num_lanes(settings()) <= 8
+def test_workers_follow_the_machine_unless_told():
+    assert num_workers(settings(workers=3)) == 3
+    assert 1 <= num_workers(settings()) <= 8
 
 
 @pytest.fixture(scope='module')

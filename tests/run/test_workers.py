@@ -1,4 +1,4 @@
-"""Lanes run each stage once, in order, on CPUs of their own; end with their parent, and say what went wrong."""
+"""Workers run each stage once, in order, on CPUs of their own; end with their parent, and say what went wrong."""
 
 import collections
 import os
@@ -19,16 +19,16 @@ from tests.run import worker_job
 from tests.run.worker_job import NAMES, PickyError, Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
-two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two lanes need two CPUs')
+two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two workers need two CPUs')
 
 
 class Command:
-    """`tests.lane_job` as a process of its own, on one log for all commands of a test."""
+    """`tests.run.worker_job` as a process of its own, on one log for all commands of a test."""
 
-    def __init__(self, folder: pathlib.Path, *options: str, num_lanes: int = 2) -> None:
+    def __init__(self, folder: pathlib.Path, *options: str, num_workers: int = 2) -> None:
         self.folder, self.log = folder, folder / 'log'
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'tests.run.worker_job', f'{folder}/run', str(self.log), str(num_lanes), *options],
+            [sys.executable, '-m', 'tests.run.worker_job', f'{folder}/run', str(self.log), str(num_workers), *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,8 +67,8 @@ def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Command]]:
     """Starts commands, none of which outlives the test."""
     commands: list[Command] = []
 
-    def start(*options: str, num_lanes: int = 2) -> Command:
-        commands.append(Command(tmp_path, *options, num_lanes=num_lanes))
+    def start(*options: str, num_workers: int = 2) -> Command:
+        commands.append(Command(tmp_path, *options, num_workers=num_workers))
         return commands[-1]
 
     yield start
@@ -93,26 +93,29 @@ def test_two_commands_at_once_run_each_stage_once_and_in_order(start, tmp_path) 
     assert len({pid for _, pid, _ in works}) > 1
     said = ''.join(output for _, output in ends)
     for name in NAMES:
-        assert len(re.findall(rf'^== {name}: ran, \d+ s \(lane [01]; \d of 8 stages done\)$', said, re.MULTILINE)) == 1
-    assert f'== {NAMES[0]}\n' in (tmp_path / 'run' / 'lanes' / 'lane-0.log').read_text()
+        assert (
+            len(re.findall(rf'^== {name}: finished in \d+ s \(worker [01]; \d of 8 stages done\)$', said, re.MULTILINE))
+            == 1
+        )
+    assert f'== {NAMES[0]}\n' in (tmp_path / 'run' / 'workers' / 'worker-0.log').read_text()
 
-    # Each lane has its own CPUs, all as many; what is done is skipped without a lane.
+    # Each worker has its own CPUs, all as many; what is done is skipped without a worker.
     assert {frozenset(cpus) for _, _, cpus in works} <= {frozenset(map(str, x)) for x in workers.cpu_shares(2)}
     code, output = start().end()
     assert code == 0
-    assert output.count(': done, 0 s') == len(NAMES)
+    assert output.count(': already done') == len(NAMES)
     assert len(commands[0].works()) == len(NAMES)
 
 
 @two_cpus
-def test_a_killed_lane_is_told_and_the_same_command_goes_on(start) -> None:
+def test_a_killed_worker_is_told_and_the_same_command_goes_on(start) -> None:
     command = start('--seconds=1')
-    until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both lanes work
+    until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both workers work
     (name, pid, _), (other_name, other_pid, _) = command.works()[-2:]
     os.kill(pid, signal.SIGKILL)
     code, output = command.end()
     assert code == 1
-    assert f'was killed by SIGKILL while it worked on {name}; see ' in output.splitlines()[-1]
+    assert f'was killed by SIGKILL while it ran {name}; see ' in output.splitlines()[-1]
     assert (other_name, other_pid, ['saved']) in command.works()
     assert not is_alive(other_pid)
 
@@ -125,23 +128,23 @@ def test_a_killed_lane_is_told_and_the_same_command_goes_on(start) -> None:
 
 @two_cpus
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_lanes_save_and_end_with_their_parent(start, number) -> None:
+def test_workers_save_and_end_with_their_parent(start, number) -> None:
     command = start('--seconds=20')
-    until(lambda: command.works())  # the first stage; the other lane waits
+    until(lambda: command.works())  # the first stage; the other worker waits
     if number == signal.SIGINT:  # of a terminal: to all that it runs
         os.killpg(command.process.pid, number)
     else:
         command.process.send_signal(number)
-    code, output = command.end()  # once no lane holds its output any more
+    code, output = command.end()  # once no worker holds its output any more
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number)
-    assert ('the same command goes on' in output) == (number != signal.SIGKILL)
+    assert ('the same command resumes' in output) == (number != signal.SIGKILL)
     (_, pid, _), saved = command.works()
     assert saved == ('first', pid, ['saved'])
     until(lambda: not is_alive(pid))
 
 
 @two_cpus
-def test_a_failing_stage_is_shown_as_without_lanes(tmp_path) -> None:
+def test_a_failing_stage_is_shown_as_without_workers(tmp_path) -> None:
     settings = Settings(tmp_path / 'log', fails='side/2')
     with pytest.raises(PickyError, match=r'^stage side/2: expected to go well$') as error:
         worker_job.run(settings, tmp_path / 'run', 2)
@@ -161,9 +164,9 @@ def test_changed_files_and_stages_to_run_again(tmp_path) -> None:
     worker_job.run(settings, workdir, 2)
     (workdir / 'side/3/result.json').write_text('better')
     for _ in range(2):  # all is done; a stage that is to run again does not hide it
-        with pytest.raises(WorkdirError, match=r'side/3 left, found that result\.json was changed; --rerun=side/3'):
+        with pytest.raises(WorkdirError, match=r'side/3, found that result\.json was changed; --rerun=side/3'):
             worker_job.run(settings, workdir, 2)
-        stages.clear(workdir, ['last'])
+        stages.open_workdir(workdir, {}, rerun=['last'])
     before = (tmp_path / 'log').read_text().splitlines()
     worker_job.run(settings, workdir, 2, rerun=('side/3',))
     after = [line.split()[0] for line in (tmp_path / 'log').read_text().splitlines()[len(before) :]]
@@ -179,7 +182,7 @@ def test_shares_are_even_and_apart(monkeypatch, cpus, number, sizes) -> None:
     assert frozenset().union(*shares) <= {10 + i for i in range(cpus)}
 
 
-def test_more_lanes_than_cpus(monkeypatch) -> None:
+def test_more_workers_than_cpus(monkeypatch) -> None:
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1, 2})
-    with pytest.raises(ConfigError, match=r'config\.lanes: expected at most 3, the number of CPUs, found 4'):
+    with pytest.raises(ConfigError, match=r'config\.workers: expected at most 3, the number of CPUs, found 4'):
         workers.cpu_shares(4)

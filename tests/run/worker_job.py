@@ -1,6 +1,6 @@
-"""A job of trivial stages, for tests of lanes; started as a command it is what `simrl.main` is to real jobs.
+"""A job of trivial stages, for tests of workers; started as a command it is what `simrl.main` is to real jobs.
 
-    python -m tests.lane_job WORKDIR LOG LANES [--seconds=0.1] [--fails=NAME] [--rerun=NAME]
+    python -m tests.run.worker_job WORKDIR LOG WORKERS [--seconds=0.1] [--fails=NAME] [--rerun=NAME]
 
 LOG gets a line of each work of a stage: its name, the process, its CPUs, and 'saved' where SIGTERM came meanwhile.
 """
@@ -16,8 +16,7 @@ import time
 from typing import Any
 
 from simrl.run import stages, workers
-from simrl.run.stages import Task
-from simrl.run.workers import Job
+from simrl.run.stages import Stage
 
 NAMES = ('first', *(f'side/{i}' for i in range(6)), 'last')
 
@@ -55,39 +54,44 @@ def _work(folder: pathlib.Path, name: str, settings: Settings) -> None:
     signal.signal(signal.SIGTERM, previous)
 
 
-def tasks(settings: Settings, workdir: pathlib.Path) -> list[Task]:
-    """One stage, six that rest on it, and one that rests on these."""
+def build(settings: Settings, workdir: pathlib.Path) -> list[Stage]:
+    """One stage, six that depend on it, and one that depends on these."""
 
-    def task(name: str, *reads: str) -> Task:
+    def stage(name: str, *reads: str) -> Stage:
         inputs = {read: workdir / read for read in reads}
-        return Task(name, {}, inputs, lambda folder: _work(folder, name, settings))
+        return Stage(name, {}, inputs, lambda folder: _work(folder, name, settings))
 
     first, *sides, last = NAMES
-    return [task(first), *(task(side, first) for side in sides), task(last, *sides)]
+    return [stage(first), *(stage(side, first) for side in sides), stage(last, *sides)]
 
 
-JOB = Job(Settings, tasks)
-
-
-def run(settings: Settings, workdir: pathlib.Path, num_lanes: int, rerun: tuple[str, ...] = ()) -> None:
-    plan = tasks(settings, workdir)
-    again = stages.to_run_again(workdir, plan, rerun)
-    stages.open_workdir(workdir, {}, again=again)
-    workers.run_side_by_side(JOB, settings, workdir, plan, num_lanes)
+def run(
+    settings: Settings, workdir: pathlib.Path, num_workers: int, rerun: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> None:
+    plan = build(settings, workdir)
+    again = stages.stages_to_rerun(workdir, plan, rerun)
+    stages.open_workdir(workdir, {}, plan, rerun=again)
+    chosen = stages.select(workdir, plan, only) if only else plan
+    workers.run_side_by_side(build, settings, workdir, [stage.name for stage in chosen], num_workers)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('workdir', type=pathlib.Path)
     parser.add_argument('log', type=pathlib.Path)
-    parser.add_argument('lanes', type=int)
+    parser.add_argument('workers', type=int)
     parser.add_argument('--seconds', type=float, default=0.1)
     parser.add_argument('--fails')
     parser.add_argument('--rerun', action='append', default=[])
     options = parser.parse_args()
     try:
-        run(Settings(options.log, options.seconds, options.fails), options.workdir, options.lanes, tuple(options.rerun))
-    except workers.LaneError as error:
+        run(
+            Settings(options.log, options.seconds, options.fails),
+            options.workdir,
+            options.workers,
+            tuple(options.rerun),
+        )
+    except workers.WorkerError as error:
         sys.exit(f'error: {error}')
 
 

@@ -310,7 +310,7 @@ def _timings(results: Results) -> list[str]:
     ]
     table = page.table(('stage', 'seconds'), rows)
     total = (
-        f'All stages together: {sum(stages.values()):,.0f} s of work; lanes run side by side, so less may have passed.'
+        f'All stages together: {sum(stages.values()):,.0f} s of work; workers run side by side, so less time passed.'
     )
     return [page.paragraph(total, 'note'), page.details(f'{len(rows)} stages', table, opened=len(rows) <= LONG)]
 
