@@ -122,13 +122,13 @@ def test_a_job_refuses_flags_that_are_not_in_force(flags: pytest.MonkeyPatch) ->
         checks.check_xla_flags(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS, '--xla_c=3')))
 
 
-def test_flags_are_in_no_stages_slice_and_may_change(flags: pytest.MonkeyPatch) -> None:
+def test_flags_are_in_no_stages_settings_and_may_change(flags: pytest.MonkeyPatch) -> None:
     config = dict(quickstart.get_config('smoke'))
     job = experiment.JOBS[config.pop('job')]
     settings = from_config_dict(job.settings, config, 'config')
     changed = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, xla_flags=(HARMLESS,)))
     plans = [job.tasks(each, pathlib.Path('run')) for each in (settings, changed)]
-    assert [to_dict(task.slice_) for task in plans[0]] == [to_dict(task.slice_) for task in plans[1]]
+    assert [to_dict(stage.settings) for stage in plans[0]] == [to_dict(stage.settings) for stage in plans[1]]
     assert all('compute.xla_flags' in each.exempt for each in experiment.JOBS.values())
     flags.delenv('XLA_FLAGS')
     with pytest.raises(ConfigError, match='missing'):
