@@ -29,7 +29,7 @@ def check_xla_flags(compute: Compute) -> None:
         raise ConfigError(
             f'config.compute.xla_flags: expected {" ".join(compute.xla_flags)} in force, found '
             f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
-            '`compilation.use_xla_flags` first, before a backend of JAX starts'
+            '`runtime.use_xla_flags` first, before a backend of JAX starts'
         )
 
 

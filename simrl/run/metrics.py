@@ -1,14 +1,14 @@
-"""Metrics as (sum, weight), and the files of a run that grow: metrics.jsonl, TensorBoard events, conversations.
+"""Metrics as (sum, weight), and the append-only files of a run: metrics.jsonl, TensorBoard events, conversations.
 
-A metric travels as an unreduced sum and its weight, so that microbatches, hosts, ragged batches and logging windows
-agree on the mean. Every file is append-only: a checkpoint stores how long each one was (`offsets`), and a run that goes
-on cuts them back to that (`truncate`), so that no step is written twice and none is missing.
+A metric is an unreduced sum and its weight, so that microbatches, hosts, ragged batches and logging windows agree on
+the mean. A checkpoint stores the length of every file (`offsets`); a resumed run truncates the files to these lengths
+(`truncate`), so that no step is written twice and none is missing.
 
     metrics.jsonl                        one line per logged step: {"step": 10, "loss": 2.5, ..., "time/seconds": 1.2}
-    tensorboard/events.out.tfevents.simrl   the same as scalars; conversations as text; hyper-parameters; images
+    tensorboard/events.out.tfevents.simrl   the same as scalars; conversations as text; hyperparameters; images
     conversations/NAME.jsonl             one line per conversation
 
-Quantities that depend on the clock carry the prefix `time/`: two runs of one config agree on everything else.
+Metrics named `time/...` depend on the clock; two runs of one config agree on all others.
 """
 
 import json
@@ -38,7 +38,7 @@ CONVERSATIONS_FOLDER = 'conversations'
 
 
 def add(first: Metrics, second: Metrics) -> dict[str, tuple[Any, Any]]:
-    """The metrics of both: sums and weights added by name; a name that only one has is kept as it is."""
+    """Adds sums and weights by name; a name that only one has is kept."""
     total = dict(first)
     for name, (value, weight) in second.items():
         if name in total:
@@ -63,14 +63,14 @@ def fetch(metrics: Metrics) -> dict[str, tuple[float, float]]:
 
 
 def mean(metrics: Metrics) -> dict[str, float]:
-    """sum / weight of each, NaN where the weight is 0 (nothing was there to be measured). Off the device."""
+    """sum / weight of each as a Python float; NaN if the weight is 0: nothing was measured."""
     return {name: value / weight if weight else math.nan for name, (value, weight) in fetch(metrics).items()}
 
 
 class Writer:
-    """Appends to the files of a run directory; they are opened when first written to.
+    """Appends to the files of a run directory, which are opened on the first write.
 
-    Only the first process of a run writes; in the others every method does nothing.
+    Only the first process of a run writes; in the others no method does anything.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -87,7 +87,7 @@ class Writer:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard event. A value that is not finite is null in the JSON."""
         if 'step' in values:
-            raise ValueError("expected metrics of other names than 'step', which is the line's own")
+            raise ValueError("expected other names than 'step', which every line has")
         self._append(METRICS_FILE, _json_line({'step': step, **values}))
         summary = summary_pb2.Summary()
         for name, value in values.items():
@@ -109,7 +109,7 @@ class Writer:
         self._append_summary(step, summary_pb2.Summary(value=[value]))
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """The settings of this run for TensorBoard's HParams tab; nested dicts become dotted names."""
+        """Writes the settings for TensorBoard's HParams tab; nested dicts become dotted names."""
         flat = _flatten(values)
         self._append_summary(0, hparams_pb(flat))
 
@@ -130,7 +130,7 @@ class Writer:
             self._append(f'{CONVERSATIONS_FOLDER}/{name}.jsonl', _json_line(row))
 
     def offsets(self) -> dict[str, int]:
-        """The size in bytes of every file of this run, once all that was written is on the disk."""
+        """Flushes and syncs all files; their sizes in bytes."""
         for name, file in self._files.items():
             with _named(self._folder / name):
                 file.flush()
@@ -138,10 +138,10 @@ class Writer:
         return {name: (self._folder / name).stat().st_size for name in self._existing()}
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Cuts every file back to its offset and deletes those that `offsets` does not know.
+        """Truncates every file to its offset and deletes files without one.
 
         Raises:
-            ValueError: a file is shorter than its offset, or missing: it is not the one the offsets were taken of.
+            ValueError: a file is missing or shorter than its offset, so it is another file. Nothing was truncated.
         """
         if not self._writes:
             return
@@ -151,7 +151,7 @@ class Writer:
             size = (self._folder / name).stat().st_size if name in existing else 0
             if size < offset:
                 raise ValueError(
-                    f'{self._folder / name}: expected at least the {offset} bytes that the checkpoint knows of, '
+                    f'{self._folder / name}: expected at least the {offset} bytes of the checkpoint, '
                     f'found {size}: the file was changed or is of another run'
                 )
         for name in existing:
@@ -166,7 +166,7 @@ class Writer:
         self._files.clear()
 
     def _existing(self) -> list[str]:
-        """The files of this run that are there, by their path in the folder."""
+        """Paths of the files that exist, relative to the folder."""
         found = [name for name in (METRICS_FILE, EVENTS_FILE) if (self._folder / name).exists()]
         conversations = sorted((self._folder / CONVERSATIONS_FOLDER).glob('*.jsonl'))
         return found + [f'{CONVERSATIONS_FOLDER}/{path.name}' for path in conversations]
@@ -180,10 +180,10 @@ class Writer:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files[name] = open(path, 'ab')  # noqa: SIM115  (closed by `close`)
             self._files[name].write(data)
-            self._files[name].flush()  # a reader, or a kill, meets whole lines
+            self._files[name].flush()  # readers and kills see whole lines
 
     def _append_summary(self, step: int, summary: summary_pb2.Summary) -> None:
-        """TensorBoard's record format, in a file of our own: its writer starts a new file for every process."""
+        """Appends a record to our one events file; TensorBoard's own writer starts a new file in every process."""
         event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
         records = [event]
         if EVENTS_FILE not in self._files and not (self._folder / EVENTS_FILE).exists():
@@ -192,7 +192,7 @@ class Writer:
 
 
 class _Buffer:
-    """What `RecordWriter` writes to."""
+    """The file object that `RecordWriter` writes to."""
 
     def __init__(self) -> None:
         self.data = b''
@@ -208,7 +208,7 @@ def _record(event: event_pb2.Event) -> bytes:
 
 
 class _named:  # noqa: N801  (a context manager)
-    """Lets an OSError say which file could not be written."""
+    """Adds the file's path to an OSError."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
@@ -222,12 +222,12 @@ class _named:  # noqa: N801  (a context manager)
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:
-    # Text that a model sampled may hold lone surrogates once decoded: escaped they are valid JSON and valid UTF-8.
+    # Decoded samples may contain lone surrogates; ASCII escapes make them valid JSON and UTF-8.
     return (json.dumps(_plain(row), allow_nan=False) + '\n').encode()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: numpy becomes Python, and numbers that are not finite become None."""
+    """A value for JSON: numpy becomes Python, non-finite numbers become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(x) for key, x in value.items()}
     if isinstance(value, np.ndarray | np.generic):

@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a long stage: a bar on a terminal, a line every 15 seconds in a log file."""
 
 import sys
 import time
@@ -7,17 +7,17 @@ from typing import TextIO
 import jax
 import tqdm
 
-LINE_SECONDS = 15.0  # between two lines where there is no terminal
-SMOOTHING = 0.3  # weight of the newest pace: a slow first step (compilation) is soon forgotten
+LINE_SECONDS = 15.0  # between two lines of a log file
+SMOOTHING = 0.3  # weight of the newest step: the estimate soon forgets a slow first step (compilation)
 
 
 class Progress:
-    """Shows steps done, tokens per second and the time left on stderr; silent in all processes but the first.
+    """Prints steps done, tokens per second and the time left to stderr, in the first process only.
 
     Args:
-        name: what is going on, for instance 'sft'.
-        total: steps in all.
-        done: steps that an earlier process did.
+        name: printed first, for instance 'sft'.
+        total: number of steps.
+        done: steps done before a resume.
     """
 
     def __init__(self, name: str, total: int, *, done: int = 0, file: TextIO | None = None) -> None:
@@ -41,7 +41,7 @@ class Progress:
             self._bar.close()
 
     def update(self, steps: int = 1, *, tokens: float = 0, note: str = '') -> None:
-        """`steps` more are done, in which `tokens` went through; `note` is shown beside, for instance the loss."""
+        """Adds steps, and the tokens that they processed; prints `note`, for instance the loss, beside them."""
         now = time.monotonic()
         seconds = max(now - self._updated_at, 1e-9)
         self._pace = _smooth(self._pace, seconds / max(steps, 1))
