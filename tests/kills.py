@@ -1,10 +1,10 @@
-"""kill -9 at random moments, the same command after each, and the comparison with a run that was left alone.
+"""Kills a command at random moments, resumes it after each, and compares the run with an unbroken one.
 
     python -m tests.kills --workdir DIR --kills 10 --seed 0 -- COMMAND ... DIR
 
-The command must end by itself and go on in `workdir` when it is started again. A kill is SIGKILL to its whole process
-group, from this process. Three kills of five come at a random time; the others wait for a checkpoint to be
-half-written and strike a random few milliseconds later, since saves are short. Step and phase of each are printed.
+The command must resume in `workdir` when it is started again. A kill is SIGKILL to its process group. Three kills of
+five come at a random time; the others come a few milliseconds after the start of a checkpoint, since saves are short.
+Step and phase of each are printed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util import tensor_util
 
 POLL_SECONDS = 0.001
-START_SECONDS = 3.0  # about what a process takes to its first step
+START_SECONDS = 3.0  # roughly, from the start of a process to its first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Kill:
     """One SIGKILL.
 
     Attributes:
-        step: the last step in the metrics.jsonl that grew last; -1 where there is none.
-        phase: 'start-up' (that process had not logged a step yet), 'save' (a checkpoint was half-written), or 'run'.
-        seconds: since that process was started.
+        step: the last step of the newest metrics.jsonl; -1 if there is none.
+        phase: 'start-up' (the process had logged no step), 'save' (a checkpoint was half-written), or 'run'.
+        seconds: since the start of the process.
     """
 
     step: int
@@ -52,19 +52,19 @@ def run_with_kills(
     span: float,
     timeout: float = 600.0,
 ) -> list[Kill]:
-    """Runs `command` until it was killed `num_kills` times, then once more to its end.
+    """Runs and kills `command` `num_kills` times, then runs it to its end.
 
     Args:
-        command: program and arguments; ends with exit code 0.
-        workdir: where it writes; other runs' files must not be in it.
-        lines: a process may log between 1 and so many steps before it is killed, so that there is progress however
-            slow the machine is; at most the lines of a whole run by twice the number of kills.
-        span: seconds; the moment of the kill is up to this long after that. About the time between two lines. (One
-            kill in five comes within `START_SECONDS` of the start instead.)
+        command: program and arguments.
+        workdir: its run directory; contains no other runs.
+        lines: a process logs 1 to `lines` steps before it is killed, so that slow machines make progress, too; at most
+            the lines of a whole run divided by twice the number of kills.
+        span: seconds; the kill comes at most this long after those lines. About the time between two lines. (One kill
+            in five comes within `START_SECONDS` of the start instead.)
         timeout: seconds for each process.
 
     Raises:
-        RuntimeError: the command failed, took too long, or ended before it could be killed often enough.
+        RuntimeError: the command failed, took too long, or ended before its last kill.
     """
     rng = random.Random(seed)
     kills: list[Kill] = []
@@ -102,7 +102,7 @@ def _killed_once(
     while process.poll() is None:
         now = time.monotonic()
         earlier, sizes = sizes, _sizes(workdir)
-        # Growth only: a process that goes on first cuts the files back. Step 0 is what is known before any step.
+        # Only growth counts: a resumed process first truncates the files. Step 0 is logged before any step.
         grown = any(size > earlier.get(path, 0) for path, size in sizes.items())
         logged += grown and _last_step(workdir) > 0
         if deadline is None and logged >= wanted_lines:
@@ -127,7 +127,7 @@ def _killed_once(
 
 
 def _saving(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint is half-written. (os.walk, unlike glob, does not mind folders that come and go.)"""
+    """Whether a checkpoint is half-written. (os.walk, unlike glob, ignores folders that vanish.)"""
     return any('.orbax-checkpoint-tmp' in name for _, names, _ in _walk(workdir) for name in names)
 
 
@@ -140,7 +140,7 @@ def _walk(workdir: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
     for folder, folders, files in os.walk(workdir):
         yield folder, folders, files
         if pathlib.Path(folder).name == 'checkpoints':
-            folders.clear()  # what is in a checkpoint is of no interest
+            folders.clear()  # skip checkpoints' contents
 
 
 def _last_step(workdir: pathlib.Path) -> int:
@@ -152,12 +152,12 @@ def _last_step(workdir: pathlib.Path) -> int:
 
 
 def assert_same_run(unbroken: pathlib.Path, broken: pathlib.Path) -> None:
-    """Two run directories agree: every value of every step in metrics.jsonl, TensorBoard and conversations.
+    """Asserts that two run directories have equal values in metrics.jsonl, TensorBoard and conversations.
 
-    What starts with `time/`, and when TensorBoard's events were written, is exempt.
+    Exempt are `time/` metrics and the times at which TensorBoard's events were written.
     """
     names = [sorted(str(p.relative_to(folder)) for p in _run_files(folder)) for folder in (unbroken, broken)]
-    assert names[0], f'{unbroken} holds nothing to compare'
+    assert names[0], f'{unbroken}: nothing to compare'
     assert names[0] == names[1]
     for name in names[0]:
         first, second = (_contents(folder / name) for folder in (unbroken, broken))
@@ -181,7 +181,7 @@ def _contents(path: pathlib.Path) -> list[Any]:
 
 
 def events(path: pathlib.Path) -> list[tuple[int, str, Any]]:
-    """(step, tag, value) of a file as TensorBoard reads it; without `time/` and the clock of the hyper-parameters."""
+    """(step, tag, value) of a file as TensorBoard reads it; without `time/` and the times of the hyperparameters."""
     found = []
     for event in EventFileLoader(str(path)).Load():
         for value in event.summary.value:

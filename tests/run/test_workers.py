@@ -1,4 +1,4 @@
-"""Workers run each stage once, in order, on CPUs of their own; end with their parent, and say what went wrong."""
+"""Workers run each stage once, in order, on their own CPUs; they exit with their parent and report errors."""
 
 import collections
 import os
@@ -23,7 +23,7 @@ two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two work
 
 
 class Command:
-    """`tests.run.worker_job` as a process of its own, on one log for all commands of a test."""
+    """A process of `tests.run.worker_job`; all commands of a test share one log."""
 
     def __init__(self, folder: pathlib.Path, *options: str, num_workers: int = 2) -> None:
         self.folder, self.log = folder, folder / 'log'
@@ -37,12 +37,12 @@ class Command:
         )
 
     def end(self) -> tuple[int, str]:
-        """Its exit code, and what it printed."""
+        """Waits for it; its exit code and output."""
         output, _ = self.process.communicate(timeout=60)
         return self.process.returncode, output
 
     def works(self) -> list[tuple[str, int, list[str]]]:
-        """Name, process and CPUs of each work that was begun, in the order of time; or ['saved']."""
+        """Stage, process and CPUs (or ['saved']) of every line of the log."""
         lines = [line.split() for line in self.log.read_text().splitlines()] if self.log.exists() else []
         return [(name, int(pid), rest) for name, pid, *rest in lines]
 
@@ -59,12 +59,12 @@ def is_alive(pid: int) -> bool:
         state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != 'Z'  # dead, and nobody asked how it went
+    return state != 'Z'  # a zombie is dead
 
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Command]]:
-    """Starts commands, none of which outlives the test."""
+    """Starts commands, and kills them after the test."""
     commands: list[Command] = []
 
     def start(*options: str, num_workers: int = 2) -> Command:
@@ -91,15 +91,14 @@ def test_two_commands_at_once_run_each_stage_once_and_in_order(start, tmp_path) 
     works = commands[0].works()
     assert_in_order([name for name, _, _ in works])
     assert len({pid for _, pid, _ in works}) > 1
-    said = ''.join(output for _, output in ends)
+    printed = ''.join(output for _, output in ends)
     for name in NAMES:
-        assert (
-            len(re.findall(rf'^== {name}: finished in \d+ s \(worker [01]; \d of 8 stages done\)$', said, re.MULTILINE))
-            == 1
-        )
-    assert f'== {NAMES[0]}\n' in (tmp_path / 'run' / 'workers' / 'worker-0.log').read_text()
+        line = rf'^== {name}: finished in \d+ s \(worker [01]; \d of 8 stages done\)$'
+        assert len(re.findall(line, printed, re.MULTILINE)) == 1
+    logs = ''.join(path.read_text() for path in (tmp_path / 'run' / 'workers').iterdir())
+    assert all(logs.count(f'== {name}\n') == 1 for name in NAMES)
 
-    # Each worker has its own CPUs, all as many; what is done is skipped without a worker.
+    # Each worker has its own CPUs; finished stages are skipped without starting workers.
     assert {frozenset(cpus) for _, _, cpus in works} <= {frozenset(map(str, x)) for x in workers.cpu_shares(2)}
     code, output = start().end()
     assert code == 0
@@ -108,9 +107,9 @@ def test_two_commands_at_once_run_each_stage_once_and_in_order(start, tmp_path) 
 
 
 @two_cpus
-def test_a_killed_worker_is_told_and_the_same_command_goes_on(start) -> None:
+def test_a_killed_worker_is_reported_and_the_same_command_resumes(start) -> None:
     command = start('--seconds=1')
-    until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both workers work
+    until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both workers run a stage
     (name, pid, _), (other_name, other_pid, _) = command.works()[-2:]
     os.kill(pid, signal.SIGKILL)
     code, output = command.end()
@@ -128,14 +127,14 @@ def test_a_killed_worker_is_told_and_the_same_command_goes_on(start) -> None:
 
 @two_cpus
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_save_and_end_with_their_parent(start, number) -> None:
+def test_workers_save_and_exit_with_their_parent(start, number) -> None:
     command = start('--seconds=20')
     until(lambda: command.works())  # the first stage; the other worker waits
-    if number == signal.SIGINT:  # of a terminal: to all that it runs
+    if number == signal.SIGINT:  # a terminal sends it to the whole process group
         os.killpg(command.process.pid, number)
     else:
         command.process.send_signal(number)
-    code, output = command.end()  # once no worker holds its output any more
+    code, output = command.end()  # until no worker has its output open
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + number)
     assert ('the same command resumes' in output) == (number != signal.SIGKILL)
     (_, pid, _), saved = command.works()
@@ -144,14 +143,14 @@ def test_workers_save_and_end_with_their_parent(start, number) -> None:
 
 
 @two_cpus
-def test_a_failing_stage_is_shown_as_without_workers(tmp_path) -> None:
+def test_an_error_of_a_stage_is_raised_in_the_parent(tmp_path) -> None:
     settings = Settings(tmp_path / 'log', fails='side/2')
     with pytest.raises(PickyError, match=r'^stage side/2: expected to go well$') as error:
         worker_job.run(settings, tmp_path / 'run', 2)
     assert "raise PickyError('expected to go well'" in str(error.value.__cause__)
     assert not stages.is_done(tmp_path / 'run' / 'last')
 
-    with pytest.raises(PickyError, match=r'^stage last: expected to go well$'):  # what did not run goes on
+    with pytest.raises(PickyError, match=r'^stage last: expected to go well$'):  # the other stages are resumed
         worker_job.run(Settings(tmp_path / 'log', fails='last'), tmp_path / 'run', 2)
     ran = [line.split()[0] for line in (tmp_path / 'log').read_text().splitlines() if 'saved' not in line]
     assert set(ran) == set(NAMES)
@@ -159,18 +158,22 @@ def test_a_failing_stage_is_shown_as_without_workers(tmp_path) -> None:
 
 
 @two_cpus
-def test_changed_files_and_stages_to_run_again(tmp_path) -> None:
+def test_changed_outputs_and_stages_to_select_and_rerun(tmp_path) -> None:
     settings, workdir = Settings(tmp_path / 'log', seconds=0.0), tmp_path / 'run'
-    worker_job.run(settings, workdir, 2)
+
+    def ran(**options: tuple[str, ...]) -> list[str]:
+        before = settings.log.read_text().splitlines() if settings.log.exists() else []
+        worker_job.run(settings, workdir, 2, **options)
+        return [line.split()[0] for line in settings.log.read_text().splitlines()[len(before) :]]
+
+    assert ran(only=('side/3',)) == ['first', 'side/3']
+    assert len(ran()) == 6
     (workdir / 'side/3/result.json').write_text('better')
-    for _ in range(2):  # all is done; a stage that is to run again does not hide it
+    for _ in range(2):  # first nothing is to run, then a stage
         with pytest.raises(WorkdirError, match=r'side/3, found that result\.json was changed; --rerun=side/3'):
             worker_job.run(settings, workdir, 2)
         stages.open_workdir(workdir, {}, rerun=['last'])
-    before = (tmp_path / 'log').read_text().splitlines()
-    worker_job.run(settings, workdir, 2, rerun=('side/3',))
-    after = [line.split()[0] for line in (tmp_path / 'log').read_text().splitlines()[len(before) :]]
-    assert after == ['side/3', 'last']
+    assert ran(rerun=('side/3',)) == ['side/3', 'last']
 
 
 @pytest.mark.parametrize(('cpus', 'number', 'sizes'), [(8, 2, 4), (7, 2, 3), (3, 3, 1), (5, 1, 5)])

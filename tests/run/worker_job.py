@@ -1,8 +1,8 @@
-"""A job of trivial stages, for tests of workers; started as a command it is what `simrl.main` is to real jobs.
+"""A run of trivial stages, for tests of workers; also a command, as `simrl.main` is for real runs.
 
     python -m tests.run.worker_job WORKDIR LOG WORKERS [--seconds=0.1] [--fails=NAME] [--rerun=NAME]
 
-LOG gets a line of each work of a stage: its name, the process, its CPUs, and 'saved' where SIGTERM came meanwhile.
+LOG gets a line for each run of a stage: its name, process and CPUs; and 'saved' if it receives SIGTERM.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NAMES = ('first', *(f'side/{i}' for i in range(6)), 'last')
 
 
 class PickyError(ValueError):
-    """An error that cannot be copied by its arguments."""
+    """An error that cannot be unpickled."""
 
     def __init__(self, reason: str, place: str) -> None:
         super().__init__(f'{place}: {reason}')
@@ -31,8 +31,8 @@ class PickyError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class Settings:
     log: pathlib.Path
-    seconds: float = 0.1  # that a stage takes
-    fails: str | None = None  # the stage that does
+    seconds: float = 0.1  # duration of each stage
+    fails: str | None = None  # a stage that raises
 
 
 def _note(settings: Settings, *words: Any) -> None:
@@ -85,12 +85,8 @@ def main() -> None:
     parser.add_argument('--rerun', action='append', default=[])
     options = parser.parse_args()
     try:
-        run(
-            Settings(options.log, options.seconds, options.fails),
-            options.workdir,
-            options.workers,
-            tuple(options.rerun),
-        )
+        settings = Settings(options.log, options.seconds, options.fails)
+        run(settings, options.workdir, options.workers, tuple(options.rerun))
     except workers.WorkerError as error:
         sys.exit(f'error: {error}')
 
