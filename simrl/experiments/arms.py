@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import ASSISTANT, Chat
+from simrl.conversations.chat import Chat
 from simrl.conversations.records import Conversation, Example, example_of
-from simrl.conversations.views import natural_prompt
 from simrl.evaluation.win_rate import win_rate
 from simrl.experiments.jobs import (
     RESULT_FILE,
@@ -35,11 +34,11 @@ from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, ModelAgent, assistant, converse, fitting, prompts_of
-from simrl.rollouts.generate import Sampling
+from simrl.rollouts.agents import Limits, ModelAgent, assistant, fitting, opening_only
+from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run import config as config_lib
-from simrl.run.progress import Progress
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.training import partition
@@ -72,7 +71,6 @@ def assistant_of(model: Model, params: Params, talking: Talking, compute: Comput
         compute.sampling,
         max_new_tokens=talking.limits.assistant_tokens,
         sampling=talking.assistant,
-        prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
 
 
@@ -146,47 +144,33 @@ def judged_replies(
     Returns:
         float32 `[len(examples)]`, and the conversations.
     """
-    talking = dataclasses.replace(talking, limits=dataclasses.replace(talking.limits, turns=1))
-    with jax.set_mesh(mesh):
-        params = placement.for_sampling(model.config, compute.sampling.dtype, mesh)(params)
     speaker = assistant_of(model, params, talking, compute)
-    # A user who never speaks: the opening is given, and one turn ends with the reply.
-    silent = simulator_of('fine_tuned', model, params, talking, compute)
     frame, scores, said = frame_of(model.chat), [], []
-    num_batches = -(-len(examples) // settings.batch_size)
-    with Progress('replies', num_batches) as progress:
-        for start in range(0, len(examples), settings.batch_size):
-            chosen = list(examples[start : start + settings.batch_size])
-            padded = chosen + chosen[-1:] * (settings.batch_size - len(chosen))
-            prompts = prompts_of(
-                padded, silent, speaker, model.chat, samples=1, prompt_tokens=talking.limits.prompt_tokens
+    for chosen, batch in collect_batches(
+        opening_only(),
+        speaker,
+        examples,
+        chat=model.chat,
+        limits=dataclasses.replace(talking.limits, turns=1),
+        seed=settings.seed,
+        step=REPLY_STEP,
+        batch_size=settings.batch_size,
+        mesh=mesh,
+        name='replies',
+    ):
+        with jax.set_mesh(mesh):
+            score, _ = score_conversations(
+                judge,
+                batch,
+                config=model.config,
+                execution=compute.training,
+                frame=frame,
+                later_tokens=talking.limits.assistant_tokens,
             )
-            with jax.set_mesh(mesh):
-                batch = converse(
-                    params,
-                    params,
-                    placement.shard_batch(prompts, mesh),
-                    settings.seed,
-                    REPLY_STEP,
-                    specs=(silent.spec, speaker.spec),
-                    limits=talking.limits,
-                    role=ASSISTANT,
-                    temperatures=(silent.temperature, speaker.temperature),
-                    token_mask=(jnp.asarray(silent.token_mask), jnp.asarray(speaker.token_mask)),
-                )
-                score, _ = score_conversations(
-                    judge,
-                    batch,
-                    config=model.config,
-                    execution=compute.training,
-                    frame=frame,
-                    later_tokens=talking.limits.assistant_tokens,
-                )
-                batch, score = placement.to_host((batch, score))
-            scores.append(score[: len(chosen), 0])
-            rows = transcripts(batch, model.chat.decode)[: len(chosen)]
-            said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
-            progress.update(tokens=float(np.sum(batch.length[: len(chosen)])))
+        batch, score = placement.to_host((batch, score))
+        scores.append(score[: len(chosen), 0])
+        rows = transcripts(batch, model.chat.decode)[: len(chosen)]
+        said += [{'example': example.id, **row} for example, row in zip(chosen, rows, strict=True)]
     return np.concatenate(scores), said
 
 
@@ -257,11 +241,11 @@ def train_arm(
         )
         return conversation_rewards(*scores, batch.end_reason, scale)
 
-    trained, partner = (helper, user) if settings.trained == 'assistant' else (user, helper)
+    trained = helper if settings.trained == 'assistant' else user
     state = train.train(
         folder,
-        trained,
-        partner,
+        user,
+        helper,
         chat=model.chat,
         examples=examples,
         score=score,
@@ -274,7 +258,9 @@ def train_arm(
         rows_in_flight=compute.rows_in_flight,
         hyperparameters=config_lib.to_dict(settings),
     )
-    decoder = partition.whole_decoder(trained.params, state.params, trained.spec.config, settings.lora, mesh)
+    decoder = partition.whole_decoder(
+        trained.policy.params, state.params, trained.policy.spec.config, settings.lora, mesh
+    )
     save_params(folder, decoder)
     lines = metric_lines(folder)
     save_result(

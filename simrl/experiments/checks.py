@@ -7,6 +7,8 @@ the field; `field` is what it calls the settings that it is given, for instance 
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from simrl.conversations.records import Conversation
 from simrl.conversations.views import preference_rows
 from simrl.experiments.arms import ReplySettings, Talking, assistant_of, openings_of, simulator_of
@@ -14,8 +16,8 @@ from simrl.experiments.jobs import Compute, RewardModelSettings, UserSFTSettings
 from simrl.experiments.sources import Data, Model
 from simrl.rl import train
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import capacities
-from simrl.rollouts.dialogue import check_specs
+from simrl.rollouts.collect import rows_at_once
+from simrl.rollouts.dialogue import capacities, check_specs
 from simrl.run.config import ConfigError
 from simrl.run.runtime import missing_xla_flags
 from simrl.training.preference import PreferenceSettings
@@ -130,9 +132,12 @@ def check_rl(
         helper = assistant_of(model, model.params, talking, compute)
         for name in simulators:
             user = simulator_of(name, model, model.params, talking, compute)
-            check_specs((user.spec, helper.spec), (user.token_mask, helper.token_mask))
-            capacities(user.spec, helper.spec, talking.limits)
-            train.check_training_sampler(helper if settings.trained == 'assistant' else user)
+            check_specs(
+                (user.policy.spec, helper.policy.spec),
+                (np.asarray(user.policy.token_mask), np.asarray(helper.policy.token_mask)),
+            )
+            capacities(user.policy.spec, helper.policy.spec, talking.limits)
+            train.check_trained(helper if settings.trained == 'assistant' else user)
     except ValueError as error:
         raise ConfigError(f'config.talking, config.rl: {error}') from error
     check_rl_steps(settings, openings, compute)
@@ -152,7 +157,7 @@ def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> No
         )
     rows = settings.prompts_per_step * settings.samples_per_prompt
     try:
-        at_once = train.rows_at_once(rows, compute.rows_in_flight)
+        at_once = rows_at_once(rows, compute.rows_in_flight)
     except ValueError as error:
         raise ConfigError(f'config.compute.{error}') from error
     check_split('config.rl.prompts_per_step x samples_per_prompt', rows, compute)

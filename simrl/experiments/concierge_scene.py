@@ -23,14 +23,12 @@ from simrl.experiments.jobs import Compute
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
-from simrl.rl import train
-from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.dialogue import EndReason, example_hash
-from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostAgent, HostConversation, Reply
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Reply, assistant
+from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.state import EndReason, example_hash
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
-from simrl.run.progress import Progress
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned, told_intent
 from simrl.simulators.personas import directed, drawn_name, one_name
 from simrl.worlds.concierge.language import Intent, all_intents
@@ -90,7 +88,6 @@ def assistant_speaker(scene: Scene, config: TransformerConfig, params: Params) -
         scene.compute.sampling,
         max_new_tokens=scene.limits.assistant_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(scene.chat, example.opening),
     )
 
 
@@ -172,7 +169,7 @@ def satisfaction(scene: Scene, examples: Sequence[Example]) -> Callable[[Traject
 
 def hold_conversations(
     helper: ModelAgent,
-    user: ModelAgent | HostAgent,
+    user: Agent,
     examples: Sequence[Example],
     scene: Scene,
     *,
@@ -183,38 +180,21 @@ def hold_conversations(
 ) -> list[dict[str, Any]]:
     """One conversation of an assistant with each example's user, as `transcripts` has them.
 
-    A conversation depends on its example and both sides only, not on the batch, and every assistant meets the same
-    random numbers.
-
     Raises:
         RuntimeError: a partner off the device failed.
     """
-    mesh = scene.compute.mesh.make()
     rows: list[dict[str, Any]] = []
-    with Progress(name, -(-len(examples) // batch_size)) as progress, jax.set_mesh(mesh):
-        params, *others = (
-            placement.for_sampling(side.spec.config, side.spec.execution.dtype, mesh)(side.params)
-            for side in (helper, user)
-            if isinstance(side, ModelAgent)
-        )
-        for start in range(0, len(examples), batch_size):
-            chosen = list(examples[start : start + batch_size])
-            padded = chosen + chosen[-1:] * (batch_size - len(chosen))
-            batch, failures = train.talk(
-                helper,
-                params,
-                user,
-                others[0] if others else None,
-                padded,
-                chat=scene.chat,
-                limits=scene.limits,
-                seed=seed,
-                step=step,
-                mesh=mesh,
-            )
-            if failures:
-                raise RuntimeError(f'{name}: {len(failures)} conversations failed, the first: {min(failures.items())}')
-            host = placement.to_host(batch)
-            rows += transcripts(host, scene.chat.decode)[: len(chosen)]
-            progress.update(tokens=float(np.sum(host.length)))
+    for chosen, batch in collect_batches(
+        user,
+        helper,
+        examples,
+        chat=scene.chat,
+        limits=scene.limits,
+        seed=seed,
+        step=step,
+        batch_size=batch_size,
+        mesh=scene.compute.mesh.make(),
+        name=name,
+    ):
+        rows += transcripts(placement.to_host(batch), scene.chat.decode)[: len(chosen)]
     return rows

@@ -38,7 +38,7 @@ from simrl.models.transformer import Params
 from simrl.rl import train
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits, ModelAgent
-from simrl.rollouts.dialogue import example_hash
+from simrl.rollouts.state import example_hash
 from simrl.run import config as config_lib
 from simrl.training import partition
 from simrl.training.sft import SFTSettings
@@ -245,8 +245,8 @@ def train_arm(
     examples = people_examples(scene.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + people))
     state = train.train(
         folder,
-        helper,
         people_partner(scene) if simulated is None else _simulator(simulated, scene),
+        helper,
         chat=scene.chat,
         examples=examples,
         score=satisfaction(scene, examples),
@@ -259,7 +259,9 @@ def train_arm(
         mesh=mesh,
         hyperparameters=config_lib.to_dict(settings),
     )
-    decoder = partition.whole_decoder(helper.params, state.params, helper.spec.config, settings.lora, mesh)
+    decoder = partition.whole_decoder(
+        helper.policy.params, state.params, helper.policy.spec.config, settings.lora, mesh
+    )
     save_params(folder, decoder)
     lines = metric_lines(folder)
     names = (

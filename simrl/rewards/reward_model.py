@@ -22,7 +22,7 @@ from simrl.models import transformer
 from simrl.models.rows import join_microbatches, scatter_per_row, split_microbatches
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
-from simrl.rollouts.dialogue import EndReason
+from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
 
 NO_REPLY = 'the conversation holds no assistant message'

@@ -2,7 +2,7 @@
 
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
-2. Both sides talk (`talk`).
+2. Both agents converse (`collect`).
 3. The conversations are scored by a function that the caller gives; those that a failure ended have no reward.
 4. Advantages, then the update (`prepare`, `update`).
 
@@ -12,7 +12,6 @@ the same examples in the same order and draw the same uniform numbers.
 
 import collections
 import dataclasses
-import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -26,16 +25,15 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
-from simrl.models.rows import shard_rows
-from simrl.models.transformer import Execution, Params
+from simrl.models.transformer import Execution
 from simrl.rewards.rewards import Rewards
 from simrl.rl import microbatches
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Limits, ModelAgent, Prompts, converse, prompts_of
-from simrl.rollouts.dialogue import EndReason
-from simrl.rollouts.host import HostAgent, converse_with
+from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
+from simrl.rollouts.collect import collect, for_sampling, rows_at_once
+from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, partition
 from simrl.training.loop import LoopSettings, StepResult
@@ -81,103 +79,6 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
     return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
 
 
-def talk(
-    speaker: ModelAgent,
-    params: Params,
-    partner: ModelAgent | HostAgent,
-    partner_params: Params | None,
-    examples: Sequence[Example],
-    *,
-    chat: Chat,
-    limits: Limits,
-    seed: int,
-    step: int,
-    mesh: Mesh,
-    samples: int = 1,
-    rows_in_flight: int | None = None,
-) -> tuple[Trajectories, Mapping[int, str]]:
-    """Conversations of two sides from each example, in the speaker's view; inside `jax.set_mesh(mesh)`.
-
-    Args:
-        params, partner_params: of `placement.for_sampling`; None for a partner that is not on the device.
-        seed, step: with the example and the sample they decide every draw.
-        samples: conversations of each example, which are neighbouring rows.
-        rows_in_flight: how many conversations are held at once; the others wait. It bounds the caches, and changes no
-            token. None: all of them.
-
-    Returns:
-        The conversations, and by row why a partner off the device failed.
-
-    Raises:
-        ValueError: `rows_in_flight` does not divide the conversations.
-    """
-    on_device = partner if isinstance(partner, ModelAgent) else None
-    user, assistant = (on_device, speaker) if speaker.spec.role == ASSISTANT else (speaker, on_device)
-    prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
-    example_of_row = [example for example in examples for _ in range(samples)]
-    size = rows_at_once(len(example_of_row), rows_in_flight)
-    batches: list[Trajectories] = []
-    failures: dict[int, str] = {}
-    for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
-        rows = placement.shard_batch(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
-        if isinstance(partner, HostAgent):
-            batch, failed = converse_with(
-                params, speaker, partner, rows, example_of_row[piece], chat, seed, step, limits=limits
-            )
-            failures |= {piece.start + row: reason for row, reason in failed.items()}
-        else:
-            batch = _converse(speaker, params, partner, partner_params, rows, limits, seed, step)
-        batches.append(batch)
-    return batches[0] if len(batches) == 1 else _joined(batches), failures
-
-
-def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
-    """How many of `rows` conversations are held at once.
-
-    Raises:
-        ValueError: `rows_in_flight` does not divide them.
-    """
-    if rows_in_flight is not None and (rows_in_flight < 1 or rows % rows_in_flight):
-        raise ValueError(
-            f'rows_in_flight: expected None or a divisor of the {rows} rows of a step, found {rows_in_flight}'
-        )
-    return rows if rows_in_flight is None else rows_in_flight
-
-
-@jax.jit
-def _joined(batches: Sequence[Trajectories]) -> Trajectories:
-    """One batch of the rows of all of them, in their order."""
-    return jax.tree.map(lambda *pieces: shard_rows(jnp.concatenate(pieces)), *batches)
-
-
-def _converse(
-    speaker: ModelAgent,
-    params: Params,
-    partner: ModelAgent,
-    partner_params: Params | None,
-    prompts: Prompts,
-    limits: Limits,
-    seed: int,
-    step: int,
-) -> Trajectories:
-    """`converse` for sides that are named by who is trained, not by who is the user."""
-    user, assistant = (partner, speaker) if speaker.spec.role == ASSISTANT else (speaker, partner)
-    assert partner_params is not None
-    params_user, params_assistant = (partner_params, params) if user is partner else (params, partner_params)
-    return converse(
-        params_user,
-        params_assistant,
-        prompts,
-        seed,
-        step,
-        specs=(user.spec, assistant.spec),
-        limits=limits,
-        role=speaker.spec.role,
-        temperatures=(user.temperature, assistant.temperature),
-        token_mask=(jnp.asarray(user.token_mask), jnp.asarray(assistant.token_mask)),
-    )
-
-
 def without_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
     """The rewards with the conversations masked that a failure ended, whatever a score function said of them."""
     ended_well = (end_reason != EndReason.FAILURE).reshape(-1, *[1] * (rewards.valid.ndim - 1))
@@ -200,8 +101,8 @@ def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 def train(
     folder: pathlib.Path,
-    trained: ModelAgent,
-    partner: ModelAgent | HostAgent,
+    user: Agent,
+    assistant: Agent,
     *,
     chat: Chat,
     examples: Sequence[Example],
@@ -219,9 +120,9 @@ def train(
 
     Args:
         folder: of the run; see `loop.run`.
-        trained: the side that `settings.trained` names, with its initial params `{'decoder'}`.
-        partner: the other side, frozen, on the device or off it.
-        examples: what conversations start from; their prompts must fit (`speaker.fitting`).
+        user, assistant: the one that `settings.trained` names is on the device, with its initial params; the other one
+            is frozen.
+        examples: what conversations start from; their prompts must fit (`agents.fitting`).
         score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
             that a failure ended is not used.
         execution: of the update; rollouts use that of the specs.
@@ -234,31 +135,25 @@ def train(
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
     """
-    check_training_sampler(trained)
+    trained, frozen_agent = (user, assistant) if settings.role == USER else (assistant, user)
+    trained = check_trained(trained)
     rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
-    if trained.spec.role != settings.role:
-        raise ValueError(f'RLSettings.trained: expected the side that is trained, found {settings.trained!r}')
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
             f'found {settings.prompts_per_step}'
         )
-    config = trained.spec.config
-    own_token_mask = jnp.asarray(trained.token_mask)
+    config = trained.policy.spec.config
+    own_token_mask, temperature = jnp.asarray(trained.policy.token_mask), trained.policy.temperature
 
     params, frozen = partition.trained_and_frozen(
-        trained.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
+        trained.policy.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
     )
     reference = None
     if settings.algorithm.kl != 'none':
         # Where the decoder is frozen it is the reference itself, and not held twice.
         reference = frozen or placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
-    partner_params = None
-    if isinstance(partner, ModelAgent):
-        spec = partner.spec
-        partner_params = placement.for_sampling(spec.config, spec.execution.dtype, mesh)(partner.params)
-    signal = (partner if settings.role == ASSISTANT else trained).signal
-    to_sampler = placement.for_sampling(config, trained.spec.execution.dtype, mesh)
+    frozen_agent = for_sampling(frozen_agent, mesh)
     if settings.algorithm.advantage == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
@@ -269,16 +164,15 @@ def train(
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
-        batch, failures = talk(
-            trained,
-            to_sampler({**frozen, **state.params}),
-            partner,
-            partner_params,
+        sampled = for_sampling(trained.with_params({**frozen, **state.params}), mesh)
+        batch, failures = collect(
+            *((sampled, frozen_agent) if settings.role == USER else (frozen_agent, sampled)),
             chosen,
             chat=chat,
             limits=limits,
             seed=seed,
             step=step,
+            view=settings.role,
             mesh=mesh,
             samples=settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
@@ -302,16 +196,19 @@ def train(
             sampler_log_prob=batch.log_prob,
             group=batch.group,
             token_mask=own_token_mask,
-            temperature=trained.temperature,
+            temperature=temperature,
         )
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
-        state, update_metrics = update(state, prepared, steps, own_token_mask, trained.temperature, frozen)
+        state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
-        said = conversation_rows(host_batch, host_rewards, chosen, settings.samples_per_prompt, chat, seed, failures)
+        said = conversation_rows(
+            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, failures
+        )
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
-        if signal:
-            metrics['rollout/missed_signals'] = (jnp.float32(missed_signals(said, signal)), jnp.float32(len(said)))
+        if user.stop_text:
+            missed = missed_signals(said, user.stop_text)
+            metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(said)))
         shown = said[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
@@ -327,20 +224,24 @@ def train(
         )
 
 
-def check_training_sampler(trained: ModelAgent) -> None:
-    """Raises unless the trained side is sampled by temperature alone: filters would bias its log-probabilities."""
-    filters = trained.spec.filters
+def check_trained(agent: Agent) -> ModelAgent:
+    """Refuses an agent that cannot be trained: off the device, or not sampled by temperature alone."""
+    if isinstance(agent, HostAgent):
+        raise ValueError('RLSettings.trained: expected an agent on the device, found a HostAgent')
+    filters = agent.policy.spec.filters
     if filters.top_k or filters.top_p < 1 or filters.min_p:
         raise ValueError(
-            f'the trained side: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'
+            f'the trained agent: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'
         )
-    if trained.temperature <= 0:
-        raise ValueError(f'the trained side: expected a temperature above 0 in training, found {trained.temperature}')
+    if not agent.policy.temperature > 0:
+        raise ValueError(f'the trained agent: expected a temperature above 0, found {agent.policy.temperature}')
+    return agent
 
 
 def conversation_rows(
     batch: Trajectories,
     rewards: Rewards,
+    user: Agent,
     examples: Sequence[Example],
     samples: int,
     chat: Chat,
@@ -349,7 +250,8 @@ def conversation_rows(
 ) -> list[dict[str, Any]]:
     """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts.
 
-    A `reward` is a number, or with `[B, turns]` rewards a list of them; None stands where there is none.
+    A `reward` is a number, or with `[B, turns]` rewards a list of them; None where there is none. `told` is the user
+    simulator's system text.
     """
     rows = []
     for i, row in enumerate(transcripts(batch, chat.decode)):
@@ -359,7 +261,8 @@ def conversation_rows(
             'cause': int(rewards.cause[i]),
         }
         example = examples[i // samples]
-        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
+        told = None if user.system is None else user.system(example)
+        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed, 'told': told}
         failure = {'failure': failures[i]} if i in failures else {}
         rows.append(start | row | worth | failure)
     return rows

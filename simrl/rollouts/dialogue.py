@@ -7,8 +7,8 @@
 
 `turn` is a compiled program, and `rollout` a Python loop over it, so that between two messages the shapes may change:
 only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`grow_cache`),
-which no single program could do. It costs one wait for the device in each message, for a few numbers of each row: little
-beside the many decode steps of a message.
+which no single program could do. It costs one wait for the device in each message, for a few numbers of each row:
+little beside the many decode steps of a message.
 
 What is sampled is what both models read: content is never decoded and encoded again, so both share a tokenizer. Rows
 that have ended write nothing more. A row's conversation depends on its own contexts and its own key, not on the other
@@ -18,82 +18,23 @@ Letters: B rows, S capacity of a context, M messages of a conversation, L tokens
 """
 
 import dataclasses
-import enum
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models.rows import scatter_per_row
 from simrl.models.transformer import Params
+from simrl.rollouts.agents import GenerationSpec, Limits
 from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.context import Context, capacity_for, grow_cache, round_up
-from simrl.rollouts.generate import GenerationSpec, Message
 from simrl.rollouts.messages import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
+from simrl.rollouts.state import Dialogue, EndReason, Standing, begin_record, record, waiting_for
 
-
-class EndReason(enum.IntEnum):
-    """Why a conversation ended."""
-
-    RUNNING = 0
-    SIGNAL = 1  # a model sampled an end signal
-    TURNS = 2  # the last message there is room for was said
-    BUDGET = 3  # the next message might not fit into a context, which `capacity` rules out beforehand
-    FAILURE = 4  # there was nothing to start from, or a partner off the device failed
-
-
-@flax.struct.dataclass
-class Standing:
-    """How far B conversations have come.
-
-    Attributes:
-        num_messages: int32 `[B]`, messages said so far. One that holds an end signal is said, but not heard: it is in
-            `Record.messages` and in the speaker's view, and not in the partner's.
-        end_reason: int8 `[B]`, an `EndReason`.
-    """
-
-    num_messages: jax.Array
-    end_reason: jax.Array
-
-
-@flax.struct.dataclass
-class Record(Standing):
-    """What was said in B conversations, whoever saw it.
-
-    Attributes:
-        messages: int32 `[B, M, L]`, content without headers and ends of turn, 0 after it. Even messages are the
-            user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
-        message_length: int32 `[B, M]`.
-        truncated: bool `[B, M]`, whether the message was cut by its budget.
-        num_given: int32 `[B]`, how many of these nobody sampled.
-        decoded_steps, loop_steps: int32 `[B]`, steps of the decode loops that the row took part in, and of all loops
-            that it was held in; their sums' ratio is the share of decoding that was useful.
-    """
-
-    messages: jax.Array
-    message_length: jax.Array
-    truncated: jax.Array
-    num_given: jax.Array
-    decoded_steps: jax.Array
-    loop_steps: jax.Array
-
-
-@flax.struct.dataclass
-class Dialogue(Record):
-    """B conversations of two models: what was said, and both models' views."""
-
-    user: Context
-    assistant: Context
-
-
-_Record = TypeVar('_Record', bound=Record)
 _Tree = TypeVar('_Tree')
 
 
@@ -119,87 +60,6 @@ def begin(
     empty = (user.length == 0) | (assistant.length == 0)
     said = begin_record(opening, opening_length, given, empty, turns=turns, max_new_tokens=max_new_tokens)
     return Dialogue(user=user, assistant=assistant, **vars(said))
-
-
-def begin_record(
-    opening: jax.Array,
-    opening_length: jax.Array,
-    given: jax.Array,
-    empty: jax.Array,
-    *,
-    turns: int,
-    max_new_tokens: tuple[int, int],
-) -> Record:
-    """What was said before the first sampled message.
-
-    Args:
-        opening: int32 `[B, L]`, the content of the given openings.
-        opening_length: int32 `[B]`.
-        given: bool `[B]`; the user opens the conversation where not.
-        empty: bool `[B]`, rows without a prompt; they end as FAILURE.
-        turns: most turns, each a user message and an assistant message; M is twice that.
-        max_new_tokens: of the user's and the assistant's messages, tokens.
-    """
-    batch, width = opening.shape
-    longest = max(width, *max_new_tokens)
-    length = jnp.where(given, opening_length, 0).astype(jnp.int32)
-    first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
-    num_given = given.astype(jnp.int32)
-    zeros = jnp.zeros((batch,), jnp.int32)
-    return Record(
-        messages=jnp.zeros((batch, 2 * turns, longest), jnp.int32).at[:, 0, :width].set(first),
-        message_length=jnp.zeros((batch, 2 * turns), jnp.int32).at[:, 0].set(length),
-        truncated=jnp.zeros((batch, 2 * turns), bool),
-        num_messages=num_given,
-        num_given=num_given,
-        end_reason=jnp.where(empty, EndReason.FAILURE, EndReason.RUNNING).astype(jnp.int8),
-        decoded_steps=zeros,
-        loop_steps=zeros,
-    )
-
-
-def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:
-    """What was said, with one message more, and how it leaves the conversations.
-
-    Args:
-        said: of `messages` as wide as the message's content may be, or wider.
-        message: in the active rows, the next one.
-        waiting: bool `[B]`, the rows whose turn it is to speak.
-        active: bool `[B]`, those of them that have room for it.
-    """
-    number = said.num_messages
-    most_messages = said.messages.shape[1]
-    max_new_tokens, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
-    if longest < max_new_tokens:
-        raise ValueError(
-            f'Dialogue.messages: expected room for GenerationSpec.max_new_tokens={max_new_tokens}, found {longest}'
-        )
-    slot = jnp.where(active, number, most_messages)  # dropped where not active
-    content = jnp.where(
-        jnp.arange(max_new_tokens) < message.content_length[:, None], message.tokens[:, :max_new_tokens], 0
-    )
-    content = jnp.pad(content, ((0, 0), (0, longest - max_new_tokens)))
-    num_messages = number + active
-    end_reason = jnp.select(
-        [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
-        [jnp.int8(EndReason.BUDGET), jnp.int8(EndReason.SIGNAL), jnp.int8(EndReason.TURNS)],
-        said.end_reason,
-    )
-    return dataclasses.replace(
-        said,
-        messages=scatter_per_row(said.messages, slot, content),
-        message_length=scatter_per_row(said.message_length, slot, message.content_length),
-        truncated=scatter_per_row(said.truncated, slot, message.truncated),
-        num_messages=num_messages,
-        end_reason=end_reason,
-        decoded_steps=said.decoded_steps + message.decoded_steps,
-        loop_steps=said.loop_steps + message.loop_steps,
-    )
-
-
-def waiting_for(said: Standing, role: int) -> jax.Array:
-    """The rows that go on with a message of `role` (USER or ASSISTANT), bool `[B]`."""
-    return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
 
 
 @functools.partial(jax.jit, static_argnames=('role', 'specs'), donate_argnames='dialogue')
@@ -322,25 +182,6 @@ def _everywhere(rows: _Tree) -> _Tree:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), rows)
 
 
-def example_hash(example_id: str) -> int:
-    """A number of 32 bits for an example's id, the same in every process and Python."""
-    return int.from_bytes(hashlib.sha256(example_id.encode()).digest()[:4], 'big')
-
-
-def row_keys(seed: int, step: jax.Array | int, example: jax.Array, sample: jax.Array) -> jax.Array:
-    """The keys `[B]` of conversations: equal for equal arguments, whatever the row, the batch or the simulator.
-
-    Args:
-        seed: of the training run. Arms of one experiment share it, so that they draw the same numbers.
-        step: of the training run.
-        example: uint32 `[B]`, `example_hash` of each row's example.
-        sample: int `[B]`, which of the example's conversations in this step.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(example, jnp.uint32))
-    return jax.vmap(jax.random.fold_in)(keys, jnp.asarray(sample))
-
-
 def capacity(
     spec: GenerationSpec, partner_max_new_tokens: int, prompt_length: int, turns: int, name: str = 'spec'
 ) -> int:
@@ -363,8 +204,8 @@ def capacity(
         raise ValueError(
             f'{name}: expected conversations of at most max_positions={spec.config.max_positions} tokens, found that '
             f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
-            f'header {own_header} + own budget {spec.max_new_tokens} + 1 + partner header {partner_header} + its budget '
-            f'{partner_max_new_tokens} + 1'
+            f'header {own_header} + own budget {spec.max_new_tokens} + 1 + partner header {partner_header} + its '
+            f'budget {partner_max_new_tokens} + 1'
         )
     return round_up(needed)
 
@@ -392,3 +233,11 @@ def check_specs(specs: Sequence[GenerationSpec], token_mask: Sequence[np.ndarray
                 f'allowed: the {name} may sample id {smallest + beyond[0]}, which the smaller vocabulary of '
                 f'{smallest} does not have; both models must share a tokenizer'
             )
+
+
+def capacities(user: GenerationSpec, assistant: GenerationSpec, limits: Limits) -> tuple[int, int]:
+    """The sizes of both contexts, checked against the models' positions."""
+    return (
+        capacity(user, assistant.max_new_tokens, limits.prompt_tokens, limits.turns, 'user'),
+        capacity(assistant, user.max_new_tokens, limits.prompt_tokens, limits.turns, 'assistant'),
+    )

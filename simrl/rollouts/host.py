@@ -13,70 +13,27 @@ Between messages the conversations that have ended leave the device's batch, as 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
+from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models.transformer import Params
-from simrl.rollouts.agents import Limits, ModelAgent, Prompts, prefilled
+from simrl.rollouts.agents import GenerationSpec, HostAgent, HostConversation, Limits, ModelAgent, Reply
 from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
 from simrl.rollouts.context import Context, capacity_for, grow_cache
-from simrl.rollouts.dialogue import EndReason, Record, begin_record, capacity, record, row_keys, waiting_for
-from simrl.rollouts.generate import GenerationSpec, Message
+from simrl.rollouts.dialogue import capacity
+from simrl.rollouts.generate import Message
 from simrl.rollouts.messages import can_hear, can_speak, hear, hearing_room, speak, speaking_room
+from simrl.rollouts.prompts import Prompts, prefilled
+from simrl.rollouts.state import EndReason, Record, begin_record, record, row_keys, waiting_for
 from simrl.rollouts.trajectories import ROLE_NAMES, Trajectories, in_view
 
 PARTNER_STREAM = 2**32 - 1  # folded into a conversation's key for its partner's seed; messages fold in their numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class HostConversation:
-    """A conversation as its partner on the host sees it.
-
-    Attributes:
-        example: what it started from.
-        sample: which of the example's conversations it is.
-        messages: what was said so far, as (role, text), role 'user' or 'assistant', from the user's opening.
-    """
-
-    example: Example
-    sample: int
-    messages: tuple[tuple[str, str], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """A partner's message. With `ends` it is the last of the conversation; with a `failure`, a reason, it is none."""
-
-    text: str
-    ends: bool = False
-    failure: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class HostAgent:
-    """A side of a conversation that is not on the device.
-
-    Attributes:
-        reply: (conversations, seeds) -> a reply to each. The conversations are those that wait for this side, in the
-            order of their rows; `seeds`, uint32, has one number for each, which it keeps from its first message to its
-            last: with what it has heard it may decide all that is random about the partner.
-        max_new_tokens: most tokens of a message, its end-of-turn included; a longer one is cut and counted.
-        signal: what stands at the end of the message that ends a conversation, when it is decoded.
-    """
-
-    reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
-    max_new_tokens: int
-    signal: str = TERMINAL_TEXT
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f'HostAgent.max_new_tokens: expected at least 1, found {self.max_new_tokens}')
 
 
 @flax.struct.dataclass
@@ -106,7 +63,6 @@ class _Heard:
 
 
 def converse_with(
-    params: Params,
     speaker: ModelAgent,
     partner: HostAgent,
     prompts: Prompts,
@@ -124,7 +80,6 @@ def converse_with(
     tokenizer cannot encode, ends its conversation as FAILURE.
 
     Args:
-        params: the speaker's.
         prompts: of `prompts_of`, with None for the partner's side.
         examples: those of the prompts.
         seed, step: of the training run; with the example and the sample they decide every draw and the partner's seed.
@@ -132,7 +87,8 @@ def converse_with(
     Returns:
         The conversations, and by row why a partner failed.
     """
-    spec = speaker.spec
+    policy = speaker.policy
+    spec, params = policy.spec, policy.params
     rows = prompts.given.shape[0]
     if jax.process_count() > 1:
         raise ValueError(f'partners off the device: expected one process, found {jax.process_count()}')
@@ -151,7 +107,7 @@ def converse_with(
     # What every row's partner has read, and the number of messages that this is: only new ones are decoded.
     conversations = [HostConversation(examples[row // samples], sample[row], ()) for row in range(rows)]
     partner_seeds = np.asarray(seeds)
-    token_mask = jnp.asarray(speaker.token_mask)
+    token_mask = jnp.asarray(policy.token_mask)
     failures: dict[int, str] = {}
     for message in range(2 * limits.turns):
         role = (USER, ASSISTANT)[message % 2]
@@ -170,7 +126,7 @@ def converse_with(
         own = grow_cache(crowd.held.own, capacity_for(needed, crowd.held.own.capacity))
         crowd = dataclasses.replace(crowd, held=dataclasses.replace(crowd.held, own=own))
         if speaks:
-            spoken = _speak(params, crowd.held, crowd.inputs, token_mask, speaker.temperature, spec=spec)
+            spoken = _speak(params, crowd.held, crowd.inputs, token_mask, policy.temperature, spec=spec)
             crowd = dataclasses.replace(crowd, held=spoken)
             continue
         for row, place in zip(waiting.tolist(), places.tolist(), strict=True):

@@ -11,8 +11,9 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models.transformer import Params
+from simrl.rollouts.agents import GenerationSpec
 from simrl.rollouts.context import PREFIX, Context, extend, last_token
-from simrl.rollouts.generate import GenerationSpec, Message, generate
+from simrl.rollouts.generate import Message, generate
 
 
 @jax.named_scope('speak')

@@ -15,7 +15,7 @@ import numpy as np
 
 from simrl.conversations.chat import TEMPLATE, USER
 from simrl.rollouts.context import Context
-from simrl.rollouts.dialogue import Dialogue, EndReason, Record
+from simrl.rollouts.state import Dialogue, EndReason, Record
 
 ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
 

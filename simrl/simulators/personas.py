@@ -7,7 +7,7 @@ the draw is by the example's seed, so that all conversations of a group meet the
 
 from collections.abc import Callable
 
-from simrl.conversations.records import Example
+from simrl.rollouts.agents import System
 from simrl.simulators.fine_tuned import told_intent
 
 
@@ -16,11 +16,11 @@ def directed(name: str, intent: str) -> str:
     return f'{name}: {intent}'
 
 
-def one_name(name: str) -> Callable[[Example], str]:
+def one_name(name: str) -> System:
     """Every example is played by the same kind of person."""
     return lambda example: directed(name, told_intent(example))
 
 
-def drawn_name(draw: Callable[[int], str]) -> Callable[[Example], str]:
+def drawn_name(draw: Callable[[int], str]) -> System:
     """The kind of person is drawn by the example's `persona_seed`."""
     return lambda example: directed(draw(example.persona_seed), told_intent(example))

@@ -1,4 +1,4 @@
-"""A prompted simulator: an instruction-tuned model is told, in the system message, to play the user.
+"""A prompted simulator: the system message asks an instruction-tuned model to play the user.
 
 It speaks in the swapped view: under the assistant header, with the assistant's replies under the user header.
 """
@@ -7,10 +7,9 @@ import dataclasses
 
 from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
-from simrl.conversations.views import Rendered, swapped_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.agents import ModelAgent, generation_spec
-from simrl.rollouts.generate import Sampling
+from simrl.rollouts.agents import ModelAgent, model_agent
+from simrl.rollouts.token_sampling import Sampling
 
 INSTRUCTIONS = """\
 You play a person who is chatting with an AI assistant. What you see under the user's name are the assistant's \
@@ -50,33 +49,24 @@ def role_play(
     """A prompted model as the user of examples with an opening.
 
     Args:
-        max_new_tokens: most tokens sampled for a message, its end-of-turn included.
+        max_new_tokens: max tokens per message, end-of-turn included.
     """
 
-    def prompt(example: Example) -> Rendered:
+    def system(example: Example) -> str:
         if example.opening is None:
             raise ValueError(f'example {example.id}: a role-playing simulator expects an opening, found none')
         # Not str.format: an opening may hold braces of its own.
-        text = settings.instructions.replace('{signal}', settings.signal).replace('{opening}', example.opening)
-        return swapped_prompt(chat, text)
+        return settings.instructions.replace('{signal}', settings.signal).replace('{opening}', example.opening)
 
-    runs = chat.terminal_runs(settings.signal)
-    signals = tuple(run for run in runs if len(run) <= max_new_tokens)  # a longer one cannot be said
-    if not signals:
-        raise ValueError(
-            f'RolePlaySettings.signal: {settings.signal!r} takes at least {min(map(len, runs))} tokens, expected at '
-            f'most the {max_new_tokens} of a message'
-        )
-    spec = generation_spec(
+    return model_agent(
         chat,
         config,
+        params,
         execution,
         role=USER,
-        swapped=True,
         max_new_tokens=max_new_tokens,
         sampling=settings.sampling,
-        stop_sequences=signals,
+        view='swapped',
+        system=system,
+        stop_text=settings.signal,
     )
-    # It speaks under the assistant's header, so it is the end of the assistant's turns that it may sample.
-    token_mask = chat.token_mask(config.padded_vocab_size, terminal=False, header='assistant')
-    return ModelAgent(params, spec, settings.sampling.temperature, token_mask, prompt, settings.signal)

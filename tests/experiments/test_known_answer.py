@@ -29,8 +29,8 @@ from simrl.experiments.known_answer import tasks as plan_of
 from simrl.models import transformer
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution
-from simrl.rollouts.dialogue import EndReason, example_hash
-from simrl.rollouts.host import HostConversation
+from simrl.rollouts.agents import HostConversation
+from simrl.rollouts.state import EndReason, example_hash
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import Stage, run_stages

@@ -22,7 +22,7 @@ from simrl.rewards.reward_model import (
     score_conversations,
     score_rows,
 )
-from simrl.rollouts.dialogue import EndReason
+from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
 from tests.tiny import byte_tokenizer
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import USER, Chat, chat_from_huggingface
 from simrl.conversations.records import Example
-from simrl.conversations.views import PreferenceRow, Rendered, natural_prompt
+from simrl.conversations.views import PreferenceRow, Rendered
 from simrl.models import transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -21,7 +21,7 @@ from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.generate import Sampling
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training import preference, sft
@@ -84,7 +84,6 @@ def sides(chat: Chat) -> tuple[ModelAgent, ModelAgent]:
         EXECUTION,
         max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(chat, example.opening),
     )
     return user, helper
 
@@ -119,8 +118,8 @@ def reinforce(
     user, helper = sides(chat)
     return train.train(
         folder,
-        helper,
         user,
+        helper,
         chat=chat,
         examples=EXAMPLES,
         score=score,

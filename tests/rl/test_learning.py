@@ -9,7 +9,6 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
 from simrl.conversations.records import Example
-from simrl.conversations.views import natural_prompt
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
@@ -17,7 +16,7 @@ from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.generate import Sampling
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training.loop import LoopSettings
@@ -66,7 +65,6 @@ def sides(chat: Chat, seed: int) -> tuple[ModelAgent, ModelAgent]:
         EXECUTION,
         max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(chat, example.opening),
     )
     return user, helper
 
@@ -105,7 +103,8 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
     examples = [Example(f'example-{i}', f'opening {i}', None, i, 'test', 'train') for i in range(16)]
     train.train(
         folder,
-        *((helper, user) if trained == 'assistant' else (user, helper)),
+        user,
+        helper,
         chat=chat,
         examples=examples,
         score=share_of_letters(settings.role),

@@ -15,11 +15,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import Chat
+from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.experiments.jobs import metric_lines
 from simrl.models import placement
 from simrl.rewards.rewards import Rewards
-from simrl.rl import train
+from simrl.rollouts.collect import collect, for_sampling
 from simrl.rollouts.trajectories import Trajectories
 from tests import kills
 from tests.rl import scene
@@ -123,25 +123,19 @@ def test_the_reference_stays_where_the_policy_started(reinforced: pathlib.Path) 
 def talked(chat: Chat, mesh: Mesh, step: int, rows_in_flight: int | None = None) -> Trajectories:
     """The conversations of a step before anything was learnt, on the host."""
     user, helper = scene.sides(chat)
-    params = [
-        placement.for_sampling(side.spec.config, side.spec.execution.dtype, mesh)(side.params)
-        for side in (helper, user)
-    ]
-    with jax.set_mesh(mesh):
-        batch, _ = train.talk(
-            helper,
-            params[0],
-            user,
-            params[1],
-            scene.EXAMPLES,
-            chat=chat,
-            limits=scene.LIMITS,
-            seed=scene.SEED,
-            step=step,
-            mesh=mesh,
-            samples=2,
-            rows_in_flight=rows_in_flight,
-        )
+    batch, _ = collect(
+        for_sampling(user, mesh),
+        for_sampling(helper, mesh),
+        scene.EXAMPLES,
+        chat=chat,
+        limits=scene.LIMITS,
+        seed=scene.SEED,
+        step=step,
+        view=ASSISTANT,
+        mesh=mesh,
+        samples=2,
+        rows_in_flight=rows_in_flight,
+    )
     return placement.to_host(batch)
 
 

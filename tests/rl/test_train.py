@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Example
 from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
-from simrl.conversations.views import natural_prompt
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings, without_failures
-from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.dialogue import EndReason
-from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostAgent, HostConversation, Reply
+from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, Reply, assistant
+from simrl.rollouts.collect import collect, for_sampling
+from simrl.rollouts.state import EndReason
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
@@ -60,7 +60,6 @@ def helper() -> ModelAgent:
         Execution(log_prob_chunk=16),
         max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(CHAT, example.opening),
     )
 
 
@@ -89,8 +88,8 @@ def share_of_tea(batch: Trajectories) -> Rewards:
 def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], trained: str = 'assistant') -> None:
     train.train(
         folder,
+        HostAgent(people, LIMITS.user_tokens, system=lambda example: f'wants {example.intent}'),
         helper(),
-        HostAgent(people, LIMITS.user_tokens),
         chat=CHAT,
         examples=EXAMPLES,
         score=score,
@@ -151,6 +150,7 @@ def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbro
     for row in rows:
         failed = row['example'] == FAILING
         assert row.get('failure') == (REASON if failed else None)
+        assert row['told'] == 'wants tea'
         assert (row['reward'] is None) == failed
         assert row['messages'][0]['content'] == 'i want tea'
         if row['end_reason'] == 'signal':
@@ -167,8 +167,8 @@ def test_a_failure_masks_every_reward_of_its_conversation() -> None:
         np.testing.assert_array_equal(masked.value, np.where(masked.valid, 0.5, 0.0))
 
 
-def test_the_side_that_is_trained_must_be_the_one_given(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match=r"RLSettings.trained: expected the side that is trained, found 'user'"):
+def test_only_an_agent_on_the_device_is_trained(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r'RLSettings.trained: expected an agent on the device, found a HostAgent'):
         train_tea(tmp_path, share_of_tea, trained='user')
 
 
@@ -181,23 +181,20 @@ def test_rows_in_flight_change_nothing_that_is_said() -> None:
         return people(conversations, seeds)
 
     def talked(rows_in_flight: int | None) -> tuple[Trajectories, Mapping[int, str]]:
-        side = helper()
         mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-        with jax.set_mesh(mesh):
-            batch, failures = train.talk(
-                side,
-                side.params,
-                HostAgent(meeting, LIMITS.user_tokens),
-                None,
-                EXAMPLES,
-                chat=CHAT,
-                limits=LIMITS,
-                seed=0,
-                step=0,
-                mesh=mesh,
-                samples=SAMPLES,
-                rows_in_flight=rows_in_flight,
-            )
+        batch, failures = collect(
+            HostAgent(meeting, LIMITS.user_tokens),
+            for_sampling(helper(), mesh),
+            EXAMPLES,
+            chat=CHAT,
+            limits=LIMITS,
+            seed=0,
+            step=0,
+            view=ASSISTANT,
+            mesh=mesh,
+            samples=SAMPLES,
+            rows_in_flight=rows_in_flight,
+        )
         return jax.device_get(batch), failures
 
     (whole, failures), (pieces, failures_of_pieces) = talked(None), talked(2)

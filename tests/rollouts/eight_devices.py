@@ -12,7 +12,8 @@ from simrl.models import sharding
 from simrl.rollouts import compaction as crowd_lib
 from simrl.rollouts import dialogue as rollout_lib
 from simrl.rollouts.compaction import keep_split
-from simrl.rollouts.dialogue import Dialogue, rollout, turn
+from simrl.rollouts.dialogue import rollout, turn
+from simrl.rollouts.state import Dialogue
 from tests.many_devices import collectives
 from tests.rollouts import scene
 

@@ -14,9 +14,11 @@ from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.layouts import layers_apart, output_major
 from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rollouts.agents import GenerationSpec
 from simrl.rollouts.context import PREFIX, Context, grow_cache, prefill
-from simrl.rollouts.dialogue import Dialogue, begin, capacity, row_keys
-from simrl.rollouts.generate import Filters, GenerationSpec
+from simrl.rollouts.dialogue import begin, capacity
+from simrl.rollouts.state import Dialogue, row_keys
+from simrl.rollouts.token_sampling import Filters
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
 CONTENT = range(105, 135)  # on both sides of a sampler block's border

@@ -13,7 +13,8 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rollouts.generate import Filters, GenerationSpec
+from simrl.rollouts.agents import GenerationSpec
+from simrl.rollouts.token_sampling import Filters
 
 
 @dataclasses.dataclass

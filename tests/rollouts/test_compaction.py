@@ -14,7 +14,8 @@ from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Cache
 from simrl.rollouts import compaction as crowd_lib
 from simrl.rollouts.compaction import compact, crowd_of, everyone, held_sizes
-from simrl.rollouts.dialogue import Dialogue, EndReason, rollout, turn
+from simrl.rollouts.dialogue import rollout, turn
+from simrl.rollouts.state import Dialogue, EndReason
 from simrl.rollouts.trajectories import rollout_metrics
 from tests.rollouts import scene
 

@@ -15,18 +15,9 @@ from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts.compaction import take_rows
 from simrl.rollouts.context import Context, cache_capacities, extend, grow_cache, prefill
-from simrl.rollouts.dialogue import (
-    Dialogue,
-    EndReason,
-    capacity,
-    check_specs,
-    example_hash,
-    make_room,
-    rollout,
-    row_keys,
-    turn,
-)
+from simrl.rollouts.dialogue import capacity, check_specs, make_room, rollout, turn
 from simrl.rollouts.messages import hearing_room, speak, speaking_room
+from simrl.rollouts.state import Dialogue, EndReason, example_hash, row_keys
 from simrl.rollouts.trajectories import missed_signals, rollout_metrics, trajectories, transcripts
 from tests import many_devices
 from tests.rollouts import scene, slow

@@ -12,7 +12,8 @@ from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts import generate as sampler
 from simrl.rollouts.context import Context, prefill
-from simrl.rollouts.generate import Filters, Message, Sampling, beginnings, generate, sample_token
+from simrl.rollouts.generate import Message, beginnings, generate
+from simrl.rollouts.token_sampling import Filters, Sampling, sample_token
 from tests.rollouts import scene, slow
 
 V = 256

@@ -11,15 +11,14 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
-from simrl.conversations.views import natural_prompt
-from simrl.models import transformer
+from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts import host
-from simrl.rollouts.agents import Limits, ModelAgent, Prompts, converse, generation_spec, prompts_of
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Reply, model_agent
+from simrl.rollouts.collect import collect
 from simrl.rollouts.compaction import held_sizes
-from simrl.rollouts.dialogue import EndReason
-from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostAgent, HostConversation, Reply, converse_with
+from simrl.rollouts.state import EndReason
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
@@ -62,7 +61,7 @@ CHAT = Chat(
 
 
 @functools.cache
-def speaker(role: int) -> ModelAgent:
+def agent_of(role: int) -> ModelAgent:
     """A tiny random model that says a few kinds of tokens, so that ends of turn and of conversations are frequent."""
     config = TransformerConfig(
         vocab_size=CHAT.size,
@@ -79,52 +78,48 @@ def speaker(role: int) -> ModelAgent:
     token_mask = np.zeros(config.padded_vocab_size, bool)
     token_mask[[*CONTENT, END_USER if role == USER else END_ASSISTANT]] = True
     token_mask[CHAT.terminal] = role == USER
-    spec = generation_spec(
+    agent = model_agent(
         CHAT,
         config,
+        {'decoder': strong},
         Execution(),
         role=role,
-        swapped=False,
         max_new_tokens=LIMITS.user_tokens if role == USER else LIMITS.assistant_tokens,
         sampling=Sampling(),
-        stop_sequences=((CHAT.terminal,),) if role == USER else (),
+        stop_text=TERMINAL_TEXT if role == USER else '',
     )
-    return ModelAgent({'decoder': strong}, spec, 1.0, token_mask, lambda example: natural_prompt(CHAT, example.opening))
+    return dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, token_mask=token_mask))
 
 
-def between(user: ModelAgent, assistant: ModelAgent, prompts: Prompts, role: int) -> Trajectories:
-    """The conversations of both models, in the view of `role`."""
-    return converse(
-        user.params,
-        assistant.params,
-        prompts,
-        SEED,
-        STEP,
-        specs=(user.spec, assistant.spec),
+def conversations_of(
+    user: Agent, assistant: Agent, view: int, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
+) -> tuple[Trajectories, Mapping[int, str]]:
+    batch, failures = collect(
+        user,
+        assistant,
+        examples,
+        chat=CHAT,
         limits=LIMITS,
-        role=role,
-        temperatures=(1.0, 1.0),
-        token_mask=(jnp.asarray(user.token_mask), jnp.asarray(assistant.token_mask)),
+        seed=seed,
+        step=STEP,
+        view=view,
+        mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
+        samples=ROWS // len(examples),
     )
+    return jax.device_get(batch), failures
 
 
 @functools.cache
 def on_device(role: int) -> Trajectories:
-    user, assistant = speaker(USER), speaker(ASSISTANT)
-    prompts = prompts_of(EXAMPLES, user, assistant, CHAT, samples=SAMPLES, prompt_tokens=LIMITS.prompt_tokens)
-    return jax.device_get(between(user, assistant, prompts, role))
+    return conversations_of(agent_of(USER), agent_of(ASSISTANT), role)[0]
 
 
 def talk(
     role: int, partner: HostAgent, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """`role` on the device with a partner off it."""
-    own = speaker(role)
-    sides = (own, None) if role == USER else (None, own)
-    samples = ROWS // len(examples)
-    prompts = prompts_of(examples, *sides, CHAT, samples=samples, prompt_tokens=LIMITS.prompt_tokens)
-    batch, failures = converse_with(own.params, own, partner, prompts, examples, CHAT, seed, STEP, limits=LIMITS)
-    return jax.device_get(batch), failures
+    own = agent_of(role)
+    return conversations_of(*((own, partner) if role == USER else (partner, own)), role, examples, seed)
 
 
 def partner_of(reply: Callable[[HostConversation, int], Reply], max_new_tokens: int = LIMITS.user_tokens) -> HostAgent:
@@ -221,19 +216,15 @@ def test_a_partner_keeps_its_seed_and_is_asked_only_while_its_conversation_goes_
 
 
 def test_what_was_given_stays_good() -> None:
-    """Views are used up from message to message, and prompts and parameters never, be they on the device already."""
-    user, assistant = speaker(USER), speaker(ASSISTANT)
-    for sides in ((user, assistant), (None, assistant)):
-        rows = prompts_of(EXAMPLES, *sides, CHAT, samples=SAMPLES, prompt_tokens=LIMITS.prompt_tokens)
-        prompts, params = jax.tree.map(jnp.array, rows), jax.tree.map(jnp.array, assistant.params)
+    """Views are donated from message to message, parameters never, even where they are on the device already."""
+    user, assistant = agent_of(USER), agent_of(ASSISTANT)
+    params = jax.tree.map(jnp.array, assistant.policy.params)
+    for other in (user, partner_of(chatty)):
         for _ in range(2):
-            if sides[0] is None:
-                converse_with(params, assistant, partner_of(chatty), prompts, EXAMPLES, CHAT, SEED, STEP, limits=LIMITS)
-            else:
-                found = jax.device_get(between(user, dataclasses.replace(assistant, params=params), prompts, ASSISTANT))
+            found, _ = conversations_of(other, assistant.with_params(params), ASSISTANT)
+            if other is user:
                 np.testing.assert_array_equal(found.tokens, on_device(ASSISTANT).tokens)
-        assert not any(x.is_deleted() for x in jax.tree.leaves((prompts, params)))
-        np.testing.assert_array_equal(prompts.assistant.tokens, rows.assistant.tokens)
+        assert not any(x.is_deleted() for x in jax.tree.leaves(params))
 
 
 # What a partner may say.
@@ -342,24 +333,26 @@ def test_bad_partners_and_prompts() -> None:
         HostAgent(lambda conversations, seeds: [], 0)
     with pytest.raises(ValueError, match=rf'HostAgent.reply: expected {ROWS - 2 * SAMPLES} replies, found 0'):
         talk(ASSISTANT, HostAgent(lambda conversations, seeds: [], LIMITS.user_tokens))
-    own = speaker(ASSISTANT)
-    prompts = prompts_of(EXAMPLES[:3], None, own, CHAT, samples=1, prompt_tokens=8)
-    partner = partner_of(chatty)
-    with pytest.raises(ValueError, match='expected prompts of 2 examples, found 3 rows'):
-        converse_with(own.params, own, partner, prompts, EXAMPLES[:2], CHAT, 0, 0, limits=LIMITS)
-    small = dataclasses.replace(own.spec, config=dataclasses.replace(own.spec.config, vocab_size=59))
+    own = agent_of(ASSISTANT)
+    with pytest.raises(ValueError, match='view: expected an agent on the device, found a HostAgent'):
+        conversations_of(partner_of(chatty), own, USER)
+    small = dataclasses.replace(
+        own.policy.spec, config=dataclasses.replace(own.policy.spec.config, vocab_size=CHAT.tokenizer.size - 1)
+    )
     with pytest.raises(ValueError, match='a tokenizer of at most the 59 ids of the model, found 60'):
-        converse_with(
-            own.params,
-            dataclasses.replace(own, spec=small),
-            partner,
-            prompts,
-            EXAMPLES[:3],
-            CHAT,
-            0,
-            0,
-            limits=LIMITS,
+        conversations_of(
+            partner_of(chatty), dataclasses.replace(own, policy=dataclasses.replace(own.policy, spec=small)), ASSISTANT
         )
     long = dataclasses.replace(LIMITS, turns=10)
     with pytest.raises(ValueError, match=r'assistant: expected conversations of at most max_positions=128 tokens'):
-        converse_with(own.params, own, partner, prompts, EXAMPLES[:3], CHAT, 0, 0, limits=long)
+        collect(
+            partner_of(chatty),
+            own,
+            EXAMPLES,
+            chat=CHAT,
+            limits=long,
+            seed=0,
+            step=0,
+            view=ASSISTANT,
+            mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
+        )

@@ -6,14 +6,16 @@ import pytest
 
 from simrl.conversations.chat import TERMINAL_TEXT, chat_from_huggingface
 from simrl.conversations.records import Example, Message
-from simrl.conversations.views import natural_prompt, render
+from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.placement import shard_batch
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rl.train import examples_of_step
-from simrl.rollouts.agents import Limits, assistant, converse, fitting, prompts_of
-from simrl.rollouts.generate import Sampling
+from simrl.rollouts.agents import Limits, assistant, fitting
+from simrl.rollouts.collect import collect
+from simrl.rollouts.prompts import prompts_of
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
@@ -49,25 +51,23 @@ def talk(chat):
     plain = Sampling()
     prompted = role_play(*common, max_new_tokens=6, settings=RolePlaySettings(plain, '[E]', INSTRUCTIONS))
     tuned = fine_tuned(*common, max_new_tokens=6, settings=FineTunedSettings(plain))
-    helper = assistant(*common, max_new_tokens=6, sampling=plain, prompt=lambda e: natural_prompt(chat, e.opening))
+    helper = assistant(*common, max_new_tokens=6, sampling=plain)
     out = {}
     for name, user in (('role_play', prompted), ('fine_tuned', tuned)):
-        prompts = prompts_of(EXAMPLES, user, helper, chat, samples=2, prompt_tokens=LIMITS.prompt_tokens)
         for role in (2, 3):
-            out[name, role] = jax.device_get(
-                converse(
-                    params,
-                    params,
-                    jax.tree.map(jax.numpy.asarray, prompts),
-                    0,
-                    0,
-                    specs=(user.spec, helper.spec),
-                    limits=LIMITS,
-                    role=role,
-                    temperatures=(1.0, 1.0),
-                    token_mask=(user.token_mask, helper.token_mask),
-                )
+            batch, _ = collect(
+                user,
+                helper,
+                EXAMPLES,
+                chat=chat,
+                limits=LIMITS,
+                seed=0,
+                step=0,
+                view=role,
+                mesh=make_mesh(1, 1, jax.devices()[:1]),
+                samples=2,
             )
+            out[name, role] = jax.device_get(batch)
     return {'batches': out, 'prompted': prompted, 'tuned': tuned, 'helper': helper}
 
 
@@ -107,12 +107,12 @@ def test_an_opening_stays_text_and_is_filled_in_once(chat, talk):
 
 
 def test_only_the_fine_tuned_simulator_may_sample_the_terminal_token(chat, talk):
-    assert talk['tuned'].token_mask[chat.terminal]
-    assert not talk['prompted'].token_mask[chat.terminal]
-    assert not talk['helper'].token_mask[chat.terminal]
-    assert talk['tuned'].spec.stop_sequences == ((chat.terminal,),)
-    assert talk['tuned'].signal == TERMINAL_TEXT
-    assert any(chat.decode(run) == '[E]' for run in talk['prompted'].spec.stop_sequences)
+    assert talk['tuned'].policy.token_mask[chat.terminal]
+    assert not talk['prompted'].policy.token_mask[chat.terminal]
+    assert not talk['helper'].policy.token_mask[chat.terminal]
+    assert talk['tuned'].policy.spec.stop_sequences == ((chat.terminal,),)
+    assert talk['tuned'].stop_text == TERMINAL_TEXT
+    assert any(chat.decode(run) == '[E]' for run in talk['prompted'].policy.spec.stop_sequences)
 
 
 def test_prompts_that_are_too_long_are_counted_or_named(chat, talk):

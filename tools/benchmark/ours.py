@@ -11,7 +11,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from simrl.conversations.batches import stack
 from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
 from simrl.conversations.records import Example
-from simrl.conversations.views import Rendered, natural_prompt
+from simrl.conversations.views import Rendered
 from simrl.models import placement, sharding
 from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -31,9 +30,9 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.train import RLSettings
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.generate import Sampling
-from simrl.rollouts.host import HostAgent
+from simrl.rollouts.agents import Limits, ModelAgent, assistant, opening_only
+from simrl.rollouts.collect import collect
+from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training import sft
@@ -110,11 +109,11 @@ def examples_of(job: Job) -> list[Example]:
 
 def without_ends(job: Job, speaker: ModelAgent) -> ModelAgent:
     """The same speaker, who never ends a message of its own accord: every message has the length of its budget."""
-    token_mask = np.zeros_like(speaker.token_mask)
+    token_mask = np.zeros(speaker.policy.spec.config.padded_vocab_size, np.bool_)
     with np.load(job.arrays) as arrays:
         content = arrays['token_mask']
     token_mask[: len(content)] = content
-    return dataclasses.replace(speaker, token_mask=token_mask)
+    return dataclasses.replace(speaker, policy=dataclasses.replace(speaker.policy, token_mask=token_mask))
 
 
 def assistant_of(job: Job, model: Model, params: Params, new_tokens: int) -> ModelAgent:
@@ -125,7 +124,6 @@ def assistant_of(job: Job, model: Model, params: Params, new_tokens: int) -> Mod
         model.sampling,
         max_new_tokens=new_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
     return without_ends(job, speaker)
 
@@ -134,15 +132,6 @@ def limits_of(job: Job, new_tokens: int, user_tokens: int) -> Limits:
     with np.load(job.arrays) as arrays:
         prompt = arrays['prompts'].shape[1]
     return Limits(turns=job.turns, prompt_tokens=prompt, assistant_tokens=new_tokens, user_tokens=user_tokens)
-
-
-def silent_partner() -> HostAgent:
-    """A user who is never asked: openings are given, and one turn ends with the reply."""
-
-    def reply(*_: Any) -> list[Any]:
-        raise AssertionError('expected a single turn, found a second message of the user')
-
-    return HostAgent(reply, max_new_tokens=1)
 
 
 def sampled_tokens(batch: Trajectories) -> int:
@@ -155,7 +144,7 @@ def sampled_tokens(batch: Trajectories) -> int:
 def sampling(job: Job, bench: Bench) -> None:
     """Replies to openings; of one token too, which tells what prefilling takes."""
     model, params = load_for_sampling(job, bench)
-    examples, partner = examples_of(job), silent_partner()
+    examples = examples_of(job)
     speakers = {n: assistant_of(job, model, params, n) for n in {1, job.new_tokens}}
     sampled: list[Trajectories] = []
     bench.handlers['save'] = lambda request: save_row(sampled[-1], pathlib.Path(request['output']))
@@ -163,19 +152,17 @@ def sampling(job: Job, bench: Bench) -> None:
     step = 0
     while True:
         new_tokens = bench.wait()['new_tokens']
-        with jax.set_mesh(model.mesh):
-            batch, _ = train.talk(
-                speakers[new_tokens],
-                params,
-                partner,
-                None,
-                examples,
-                chat=model.chat,
-                limits=limits_of(job, new_tokens, 1),
-                seed=0,
-                step=step,
-                mesh=model.mesh,
-            )
+        batch, _ = collect(
+            opening_only(),
+            speakers[new_tokens],
+            examples,
+            chat=model.chat,
+            limits=limits_of(job, new_tokens, 1),
+            seed=0,
+            step=step,
+            view=ASSISTANT,
+            mesh=model.mesh,
+        )
         bench.done(sampled=sampled_tokens(batch))
         step += 1
         sampled[:] = [batch]
@@ -206,19 +193,17 @@ def conversations(job: Job, bench: Bench) -> None:
     step = 0
     while True:
         bench.wait()
-        with jax.set_mesh(model.mesh):
-            batch, _ = train.talk(
-                helper,
-                params,
-                user,
-                params,
-                examples,
-                chat=model.chat,
-                limits=limits_of(job, job.new_tokens, job.new_tokens),
-                seed=0,
-                step=step,
-                mesh=model.mesh,
-            )
+        batch, _ = collect(
+            user,
+            helper,
+            examples,
+            chat=model.chat,
+            limits=limits_of(job, job.new_tokens, job.new_tokens),
+            seed=0,
+            step=step,
+            view=ASSISTANT,
+            mesh=model.mesh,
+        )
         bench.done(sampled=sampled_tokens(batch))
         step += 1
 
@@ -229,7 +214,7 @@ def grpo_step(job: Job, bench: Bench) -> None:
     answer_scores(bench, model, lambda: params)
     examples, limits = examples_of(job), limits_of(job, job.new_tokens, 1)
     speaker = assistant_of(job, model, params, job.new_tokens)
-    row = limits.prompt_tokens + len(speaker.spec.own_header) + job.new_tokens + 1
+    row = limits.prompt_tokens + len(speaker.policy.spec.own_header) + job.new_tokens + 1
 
     def reward(batch: Trajectories) -> Rewards:
         rewards: Rewards = jax.block_until_ready(share_of_even_ids(batch))
@@ -243,8 +228,8 @@ def grpo_step(job: Job, bench: Bench) -> None:
     try:
         train.train(
             folder,
+            opening_only(),
             speaker,
-            silent_partner(),
             chat=model.chat,
             examples=examples,
             score=reward,

@@ -25,7 +25,7 @@ from typing import TypeVar, get_args
 import jax
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.rollouts.dialogue import Dialogue
+from simrl.rollouts.state import Dialogue
 from simrl.run.runtime import enable_compilation_cache
 from tools.benchmark import inputs, limits, plan, rates
 from tools.benchmark.job import Remat

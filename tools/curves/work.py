@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
-from simrl.conversations.views import natural_prompt
 from simrl.models import placement, sharding, transformer
 from simrl.models.files.load import load_model
 from simrl.models.transformer import Execution, Params, TransformerConfig
@@ -25,9 +24,11 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import schedule_microbatches
 from simrl.rl.prepare import Batch, jit_prepare
 from simrl.rl.update import add_gradients, jit_update
-from simrl.rollouts.agents import Limits, ModelAgent, Prompts, assistant, capacities, prefilled, prompts_of
-from simrl.rollouts.dialogue import Dialogue, begin, make_room, row_keys, turn
-from simrl.rollouts.generate import GenerationSpec, Sampling
+from simrl.rollouts.agents import GenerationSpec, Limits, ModelAgent, assistant
+from simrl.rollouts.dialogue import begin, capacities, make_room, turn
+from simrl.rollouts.prompts import Prompts, prefilled, prompts_of
+from simrl.rollouts.state import Dialogue, row_keys
+from simrl.rollouts.token_sampling import Sampling
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
 from tools.benchmark import inputs, models
@@ -77,7 +78,7 @@ class Scene:
 
     @property
     def specs(self) -> tuple[GenerationSpec, GenerationSpec]:
-        return self.sides[0].spec, self.sides[1].spec
+        return self.sides[0].policy.spec, self.sides[1].policy.spec
 
 
 def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -> Scene:
@@ -88,10 +89,12 @@ def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -
         *common,
         max_new_tokens=message_tokens,
         sampling=Sampling(),
-        prompt=lambda example: natural_prompt(model.chat, example.opening),
     )
     content = inputs.content_ids(model.chat, model.config.padded_vocab_size)
-    user, helper = (dataclasses.replace(side, token_mask=content) for side in (user, helper))
+    user, helper = (
+        dataclasses.replace(side, policy=dataclasses.replace(side.policy, token_mask=content))
+        for side in (user, helper)
+    )
     opening = ' '.join(['hello'] * opening_words)
     examples = [Example(f'opening {i}', opening, None, i, 'curves', 'train') for i in range(rows)]
     longest = max(len(side.prompt(examples[0]).tokens) for side in (user, helper))
@@ -143,7 +146,7 @@ def said(scene: Scene, dialogue: Dialogue, role: int) -> Dialogue:
             role=role,
             specs=scene.specs,
             temperatures=(1.0, 1.0),
-            token_mask=(jnp.asarray(scene.sides[0].token_mask), jnp.asarray(scene.sides[1].token_mask)),
+            token_mask=(jnp.asarray(scene.sides[0].policy.token_mask), jnp.asarray(scene.sides[1].policy.token_mask)),
         )
 
 

@@ -1,0 +1,182 @@
+"""Logits and a uniform number in, a token out: `sample_token` draws one token per row by inverse CDF.
+
+Letters: B rows, V padded vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.models.rows import gather_per_row
+
+BLOCK = 128  # tokens whose probabilities are summed before the blocks are; it divides the padded vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Which tokens are left to draw from. Static: a filter that is off costs nothing.
+
+    Attributes:
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: of what top_k keeps, keep the fewest most probable tokens whose share reaches this (Holtzman et al. 2020,
+            arXiv:1904.09751); 1 keeps all.
+        min_p: keep tokens at least this many times as probable as the most probable (Nguyen et al. 2024,
+            arXiv:2407.01082); 0 keeps all.
+
+    Tokens exactly as probable as the last one kept are kept too, so that what is kept depends on no order.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f'Filters.top_k: expected 0 (off) or more, found {self.top_k}')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'Filters.top_p: expected more than 0 and at most 1 (off), found {self.top_p}')
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f'Filters.min_p: expected 0 (off) to 1, found {self.min_p}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled, as a config says it. `temperature` 0 is greedy; the rest is as in `Filters`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f'Sampling.temperature: expected 0 (greedy) or more, found {self.temperature}')
+        _ = self.filters  # its own checks
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.top_k, self.top_p, self.min_p)
+
+
+def _prefix_sum(x: jax.Array) -> jax.Array:
+    """Inclusive sums along the last axis, by doubling (Hillis & Steele 1986).
+
+    The sum at index i is one fixed tree over the entries up to i: later entries, and how many there are, do not matter.
+    """
+    shift = 1
+    while shift < x.shape[-1]:
+        x = x + jnp.pad(x[..., :-shift], [(0, 0)] * (x.ndim - 1) + [(shift, 0)])
+        shift *= 2
+    return x
+
+
+def _total(x: jax.Array) -> jax.Array:
+    """Sums along the last axis by halving, in an order that zeros at the end do not change."""
+    size = 1 << (x.shape[-1] - 1).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
+
+
+def _last_positive(x: jax.Array) -> jax.Array:
+    """Index of the last positive entry along the last axis (the last index where there is none)."""
+    return x.shape[-1] - 1 - jnp.argmax(x[..., ::-1] > 0, axis=-1)
+
+
+def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> jax.Array:
+    """The largest float32 `[B, 1]` in [0, 1] for which `holds` (bool `[B, 1]`) does, by bisection of its bits.
+
+    `holds` must be true of 0, and of anything smaller than what it is true of. The bits of floats that are not negative
+    are ordered as the floats are, and those up to 1.0 take 30 halvings; sorting a vocabulary costs far more on a CPU.
+    """
+    low = jnp.zeros((batch, 1), jnp.int32)
+    high = low + (int(np.float32(1).view(np.int32)) + 1)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        held = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(held, middle, low), jnp.where(held, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _filtered(weight: jax.Array, filters: Filters) -> jax.Array:
+    """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
+    batch, size = weight.shape
+    if filters.top_k:
+        k = min(filters.top_k, size)
+        smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= k, batch)
+        weight = jnp.where(weight >= smallest, weight, 0.0)
+    if filters.top_p < 1:
+        kept = weight
+        needed = filters.top_p * _total(kept)[:, None]
+        smallest = _largest_threshold(lambda t: _total(jnp.where(kept >= t, kept, 0.0))[:, None] >= needed, batch)
+        weight = jnp.where(weight >= smallest, weight, 0.0)
+    if filters.min_p:
+        weight = jnp.where(weight >= filters.min_p, weight, 0.0)
+    return weight
+
+
+def _first_past(weight: jax.Array, summed: jax.Array, target: jax.Array) -> jax.Array:
+    """The first index with a positive weight whose prefix sum exceeds the target; else the last positive one."""
+    past = (summed > target[:, None]) & (weight > 0)
+    return jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), _last_positive(weight))
+
+
+def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The index at which the cumulated weights `[B, V]` pass `uniform` times their total.
+
+    First a block of `BLOCK` tokens is found, then the token in it. Everything that decides about index i is computed
+    from indices <= i in an order that their number does not change: a block's sum halves in a fixed order,
+    `_prefix_sum` is a tree that depends on i alone, and the total is the prefix sum at the last positive block and not
+    at the last one. So zeros appended to the vocabulary change nothing, to the last bit.
+
+    Prefix sums of this kind need not rise with the index by the last bit, so that a weight of 0 is excluded by itself.
+    """
+    batch, size = weight.shape
+    blocks = jnp.pad(weight, ((0, 0), (0, -size % BLOCK))).reshape(batch, -1, BLOCK)
+    sums = _total(blocks)
+    summed = _prefix_sum(sums)
+    target = uniform * gather_per_row(summed, _last_positive(sums))
+    block = _first_past(sums, summed, target)
+    before = jnp.where(block > 0, gather_per_row(summed, jnp.maximum(block - 1, 0)), 0.0)
+    chosen = gather_per_row(blocks, block)
+    return block * BLOCK + _first_past(chosen, _prefix_sum(chosen), target - before)
+
+
+def sample_token(
+    logits: jax.Array, token_mask: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a token per row by inverse CDF in token-id order, in float32, from one uniform number per row.
+
+    A row's token depends on its own logits and number only. The number has 23 random bits, so that probabilities are
+    exact to about 1e-7, which is also what float32 sums are good for.
+
+    Args:
+        logits: float32 `[B, V]`.
+        token_mask: bool `[V]` or `[B, V]`; at least one token of a row must be allowed.
+        uniform: float32 `[B]` in [0, 1).
+        temperature: float32, a scalar or `[B]`; rows at 0 take the most probable token.
+        filters: what to draw from.
+
+    Returns:
+        token: int32 `[B]`.
+        log_prob: float32 `[B]`, in nats, of the tempered and *unfiltered* distribution over the allowed tokens, as
+            `models.log_probs.token_log_probs` gives it for the same logits; 0 for greedy rows, the limit.
+    """
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), uniform.shape)
+    greedy = temperature == 0
+    logits = jnp.where(token_mask, logits / jnp.where(greedy, 1.0, temperature)[:, None], -jnp.inf)
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weight = jnp.exp(logits)
+    token = _inverse_cdf(_filtered(weight, filters), uniform)
+    token = jnp.where(greedy, jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
+    log_prob = gather_per_row(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
+    return token, jnp.where(greedy, 0.0, log_prob)
