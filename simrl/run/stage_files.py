@@ -44,7 +44,8 @@ def read_started(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
     if not started.keys() >= {'settings', 'inputs'}:
         raise WorkdirError(
-            f'{folder / STAGE_FILE}: expected settings and inputs, found {shorten(sorted(started)) or "none"}'
+            f'{folder / STAGE_FILE}: expected settings and inputs, found {shorten(sorted(started)) or "none"}: it is '
+            'of another version of simrl, or damaged'
         )
     return started
 
@@ -63,7 +64,10 @@ def read_done(folder: pathlib.Path) -> dict[str, Any]:
     if done is None:
         raise WorkdirError(f'{folder}: expected a finished stage, found no {DONE_FILE}')
     if missing := sorted({'name', 'settings', 'inputs', 'outputs', 'seconds'} - done.keys()):
-        raise WorkdirError(f'{folder / DONE_FILE}: expected {", ".join(missing)}, found a file without')
+        raise WorkdirError(
+            f'{folder / DONE_FILE}: expected {", ".join(missing)}, found none: it is of another version of simrl, or '
+            'damaged'
+        )
     return done
 
 

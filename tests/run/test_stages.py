@@ -32,6 +32,10 @@ class Work:
         (folder / 'result.json').write_text(json.dumps(self.result))
 
 
+class Killed(BaseException):
+    """Stands for the kill of the process."""
+
+
 def run(
     workdir: pathlib.Path, plan: Sequence[Stage], *rerun: str, config: Mapping[str, Any] | None = None, **options: Any
 ) -> dict[str, str]:
@@ -157,7 +161,7 @@ def test_unchanged_outputs_are_hashed_once(tmp_path: pathlib.Path, monkeypatch: 
     ('name', 'field', 'message'),
     [
         ('stage.json', 'settings', r'stage\.json: expected settings and inputs, found inputs'),
-        ('done.json', 'outputs', r'done\.json: expected outputs, found a file without'),
+        ('done.json', 'outputs', r'done\.json: expected outputs, found none: it is of another version of simrl'),
     ],
 )
 def test_damaged_records(tmp_path: pathlib.Path, name: str, field: str, message: str) -> None:
@@ -202,26 +206,39 @@ def test_hash_of_folders_and_large_files(tmp_path: pathlib.Path, monkeypatch: py
         assert stage_files.hash_path(folder / 'sub' / 'b') != whole
 
 
-@pytest.mark.parametrize('rerun', [False, True])
-def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path, rerun: bool) -> None:
-    thesis = tmp_path / 'run' / 'sft' / 'thesis.tex'
-    open_workdir(tmp_path / 'run', {})
-    thesis.parent.mkdir()
-    thesis.write_text('years of work')
-    for _ in range(2):  # the first leaves a lock
+def test_a_folder_of_something_else_is_refused(tmp_path: pathlib.Path) -> None:
+    """In a run and in a rerun, after which nothing else is changed either."""
+    plan = five_stages(tmp_path)
+    run(tmp_path, plan)
+    for path in (tmp_path / 'evaluate').iterdir():
+        path.unlink()
+    (tmp_path / 'evaluate' / 'thesis.tex').write_text('years of work')
+    before = files(tmp_path)
+    for rerun in ([], [], ['rl']):  # the first leaves a lock
         with pytest.raises(WorkdirError, match=r'an empty folder or a stage \(stage\.json\), found thesis\.tex'):
-            run_one(thesis.parent, SETTINGS, {}, Work(), rerun=rerun)
-    assert thesis.read_text() == 'years of work'
+            run(tmp_path, plan, *rerun)
+    assert files(tmp_path) == before
 
 
-class Killed(BaseException):
-    """Stands for the kill of the process."""
+@pytest.mark.parametrize('locked', ['rl/a/seed-0', 'evaluate'])
+def test_a_rerun_of_a_locked_stage_changes_nothing(tmp_path: pathlib.Path, locked: str) -> None:
+    run(tmp_path, five_stages(tmp_path))
+    before, changed = files(tmp_path), five_stages(tmp_path, {'rl': {'steps': 20}})
+    with stage_files.lock(tmp_path / locked, shared=True), pytest.raises(LockedError, match=f'{locked}: another proce'):
+        run(tmp_path, changed, 'rl', config={'steps': 20})
+    assert files(tmp_path) == before
+    run(tmp_path, five_stages(tmp_path))
 
 
-@pytest.mark.parametrize('moment', range(4))
-def test_a_kill_while_a_stage_is_emptied(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
-    folder, work = tmp_path / 'sft', Work()
-    run_one(folder, SETTINGS, {}, work)
+@pytest.mark.parametrize('moment', [0, 1, 2, 3, 5, 15])
+def test_a_rerun_that_is_killed_is_resumed_by_the_same_command(tmp_path, monkeypatch, moment: int) -> None:
+    """Killed before one of the 16 deletions of files of four stages."""
+
+    def check_empty(folder: pathlib.Path) -> None:
+        assert {path.name for path in folder.iterdir()} == {'stage.json', 'stage.lock'}
+
+    run(tmp_path, five_stages(tmp_path))
+    changed = five_stages(tmp_path, {'rl': {'steps': 20}}, rl=check_empty, evaluate=check_empty, summary=check_empty)
     unlink, left = pathlib.Path.unlink, moment
 
     def killed(path: pathlib.Path, missing_ok: bool = False) -> None:
@@ -234,13 +251,11 @@ def test_a_kill_while_a_stage_is_emptied(tmp_path: pathlib.Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, 'unlink', killed)
         with pytest.raises(Killed):
-            run_one(folder, SETTINGS, {}, work, rerun=True)
-    assert not stages.is_done(folder)
-
-    def check_empty(where: pathlib.Path) -> None:
-        assert {path.name for path in where.iterdir()} == {'stage.json', 'stage.lock'}
-
-    assert run_one(folder, SETTINGS, {}, check_empty) == 'finished'
+            run(tmp_path, changed, 'rl', config={'steps': 20})
+    assert not stages.is_done(tmp_path / 'summary')
+    ran = run(tmp_path, changed, 'rl', config={'steps': 20})
+    assert [name for name, kind in ran.items() if kind == 'finished'] == stages_to_rerun(tmp_path, changed, ['rl'])
+    assert set(run(tmp_path, changed, config={'steps': 20}).values()) == {'skipped'}
 
 
 RUN_SLOWLY = """
@@ -470,10 +485,9 @@ def test_stages_of_other_settings_are_refused_at_once_before_anything_is_written
 
 def many_stages(workdir: pathlib.Path, steps: int = 10) -> list[Stage]:
     """Four arms of eight seeds, all but one arm with these steps, and a measurement of each."""
-    fields = {(arm, seed): {'steps': steps if arm != 'd' else 10} for seed in range(8) for arm in 'abcd'}
-    names = {f'{arm}/seed-{seed}': sft for (arm, seed), sft in fields.items()}
-    trained = [Stage(f'rl/{name}', {'sft': SETTINGS['sft'] | sft}, {}, Work()) for name, sft in names.items()]
-    return trained + [Stage(f'people/{name}', SETTINGS, {'rl': workdir / 'rl' / name}, Work()) for name in names]
+    names = [f'{arm}/seed-{seed}' for seed in range(8) for arm in 'abcd']
+    trained = [Stage(f'rl/{name}', {'steps': 10 if name[0] == 'd' else steps}, {}, Work()) for name in names]
+    return trained + [Stage(f'people/{name}', {}, {'rl': workdir / 'rl' / name}, Work()) for name in names]
 
 
 def test_a_refusal_of_many_stages_is_short_and_enough(tmp_path) -> None:
@@ -483,7 +497,7 @@ def test_a_refusal_of_many_stages_is_short_and_enough(tmp_path) -> None:
         open_workdir(tmp_path, {}, changed)
     assert str(error.value).removeprefix(f'{tmp_path}: ') == (
         'stages were started with other settings: rl/a/seed-0, rl/b/seed-0, rl/c/seed-0, rl/a/seed-1, rl/b/seed-1 and '
-        '19 more (sft.steps: 10 -> 20). Rerun them (--rerun=rl/a,rl/b,rl/c), or use another workdir'
+        '19 more (steps: 10 -> 20). Rerun them (--rerun=rl/a,rl/b,rl/c), or use another workdir'
     )
     ran = run(tmp_path, changed, 'rl/a', 'rl/b', 'rl/c')
     assert {name for name, kind in ran.items() if kind == 'finished'} == {s.name for s in plan if '/d/' not in s.name}
