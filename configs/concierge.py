@@ -2,36 +2,40 @@
 
     python -m simrl.main --config=configs/concierge.py
 
-Sized for a laptop overnight; `concierge.py:smoke` has the same arms in the sizes of quickstart.py:smoke.
+A night on a laptop. `concierge.py:smoke` has the same arms in the sizes of quickstart.py:smoke.
 """
 
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from configs.quickstart import user_model
+from simrl.run.config import to_config_dict
+
+ARMS = (
+    'role_play-small',
+    'role_play',
+    'role_play-large',
+    'persona',
+    'fine_tuned-small',
+    'fine_tuned',
+    'fine_tuned-large',
+    'oracle',
+)
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: an argument of quickstart.py."""
     config = quickstart.get_config(arg)
-    smoke = arg == 'smoke'
-    if smoke:
-        sizes = {'small': (16, 1, 12, 8, 64), 'large': (48, 1, 12, 8, 64)}
+    config.arms = ARMS
+    if arg == 'smoke':
+        users = {'small': user_model(16, 1, 12, 8, 64), 'large': user_model(48, 1, 12, 8, 64)}
     else:
-        sizes = {'small': (32, 1, 1500, 1000, 32), 'medium': (64, 2, 1500, 1000, 32), 'large': (96, 3, 1500, 1000, 32)}
+        sizes = {'small': (32, 1), 'medium': (64, 2), 'large': (96, 3)}
+        users = {size: user_model(*shape, base_steps=1500, steps=1000) for size, shape in sizes.items()}
+        config.seeds = tuple(range(8))
         config.corpora.logs = 12000
         config.rl.steps = 40
-        config.compute.xla_flags = ()  # it runs long enough for programs to be compiled well
-    for size, shape in sizes.items():
-        config.users[size] = quickstart.user_model(*shape)
-    config.arms = (
-        'role_play-small',
-        'role_play',
-        'role_play-large',
-        'persona',
-        'fine_tuned-small',
-        'fine_tuned',
-        'fine_tuned-large',
-        'oracle',
-    )
-    config.seeds = (0,) if smoke else tuple(range(8))
+        config.compute.xla_flags = ()  # in a run this long, fast programs pay
+    for size, user in users.items():
+        config.users[size] = to_config_dict(user)
     return config

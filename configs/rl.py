@@ -9,10 +9,9 @@ simulator is trained against the frozen assistant; add --config.talking.role_pla
 side is sampled by temperature alone. Sizes as of smollm2.py.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import smollm2
-from configs.parts import optional
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -24,7 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
             'job': 'rl',
             **{field: whole[field] for field in fields},
             'simulator': 'role_play',  # or fine_tuned
-            'simulator_stage': optional(str),  # folder of a fine-tuned simulator; None: the model itself
+            'simulator_stage': config_dict.placeholder(str),  # folder of a fine-tuned simulator; None: the model itself
             'reward_stage': 'runs/reward_model/reward_model/train',  # folder of a reward model
             'seed': 0,  # of the training run
         }

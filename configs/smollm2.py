@@ -2,228 +2,156 @@
 
     python -m simrl.main --config=configs/smollm2.py --config.data.folder=FOLDER
 
-FOLDER holds conversations.jsonl.gz and preferences.jsonl.gz. The model comes from the Hugging Face hub, or from a file
-or folder named by --config.model.source. Sized for one H100 and 20 minutes; `smollm2.py:cpu` for two cores and 25
-minutes; `smollm2.py:smoke` runs the same stages on a tiny random model with this tokenizer.
+Sized for 20 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores; `smollm2.py:smoke` runs the same stages on
+a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz and preferences.jsonl.gz. The model comes
+from the Hugging Face hub, or from a file or folder named by --config.model.source.
 """
 
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.parts import algorithm, execution, lora, optimizer, optional, random_model, sampling
-from simrl.simulators.role_play import INSTRUCTIONS
+from simrl.conversations.batches import BatchSettings
+from simrl.experiments.arms import ReplySettings, Talking
+from simrl.experiments.experiment import Experiment
+from simrl.experiments.jobs import Compute, Half, MeshSettings, RewardModelSettings, UserSFTSettings
+from simrl.experiments.sources import DataSettings, ModelSettings, RandomModel
+from simrl.models.transformer import Execution
+from simrl.rl.algorithm import AlgorithmSettings
+from simrl.rl.train import RLSettings
+from simrl.rollouts.agents import Limits
+from simrl.run.config import to_config_dict
+from simrl.training.loop import LoopSettings
+from simrl.training.optimizer import OptimizerSettings
+from simrl.training.preference import PreferenceSettings
+from simrl.training.sft import SFTSettings
 
-# What the three sizes differ in. A row is one conversation; a message's budget counts its end-of-turn.
-SIZES: dict[str, dict[str, Any]] = {
-    '': {
-        'turns': 4,  # user messages with a reply
-        'message_tokens': 160,
-        'prompt_tokens': 384,
-        'lengths': (256, 512, 1024),
-        'sft_steps': 160,
-        'sft_rows': 32,
-        'pairs': 32,
-        'reward_steps': 80,
-        'held_out': None,
-        'held_out_pairs': None,
-        'rl_steps': 60,
-        'prompts': 16,
-        'samples': 8,
-        'minibatches': 2,
-        'microbatches': 4,
-        'openings': None,
-        'scale_openings': 256,
-        'replies': 64,
-        'dtype': 'bfloat16',
-        'remat': 'full',
-        'log_every': 5,
-        'checkpoint_every': 20,
-        'random': None,
-    },
-    'cpu': {
-        'turns': 2,
-        'message_tokens': 48,
-        # Of the role-play prompt; the assistant's is 64 tokens shorter, so that its rows stay below 256. 18 of 1,305
-        # training openings are too long, and none of 129 held-out ones.
-        'prompt_tokens': 152,
-        'lengths': (128, 256),
-        'sft_steps': 20,
-        'sft_rows': 4,
-        'pairs': 4,
-        'reward_steps': 14,
-        'held_out': 24,
-        'held_out_pairs': 48,
-        'rl_steps': 4,
-        'prompts': 4,
-        'samples': 2,
-        'minibatches': 1,
-        'microbatches': 2,
-        'openings': 24,
-        'scale_openings': 24,
-        'replies': 24,
-        'dtype': 'float32',
-        'remat': 'dots',
-        'log_every': 1,
-        'checkpoint_every': 10,
-        'random': None,
-    },
-    'smoke': {
-        'turns': 2,
-        'message_tokens': 12,
-        'prompt_tokens': 192,
-        'lengths': (256,),
-        'sft_steps': 3,
-        'sft_rows': 4,
-        'pairs': 4,
-        'reward_steps': 3,
-        'held_out': 8,
-        'held_out_pairs': 16,
-        'rl_steps': 2,
-        'prompts': 4,
-        'samples': 2,
-        'minibatches': 1,
-        'microbatches': 1,
-        'openings': 16,
-        'scale_openings': 16,
-        'replies': 16,
-        'dtype': 'float32',
-        'remat': 'dots',
-        'log_every': 1,
-        'checkpoint_every': 1,
-        'random': {
-            'model_dim': 32,
-            'num_layers': 2,
-            'num_heads': 4,
-            'num_kv_heads': 2,
-            'mlp_dim': 64,
-            'max_positions': 2048,  # tokens
-            'tied_embedding': True,
-            'seed': 0,
-        },
-    },
-}
+LENGTHS = (256, 512, 1024)  # tokens of a row, which is one conversation
 
 
-def fitting(steps: int, rows: int, lengths: tuple[int, ...], schedule: str, seed: int) -> ConfigDict:
-    """Fine-tuning, or a reward model."""
-    return ConfigDict(
-        {
-            'steps': steps,
-            'batch': {
-                'batch_size': rows,  # rows; of a reward model, pairs
-                'lengths': lengths,  # tokens of a row, by bucket
-                'seed': seed,  # of the order
-            },
-            'optimizer': optimizer(5e-5, schedule, warmup_steps=steps // 10, end_fraction=0.1),
-        }
-    )
-
-
-def reward_model(size: dict[str, Any], half: str, seed: int) -> ConfigDict:
-    """A reward model on one half of the pairs, split by their openings."""
-    return ConfigDict(
-        {
-            'preference': fitting(size['reward_steps'], size['pairs'], size['lengths'], 'linear', seed),
-            'half': half,  # of the training pairs: first, second or both
-            'held_out': optional(int, size['held_out_pairs']),  # pairs; None: all of the test split
-            'held_out_seed': 0,  # of their choice
-        }
-    )
-
-
-def replies(size: dict[str, Any], openings: int | None, seed: int) -> ConfigDict:
-    """Single replies to openings."""
-    return ConfigDict(
-        {
-            'openings': optional(int, openings),  # None: all that fit
-            'batch_size': size['replies'],  # replies at once
-            'seed': seed,  # of the choice of openings, and of sampling
-        }
-    )
+def reward_model(half: Half, seed: int) -> RewardModelSettings:
+    optimizer = OptimizerSettings(5e-5, 'linear', warmup_steps=8, end_fraction=0.1)
+    return RewardModelSettings(PreferenceSettings(80, BatchSettings(32, LENGTHS, seed), optimizer), half)
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: '' (one GPU), 'cpu' or 'smoke'."""
-    if arg not in SIZES:
-        raise ValueError(f'smollm2.py: unknown size {arg!r}, expected one of {", ".join(map(repr, SIZES))}')
-    size = SIZES[arg]
-    return ConfigDict(
+    if arg not in ('', 'cpu', 'smoke'):
+        raise ValueError(f"smollm2.py: unknown size {arg!r}, expected '', 'cpu' or 'smoke'")
+    config = to_config_dict(
+        Experiment(
+            model=ModelSettings('HuggingFaceTB/SmolLM2-135M-Instruct'),
+            data=DataSettings(pathlib.Path('data'), on_bad_rows='drop'),
+            user_sft=UserSFTSettings(
+                SFTSettings(
+                    160,
+                    BatchSettings(32, LENGTHS),
+                    OptimizerSettings(5e-5, 'cosine', warmup_steps=16, end_fraction=0.1),
+                )
+            ),
+            reward_model=reward_model('first', seed=0),
+            judge=reward_model('second', seed=1),
+            talking=Talking(Limits(turns=4, prompt_tokens=384, assistant_tokens=160, user_tokens=160)),
+            scale=ReplySettings(openings=256, batch_size=64),
+            arms=('role_play', 'fine_tuned'),
+            seeds=(0,),
+            rl=RLSettings(
+                steps=60,
+                prompts_per_step=16,
+                samples_per_prompt=8,
+                row_buckets=LENGTHS,
+                algorithm=AlgorithmSettings('gae', kl='k3', kl_coef=0.01, minibatches=2, microbatches=4),
+                optimizer=OptimizerSettings(2e-6),
+            ),
+            comparison=ReplySettings(openings=None, batch_size=64, seed=1),
+            compute=Compute(
+                training=Execution('bfloat16', remat='full'),
+                sampling=Execution('bfloat16', remat='full'),
+                loop=LoopSettings(log_every=5, evaluate_every=160),
+                mesh=MeshSettings(),
+            ),
+        )
+    )
+    config.job = 'experiment'
+    if arg == 'cpu':
+        shrink(
+            config,
+            lengths=(128, 256),
+            # The longest prompt is role-play's; the assistant's is 64 tokens shorter, so that its rows stay below 256.
+            # 18 of 1,305 training openings are too long, and none of 129 held-out ones.
+            prompt_tokens=152,
+            message_tokens=48,
+            sft_steps=20,
+            reward_steps=14,
+            rl_steps=4,
+            microbatches=2,
+            held_out=24,
+            openings=24,
+            checkpoint_every=10,
+        )
+    elif arg == 'smoke':
+        shrink(
+            config,
+            lengths=(256,),
+            prompt_tokens=192,
+            message_tokens=12,
+            sft_steps=3,
+            reward_steps=3,
+            rl_steps=2,
+            microbatches=1,
+            held_out=8,
+            openings=16,
+            checkpoint_every=1,
+        )
+        config.model.random = to_config_dict(
+            RandomModel(32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=64, max_positions=2048)
+        )
+    return config
+
+
+def shrink(
+    config: ConfigDict,
+    *,
+    lengths: tuple[int, ...],
+    prompt_tokens: int,
+    message_tokens: int,
+    sft_steps: int,
+    reward_steps: int,
+    rl_steps: int,
+    microbatches: int,
+    held_out: int,
+    openings: int,
+    checkpoint_every: int,
+) -> None:
+    """Makes the experiment small enough for a CPU."""
+
+    def steps(number: int) -> dict[str, Any]:
+        batch = {'batch_size': 4, 'lengths': lengths}
+        return {'steps': number, 'batch': batch, 'optimizer': {'warmup_steps': number // 10}}
+
+    limits = {'assistant_tokens': message_tokens, 'user_tokens': message_tokens, 'prompt_tokens': prompt_tokens}
+    reward_model = {'preference': steps(reward_steps), 'held_out': 2 * held_out}
+    execution = {'dtype': 'float32', 'remat': 'dots'}
+    config.update(
         {
-            'job': 'experiment',
-            'model': {
-                'source': 'HuggingFaceTB/SmolLM2-135M-Instruct',  # hub name, folder, or .gguf file
-                'rewrites': 'error',  # what to do with a template that rewrites history: error, keep or omit
-                'date': optional(str),  # today, for a template that writes it, such as '26 Jul 2024'
-                'revision': optional(str),  # of a hub model; None: its main branch
-                'random': random_model(size['random']),  # in place of the source's own weights
-            },
-            'data': {
-                'folder': 'data',
-                'conversations': 'conversations.jsonl.gz',  # in the folder
-                'preferences': 'preferences.jsonl.gz',  # in the folder
-                'on_bad_rows': 'drop',  # counted by reason; or raise
-            },
-            'user_sft': {
-                'sft': {
-                    **fitting(size['sft_steps'], size['sft_rows'], size['lengths'], 'cosine', seed=0),
-                    'lora': lora(),
-                },
-                'role': 'user',  # whose turns are learnt: user or assistant
-                'on_long': 'cut',  # to the whole messages that fit; or drop, both counted; or error
-                'held_out': optional(int, size['held_out']),  # conversations; None: all of the test split
-                'held_out_seed': 0,  # of their choice
-            },
-            'reward_model': reward_model(size, half='first', seed=0),  # gives the reward
-            'judge': reward_model(size, half='second', seed=1),  # compares the assistants
-            'talking': {
-                'limits': {
-                    'turns': size['turns'],  # user messages with a reply, the opening included
-                    'prompt_tokens': size['prompt_tokens'],  # of the longest prompt in any view
-                    'assistant_tokens': size['message_tokens'],  # of a message, its end-of-turn included
-                    'user_tokens': size['message_tokens'],
-                },
-                'assistant': sampling(),  # temperature alone in training
-                'role_play': {
-                    'sampling': sampling(temperature=0.7, top_p=0.9),
-                    'signal': '[END]',  # what it writes to end a conversation
-                    'instructions': INSTRUCTIONS,  # with the fields {signal} and {opening}
-                },
-                'fine_tuned': {'sampling': sampling(temperature=0.7, top_p=0.9)},
-            },
-            'scale': replies(size, size['scale_openings'], seed=0),  # of the reward: the initial assistant's replies
-            'arms': ('role_play', 'fine_tuned'),  # simulators to train against
-            'seeds': (0,),  # training seeds of every arm
+            'user_sft': {'sft': steps(sft_steps), 'held_out': held_out},
+            'reward_model': reward_model,
+            'judge': reward_model,
+            'talking': {'limits': {'turns': 2, **limits}},
+            'scale': {'openings': openings, 'batch_size': openings},
             'rl': {
-                'steps': size['rl_steps'],
-                'prompts_per_step': size['prompts'],
-                'samples_per_prompt': size['samples'],  # conversations
-                'row_buckets': size['lengths'],  # tokens that an update's rows are cut to
-                'algorithm': algorithm('gae', minibatches=size['minibatches'], microbatches=size['microbatches']),
-                'optimizer': optimizer(2e-6, 'constant', warmup_steps=0, end_fraction=0.1),
-                'lora': lora(),
-                'trained': 'assistant',  # or user, in a job of its own (rl.py)
+                'steps': rl_steps,
+                'prompts_per_step': 4,
+                'samples_per_prompt': 2,
+                'row_buckets': lengths,
+                'algorithm': {'minibatches': 1, 'microbatches': microbatches},
             },
-            'comparison': replies(size, size['openings'], seed=1),  # held-out openings for every assistant
+            'comparison': {'openings': openings, 'batch_size': openings},
             'compute': {
-                'training': execution(size['dtype'], size['remat']),
-                'sampling': execution(size['dtype'], size['remat']),
-                'loop': {
-                    'log_every': size['log_every'],  # steps
-                    'checkpoint_every': size['checkpoint_every'],  # steps
-                    'evaluate_every': size['sft_steps'],  # steps of fine-tuning
-                    'keep_checkpoints': 1,  # latest ones
-                    'max_nonfinite': 5,  # skipped updates in a row at which a run stops
-                    'saved_conversations': 8,  # of each step's
-                    'shown_conversations': 2,  # of each step's, as text in TensorBoard
-                    'profile_step': 0,  # of a process: the step that is written to profile/; 0: none
-                },
-                'mesh': {  # devices
-                    'data': optional(int),  # that rows are split over; None: all the rest
-                    'model': 1,  # that heads, MLP and vocabulary are split over
-                },
-                'rows_in_flight': optional(int),  # conversations of an RL step held at once; None: all
-                'xla_flags': (),  # of XLA's compiler, such as '--xla_gpu_autotune_level=2'
+                'training': execution,
+                'sampling': execution,
+                'loop': {'log_every': 1, 'checkpoint_every': checkpoint_every, 'evaluate_every': sft_steps},
             },
         }
     )

@@ -20,11 +20,11 @@ from simrl.conversations.views import PreferenceRow, Rendered
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
-    """How rows are put together."""
+    """Batches of rows of similar length."""
 
     batch_size: int  # rows (pairs, for preferences) of a batch, over all processes
-    lengths: tuple[int, ...]  # tokens of a row in each bucket, ascending; one compiled program each
-    seed: int = 0
+    lengths: tuple[int, ...]  # bucket lengths, tokens of a row, ascending; one compiled program each
+    seed: int = 0  # seed of the order of rows
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -32,11 +32,11 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True)
 class LoRASettings:
-    """Which weights have adapters, and how large these are; of every layer alike."""
+    """Adapters, the same in every layer."""
 
-    rank: int
-    alpha: float  # the addition is A B times alpha / rank
-    targets: tuple[str, ...]  # of TARGETS
+    rank: int  # inner dimension of A B
+    alpha: float  # A B is multiplied by alpha / rank
+    targets: tuple[str, ...] = tuple(TARGETS)  # names of the weights that have an adapter
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -75,11 +75,11 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the decoder is computed. It changes speed, memory and rounding, and never what is computed."""
+    """Execution of the decoder: speed, memory and rounding. It does not change what is computed."""
 
-    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations and matrix products
-    remat: Literal['none', 'full', 'dots'] = 'none'  # what backward passes recompute; dots: all but what `dense` gives
-    attention: Literal['xla', 'cudnn'] = 'xla'  # of passes without a cache; cudnn needs a GPU and bfloat16
+    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of activations and matrix products; parameters are float32
+    remat: Literal['none', 'full', 'dots'] = 'none'  # recomputed in backward passes; dots: all but outputs of `dense`
+    attention: Literal['xla', 'cudnn'] = 'xla'  # implementation in passes without a cache; cudnn: a GPU and bfloat16
     log_prob_chunk: int = 512  # trained positions whose [chunk, V] logits exist at once
 
     def __post_init__(self) -> None:

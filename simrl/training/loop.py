@@ -45,16 +45,16 @@ S = TypeVar('S', bound=State)
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """What is written when. None of it changes what is learnt, so it belongs to no stage's slice."""
+    """Intervals and amounts of logging. They change nothing that is learned, so no stage's slice has them."""
 
-    log_every: int = 10  # steps
-    checkpoint_every: int = 100  # steps; also at the end
-    evaluate_every: int = 0  # steps; also before the first and after the last; 0: never
-    keep_checkpoints: int = 2
-    max_nonfinite: int = 10  # updates skipped in a row, at which the run stops
-    saved_conversations: int = 8  # of each step's, in conversations/*.jsonl
-    shown_conversations: int = 2  # of these, as text in TensorBoard
-    profile_step: int = 0  # of each process, counted from 1; the run's first one is written to profile/; 0: none
+    log_every: int = 1  # steps between lines of metrics.jsonl
+    checkpoint_every: int = 20  # steps between checkpoints; the last step has one too
+    evaluate_every: int = 0  # steps between evaluations; also before the first step and after the last; 0: never
+    keep_checkpoints: int = 1  # number of latest checkpoints kept
+    max_nonfinite: int = 5  # skipped updates in a row that stop the run
+    saved_conversations: int = 8  # conversations of each step that are written to conversations/*.jsonl
+    shown_conversations: int = 2  # conversations of each step, of those written, that TensorBoard shows as text
+    profile_step: int = 0  # step that is written to profile/, once a run, counted from 1 in each process; 0: none
 
     def __post_init__(self) -> None:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):

@@ -28,15 +28,15 @@ P = ParamSpec('P')
 class OptimizerSettings:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning rate over the steps."""
 
-    learning_rate: float  # at its highest
-    schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # after the warm-up
-    warmup_steps: int = 0  # steps in which the rate rises linearly, ending with its highest
-    end_fraction: float = 0.0  # of the highest rate, at the last step; read by cosine and linear
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0  # of matrices and embeddings; norm scales and biases are never decayed
-    clip_norm: float | None = 1.0  # the largest global norm of a gradient; None does not clip
+    learning_rate: float  # peak learning rate
+    schedule: Literal['constant', 'cosine', 'linear'] = 'constant'  # shape of the learning rate after the warm-up
+    warmup_steps: int = 0  # steps of linear warm-up; the last of them has the peak learning rate
+    end_fraction: float = 0.0  # last step's learning rate, as a share of the peak; read by cosine and linear
+    b1: float = 0.9  # decay of the first moment, per step
+    b2: float = 0.999  # decay of the second moment, per step
+    epsilon: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # per step, times the learning rate; norm scales and biases are never decayed
+    clip_norm: float | None = 1.0  # max global norm of a gradient; None: no clipping
 
     def __post_init__(self) -> None:
         name = 'OptimizerSettings'

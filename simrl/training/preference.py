@@ -40,8 +40,8 @@ from simrl.training.optimizer import (
 class PreferenceSettings:
     """A reward model's training run."""
 
-    steps: int
-    batch: BatchSettings  # `batch_size` counts pairs
+    steps: int  # optimizer steps
+    batch: BatchSettings  # batch.batch_size counts pairs
     optimizer: OptimizerSettings
 
     def __post_init__(self) -> None:

@@ -41,8 +41,8 @@ from simrl.training.optimizer import (
 class SFTSettings:
     """A fine-tuning run."""
 
-    steps: int
-    batch: BatchSettings  # its seed also decides the adapters' start
+    steps: int  # optimizer steps
+    batch: BatchSettings  # batch.seed is also the seed of the adapters' initial values
     optimizer: OptimizerSettings
     lora: LoRASettings | None = None  # None: every weight is trained
 

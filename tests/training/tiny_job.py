@@ -105,6 +105,7 @@ def main() -> None:
         log_every=3,
         checkpoint_every=5,
         evaluate_every=20,
+        keep_checkpoints=2,
         max_nonfinite=3,
         shown_conversations=1,
         profile_step=args.profile_step,
