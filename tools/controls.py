@@ -26,38 +26,29 @@ from matplotlib.figure import Figure
 
 from simrl.evaluation import results
 from simrl.evaluation.controls import LEAST_SEEDS, Opening, SameTwice, opening, same_simulator_twice
-from simrl.evaluation.people import split_name
 from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
-from simrl.experiments.known_answer import KnownAnswer, Plan
-from simrl.experiments.known_answer_results import outcomes_on_people
 from simrl.run import config
 
 ARMS = ('role_play', 'fine_tuned')
-PAIR = 'fine_tuned - role_play'
+PAIR = ('fine_tuned', 'role_play')
 
 
 def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     """Each arm of a finished run against itself."""
-    plan = _plan(run)
-    if len(plan.settings.seeds) < LEAST_SEEDS:
-        raise SystemExit(f'{run}: expected at least {LEAST_SEEDS} training seeds, found {len(plan.settings.seeds)}')
-    outcomes = outcomes_on_people(plan)
-    seeds: dict[str, dict[int, np.ndarray]] = {}
-    for name, found in outcomes.items():
-        if name != results.INITIAL:
-            arm, seed = split_name(name)
-            seeds.setdefault(arm, {})[seed] = found.satisfaction
-    return {arm: same_simulator_twice(np.stack([x for _, x in sorted(runs.items())])) for arm, runs in seeds.items()}
+    found = _read(run)
+    scores = found.scores.measures[found.experiment.measures[0]].assistants
+    arms = {arm: found.experiment.assistants_of(arm) for arm in found.experiment.arms}
+    if (fewest := min(map(len, arms.values()))) < LEAST_SEEDS:
+        raise SystemExit(f'{run}: expected at least {LEAST_SEEDS} training seeds, found {fewest}')
+    return {arm: same_simulator_twice(np.array([scores[name] for name in names])) for arm, names in arms.items()}
 
 
-def _plan(run: pathlib.Path) -> Plan:
-    if not (run / 'config.json').exists():
-        raise SystemExit(f'{run}: expected a run, found no config.json')
-    fields = json.loads((run / 'config.json').read_text())
-    for key in ('job', 'format', 'version'):
-        fields.pop(key)
-    return Plan(config.from_config_dict(KnownAnswer, fields, str(run / 'config.json')), run)
+def _read(run: pathlib.Path) -> results.Results:
+    try:
+        return results.read(run)
+    except config.ConfigError as error:
+        raise SystemExit(str(error)) from error
 
 
 def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
@@ -75,15 +66,14 @@ def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
 
 
 def row(workdir: pathlib.Path, dial: float) -> dict[str, Any]:
-    """What one dial's run says of the two arms."""
-    found = results.read(workdir)
-    if found.people is None or found.claims is None or found.fidelity is None:
-        raise SystemExit(f'{workdir}: expected results, found none')
+    """The results of one dial's run, of the two arms."""
+    found = _read(workdir)
+    measure = found.measures[found.experiment.measures[0]]
     return {
         'dial': dial,
-        'initial': found.people.assistants[results.INITIAL].satisfaction,
-        'satisfaction': {arm: found.claims.arms[arm].satisfaction for arm in ARMS},
-        'gap': found.claims.differences[PAIR].satisfaction,
+        'initial': measure.assistants[results.INITIAL].score,
+        'satisfaction': {arm: measure.arms[arm].score for arm in ARMS},
+        'gap': next(x.score for x in measure.differences if (x.first, x.second) == PAIR),
         'nats_per_token': {arm: found.fidelity.simulators[arm].nats_per_token for arm in ARMS},
     }
 
@@ -93,7 +83,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f'{"dial":>5}{"initial":>10}{"role-play":>11}{"fine-tuned":>12}   {"gap over seeds":<28}nats a token']
     for r in rows:
         means = ''.join(f'{r["satisfaction"][arm].mean:>{width}.3f}' for arm, width in zip(ARMS, (11, 12), strict=True))
-        nats = ', '.join(f'{summary.label(arm)} {r["nats_per_token"][arm].mean:.3f}' for arm in ARMS)
+        nats = ', '.join(f'{arm} {r["nats_per_token"][arm].mean:.3f}' for arm in ARMS)
         gap = summary.interval(r['gap'], 3, '+')
         lines.append(f'{r["dial"]:>5g}{r["initial"].mean:>10.3f}{means}   {gap:<28}{nats}')
     return '\n'.join(lines)
@@ -118,7 +108,7 @@ def _first_gap(found: Opening) -> str:
     seeds = f'{summary.interval(gap, 3, "+")}, above 0 in {above} of {gap.num_seeds} seeds'
     if not found.closed:
         return f'At the first dial there IS a gain: {seeds}.'
-    if summary.verdict(gap) < 0:
+    if summary.sign_of(gap) < 0:
         return f'At the first dial fine-tuning gains nothing, it loses: {seeds}.'
     share = '' if found.at_most is None else f', {found.at_most:.0%} of the gap at the last dial'
     return f'At the first dial the gain is at most {summary.number(gap.high, 3, "+")}{share}: {seeds}.'

@@ -1,8 +1,8 @@
-"""From outcomes of conversations to numbers that can be believed.
+"""Outcomes of conversations -> estimates with intervals, and the report.
 
-`statistics`: intervals and tests. `win_rate`, `people`: comparisons of assistants on the same people. `comparisons`:
-over training seeds. `gap_recovered`: gain as a share of the oracle's. `fidelity`: likelihood of people's turns under a
-simulator. `controls`: negative controls. `results`: the JSON files of a run; `report`: the page made from them.
+`statistics`: intervals and tests. `win_rate`, `outcomes`: assistants on the same examples. `comparisons`: arms over
+training seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages
+under a simulator. `controls`: negative controls. `results`: the JSON files of a run; `report`: the page made of them.
 
-Read `statistics`, `comparisons`, `results`.
+Read `statistics`, `outcomes`, `comparisons`, `results`.
 """

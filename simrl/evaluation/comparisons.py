@@ -1,161 +1,129 @@
-"""What is claimed about simulators, with the training run as the unit -> claims.json.
+"""Comparisons of arms, with the training run as the unit.
 
-1. Each arm over its training seeds against the initial assistant; with the recovered share of the oracle's gain.
-2. Pairs of arms over the seeds that both have.
-3. Transfer: what each arm gained with simulators that it did not train against.
+1. `compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds
+   that both have; the recovered share of the oracle's gain.
+2. `transfers`: gains with simulators that an arm did not train against.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 
-from simrl.evaluation.gap_recovered import RecoveredShare, recovered_shares
-from simrl.evaluation.people import Compared, Outcomes, split_name
-from simrl.evaluation.results import INITIAL, ORACLE, ArmClaim, ClaimsResult, DifferenceClaim, TransferClaim
+from simrl.evaluation.gap_recovered import gaps_recovered
+from simrl.evaluation.outcomes import Compared, Outcomes
+from simrl.evaluation.results import INITIAL, Arm, ArmResult, Difference, Transfer
 from simrl.evaluation.statistics import cluster_bootstraps, paired_difference, t_interval
 
 T = TypeVar('T')
-
-SIZES = ('large', '', 'small')  # of one simulator; '' is that of an arm that names none
-# The kinds of simulators that are compared, at each size that both have: the first minus the second.
-KINDS = (('persona', 'role_play'), ('fine_tuned', 'role_play'), ('fine_tuned', 'persona'))
+Runs = Mapping[str, Mapping[int, str]]  # arm, in the order of the config -> training seed, ascending -> assistant
 
 
-def claims_over_seeds(
+def compare_arms(
     outcomes: Mapping[str, Outcomes],
     compared: Mapping[str, Compared],
-    people: Sequence[Hashable],
+    runs: Runs,
+    oracle: str | None,
     *,
-    met: Mapping[str, Mapping[str, float]],
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-) -> ClaimsResult:
-    """claims.json: each arm over its training seeds, the differences of `pairs_of`, and transfer.
+) -> tuple[dict[str, ArmResult], tuple[Difference, ...]]:
+    """Each arm over its training seeds, and the difference of each pair of arms that share a seed.
 
-    A pair without a common seed has no difference and is left out.
+    In a pair the arm that is listed later comes first: listed from weak to strong, gains are positive.
 
     Args:
-        outcomes: of each assistant with the same people, in the same order: 'initial' and any 'ARM/seed-K'.
-        compared: each but the initial one against it, as `people.compare` makes it.
-        people: [people], their names: the clusters of the bootstraps.
-        met: assistant -> simulator -> mean satisfaction, for whoever met simulators; a simulator that is trained anew
-            for each seed is 'NAME/seed-K'. Where there is an assistant, 'initial' met the same ones.
+        outcomes: of 'initial' and each run, on the same examples.
+        compared: of each run, from `outcomes.compare`.
+        runs: the runs of each arm.
+        oracle: the arm that trains against people themselves; None: there is none, and no gap to recover.
         level: of all intervals.
-        resamples, seed: of the bootstraps over people (recovered shares, and differences of these checkpoints).
-
-    Raises:
-        ValueError: an assistant is neither 'initial' nor 'ARM/seed-K', or numbers of people differ.
+        resamples, seed: of the bootstraps over clusters.
     """
-    runs = _runs(compared)
-    scores = {name: found.satisfaction for name, found in outcomes.items()}
-    satisfaction = {name: float(found.mean()) for name, found in scores.items()}
-    share_met = {name: float(outcomes[name].share_met.mean()) for name in compared}
-    gain = {name: float(found.gain.mean()) for name, found in compared.items()}
-    win_rate = {name: float(found.vote.mean()) for name, found in compared.items()}
-    strict = {name: float(found.win.mean()) for name, found in compared.items()}
+    clusters = outcomes[INITIAL].clusters
+    initial = outcomes[INITIAL].score
+    scores = {name: outcomes[name].score for name in compared}
+    score = {name: float(x.mean()) for name, x in scores.items()}
+    gain = {name: float(x.gain.mean()) for name, x in compared.items()}
+    win_rate = {name: float(x.preferred.mean()) for name, x in compared.items()}
+    higher = {name: float(x.higher.mean()) for name, x in compared.items() if x.higher is not None}
 
     def over_seeds(arm: str, values: Mapping[str, T]) -> list[T]:
         return [values[name] for name in runs[arm].values()]
 
-    shared = {pair: sorted(runs[pair[0]].keys() & runs[pair[1]].keys()) for pair in pairs_of(tuple(runs))}
+    arms = tuple(runs)
+    pairs = [(second, first) for place, second in enumerate(arms) for first in arms[:place]]
+    shared = {pair: sorted(runs[pair[0]].keys() & runs[pair[1]].keys()) for pair in pairs}
     shared = {pair: seeds for pair, seeds in shared.items() if seeds}
 
     def of_pair(pair: tuple[str, str], values: Mapping[str, T]) -> tuple[list[T], list[T]]:
         first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
         return first, second
 
-    gaps = [np.mean(over_seeds(arm, scores), 0) - scores[INITIAL] for arm in runs]
+    gaps = [np.mean(over_seeds(arm, scores), 0) - initial for arm in runs]
     gaps.extend(np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared))
-    over_people = cluster_bootstraps(gaps, people, level=level, resamples=resamples, seed=seed)
-    by_arm = {arm: np.stack(over_seeds(arm, scores)) for arm in runs}
-    recovered = _recovered(by_arm, scores[INITIAL], people, level=level, resamples=resamples, seed=seed)
-    return ClaimsResult(
-        seeds=tuple(sorted({number for seeds in runs.values() for number in seeds})),
-        arms={
-            arm: ArmClaim(
-                seeds=tuple(runs[arm]),
-                satisfaction=t_interval(over_seeds(arm, satisfaction), level=level),
-                share_met=t_interval(over_seeds(arm, share_met), level=level),
-                gain=t_interval(over_seeds(arm, gain), level=level, null=0.0),
-                win_rate=t_interval(over_seeds(arm, win_rate), level=level, null=0.5),
-                strict_win_rate=t_interval(over_seeds(arm, strict), level=level, null=0.5),
-                gain_over_people=of_these,
-                recovered=recovered[arm],
-            )
-            for arm, of_these in zip(runs, over_people[: len(runs)], strict=True)
-        },
-        differences={
-            ' - '.join(pair): DifferenceClaim(
-                seeds=tuple(seeds),
-                satisfaction=paired_difference(*of_pair(pair, satisfaction), level=level),
-                win_rate=paired_difference(*of_pair(pair, win_rate), level=level),
-                satisfaction_over_people=of_these,
-            )
-            for (pair, seeds), of_these in zip(shared.items(), over_people[len(runs) :], strict=True)
-        },
-        transfers={arm: _transfer(arm, seeds, met, level) for arm, seeds in runs.items() if met},
+    bootstrapped = cluster_bootstraps(gaps, clusters, level=level, resamples=resamples, seed=seed)
+    recovered = {}
+    if oracle is not None and oracle in runs:
+        by_arm = {arm: np.stack(over_seeds(arm, scores)) for arm in runs}
+        recovered = gaps_recovered(by_arm, initial, oracle, clusters, level=level, resamples=resamples, seed=seed)
+    results = {
+        arm: ArmResult(
+            seeds=tuple(runs[arm]),
+            score=t_interval(over_seeds(arm, score), level=level),
+            parts={
+                part: t_interval([float(outcomes[name].parts[part].mean()) for name in runs[arm].values()], level=level)
+                for part in outcomes[INITIAL].parts
+            },
+            gain=t_interval(over_seeds(arm, gain), level=level, null=0.0),
+            win_rate=t_interval(over_seeds(arm, win_rate), level=level, null=0.5),
+            strict_win_rate=t_interval(over_seeds(arm, higher), level=level, null=0.5) if higher else None,
+            checkpoint_gain=checkpoint_gain,
+            gap_recovered=recovered.get(arm),
+        )
+        for arm, checkpoint_gain in zip(runs, bootstrapped[: len(runs)], strict=True)
+    }
+    differences = tuple(
+        Difference(
+            *pair,
+            seeds=tuple(seeds),
+            score=paired_difference(*of_pair(pair, score), level=level),
+            win_rate=paired_difference(*of_pair(pair, win_rate), level=level),
+            checkpoint_score=checkpoint_score,
+        )
+        for (pair, seeds), checkpoint_score in zip(shared.items(), bootstrapped[len(runs) :], strict=True)
     )
+    return results, differences
 
 
-def pairs_of(arms: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs of arms that are compared, the first minus the second.
-
-    Kinds of simulators at equal size, sizes of one kind, and the oracle minus each.
-    """
-    kinds = list(dict.fromkeys(arm.partition('-')[0] for arm in arms))
-    sized = {kind: [_sized(kind, size) for size in SIZES] for kind in {*kinds, 'role_play', 'persona', 'fine_tuned'}}
-    pairs = [(sized[first][i], sized[second][i]) for first, second in KINDS for i in (1, 2, 0)]
-    for kind in kinds:
-        large, usual, small = sized[kind]
-        pairs += [(large, usual), (usual, small), (large, small)]
-    pairs += [(ORACLE, arm) for arm in arms if arm != ORACLE]
-    return tuple(pair for pair in pairs if set(pair) <= set(arms))
-
-
-def _sized(kind: str, size: str) -> str:
-    return f'{kind}-{size}' if size else kind
-
-
-def _runs(compared: Mapping[str, Compared]) -> dict[str, dict[int, str]]:
-    """Arm -> training seed, ascending -> assistant."""
-    runs: dict[str, dict[int, str]] = {}
-    for name in compared:
-        arm, number = split_name(name)
-        runs.setdefault(arm, {})[number] = name
-    return {arm: dict(sorted(seeds.items())) for arm, seeds in runs.items()}
-
-
-def _recovered(
-    by_arm: Mapping[str, np.ndarray],
-    initial: np.ndarray,
-    people: Sequence[Hashable],
+def transfers(
+    runs: Runs,
+    arms: Mapping[str, Arm],
+    simulators: Mapping[str, str],
+    met: Mapping[str, Mapping[str, float]],
     *,
-    level: float,
-    resamples: int,
-    seed: int,
-) -> dict[str, RecoveredShare]:
-    """Of every arm; undefined without an oracle, whose own share is 1."""
-    if ORACLE not in by_arm:
-        no_oracle = RecoveredShare(None, None, None, 'no assistant was trained against people', len(people), level)
-        return dict.fromkeys(by_arm, no_oracle)
-    shares = recovered_shares(by_arm, initial, by_arm[ORACLE], people, level=level, resamples=resamples, seed=seed)
-    own = shares[ORACLE]
-    if own.mean is not None:
-        shares[ORACLE] = RecoveredShare(1.0, None, None, None, own.num_people, level)
-    return shares
+    level: float = 0.95,
+) -> dict[str, Transfer]:
+    """The gain of each arm over the initial assistant with each arm's simulator, over the arm's training seeds.
 
-
-def _transfer(arm: str, runs: Mapping[int, str], met: Mapping[str, Mapping[str, float]], level: float) -> TransferClaim:
-    gains: dict[str, list[float]] = {}  # simulator, whichever seed's -> gain by training seed
-    for assistant in runs.values():
-        for user, value in met[assistant].items():
-            gains.setdefault(user.partition('/')[0], []).append(value - met[INITIAL][user])
-    kind = arm.partition('-')[0]
-    others = [values for user, values in gains.items() if user.partition('-')[0] != kind]
-    return TransferClaim(
-        seeds=tuple(runs),
-        users={user: t_interval(values, level=level, null=0.0) for user, values in gains.items()},
-        others=t_interval(np.mean(others, 0), level=level, null=0.0) if others else None,
-    )
+    Args:
+        runs: the runs of each arm.
+        arms: the kinds of simulators.
+        simulators: simulator -> its arm. An arm has several where they are trained anew for each training seed.
+        met: assistant -> simulator -> mean score. The initial assistant met every simulator that a run met.
+        level: of the intervals.
+    """
+    found = {}
+    for arm, assistants in runs.items():
+        gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
+        for assistant in assistants.values():
+            for simulator, score in met[assistant].items():
+                gains.setdefault(simulators[simulator], []).append(score - met[INITIAL][simulator])
+        others = [values for other, values in gains.items() if arms[other].kind != arms[arm].kind]
+        found[arm] = Transfer(
+            seeds=tuple(assistants),
+            simulators={other: t_interval(values, level=level, null=0.0) for other, values in gains.items()},
+            other_kinds=t_interval(np.mean(others, 0), level=level, null=0.0) if others else None,
+        )
+    return found

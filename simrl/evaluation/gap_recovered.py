@@ -1,4 +1,4 @@
-"""What share of the utility that can be had an assistant recovers, where an oracle trains against people themselves."""
+"""An arm's gain as a share of the gain of the oracle, the arm that trains against people themselves."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,15 +9,15 @@ from simrl.evaluation.statistics import check_level, resampled_means, t_interval
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoveredShare:
-    """(U_arm - U_initial) / (U_oracle - U_initial), U being mean satisfaction; it may exceed 1.
+class GapRecovered:
+    """(U_arm - U_initial) / (U_oracle - U_initial), where U is the mean score. It may exceed 1.
 
     Attributes:
-        mean: the share, from the means over all people; None where it is undefined.
-        low, high: the bounds of its interval over people: of these checkpoints only; None for the oracle itself, whose
-            share is 1 by definition.
+        mean: the share; None where it is undefined.
+        low, high: the bounds of its interval over clusters: of these checkpoints only. None for the oracle itself,
+            whose share is 1 by definition.
         reason: why it is undefined.
-        num_people: what it rests on.
+        num_examples: how many examples the means are over.
         level: the nominal coverage of the interval.
     """
 
@@ -25,68 +25,71 @@ class RecoveredShare:
     low: float | None
     high: float | None
     reason: str | None
-    num_people: int
+    num_examples: int
     level: float
 
 
-def recovered_shares(
+def gaps_recovered(
     arms: Mapping[str, np.ndarray],
     initial: np.ndarray,
-    oracle: np.ndarray,
-    people: Sequence[Hashable],
+    oracle: str,
+    clusters: Sequence[Hashable],
     *,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-) -> dict[str, RecoveredShare]:
-    """The recovered share of each arm, with a percentile interval from resampling people (Efron & Tibshirani 1993).
+) -> dict[str, GapRecovered]:
+    """The gap recovered by each arm, with a percentile interval from resampling clusters (Efron & Tibshirani 1993).
 
-    A draw of people is the same for all, so what makes a person hard to please cancels. Seeds are averaged first: the
-    interval does not hold what other training runs would change. The share is undefined where an interval of the
-    oracle's gain, over people or (from two seeds on) over training seeds, is not above 0: a ratio to a gain that may
-    be none says nothing.
+    All arms share the draws, so differences between clusters cancel. Seeds are averaged first: the interval leaves out
+    the variance between training runs. The share is undefined where an interval of the oracle's gain, over clusters or
+    (from two seeds on) over training seeds, is not above 0.
 
     Args:
-        arms: satisfactions by arm, [people] of one run or [seeds, people].
-        initial: [people].
-        oracle: as an arm.
-        people: [people], their names.
+        arms: scores by arm, [examples] of one run or [seeds, examples].
+        initial: [examples].
+        oracle: the name of the oracle arm.
+        clusters: [examples].
         level: nominal coverage, in (0, 1).
         resamples, seed: of the bootstrap.
 
     Raises:
-        ValueError: no people, numbers of people that differ, or a satisfaction that is not finite.
+        ValueError: no examples, numbers of examples that differ, or a score that is not finite.
     """
-    check_level('recovered_shares', level)
-    if not len(people):
-        raise ValueError('recovered_shares: expected at least one person, found none')
-    base, best = (_per_person(name, x, len(people)) for name, x in (('initial', initial), ('oracle', oracle)))
-    gains = np.stack([best - base, *(_per_person(arm, scores, len(people)) - base for arm, scores in arms.items())])
-    oracle_draws, *arm_draws = resampled_means(gains, people, resamples=resamples, seed=seed)
+    check_level('gaps_recovered', level)
+    number = len(clusters)
+    if not number:
+        raise ValueError('gaps_recovered: expected at least one example, found none')
+    base = _over_seeds('initial', initial, number)
+    best = _over_seeds(oracle, arms[oracle], number)
+    gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])
+    oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
     bounds = [(1 - level) / 2, (1 + level) / 2]
-    over_people = np.quantile(oracle_draws, bounds).tolist()
-    over_seeds = t_interval((np.atleast_2d(oracle) - base).mean(1), level=level)
-    found = {'people': over_people, 'training seeds': (over_seeds.low, over_seeds.high)}
-    for unit, (lowest, highest) in found.items():
+    by_seed = t_interval((np.atleast_2d(arms[oracle]) - base).mean(1), level=level)
+    intervals = {
+        'examples': np.quantile(oracle_draws, bounds).tolist(),
+        'training seeds': (by_seed.low, by_seed.high),
+    }
+    for unit, (lowest, highest) in intervals.items():
         if lowest is not None and lowest <= 0:
             reason = (
                 f"the oracle's gain {gains[0].mean():+.3f} [{lowest:+.3f}, {highest:+.3f}] over {unit} is not above 0"
             )
-            return dict.fromkeys(arms, RecoveredShare(None, None, None, reason, len(people), level))
+            return dict.fromkeys(arms, GapRecovered(None, None, None, reason, number, level))
     defined = oracle_draws > 0  # all but fewer draws than the interval leaves out below
     shares = {}
     for arm, gain, draws in zip(arms, gains[1:], arm_draws, strict=True):
         low, high = np.quantile(draws[defined] / oracle_draws[defined], bounds)
         share = float(gain.mean() / gains[0].mean())
-        shares[arm] = RecoveredShare(share, float(low), float(high), None, len(people), level)
-    return shares
+        shares[arm] = GapRecovered(share, float(low), float(high), None, number, level)
+    return shares | {oracle: GapRecovered(1.0, None, None, None, number, level)}
 
 
-def _per_person(name: str, scores: np.ndarray, num_people: int) -> np.ndarray:
-    """[people] or [seeds, people] -> [people], the mean over seeds."""
+def _over_seeds(name: str, scores: np.ndarray, number: int) -> np.ndarray:
+    """[examples] or [seeds, examples] -> [examples], the mean over seeds."""
     means = np.atleast_2d(np.asarray(scores, np.float64)).mean(0)
-    if means.shape != (num_people,):
-        raise ValueError(f'recovered_shares: expected {num_people} people of {name!r}, found {means.shape[0]}')
+    if means.shape != (number,):
+        raise ValueError(f'gaps_recovered: expected {number} examples of {name!r}, found {means.shape[0]}')
     if not np.isfinite(means).all():
-        raise ValueError(f'recovered_shares: expected finite satisfactions of {name!r}, found {means.sum()}')
+        raise ValueError(f'gaps_recovered: expected finite scores of {name!r}, found {means.sum()}')
     return means

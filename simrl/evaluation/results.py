@@ -1,27 +1,23 @@
-"""What the files of `results/` hold, as dataclasses: what the experiment writes, and what the report reads.
+"""Dataclasses of the files in `results/`, and how they are written and read back.
 
-An assistant is 'initial' or 'ARM/seed-K'. `simrl.config.to_dict` makes the JSON of each; `read` checks it.
+An assistant is 'initial' or 'ARM/seed-K'. The experiment makes the dataclasses, `write` stores each as a JSON file, the
+report takes them as they are. `read` is for tools that open a finished run.
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from simrl.evaluation.gap_recovered import RecoveredShare
+from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.statistics import Estimate, SeedEstimate
-from simrl.run import config
+from simrl.run import config as config_lib
+from simrl.run.stage_files import write_json
 
 T = TypeVar('T')
 
 RESULTS_FOLDER = 'results'
 INITIAL = 'initial'
-ORACLE = 'oracle'
-PEOPLE = 'people'
-
-
-class ResultError(ValueError):
-    """A file of results is not what it should be: names the file and the key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +26,30 @@ class Arm:
 
     kind: str  # arms whose simulators are of one kind differ in size or settings
     oracle: bool = False  # its simulator is the people themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of an assistant."""
+
+    arm: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentResult:
+    """experiment.json: what was compared."""
+
+    arms: dict[str, Arm]  # in the order of the config
+    runs: dict[str, Run]  # by assistant
+    measures: tuple[str, ...]  # each has a file of its name; the first is the headline
+    caution: str  # what the numbers do not show
+
+    def assistants_of(self, arm: str) -> list[str]:
+        """The arm's assistants, by ascending seed."""
+        return sorted(
+            (name for name, run in self.runs.items() if run.arm == arm), key=lambda name: self.runs[name].seed
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,182 +63,167 @@ class MeasureWords:
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
-    dial: float  # 0: people are a stereotype, 1: people as the world describes them
-    people: int  # how many new people every assistant met
-
-
-@dataclasses.dataclass(frozen=True)
 class AssistantResult:
-    """One assistant on new people; all intervals are over people."""
+    """One assistant; all intervals are over clusters of examples: of this checkpoint only."""
 
-    satisfaction: Estimate
-    share_met: Estimate  # of the intent
+    score: Estimate
+    parts: dict[str, Estimate]  # further numbers of the scene
     assistant_turns: float  # mean
-    ends: dict[str, float]  # shares of conversations by reason: accepted, left, turns
-    first_acts: dict[str, float]  # shares of conversations by what the assistant did first
-    truncated: float  # share of the assistant's messages that the budget cut
-    user_truncated: float  # share of conversations in which the budget cut a message of the person
-    gain: Estimate | None = None  # satisfaction minus the initial assistant's, paired; None for the initial one
-    win_rate: Estimate | None = None  # expected votes against the initial assistant
-    strict_win_rate: Estimate | None = None  # satisfaction is higher than with the initial assistant; ties count 1/2
+    ends: dict[str, float]  # share of conversations by reason for ending
+    labels: dict[str, dict[str, float]]  # share of conversations by value of each label of the scene
+    truncated: float  # share of the assistant's messages that reached max_new_tokens
+    user_truncated: float  # share of conversations in which a message of the user did
+    gain: Estimate | None = None  # score minus the initial assistant's, paired; None for the initial one
+    win_rate: Estimate | None = None  # against the initial assistant
+    strict_win_rate: Estimate | None = None  # share of higher scores, ties count 1/2; None where win_rate is that
 
 
 @dataclasses.dataclass(frozen=True)
-class PeopleResult:
-    """people.json."""
-
-    world: World
-    assistants: dict[str, AssistantResult]
-
-
-@dataclasses.dataclass(frozen=True)
-class ArmClaim:
+class ArmResult:
     """One arm over its training seeds."""
 
     seeds: tuple[int, ...]  # in the order of every estimate's values
-    satisfaction: SeedEstimate
-    share_met: SeedEstimate
+    score: SeedEstimate
+    parts: dict[str, SeedEstimate]
     gain: SeedEstimate
     win_rate: SeedEstimate
-    strict_win_rate: SeedEstimate
-    gain_over_people: Estimate  # seeds averaged, people resampled: of these checkpoints only
-    recovered: RecoveredShare
+    strict_win_rate: SeedEstimate | None
+    checkpoint_gain: Estimate  # mean over seeds, clusters resampled: of these checkpoints only
+    gap_recovered: GapRecovered | None  # None without an oracle
 
 
 @dataclasses.dataclass(frozen=True)
-class DifferenceClaim:
+class Difference:
     """One arm minus another over the training seeds that both have."""
 
+    first: str
+    second: str
     seeds: tuple[int, ...]
-    satisfaction: SeedEstimate
+    score: SeedEstimate
     win_rate: SeedEstimate
-    satisfaction_over_people: Estimate  # seeds averaged, people resampled: of these checkpoints only
+    checkpoint_score: Estimate  # mean over seeds, clusters resampled: of these checkpoints only
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferClaim:
-    """What an arm gained over the initial assistant with each simulator, over its training seeds."""
+class MeasureResult:
+    """MEASURE.json: all assistants on the same examples."""
 
-    seeds: tuple[int, ...]
-    users: dict[str, SeedEstimate]  # satisfaction minus the initial assistant's with the same simulator
-    others: SeedEstimate | None  # the mean over simulators of other kinds than its own; None without one
+    name: str
+    words: MeasureWords
+    examples: int
+    clusters: int
+    assistants: dict[str, AssistantResult]
+    arms: dict[str, ArmResult]
+    differences: tuple[Difference, ...]  # of every pair of arms with a common seed
 
 
 @dataclasses.dataclass(frozen=True)
-class ClaimsResult:
-    """claims.json; `differences` by 'ARM - OTHER', the others by arm."""
+class MeasureScores:
+    """The scores that a measure's results are computed from."""
+
+    clusters: tuple[str, ...]
+    assistants: dict[str, tuple[float, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoresResult:
+    """scores.json."""
+
+    measures: dict[str, MeasureScores]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """The gain of an arm over the initial assistant with each simulator, over its training seeds."""
 
     seeds: tuple[int, ...]
-    arms: dict[str, ArmClaim]
-    differences: dict[str, DifferenceClaim]
-    transfers: dict[str, TransferClaim]
+    simulators: dict[str, SeedEstimate]  # by the arm that trains against it
+    other_kinds: SeedEstimate | None  # the mean over simulators of other kinds than its own; None without one
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixResult:
-    """matrix.json: mean satisfaction of each user (rows) with each assistant (columns).
+    """matrix.json: mean score with each user (rows) of each assistant (columns).
 
-    A simulator that is trained anew for each training seed is the one of the assistant's seed; with the initial
-    assistant it is the mean over all of them.
+    A simulator is named by the arm that trains against it. One that is trained anew for each training seed is that of
+    the assistant's seed; with the initial assistant it is the mean over all of them.
     """
 
+    score: str  # its name
     users: tuple[str, ...]
+    people: str | None  # the user that is a measure on people, the last one
     assistants: tuple[str, ...]
     mean: tuple[tuple[float, ...], ...]
     low: tuple[tuple[float, ...], ...]
     high: tuple[tuple[float, ...], ...]
     conversations: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        expected = (len(self.users), len(self.assistants))
-        for field in ('mean', 'low', 'high', 'conversations'):
-            rows = getattr(self, field)
-            if len(rows) != expected[0] or any(len(row) != expected[1] for row in rows):
-                found = (len(rows), *sorted({len(row) for row in rows}))
-                raise ValueError(f'MatrixResult.{field}: expected [users, assistants] {expected}, found {found}')
+    transfers: dict[str, Transfer]
 
 
 @dataclasses.dataclass(frozen=True)
-class TurnStatistics:
-    """How users of one kind talk, in means over conversations; None where nothing was there to be measured."""
+class SimulatorFidelity:
+    """A simulator beside people; likelihoods are None off the device."""
 
-    words_per_message: float | None
-    opening_attributes: float | None  # told in the first message
-    typo_rate: float | None  # share of the words of values
-    against_intent: float | None  # share of the values told
-    left: float | None  # share of conversations
-    accepted: float | None  # share of conversations
-    messages: float | None  # of the user, in a conversation
-
-
-@dataclasses.dataclass(frozen=True)
-class SimulatorFidelity(TurnStatistics):
-    perplexity: float | None  # per token of held-out people's messages
+    perplexity: float | None  # per token of people's held-out messages
     nats_per_token: Estimate | None
+    statistics: dict[str, float | None]  # rates of its messages; None without anything to divide by
 
 
 @dataclasses.dataclass(frozen=True)
 class FidelityResult:
-    """fidelity.json."""
+    """fidelity.json, by the arm that trains against the simulator."""
 
-    people: TurnStatistics
+    people: dict[str, float | None]  # the same rates of people's messages
     simulators: dict[str, SimulatorFidelity]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCurve:
-    """One run of training.json; None where a step had nothing to measure."""
+    """One run, by logged step; None where a step had nothing to measure."""
 
     step: tuple[int, ...]
     reward: tuple[float | None, ...]  # mean over the step's conversations, under the arm's own simulator
     end_signal: tuple[float | None, ...]  # share of conversations that the user ended
     kl: tuple[float | None, ...] | None = None  # to the initial assistant, nats per token
-    no_spread: tuple[float | None, ...] | None = None  # share of groups of equal rewards, which teach nothing
-
-    def __post_init__(self) -> None:
-        for field in ('reward', 'end_signal', 'kl', 'no_spread'):
-            values = getattr(self, field)
-            if values is not None and len(values) != len(self.step):
-                raise ValueError(f'TrainingCurve.{field}: expected {len(self.step)} values, found {len(values)}')
+    zero_variance: tuple[float | None, ...] | None = None  # share of groups of equal rewards: no gradient
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """training.json, under the key that the reader adds: the file is what `assistants` holds."""
+    """training.json."""
 
     assistants: dict[str, TrainingCurve]
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    role: Literal['user', 'assistant']
+    role: str
     content: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Talk:
+class ShownConversation:
     messages: tuple[Message, ...]
-    satisfaction: float
-    share_met: float
+    score: float
+    parts: dict[str, float]
     end: str
 
 
 @dataclasses.dataclass(frozen=True)
-class PersonTalks:
-    """One person's conversations with every assistant, all from the same seed."""
+class ShownExample:
+    """The conversations of one example with every assistant, all from the same seed."""
 
-    person: str
-    intent: str
+    example: str
+    intent: str | None
     traits: dict[str, float]
-    talks: dict[str, Talk]
+    conversations: dict[str, ShownConversation]
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversationsResult:
-    """conversations.json, under the key that the reader adds: the file is the list."""
+    """conversations.json."""
 
-    people: tuple[PersonTalks, ...]
+    measures: dict[str, tuple[ShownExample, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,62 +235,61 @@ class TimingsResult:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a run directory holds so far; None for a file that is not there (yet)."""
+    """All of a finished run; a field is a file of its name, `measures` are one file each."""
 
-    people: PeopleResult | None
-    claims: ClaimsResult | None
-    matrix: MatrixResult | None
-    fidelity: FidelityResult | None
-    training: TrainingResult | None
-    conversations: ConversationsResult | None
-    timings: TimingsResult | None
-    config: dict[str, Any] | None
+    experiment: ExperimentResult
+    measures: dict[str, MeasureResult]
+    scores: ScoresResult
+    matrix: MatrixResult | None  # None where assistants do not meet simulators
+    fidelity: FidelityResult
+    training: TrainingResult
+    conversations: ConversationsResult
+    timings: TimingsResult
+
+
+FILES: dict[str, type] = {
+    'experiment': ExperimentResult,
+    'scores': ScoresResult,
+    'matrix': MatrixResult,
+    'fidelity': FidelityResult,
+    'training': TrainingResult,
+    'conversations': ConversationsResult,
+    'timings': TimingsResult,
+}
+
+
+def write(results: Results, workdir: pathlib.Path) -> None:
+    """Stores each part of the results as `results/NAME.json`."""
+    (workdir / RESULTS_FOLDER).mkdir(exist_ok=True)
+    for name, part in {**{name: getattr(results, name) for name in FILES}, **results.measures}.items():
+        write_json(workdir / RESULTS_FOLDER / f'{name}.json', config_lib.to_dict(part))
 
 
 def read(workdir: pathlib.Path) -> Results:
-    """The results of a run directory.
+    """The results of a finished run.
 
     Raises:
-        ResultError: a file that is there is not JSON, or does not hold what its dataclass says.
+        ConfigError: there are none, or a file is not JSON or not of this version; names the file and the field.
     """
-    settings = _json(workdir / 'config.json')
-    if settings is not None and not isinstance(settings, dict):
-        raise ResultError(f'{workdir / "config.json"}: expected settings by name, found a {type(settings).__name__}')
-    return Results(
-        people=_read(PeopleResult, workdir, 'people.json'),
-        claims=_read(ClaimsResult, workdir, 'claims.json'),
-        matrix=_read(MatrixResult, workdir, 'matrix.json'),
-        fidelity=_read(FidelityResult, workdir, 'fidelity.json'),
-        training=_read(TrainingResult, workdir, 'training.json', inside='assistants'),
-        conversations=_read(ConversationsResult, workdir, 'conversations.json', inside='people'),
-        timings=_read(TimingsResult, workdir, 'timings.json'),
-        config=settings,
-    )
+    parts: dict[str, Any] = {name: _read(cls, workdir, name) for name, cls in FILES.items() if name != 'matrix'}
+    matrix = None if _content(workdir, 'matrix') is None else _read(MatrixResult, workdir, 'matrix')
+    measures = {name: _read(MeasureResult, workdir, name) for name in parts['experiment'].measures}
+    return Results(measures=measures, matrix=matrix, **parts)
 
 
-def _read(cls: type[T], workdir: pathlib.Path, name: str, *, inside: str | None = None) -> T | None:
-    path = workdir / RESULTS_FOLDER / name
-    content = _json(path)
-    if content is None:
-        return None
-    try:
-        return config.from_config_dict(cls, content if inside is None else {inside: content}, str(path))
-    except config.ConfigError as error:
-        raise ResultError(str(error)) from error
+def _read(cls: type[T], workdir: pathlib.Path, name: str) -> T:
+    return config_lib.from_config_dict(cls, _content(workdir, name), str(_path(workdir, name)))
 
 
-def _json(path: pathlib.Path) -> Any:
-    """What a JSON file holds, None where there is no file."""
+def _content(workdir: pathlib.Path, name: str) -> Any:
+    path = _path(workdir, name)
     if not path.exists():
-        return None
+        raise config_lib.ConfigError(f'{path}: expected the results of a finished run, found no such file')
     try:
-        content = json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_constant)
+        return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise ResultError(f'{path}: expected JSON, found an error: {error}') from error
-    if content is None:
-        raise ResultError(f'{path}: expected results, found null')
-    return content
+        raise config_lib.ConfigError(f'{path}: expected JSON, found an error: {error}') from error
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f'{name} is no number of JSON')
+def _path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    return workdir / RESULTS_FOLDER / f'{name}.json'

@@ -1,4 +1,4 @@
-"""Pairwise comparison of assistants that answered the same people."""
+"""Pairwise comparison of two assistants on the same examples."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -7,13 +7,22 @@ from simrl.evaluation.statistics import Estimate, cluster_bootstrap
 Prefer = Callable[[float, float], float]  # two scores -> the probability that the first is preferred
 
 
-def wins(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Per pair 1.0 for a win, 0.0 for a loss, 0.5 for a tie."""
+def prefer_higher(score: float, other: float) -> float:
+    """1 for the higher score, 0 for the lower one, 1/2 for a tie."""
+    return 0.5 if score == other else float(score > other)
+
+
+def preferences(scores: Sequence[float], baseline: Sequence[float], prefer: Prefer = prefer_higher) -> list[float]:
+    """The probability that each score is preferred to the baseline's on the same example; their mean is the win rate.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
     if len(scores) != len(baseline):
-        raise ValueError(f'wins: expected paired scores, found {len(scores)} and {len(baseline)}')
-    return [0.5 if score == other else float(score > other) for score, other in zip(scores, baseline, strict=True)]
+        raise ValueError(f'preferences: expected paired scores, found {len(scores)} and {len(baseline)}')
+    return [prefer(score, other) for score, other in zip(scores, baseline, strict=True)]
 
 
 def win_rate(scores: Sequence[float], baseline: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
-    """The share of pairs that `scores` wins against `baseline`, with a 95% interval over clusters."""
-    return cluster_bootstrap(wins(scores, baseline), clusters)
+    """The share of examples on which `scores` is higher, ties one half, with a 95% interval over clusters."""
+    return cluster_bootstrap(preferences(scores, baseline), clusters)

@@ -17,8 +17,7 @@ from typing import Any
 
 import jax
 
-from simrl.evaluation.people import split_name
-from simrl.evaluation.results import INITIAL, ORACLE
+from simrl.evaluation.results import INITIAL
 from simrl.experiments import checks
 from simrl.experiments import known_answer_stages as work
 from simrl.experiments.concierge_scene import SIMULATORS, Scene, open_scene
@@ -34,6 +33,7 @@ from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge.people import World
 from simrl.worlds.concierge.replies import TURNS
 
+ORACLE = 'oracle'
 USUAL_SIZE = 'medium'  # of an arm that names none
 MOST_WORKERS = 8
 MOST_SEEDS = 2**31  # of training runs, and of evaluation
@@ -200,7 +200,7 @@ class Plan:
         """The simulators that an assistant meets: those of its own seed; the initial assistant meets all."""
         if assistant == INITIAL:
             return list(self.simulators)
-        seed = split_name(assistant)[1]
+        seed = int(assistant.rpartition('-')[2])
         return [arm.simulator(seed) for arm in self.arms if arm.kind != ORACLE]
 
     def _runs(self) -> Iterator[tuple[Arm, int]]:

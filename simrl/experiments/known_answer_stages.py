@@ -43,7 +43,7 @@ from simrl.run import config as config_lib
 from simrl.training import partition
 from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge import scripted
-from simrl.worlds.concierge.outcomes import Outcome, outcome_of, user_statistics
+from simrl.worlds.concierge.outcomes import outcome_of, user_statistics
 from simrl.worlds.concierge.people import World, person_of
 
 ASSISTANT_CORPUS, BASE_USER_CORPUS = 'assistant.jsonl.gz', 'base_user.jsonl.gz'
@@ -305,7 +305,7 @@ def evaluate_on_people(
     columns = _outcomes(examples, rows)
     talks = [
         {
-            'person': example.id,
+            'example': example.id,
             'intent': example.intent,
             'traits': dataclasses.asdict(person_of(scene.world, example.id).traits),
             'messages': [{'role': role, 'content': text} for role, text in spoken(row)],
@@ -367,16 +367,19 @@ def measure_likelihood(
 def _outcomes(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """What each conversation was worth to whoever had it, in columns, in the order of the examples."""
     outcomes = [outcome_of(intent_of(e), spoken(row), ended(row)) for e, row in zip(examples, rows, strict=True)]
-    columns: dict[str, list[Any]] = {
-        field.name: [getattr(outcome, field.name) for outcome in outcomes] for field in dataclasses.fields(Outcome)
-    }
     cut = {
         role: [sum(m['truncated'] for m in row['messages'] if m['role'] == role) for row in rows]
         for role in ('assistant', 'user')
     }
+    ids = [example.id for example in examples]
     return {
-        'person': [example.id for example in examples],
-        **columns,
+        'example': ids,
+        'cluster': ids,
+        'score': [x.satisfaction for x in outcomes],
+        'share_met': [x.share_met for x in outcomes],
+        'end': ['accepted' if x.accepted else 'left' if x.left else 'turns' for x in outcomes],
+        'assistant_turns': [x.assistant_turns for x in outcomes],
+        'first_act': [x.first_act for x in outcomes],
         'truncated': cut['assistant'],
         'user_truncated': cut['user'],
     }

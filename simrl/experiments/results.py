@@ -10,11 +10,46 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
 - of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row
 """
 
+import collections
 import dataclasses
+import json
+import math
+import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from simrl.evaluation.results import INITIAL, Arm, MeasureWords
-from simrl.evaluation.win_rate import Prefer
+import numpy as np
+
+from simrl.evaluation import results as results_lib
+from simrl.evaluation.comparisons import Runs, compare_arms, transfers
+from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
+from simrl.evaluation.report.report import console_table, figure_pngs, write_report
+from simrl.evaluation.results import (
+    INITIAL,
+    Arm,
+    ConversationsResult,
+    ExperimentResult,
+    FidelityResult,
+    MatrixResult,
+    MeasureResult,
+    MeasureScores,
+    MeasureWords,
+    Message,
+    Results,
+    Run,
+    ScoresResult,
+    ShownConversation,
+    ShownExample,
+    SimulatorFidelity,
+    TimingsResult,
+    TrainingCurve,
+    TrainingResult,
+)
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio
+from simrl.evaluation.win_rate import Prefer, prefer_higher
+from simrl.experiments.jobs import RESULT_FILE
+from simrl.run.metrics import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +76,12 @@ class MeasureSpec:
     Attributes:
         words: the names of its numbers, for the report.
         stages: of each assistant, 'initial' first; together they hold its examples, in an order equal for all.
-        prefer: the probability that the first of two scores is preferred; None: the higher one is, ties count 1/2.
+        prefer: the probability that the first of two scores is preferred.
     """
 
     words: MeasureWords
     stages: Mapping[str, Sequence[str]]
-    prefer: Prefer | None = None
+    prefer: Prefer = prefer_higher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +92,7 @@ class MatrixSpec:
         score: the name of the score of these conversations, for the report.
         stages: assistant -> simulator -> stage. A trained assistant meets the simulators of its own seed, 'initial'
             all of them.
-        people: the measure that has the same score for conversations with people; it becomes the last row. None:
-            nobody but simulators talks with the assistants.
+        people: the measure that has the same score for conversations with people; it becomes the last row.
     """
 
     score: str
@@ -97,3 +131,208 @@ class ResultsSpec:
                     f'ResultsSpec.measures.{name}.stages: expected {[INITIAL, *self.assistants]}, '
                     f'found {list(measure.stages)}'
                 )
+            if name in results_lib.FILES:
+                raise ValueError(f'ResultsSpec.measures: {name!r} is the name of another file of results')
+        if len(oracles := [name for name, arm in self.arms.items() if arm.oracle]) > 1:
+            raise ValueError(f'ResultsSpec.arms: expected at most one oracle, found {", ".join(oracles)}')
+
+    @property
+    def runs(self) -> Runs:
+        """The assistants of each arm that has any, by ascending seed."""
+        by_arm: dict[str, dict[int, str]] = {arm: {} for arm in self.arms}
+        for name, assistant in sorted(self.assistants.items(), key=lambda item: item[1].seed):
+            by_arm[assistant.arm][assistant.seed] = name
+        return {arm: runs for arm, runs in by_arm.items() if runs}
+
+    @property
+    def oracle(self) -> str | None:
+        return next((name for name, arm in self.arms.items() if arm.oracle), None)
+
+
+def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
+    """Writes and prints the results of a run; equal stages give equal files, except for timings."""
+    results = results_of(spec, workdir)
+    results_lib.write(results, workdir)
+    report = write_report(results, workdir)
+    table = console_table(results)
+    shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)  # of an earlier call
+    with Writer(workdir) as writer:
+        for name, png in figure_pngs(results).items():
+            writer.image(0, f'report/{name}', png, *png_size(png))
+        writer.text(0, 'report/table', '\n'.join(f'    {line}' for line in table.splitlines()))
+    print(table)
+    print(f'report: {report}', flush=True)
+
+
+def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
+    """The results of a run whose stages are done."""
+    parts = {
+        name: {who: [_result(workdir, stage) for stage in stages] for who, stages in measure.stages.items()}
+        for name, measure in spec.measures.items()
+    }
+    outcomes = {
+        name: {who: outcomes_of(who, _columns(blocks)) for who, blocks in found.items()}
+        for name, found in parts.items()
+    }
+    met = {
+        who: {simulator: _result(workdir, stage) for simulator, stage in stages.items()}
+        for who, stages in (spec.matrix.stages if spec.matrix else {}).items()
+    }
+    people = parts[spec.matrix.people][INITIAL] if spec.matrix and spec.matrix.people else []
+    return Results(
+        experiment=ExperimentResult(
+            arms=dict(spec.arms),
+            runs={name: Run(x.arm, x.seed) for name, x in spec.assistants.items()},
+            measures=tuple(spec.measures),
+            caution=spec.caution,
+        ),
+        measures={name: _measure(spec, name, found) for name, found in outcomes.items()},
+        scores=ScoresResult(
+            {
+                name: MeasureScores(found[INITIAL].clusters, {who: tuple(x.score.tolist()) for who, x in found.items()})
+                for name, found in outcomes.items()
+            }
+        ),
+        matrix=_matrix(spec, spec.matrix, met, outcomes) if spec.matrix else None,
+        fidelity=_fidelity(spec, workdir, met.get(INITIAL, {}), people),
+        training=TrainingResult({name: _curve(_result(workdir, x.rl)) for name, x in spec.assistants.items()}),
+        conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),
+        timings=TimingsResult(dict(spec.seconds)),
+    )
+
+
+def _result(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((workdir / stage / RESULT_FILE).read_text())
+    return content
+
+
+def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of several stages, one after the other."""
+    return {name: [x for block in blocks for x in block['outcomes'][name]] for name in blocks[0]['outcomes']}
+
+
+def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> MeasureResult:
+    compared = compare(outcomes, spec.measures[name].prefer)
+    arms, differences = compare_arms(outcomes, compared, spec.runs, spec.oracle)
+    initial = outcomes[INITIAL]
+    return MeasureResult(
+        name=name,
+        words=spec.measures[name].words,
+        examples=len(initial.examples),
+        clusters=len(set(initial.clusters)),
+        assistants=summarise(outcomes, compared),
+        arms=arms,
+        differences=differences,
+    )
+
+
+def _matrix(
+    spec: ResultsSpec,
+    matrix: MatrixSpec,
+    met: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    outcomes: Mapping[str, Mapping[str, Outcomes]],
+) -> MatrixResult:
+    scores = {
+        who: {simulator: np.array(found['outcomes']['score']) for simulator, found in users.items()}
+        for who, users in met.items()
+    }
+    by_arm = {who: _by_arm(spec, users) for who, users in scores.items()}
+    clusters = {arm: found[0]['outcomes']['cluster'] for arm, found in _by_arm(spec, met[INITIAL]).items()}
+    cells = {arm: [np.mean(users[arm], 0) for users in by_arm.values()] for arm in clusters}
+    conversations = {arm: [sum(map(len, users[arm])) for users in by_arm.values()] for arm in clusters}
+    if matrix.people is not None:
+        found = outcomes[matrix.people]
+        cells[matrix.people] = [found[who].score for who in met]
+        clusters[matrix.people] = found[INITIAL].clusters
+        conversations[matrix.people] = [len(row) for row in cells[matrix.people]]
+    estimates = {user: cluster_bootstraps(row, clusters[user]) for user, row in cells.items()}
+    means = {who: {simulator: float(x.mean()) for simulator, x in users.items()} for who, users in scores.items()}
+    simulators = {name: simulator.arm for name, simulator in spec.simulators.items()}
+    return MatrixResult(
+        score=matrix.score,
+        users=tuple(cells),
+        people=matrix.people,
+        assistants=tuple(met),
+        mean=tuple(tuple(cell.mean for cell in row) for row in estimates.values()),
+        low=tuple(tuple(cell.low for cell in row) for row in estimates.values()),
+        high=tuple(tuple(cell.high for cell in row) for row in estimates.values()),
+        conversations=tuple(map(tuple, conversations.values())),
+        transfers=transfers(spec.runs, spec.arms, simulators, means),
+    )
+
+
+def _by_arm(spec: ResultsSpec, simulators: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Values by simulator -> lists by arm: one value per training of its simulator."""
+    grouped: dict[str, list[Any]] = {}
+    for name, value in simulators.items():
+        grouped.setdefault(spec.simulators[name].arm, []).append(value)
+    return grouped
+
+
+def _fidelity(
+    spec: ResultsSpec,
+    workdir: pathlib.Path,
+    initial: Mapping[str, Mapping[str, Any]],
+    people: Sequence[Mapping[str, Any]],
+) -> FidelityResult:
+    """Simulators beside people: rates of their messages to the initial assistant, likelihoods of people's messages."""
+    fidelity = {}
+    for arm, names in _by_arm(spec, {name: name for name in spec.simulators}).items():
+        found = [_result(workdir, stage) for name in names if (stage := spec.simulators[name].likelihood) is not None]
+        nats = None
+        if found:  # over tokens and trainings of the simulator; all have the same rows
+            total = -np.mean([x['log_likelihood'] for x in found], 0)
+            nats = cluster_ratio(total, np.array(found[0]['tokens']))
+        fidelity[arm] = SimulatorFidelity(
+            perplexity=math.exp(nats.mean) if nats else None,
+            nats_per_token=nats,
+            statistics=_rates(spec, [initial[name] for name in names if name in initial]),
+        )
+    return FidelityResult(people=_rates(spec, people), simulators=fidelity)
+
+
+def _rates(spec: ResultsSpec, parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    total: collections.Counter[str] = collections.Counter()
+    for part in parts:
+        total.update(part['statistics'])
+    return {name: total[part] / total[whole] if total[whole] else None for name, (part, whole) in spec.rates.items()}
+
+
+def _curve(result: Mapping[str, Any]) -> TrainingCurve:
+    zero_variance = None
+    if 'groups_zero_variance' in result:
+        pairs = zip(result['groups_zero_variance'], result['groups'], strict=True)
+        zero_variance = tuple(x / n if n else 0.0 for x, n in pairs)
+    return TrainingCurve(
+        step=result['step'],
+        reward=result['reward/mean'],
+        end_signal=result['rollout/end_signal'],
+        kl=result.get('kl_k3'),  # absent without a reference
+        zero_variance=zero_variance,
+    )
+
+
+def _shown(
+    blocks: Mapping[str, Sequence[Mapping[str, Any]]], outcomes: Mapping[str, Outcomes]
+) -> tuple[ShownExample, ...]:
+    """The same examples with every assistant."""
+    shown = {who: {x['example']: x for block in found for x in block['shown']} for who, found in blocks.items()}
+    examples = []
+    for example, first in shown[INITIAL].items():
+        row = outcomes[INITIAL].examples.index(example)
+        conversations = {
+            who: ShownConversation(
+                messages=tuple(Message(**message) for message in found[example]['messages']),
+                score=float(outcomes[who].score[row]),
+                parts={name: float(values[row]) for name, values in outcomes[who].parts.items()},
+                end=outcomes[who].end[row],
+            )
+            for who, found in shown.items()
+        }
+        examples.append(ShownExample(example, first['intent'], first['traits'], conversations))
+    return tuple(examples)
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the IHDR chunk (PNG specification, section 11.2.2)."""
+    return int.from_bytes(png[16:20], 'big'), int.from_bytes(png[20:24], 'big')

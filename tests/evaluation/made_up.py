@@ -2,35 +2,47 @@
 
 import math
 
-from simrl.evaluation.comparisons import claims_over_seeds
-from simrl.evaluation.people import compare, outcomes_of
+from simrl.evaluation.comparisons import compare_arms
+from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of
 
 SCALE = 0.25 / math.log(9)
 
 
-def vote(satisfaction: float, other: float) -> float:
-    return 1 / (1 + math.exp((other - satisfaction) / SCALE))
+def vote(score: float, other: float) -> float:
+    return 1 / (1 + math.exp((other - score) / SCALE))
 
 
-def row(satisfaction: float, end: str = 'accepted', **changes):
+def columns(score, **changes):
+    """Of one assistant, from its score on each example."""
+    names = [f'person-{k}' for k in range(len(score))]
     return {
-        'satisfaction': satisfaction,
-        'share_met': satisfaction,
-        'left': end == 'left',
-        'accepted': end == 'accepted',
-        'assistant_turns': 2,
-        'first_act': 'ask',
-        'truncated': 0,
-        'user_truncated': 0,
+        'example': names,
+        'cluster': names,
+        'score': [float(x) for x in score],
+        'share_met': [float(x) for x in score],
+        'end': ['accepted'] * len(score),
+        'assistant_turns': [2] * len(score),
+        'first_act': ['ask'] * len(score),
+        'truncated': [0] * len(score),
+        'user_truncated': [0] * len(score),
         **changes,
     }
 
 
-def outcomes(**scores):
-    """`outcomes(initial=[..], persona_1=[..])`: assistants by ARM_SEED with one satisfaction per person."""
+def outcomes(**scores) -> dict[str, Outcomes]:
+    """`outcomes(initial=[..], persona_1=[..])`: assistants by ARM_SEED with one score per person."""
     names = {name: name if name == 'initial' else '/seed-'.join(name.rsplit('_', 1)) for name in scores}
-    return {names[name]: outcomes_of(names[name], [row(float(x)) for x in values]) for name, values in scores.items()}
+    return {names[name]: outcomes_of(names[name], columns(values)) for name, values in scores.items()}
 
 
-def claims_of(found, people, met=None, **options):
-    return claims_over_seeds(found, compare(found, vote=vote), people, met=met or {}, **options)
+def runs_of(found) -> dict[str, dict[int, str]]:
+    """The assistants of each arm by ascending seed, arms in the order in which they first come."""
+    split = {name: name.split('/seed-') for name in found if name != 'initial'}
+    runs: dict[str, dict[int, str]] = {arm: {} for arm, _ in split.values()}
+    for name, (arm, seed) in sorted(split.items(), key=lambda item: int(item[1][1])):
+        runs[arm][int(seed)] = name
+    return runs
+
+
+def compared_arms(found, oracle=None, **options):
+    return compare_arms(found, compare(found, vote), runs_of(found), oracle, **options)

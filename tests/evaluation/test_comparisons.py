@@ -1,10 +1,11 @@
-"""What is claimed over training seeds: paired by seed and by person, of every pair, and by every user's reckoning."""
+"""Comparisons over training seeds: paired by seed and by person, of every pair of arms, and with every simulator."""
 
 import numpy as np
 import pytest
 
-from simrl.evaluation.comparisons import pairs_of
-from tests.evaluation.made_up import claims_of, outcomes, vote
+from simrl.evaluation.comparisons import transfers
+from simrl.evaluation.results import Arm
+from tests.evaluation.made_up import compared_arms, outcomes, runs_of, vote
 
 
 def test_differences_are_paired_by_seed_and_by_person():
@@ -20,76 +21,72 @@ def test_differences_are_paired_by_seed_and_by_person():
         persona_2=base + 0.34,
         fine_tuned_7=base + 0.3,
     )
-    claims = claims_of(found, range(50), resamples=200)
-    assert claims.seeds == (0, 1, 2, 7)
-    assert list(claims.differences) == ['persona - role_play'], 'no seed in common, no difference'
-    difference = claims.differences['persona - role_play']
+    arms, differences = compared_arms(found, resamples=200)
+    (difference,) = differences
+    assert (difference.first, difference.second) == ('persona', 'role_play'), 'no seed in common, no difference'
     assert difference.seeds == (0, 1, 2)
-    assert difference.satisfaction.values == pytest.approx((0.05, 0.06, 0.04))
-    assert difference.satisfaction.mean == pytest.approx(0.05)
-    assert difference.satisfaction.low > 0.02
-    assert difference.satisfaction.p_value == 0.25, 'three seeds cannot say more'
-    assert claims.arms['persona'].satisfaction.low < claims.arms['role_play'].satisfaction.high
-    over_people = difference.satisfaction_over_people
-    assert (over_people.low, over_people.high) == pytest.approx((0.05, 0.05)), 'people cancel within a pair'
-    assert claims.arms['role_play'].seeds == (0, 1, 2), 'in their order, however they came'
-    assert claims.arms['role_play'].gain.values == pytest.approx((0.1, 0.2, 0.3))
-    alone = claims.arms['fine_tuned']
+    assert difference.score.values == pytest.approx((0.05, 0.06, 0.04))
+    assert difference.score.mean == pytest.approx(0.05)
+    assert difference.score.low > 0.02
+    assert difference.score.p_value == 0.25, 'three seeds cannot give less'
+    assert arms['persona'].score.low < arms['role_play'].score.high
+    checkpoint = difference.checkpoint_score
+    assert (checkpoint.low, checkpoint.high) == pytest.approx((0.05, 0.05)), 'people cancel within a pair'
+    assert arms['role_play'].seeds == (0, 1, 2), 'in their order, however they came'
+    assert arms['role_play'].gain.values == pytest.approx((0.1, 0.2, 0.3))
+    assert arms['role_play'].parts['share_met'].values == arms['role_play'].score.values
+    alone = arms['fine_tuned']
     assert (alone.gain.mean, alone.gain.low, alone.gain.p_value) == (pytest.approx(0.3), None, None)
-    over_people = alone.gain_over_people
-    assert (over_people.low, over_people.high) == pytest.approx((0.3, 0.3))
-    assert claims.arms['role_play'].gain_over_people.mean == pytest.approx(0.2)
+    assert (alone.checkpoint_gain.low, alone.checkpoint_gain.high) == pytest.approx((0.3, 0.3))
+    assert arms['role_play'].checkpoint_gain.mean == pytest.approx(0.2)
     assert alone.win_rate.mean == pytest.approx(vote(0.3, 0.0))
-    assert alone.recovered.mean is None
-    assert alone.recovered.reason == 'no assistant was trained against people'
-    assert claims.transfers == {}
+    assert alone.gap_recovered is None, 'there is no oracle'
 
 
-def test_the_share_of_the_oracle_is_one_by_definition():
-    claims = claims_of(outcomes(initial=[0.1, 0.2], oracle_0=[0.5, 0.7], persona_0=[0.3, 0.5]), 'ab', resamples=50)
-    oracle = claims.arms['oracle'].recovered
+def test_the_gap_that_the_oracle_recovers_is_one_by_definition():
+    found = outcomes(initial=[0.1, 0.2], best_0=[0.5, 0.7], persona_0=[0.3, 0.5])
+    arms, _ = compared_arms(found, oracle='best', resamples=50)
+    oracle = arms['best'].gap_recovered
     assert (oracle.mean, oracle.low, oracle.high, oracle.reason) == (1.0, None, None, None)
-    assert claims.arms['persona'].recovered.mean == pytest.approx(0.25 / 0.45)
+    assert arms['persona'].gap_recovered.mean == pytest.approx(0.25 / 0.45)
+
+
+def test_all_pairs_are_compared_whatever_the_names_the_later_arm_first():
+    base = [0.2, 0.3]
+    _, differences = compared_arms(outcomes(initial=base, b_0=base, zz_0=base, a_0=base), resamples=20)
+    assert [(x.first, x.second) for x in differences] == [('zz', 'b'), ('a', 'b'), ('a', 'zz')]
+    assert compared_arms(outcomes(initial=base), resamples=20) == ({}, ())
 
 
 def test_transfer_is_the_gain_with_the_same_simulator_of_the_same_seed():
     """A simulator that is trained anew for each seed is another user in each: the initial assistant met both."""
     base = [0.2, 0.3]
-    found = outcomes(initial=base, role_play_0=base, role_play_1=base, fine_tuned_0=base, oracle_1=base)
+    found = outcomes(initial=base, small_0=base, small_1=base, tuned_0=base, best_1=base)
+    arms = {'small': Arm('prompted'), 'large': Arm('prompted'), 'tuned': Arm('tuned'), 'best': Arm('people', True)}
+    simulators = {'small': 'small', 'large': 'large', 'tuned/seed-0': 'tuned', 'tuned/seed-1': 'tuned'}
     met = {
-        'initial': {'role_play': 0.5, 'role_play-large': 0.6, 'fine_tuned/seed-0': 0.1, 'fine_tuned/seed-1': 0.3},
-        'role_play/seed-0': {'role_play': 0.9, 'role_play-large': 0.9, 'fine_tuned/seed-0': 0.1},
-        'role_play/seed-1': {'role_play': 0.8, 'role_play-large': 0.7, 'fine_tuned/seed-1': 0.5},
-        'fine_tuned/seed-0': {'role_play': 0.5, 'role_play-large': 0.8, 'fine_tuned/seed-0': 0.7},
-        'oracle/seed-1': {'role_play': 0.4, 'role_play-large': 0.9, 'fine_tuned/seed-1': 0.5},
+        'initial': {'small': 0.5, 'large': 0.6, 'tuned/seed-0': 0.1, 'tuned/seed-1': 0.3},
+        'small/seed-0': {'small': 0.9, 'large': 0.9, 'tuned/seed-0': 0.1},
+        'small/seed-1': {'small': 0.8, 'large': 0.7, 'tuned/seed-1': 0.5},
+        'tuned/seed-0': {'small': 0.5, 'large': 0.8, 'tuned/seed-0': 0.7},
+        'best/seed-1': {'small': 0.4, 'large': 0.9, 'tuned/seed-1': 0.5},
     }
-    claims = claims_of(found, 'ab', met, resamples=50)
-    role_play = claims.transfers['role_play']
-    assert role_play.seeds == (0, 1)
-    assert {user: gain.values for user, gain in role_play.users.items()} == {
-        'role_play': pytest.approx((0.4, 0.3)),
-        'role_play-large': pytest.approx((0.3, 0.1)),
-        'fine_tuned': pytest.approx((0.0, 0.2)),
+    found = transfers(runs_of(found), arms, simulators, met)
+    small = found['small']
+    assert small.seeds == (0, 1)
+    assert {user: gain.values for user, gain in small.simulators.items()} == {
+        'small': pytest.approx((0.4, 0.3)),
+        'large': pytest.approx((0.3, 0.1)),
+        'tuned': pytest.approx((0.0, 0.2)),
     }
-    assert role_play.others.values == pytest.approx((0.0, 0.2)), 'another size of its own kind is no other kind'
-    assert role_play.others.low < 0.1 < role_play.others.high
-    assert claims.transfers['fine_tuned'].others.values == pytest.approx(((0.0 + 0.2) / 2,))
-    assert claims.transfers['oracle'].others.values == pytest.approx(((-0.1 + 0.3 + 0.2) / 3,)), 'all are others'
-    alone = claims_of(
-        outcomes(initial=base, persona_0=base), 'ab', {'initial': {'persona': 0.1}, 'persona/seed-0': {'persona': 0.2}}
+    assert small.other_kinds.values == pytest.approx((0.0, 0.2)), 'another simulator of its own kind is no other kind'
+    assert small.other_kinds.low < 0.1 < small.other_kinds.high
+    assert found['tuned'].other_kinds.values == pytest.approx(((0.0 + 0.2) / 2,))
+    assert found['best'].other_kinds.values == pytest.approx(((-0.1 + 0.3 + 0.2) / 3,)), 'all are others'
+    alone = transfers(
+        {'one': {0: 'one/seed-0'}},
+        {'one': Arm('x')},
+        {'one': 'one'},
+        {'initial': {'one': 0.1}, 'one/seed-0': {'one': 0.2}},
     )
-    assert alone.transfers['persona'].others is None
-
-
-def test_pairs_are_kinds_at_equal_size_sizes_of_a_kind_and_the_distance_to_the_oracle():
-    arms = ('role_play', 'role_play-large', 'fine_tuned-small', 'oracle', 'fine_tuned-large', 'fine_tuned')
-    assert pairs_of(arms) == (
-        ('fine_tuned', 'role_play'),
-        ('fine_tuned-large', 'role_play-large'),
-        ('role_play-large', 'role_play'),
-        ('fine_tuned-large', 'fine_tuned'),
-        ('fine_tuned', 'fine_tuned-small'),
-        ('fine_tuned-large', 'fine_tuned-small'),
-        *(('oracle', arm) for arm in arms if arm != 'oracle'),
-    )
-    assert pairs_of(('persona',)) == pairs_of(()) == ()
+    assert alone['one'].other_kinds is None

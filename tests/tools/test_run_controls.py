@@ -1,5 +1,6 @@
 """The tool of the negative controls: what it runs, what it reads, and what it says of it."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,13 +8,28 @@ import re
 import numpy as np
 import pytest
 
-from configs import quickstart
 from simrl.evaluation import results
 from simrl.evaluation.controls import opening
-from simrl.run import stages
-from simrl.run.config import to_dict
-from tests.evaluation.report.fake_run import fake_results, write
+from simrl.evaluation.results import Difference
+from simrl.evaluation.statistics import SeedEstimate
+from tests.evaluation.report.fake_run import fake_results
 from tools import controls
+
+
+def results_of(gap):
+    """A run of the two arms, by its differences seed by seed."""
+    spread = (gap, gap + 0.01, gap - 0.01)
+    difference = SeedEstimate(gap, gap - 0.025, gap + 0.025, spread, None, 0.95)
+    made_up = fake_results(seeds=3, people=50)
+    people = made_up.measures['people']
+    arms = people.arms | {'fine_tuned': people.arms['sft 7b']}
+    pair = Difference(*controls.PAIR, (0, 1, 2), difference, difference, people.differences[0].checkpoint_score)
+    fidelity = made_up.fidelity.simulators
+    return dataclasses.replace(
+        made_up,
+        measures={'people': dataclasses.replace(people, arms=arms, differences=(*people.differences, pair))},
+        fidelity=results.FidelityResult({}, fidelity | {'fine_tuned': fidelity['sft 7b']}),
+    )
 
 
 @pytest.fixture
@@ -25,12 +41,9 @@ def commands(monkeypatch):
         assert check
         flags = dict(part.removeprefix('--').split('=', 1) for part in command if part.startswith('--'))
         ran.append(flags)
-        files = fake_results(seeds=3, people=50)
-        gap = files['results/claims.json']['differences'][controls.PAIR]['satisfaction']
-        dial = float(flags['config.world.dial'])
-        values = [0.3 * dial + x for x in (0.0, 0.01, -0.01)]
-        gap.update(mean=0.3 * dial, low=0.3 * dial - 0.025, high=0.3 * dial + 0.025, values=values)
-        write(pathlib.Path(flags['workdir']), files)
+        workdir = pathlib.Path(flags['workdir'])
+        workdir.mkdir()
+        results.write(results_of(0.3 * float(flags['config.world.dial'])), workdir)
 
     monkeypatch.setattr(controls.subprocess, 'run', run)
     return ran
@@ -83,8 +96,15 @@ def test_dials_that_are_no_dials_are_refused_before_anything_runs(commands, tmp_
     assert not commands
 
 
+def test_each_arm_of_a_run_against_itself(tmp_path, capsys):
+    results.write(fake_results(seeds=4, people=30), tmp_path)
+    controls.main(['twice', f'--run={tmp_path}'])
+    printed = capsys.readouterr().out
+    assert re.search(r'\nsft 7b +3 ', printed), 'four seeds have three halvings'
+
+
 def test_too_few_seeds_to_halve(tmp_path):
-    stages.open_workdir(tmp_path, to_dict(quickstart.get_config('smoke')) | {'seeds': [0, 1, 2]})
+    results.write(fake_results(seeds=3, people=30), tmp_path)
     with pytest.raises(SystemExit, match='expected at least 4 training seeds, found 3'):
         controls.main(['twice', f'--run={tmp_path}'])
 
@@ -94,9 +114,8 @@ def test_one_seed_says_nothing_of_others(tmp_path):
         controls.main(['dial', f'--workdir={tmp_path}', '--seeds', '0'])
 
 
-def test_no_run_and_no_results(tmp_path):
-    with pytest.raises(SystemExit, match=r'expected a run, found no config\.json'):
+def test_no_results(tmp_path):
+    with pytest.raises(SystemExit, match='expected the results of a finished run'):
         controls.main(['twice', f'--run={tmp_path}'])
-    with pytest.raises(SystemExit, match='expected results, found none'):
+    with pytest.raises(SystemExit, match='expected the results of a finished run'):
         controls.row(tmp_path, 0.0)
-    assert results.read(tmp_path).people is None

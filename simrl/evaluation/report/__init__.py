@@ -1,5 +1,5 @@
-"""results/*.json -> one self-contained HTML page, figures and console tables.
+"""Results -> one self-contained HTML page, figures and console tables.
 
-`report` writes them; `sections` are the page's parts, `figures` its pictures, `summary` its sentences and tables, and
+`report` writes them; `sections` are the page's parts, `figures` its pictures, `summary` its sentences and rows, and
 `page` the HTML around them.
 """

@@ -1,178 +1,177 @@
 """The report's figures, drawn with matplotlib's objects: no window, no global figure, equal bytes for equal results.
 
-They are narrow, so that they can be read on a phone without being turned. Colours are of Okabe and Ito's palette, told
-apart by colour-blind readers, and each arm has its own, with a marker beside it, in every figure.
+A figure is one panel, narrow enough for a phone; the page puts panels side by side where there is room. Colours are of
+Okabe and Ito's palette, told apart by colour-blind readers. An arm has the same colour, marker and line everywhere.
 """
 
 import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from simrl.evaluation.report.summary import Interval, Row, label, number, ordered, parts_of
-from simrl.evaluation.results import INITIAL, ORACLE, PEOPLE, MatrixResult, Results, TrainingResult
+from simrl.evaluation.report.summary import Interval, Row, number, rows_of
+from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results, TrainingCurve
 
 WIDTH = 4.8  # inches
 FONT_SIZE = 10.0
 PIXELS_PER_INCH = 150  # of a PNG
-# sRGB, marker
-LOOKS = {
-    INITIAL: ('#6b6b6b', 'X'),
-    'role_play': ('#d55e00', 'o'),
-    'persona': ('#b8649a', 's'),
-    'fine_tuned': ('#0072b2', '^'),
-    ORACLE: ('#009e73', 'D'),
-    PEOPLE: ('#a17a00', 'P'),
+COLOURS = ('#d55e00', '#b8649a', '#0072b2', '#009e73', '#56b4e9', '#e69f00', '#000000')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', '*', '<', '>')
+LINES = ('-', '--', ':', '-.')
+INITIAL_COLOUR, PEOPLE_COLOUR, GRID = '#6b6b6b', '#a17a00', '#dddddd'
+PANELS = {
+    'reward': 'Reward under its own simulator',
+    'end_signal': 'Share of conversations that the user ended',
+    'kl': 'KL to the initial assistant (nats per token)',
+    'zero_variance': 'Share of groups without a gradient',
 }
-OTHER_LOOK = ('#56b4e9', 'v')
-LINES = {'small': ':', '': '-', 'large': '--'}
-GRID = '#dddddd'
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    colour: str
+    marker: str
+    line: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure and what it shows, in words."""
+    """A figure, and the same in words."""
 
     figure: Figure
     text: str
 
 
-def colour(name: str) -> str:
-    return LOOKS.get(parts_of(name)[0], OTHER_LOOK)[0]
+def looks_of(experiment: ExperimentResult) -> dict[str, Look]:
+    """The look of every arm, every assistant and every measure, by name."""
+    looks = {INITIAL: Look(INITIAL_COLOUR, 'X', '-')}
+    looks |= {measure: Look(PEOPLE_COLOUR, 'P', '-') for measure in experiment.measures}
+    for place, arm in enumerate(experiment.arms):
+        line = LINES[place // len(COLOURS) % len(LINES)]
+        looks[arm] = Look(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], line)
+        looks |= dict.fromkeys(experiment.assistants_of(arm), looks[arm])
+    return looks
 
 
-def marker(name: str) -> str:
-    return LOOKS.get(parts_of(name)[0], OTHER_LOOK)[1]
-
-
-def drawings_of(results: Results, rows: Sequence[Row]) -> dict[str, Drawing]:
-    """The figures by name, those whose results are there."""
-    drawings = {}
-    if any(row.name != INITIAL for row in rows):
-        drawings['win_rates'] = win_rates(rows)
-    if results.training is not None and results.training.assistants:
-        drawings['training'] = training_curves(results.training)
-    if results.matrix is not None and results.matrix.users and results.matrix.assistants:
-        drawings['matrix'] = matrix(results.matrix)
+def drawings_of(results: Results) -> dict[str, list[Drawing]]:
+    """The panels of each figure, by name."""
+    looks = looks_of(results.experiment)
+    drawings = {
+        f'win_rates_{name}': win_rates(rows_of(results.experiment, measure), measure.words.score, looks)
+        for name, measure in results.measures.items()
+    }
+    drawings['training'] = training_curves(results, looks)
+    if results.matrix is not None:
+        drawings['matrix'] = [matrix(results.experiment, results.matrix)]
     return drawings
 
 
-def win_rates(rows: Sequence[Row]) -> Drawing:
-    """Win rates against the initial assistant and mean satisfaction, with their intervals, a line per arm."""
-    arms = [row for row in rows if row.name != INITIAL]
+def win_rates(rows: Sequence[Row], score: str, looks: Mapping[str, Look]) -> list[Drawing]:
+    """Win rates against the initial assistant, and mean scores, with their intervals, a line per arm."""
+    initial, *arms = rows
+    strict = any(row.strict_win_rate for row in arms)
     with _style():
-        figure = Figure((WIDTH, 1.9 + 0.62 * len(rows) + 0.3 * len(arms)), layout=_layout())
-        wins, satisfaction = figure.subplots(2, 1, height_ratios=(len(arms) + 0.5, 0.7 * len(rows) + 0.5))
+        wins_figure, wins = _panel(1.2 + 0.5 * len(rows), 'Win rate against the initial assistant')
         for place, row in enumerate(arms):
-            _interval(wins, row.win_rate, place - 0.13, row.name, filled=True)
-            _interval(wins, row.strict_win_rate, place + 0.2, row.name, filled=False)
-        wins.axvline(0.5, color=LOOKS[INITIAL][0], linewidth=1, linestyle='--', zorder=0)
-        _rows(wins, [label(row.name) for row in arms])
-        wins.set_title('Win rate against the initial assistant')
-        wins.set_xlabel('filled: expected votes; hollow: strict, ties ½')
+            _interval(wins, row.win_rate, place - 0.13 * strict, looks[row.name], filled=True)
+            _interval(wins, row.strict_win_rate, place + 0.2, looks[row.name], filled=False)
+        wins.axvline(0.5, color=INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
+        _rows(wins, [row.name for row in arms])
+        if strict:
+            wins.set_xlabel('filled: preferred; hollow: higher score, ties ½')
+        scores_figure, scores = _panel(1.2 + 0.5 * len(rows), f'Mean {score}')
         for place, row in enumerate(rows):
-            _interval(satisfaction, row.satisfaction, place, row.name, filled=True)
-        if rows[0].name == INITIAL:
-            satisfaction.axvline(
-                rows[0].satisfaction.mean, color=LOOKS[INITIAL][0], linewidth=1, linestyle='--', zorder=0
-            )
-        _rows(satisfaction, [label(row.name) for row in rows])
-        satisfaction.set_title('Mean satisfaction of people')
-    said = '; '.join(f'{label(row.name)} {number(row.win_rate.mean)}' for row in arms if row.win_rate)
-    return Drawing(figure, f'Win rates against the initial assistant, by expected votes: {said}.')
+            _interval(scores, row.score, place, looks[row.name], filled=True)
+        scores.axvline(initial.score.mean, color=INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
+        _rows(scores, [row.name for row in rows])
+    said = '; '.join(f'{row.name} {number(row.win_rate.mean)}' for row in arms if row.win_rate)
+    means = '; '.join(f'{row.name} {number(row.score.mean)}' for row in rows)
+    return [
+        Drawing(wins_figure, f'Win rates against the initial assistant: {said}.'),
+        Drawing(scores_figure, f'Mean {score}: {means}.'),
+    ]
 
 
-def training_curves(training: TrainingResult) -> Drawing:
-    """Reward under the arm's own user, and how often users end, by step; thin lines are single seeds."""
-    arms: dict[str, list[str]] = {}
-    for name in ordered(training.assistants):
-        arm, size, _ = parts_of(name)
-        arms.setdefault(f'{arm}-{size}' if size else arm, []).append(name)
-    panels = {'reward': 'Reward under its own user', 'end_signal': 'Share of conversations that the user ended'}
-    if any(curve.kl is not None for curve in training.assistants.values()):
-        panels['kl'] = 'KL to the initial assistant (nats a token)'
-    if any(curve.no_spread is not None for curve in training.assistants.values()):
-        panels['no_spread'] = 'Share of groups of equal rewards'
-    with _style():
-        figure = Figure((WIDTH, 0.8 + 2.1 * len(panels)), layout=_layout())
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for (field, title), axis in zip(panels.items(), axes, strict=True):
-            for arm, members in arms.items():
-                curves = {name: _curve(training, name, field) for name in members}
-                style = {'color': colour(arm), 'linestyle': LINES.get(parts_of(arm)[1], '-.')}
-                if len(members) > 1:
-                    for curve in curves.values():
+def training_curves(results: Results, looks: Mapping[str, Look]) -> list[Drawing]:
+    """What changes over training, a panel each; thick lines are means over seeds, thin ones single seeds."""
+    training = results.training.assistants
+    groups = {arm: results.experiment.assistants_of(arm) for arm in results.experiment.arms}
+    groups = {arm: assistants for arm, assistants in groups.items() if assistants}
+    drawings = []
+    for field, title in PANELS.items():
+        found = {arm: [_curve(training[name], field) for name in names] for arm, names in groups.items()}
+        if not any(curve for curves in found.values() for curve in curves):
+            continue
+        with _style():
+            figure, axis = _panel(2.6, title)
+            for arm, curves in found.items():
+                look = looks[arm]
+                style: dict[str, Any] = {'color': look.colour, 'linestyle': look.line}
+                if len(curves) > 1:
+                    for curve in curves:
                         axis.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, **style)
-                steps = sorted({step for curve in curves.values() for step in curve})
-                mean = [np.mean([curve[step] for curve in curves.values() if step in curve]) for step in steps]
+                steps = sorted({step for curve in curves for step in curve})
+                mean = [np.mean([curve[step] for curve in curves if step in curve]) for step in steps]
                 every = max(1, len(steps) // 5)
-                axis.plot(
-                    steps,
-                    mean,
-                    linewidth=2,
-                    marker=marker(arm),
-                    markevery=every,
-                    markersize=5,
-                    label=label(arm),
-                    **style,
-                )
-            axis.set_title(title)
+                style |= {'marker': look.marker, 'markevery': every, 'markersize': 5}
+                axis.plot(steps, mean, linewidth=2, label=arm, **style)
             axis.grid(axis='y', color=GRID, linewidth=0.8)
-        axes[-1].set_xlabel('step')
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc='outside upper center', ncols=2, frameon=False, handlelength=3)
-    said = '; '.join(_course(training, arm, members) for arm, members in arms.items())
-    return Drawing(figure, f'Reward under its own user at the first and last step: {said}.')
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.set_xlabel('step')
+        said = '; '.join(_course(arm, curves) for arm, curves in found.items())
+        drawings.append(Drawing(figure, f'{title}, at the first and last step: {said}.'))
+    return drawings
 
 
-def matrix(result: MatrixResult) -> Drawing:
-    """Mean satisfaction by assistant (rows) and user (columns, people last), in means over training seeds."""
-    assistants, users, values = by_arm(result)
+def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
+    """Mean score by assistant (rows) and user (columns, people last), in means over training seeds."""
+    arms, values = by_arm(experiment, result)
+    users = result.users
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low else low + 1
     with _style():
-        figure = Figure((max(WIDTH, 1.9 + 0.55 * len(users)), 1.5 + 0.42 * len(assistants)), layout=_layout())
-        axis = figure.subplots()
+        figure, axis = _panel(1.5 + 0.42 * len(arms), '', width=max(WIDTH, 2.2 + 0.75 * len(users)))
         edges = (np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
-        axis.pcolormesh(
-            *edges, values, cmap='cividis', vmin=0, vmax=1, edgecolors='white'
-        )  # drawn as shapes: no picture within the SVG
+        axis.pcolormesh(  # drawn as shapes: no bitmap within the SVG
+            *edges, values, cmap='cividis', vmin=low, vmax=high, edgecolors='white'
+        )
         axis.invert_yaxis()
         for (row, column), value in np.ndenumerate(values):
-            ink = 'black' if value > 0.48 else 'white'
+            ink = 'black' if value > low + 0.48 * (high - low) else 'white'
             axis.text(column, row, number(float(value)), ha='center', va='center', color=ink)
-        axis.set_xticks(
-            range(len(users)), [label(user) for user in users], rotation=35, ha='left', rotation_mode='anchor'
-        )
-        axis.set_yticks(range(len(assistants)), [label(name) for name in assistants])
+        axis.set_xticks(range(len(users)), users, rotation=35, ha='left', rotation_mode='anchor')
+        axis.set_yticks(range(len(arms)), arms)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        if PEOPLE in users and len(users) > 1:
-            axis.axvline(users.index(PEOPLE) - 0.5, color='white', linewidth=4)
+        if result.people is not None and len(users) > 1:
+            axis.axvline(users.index(result.people) - 0.5, color='white', linewidth=4)
     said = '; '.join(
-        f'{label(name)} with {", ".join(f"{label(u)} {number(float(x))}" for u, x in zip(users, row, strict=True))}'
-        for name, row in zip(assistants, values, strict=True)
+        f'{name} with {", ".join(f"{u} {number(float(x))}" for u, x in zip(users, row, strict=True))}'
+        for name, row in zip(arms, values, strict=True)
     )
-    return Drawing(figure, f'Mean satisfaction by assistant and user: {said}.')
+    return Drawing(figure, f'Mean {result.score} by assistant and user: {said}.')
 
 
-def by_arm(result: MatrixResult) -> tuple[list[str], list[str], np.ndarray]:
-    """Assistants, users, and [assistants, users] mean satisfaction, each in means over its training seeds."""
-    means = np.array(result.mean, np.float64).reshape(len(result.users), len(result.assistants))
-    arms, users = (_groups(names) for names in (result.assistants, result.users))
-    values = [[means[np.ix_(users[user], arms[arm])].mean() for user in users] for arm in arms]
-    return list(arms), list(users), np.array(values)
+def by_arm(experiment: ExperimentResult, result: MatrixResult) -> tuple[list[str], np.ndarray]:
+    """'initial' and the arms, and [arms, users] mean scores, in means over training seeds."""
+    means = np.array(result.mean, np.float64)
+    groups = {INITIAL: [INITIAL]} | {arm: experiment.assistants_of(arm) for arm in experiment.arms}
+    groups = {arm: names for arm, names in groups.items() if names}
+    columns = [[result.assistants.index(name) for name in names] for names in groups.values()]
+    return list(groups), np.array([means[:, places].mean(1) for places in columns])
 
 
 def svg(drawing: Drawing, name: str) -> str:
-    """The figure as an element of a page, its ids starting with `name`: several may stand on one page."""
+    """The figure as an element of a page, its ids starting with `name`: a page holds several."""
     file = io.StringIO()
     with _style(name):
         drawing.figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
@@ -182,8 +181,12 @@ def svg(drawing: Drawing, name: str) -> str:
 
 
 def png(drawing: Drawing) -> bytes:
+    """The figure as a PNG, with a legend where its lines have labels: the page has one for all panels."""
     file = io.BytesIO()
+    handles, labels = drawing.figure.axes[0].get_legend_handles_labels()
     with _style():
+        if labels:
+            drawing.figure.legend(handles, labels, loc='outside upper center', ncols=2, frameon=False, handlelength=3)
         drawing.figure.savefig(file, format='png', dpi=PIXELS_PER_INCH, metadata={'Software': None})
     return file.getvalue()
 
@@ -205,20 +208,21 @@ def _style(salt: str = '') -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _layout() -> ConstrainedLayoutEngine:
-    """Room between the panels: a title must not touch the axis above it."""
-    return ConstrainedLayoutEngine(h_pad=0.09, hspace=0.02)
+def _panel(height: float, title: str, *, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure((width, height), layout='constrained')
+    axis = figure.subplots()
+    axis.set_title(title)
+    return figure, axis
 
 
-def _interval(axis: Axes, estimate: Interval | None, place: float, name: str, *, filled: bool) -> None:
+def _interval(axis: Axes, estimate: Interval | None, place: float, look: Look, *, filled: bool) -> None:
     if estimate is None:
         return
     if estimate.low is not None and estimate.high is not None:
-        axis.plot([estimate.low, estimate.high], [place, place], color=colour(name), linewidth=2 if filled else 1)
-    face = colour(name) if filled else 'white'
-    axis.plot(
-        [estimate.mean], [place], marker=marker(name), markersize=7, color=colour(name), markerfacecolor=face, zorder=3
-    )
+        axis.plot([estimate.low, estimate.high], [place, place], color=look.colour, linewidth=2 if filled else 1)
+    face = look.colour if filled else 'white'
+    style: dict[str, Any] = {'marker': look.marker, 'markersize': 7, 'color': look.colour, 'markerfacecolor': face}
+    axis.plot([estimate.mean], [place], zorder=3, **style)
 
 
 def _rows(axis: Axes, labels: Sequence[str]) -> None:
@@ -230,24 +234,13 @@ def _rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.set_axisbelow(True)
 
 
-def _curve(training: TrainingResult, name: str, field: str) -> dict[int, float]:
+def _curve(curve: TrainingCurve, field: str) -> dict[int, float]:
     """step -> value, where there is one."""
-    curve = training.assistants[name]
     values = getattr(curve, field) or ()
     return {step: value for step, value in zip(curve.step, values, strict=False) if value is not None}
 
 
-def _course(training: TrainingResult, arm: str, members: Sequence[str]) -> str:
-    curves = [list(_curve(training, name, 'reward').values()) for name in members]
-    curves = [curve for curve in curves if curve]
-    first, last = (number(float(np.mean([curve[at] for curve in curves])) if curves else None) for at in (0, -1))
-    return f'{label(arm)} {first} to {last}'
-
-
-def _groups(names: Sequence[str]) -> dict[str, list[int]]:
-    """Names without their seed -> where they are, in the report's order."""
-    groups: dict[str, list[int]] = {}
-    for name in ordered(names):
-        arm, size, _ = parts_of(name)
-        groups.setdefault(f'{arm}-{size}' if size else arm, []).append(names.index(name))
-    return groups
+def _course(arm: str, curves: Sequence[Mapping[int, float]]) -> str:
+    ends = [list(curve.values()) for curve in curves if curve]
+    first, last = (number(float(np.mean([values[at] for values in ends])) if ends else None) for at in (0, -1))
+    return f'{arm} {first} to {last}'

@@ -1,27 +1,26 @@
-"""The parts of a page that is one file: texts escaped, tables, figures and conversations that scroll within their box.
+"""HTML of a page that is one file: escaped text; tables, figures and conversations that scroll within their box.
 
 No script, no request, no font from elsewhere: it opens offline and reads the same in a year.
 """
 
 import dataclasses
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 STYLE = """
 :root { --paper: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #5c646d; --line: #dfdcd6; --shade: 0, 114, 178;
-  --person: #e3eef7; --assistant: #f1efea; color-scheme: light dark; }
+  --user: #e3eef7; --assistant: #f1efea; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --paper: #17191c; --card: #1f2226; --ink: #e4e6e8; --soft: #a2a9b1;
-  --line: #363b41; --shade: 86, 180, 233; --person: #24384a; --assistant: #2c2f34; } }
+  --line: #363b41; --shade: 86, 180, 233; --user: #24384a; --assistant: #2c2f34; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
+main { max-width: 1160px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 12px; }
 h2 { font-size: 1.2rem; margin: 44px 0 8px; }
-h3 { font-size: 1rem; margin: 20px 0 6px; }
-p { max-width: 46em; margin: 8px 0; overflow-wrap: anywhere; }
+h3 { font-size: 1rem; margin: 24px 0 6px; }
+p { max-width: 52em; margin: 8px 0; overflow-wrap: anywhere; }
 .lead p { font-size: 1.06rem; }
 .note { color: var(--soft); font-size: .9rem; }
-.missing { border-left: 3px solid #d55e00; padding-left: 10px; }
 .box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); margin: 10px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -29,12 +28,13 @@ thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-s
 th:first-child, td.words { text-align: left; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
-td small { display: block; color: var(--soft); font-size: .8rem; }
+td small, th small { font-weight: 400; display: block; color: var(--soft); font-size: .8rem; }
 td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-figure { margin: 10px 0; }
-figure .box { background: #ffffff; padding: 6px; }
-figure svg { display: block; width: 100%; height: auto; margin: 0 auto; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 12px; }
+.panels .box { background: #ffffff; padding: 6px; margin: 6px 0; }
+.panels svg { display: block; width: 100%; height: auto; max-width: 1000px; margin: 0 auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; font-size: .9rem; }
 .talks { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr); gap: 12px;
   overflow-x: auto; align-items: start; padding: 2px 2px 10px; }
 .talk { background: var(--card); border: 1px solid var(--line); border-top-width: 4px; border-radius: 8px;
@@ -42,7 +42,7 @@ figure svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 .talk h4 { margin: 0; font-size: .92rem; }
 .bubble { margin: 8px 0; padding: 6px 10px; border-radius: 12px; font-size: .9rem; overflow-wrap: anywhere;
   width: fit-content; max-width: 92%; white-space: pre-wrap; }
-.person { background: var(--person); margin-left: auto; border-bottom-right-radius: 3px; }
+.user { background: var(--user); margin-left: auto; border-bottom-right-radius: 3px; }
 .assistant { background: var(--assistant); border-bottom-left-radius: 3px; }
 .who { display: block; color: var(--soft); font-size: .72rem; }
 @media (max-width: 600px) { tbody th { white-space: normal; min-width: 9.4em; } }
@@ -60,7 +60,7 @@ class Cell:
         under: a second line in small type, such as an interval.
         shade: 0 to 1, how strongly its background is coloured.
         dot: the colour of a dot before the text.
-        words: prose, which may break lines, and stands at the left.
+        words: prose: aligned left, lines may break.
     """
 
     text: str
@@ -89,12 +89,12 @@ def section(title: str, *parts: str) -> str:
     return f'<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>'
 
 
+def heading(title: str) -> str:
+    return f'<h3>{escape(title)}</h3>'
+
+
 def paragraph(text: str, kind: str = '') -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f'<p>{escape(text)}</p>'
-
-
-def missing(what: str) -> str:
-    return f'<p class="note missing">Not there yet: {escape(what)}.</p>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
@@ -107,20 +107,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
     return f'<div class="box"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
-def figure(svg: str, text: str, width: float, caption: str = '') -> str:
-    """An SVG with what it shows in words.
+def panels(drawn: Iterable[tuple[str, str, float]]) -> str:
+    """Figures side by side, as many as there is room for.
 
     Args:
-        svg: as `figures.svg` makes it.
-        text: for those who do not see it.
-        width: of the drawing at its own size, in pixels: it is shown at 0.7 to 1.3 of that.
-        caption: below the figure.
+        drawn: of each its SVG as `figures.svg` makes it, the same in words, and its width in pixels; below 0.7 of
+            that it scrolls.
     """
-    shown = svg.replace(
-        '<svg ', f'<svg role="img" aria-label="{escape(text)}" style="min-width: {0.7 * width:.0f}px" ', 1
-    )
-    under = f'<figcaption class="note">{escape(caption)}</figcaption>' if caption else ''
-    return f'<figure>\n<div class="box" style="max-width: {1.3 * width:.0f}px">{shown}</div>\n{under}\n</figure>'
+    boxes = []
+    for svg, text, width in drawn:
+        start = f'<svg role="img" aria-label="{escape(text)}" style="min-width: {0.7 * width:.0f}px" '
+        boxes.append(f'<div class="box">{svg.replace("<svg ", start, 1)}</div>')
+    inside = '\n'.join(boxes)
+    return f'<div class="panels">\n{inside}\n</div>'
+
+
+def legend(colours: Mapping[str, str]) -> str:
+    entries = ''.join(f'<span>{_dot(colour)}{escape(name)}</span>' for name, colour in colours.items())
+    return f'<div class="legend">{entries}</div>'
 
 
 def details(title: str, *parts: str, opened: bool = False) -> str:
@@ -129,7 +133,7 @@ def details(title: str, *parts: str, opened: bool = False) -> str:
 
 
 def talk(title: str, colour: str, messages: Sequence[tuple[str, str]], outcome: str) -> str:
-    """One conversation as chat bubbles: `messages` are (who, text), who being 'person' or 'assistant'."""
+    """One conversation as chat bubbles; `messages` are (role, text)."""
     bubbles = '\n'.join(
         f'<div class="bubble {escape(who)}"><span class="who">{escape(who)}</span>{escape(text)}</div>'
         for who, text in messages
@@ -145,12 +149,16 @@ def side_by_side(talks: Iterable[str]) -> str:
     return f'<div class="talks">\n{inside}\n</div>'
 
 
+def _dot(colour: str) -> str:
+    return f'<span class="dot" style="background: {colour}"></span>'
+
+
 def _cell(cell: str | Cell, *, header: bool) -> str:
     cell = Cell(cell) if isinstance(cell, str) else cell
-    dot = f'<span class="dot" style="background: {cell.dot}"></span>' if cell.dot else ''
+    dot = _dot(cell.dot) if cell.dot else ''
+    under = f'<small>{escape(cell.under)}</small>' if cell.under else ''
     if header:
-        return f'<th scope="row">{dot}{escape(cell.text)}</th>'
+        return f'<th scope="row">{dot}{escape(cell.text)}{under}</th>'
     style = f' style="background: rgba(var(--shade), {0.45 * cell.shade:.2f})"' if cell.shade else ''
     kind = ' class="words"' if cell.words else ''
-    under = f'<small>{escape(cell.under)}</small>' if cell.under else ''
     return f'<td{kind}{style}>{dot}{escape(cell.text)}{under}</td>'

@@ -1,111 +1,116 @@
-"""A run directory's results -> report.html, a table for the terminal, and pictures for TensorBoard.
+"""Results -> report.html, a table for the terminal, and pictures for TensorBoard."""
 
-1. `results.read` checks what is there; what is not there is said to be missing, never an error.
-2. `summary` turns it into a row per arm and three sentences, `figures` into drawings.
-3. `sections` puts them in order, `page` makes one file of them.
-"""
-
+import json
 import os
 import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.report import figures, page, sections, summary
-from simrl.evaluation.report.summary import interval, number, share
+from simrl.evaluation.report.summary import interval, number
+from simrl.evaluation.results import MeasureResult, Results
 
 REPORT_FILE = 'report.html'
 CONSOLE_WIDTH = 120  # columns
+MAX_LINES = 24  # of differences in the terminal; report.html has all
 
 
-def write_report(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` into the run directory, one file that needs no other; equal results give equal bytes.
-
-    Raises:
-        ResultError: a result that is there is not what it should be; names the file and the key.
-    """
-    results = results_lib.read(workdir)
-    rows = summary.rows_of(results, workdir)
+def write_report(results: Results, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` into the run directory, one file that needs no other; equal results give equal bytes."""
+    config_file = workdir / 'config.json'
+    settings = json.loads(config_file.read_text()) if config_file.exists() else {}
     path = workdir / REPORT_FILE
     draft = path.with_suffix('.partial')
-    draft.write_text(page.document(sections.TITLE, sections.sections(results, rows)), encoding='utf-8')
+    draft.write_text(page.document(sections.TITLE, sections.sections(results, settings)), encoding='utf-8')
     os.replace(draft, path)
     return path
 
 
-def figure_pngs(workdir: pathlib.Path) -> dict[str, bytes]:
-    """The report's figures as PNG files by name, those whose results are there.
-
-    Raises:
-        ResultError: as `write_report`.
-    """
-    results = results_lib.read(workdir)
-    drawings = figures.drawings_of(results, summary.rows_of(results, workdir))
-    return {name: figures.png(drawing) for name, drawing in drawings.items()}
+def figure_pngs(results: Results) -> dict[str, bytes]:
+    """The report's figures as PNG files by name."""
+    return {
+        name if len(drawings) == 1 else f'{name}_{place}': figures.png(drawing)
+        for name, drawings in figures.drawings_of(results).items()
+        for place, drawing in enumerate(drawings)
+    }
 
 
-def console_table(workdir: pathlib.Path) -> str:
-    """The arms and what is claimed of them as plain text, at most 120 columns wide.
-
-    Raises:
-        ResultError: as `write_report`.
-    """
-    results = results_lib.read(workdir)
-    rows = summary.rows_of(results, workdir)
-    lines = []
-    if rows:
-        columns = ('assistant', 'satisfaction', 'met', 'win rate', 'strict', 'recovered', 'turns', 'left')
-        cells = [
-            (
-                row.name,
-                interval(row.satisfaction, 3),
-                share(row.share_met.mean),
-                interval(row.win_rate, 3),
-                number(row.strict_win_rate.mean if row.strict_win_rate else None),
-                interval(row.recovered),
-                number(row.turns, 1),
-                share(row.ends.get('left')),
-            )
-            for row in rows
-        ]
-        lines.extend([*_columns([columns, *cells]), summary.rests_on(rows)])
-        lines.append('Intervals of recovered are over people: these checkpoints only, whatever the number of seeds.')
-    if results.claims and results.claims.differences:
-        names = ('difference', 'satisfaction', 'p', 'win rate', 'seeds', 'these checkpoints')
-        claims = [
-            (
-                pair,
-                interval(claim.satisfaction, 3, '+'),
-                summary.p_value(claim.satisfaction),
-                interval(claim.win_rate, 2, '+'),
-                str(claim.satisfaction.num_seeds),
-                interval(claim.satisfaction_over_people, 2, '+'),
-            )
-            for pair, claim in results.claims.differences.items()
-        ]
-        lines.extend(['', *_columns([names, *claims])])
-    if results.claims and results.claims.transfers:
-        users = ('gain over initial', 'its own simulator', 'other kinds', 'people')
+def console_table(results: Results) -> str:
+    """The arms and their comparisons as plain text, at most 120 columns wide."""
+    lines: list[str] = []
+    for measure in results.measures.values():
+        lines += ['', measure.words.title, *_arms(results, measure), '', *_differences(measure)]
+    if results.matrix:
+        people = results.matrix.people
         gains = [
             (
                 arm,
-                interval(found.users.get(arm), 3, '+'),
-                interval(found.others, 3, '+'),
-                interval(results.claims.arms[arm].gain, 3, '+'),
+                interval(found.simulators.get(arm), 3, '+'),
+                interval(found.other_kinds, 3, '+'),
+                *([interval(results.measures[people].arms[arm].gain, 3, '+')] if people else []),
             )
-            for arm, found in (
-                (arm, results.claims.transfers[arm]) for arm in summary.ordered(results.claims.transfers)
-            )
+            for arm, found in results.matrix.transfers.items()
         ]
-        lines.extend(['', *_columns([users, *gains])])
-    for sentence in summary.sentences(results, rows):
-        lines.extend(['', *textwrap.wrap(sentence, CONSOLE_WIDTH)])
+        header = ('gain over initial with', 'its own simulator', 'other kinds', *([people] if people else []))
+        lines += ['', *_columns([header, *gains])]
+    for sentence in summary.sentences(results):
+        lines += ['', *textwrap.wrap(sentence, CONSOLE_WIDTH)]
     return '\n'.join(lines).strip('\n')
 
 
+def _arms(results: Results, measure: MeasureResult) -> list[str]:
+    rows = summary.rows_of(results.experiment, measure)
+    strict = any(row.strict_win_rate for row in rows)
+    recovered = any(row.gap_recovered for row in rows)
+    header = (
+        *('assistant', 'score', 'win rate'),
+        *(['strict'] if strict else []),
+        *(['gap recovered'] if recovered else []),
+        'messages',
+        *(part.replace('_', ' ') for part in rows[0].parts),
+        *rows[0].ends,
+    )
+    cells = [
+        (
+            *(row.name, interval(row.score, 3), interval(row.win_rate, 3)),
+            *([number(row.strict_win_rate.mean if row.strict_win_rate else None)] if strict else []),
+            *([interval(row.gap_recovered)] if recovered else []),
+            number(row.turns, 1),
+            *(number(part.mean) for part in row.parts.values()),
+            *(summary.share(end) for end in row.ends.values()),
+        )
+        for row in rows
+    ]
+    lines = [*_columns([header, *cells]), summary.basis(rows, measure.words.unit)]
+    if any(row.gap_recovered and row.gap_recovered.low is not None for row in rows):
+        lines.append(f'Intervals of gap recovered are over {measure.words.unit}: these checkpoints only.')
+    return lines
+
+
+def _differences(measure: MeasureResult) -> list[str]:
+    header = ('difference', 'significant', measure.words.score, 'p', 'win rate', 'seeds', 'these checkpoints')
+    rows = [
+        (
+            f'{pair.first} - {pair.second}',
+            summary.significance(pair.score, pair.checkpoint_score),
+            interval(pair.score, 3, '+'),
+            summary.p_value(pair.score),
+            interval(pair.win_rate, 2, '+'),
+            str(pair.score.num_seeds),
+            interval(pair.checkpoint_score, 2, '+'),
+        )
+        for pair in measure.differences
+    ]
+    more = [f'{len(rows) - MAX_LINES} more in {REPORT_FILE}'] if len(rows) > MAX_LINES else []
+    return [*_columns([header, *rows[:MAX_LINES]]), *more] if rows else []
+
+
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned text; the last columns are left out where they do not fit."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    while sum(widths) + 2 * (len(widths) - 1) > CONSOLE_WIDTH:
+        widths.pop()
     return [
-        '  '.join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)).rstrip()
+        '  '.join(row[i].ljust(width) if i == 0 else row[i].rjust(width) for i, width in enumerate(widths)).rstrip()
         for row in rows
     ]

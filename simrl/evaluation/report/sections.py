@@ -1,330 +1,332 @@
-"""The sections of the report, in the order in which one reads them: what came out, how sure, why, and what was run.
-
-Each is made of the results that are there; where a file is missing, its section says so.
-"""
+"""The sections of the report, in reading order: outcomes, how sure they are, why, and what was run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simrl.evaluation.gap_recovered import RecoveredShare
+from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import figures, page, summary
-from simrl.evaluation.report.figures import Drawing
+from simrl.evaluation.report.figures import Drawing, Look
 from simrl.evaluation.report.page import Cell
-from simrl.evaluation.report.summary import Interval, Row, interval, label, number, share
-from simrl.evaluation.results import PEOPLE, RESULTS_FOLDER, Results, TurnStatistics
+from simrl.evaluation.report.summary import Interval, Row, interval, number, share
+from simrl.evaluation.results import INITIAL, Difference, MatrixResult, MeasureResult, Results
 
-TITLE = 'Which simulated user trains the better assistant?'
-LONG = 24  # rows; longer tables are folded away
-ARMS = (
-    'Satisfaction is the share of the intent met, 0 where the person left, less the effort it took. Win rate: how '
-    'often people would prefer this assistant to the initial one, by expected votes; strict: higher satisfaction '
-    'wins, ties count ½. Recovered: the gain over the initial assistant as a share of the gain of the oracle, which '
-    'trained against people themselves; its interval is over people, and it may exceed 1. Cut: messages of the '
-    'assistant that its budget cut short; below, conversations in which a message of the person was.'
+TITLE = 'Which user simulator trains the better assistant?'
+MAX_ROWS = 24  # longer tables are folded
+WIN_RATE = 'Win rate: the mean probability that this assistant is preferred to the initial one on the same example. '
+STRICT = 'Strict: the share of examples with a higher score, ties count ½. '
+GAP_RECOVERED = (
+    'Gap recovered: the gain over the initial assistant as a share of the gain of the arm that trains against people '
+    'themselves; its interval is of these checkpoints only, and it may exceed 1. '
 )
-WIN_RATES = (
-    'The dashed line is the initial assistant. Win rates can mislead, strict ones most: of two assistants that fail '
-    'the one that fails sooner wins, for it costs less effort. Satisfaction and who left show it.'
+CUT = (
+    'Cut: messages of the assistant that reached max_new_tokens; below, conversations in which a message of the user '
+    'did. '
+)
+COMPARISONS = (
+    'The unit is the training run: intervals and sign-flip tests are over training seeds, paired between arms, on the '
+    'same examples, and not adjusted for the number of comparisons. With n seeds p is at least 2 / 2ⁿ. All seeds share '
+    'the initial assistant and the data: intervals over seeds leave out what others of these would change. '
 )
 TRAINING = (
-    'Rewards are under each arm’s own user, so they compare a run with itself and not arms with each other; thin lines '
-    'are single seeds. A group is the conversations of one opening; where all have the same reward nothing is learnt.'
+    'Rewards are under each arm’s own simulator, so they compare a run with itself and not arms with each other. Thick '
+    'lines are means over seeds, thin lines single seeds. A group is the conversations of one opening; where all have '
+    'the same reward there is no gradient.'
 )
 MATRIX = (
-    'Mean satisfaction; rows are assistants, columns the users that they talked with, people last. A simulator that is '
-    'trained anew for each seed is the one of the assistant’s own seed; the initial assistant met all of them.'
+    'Rows are assistants, columns the users that they talk with; a simulator is named by the arm that trains against '
+    'it. A simulator that is trained anew for each seed is the one of the assistant’s own seed; the initial assistant '
+    'meets all of them. Colours run from the lowest to the highest number. '
 )
 TRANSFER = (
-    'Gains in mean satisfaction over the initial assistant, with intervals over training seeds: by the reckoning of '
-    'the simulator that the arm trained against, of simulators of other kinds (their mean), and of people. A gain that '
-    'the own simulator alone sees does not carry over. The simulators of other kinds are not the same for every arm: '
-    'that column is not to be compared from arm to arm.'
-)
-CLAIMS = (
-    'The unit of a claim about a simulator is the training run: intervals and sign-flip tests are over training seeds, '
-    'paired between arms, on the same people throughout, and not adjusted for their number. With n seeds p is never '
-    'below 2 / 2ⁿ. All seeds share one initial assistant, one base user model of each size and one set of logs: what '
-    'others of these, or other people, would change is in no interval over seeds. The last column rests on people '
-    'alone: it holds for these checkpoints only.'
+    'Gains in mean score over the initial assistant, with intervals over training seeds: with the simulator that the '
+    'arm trains against, and with simulators of other kinds (their mean). A gain with its own simulator alone does not '
+    'transfer. The simulators of other kinds differ from arm to arm: do not compare that column between arms. '
 )
 FIDELITY = (
-    'Means over conversations with the initial assistant. Perplexity is per token of messages of people that no '
-    'simulator saw; opening: attributes told in the first message; against the intent: values told that are not wanted.'
+    'Rates are over conversations with the initial assistant. Perplexity is per token of people’s messages that no '
+    'simulator was trained on; it is not known for simulators off the device.'
 )
 
 
-def sections(results: Results, rows: Sequence[Row]) -> list[str]:
-    """The body of the page."""
-    drawings = figures.drawings_of(results, rows)
+def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """The body of the page; `settings` are those of config.json."""
+    looks = figures.looks_of(results.experiment)
+    drawings = figures.drawings_of(results)
+    lead = '\n'.join(page.paragraph(text) for text in summary.sentences(results))
+    parts = [f'<h1>{page.escape(TITLE)}</h1>', f'<div class="lead">{lead}</div>']
+    for name, measure in results.measures.items():
+        drawn = _drawn(f'win_rates_{name}', drawings)
+        parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
+    legend = page.legend({arm: looks[arm].colour for arm in results.experiment.arms})
+    parts.append(
+        page.section('Training', legend, _drawn('training', drawings), page.paragraph(TRAINING, 'note')),
+    )
+    if results.matrix:
+        drawn = _drawn('matrix', drawings)
+        parts.append(page.section('Every assistant with every user', *_matrix(results.matrix, looks, drawn)))
+        parts.append(page.section('Gains with other simulators', *_transfers(results, results.matrix, looks)))
     return [
-        f'<h1>{page.escape(TITLE)}</h1>',
-        '<div class="lead">' + '\n'.join(page.paragraph(text) for text in summary.sentences(results, rows)) + '</div>',
-        page.section('The assistants on people', *_arms(results, rows)),
-        page.section('Win rates', _drawn(drawings, 'win_rates', 'people.json', WIN_RATES)),
-        page.section('Training', _drawn(drawings, 'training', 'training.json', TRAINING)),
-        page.section('Every assistant with every user', *_matrix(results, drawings)),
-        page.section('What is claimed', *_claims(results)),
-        page.section('Who else sees the gain', *_transfers(results)),
-        page.section('How true the simulators are', *_fidelity(results)),
-        page.section('What the assistant does first', *_first_acts(rows)),
-        page.section('The same person with every assistant', *_conversations(results)),
-        page.section('Settings', *_settings(results)),
-        page.section('Where the time went', *_timings(results)),
+        *parts,
+        page.section('Simulators beside people', *_fidelity(results, looks)),
+        *_conversations(results, looks),
+        page.section('Settings', *_settings(settings)),
+        page.section('Timings', *_timings(results)),
     ]
 
 
-def _arms(results: Results, rows: Sequence[Row]) -> list[str]:
-    if not rows:
-        return [_missing('people.json')]
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.ends))
-    header = (
-        *('assistant', 'seeds', 'satisfaction', 'intent met', 'win rate', 'strict win rate', 'recovered', 'turns'),
-        *(f'ended: {kind}' for kind in kinds),
-        'cut',
-    )
-    table = page.table(
-        header,
-        [
+def _measure(results: Results, measure: MeasureResult, looks: Mapping[str, Look], drawn: str) -> list[str]:
+    rows = summary.rows_of(results.experiment, measure)
+    parts = [*_arms(results, measure, rows, looks), drawn, page.heading('Comparisons'), *_comparisons(measure)]
+    for label in rows[0].labels:
+        kinds = list(rows[0].labels[label])
+        cells = [
             (
-                Cell(label(row.name), dot=figures.colour(row.name)),
-                str(row.num_seeds) if row.num_seeds else '–',
-                _estimate(row.satisfaction),
-                _estimate(row.share_met),
-                _estimate(row.win_rate),
-                _estimate(row.strict_win_rate),
-                _recovered(row),
-                number(row.turns, 1),
-                *(share(row.ends.get(kind)) for kind in kinds),
-                Cell(f'{row.truncated:.1%}', under=f'people {row.user_truncated:.1%}'),
+                Cell(row.name, dot=looks[row.name].colour),
+                *(Cell(share(row.labels[label][kind]), shade=row.labels[label][kind]) for kind in kinds),
             )
             for row in rows
-        ],
-    )
-    world = results.people.world if results.people else None
-    dial = f' The world’s dial is at {world.dial:g} (0: people are a stereotype).' if world and world.dial != 1 else ''
-    reasons = {row.recovered.reason for row in rows if row.recovered and row.recovered.reason}
-    undefined = f' Recovered shares are undefined: {"; ".join(sorted(reasons))}.' if reasons else ''
-    parts = [table, page.paragraph(f'{summary.rests_on(rows)} {ARMS}{undefined}{dial}', 'note')]
-    if results.people and max(row.num_seeds for row in rows) > 1:
-        each: list[Sequence[str | Cell]] = [
-            (
-                Cell(label(name), dot=figures.colour(name)),
-                *(_estimate(x) for x in (found.satisfaction, found.gain, found.win_rate, found.strict_win_rate)),
-            )
-            for name, found in (
-                (name, results.people.assistants[name]) for name in summary.ordered(results.people.assistants)
-            )
         ]
-        table = page.table(('assistant', 'satisfaction', 'gain', 'win rate', 'strict win rate'), each)
-        parts.append(page.details('Every checkpoint by itself (intervals over people: that checkpoint only)', table))
+        title = label.replace('_', ' ').capitalize()
+        parts += [page.heading(f'{title}: share of conversations'), page.table(('assistant', *kinds), cells)]
     return parts
 
 
-def _estimate(estimate: Interval | RecoveredShare | None, digits: int = 2, sign: str = '') -> Cell:
+def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: Mapping[str, Look]) -> list[str]:
+    strict = any(row.strict_win_rate for row in rows)
+    recovered = any(row.gap_recovered for row in rows)
+    kinds = {name: arm.kind for name, arm in results.experiment.arms.items() if arm.kind != name}
+    header = (
+        *('assistant', 'seeds', measure.words.score),
+        *(part.replace('_', ' ') for part in rows[0].parts),
+        'win rate',
+        *(['strict win rate'] if strict else []),
+        *(['gap recovered'] if recovered else []),
+        'messages of the assistant',
+        *(f'ended: {end}' for end in rows[0].ends),
+        'cut',
+    )
+    cells: list[Sequence[str | Cell]] = [
+        (
+            Cell(row.name, under=kinds.get(row.name, ''), dot=looks[row.name].colour),
+            str(row.num_seeds) if row.num_seeds else '–',
+            *map(_estimate, (row.score, *row.parts.values(), row.win_rate)),
+            *([_estimate(row.strict_win_rate)] if strict else []),
+            *([_gap_recovered(row.gap_recovered)] if recovered else []),
+            number(row.turns, 1),
+            *map(share, row.ends.values()),
+            Cell(f'{row.truncated:.1%}', under=f'user {row.user_truncated:.1%}'),
+        )
+        for row in rows
+    ]
+    reasons = sorted({row.gap_recovered.reason for row in rows if row.gap_recovered and row.gap_recovered.reason})
+    note = ''.join(
+        (
+            f'{summary.basis(rows, measure.words.unit)} {measure.words.about} {WIN_RATE}',
+            STRICT if strict else '',
+            GAP_RECOVERED if recovered else '',
+            f'It is undefined here: {"; ".join(reasons)}. ' if reasons else '',
+            CUT,
+            'Below an arm’s name: the kind of its simulator.' if kinds else '',
+        )
+    )
+    parts = [page.table(header, cells), page.paragraph(note, 'note')]
+    if max(row.num_seeds for row in rows) > 1:
+        each: list[Sequence[str | Cell]] = [
+            (
+                Cell(name, dot=looks[name].colour),
+                *map(_estimate, (found.score, found.gain, found.win_rate)),
+                *([_estimate(found.strict_win_rate)] if strict else []),
+            )
+            for name, found in measure.assistants.items()
+        ]
+        header = ('assistant', measure.words.score, 'gain', 'win rate', *(['strict win rate'] if strict else []))
+        title = f'Every checkpoint by itself (intervals over {measure.words.unit}: that checkpoint only)'
+        parts.append(page.details(title, page.table(header, each)))
+    return parts
+
+
+def _estimate(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> Cell:
     """A mean with its interval in small type below it."""
     mean, _, bounds = interval(estimate, digits, sign).partition(' ')
     return Cell(mean, under=bounds)
 
 
-def _recovered(row: Row) -> Cell:
-    return Cell('undefined') if row.recovered and row.recovered.mean is None else _estimate(row.recovered)
+def _gap_recovered(found: GapRecovered | None) -> Cell:
+    return Cell('undefined') if found and found.mean is None else _estimate(found)
 
 
-def _matrix(results: Results, drawings: Mapping[str, Drawing]) -> list[str]:
-    if results.matrix is None:
-        return [_missing('matrix.json')]
-    found = results.matrix
-    cells = []
-    for column, assistant in sorted(
-        enumerate(found.assistants), key=lambda x: summary.ordered(found.assistants).index(x[1])
-    ):
-        cells.append(
-            (
-                Cell(label(assistant), dot=figures.colour(assistant)),
-                *(
-                    Cell(
-                        f'{number(found.mean[row][column])}',
-                        under=f'[{number(found.low[row][column])}, {number(found.high[row][column])}] '
-                        f'n={found.conversations[row][column]:,}',
-                        shade=min(1.0, max(0.0, found.mean[row][column])),
-                    )
-                    for row in range(len(found.users))
-                ),
-            )
+def _comparisons(measure: MeasureResult) -> list[str]:
+    words = measure.words
+    header = (
+        *('difference', 'seeds', words.score, 'sign-flip p', 'win rate', 'sign-flip p'),
+        *(f'{words.score}, over {words.unit}: these checkpoints only', 'significant'),
+    )
+    arms: list[Sequence[str | Cell]] = [
+        (
+            f'{name} − {INITIAL}',
+            str(arm.gain.num_seeds),
+            *(_estimate(arm.gain, 3, '+'), summary.p_value(arm.gain)),
+            *(_estimate(arm.win_rate), summary.p_value(arm.win_rate)),
+            _estimate(arm.checkpoint_gain, 3, '+'),
+            _significance(summary.significance(arm.gain, arm.checkpoint_gain)),
         )
-    table = page.table(('assistant', *(f'with {label(user)}' for user in found.users)), cells)
+        for name, arm in measure.arms.items()
+    ]
+    pairs = [_pair(pair) for pair in measure.differences]
+    note = (
+        f'{COMPARISONS}The column over {words.unit} resamples {words.unit}: it is of these checkpoints only. '
+        'Significant: the interval over training seeds excludes 0; with one seed only that of this checkpoint can.'
+    )
+    if len(arms) + len(pairs) <= MAX_ROWS:
+        return [page.table(header, [*arms, *pairs]), page.paragraph(note, 'note')]
+    folded = page.details(f'All {len(pairs)} pairs of arms', page.table(header, pairs))
+    return [page.table(header, arms), folded, page.paragraph(note, 'note')]
+
+
+def _pair(pair: Difference) -> Sequence[str | Cell]:
+    return (
+        f'{pair.first} − {pair.second}',
+        str(pair.score.num_seeds),
+        *(_estimate(pair.score, 3, '+'), summary.p_value(pair.score)),
+        *(_estimate(pair.win_rate, 2, '+'), summary.p_value(pair.win_rate)),
+        _estimate(pair.checkpoint_score, 3, '+'),
+        _significance(summary.significance(pair.score, pair.checkpoint_score)),
+    )
+
+
+def _significance(words: str) -> Cell:
+    return Cell(words, shade={'yes': 1.0, 'this checkpoint only': 0.4}.get(words, 0.0))
+
+
+def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[str]:
+    low, high = min(map(min, found.mean)), max(map(max, found.mean))
+    cells = [
+        (
+            Cell(assistant, dot=looks[assistant].colour),
+            *(
+                Cell(
+                    number(found.mean[row][column]),
+                    under=f'[{number(found.low[row][column])}, {number(found.high[row][column])}] '
+                    f'n={found.conversations[row][column]:,}',
+                    shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
+                )
+                for row in range(len(found.users))
+            ),
+        )
+        for column, assistant in enumerate(found.assistants)
+    ]
+    table = page.table(('assistant', *(f'with {user}' for user in found.users)), cells)
+    people = f'The last column is the measure “{found.people}”. ' if found.people else ''
     return [
-        _drawn(drawings, 'matrix', 'matrix.json', MATRIX),
+        drawn,
+        page.paragraph(f'Mean {found.score}. {MATRIX}{people}', 'note'),
         page.details('The numbers, a checkpoint a row (intervals over conversations)', table),
     ]
 
 
-def _claims(results: Results) -> list[str]:
-    if results.claims is None:
-        return [_missing('claims.json')]
-    rows: list[Sequence[str | Cell]] = []
-    for arm in summary.ordered(results.claims.arms):
-        claim = results.claims.arms[arm]
-        rows.append(
-            (
-                f'{label(arm)} − initial',
-                str(claim.gain.num_seeds),
-                _estimate(claim.gain, 3, '+'),
-                summary.p_value(claim.gain),
-                _estimate(claim.win_rate),
-                summary.p_value(claim.win_rate),
-                _estimate(claim.gain_over_people, 3, '+'),
-            )
-        )
-    for pair, difference in results.claims.differences.items():
-        rows.append(
-            (
-                ' − '.join(label(name) for name in pair.split(' - ')),
-                str(difference.satisfaction.num_seeds),
-                _estimate(difference.satisfaction, 3, '+'),
-                summary.p_value(difference.satisfaction),
-                _estimate(difference.win_rate, 2, '+'),
-                summary.p_value(difference.win_rate),
-                _estimate(difference.satisfaction_over_people, 3, '+'),
-            )
-        )
-    header = (
-        *('difference', 'seeds', 'satisfaction', 'sign-flip p', 'win rate', 'sign-flip p'),
-        'satisfaction, these checkpoints',
-    )
-    seeds = ', '.join(map(str, results.claims.seeds))
-    return [page.table(header, rows), page.paragraph(f'Training seeds: {seeds}. {CLAIMS}', 'note')]
-
-
-def _transfers(results: Results) -> list[str]:
-    if results.claims is None:
-        return [_missing('claims.json')]
-    transfers = results.claims.transfers
-    if not transfers:
-        return [page.paragraph('No assistant met a simulator.', 'note')]
+def _transfers(results: Results, matrix: MatrixResult, looks: Mapping[str, Look]) -> list[str]:
+    people = results.measures[matrix.people] if matrix.people else None
+    simulators = [user for user in matrix.users if user != matrix.people]
     rows: list[Sequence[str | Cell]] = []
     each: list[Sequence[str | Cell]] = []
-    users = summary.ordered(list(dict.fromkeys(user for found in transfers.values() for user in found.users)))
-    for arm in summary.ordered(transfers):
-        found, name = transfers[arm], Cell(label(arm), dot=figures.colour(arm))
-        gains = (found.users.get(arm), found.others, results.claims.arms[arm].gain)
+    for arm, found in matrix.transfers.items():
+        name = Cell(arm, dot=looks[arm].colour)
+        gains = [found.simulators.get(arm), found.other_kinds, *([people.arms[arm].gain] if people else [])]
         rows.append((name, str(len(found.seeds)), *(_estimate(gain, 3, '+') for gain in gains)))
-        each.append((name, *(_estimate(found.users.get(user), 3, '+') for user in users)))
-    header = ('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds', 'with people')
+        each.append((name, *(_estimate(found.simulators.get(user), 3, '+') for user in simulators)))
+    header = (
+        *('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds'),
+        *([f'with {people.name}'] if people else []),
+    )
     return [
         page.table(header, rows),
         page.paragraph(TRANSFER, 'note'),
-        page.details(
-            'Gains with every simulator', page.table(('arm', *(f'with {label(user)}' for user in users)), each)
-        ),
+        page.details('Gains with every simulator', page.table(('arm', *(f'with {user}' for user in simulators)), each)),
     ]
 
 
-def _fidelity(results: Results) -> list[str]:
-    if results.fidelity is None:
-        return [_missing('fidelity.json')]
-
-    def statistics(found: TurnStatistics) -> tuple[str, ...]:
-        return (
-            number(found.messages, 1),
-            number(found.words_per_message, 1),
-            number(found.opening_attributes),
-            share(found.typo_rate),
-            '–' if found.against_intent is None else f'{found.against_intent:.1%}',
-            share(found.left),
-            share(found.accepted),
-        )
-
-    rows: list[Sequence[str | Cell]] = [
-        (Cell(label(PEOPLE), dot=figures.colour(PEOPLE)), '–', '–', *statistics(results.fidelity.people))
-    ]
-    for name in summary.ordered(results.fidelity.simulators):
-        found = results.fidelity.simulators[name]
+def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
+    found = results.fidelity
+    names = [name for name, value in found.people.items() if value is not None]
+    names += [x for simulator in found.simulators.values() for x, y in simulator.statistics.items() if y is not None]
+    names = list(dict.fromkeys(names))
+    rows: list[Sequence[str | Cell]] = []
+    if any(value is not None for value in found.people.values()):
+        colour = figures.PEOPLE_COLOUR
+        rows.append((Cell('people', dot=colour), '–', '–', *(_rate(found.people[name]) for name in names)))
+    for arm, simulator in found.simulators.items():
         rows.append(
             (
-                Cell(label(name), dot=figures.colour(name)),
-                number(found.perplexity),
-                _estimate(found.nats_per_token),
-                *statistics(found),
+                Cell(arm, dot=looks[arm].colour),
+                number(simulator.perplexity),
+                _estimate(simulator.nats_per_token),
+                *(_rate(simulator.statistics[name]) for name in names),
             )
         )
-    header = (
-        *('user', 'perplexity', 'nats a token', 'messages', 'words a message', 'opening', 'typos'),
-        *('against the intent', 'left', 'accepted'),
-    )
+    header = ('user', 'perplexity', 'nats per token', *(name.replace('_', ' ') for name in names))
     return [page.table(header, rows), page.paragraph(FIDELITY, 'note')]
 
 
-def _first_acts(rows: Sequence[Row]) -> list[str]:
-    if not rows:
-        return [_missing('people.json')]
-    acts = list(dict.fromkeys(act for row in rows for act in row.first_acts))
-    cells = [
-        (
-            Cell(label(row.name), dot=figures.colour(row.name)),
-            *(Cell(share(row.first_acts.get(act, 0.0)), shade=row.first_acts.get(act, 0.0)) for act in acts),
-        )
-        for row in rows
-    ]
-    return [page.table(('assistant', *acts), cells), page.paragraph('Shares of conversations with people.', 'note')]
+def _rate(value: float | None) -> str:
+    return '–' if value is None else f'{value:.3g}'
 
 
-def _conversations(results: Results) -> list[str]:
-    if results.conversations is None:
-        return [_missing('conversations.json')]
+def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
     parts = []
-    for place, person in enumerate(results.conversations.people):
-        traits = ', '.join(f'{name.replace("_", " ")} {value:.2f}' for name, value in person.traits.items())
-        talks = [
-            page.talk(
-                label(name),
-                figures.colour(name),
-                [('person' if x.role == 'user' else x.role, x.content) for x in person.talks[name].messages],
-                f'ended: {person.talks[name].end}; met {share(person.talks[name].share_met)}, satisfaction '
-                f'{number(person.talks[name].satisfaction)}',
+    for name, examples in results.conversations.measures.items():
+        words = results.measures[name].words
+        shown = []
+        for place, example in enumerate(examples):
+            traits = ', '.join(f'{trait.replace("_", " ")} {value:.2f}' for trait, value in example.traits.items())
+            talks = [
+                page.talk(
+                    assistant,
+                    looks[assistant].colour,
+                    [(message.role, message.content) for message in found.messages],
+                    '; '.join(
+                        (
+                            f'ended: {found.end}',
+                            f'{words.score} {number(found.score)}',
+                            *(f'{part.replace("_", " ")} {number(value)}' for part, value in found.parts.items()),
+                        )
+                    ),
+                )
+                for assistant, found in example.conversations.items()
+            ]
+            about = page.paragraph(f'Traits: {traits}.', 'note') if traits else ''
+            title = f'{example.example}: {example.intent}' if example.intent else example.example
+            shown.append(page.details(title, about, page.side_by_side(talks), opened=place == 0))
+        if shown:
+            note = 'The example and the seed are the same in every column; messages are verbatim.'
+            parts.append(
+                page.section(
+                    f'{words.title}: the same example with every assistant', page.paragraph(note, 'note'), *shown
+                )
             )
-            for name in summary.ordered(person.talks)
-        ]
-        about = page.paragraph(f'Traits: {traits}.', 'note') if traits else ''
-        parts.append(
-            page.details(f'{person.person} wants: {person.intent}', about, page.side_by_side(talks), opened=place == 0)
-        )
-    note = 'The person, what they want and the seed are the same in every column; messages are as they were said.'
-    return [page.paragraph(note, 'note'), *parts]
+    return parts
 
 
-def _settings(results: Results) -> list[str]:
-    if results.config is None:
-        return [page.missing('config.json')]
-    rows = [(name, Cell(value, words=True)) for name, value in _flat(results.config)]
-    return [page.details(f'{len(rows)} settings, as config.json holds them', page.table(('field', 'value'), rows))]
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    rows = [(name, Cell(value, words=True)) for name, value in _flat(settings)]
+    return [page.details(f'{len(rows)} settings, from config.json', page.table(('field', 'value'), rows))]
 
 
 def _timings(results: Results) -> list[str]:
-    if results.timings is None:
-        return [_missing('timings.json')]
     stages = results.timings.stages
     longest = max(stages.values(), default=0.0)
     rows = [
         (name, Cell(f'{seconds:,.1f}', shade=seconds / longest if longest else 0.0)) for name, seconds in stages.items()
     ]
+    total = f'All stages together: {sum(stages.values()):,.0f} s of work; stages run side by side take less time.'
     table = page.table(('stage', 'seconds'), rows)
-    total = (
-        f'All stages together: {sum(stages.values()):,.0f} s of work; workers run side by side, so less time passed.'
+    return [page.paragraph(total, 'note'), page.details(f'{len(rows)} stages', table, opened=len(rows) <= MAX_ROWS)]
+
+
+def _drawn(name: str, drawings: Mapping[str, Sequence[Drawing]]) -> str:
+    return page.panels(
+        (figures.svg(drawing, f'{name}-{place}'), drawing.text, drawing.figure.get_figwidth() * 96)  # CSS pixels
+        for place, drawing in enumerate(drawings[name])
     )
-    return [page.paragraph(total, 'note'), page.details(f'{len(rows)} stages', table, opened=len(rows) <= LONG)]
-
-
-def _drawn(drawings: Mapping[str, Drawing], name: str, file: str, caption: str) -> str:
-    if name not in drawings:
-        return _missing(file)
-    drawing = drawings[name]
-    width = drawing.figure.get_figwidth() * 96  # CSS pixels
-    return page.figure(figures.svg(drawing, name), drawing.text, width, caption)
-
-
-def _missing(file: str) -> str:
-    return page.missing(f'{RESULTS_FOLDER}/{file}')
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:

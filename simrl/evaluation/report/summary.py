@@ -1,100 +1,74 @@
-"""Results -> what is said of them: a row per arm, names and numbers as words, the three sentences on top of the report.
+"""Results -> the sentences at the top of the report, a row per arm, and numbers as text.
 
-An ordering is put into words only where an interval supports it, and with one training seed only of that checkpoint.
+An ordering is put into words only where an interval supports it; with one training seed it is of this checkpoint only.
 """
 
 import dataclasses
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from simrl.evaluation.gap_recovered import RecoveredShare
-from simrl.evaluation.people import split_name
-from simrl.evaluation.results import INITIAL, ORACLE, PEOPLE, RESULTS_FOLDER, ResultError, Results
+from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.results import INITIAL, Difference, ExperimentResult, MeasureResult, Results
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 
 Interval = Estimate | SeedEstimate
 
-NAMES = {'role_play': 'role-play', 'persona': 'persona', 'fine_tuned': 'fine-tuned', ORACLE: 'oracle'}
-SIZES = ('small', '', 'large')
-# Of the differences between arms, those that the second sentence speaks of.
-IN_WORDS = ('persona - role_play', 'fine_tuned - role_play', 'fine_tuned - persona', f'{ORACLE} - fine_tuned')
-ENOUGH_SEEDS = 6  # with fewer no sign-flip test can give a p below .05
-SHORT_OF_THE_WORLD = (
-    'The world is a program with a known answer: it checks the instrument and is no evidence about real people, and '
-    'the gap between simulators partly restates how its stereotypes were written.'
-)
+ENOUGH_SEEDS = 6  # with fewer no sign-flip test gives a p below .05
+MAX_PAIRS_IN_WORDS = 6  # differences between arms in the second sentence; the table has all
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One arm over its seeds, or one assistant.
+    """One arm over its seeds, or the initial assistant.
 
     Attributes:
-        name: 'initial', ARM, or ARM/seed-K where there are no claims over seeds.
-        num_seeds: training seeds; 0 of the initial assistant. Intervals are over seeds from two on, else over people.
-        satisfaction, share_met: means with intervals.
-        gain, win_rate, strict_win_rate, recovered: against the initial assistant; None for itself.
-        turns, ends, first_acts, truncated, user_truncated: means over the arm's assistants.
+        name: 'initial' or the arm.
+        num_seeds: training seeds; 0 for the initial assistant. Intervals are over seeds from two on, else over
+            clusters of examples.
+        score, parts: means with intervals.
+        gain, win_rate, strict_win_rate, gap_recovered: against the initial assistant; None for itself.
+        turns, ends, labels, truncated, user_truncated: means over the arm's assistants.
     """
 
     name: str
     num_seeds: int
-    satisfaction: Interval
-    share_met: Interval
+    score: Interval
+    parts: Mapping[str, Interval]
     gain: Interval | None
     win_rate: Interval | None
     strict_win_rate: Interval | None
-    recovered: RecoveredShare | None
+    gap_recovered: GapRecovered | None
     turns: float
     ends: dict[str, float]
-    first_acts: dict[str, float]
+    labels: dict[str, dict[str, float]]
     truncated: float
     user_truncated: float
 
 
-def rows_of(results: Results, workdir: pathlib.Path) -> list[Row]:
-    """A row per arm, the initial assistant first; a row per assistant where claims.json is not there.
-
-    Raises:
-        ResultError: an arm of claims.json without an assistant in people.json, or an assistant without a proper name.
-    """
-    if results.people is None:
-        return []
-    groups: dict[str, list[str]] = {}
-    for assistant in results.people.assistants:
-        try:
-            arm = INITIAL if assistant == INITIAL else split_name(assistant)[0]
-        except ValueError as error:
-            raise ResultError(f'{workdir / RESULTS_FOLDER / "people.json"}.assistants: {error}') from error
-        groups.setdefault(arm if results.claims else assistant, []).append(assistant)
-    arms = {} if results.claims is None else results.claims.arms
-    for arm in arms:
-        if arm not in groups:
-            raise ResultError(
-                f'{workdir / RESULTS_FOLDER / "claims.json"}.arms.{arm}: expected an assistant {arm}/seed-K in '
-                f'people.json, found {", ".join(results.people.assistants)}'
-            )
+def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
+    """The initial assistant, then the arms as the config lists them."""
+    groups = {INITIAL: [INITIAL]} | {arm: experiment.assistants_of(arm) for arm in measure.arms}
     rows = []
-    for name in ordered(groups):
-        members = [results.people.assistants[assistant] for assistant in groups[name]]
-        # A single run is shown with its intervals over people: over seeds there is none.
-        source = arms[name] if name in arms and len(members) > 1 else members[0]
+    for name, assistants in groups.items():
+        members = [measure.assistants[assistant] for assistant in assistants]
+        # One run has no interval over seeds: its interval over clusters is shown.
+        source = measure.arms[name] if len(members) > 1 else members[0]
         rows.append(
             Row(
                 name=name,
                 num_seeds=0 if name == INITIAL else len(members),
-                satisfaction=source.satisfaction,
-                share_met=source.share_met,
+                score=source.score,
+                parts=source.parts,
                 gain=source.gain,
                 win_rate=source.win_rate,
                 strict_win_rate=source.strict_win_rate,
-                recovered=arms[name].recovered if name in arms else None,
+                gap_recovered=measure.arms[name].gap_recovered if name in measure.arms else None,
                 turns=float(np.mean([member.assistant_turns for member in members])),
                 ends=_mean_shares([member.ends for member in members]),
-                first_acts=_mean_shares([member.first_acts for member in members]),
+                labels={
+                    label: _mean_shares([member.labels[label] for member in members]) for label in members[0].labels
+                },
                 truncated=float(np.mean([member.truncated for member in members])),
                 user_truncated=float(np.mean([member.user_truncated for member in members])),
             )
@@ -102,36 +76,8 @@ def rows_of(results: Results, workdir: pathlib.Path) -> list[Row]:
     return rows
 
 
-def ordered(names: Mapping[str, object] | Sequence[str]) -> list[str]:
-    """Assistants, arms or users as the report lists them: initial, the arms as design.md does, people last."""
-
-    def place(name: str) -> tuple[int, str, int, int]:
-        arm, size, seed = parts_of(name)
-        first = {INITIAL: 0, PEOPLE: 9}.get(arm, 1 + list(NAMES).index(arm) if arm in NAMES else 8)
-        return first, arm, SIZES.index(size) if size in SIZES else len(SIZES), seed
-
-    return sorted(names, key=place)
-
-
-def parts_of(name: str) -> tuple[str, str, int]:
-    """'ARM-SIZE/seed-K' -> (ARM, SIZE, K); SIZE is '' and K -1 where the name has none."""
-    try:
-        name, seed = split_name(name)
-    except ValueError:
-        seed = -1
-    arm, _, size = name.partition('-')
-    return arm, size, seed
-
-
-def label(name: str) -> str:
-    """A name for people: 'fine_tuned-large/seed-1' -> 'fine-tuned large, seed 1'."""
-    arm, size, seed = parts_of(name)
-    words = NAMES.get(arm, arm.replace('_', ' ')) + (f' {size}' if size else '')
-    return words if seed < 0 else f'{words}, seed {seed}'
-
-
 def number(value: float | None, digits: int = 2, sign: str = '') -> str:
-    """A rounded number; a dash where there is none, no minus before 0. `sign` is '+' where a plus is wanted."""
+    """A rounded number; a dash for None, no minus before 0. `sign` is '+' for a plus before positive numbers."""
     return '–' if value is None else f'{round(value, digits) + 0.0:{sign}.{digits}f}'.replace('-', '−')
 
 
@@ -139,7 +85,7 @@ def share(value: float | None) -> str:
     return '–' if value is None else f'{value:.0%}'
 
 
-def interval(estimate: Interval | RecoveredShare | None, digits: int = 2, sign: str = '') -> str:
+def interval(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> str:
     """'0.52 [0.48, 0.56]', without the bracket where there is no interval."""
     if estimate is None or estimate.mean is None:
         return '–'
@@ -156,11 +102,18 @@ def p_value(estimate: Interval) -> str:
     return '< 0.001' if estimate.p_value < 0.001 else number(estimate.p_value, 3)
 
 
-def verdict(difference: Interval) -> int:
-    """1 or -1 where the whole interval is above or below 0, 0 where the sign is not certain."""
+def sign_of(difference: Interval) -> int:
+    """1 or -1 where the whole interval is above or below 0, else 0."""
     if difference.low is None or difference.high is None:
         return 0
     return int(difference.low > 0) - int(difference.high < 0)
+
+
+def significance(over_seeds: SeedEstimate, checkpoint: Estimate) -> str:
+    """Which interval excludes 0; an interval over clusters only counts where there is one seed."""
+    if over_seeds.num_seeds > 1:
+        return 'yes' if sign_of(over_seeds) else 'no'
+    return 'this checkpoint only' if sign_of(checkpoint) else 'no'
 
 
 def listed(words: Sequence[str]) -> str:
@@ -168,98 +121,99 @@ def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f'{", ".join(words[:-1])} and {words[-1]}'
 
 
-def rests_on(rows: Sequence[Row]) -> str:
-    """What the intervals of a table of rows rest on."""
-    level = rows[0].satisfaction.level
+def basis(rows: Sequence[Row], unit: str) -> str:
+    """What the intervals of a table of rows are over."""
+    level = rows[0].score.level
     seeds = sorted({row.num_seeds for row in rows if row.num_seeds})
     if seeds and seeds[0] > 1:
-        return f'{level:.0%} intervals are over training seeds (the initial assistant’s over people).'
+        return f'{level:.0%} intervals are over training seeds (the initial assistant’s over {unit}).'
     if seeds and seeds[-1] > 1:
         return (
             f'{level:.0%} intervals are over training seeds; with one seed, and for the initial assistant, over '
-            f'people: this checkpoint only.'
+            f'{unit}: this checkpoint only.'
         )
-    return f'{level:.0%} intervals are over people: this checkpoint only.'
+    return f'{level:.0%} intervals are over {unit}: this checkpoint only.'
 
 
-def sentences(results: Results, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """What was asked, what came out, and what that does not say."""
-    arms = [row for row in rows if row.name != INITIAL]
-    if results.people is None or not arms:
-        nothing = 'Nothing came out so far: no trained assistant has met people yet.'
-        return 'Which simulated user trains the better assistant?', nothing, SHORT_OF_THE_WORLD
-    seeds = sorted({row.num_seeds for row in arms})
+def sentences(results: Results) -> list[str]:
+    """What was compared, what came out by each measure, and what that does not show."""
+    experiment = results.experiment
+    headline = results.measures[experiment.measures[0]]
+    arms = list(headline.arms)
+    seeds = sorted({len(arm.seeds) for arm in headline.arms.values()})
     each = '–'.join(dict.fromkeys(str(count) for count in (seeds[0], seeds[-1])))
     each = 'one training seed' if seeds == [1] else f'{each} training seeds'
-    kinds, sized = (len({parts_of(row.name)[:fields] for row in arms}) for fields in (1, 2))
-    sizes = '' if sized == kinds else f' ({_counted(sized, "arm")} with their sizes)'
-    oracle = '; the oracle trained against people themselves' if ORACLE in [row.name for row in arms] else ''
+    against = f'{len(arms)} user simulators' if len(arms) > 1 else 'one user simulator'
+    oracles = [name for name, arm in experiment.arms.items() if arm.oracle and name in arms]
+    oracle = f' ({oracles[0]} trains against people themselves)' if oracles else ''
     asked = (
-        f'From one initial assistant, others were trained by reinforcement learning against '
-        f'{_counted(kinds, "kind")} of user{sizes}, all else equal ({each} each), and all of them then talked with the '
-        f'same {results.people.world.people:,} new people{oracle}.'
+        f'From one initial assistant, one assistant was trained by reinforcement learning against each of {against}, '
+        f'all else equal ({each} each): {listed(arms)}{oracle}. All assistants were then measured on the same '
+        f'{_size(headline)}.'
     )
-    return asked, _outcome(results, rows, arms), SHORT_OF_THE_WORLD
+    return [asked, *(_outcome(experiment, measure) for measure in results.measures.values()), experiment.caution]
 
 
-def _outcome(results: Results, rows: Sequence[Row], arms: Sequence[Row]) -> str:
-    """The second sentence: arms against the initial assistant, then arms against each other."""
-    several = any(row.num_seeds > 1 for row in arms)
+def _size(measure: MeasureResult) -> str:
+    size = f'{measure.clusters:,} {measure.words.unit}'
+    return size if measure.clusters == measure.examples else f'{measure.examples:,} examples of {size}'
+
+
+def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
+    """Each arm against the initial assistant, then arms against each other."""
+    initial, *arms = rows_of(experiment, measure)
+    most_seeds = max(row.num_seeds for row in arms)
+    several = most_seeds > 1
 
     def named(row: Row) -> str:
         alone = ', one seed' if several and row.num_seeds == 1 else ''
-        return f'{label(row.name)} ({number(row.gain.mean if row.gain else None, 2, "+")}{alone})'
+        return f'{row.name} ({number(row.gain.mean if row.gain else None, 2, "+")}{alone})'
 
-    by_verdict = {sign: [named(row) for row in arms if row.gain and verdict(row.gain) == sign] for sign in (1, -1, 0)}
+    by_sign = {sign: [named(row) for row in arms if row.gain and sign_of(row.gain) == sign] for sign in (1, -1, 0)}
     parts = []
-    if by_verdict[1]:
-        parts.append(f'higher after training against {listed(by_verdict[1])}')
-    if by_verdict[-1]:
-        parts.append(f'lower after {listed(by_verdict[-1])}')
-    if by_verdict[0]:
-        parts.append(f'not told apart from it after {listed(by_verdict[0])}')
-    parts.extend(_orderings(results, several))
-    with_one = '; with one seed over people, so of that checkpoint only' if min(x.num_seeds for x in arms) == 1 else ''
-    start = rows[0].satisfaction.mean if rows[0].name == INITIAL else None
-    level = arms[0].satisfaction.level
-    few = max(x.num_seeds for x in arms) < ENOUGH_SEEDS
-    normal = ', which rest on normal spread: so few seeds cannot give a sign-flip p below .05' if few else ''
-    basis = (
-        f'{level:.0%} t-intervals over training seeds{normal}{with_one}'
-        if several
-        else f'{level:.0%} intervals over people, so of this checkpoint only: another training seed may differ'
+    if by_sign[1]:
+        parts.append(f'significantly higher after training against {listed(by_sign[1])}')
+    if by_sign[-1]:
+        parts.append(f'significantly lower after {listed(by_sign[-1])}')
+    if by_sign[0]:
+        parts.append(f'not significantly different after {listed(by_sign[0])}')
+    parts.extend(_orderings(measure.differences, several))
+    level = initial.score.level
+    if several:
+        normal = ', which assume normal spread: so few seeds cannot give a sign-flip p below .05'
+        alone = f'; with one seed over {measure.words.unit}: of that checkpoint only'
+        over = (
+            f'{level:.0%} t-intervals over training seeds{normal if most_seeds < ENOUGH_SEEDS else ""}'
+            f'{alone if min(row.num_seeds for row in arms) == 1 else ""}'
+        )
+    else:
+        over = (
+            f'{level:.0%} intervals over {measure.words.unit}: this checkpoint only, another training seed may differ'
+        )
+    return (
+        f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant; {"; ".join(parts)} '
+        f'({over}).'
     )
-    return f'Mean satisfaction was {number(start)} with the initial assistant; {"; ".join(parts)} ({basis}).'
 
 
-def _orderings(results: Results, several: bool) -> list[str]:
-    """What the differences between arms support, and what they leave open; `several`: most rest on several seeds.
-
-    Only those of `IN_WORDS`, and of the largest and smallest of a kind: the table has all.
-    """
-    below: dict[str, list[str]] = {}  # an arm -> those that it is above
-    left_open = []
-    for pair, claim in (results.claims.differences if results.claims else {}).items():
-        if pair not in IN_WORDS and not re.fullmatch(r'(.*)-large - \1-small', pair):
-            continue
-        first, second = (label(name) for name in pair.split(' - '))
-        difference = claim.satisfaction if claim.satisfaction.num_seeds > 1 else claim.satisfaction_over_people
-        alone = ', one seed' if several and claim.satisfaction.num_seeds == 1 else ''
-        sign = verdict(difference)
-        if sign:
-            above, under = (first, second) if sign > 0 else (second, first)
-            below.setdefault(above, []).append(f'{under} (by {number(abs(difference.mean))}{alone})')
-        else:
-            left_open.append(f'{first} and {second}')
-    found = [f'{above} came out above {listed(arms)}' for above, arms in below.items()]
-    return found + ([f'not told apart: {", ".join(left_open)}'] if left_open else [])
-
-
-def _counted(count: int, word: str) -> str:
-    words = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
-    return f'{words[count] if count < len(words) else count} {word}{"" if count == 1 else "s"}'
+def _orderings(differences: Sequence[Difference], several: bool) -> list[str]:
+    """The significant differences between arms, at most `MAX_PAIRS_IN_WORDS`, and how many others there are."""
+    if not differences:
+        return []
+    found = []
+    for pair in differences:
+        difference = pair.score if pair.score.num_seeds > 1 else pair.checkpoint_score
+        if sign := sign_of(difference):
+            above, below = (pair.first, pair.second) if sign > 0 else (pair.second, pair.first)
+            alone = ', one seed' if several and pair.score.num_seeds == 1 else ''
+            found.append(f'{above} is above {below} (by {number(abs(difference.mean))}{alone})')
+    said = found[:MAX_PAIRS_IN_WORDS]
+    if more := len(found) - len(said):
+        said.append(f'{more} more significant differences between arms are in the table')
+    if rest := len(differences) - len(found):
+        said.append(f'no significant difference in {rest} of {len(differences)} pairs of arms')
+    return said
 
 
 def _mean_shares(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    kinds = dict.fromkeys(kind for found in shares for kind in found)
-    return {kind: float(np.mean([found.get(kind, 0.0) for found in shares])) for kind in kinds}
+    return {kind: float(np.mean([found[kind] for found in shares])) for kind in shares[0]}

@@ -1,191 +1,191 @@
-"""A run directory with plausible results of a run that never was: for tests of the report, and to look at it.
+"""Plausible results of a run that never was: for tests of the report, and to look at it.
 
-python -m tests.evaluation.fake_run FOLDER [SEEDS] [small]
+python -m tests.evaluation.report.fake_run FOLDER [SEEDS] [many]
 """
 
 import json
-import math
 import pathlib
 import sys
-from typing import Any
 
 import numpy as np
 
-from simrl.evaluation.comparisons import claims_over_seeds
-from simrl.evaluation.people import Outcomes, compare, outcomes_of, summarise_people
+from simrl.evaluation.comparisons import compare_arms, transfers
+from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.report.report import console_table, write_report
-from simrl.run import config
+from simrl.evaluation.results import (
+    Arm,
+    ConversationsResult,
+    ExperimentResult,
+    FidelityResult,
+    MatrixResult,
+    MeasureResult,
+    MeasureScores,
+    MeasureWords,
+    Message,
+    Results,
+    Run,
+    ScoresResult,
+    ShownConversation,
+    ShownExample,
+    SimulatorFidelity,
+    TimingsResult,
+    TrainingCurve,
+    TrainingResult,
+)
+from simrl.evaluation.statistics import Estimate
+from simrl.evaluation.win_rate import Prefer, prefer_higher
+from tests.evaluation.made_up import vote
 
-SCALE = 0.25 / math.log(9)
-# mean share met, share of people who leave, assistant turns, how often each first act is done
+# kind, and its assistants' mean share met, share of people who leave, turns, how often each first act is done
 ARMS = {
-    'initial': (0.62, 0.40, 3.0, (0.33, 0.40, 0.17, 0.10)),
-    'role_play': (0.62, 0.42, 1.7, (0.99, 0.01, 0.0, 0.0)),
-    'persona': (0.72, 0.31, 2.2, (0.73, 0.20, 0.07, 0.0)),
-    'fine_tuned': (0.88, 0.18, 3.6, (0.01, 0.80, 0.19, 0.0)),
-    'oracle': (0.93, 0.10, 3.4, (0.01, 0.85, 0.14, 0.0)),
+    'role_play': ('prompted', 0.62, 0.42, 1.7, (0.99, 0.01, 0.0, 0.0)),
+    'persona': ('prompted', 0.72, 0.31, 2.2, (0.73, 0.20, 0.07, 0.0)),
+    'sft 7b': ('fine-tuned', 0.88, 0.18, 3.6, (0.01, 0.80, 0.19, 0.0)),
+    'truth': ('people', 0.93, 0.10, 3.4, (0.01, 0.85, 0.14, 0.0)),
 }
+INITIAL = ('', 0.62, 0.40, 3.0, (0.33, 0.40, 0.17, 0.10))
 ACTS = ('propose', 'ask', 'open', 'chatter')
 HOSTILE = '<script>alert("& no escape")</script> $x_1$ \\frac'  # what a model may say
+SETTINGS = {'world': {'seed': 0, 'dial': 1.0}, 'rl': {'ppo': {'clip': 0.2}, 'note': '/a/very/long/path' * 12}}
+PEOPLE = MeasureWords('Satisfaction of new people', 'satisfaction', 'people', 'The share of the intent met.')
+OPENINGS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
 
 
-def vote(satisfaction: float, other: float) -> float:
-    return 1 / (1 + math.exp((other - satisfaction) / SCALE))
-
-
-def outcomes_like(assistant: str, arm: str, people: int, random: np.random.Generator) -> Outcomes:
-    met, leaving, turns, acts = ARMS[arm.partition('-')[0]]
-    met += {'small': -0.06, 'large': 0.03}.get(arm.partition('-')[2], 0.0)
-    met += random.normal(0, 0.02)
-    rows = []
-    for _ in range(people):
-        left = bool(random.random() < leaving)
-        share = float(random.binomial(4, met)) / 4
-        spoken = int(np.clip(random.poisson(turns), 1, 5))
-        rows.append(
-            {
-                'satisfaction': (0.0 if left else share) - 0.03 * spoken,
-                'share_met': share,
-                'left': left,
-                'accepted': bool(not left and random.random() < 0.9),
-                'assistant_turns': spoken,
-                'first_act': str(random.choice(ACTS, p=acts)),
-                'truncated': int(random.random() < 0.01),
-                'user_truncated': int(random.random() < 0.003),
-            }
-        )
-    return outcomes_of(assistant, rows)
-
-
-def fake_results(seeds: int = 3, people: int = 300, sizes: tuple[str, ...] = ('',)) -> dict[str, Any]:
-    """File name -> what it holds."""
-    random = np.random.default_rng(0)
-    arms = ['role_play', 'persona', 'fine_tuned', 'oracle']
-    arms += [f'{arm}-{size}' for arm in ('role_play', 'fine_tuned') for size in sizes if size]
-    assistants = {'initial': 'initial', **{f'{arm}/seed-{k}': arm for arm in arms for k in range(seeds)}}
-    found = {name: outcomes_like(name, arm, people, random) for name, arm in assistants.items()}
+def outcomes_like(assistant: str, looks: tuple, people: int, random: np.random.Generator) -> Outcomes:
+    _, met, leaving, turns, acts = looks
+    left = random.random(people) < leaving
+    share = random.binomial(4, met + random.normal(0, 0.02), people) / 4
+    spoken = np.clip(random.poisson(turns, people), 1, 5)
     names = [f'people-test-{k}' for k in range(people)]
-    users = [arm for arm in arms if arm != 'oracle']
-    compared = compare(found, vote=vote)
+    columns = {
+        'example': names,
+        'cluster': names,
+        'score': (np.where(left, 0.0, share) - 0.03 * spoken).tolist(),
+        'share_met': share.tolist(),
+        'end': ['left' if x else 'accepted' if random.random() < 0.9 else 'turns' for x in left],
+        'assistant_turns': spoken.tolist(),
+        'first_act': random.choice(ACTS, people, p=acts).tolist(),
+        'truncated': (random.random(people) < 0.01).astype(int).tolist(),
+        'user_truncated': (random.random(people) < 0.003).astype(int).tolist(),
+    }
+    return outcomes_of(assistant, columns)
+
+
+def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures: int = 1) -> Results:
+    """The concierge world's four arms and others; a second measure is a reward model's."""
+    random = np.random.default_rng(0)
+    arms = ARMS | {f'another arm {k}': ARMS['persona'] for k in range(more_arms)}
+    experiment = ExperimentResult(
+        arms={name: Arm(looks[0], oracle=name == 'truth') for name, looks in arms.items()},
+        runs={f'{arm}/seed-{k}': Run(arm, k) for k in range(seeds) for arm in arms},
+        measures=('people', 'held_out_reward_model')[:measures],
+        caution='It is no evidence about real people.',
+    )
+    assistants = {'initial': INITIAL, **{name: arms[run.arm] for name, run in experiment.runs.items()}}
+    found = {
+        measure: {name: outcomes_like(name, looks, people, random) for name, looks in assistants.items()}
+        for measure in experiment.measures
+    }
+    users = {arm: f'{arm}/seed-{{}}' if arm == 'sft 7b' else arm for arm in arms if arm != 'truth'}
     means = np.clip(random.normal(0.6, 0.2, (len(users) + 1, len(assistants))), 0.05, 0.95)
-    means[-1] = [float(outcomes.satisfaction.mean()) for outcomes in found.values()]
-    met: dict[str, dict[str, float]] = {name: {} for name in assistants}
-    for place, name in enumerate(assistants):
-        for user, row in zip(users, means, strict=False):
-            for k in range(seeds) if user.startswith('fine_tuned') else ['']:
-                if name == 'initial' or k == '' or name.endswith(f'-{k}'):
-                    met[name][f'{user}/seed-{k}' if k != '' else user] = float(row[place])
-    statistics = {
-        'words_per_message': 3.1,
-        'opening_attributes': 1.03,
-        'typo_rate': 0.166,
-        'against_intent': 0.0,
-        'left': 0.4,
-        'accepted': 0.52,
-        'messages': 3.4,
+    met: dict[str, dict[str, float]] = {
+        name: {
+            user.format(seed): float(means[row, column])
+            for row, user in enumerate(users.values())
+            for seed in ([experiment.runs[name].seed] if name in experiment.runs else range(seeds))
+        }
+        for column, name in enumerate(assistants)
     }
-    steps = list(range(1, 51))
-    curves = {}
-    for name, arm in assistants.items():
-        if arm != 'initial':
-            rise = 1 - np.exp(-np.array(steps) / 12)
-            reward = 0.4 + 0.45 * rise * ARMS[arm.partition('-')[0]][0] + random.normal(0, 0.015, 50)
-            curves[name] = {
-                'step': steps,
-                'reward': reward.tolist(),
-                'end_signal': np.clip(0.6 + 0.3 * rise + random.normal(0, 0.02, 50), 0, 1).tolist(),
-                'kl': [None, *(0.3 * rise[1:]).tolist()],
-                'no_spread': (0.2 * rise).tolist(),
-            }
-    talk = {
-        'messages': [
-            {'role': 'user', 'content': 'hi i want chaep thai please'},
-            {'role': 'assistant', 'content': 'which area and time ?'},
-            {'role': 'user', 'content': 'um dinner , it is my birthday'},
-            {'role': 'assistant', 'content': 'try thai cheap north dinner'},
-            {'role': 'user', 'content': 'ok thanks'},
-        ],
-        'satisfaction': 0.94,
-        'share_met': 1.0,
-        'end': 'accepted',
-    }
-    rude = {
-        'messages': [
-            {'role': 'user', 'content': HOSTILE},
-            {'role': 'assistant', 'content': 'a' * 300},
-            {'role': 'user', 'content': 'forget it'},
-        ],
-        'satisfaction': -0.03,
-        'share_met': 0.0,
-        'end': 'left',
-    }
-    shown = {
-        name: rude if name.startswith('role_play') else talk for name in assistants if not name.endswith(('2', '3'))
-    }
-    return {
-        'results/people.json': config.to_dict(summarise_people(found, compared, names, dial=1.0, resamples=500)),
-        'results/claims.json': config.to_dict(claims_over_seeds(found, compared, names, met=met, resamples=500)),
-        'results/matrix.json': {
-            'users': [*users, 'people'],
-            'assistants': list(assistants),
-            'mean': means.tolist(),
-            'low': (means - 0.02).tolist(),
-            'high': (means + 0.02).tolist(),
-            'conversations': [[1024] * len(assistants)] * (len(users) + 1),
-        },
-        'results/fidelity.json': {
-            'people': statistics,
-            'simulators': {
-                user: {
-                    **statistics,
-                    'perplexity': 3.15,
-                    'nats_per_token': {
-                        'mean': 1.15,
-                        'low': 1.1,
-                        'high': 1.2,
-                        'num_observations': 900,
-                        'num_clusters': 300,
-                        'level': 0.95,
-                    },
-                }
-                for user in users
+    runs = {arm: {experiment.runs[x].seed: x for x in experiment.assistants_of(arm)} for arm in arms}
+    simulators = {user.format(k): arm for arm, user in users.items() for k in range(seeds)}
+    steps = tuple(range(1, 51))
+    rise = 1 - np.exp(-np.array(steps) / 12)
+    rates = {'words_per_message': 3.1, 'typo_rate': 0.166, 'against_intent': None}
+    nats = Estimate(1.15, 1.1, 1.2, 900, 300, 0.95)
+    talk = ShownConversation(
+        (
+            Message('user', 'hi i want chaep thai please'),
+            Message('assistant', 'which area and time ?'),
+            Message('user', 'um dinner , it is my birthday'),
+            Message('assistant', 'try thai cheap north dinner'),
+            Message('user', 'ok thanks'),
+        ),
+        *(0.94, {'share_met': 1.0}, 'accepted'),
+    )
+    rude = ShownConversation(
+        (Message('user', HOSTILE), Message('assistant', 'a' * 300), Message('user', 'forget it')),
+        *(-0.03, {'share_met': 0.0}, 'left'),
+    )
+    shown = {name: rude if name.startswith('role_play') else talk for name in assistants if not name.endswith('2')}
+    traits = {'tell_more': 0.21, 'typo': 0.4, 'patience': 2.0}
+    return Results(
+        experiment=experiment,
+        measures={
+            'people': measure_result('people', PEOPLE, found['people'], runs, vote),
+            **{
+                name: measure_result(name, OPENINGS, found[name], runs, prefer_higher)
+                for name in experiment.measures[1:]
             },
         },
-        'results/training.json': curves,
-        'results/conversations.json': [
+        scores=ScoresResult(
             {
-                'person': f'people-test-{k}',
-                'intent': 'food thai price cheap area any time dinner',
-                'traits': {'tell_more': 0.21, 'typo': 0.4, 'patience': 2.0},
-                'talks': shown,
+                name: MeasureScores(
+                    outcomes['initial'].clusters, {who: tuple(x.score.tolist()) for who, x in outcomes.items()}
+                )
+                for name, outcomes in found.items()
             }
-            for k in range(2)
-        ],
-        'results/timings.json': {'stages': {'world': 12.3, **{f'rl/{name}': 88.0 for name in curves}}},
-        'config.json': {
-            'job': 'known_answer',
-            'world': {'seed': 0, 'dial': 1.0},
-            'seeds': list(range(seeds)),
-            'rl': {'ppo': {'clip': 0.2}, 'note': '/a/very/long/path' * 12},
-        },
-    }
+        ),
+        matrix=MatrixResult(
+            score='satisfaction',
+            users=(*users, 'people'),
+            people='people',
+            assistants=tuple(assistants),
+            mean=tuple(map(tuple, means.tolist())),
+            low=tuple(map(tuple, (means - 0.02).tolist())),
+            high=tuple(map(tuple, (means + 0.02).tolist())),
+            conversations=((1024,) * len(assistants),) * (len(users) + 1),
+            transfers=transfers(runs, experiment.arms, simulators, met),
+        ),
+        fidelity=FidelityResult(
+            rates, {arm: SimulatorFidelity(3.15, nats, rates | {'against_intent': 0.011}) for arm in users}
+        ),
+        training=TrainingResult(
+            {
+                name: TrainingCurve(
+                    step=steps,
+                    reward=tuple((0.4 + 0.45 * rise * assistants[name][1] + random.normal(0, 0.015, 50)).tolist()),
+                    end_signal=tuple(np.clip(0.6 + 0.3 * rise + random.normal(0, 0.02, 50), 0, 1).tolist()),
+                    kl=(None, *(0.3 * rise[1:]).tolist()),
+                    zero_variance=tuple((0.2 * rise).tolist()),
+                )
+                for name in experiment.runs
+            }
+        ),
+        conversations=ConversationsResult(
+            {
+                'people': tuple(
+                    ShownExample(f'people-test-{k}', 'food thai price cheap', traits, shown) for k in range(2)
+                )
+            }
+        ),
+        timings=TimingsResult({'world': 12.3, **{f'rl/{name}': 88.0 for name in experiment.runs}}),
+    )
 
 
-def write(folder: pathlib.Path, files: dict[str, Any]) -> None:
-    (folder / 'results').mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
+def measure_result(
+    name: str, words: MeasureWords, outcomes: dict[str, Outcomes], runs: dict[str, dict[int, str]], prefer: Prefer
+) -> MeasureResult:
+    compared = compare(outcomes, prefer)
+    arms, differences = compare_arms(outcomes, compared, runs, 'truth', resamples=500)
+    number = len(outcomes['initial'].examples)
+    assistants = summarise(outcomes, compared, resamples=500)
+    return MeasureResult(name, words, number, number, assistants, arms, differences)
 
 
 if __name__ == '__main__':
     target = pathlib.Path(sys.argv[1])
-    write(
-        target,
-        fake_results(
-            seeds=int(sys.argv[2]) if len(sys.argv) > 2 else 3,
-            people=2000,
-            sizes=('small', '', 'large') if sys.argv[3:] else ('',),
-        ),
-    )
-    print(write_report(target))
-    print(console_table(target))
+    target.mkdir(parents=True, exist_ok=True)
+    (target / 'config.json').write_text(json.dumps(SETTINGS))
+    results = fake_results(int(sys.argv[2]) if len(sys.argv) > 2 else 3, 2000, *((8, 2) if sys.argv[3:] else ()))
+    print(write_report(results, target))
+    print(console_table(results))
