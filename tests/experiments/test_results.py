@@ -1,0 +1,126 @@
+"""Results of stages of either scene: what stages wrote comes out, and what is not there is left out."""
+
+import json
+import math
+
+import pytest
+
+from simrl.evaluation.report.report import REPORT_FILE
+from simrl.evaluation.results import Arm, MeasureWords, read
+from simrl.experiments.results import (
+    AssistantSpec,
+    MatrixSpec,
+    MeasureSpec,
+    ResultsSpec,
+    SimulatorSpec,
+    png_size,
+    results_of,
+    write_results,
+)
+
+WORDS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
+SCORES = {'initial': (0.0, 1.0, 2.0, 2.0), 'b/seed-0': (1.0, 1.0, 2.0, 3.0), 'a/seed-0': (0.0, 0.0, 0.0, 0.0)}
+
+
+def write(workdir, stage, content):
+    (workdir / stage).mkdir(parents=True)
+    (workdir / stage / 'result.json').write_text(json.dumps(content))
+
+
+def outcomes(examples, scores, **own):
+    number = len(scores)
+    return {
+        'example': list(examples),
+        'cluster': [example[0] for example in examples],
+        'score': list(scores),
+        'end': ['turns'] * number,
+        'assistant_turns': [1] * number,
+        'truncated': [0] * number,
+        'user_truncated': [0] * number,
+        **own,
+    }
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Two arms of one seed, one of whose simulators is off the device; four openings of two people, in two blocks."""
+    examples = ('p1', 'p2', 'q1', 'q2')
+    for name, scores in SCORES.items():
+        for block in (0, 1):
+            places = slice(2 * block, 2 * block + 2)
+            messages = [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': name}]
+            shown = [{'example': 'p2', 'intent': None, 'traits': {}, 'messages': messages}] if block == 0 else []
+            content = {'outcomes': outcomes(examples[places], scores[places]), 'statistics': {}, 'shown': shown}
+            write(tmp_path, f'reply/{name}/block-{block}', content)
+        for simulator in ('b', 'a/seed-0'):
+            met = outcomes(examples, [x + (simulator == 'b') for x in scores], talk_kind=['short'] * 4)
+            content = {'outcomes': met, 'statistics': {'words': 6, 'messages': 4}, 'shown': []}
+            write(tmp_path, f'matrix/{name}/{simulator}', content)
+    for arm in 'ba':
+        curve = {'step': [1, 2], 'reward/mean': [0.5, 1.5], 'rollout/end_signal': [None, 0.5]}
+        write(tmp_path, f'rl/{arm}/seed-0', curve | {'groups': [4, 0], 'groups_zero_variance': [1, 0]})
+    write(tmp_path, 'likelihood/a/seed-0', {'log_likelihood': [-2.0, -4.0], 'tokens': [1, 2]})
+    return ResultsSpec(
+        arms={'b': Arm('http'), 'a': Arm('fine_tuned')},
+        assistants={f'{arm}/seed-0': AssistantSpec(arm, 0, f'rl/{arm}/seed-0') for arm in 'ba'},
+        measures={'reply': MeasureSpec(WORDS, {who: [f'reply/{who}/block-{k}' for k in (0, 1)] for who in SCORES})},
+        simulators={'b': SimulatorSpec('b', None), 'a/seed-0': SimulatorSpec('a', 'likelihood/a/seed-0')},
+        matrix=MatrixSpec('reward', {who: {x: f'matrix/{who}/{x}' for x in ('b', 'a/seed-0')} for who in SCORES}),
+        rates={'words_per_message': ('words', 'messages'), 'typos': ('typos', 'values')},
+        caution='A check of the pipeline.',
+        seconds={'rl/b/seed-0': 2.0},
+    )
+
+
+def test_results_of_stages_by_hand(spec, tmp_path):
+    found = results_of(spec, tmp_path)
+    reply = found.measures['reply']
+    assert (reply.examples, reply.clusters) == (4, 2)
+    assert reply.assistants['b/seed-0'].gain.mean == 0.5
+    assert reply.assistants['b/seed-0'].win_rate.mean == (1 + 0.5 + 0.5 + 1) / 4
+    assert reply.arms['b'].gap_recovered is None, 'no arm trains against people'
+    assert [(x.first, x.second, x.score.mean) for x in reply.differences] == [('a', 'b', -1.75)]
+    assert found.matrix.users == ('b', 'a')
+    assert found.matrix.mean == ((2.25, 2.75, 1.0), (1.25, 1.75, 0.0))
+    assert found.matrix.transfers['b'].simulators['b'].mean == 0.5
+    assert found.matrix.transfers['b'].other_kinds.mean == 0.5
+    assert found.fidelity.simulators['b'].nats_per_token is None, 'off the device there are no likelihoods'
+    assert found.fidelity.simulators['a'].perplexity == math.exp(2)
+    assert found.fidelity.simulators['a'].statistics == {'words_per_message': 1.5, 'typos': None}
+    assert found.training.assistants['b/seed-0'].zero_variance == (0.25, 0.0)
+    (shown,) = found.conversations.measures['reply']
+    assert shown.example == 'p2'
+    assert {who: (x.messages[1].content, x.score) for who, x in shown.conversations.items()} == {
+        who: (who, scores[1]) for who, scores in SCORES.items()
+    }
+
+
+def test_everything_is_written_and_can_be_read(spec, tmp_path, capsys):
+    write_results(spec, tmp_path)
+    assert read(tmp_path) == results_of(spec, tmp_path)
+    first = (tmp_path / REPORT_FILE).read_bytes()
+    assert b'a check of the pipeline' in first.lower()
+    write_results(spec, tmp_path)
+    assert (tmp_path / REPORT_FILE).read_bytes() == first
+    assert len(list((tmp_path / 'tensorboard').iterdir())) == 1, 'of the last call alone'
+    printed = capsys.readouterr().out
+    assert 'a - b' in printed
+    assert f'report: {tmp_path / REPORT_FILE}' in printed
+
+
+def test_png_size():
+    assert png_size(b'\x89PNG\r\n\x1a\n' + bytes(8) + (640).to_bytes(4, 'big') + (480).to_bytes(4, 'big')) == (640, 480)
+
+
+def changed(spec, **changes):
+    return ResultsSpec(**{**{name: getattr(spec, name) for name in spec.__dataclass_fields__}, **changes})
+
+
+def test_what_cannot_be_is_refused(spec):
+    measure = spec.measures['reply']
+    with pytest.raises(ValueError, match="'matrix' is the name of another file of results"):
+        changed(spec, measures={'matrix': measure})
+    with pytest.raises(ValueError, match=r'measures.reply.stages: expected .*, found \[\]'):
+        changed(spec, measures={'reply': MeasureSpec(WORDS, {})})
+    with pytest.raises(ValueError, match='expected at most one oracle, found b, a'):
+        changed(spec, arms={'b': Arm('people', True), 'a': Arm('people', True)})
