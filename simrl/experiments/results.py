@@ -304,10 +304,10 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
         pairs = zip(result['groups_zero_variance'], result['groups'], strict=True)
         zero_variance = tuple(x / n if n else 0.0 for x, n in pairs)
     return TrainingCurve(
-        step=result['step'],
-        reward=result['reward/mean'],
-        end_signal=result['rollout/end_signal'],
-        kl=result.get('kl_k3'),  # absent without a reference
+        step=tuple(result['step']),
+        reward=tuple(result['reward/mean']),
+        end_signal=tuple(result['rollout/end_signal']),
+        kl=tuple(result['kl_k3']) if 'kl_k3' in result else None,  # absent without a reference
         zero_variance=zero_variance,
     )
 
