@@ -385,8 +385,8 @@ class PlannedStage:
     """What the next command would do with a stage.
 
     Attributes:
-        state: 'done'; 'started' or 'missing': it runs; 'waits': for stages that are not done; 'running': in another
-            process; 'refused': nothing runs before this is resolved.
+        state: 'done'; 'started' or 'missing': it runs now; 'waits': for stages that are not done; 'running': in another
+            process; 'refused': the command would fail.
         seconds: that it took, if it is done.
         inputs: names of the stages that it reads, and paths of other inputs.
         reason: the stages that it waits for, the process that runs it, or the error.
@@ -446,24 +446,24 @@ def _state_of(
 
 def plan_text(plan: Sequence[PlannedStage]) -> str:
     """A table of the stages, sums, and what the next command would do."""
-    width = max(len(name) for name in ('stage', *(stage.name for stage in plan)))
+    names = [stage.name for stage in plan]
+    width = max(map(len, ['stage', *names]))
     lines = [f'{"stage":<{width}}  {"state":<8}{"seconds":>9}  reads']
     for stage in plan:
         seconds = '' if stage.seconds is None else f'{stage.seconds:,.0f}'
-        lines.append(f'{stage.name:<{width}}  {stage.state:<8}{seconds:>9}  {shorten(stage.inputs)}'.rstrip())
-        if stage.reason:
-            lines.append(f'  {"waits for " if stage.state == "waits" else ""}{stage.reason}')
-
-    def of(*states: str) -> list[str]:
-        return [stage.name for stage in plan if stage.state in states]
-
+        read = shorten([name for name in stage.inputs if name in names])
+        lines.append(f'{stage.name:<{width}}  {stage.state:<8}{seconds:>9}  {read}'.rstrip())
+        if stage.reason and stage.state != 'waits':
+            lines.append(f'  {stage.reason}')
     total = sum(stage.seconds or 0.0 for stage in plan)
-    lines += ['', f'{len(of("done"))} of {len(plan)} stages done, {total:,.0f} s']
-    if refused := of('refused'):
-        return '\n'.join([*lines, f'nothing would run: {shorten(refused)} refused'])
-    lines.append(f'would run now: {shorten(of("started", "missing")) or "nothing"}')
-    if running := of('running'):
-        lines.append(f'run by other processes: {shorten(running)}')
-    if later := of('waits'):
-        lines.append(f'would run later: {shorten(later)}')
+    lines += ['', f'done: {sum(stage.state == "done" for stage in plan)} of {len(plan)} stages, {total:,.0f} s']
+    what = {
+        'refused': ('refused',),
+        'run by other processes': ('running',),
+        'to run now': ('started', 'missing'),
+        'to run later': ('waits',),
+    }
+    for text, states in what.items():
+        if chosen := [stage.name for stage in plan if stage.state in states]:
+            lines.append(f'{text}: {shorten(chosen)}')
     return '\n'.join(lines)

@@ -301,7 +301,7 @@ def test_a_stage_that_another_process_runs(tmp_path: pathlib.Path) -> None:
             ('missing', False),
             ('waits', False),
         ]
-        assert 'run by other processes: sft\nwould run later: rl' in stages.plan_text(planned)
+        assert 'run by other processes: sft\nto run now: other\nto run later: rl' in stages.plan_text(planned)
         assert files(tmp_path) == before
         run_stages(tmp_path, plan, if_locked='wait', on_event=on_event)
     finally:
@@ -470,7 +470,7 @@ def test_stages_of_other_settings_are_refused_at_once_before_anything_is_written
         ('refused', 'other settings: sft.steps: 10 -> 20'),
         ('refused', 'other settings: sft.learning_rate: 0.1 -> 1; sft.steps: 10 -> 5'),
     ]
-    assert 'nothing would run: rl/a/seed-0, rl/b/seed-0, summary, other refused' in stages.plan_text(planned)
+    assert '\nrefused: rl/a/seed-0, rl/b/seed-0, summary, other\n' in stages.plan_text(planned)
     assert files(workdir) == before
 
     rerun = stages_to_rerun(workdir, changed, ['rl/a/seed-0', 'rl/b/seed-0', 'other'])
@@ -542,8 +542,9 @@ def test_a_failing_check_is_raised_before_anything_is_written(tmp_path: pathlib.
         '  config.rl.steps: expected at least 1, found 0',
         'b      missing',
         '',
-        '1 of 3 stages done, 0 s',
-        'nothing would run: rl refused',
+        'done: 1 of 3 stages, 0 s',
+        'refused: rl',
+        'to run now: b',
     ]
     with pytest.raises(ConfigError):
         run(workdir, plan)
@@ -570,11 +571,11 @@ def test_the_plan_of_a_run_at_every_state(tmp_path: pathlib.Path, data: pathlib.
         run(workdir, plan)
     assert states() == ['done', 'done', 'started', 'waits', 'missing']
     text = stages.plan_text(stages.plan_of(workdir, plan))
-    assert text.endswith('2 of 5 stages done, 0 s\nwould run now: evaluate, other\nwould run later: summary')
+    assert text.endswith('done: 2 of 5 stages, 0 s\nto run now: evaluate, other\nto run later: summary')
     evaluate.fails = False
     run(workdir, plan)
     assert states() == ['done'] * 5
-    assert 'would run now: nothing' in stages.plan_text(stages.plan_of(workdir, plan))
+    assert stages.plan_text(stages.plan_of(workdir, plan)).endswith('done: 5 of 5 stages, 0 s')
     data.write_text('other')
     (workdir / 'rl/b/seed-0/result.json').unlink()
     assert states() == ['refused', 'refused', 'waits', 'waits', 'done']
