@@ -1,11 +1,11 @@
-"""Rows in batches of equal length: seeded and resumable.
+"""Batches of rows in length buckets, seeded and resumable.
 
-1. Every row goes to the smallest length bucket that holds it.
-2. An epoch permutes each bucket, cuts it into batches and permutes the batches. The order is a function of (seed,
-   epoch) alone, so a batch is a function of its step and the step is all that must be saved.
-3. A bucket's last batch is filled up with rows of length 0.
+1. Every row goes to the shortest bucket that it fits into.
+2. An epoch permutes each bucket, splits it into batches and permutes the batches. The order is a function of (seed,
+   epoch), so a batch is a function of its step and a checkpoint needs the step only.
+3. A bucket's last batch is padded with rows of length 0.
 
-Every process has the whole batch; `training.placement.shard_batch` gives each device its rows.
+Every process has the whole batch; `models.placement.shard_batch` gives each device its rows.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ class BatchSettings:
 
 @flax.struct.dataclass
 class Batch:
-    """Left-aligned rows of `Rendered`; see there.
+    """Left-aligned rows; fields as in `Rendered`.
 
     Attributes:
         tokens: int32 `[B, T]`, 0 past the length.
         role: int8 `[B, T]`, PAD past the length.
         message: int16 `[B, T]`, -1 past the length.
         trained: bool `[B, T]`, False past the length.
-        length: int32 `[B]`, 0 in a row that only fills up the batch.
-        index: int32 `[B]`, the number of the row (pair) in the data, -1 in a row that only fills up the batch.
+        length: int32 `[B]`, 0 in a padding row.
+        index: int32 `[B]`, number of the row (pair) in the data, -1 in a padding row.
     """
 
     tokens: np.ndarray
@@ -55,10 +55,10 @@ class Batch:
 
 
 def stack(rows: Sequence[Rendered], length: int, num_rows: int, index: Sequence[int] | None = None) -> Batch:
-    """Rows padded to `[num_rows, length]`. A longer row, or more rows, is an error.
+    """Pads rows to `[num_rows, length]`. A longer row, or more rows, is an error.
 
     Args:
-        index: the number of each row in the data; None numbers them from 0.
+        index: number of each row in the data; None numbers them from 0.
     """
     if len(rows) > num_rows:
         raise ValueError(f'expected at most {num_rows} rows, found {len(rows)}')
@@ -83,10 +83,10 @@ def stack(rows: Sequence[Rendered], length: int, num_rows: int, index: Sequence[
 def stack_preferences(
     rows: Sequence[PreferenceRow], length: int, num_rows: int, index: Sequence[int] | None = None
 ) -> Batch:
-    """Pairs as `[2 * num_rows, length]`: rows 2p and 2p + 1 are the chosen and the rejected reply of pair p.
+    """Pads pairs to `[2 * num_rows, length]`: rows 2p and 2p + 1 are the chosen and the rejected reply of pair p.
 
     Args:
-        index: the number of each pair in the data, given to both its rows; None numbers them from 0.
+        index: number of each pair in the data, used for both of its rows; None numbers them from 0.
     """
     numbers = range(len(rows)) if index is None else index
     replies = [reply for row in rows for reply in (row.chosen, row.rejected)]
@@ -98,7 +98,7 @@ _Stacked = TypeVar('_Stacked')
 
 
 class Batches(Generic[_Row, _Stacked]):
-    """The batches of some rows, by step. `batch(step)` gives the same on every call, whatever was asked before."""
+    """Batches by step. `batch(step)` returns the same batch on every call."""
 
     def __init__(
         self,
@@ -127,14 +127,14 @@ class Batches(Generic[_Row, _Stacked]):
         bucket = np.searchsorted(settings.lengths, lengths)
         self._buckets = [np.flatnonzero(bucket == i) for i in range(len(settings.lengths))]
         self.batches_per_epoch = sum(-(-len(members) // settings.batch_size) for members in self._buckets)
-        self._planned: tuple[int, list[tuple[int, np.ndarray]]] | None = None  # the epoch last asked for
+        self._planned: tuple[int, list[tuple[int, np.ndarray]]] | None = None  # the epoch planned last
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return self.batches_per_epoch
 
     def batch(self, step: int) -> _Stacked:
-        """The batch of a step; step `n * batches_per_epoch` starts epoch n."""
+        """Returns the batch of a step; step `n * batches_per_epoch` starts epoch n."""
         if step < 0:
             raise ValueError(f'step: expected at least 0, found {step}')
         length, members = self._plan(step // self.batches_per_epoch)[step % self.batches_per_epoch]
@@ -142,7 +142,7 @@ class Batches(Generic[_Row, _Stacked]):
         return self._stack([self._rows[i] for i in numbers], length, self._settings.batch_size, numbers)
 
     def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """The batches of an epoch in order, each a length and the numbers of its rows."""
+        """Lists the batches of an epoch in order, each as (length, numbers of its rows)."""
         if self._planned is None or self._planned[0] != epoch:
             random = np.random.default_rng([self._settings.seed, epoch])
             size = self._settings.batch_size

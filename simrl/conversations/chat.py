@@ -1,7 +1,7 @@
-"""A tokenizer and its chat template as constant token runs, so that conversations are put together token by token.
+"""A chat template as constant token runs around messages: conversations are built token by token.
 
-1. A template is rendered with probe messages; what stands around them are the headers and ends of turn.
-2. Rendering turn by turn must equal the template's own rendering of the whole, token for token; otherwise an error.
+1. The template is rendered with probe messages. The text around them gives the headers and ends of turn.
+2. Rendering message by message must equal the template's rendering of the whole, token for token, or it is an error.
 3. Message text is encoded without the tokenizer's added tokens: text never becomes a special token.
 """
 
@@ -15,17 +15,17 @@ import numpy as np
 import tokenizers
 import transformers
 
-PAD, TEMPLATE, USER, ASSISTANT = 0, 1, 2, 3  # the role of a token, int8: who spoke it
+PAD, TEMPLATE, USER, ASSISTANT = 0, 1, 2, 3  # roles of tokens, int8: the speaker, or padding or template
 
 Header = Literal['user', 'assistant']
 Rewrites = Literal['error', 'keep', 'omit']
 
 ROLE_CODES: Mapping[str, int] = {'user': USER, 'assistant': ASSISTANT}
-TERMINAL_TEXT = '<|endconversation|>'  # how the added token is written; as text in a message it stays text
+TERMINAL_TEXT = '<|endconversation|>'  # name of the added terminal token; in a message it is plain text
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, without headers. No text encodes to a special token."""
+    """Encodes and decodes text, without headers. No text encodes to a special token."""
 
     @property
     def size(self) -> int:
@@ -38,23 +38,23 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chat:
-    """How conversations are written for a model, as token ids.
+    """The token runs of a chat template.
 
     A conversation is `system_prefix(system)`, then for each message its header, content and end-of-turn. The header of
-    the first message is `first_header(role, system)`, that of every later one `header(role)`. Headers and ends of turn
-    go by the role in whose name the template lets a message speak; in a swapped view that is not who spoke.
+    the first message is `first_header(role, system)`, the header of later ones `header(role)`. Headers and ends of turn
+    depend on the role that the template names; in a swapped view the speaker is the other role.
 
     Attributes:
         tokenizer: encodes and decodes content.
-        end_of_turn: the id that ends a message, by the message's header.
-        headers: the run between an end-of-turn and the next content, by the header's role; it starts with what the
-            template puts after an end-of-turn.
-        first_headers: the same where `default_prefix` is all that precedes.
-        default_prefix: what precedes the first header where no system text is given: the template's own default system
-            message, only the beginning-of-sequence id, or nothing.
-        system_header: the run before a given system text, or None where the template has no place for one.
-        system_end: the id that ends the system message.
-        no_system_reason: why `system_header` is None; empty otherwise.
+        end_of_turn: id that ends a message, by the role of its header.
+        headers: run between an end-of-turn and the next content, by the role of the header; it starts with the
+            template's text after an end-of-turn.
+        first_headers: the same directly after `default_prefix`.
+        default_prefix: run before the first header without a given system text: the template's default system message,
+            the beginning-of-sequence id, or nothing.
+        system_header: run before a given system text; None if the template has no place for one.
+        system_end: id that ends the system message.
+        no_system_reason: reason why `system_header` is None; empty otherwise.
         reserved: ids that no text encodes to and no model may sample, except ends of turn.
     """
 
@@ -70,7 +70,7 @@ class Chat:
 
     @property
     def terminal(self) -> int:
-        """The id of the one token that simrl adds, with which a fine-tuned simulator ends a conversation."""
+        """Id of the token that simrl adds: a fine-tuned simulator ends a conversation with it."""
         return self.tokenizer.size
 
     @property
@@ -80,11 +80,11 @@ class Chat:
 
     @property
     def default_system(self) -> str:
-        """What the template writes before the first message when no system text is given; for logging."""
+        """Text that the template writes before the first message without a given system text; for logging."""
         return self.decode(self.default_prefix)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a message's text. A character that the tokenizer does not know is an error."""
+        """Encodes a message's text. A character that the tokenizer does not know is an error."""
         ids = self.tokenizer.encode(text)
         if not self.reserved.isdisjoint(ids):
             unknown = self.decode([i for i in ids if i in self.reserved][:1])
@@ -92,7 +92,7 @@ class Chat:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens and the terminal token written out."""
+        """Decodes ids, with special tokens and the terminal token written out."""
         parts: list[str] = []
         start = 0
         values = [int(i) for i in ids]
@@ -105,18 +105,18 @@ class Chat:
         return TERMINAL_TEXT.join(parts)
 
     def header(self, role: Header) -> tuple[int, ...]:
-        """The run between the end-of-turn of any message and the content of a message under `role`'s header."""
+        """Run between the end-of-turn of any message and the content of a message under `role`'s header."""
         return self.headers[role]
 
     def first_header(self, role: Header, system: str | None = None) -> tuple[int, ...]:
-        """The run between `system_prefix(system)` and the content of the first message."""
+        """Run between `system_prefix(system)` and the content of the first message."""
         return self.first_headers[role] if system is None else self.headers[role]
 
     def system_prefix(self, system: str | None = None) -> tuple[int, ...]:
-        """Everything before the first header, up to and including the end-of-turn of the system message.
+        """Run before the first header, including the end-of-turn of the system message.
 
         Args:
-            system: the system text; None keeps the template's own default.
+            system: the system text; None keeps the template's default.
         """
         if system is None:
             return self.default_prefix
@@ -127,12 +127,12 @@ class Chat:
         return (*self.system_header, *self.encode(system), self.system_end)
 
     def token_mask(self, num_rows: int, terminal: bool, header: Header | None = None) -> np.ndarray:
-        """The ids that a model may sample, bool `[num_rows]`: text, ends of turn and, if asked, the terminal token.
+        """Mask of the ids that a model may sample, bool `[num_rows]`: text, ends of turn, perhaps the terminal token.
 
         Args:
             num_rows: rows of the (padded) embedding; at least `size`.
-            terminal: whether the terminal token may be sampled.
-            header: the header under which the model speaks; None allows the ends of turn of both.
+            terminal: True allows the terminal token.
+            header: the header under which the model speaks; None allows both ends of turn.
         """
         if num_rows < self.size:
             raise ValueError(f'num_rows: expected at least the {self.size} ids in use, found {num_rows}')
@@ -144,14 +144,14 @@ class Chat:
         return mask
 
     def terminal_runs(self, text: str) -> tuple[tuple[int, ...], ...]:
-        """The token runs by which a prompted model may write `text` at the end of what it has said.
+        """Lists the token runs that end in `text`, a stop sequence of prompted models.
 
-        A tokenizer may join the text's first characters with what precedes, and its last with what follows. Each run is
-        the fewest tokens that hold the whole text, among a choice of usual characters around it; one that ends with
-        another run is left out. A way of writing it that is not among them is found only in decoded text.
+        A tokenizer may join the text's first and last characters with their neighbours, so the text is encoded between
+        common characters. A run is the fewest tokens that contain the text; runs that end with another run are left
+        out. An encoding that is not listed is found in decoded text only.
         """
         if not text:
-            raise ValueError('the text of an end signal is empty')
+            raise ValueError('stop sequence: expected text, found none')
         runs: set[tuple[int, ...]] = set()
         for before in ('', ' ', '\n', '\n\n', 'a', '.', '. ', '.\n', *'!?)"*[(,:-'):
             for after in ('', '\n', *'.,!?:)]"*', "'"):
@@ -159,7 +159,7 @@ class Chat:
                 start = len(ids) - 1
                 while start > 0 and text not in self.decode(ids[start:]):
                     start -= 1
-                stop = len(ids)  # what follows in tokens of its own comes after the end
+                stop = len(ids)  # tokens after the text are dropped
                 while text in self.decode(ids[start : stop - 1]):
                     stop -= 1
                 runs.add(tuple(ids[start:stop]))
@@ -172,10 +172,10 @@ class Chat:
 
 
 class HuggingFaceTokenizer:
-    """A fast Hugging Face tokenizer of which the added tokens are removed for content, as a `Tokenizer`."""
+    """A fast Hugging Face tokenizer as a `Tokenizer`: content is encoded without its added tokens."""
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, lead: str = '') -> None:
-        """`lead` is text, usually one space, that the template puts before content and the tokenizer joins with it."""
+        """`lead`: text, usually one space, that the template puts before content and the tokenizer joins with it."""
         backend = getattr(tokenizer, 'backend_tokenizer', None)
         if backend is None:
             raise ValueError(f'{_name(tokenizer)}: expected a fast tokenizer, found {type(tokenizer).__name__}')
@@ -191,7 +191,7 @@ class HuggingFaceTokenizer:
         return self._content.encode(self.lead + text, add_special_tokens=False).ids
 
     def encode_template(self, text: str) -> list[int]:
-        """The ids of template text, in which special tokens are special tokens."""
+        """Encodes template text, in which special tokens are special tokens."""
         return self._whole.encode(text, add_special_tokens=False) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -202,18 +202,18 @@ class HuggingFaceTokenizer:
 def chat_from_huggingface(
     tokenizer: transformers.PreTrainedTokenizerBase, *, rewrites: Rewrites = 'error', date: str | None = None
 ) -> Chat:
-    """The constant runs of a tokenizer's chat template, found by rendering probes and checked against it.
+    """Finds the constant runs of a tokenizer's chat template by rendering probes, and checks them against it.
 
     Args:
         tokenizer: a fast tokenizer with a chat template.
-        rewrites: what to do when the assistant's header in history is not the one before a reply, as in Qwen3 with
-            thinking off, which puts an empty think block there: 'error'; 'keep' the header before a reply everywhere;
-            or 'omit' what history omits everywhere.
-        date: what a template that writes the date takes for today, such as '26 Jul 2024'; others ignore it.
+        rewrites: rule for a template whose assistant header before a reply differs from the one in history. Qwen3 with
+            thinking off, for example, adds an empty think block before a reply. 'error'; 'keep' uses the header before
+            a reply everywhere; 'omit' uses the header in history everywhere.
+        date: today's date for templates that write it, such as '26 Jul 2024'; others ignore it.
 
     Raises:
-        ValueError: no template; today's date without `date`; rewritten history without a rule; message ends that are
-            not special tokens; or any other way in which turn by turn is not the whole.
+        ValueError: no template; a template with today's date but no `date`; rewritten history without a rule; message
+            ends that are not special tokens; any other difference between rendering by message and as a whole.
     """
     name = _name(tokenizer)
     template = getattr(tokenizer, 'chat_template', None)
@@ -222,7 +222,7 @@ def chat_from_huggingface(
     if not isinstance(template, str):
         raise ValueError(f'{name}: expected one chat template, found {sorted(template)}')
     if 'strftime_now' in template and 'date_string' not in template:
-        raise ValueError(f"{name}: the chat template writes today's date and reads no date_string to pin it by")
+        raise ValueError(f"{name}: the chat template writes today's date and reads no date_string that could pin it")
     if 'strftime_now' in template and date is None:
         raise ValueError(f"{name}: the chat template writes today's date; pin it with `date`, such as '26 Jul 2024'")
     if rewrites not in ('error', 'keep', 'omit'):
@@ -242,14 +242,14 @@ _SYSTEM_PROBE = 'Say: probe!'
 
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """What a template writes around messages, as text."""
+    """The text of a template around messages."""
 
-    before_system: str  # empty without a system message
-    opening: str  # before the first message; after the system text, where one is given
-    user: str  # between an assistant's content and a user's
-    assistant: str  # between a user's content and an assistant's, in history
-    generated: str  # the same where a reply is to come
-    end: str  # after the last assistant's content
+    before_system: str  # text before the system message; empty without one
+    opening: str  # text before the first message, after a given system text
+    user: str  # text between an assistant's content and a user's
+    assistant: str  # text between a user's content and an assistant's, in history
+    generated: str  # text between a user's content and a reply to be generated
+    end: str  # text after the last assistant's content
 
 
 def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, date: str | None, lead: str) -> Chat:
@@ -278,8 +278,7 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
     if content.encode_template(plain.end)[:1] != [assistant_end]:
         raise ValueError(f'{name}: the last message ends with {plain.end!r}, the others with {plain.user!r}')
 
-    # What precedes the first header is what is left of the opening when the header is taken off, less what the header
-    # repeats after every end-of-turn.
+    # The default prefix is the opening without the header and without the footer, the header's text after end-of-turn.
     opening = content.encode_template(plain.opening)
     common = 0
     while common < min(len(opening), len(user_header)) and opening[-1 - common] == user_header[-1 - common]:
@@ -319,7 +318,7 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
 
 
 def _reserved(name: str, content: HuggingFaceTokenizer) -> frozenset[int]:
-    """The added tokens' ids, checked to be out of reach of text."""
+    """Ids of the added tokens; checks that no text encodes to a special one."""
     ids = sorted(content.added)
     if ids and ids[-1] >= content.size:
         raise ValueError(f'{name}: expected ids below len(tokenizer) = {content.size}, found added token {ids[-1]}')
@@ -329,20 +328,20 @@ def _reserved(name: str, content: HuggingFaceTokenizer) -> frozenset[int]:
         if any(i in content.encode(written) for written in (text, f'a{text}b', f' {text} ')):
             if content.added[i].special:
                 raise ValueError(f'{name}: the text {text!r} in a message would become the special token {i}')
-            reserved.remove(i)  # a plain word that happens to be listed as added
+            reserved.remove(i)  # a plain word listed as added
     return frozenset(reserved)
 
 
 def _survey(
     tokenizer: transformers.PreTrainedTokenizerBase, content: HuggingFaceTokenizer, date: str | None, system: str | None
 ) -> _Survey:
-    """Renders dialogues of one to five probe messages and returns what is constant in them, or says what is not.
+    """Renders dialogues of one to five probe messages and returns the text around them, or raises if it varies.
 
-    Each rendering is also tokenised whole and must give the tokens of its pieces.
+    Each rendering is also tokenised whole and must give the tokens of its parts.
     """
     seen: dict[str, set[str]] = {field.name: set() for field in dataclasses.fields(_Survey)}
     for length in range(1, 6):
-        for start in range(2):  # each place gets more than one kind of text
+        for start in range(2):  # so that every position gets different texts
             dialogue = [
                 {'role': ('user', 'assistant')[i % 2], 'content': probe}
                 for i, probe in enumerate(_PROBES[start : start + length])
@@ -357,14 +356,14 @@ def _survey(
             for i, run in enumerate(runs[2:], start=1):  # run i precedes message i, or is the tail
                 if i % 2 == 0:
                     seen['end' if i == length else 'user'].add(run)
-                else:  # the last reply of a dialogue may be written as in history or as it is to be generated
+                else:  # a template may render the last reply as in history or as a reply to be generated
                     seen['generated' if i >= length - 1 else 'assistant'].add(run)
     if not seen['generated'] <= seen['assistant']:
         seen['generated'] -= seen['assistant']
     for place, found in seen.items():
         if len(found) != 1:
             raise ValueError(
-                f'{_name(tokenizer)}: expected the chat template to write the same at every turn, found for '
+                f'{_name(tokenizer)}: expected the chat template to write the same around every message, found for '
                 f'{place!r}: {sorted(found)}'
             )
     return _Survey(**{place: found.pop() for place, found in seen.items()})
@@ -376,7 +375,7 @@ def _runs(
     messages: list[dict[str, str]],
     date: str | None,
 ) -> list[str]:
-    """The texts before, between and after the messages' contents, each less the lead that is part of the content."""
+    """Texts before, between and after the messages' contents, without the lead, which is part of the content."""
     dated: dict[str, Any] = {} if date is None else {'date_string': date}
     try:
         text = str(
@@ -408,7 +407,7 @@ def _runs(
     if whole != ids:
         at = next((i for i, (a, b) in enumerate(zip(whole, ids, strict=False)) if a != b), min(len(whole), len(ids)))
         raise ValueError(
-            f'{_name(tokenizer)}: tokens of the whole rendering differ from those of its pieces at token {at}, after '
+            f'{_name(tokenizer)}: tokens of the whole rendering differ from those of its parts at token {at}, after '
             f'{content.decode(whole[max(0, at - 8) : at])!r}: {whole[at : at + 4]} against {ids[at : at + 4]}'
         )
     return runs

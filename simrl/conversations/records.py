@@ -1,11 +1,11 @@
-"""Conversations, preferences and examples as validated records; JSONL and Parquet (as of `datasets`) in and out.
+"""Conversations, preferences and examples as validated records, read from and written to JSONL and Parquet.
 
 A conversation row is `{id, source, split, messages: [{role, content, truncated?}], end?, intent?}`, a preference row
-`{id, source, split, prompt: [{role, content}], chosen, rejected}`. Other keys of a row or a message are ignored, except
-`truncated_chars` of a message, by which data sets say how much they cut off.
+`{id, source, split, prompt: [{role, content}], chosen, rejected}`. Other keys are ignored, except `truncated_chars` of
+a message: the number of characters that the data set cut off.
 
-Readers are strict: the first bad row is an error that names its file and line. With `on_bad_rows='drop'` bad rows are
-left out and counted by reason. Outer white space of texts is stripped, and counted.
+Readers are strict: the first bad row raises an error with its file and line. With `on_bad_rows='drop'` bad rows are
+dropped and counted by reason. Outer white space of texts is stripped and counted.
 """
 
 import collections
@@ -29,11 +29,11 @@ Role = Literal['system', 'user', 'assistant']
 ENDS = ('natural', 'cut', 'unknown')
 ROLES = ('system', 'user', 'assistant')
 SPLITS = ('train', 'dev', 'test')
-STRIPPED = 'texts stripped of outer white space'  # the count's name beside the reasons for dropping
+STRIPPED = 'texts stripped of outer white space'  # key of this count, beside the reasons for dropped rows
 
 
 class RowError(ValueError):
-    """A row that is not what it should be. `reason` is short and the same for all rows with this fault."""
+    """An invalid row. `reason` is a short text, equal for all rows with this fault."""
 
     def __init__(self, reason: str, detail: str, place: str = '') -> None:
         super().__init__(f'{place}{reason}: {detail}')
@@ -43,7 +43,7 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message. `truncated`: the data set cut it off, so that its end is not where the speaker ended."""
+    """One message. `truncated` marks a message that the data set cut off before the speaker's end."""
 
     role: Role
     content: str
@@ -52,15 +52,15 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """What a user and an assistant said, in turns that alternate from the user's opening, after any system message.
+    """A conversation of a user and an assistant; roles alternate from the user's opening.
 
     Attributes:
         id: unique in its file.
-        source: the data set it is from.
+        source: name of the data set.
         split: 'train', 'dev' or 'test'.
         messages: an optional system message, then user, assistant, user, ...
-        end: how it ended: 'natural', by the user; 'cut', by the collection; 'unknown'.
-        intent: what the user wanted, in one sentence, where known.
+        end: 'natural' (the user ended it), 'cut' (the data set cut it off) or 'unknown'.
+        intent: the user's goal in one sentence, if known.
     """
 
     id: str
@@ -75,16 +75,16 @@ class Conversation:
             raise RowError('bad end', f'expected one of {ENDS}, found {self.end!r}')
         if self.split not in SPLITS:
             raise RowError('bad split', f'expected one of {SPLITS}, found {self.split!r}')
-        _check_turns(self.messages)
+        _check_messages(self.messages)
 
     @property
     def system(self) -> str | None:
-        """The text of the leading system message, if there is one."""
+        """Text of the leading system message, if any."""
         return self.messages[0].content if self.messages[0].role == 'system' else None
 
     @property
     def spoken(self) -> tuple[Message, ...]:
-        """The turns without the system message: number 0 is the user's opening."""
+        """Messages without the system message; number 0 is the user's opening."""
         return self.messages[1:] if self.messages[0].role == 'system' else self.messages
 
     @property
@@ -94,7 +94,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Two replies to one prompt, of which a person chose the first. `prompt` ends with a user turn."""
+    """Two replies to one prompt and a person's choice between them. `prompt` ends with a user message."""
 
     id: str
     source: str
@@ -106,9 +106,9 @@ class Preference:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise RowError('bad split', f'expected one of {SPLITS}, found {self.split!r}')
-        _check_turns(self.prompt)
+        _check_messages(self.prompt)
         if self.prompt[-1].role != 'user':
-            raise RowError('bad prompt', f"expected it to end with a user turn, found the {self.prompt[-1].role}'s")
+            raise RowError('bad prompt', f"expected it to end with a user message, found the {self.prompt[-1].role}'s")
         for field in ('chosen', 'rejected'):
             _check_text(getattr(self, field), field)
         if self.chosen == self.rejected:
@@ -116,13 +116,13 @@ class Preference:
 
     @property
     def opening(self) -> str:
-        """The first user text: pairs that share it are not independent, so splits and intervals go by it."""
-        return next(turn.content for turn in self.prompt if turn.role == 'user')
+        """The first user text. Pairs that share it are not independent: splits and intervals group by it."""
+        return next(message.content for message in self.prompt if message.role == 'user')
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What one simulated conversation starts from. Without an opening the simulator writes it."""
+    """The start of one simulated conversation. With opening None the simulator writes the opening."""
 
     id: str
     opening: str | None
@@ -133,7 +133,7 @@ class Example:
 
 
 def example_of(conversation: Conversation) -> Example:
-    """The start of a person's conversation. The persona's seed is a hash of the id, the same in every run."""
+    """Makes the example that a person's conversation starts from. The persona's seed is a hash of the id."""
     digest = hashlib.sha256(conversation.id.encode()).digest()
     return Example(
         id=conversation.id,
@@ -148,19 +148,19 @@ def example_of(conversation: Conversation) -> Example:
 def read_conversations(
     path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise'
 ) -> tuple[list[Conversation], collections.Counter[str]]:
-    """The conversations of a `.jsonl`, `.jsonl.gz` or `.parquet` file, and counts of what was stripped or dropped."""
+    """Reads a `.jsonl`, `.jsonl.gz` or `.parquet` file; also counts stripped texts and dropped rows."""
     return _read(path, parse_conversation, on_bad_rows)
 
 
 def read_preferences(
     path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise'
 ) -> tuple[list[Preference], collections.Counter[str]]:
-    """The preferences of a `.jsonl`, `.jsonl.gz` or `.parquet` file, and counts of what was stripped or dropped."""
+    """Reads a `.jsonl`, `.jsonl.gz` or `.parquet` file; also counts stripped texts and dropped rows."""
     return _read(path, parse_preference, on_bad_rows)
 
 
 def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Conversation]) -> None:
-    """Writes what `read_conversations` reads; the suffix says the format. A file appears whole or not at all."""
+    """Writes a file for `read_conversations`, atomically, in the format of its suffix."""
     _write(
         path,
         [
@@ -170,7 +170,7 @@ def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Co
                 'split': c.split,
                 'end': c.end,
                 'intent': c.intent,
-                'messages': [dataclasses.asdict(turn) for turn in c.messages],
+                'messages': [dataclasses.asdict(message) for message in c.messages],
             }
             for c in conversations
         ],
@@ -178,13 +178,13 @@ def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Co
 
 
 def write_preferences(path: str | os.PathLike[str], preferences: Iterable[Preference]) -> None:
-    """Writes what `read_preferences` reads; the suffix says the format. A file appears whole or not at all."""
+    """Writes a file for `read_preferences`, atomically, in the format of its suffix."""
     _write(path, [dataclasses.asdict(preference) for preference in preferences])
 
 
 def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
-    """A conversation row as a record, and how many of its texts were stripped. Raises `RowError`."""
-    turns, stripped = _turns(row, 'messages')
+    """Parses a conversation row; also counts its stripped texts. Raises `RowError`."""
+    messages, stripped = _messages(row, 'messages')
     intent = row.get('intent')
     if intent is not None:
         intent, changed = _text(intent, 'intent')
@@ -194,7 +194,7 @@ def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
         id=_name(row, 'id'),
         source=_name(row, 'source'),
         split=_name(row, 'split'),
-        messages=turns,
+        messages=messages,
         end='unknown' if end is None else end,
         intent=intent,
     )
@@ -202,8 +202,8 @@ def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
 
 
 def parse_preference(row: Mapping[str, Any]) -> tuple[Preference, int]:
-    """A preference row as a record, and how many of its texts were stripped. Raises `RowError`."""
-    prompt, stripped = _turns(row, 'prompt')
+    """Parses a preference row; also counts its stripped texts. Raises `RowError`."""
+    prompt, stripped = _messages(row, 'prompt')
     chosen, chosen_changed = _text(_field(row, 'chosen'), 'chosen')
     rejected, rejected_changed = _text(_field(row, 'rejected'), 'rejected')
     preference = Preference(
@@ -217,23 +217,23 @@ def parse_preference(row: Mapping[str, Any]) -> tuple[Preference, int]:
     return preference, stripped + chosen_changed + rejected_changed
 
 
-def _check_turns(turns: Sequence[Message]) -> None:
-    for i, turn in enumerate(turns):
-        if turn.role not in ROLES:
-            raise RowError('unknown role', f'message {i}: expected one of {ROLES}, found {turn.role!r}')
-        _check_text(turn.content, f'message {i}')
-    start = 1 if turns and turns[0].role == 'system' else 0
-    spoken = turns[start:]
-    if not spoken:
-        raise RowError('no messages', f'expected at least one user turn, found {[turn.role for turn in turns]}')
-    for i, turn in enumerate(spoken):
+def _check_messages(messages: Sequence[Message]) -> None:
+    for i, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise RowError('unknown role', f'message {i}: expected one of {ROLES}, found {message.role!r}')
+        _check_text(message.content, f'message {i}')
+    start = 1 if messages and messages[0].role == 'system' else 0
+    if not messages[start:]:
+        roles = [message.role for message in messages]
+        raise RowError('no messages', f'expected at least one user message, found {roles}')
+    for i, message in enumerate(messages[start:]):
         expected = ('user', 'assistant')[i % 2]
-        if turn.role == expected:
+        if message.role == expected:
             continue
-        where = f'message {start + i}: expected role {expected!r}, found {turn.role!r}'
-        if turn.role == 'system':
+        where = f'message {start + i}: expected role {expected!r}, found {message.role!r}'
+        if message.role == 'system':
             raise RowError('system message after the start', where)
-        raise RowError(f'two {turn.role} turns in a row' if i else 'the assistant speaks first', where)
+        raise RowError(f'two {message.role} messages in a row' if i else 'the assistant speaks first', where)
 
 
 def _check_text(text: str, where: str) -> None:
@@ -246,7 +246,7 @@ def _check_text(text: str, where: str) -> None:
 
 
 def _text(value: Any, where: str) -> tuple[str, bool]:
-    """The text stripped, and whether that changed it."""
+    """Strips a text; also says whether that changed it."""
     if not isinstance(value, str):
         raise RowError('wrong type', f'{where}: expected a string, found {type(value).__name__}')
     text = value.strip()
@@ -267,19 +267,19 @@ def _name(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def _turns(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], int]:
-    messages = _field(row, field)
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise RowError('wrong type', f'{field}: expected a list of objects, found {str(messages)[:60]}')
-    turns, stripped = [], 0
-    for i, message in enumerate(messages):
+def _messages(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], int]:
+    given = _field(row, field)
+    if not isinstance(given, list) or not all(isinstance(message, Mapping) for message in given):
+        raise RowError('wrong type', f'{field}: expected a list of objects, found {str(given)[:60]}')
+    messages, stripped = [], 0
+    for i, message in enumerate(given):
         content, changed = _text(_field(message, 'content'), f'message {i}')
         truncated, cut = message.get('truncated') or False, message.get('truncated_chars') or 0
         if not isinstance(truncated, bool) or not isinstance(cut, int):
             raise RowError('wrong type', f'message {i}: expected truncated true or false and truncated_chars a number')
-        turns.append(Message(role=_field(message, 'role'), content=content, truncated=truncated or cut > 0))
+        messages.append(Message(role=_field(message, 'role'), content=content, truncated=truncated or cut > 0))
         stripped += changed
-    return tuple(turns), stripped
+    return tuple(messages), stripped
 
 
 _Record = TypeVar('_Record', Conversation, Preference)
@@ -312,7 +312,7 @@ def _read(
 
 
 def _rows(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
-    """What a place in the file is called, and its rows with their places, from 1."""
+    """Reads rows with their numbers, counted from 1; also the word for such a number: 'line' or 'row'."""
     if path.suffix == '.parquet':
         return 'row', _parquet_rows(path)
     if path.name.endswith('.jsonl'):
@@ -325,7 +325,7 @@ def _rows(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, bytes | Mapping[
 def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[int, bytes]]:
     number = 0
     with file:
-        try:  # bytes are split at "\n" alone; text would also be split at U+2028, which occurs inside strings
+        try:  # bytes split at "\n" only; text would also split at U+2028, which occurs inside strings
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
@@ -336,7 +336,7 @@ def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[int, bytes]]:
 def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = 0
     with path.open('rb') as file:
-        # Arrow tells of damage by whichever of these the damaged part leads to, and never names the file.
+        # Arrow raises any of these for a damaged file, and never names the file.
         try:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
                 for row in batch.to_pylist():
@@ -351,7 +351,7 @@ def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
         return line
     try:
         row = json.loads(line)
-    except ValueError as error:  # also bytes that are not UTF-8
+    except ValueError as error:  # includes bytes that are not UTF-8
         raise RowError('not JSON', f'{error}, found {line[:60]!r}') from None
     if not isinstance(row, dict):
         raise RowError('not JSON', f'expected an object, found {line[:60]!r}')

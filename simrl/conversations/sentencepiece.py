@@ -1,7 +1,7 @@
-"""Texts in, a sentencepiece model out, and the chat of such a model: for models that are trained from nothing.
+"""Sentencepiece tokenizers for models that are trained from scratch.
 
 1. `train_sentencepiece` learns the pieces of a language from its texts. Headers of messages are control symbols.
-2. `sentencepiece_chat` is the model's tokenizer and its headers, each a single token that no text encodes to.
+2. `sentencepiece_chat` makes the chat: each header is a single token that no text encodes to.
 """
 
 import io
@@ -18,21 +18,21 @@ SYSTEM_HEADER, USER_HEADER, ASSISTANT_HEADER = '<|system|>', '<|user|>', '<|assi
 END_OF_TURN = '<|end|>'
 CONTROLS = (BEGIN, SYSTEM_HEADER, USER_HEADER, ASSISTANT_HEADER, END_OF_TURN)
 
-SPACE = '▁'  # U+2581, how sentencepiece writes a space; every text begins with one that decoding takes off
-_PROBE = ' Aﬁ  '  # outer and double spaces, a capital and a ligature: what normalisation would change
+SPACE = '▁'  # U+2581, a space in sentencepiece; encoding adds one before every text, decoding removes it
+_PROBE = ' Aﬁ  '  # outer and double spaces, a capital and a ligature, all of which normalisation would change
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A sentencepiece model of byte-pair pieces (Sennrich et al. 2016, arXiv:1508.07909): equal texts, equal bytes.
+    """Trains a byte-pair sentencepiece model (Sennrich et al. 2016, arXiv:1508.07909): equal texts give equal bytes.
 
-    Texts are taken as they are: no normalisation, every space kept, every character that occurs a piece of its own.
+    Texts are not normalised, every space is kept, and every character that occurs is a piece.
 
     Args:
-        texts: what messages look like; the order matters only where pieces are equally frequent.
-        vocab_size: number of ids, with those of `CONTROLS` and of the unknown character.
+        texts: example messages; their order matters only between equally frequent pieces.
+        vocab_size: number of ids, including `CONTROLS` and the unknown character.
 
     Raises:
-        ValueError: no texts, or more or fewer ids than such texts can have; the message says how many.
+        ValueError: no texts, or a `vocab_size` that these texts cannot have; the message gives the limit.
     """
     sentences = [text for text in texts if text]
     if not sentences:
@@ -44,12 +44,12 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            model_type='bpe',  # counts of integers: no rounding that could differ between machines
+            model_type='bpe',  # integer counts: no rounding that differs between machines
             vocab_size=vocab_size,
             character_coverage=1.0,
             normalization_rule_name='identity',
             remove_extra_whitespaces=False,
-            max_sentence_length=max(len(sentence.encode()) for sentence in sentences),  # longer ones are left out
+            max_sentence_length=max(len(sentence.encode()) for sentence in sentences),  # longer ones are dropped
             num_threads=1,
             minloglevel=2,
             unk_id=0,
@@ -70,10 +70,10 @@ class SentencePieceTokenizer:
     """A sentencepiece model as a `Tokenizer`."""
 
     def __init__(self, model: bytes | str | os.PathLike[str]) -> None:
-        """Reads a model, given as its bytes or as the file that holds them.
+        """Reads a model from its bytes or its file.
 
         Raises:
-            ValueError: not a sentencepiece model, or one that changes texts before it encodes them.
+            ValueError: not a sentencepiece model, or a model that changes texts before it encodes them.
         """
         name = 'sentencepiece model' if isinstance(model, bytes) else str(model)
         content = model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
@@ -98,12 +98,12 @@ class SentencePieceTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a character that is no piece gives the unknown one."""
+        """Encodes a text; a character without a piece gives the unknown id."""
         _check_text(text)
         return [int(i) for i in self._processor.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, tokens that are not text written out. It is for reading: ids do not follow from it."""
+        """Decodes ids for reading, with control symbols written out; the text does not encode to the same ids."""
         parts: list[str] = []
         start = 0
         values = [int(i) for i in ids]
@@ -115,13 +115,13 @@ class SentencePieceTokenizer:
 
 
 def sentencepiece_chat(model: bytes | str | os.PathLike[str]) -> Chat:
-    """The chat of a sentencepiece model, given as its bytes or its file, that has `CONTROLS` as control symbols.
+    """Makes the chat of a sentencepiece model, given as bytes or file, that has `CONTROLS` as control symbols.
 
-    A conversation is `<s>`, then for each message its header, its pieces and `<|end|>`; a system text is such a message
-    under a header of its own, and there is no default one.
+    A conversation is `<s>`, then for each message its header, its pieces and `<|end|>`. A system text is a message
+    under a header of its own; there is no default system text.
 
     Raises:
-        ValueError: not such a model.
+        ValueError: not a sentencepiece model, or control symbols are missing.
     """
     tokenizer = SentencePieceTokenizer(model)
     missing = [piece for piece in CONTROLS if piece not in tokenizer.controls]

@@ -1,12 +1,12 @@
-"""Conversations as rows of tokens, with who spoke each one and which ones are trained on.
+"""Conversations as rows of tokens, with the speaker of each token and a mask of trained tokens.
 
 Two views of one conversation:
-- natural: everyone speaks under their own header; the system text is the template's default, or the user's intent.
-- swapped: roles exchanged, so that a prompted model plays the user under the assistant's header. The system text is the
-  role-play text with the opening in it, so the first rendered message is the assistant's reply (number 1).
+- natural: each role speaks under its own header. The system text is the template's default, or the user's intent.
+- swapped: roles are exchanged, so that a prompted model plays the user under the assistant's header. The system text is
+  the role-play text with the opening in it, so the first rendered message is the assistant's reply (number 1).
 
-In both, messages are numbered from the user's opening (0), `role` says who spoke whatever the header, and contents are
-the same ids.
+In both views messages are numbered from the user's opening (0), `role` is the speaker whatever the header, and contents
+are the same ids.
 """
 
 import collections
@@ -37,11 +37,11 @@ class Rendered:
 
     Attributes:
         tokens: int32 `[N]`.
-        role: int8 `[N]`, who spoke: USER or ASSISTANT for content and the end-of-turn that ends it, TEMPLATE for the
-            rest. An end-of-turn that its speaker did not mean (a cut message) is TEMPLATE.
-        message: int16 `[N]`, the number of the message that a token belongs to, headers to the message that they open;
-            -1 before the first.
-        trained: bool `[N]`, whether the token is a target of supervised training.
+        role: int8 `[N]`, the speaker: USER or ASSISTANT for content and its end-of-turn, TEMPLATE for the rest. The
+            end-of-turn of a cut message is TEMPLATE: its speaker did not write it.
+        message: int16 `[N]`, number of the token's message; a header belongs to the message after it; -1 before the
+            first message.
+        trained: bool `[N]`, True for targets of supervised training.
     """
 
     tokens: np.ndarray
@@ -53,7 +53,7 @@ class Rendered:
         return len(self.tokens)
 
     def first(self, length: int) -> 'Rendered':
-        """The first `length` tokens."""
+        """Returns the first `length` tokens."""
         return Rendered(self.tokens[:length], self.role[:length], self.message[:length], self.trained[:length])
 
 
@@ -63,7 +63,7 @@ class PreferenceRow:
 
     chosen: Rendered
     rejected: Rendered
-    opening: str  # pairs that share it are not independent
+    opening: str  # the first user text; pairs with the same opening are not independent
 
     def __len__(self) -> int:
         return max(len(self.chosen), len(self.rejected))
@@ -84,22 +84,19 @@ def render(
 
     Args:
         system: the system text; None keeps the template's default. The swapped view needs one, with the opening in it.
-        train: whose tokens are trained on: content and meant ends of turn.
-        end: how the conversation ended. After 'cut' the last end-of-turn is nobody's; so is that of every message that
-            is truncated.
-        terminal: natural view: write the user's terminal token where the end is natural. It follows the content of the
-            user's last message, as a simulator samples it, unless that is truncated; where the assistant spoke last it
-            is a turn of its own, `[terminal, end-of-turn]` under the user's header.
-        openings: whether the user's opening is 'given', and not trained on, or 'trained' as the user's other messages
-            are, for simulators that open conversations themselves. The swapped view has only given ones.
+        train: the trained role: its content and the ends of turn that it wrote. None trains nothing.
+        end: as in `Conversation`. After 'cut' the last end-of-turn is TEMPLATE, as in truncated messages.
+        terminal: True writes the user's terminal token after a natural end; natural view only. It follows the content
+            of the user's last message, as a simulator samples it, unless that is truncated. After an assistant's last
+            message it is a message of its own, `[terminal, end-of-turn]` under the user's header.
+        openings: 'given' does not train on the user's opening. 'trained' does, for simulators that open conversations
+            themselves; natural view only.
     """
     _check_alternation(messages)
     if view == 'swapped' and (system is None or messages[0].content not in system):
-        raise ValueError('swapped view: expected a system text that holds the opening, found none or one without it')
+        raise ValueError('swapped view: expected a system text that contains the opening, found none or one without it')
     if view == 'swapped' and terminal:
-        raise ValueError(
-            'terminal turn: only the natural view has one; a prompted model ends by the text of its signal'
-        )
+        raise ValueError('terminal token: only the natural view has one; a prompted model ends by its stop sequence')
     if view == 'swapped' and openings == 'trained':
         raise ValueError(
             "swapped view: the opening is in the system text, so expected openings='given', found 'trained'"
@@ -119,14 +116,14 @@ def render(
         role.extend([TEMPLATE] * len(header) + [code] * len(content) + [code if ends else TEMPLATE])
         message.extend([number] * (len(header) + len(content) + 1))
 
-    for number, turn in enumerate(messages):
+    for number, given in enumerate(messages):
         if number >= first:
             last = number == len(messages) - 1
-            speaker: Header = 'assistant' if turn.role == 'assistant' else 'user'
-            content = chat.encode(turn.content)
-            if last and ends_here and speaker == 'user' and not turn.truncated:
+            speaker: Header = 'assistant' if given.role == 'assistant' else 'user'
+            content = chat.encode(given.content)
+            if last and ends_here and speaker == 'user' and not given.truncated:
                 content.append(chat.terminal)
-            append(number, speaker, content, not turn.truncated and not (last and end == 'cut'))
+            append(number, speaker, content, not given.truncated and not (last and end == 'cut'))
     if ends_here and messages[-1].role == 'assistant':
         append(len(messages), 'user', [chat.terminal], ends=True)
 
@@ -142,20 +139,20 @@ def render(
 def _check_alternation(messages: Sequence[Message]) -> None:
     if not messages:
         raise ValueError('expected at least one message, found none')
-    for i, turn in enumerate(messages):
+    for i, message in enumerate(messages):
         expected = ('user', 'assistant')[i % 2]
-        if turn.role != expected:
-            raise ValueError(f'message {i}: expected role {expected!r}, found {turn.role!r}')
+        if message.role != expected:
+            raise ValueError(f'message {i}: expected role {expected!r}, found {message.role!r}')
 
 
 def natural_prompt(chat: Chat, opening: str | None, system: str | None = None) -> Rendered:
-    """What the natural view holds before the assistant's first reply: the system text and the opening.
+    """Renders the natural view before the assistant's first reply: the system text and the opening.
 
-    It ends with the opening's end-of-turn; the header of the reply is to follow. An assistant's has the template's
-    default system text; a fine-tuned simulator's has the same, or its intent, as in the rows that it was trained on.
+    It ends with the opening's end-of-turn, without the header of the reply. For an assistant the system text is the
+    template's default; for a fine-tuned simulator the default or its intent, as in its training rows.
 
     Args:
-        opening: the user's first message; None leaves only what precedes it, for a simulator that writes it.
+        opening: the user's first message; None renders the system text only, for a simulator that writes the opening.
         system: the system text; None keeps the template's default.
     """
     if opening is not None:
@@ -166,9 +163,9 @@ def natural_prompt(chat: Chat, opening: str | None, system: str | None = None) -
 
 
 def swapped_prompt(chat: Chat, role_play: str) -> Rendered:
-    """What the swapped view holds before the assistant's first reply: the role-play text with the opening in it.
+    """Renders the swapped view before the assistant's first reply: the role-play text with the opening in it.
 
-    It ends with the system message's end-of-turn; the user's header, with the assistant's reply, is to follow.
+    It ends with the system message's end-of-turn, without the header of the assistant's reply.
     """
     return natural_prompt(chat, None, role_play)
 
@@ -182,21 +179,21 @@ def user_rows(
     intents: bool = False,
     openings: Openings = 'given',
 ) -> tuple[list[Rendered], collections.Counter[str]]:
-    """Rows that teach a simulator to speak as people did (protocol of arXiv:2605.09808, appendix C).
+    """Makes rows that train a simulator on people's messages (protocol of arXiv:2605.09808, appendix C).
 
-    Natural view; trained on are the user's turns, without a given opening, with their ends of turn, and the terminal
-    token of natural ends: in the user's last turn, or in one of its own after the assistant's. A conversation's own
-    system message was the assistant's and is not shown. What follows the last trained token is left off, since nothing
-    depends on it.
+    Rows are in the natural view. Trained tokens are the user's messages with their ends of turn, without a given
+    opening, and the terminal token of natural ends (see `render`). A conversation's own system message was written for
+    the assistant and is left out. Rows end with their last trained token, since no loss depends on later ones.
 
     Args:
-        max_length: tokens of a row.
-        on_long: what to do with a longer row: 'error'; 'cut' to the whole messages that fit; or 'drop'.
-        intents: the intent is the system text; a conversation without one is an error. False keeps the default text.
+        max_length: most tokens per row.
+        on_long: treatment of longer rows: 'error'; 'cut' keeps the whole messages that fit; 'drop'.
+        intents: True makes the intent the system text; a conversation without one is an error. False keeps the
+            template's default.
         openings: 'given', as in the protocol, or 'trained', for a simulator that opens conversations itself.
 
     Returns:
-        The rows, and counts of what was cut or dropped.
+        The rows, and counts of cut and dropped rows.
     """
 
     def row(conversation: Conversation) -> Rendered:
@@ -218,9 +215,10 @@ def user_rows(
 def assistant_rows(
     conversations: Iterable[Conversation], chat: Chat, max_length: int, *, on_long: OnLong = 'error'
 ) -> tuple[list[Rendered], collections.Counter[str]]:
-    """Rows that teach an assistant: natural view, the conversation's own system text or the default, all its turns.
+    """Makes rows that train an assistant on all its messages: natural view, own system text or the default.
 
-    Arguments and results as of `user_rows`. A conversation whose system text the template has no place for is dropped.
+    Arguments and results as in `user_rows`. A conversation with a system text is dropped if the template has no place
+    for one.
     """
 
     def row(conversation: Conversation) -> Rendered:
@@ -248,12 +246,12 @@ def _rows(
             if on_long == 'error':
                 raise ValueError(
                     f'conversation {conversation.id}: expected at most max_length={max_length} tokens, found '
-                    f"{len(row)}; on_long='cut' keeps the whole messages that fit, 'drop' leaves it out"
+                    f"{len(row)}; on_long='cut' keeps the whole messages that fit, 'drop' drops it"
                 )
             if on_long == 'drop':
                 counts[TOO_LONG] += 1
                 continue
-            # The message that holds the first token too many is left off with all that follow.
+            # Drop the first message that exceeds max_length, and all later ones.
             row = _until_last_trained(row.first(int(np.argmax(row.message == row.message[max_length]))))
             if len(row):
                 counts[CUT] += 1
@@ -272,16 +270,16 @@ def _until_last_trained(row: Rendered) -> Rendered:
 def preference_rows(
     preferences: Iterable[Preference], chat: Chat, max_length: int, *, on_long: Literal['error', 'drop'] = 'error'
 ) -> tuple[list[PreferenceRow], collections.Counter[str]]:
-    """Both replies of each pair rendered after the prompt, for a reward read at the last token.
+    """Renders both replies of each pair after the prompt, for a reward read at the last token.
 
-    A pair whose system text the template has no place for is dropped.
+    A pair with a system text is dropped if the template has no place for one.
 
     Args:
-        max_length: tokens of either reply's row.
-        on_long: what to do with a pair of which one row is longer: 'error' or 'drop'.
+        max_length: most tokens per row, prompt and reply.
+        on_long: treatment of pairs with a longer row: 'error' or 'drop'.
 
     Returns:
-        The rows, and counts of what was dropped.
+        The rows, and counts of dropped pairs.
     """
     rows: list[PreferenceRow] = []
     counts: collections.Counter[str] = collections.Counter()
@@ -290,7 +288,7 @@ def preference_rows(
         if system is not None and chat.system_header is None:
             counts[NO_SYSTEM] += 1
             continue
-        prompt = [turn for turn in preference.prompt if turn.role != 'system']
+        prompt = [message for message in preference.prompt if message.role != 'system']
         chosen, rejected = (
             render(chat, [*prompt, Message('assistant', reply)], system=system)
             for reply in (preference.chosen, preference.rejected)
@@ -303,6 +301,6 @@ def preference_rows(
         else:
             raise ValueError(
                 f'preference {preference.id}: expected at most max_length={max_length} tokens, found {len(row)}; '
-                "on_long='drop' leaves it out"
+                "on_long='drop' drops it"
             )
     return rows, counts

@@ -1,8 +1,8 @@
-"""Training by gradient steps, whatever is trained.
+"""Training by gradient steps: fine-tuning, reward models, and the loop and optimizer that RL shares with them.
 
-`loop`: steps, checkpoints, logs, resume. `optimizer`: AdamW and the training state. `partition`: which parameters are
-trained and which are frozen. `scoring`: log-probabilities of whole batches. `sft` and `preference`: fine-tuning and
-reward models.
+`loop`: steps, checkpoints, logs, resume. `optimizer`: AdamW and the training state. `partition`: trained and frozen
+parameters. `scoring`: log-probabilities of whole batches. `supervised`: the fit behind `sft` (fine-tuning) and
+`preference` (reward models).
 
-Read `loop`, `optimizer`, `sft`.
+Read `loop`, `optimizer`, `supervised`, `sft`.
 """

@@ -1,11 +1,11 @@
-"""The one loop of every training: steps, metrics, evaluations, checkpoints, progress; and going on after a kill.
+"""The training loop: steps, metrics, evaluations, checkpoints, progress, and resuming after a kill.
 
-1. Restore the latest checkpoint, if any, and cut metrics, conversations and TensorBoard back to its step.
-2. Take a step. Its numbers are read once the next step was dispatched, so that the device does not wait.
-3. Sometimes evaluate, log a line, save a checkpoint.
+1. Restore the latest checkpoint, if any, and truncate metrics, conversations and TensorBoard to its step.
+2. Take a step. Its metrics are read after the next step is dispatched, so the device never waits for the host.
+3. Evaluate, log and save a checkpoint at their intervals.
 
-Everything random and every position in the data is a function of the step, so (state, step) is all that goes on. The
-step of a line or a checkpoint is the number of steps done: the state of checkpoint 10 has seen steps 0..9.
+Randomness and data position are functions of the step, so (state, step) is all that a run resumes from. The step of a
+log line or a checkpoint is the number of steps done: checkpoint 10 comes after steps 0..9.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ CHECKPOINTS_FOLDER = 'checkpoints'
 
 
 class State(Protocol):
-    """What a step changes: a pytree of arrays. `TrainState` is one."""
+    """A pytree of arrays that a step changes, such as `TrainState`."""
 
     @property
     def nonfinite(self) -> jax.Array:
-        """int32: updates skipped in a row, up to now, for a non-finite loss or gradient."""
+        """int32, number of consecutive updates up to now that were skipped for a non-finite loss or gradient."""
 
 
 S = TypeVar('S', bound=State)
@@ -67,13 +67,13 @@ class LoopSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step has to tell.
+    """Outputs of a step besides the state.
 
     Attributes:
-        metrics: name -> (sum, weight), scalars; averaged over the steps of a line.
-        conversations: rows for conversations/NAME.jsonl, JSON-able; 'messages', a list of {'role', 'content'}, is
+        metrics: name -> (sum, weight), scalars; averaged over the steps of a log line.
+        conversations: JSON-able rows for conversations/NAME.jsonl; 'messages', a list of {'role', 'content'}, is
             shown as text. Reading sampled tokens waits for the device, so not every step should have some.
-        tokens: how many went through the models, for the progress bar.
+        tokens: number of tokens that went through the models, for the progress bar.
     """
 
     metrics: Metrics
@@ -82,11 +82,11 @@ class StepResult:
 
 
 class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a non-finite loss or gradient."""
+    """Too many consecutive updates had a non-finite loss or gradient."""
 
 
 class Stopped(SystemExit):
-    """SIGTERM came and the state was saved. The exit code is 143, 128 + SIGTERM, as the signal's own would be."""
+    """The run saved its state and stopped on SIGTERM. The exit code is 128 + SIGTERM = 143."""
 
 
 def run(
@@ -100,29 +100,29 @@ def run(
     evaluate_fn: Callable[[S, int], Metrics] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> S:
-    """Trains to `num_steps`, from where the last process left off.
+    """Trains to `num_steps` from the latest checkpoint, if any.
 
     Args:
-        folder: the run's own; holds metrics.jsonl, tensorboard/, conversations/NAME.jsonl, checkpoints/ and, where
-            asked for, profile/ (see `profiling`).
-        state: the state before step 0, or any of its structure and shardings where there is a checkpoint.
-        step_fn: (state, step) -> the next state and what to tell; may donate the state.
-        num_steps: steps in all.
-        name: what this training is called in the progress bar and the file of conversations.
-        evaluate_fn: (state, steps done) -> metrics, with a prefix of their own; called every `evaluate_every` steps.
+        folder: of the run, used by no other; gets metrics.jsonl, tensorboard/, conversations/NAME.jsonl, checkpoints/
+            and, if asked for, profile/ (see `profiling`).
+        state: the state before step 0; with a checkpoint only its structure and shardings matter.
+        step_fn: (state, step) -> (next state, `StepResult`); may donate the state.
+        num_steps: total number of steps.
+        name: of the training in the progress bar and the file of conversations.
+        evaluate_fn: (state, steps done) -> metrics under a prefix of their own; called every `evaluate_every` steps.
         hyperparameters: nested settings for TensorBoard's HParams tab.
 
     Returns:
         The state after `num_steps` steps, which is also the last checkpoint.
 
     Raises:
-        NonFiniteError: `settings.max_nonfinite` updates in a row were skipped. Nothing is saved at that point.
-        Stopped: SIGTERM came (a SystemExit with code 143); the state was saved after the step in progress.
-        CheckpointError: a checkpoint could not be saved or read; the older ones are still good.
-        ValueError: impossible arguments, or files that do not fit the checkpoint.
+        NonFiniteError: `settings.max_nonfinite` consecutive updates were skipped. That state is not saved.
+        Stopped: SIGTERM arrived; the state was saved after the step in progress.
+        CheckpointError: a checkpoint could not be saved or read; older ones are intact.
+        ValueError: impossible arguments, or files that do not match the checkpoint.
     """
     if (evaluate_fn is None) != (settings.evaluate_every == 0):
-        raise ValueError('LoopSettings.evaluate_every: expected 0 exactly where there is nothing to evaluate with')
+        raise ValueError('LoopSettings.evaluate_every: expected 0 if and only if there is no evaluate_fn')
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -130,7 +130,7 @@ def run(
         Writer(folder) as writer,
         _Signal() as stop,
     ):
-        # Go on, or start.
+        # Resume, or start.
         step = 0
         meta: dict[str, Any] = {'offsets': {}, 'totals': {}}
         restored = checkpoints.restore(state)
@@ -148,7 +148,7 @@ def run(
             if evaluate_fn is not None:
                 writer.log(0, metrics_lib.mean(evaluate_fn(state, 0)))
 
-        taken = 0  # steps, by this process
+        taken = 0  # steps of this process
         with Progress(name, num_steps, done=step) as progress:
             recorder.progress = progress
             while step < num_steps:
@@ -175,20 +175,20 @@ def run(
 
 
 def _take(step_fn: Callable[[S, int], tuple[S, StepResult]], state: S, step: int, name: str) -> tuple[S, StepResult]:
-    """A step, under its name and number in profiles."""
+    """Takes a step under its name and number in profiles."""
     with jax.profiler.StepTraceAnnotation(name, step_num=step):
         return step_fn(state, step)
 
 
 def _arrays_of(taken: tuple[S, StepResult]) -> object:
-    """All arrays that a step makes."""
+    """Lists all arrays that a step makes."""
     state, result = taken
     return state, dict(result.metrics), result.tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that was dispatched and whose numbers were not read."""
+    """A dispatched step whose metrics are not read yet."""
 
     step: int
     result: StepResult
@@ -196,9 +196,9 @@ class _Pending:
 
 
 class _Recorder:
-    """Turns the results of steps into lines, each the average since the one before.
+    """Writes the results of steps as log lines, each the average over the steps since the previous line.
 
-    `totals`, what is summed for the next line, is part of a checkpoint: a line may straddle a kill.
+    `totals`, the sums for the next line, are part of a checkpoint: a line may straddle a kill.
     """
 
     def __init__(
@@ -213,13 +213,13 @@ class _Recorder:
         self._note = ''
 
     def push(self, step: int, result: StepResult, nonfinite: jax.Array) -> None:
-        """Takes the result of a step and reads that of the step before."""
+        """Queues the result of a step and writes that of the previous step."""
         previous, self._pending = self._pending, _Pending(step, result, nonfinite)
         if previous is not None:
             self._record(previous, {})
 
     def flush(self, evaluation: Mapping[str, float] | None = None) -> None:
-        """Reads what is pending; an evaluation goes into the line of that step."""
+        """Writes the pending result; an evaluation goes into the line of its step."""
         if self._pending is not None:
             previous, self._pending = self._pending, None
             self._record(previous, evaluation or {})
@@ -241,7 +241,7 @@ class _Recorder:
             self.totals = {}
             self._note = f'loss {line["loss"]:.4g}' if 'loss' in line else ''
         if twice := line.keys() & evaluation.keys():
-            raise ValueError(f'{self._name}: both the step and the evaluation have metrics named {sorted(twice)}')
+            raise ValueError(f'{self._name}: the step and the evaluation both have metrics named {sorted(twice)}')
         if line or evaluation:
             self._writer.log(step, line | dict(evaluation))
         if self.progress is not None:
@@ -267,10 +267,10 @@ class _Recorder:
 
 
 class _Signal:
-    """Remembers that SIGTERM came, for as long as the loop runs; the loop acts on it after the step in progress.
+    """Records SIGTERM while the loop runs; the loop stops after the step in progress.
 
-    Several processes must stop at the same step, which JAX's own preemption service agrees on; alone, a handler will
-    do. Off the main thread there is no handler to set, and SIGTERM ends the process as usual.
+    Several processes must stop at the same step, on which JAX's preemption service agrees. A single process sets a
+    handler. Off the main thread no handler can be set, and SIGTERM ends the process as usual.
     """
 
     def __init__(self) -> None:
@@ -290,7 +290,9 @@ class _Signal:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             if self._received and error is None:
-                signal.raise_signal(signal.SIGTERM)  # it came too late for a step to see it: it still ends the process
+                signal.raise_signal(
+                    signal.SIGTERM
+                )  # it arrived after the last step's check and must still end the process
 
     def _handle(self, _: int, __: FrameType | None) -> None:
         self._received = True
@@ -302,7 +304,7 @@ class _Signal:
 
 
 def _markdown(row: Mapping[str, Any]) -> str:
-    """A conversation for TensorBoard's text tab: who said what, then everything else of the row."""
+    """Formats a conversation for TensorBoard's text tab: its messages, then the other fields of the row."""
     messages = row.get('messages', [])
     said = [f'**{message["role"]}**\n\n' + _indented(str(message['content'])) for message in messages]
     rest = {key: value for key, value in row.items() if key != 'messages'}
@@ -310,6 +312,6 @@ def _markdown(row: Mapping[str, Any]) -> str:
 
 
 def _indented(text: str) -> str:
-    """A Markdown code block: shown as it is, whatever it contains."""
+    """Formats text as a Markdown code block, shown literally."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or ['']]
     return '\n'.join(f'    {line}' for line in lines)

@@ -1,10 +1,10 @@
 """AdamW with schedules and clipping: gradients in, the next training state out.
 
-1. A non-finite loss or gradient leaves everything as it is, but for the counters.
+1. A non-finite loss or gradient skips the update; only the counters change.
 2. The gradient is clipped by its global norm.
-3. Adam's moments, then decoupled weight decay, times the learning rate of this step.
+3. The update is Adam's direction plus decoupled weight decay, times the learning rate of this step.
 
-Parameters, moments and every quantity here are float32.
+Everything here is float32.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class OptimizerSettings:
 
 
 class Optimizer(NamedTuple):
-    """What `make_optimizer` makes. Hashable, so a jitted function may take it as a static argument."""
+    """AdamW for one run. Hashable, so a jitted function can take it as a static argument."""
 
     settings: OptimizerSettings
     schedule: Callable[[jax.Array], jax.Array]  # step -> learning rate
@@ -65,14 +65,14 @@ class Optimizer(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes.
+    """Everything that a training step changes.
 
     Attributes:
-        params: float32 tree of what is trained; see `parts`.
-        opt_state: by part of the params ('decoder' or 'adapters', a head), the state of optax's AdamW without its
-            learning rate: Adam's moments, float32, and its count of updates.
-        step: int32, updates tried so far, the skipped ones included; the learning rate is a function of it.
-        nonfinite: int32, updates skipped in a row, up to now, for a non-finite loss or gradient.
+        params: float32 tree of the trained parameters; see `partition`.
+        opt_state: optax's AdamW state without a learning rate, for each part of the params ('decoder' or 'adapters',
+            heads): Adam's moments, float32, and the number of updates.
+        step: int32, number of updates so far, skipped ones included; the learning rate is a function of it.
+        nonfinite: int32, number of consecutive updates up to now that were skipped for a non-finite loss or gradient.
     """
 
     params: Params
@@ -82,13 +82,13 @@ class TrainState:
 
 
 def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate as a function of the step, an int32 scalar counted from 0.
+    """Returns the learning rate as a function of the step, an int32 scalar counted from 0.
 
-    Step `warmup_steps - 1` is the first at the highest rate; step `total_steps - 1` and all later ones are at
-    `end_fraction` of it (cosine and linear).
+    The rate first reaches its maximum at step `warmup_steps - 1`. From step `total_steps - 1` on it is `end_fraction`
+    of the maximum (cosine and linear).
 
     Raises:
-        ValueError: the warm-up leaves no step of `total_steps`.
+        ValueError: the warm-up is not shorter than `total_steps`.
     """
     if total_steps <= settings.warmup_steps:
         raise ValueError(
@@ -113,7 +113,7 @@ def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> Cal
 
 
 def decayed(params: Params) -> Params:
-    """The tree of `params` with True at what weight decay shrinks: everything but norm scales and biases, by name."""
+    """Mask of `params`: True where weight decay applies, which is everywhere but norm scales and biases (by name)."""
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
         name = str(path[-1].key)
@@ -123,12 +123,12 @@ def decayed(params: Params) -> Params:
 
 
 def make_optimizer(settings: OptimizerSettings, total_steps: int) -> Optimizer:
-    """AdamW of `settings` for a run of `total_steps` updates."""
+    """Makes AdamW for a run of `total_steps` updates."""
     return Optimizer(settings, learning_rate_schedule(settings, total_steps))
 
 
 def _transform(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """AdamW but for the learning rate, as optax has it."""
+    """optax's AdamW without the learning rate."""
     return optax.chain(
         optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon, mu_dtype=jnp.float32),
         optax.add_decayed_weights(settings.weight_decay, mask=decayed),
@@ -136,10 +136,10 @@ def _transform(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def init_state(params: Params, optimizer: Optimizer) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Raises:
-        TypeError: a parameter is not float32; small updates would vanish in a narrower type.
+        TypeError: a parameter is not float32. Small updates would vanish in a narrower type.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.dtype != jnp.float32:
@@ -147,12 +147,12 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
     # A weakly typed leaf (from a Python number) comes back strongly typed, and the second step would compile again.
     params = jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.float32) if x.weak_type else x, params)
     opt_state = {part: _transform(optimizer.settings).init({part: tree}) for part, tree in params.items()}
-    # Two arrays: one buffer in two places could not be donated.
+    # Two arrays: one buffer in two leaves cannot be donated.
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def global_norm(tree: Params) -> jax.Array:
-    """The Euclidean norm of all numbers of a tree together, float32."""
+    """Euclidean norm over all leaves of a tree, float32."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
 
 
@@ -166,23 +166,23 @@ def apply_gradients(
     active: jax.Array | bool = True,
     hold_decoder: jax.Array | bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One update.
+    """Applies one update.
 
-    A non-finite loss or gradient skips it: parameters and optimizer state stay as they are, `step` goes on, and
-    `nonfinite` counts. The caller stops the run where that count grows.
+    A non-finite loss or gradient skips it: parameters and optimizer state do not change, `step` and `nonfinite` rise
+    by one. The caller stops the run when `nonfinite` becomes too large.
 
     Args:
         gradients: a tree like `state.params`.
-        loss: a scalar; only whether it is finite is read.
-        active: bool scalar. False also leaves parameters and optimizer state as they are, without being a fault:
-            there was nothing to learn from, and Adam's momentum alone must not move the parameters.
-        hold_decoder: bool scalar. True updates the heads only: the decoder, or its adapters, stay as they are, and so
-            do their moments and the count of these, so that their first own update is that of a fresh Adam.
+        loss: a scalar, checked for finiteness only.
+        active: bool scalar. False also leaves parameters and optimizer state unchanged, but counts no fault: the batch
+            had nothing to learn from, and Adam's momentum alone must not change the parameters.
+        hold_decoder: bool scalar. True updates the heads only. The decoder (or its adapters), its moments and their
+            count do not change, so its first update is that of a fresh Adam.
 
     Returns:
         The new state, and metrics: `grad_norm` (before clipping), `update_norm`, `param_norm` (after the update),
-        `learning_rate`, and `skipped`, 1 for an update that was not finite. The norms and the rate of an update that
-        did not happen have weight 0.
+        `learning_rate`, and `skipped`, 1 for a non-finite update. Norms and learning rate of skipped and inactive
+        updates have weight 0.
     """
     grad_norm = global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -192,10 +192,10 @@ def apply_gradients(
     params, opt_state, squares = {}, {}, jnp.zeros(2)
     for part, old in state.params.items():
         moves = happens if part.endswith('_head') else happens & jnp.logical_not(hold_decoder)
-        params[part], opt_state[part], of_part = _adamw(
+        params[part], opt_state[part], part_squares = _adamw(
             {part: old}, {part: gradients[part]}, state.opt_state[part], optimizer.settings, scale, learning_rate, moves
         )
-        squares += of_part
+        squares += part_squares
     new_state = TrainState(
         params=params,
         opt_state=opt_state,
@@ -216,7 +216,7 @@ def apply_gradients(
 
 
 def _clipping(settings: OptimizerSettings, grad_norm: jax.Array) -> jax.Array:
-    """What the gradient is multiplied by, so that its norm is at most `clip_norm`; a float32 scalar."""
+    """Factor that clips the gradient to a norm of at most `clip_norm`, a float32 scalar."""
     if settings.clip_norm is None:
         return jnp.float32(1)
     return jnp.minimum(1.0, settings.clip_norm / jnp.maximum(grad_norm, 1e-30))
@@ -231,17 +231,17 @@ def _adamw(
     learning_rate: jax.Array,
     moves: jax.Array,
 ) -> tuple[Params, Any, jax.Array]:
-    """AdamW of one part of the params, one parameter after the other: besides the gradient, memory for one is used.
+    """Updates one part of the params, one parameter after another, with temporary memory for one parameter.
 
-    It is what `_transform` computes. optax would hold the clipped gradient and the direction of all parameters.
+    It computes the same as `_transform`. optax would store the clipped gradients and directions of all parameters.
 
     Args:
-        params: `{part: tree}`; gradients: alike.
-        scale: what clipping multiplies the gradient by.
-        moves: bool scalar; False keeps everything as it is, whatever the gradient is.
+        params, gradients: `{part: tree}`.
+        scale: clipping factor of the gradient.
+        moves: bool scalar; False changes nothing, whatever the gradient is.
 
     Returns:
-        The part's new tree and state, and float32 `[2]`: the sums of squares of its updates and of its new params.
+        The part's new tree and state, and float32 `[2]`: sums of squares of its update and of its new params.
     """
     adam, decay = opt_state
     count = optax.safe_increment(adam.count)
@@ -250,18 +250,18 @@ def _adamw(
 
     def step(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, decays: bool) -> tuple[jax.Array, ...]:
         nonlocal squares
-        # Squares are never negative, which the compiler does not know: it must finish the parameter before this one.
+        # A data dependency XLA cannot fold: parameters are updated one after another, which bounds memory.
         g = g.astype(jnp.float32) * jnp.where(squares[1] < 0, 0.0, scale)
         m = jnp.where(moves, settings.b1 * m + (1 - settings.b1) * g, m)
         v = jnp.where(moves, settings.b2 * v + (1 - settings.b2) * jnp.square(g), v)
-        # Read back, and not computed from the old ones a second time, so that they can take the old ones' place.
+        # Without the barrier XLA recomputes the moments from the old ones, which could then not be donated.
         m, v = jax.lax.optimization_barrier((m, v))
         direction = (m / bias[0]) / (jnp.sqrt(v / bias[1]) + settings.epsilon)
         if decays:
             direction += settings.weight_decay * p
         p = jnp.where(moves, p - learning_rate * direction, p)
-        of_update = jnp.where(moves, jnp.square(learning_rate) * jnp.sum(jnp.square(direction)), 0.0)
-        squares += jnp.stack([of_update, jnp.sum(jnp.square(p))])
+        squared_update = jnp.where(moves, jnp.square(learning_rate) * jnp.sum(jnp.square(direction)), 0.0)
+        squares += jnp.stack([squared_update, jnp.sum(jnp.square(p))])
         return p, m, v
 
     new = jax.tree.map(step, params, gradients, adam.mu, adam.nu, decayed(params))
@@ -274,12 +274,12 @@ def _adamw(
 def jit_step(
     step: Callable[P, tuple[TrainState, Metrics]], state_sharding: TrainState | None
 ) -> Callable[P, tuple[TrainState, Metrics]]:
-    """Compiles a training step: a function of (state, ...), which it donates, that returns the next state and metrics.
+    """Compiles a training step: (state, ...) -> (next state, metrics). The state is donated.
 
     Args:
-        state_sharding: a tree of shardings like the state, from `place_state`. It pins the new state's to the
-            old one's, as the compiler would otherwise be free to return replicated parameters: they might not fit, and
-            the second step would compile again. None: leave it to the compiler.
+        state_sharding: shardings of the state, from `place_state`. They fix the layout of the new state. The compiler
+            might otherwise return replicated parameters, which need not fit and would compile the second step again.
+            None leaves the layout to the compiler.
     """
     out_shardings = None if state_sharding is None else (state_sharding, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
@@ -288,7 +288,7 @@ def jit_step(
 def place_state(
     params: Params, config: TransformerConfig, optimizer: Optimizer, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before the first step in its training shards, and the tree of its shardings."""
+    """Makes the state before the first step, in its training shards, and the tree of its shardings."""
     placed = placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
     shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), placed)

@@ -1,8 +1,8 @@
-"""The parts of a model that a training changes, and the frozen ones that it only reads.
+"""Trained and frozen parameters of a model.
 
-Without LoRA the decoder is trained and nothing is frozen. With it (`models.lora`) the adapters are trained and the
-decoder is frozen. A training's state, and so its checkpoints, hold the trained parts alone; what computes takes
-`{**frozen, **trained}`, and differentiates by the trained ones.
+Without LoRA the decoder is trained and nothing is frozen. With LoRA (`models.lora`) the adapters are trained and the
+decoder is frozen. Training states and checkpoints contain the trained parameters only. A loss reads
+`{**frozen, **trained}` and is differentiated by the trained ones.
 """
 
 import functools
@@ -16,20 +16,20 @@ from simrl.models import lora, placement, sharding
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Params, TransformerConfig
 
-ADAPTERS_STREAM = 2**31 - 1  # folded into the run's key for their start; others fold in steps, which are fewer
+ADAPTERS_STREAM = 2**31 - 1  # folded into the run's key to initialise adapters; steps, folded in elsewhere, are fewer
 
 
 def trained_and_frozen(
     params: Params, config: TransformerConfig, settings: LoRASettings | None, *, seed: int, dtype: str, mesh: Mesh
 ) -> tuple[Params, Params]:
-    """The parts that training changes, float32, and those that it does not, on the mesh.
+    """Splits a model into trained parameters, float32, and frozen ones, in training shards.
 
     Args:
-        params: where training starts, float32 `{'decoder'}`. The frozen decoder shares its arrays where they can be.
-        settings: None: every weight is trained.
-        seed: of the run, which decides the adapters' start.
-        dtype: that the passes compute in. A frozen decoder is held in it, which changes no number: what is float32 is
-            rounded to it where it is used.
+        params: float32 `{'decoder'}` before training. A frozen decoder reuses its arrays where dtype and shards agree.
+        settings: None trains every weight.
+        seed: of the run; initialises the adapters.
+        dtype: compute dtype. A frozen decoder is stored in it. No result changes: float32 weights are rounded to it
+            where they are used.
 
     Returns:
         `{'decoder'}` and `{}`, or `{'adapters'}` and `{'decoder', 'adapter_scale'}`.
@@ -46,12 +46,11 @@ def trained_and_frozen(
 def whole_decoder(
     start: Params, trained: Params, config: TransformerConfig, settings: LoRASettings | None, mesh: Mesh
 ) -> Params:
-    """What came of training as one ordinary model: float32 `{'decoder'}`, in training shards.
+    """Merges the result of training into one ordinary model: float32 `{'decoder'}`, in training shards.
 
     Args:
-        start: the params that training started from. Adapters are added to these weights, not to what they were
-            rounded to for training.
-        trained: the trained parts, of `trained_and_frozen` and a training's state.
+        start: the params before training. Adapters are added to these weights, not to their rounded copies.
+        trained: the trained parameters in a training's state.
     """
     if settings is None:
         return {'decoder': trained['decoder']}
@@ -62,7 +61,7 @@ def whole_decoder(
 
 
 def _on_mesh(params: Params, config: TransformerConfig, mesh: Mesh) -> Params:
-    """Params that nothing will change, in training shards: those that lie so already are not copied."""
+    """Moves params to their training shards, without a copy where they are there already."""
     shardings = placement.shardings_of(params, config, mesh, sharding.TRAINING_RULES)
 
     def is_sharded_as(array: Any, target: NamedSharding) -> bool:

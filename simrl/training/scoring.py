@@ -1,6 +1,6 @@
-"""Log-probabilities, entropies and values of the tokens that a role sampled: the one pass of every kind of update.
+"""Log-probabilities, entropies and values of the tokens that a role sampled, for every kind of update.
 
-A token's log-probability and value are read where it is predicted, one position before it.
+A token's log-probability and value are read one position before it, where it is predicted.
 """
 
 import flax.struct
@@ -13,13 +13,11 @@ from simrl.models.transformer import Execution, Params, TransformerConfig
 
 
 def trained_tokens(role: jax.Array, length: jax.Array, trained_role: int) -> jax.Array:
-    """The tokens that `trained_role` sampled, bool `[B, T]`.
+    """Mask of the tokens that `trained_role` sampled, bool `[B, T]`, without each row's first: nothing predicts it.
 
     Args:
-        role: int8 `[B, T]`, as in `conversations.chat`: who spoke each token.
+        role: int8 `[B, T]`, the speaker of each token, as in `conversations.chat`.
         length: int32 `[B]`.
-
-    The first token of a row is never among them: nothing predicts it.
     """
     index = jnp.arange(role.shape[1])
     return (role == trained_role) & (index < length[:, None]) & (index > 0)
@@ -27,7 +25,7 @@ def trained_tokens(role: jax.Array, length: jax.Array, trained_role: int) -> jax
 
 @flax.struct.dataclass
 class Scores:
-    """Of each trained token, float32 `[B, T]`, 0 elsewhere; `value` is None where the parameters have no value head."""
+    """Scores of the trained tokens, float32 `[B, T]`, 0 elsewhere; `value` is None without a value head."""
 
     log_prob: jax.Array
     entropy: jax.Array
@@ -45,13 +43,13 @@ def score(
     *,
     detach_value: jax.Array | bool = True,
 ) -> Scores:
-    """Log-probability, entropy and value of the trained tokens: one pass, for old, new and reference parameters alike.
+    """Scores the trained tokens in one pass, for old, new and reference parameters alike.
 
     Args:
         tokens: int32 `[B, T]`.
         trained: bool `[B, T]`, from `trained_tokens`.
         token_mask: bool `[V]` and temperature: the sampler's.
-        detach_value: where True, no gradient flows from the value into the trunk.
+        detach_value: True stops the gradient from the value into the trunk.
     """
     hidden, _ = transformer.apply(params, config, execution, tokens)
     log_prob, entropy = token_log_probs(
@@ -75,10 +73,10 @@ def score(
 
 
 def _predicted(x: jax.Array) -> jax.Array:
-    """`[B, T]` by token -> by the position that predicts it; 0 or False at the last, which predicts nothing."""
+    """Moves `[B, T]` from tokens to the positions that predict them; the last position gets 0 or False."""
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
 
 def _predicting(x: jax.Array) -> jax.Array:
-    """`[B, T]` by predicting position -> by token; the first token, which nothing predicts, gets 0."""
+    """Moves `[B, T]` from predicting positions to tokens; the first token gets 0."""
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))

@@ -181,10 +181,10 @@ BAD_TEMPLATES = {
     'drops, repeats or moves a message': '{% for m in messages[-2:] %}' + HEADER + '{% endfor %}' + GENERATION,
     'repeats or moves': '{% for m in messages %}' + HEADER + HEADER + '{% endfor %}' + GENERATION,
     'drops, repeats or moves': '{% for m in messages | reverse %}' + HEADER + '{% endfor %}' + GENERATION,
-    "write the same at every turn, found for 'user'": (
+    "write the same around every message, found for 'user'": (
         "{% for m in messages %}{{ '#' * loop.index0 }}" + HEADER + '{% endfor %}' + GENERATION
     ),
-    "write the same at every turn, found for 'opening'": "{{ '#' * messages | length }}" + CHATML,
+    "write the same around every message, found for 'opening'": "{{ '#' * messages | length }}" + CHATML,
     'the last message ends with': (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
         "{{ ('<|im_end|>\n' if m['role'] == 'user' or not loop.last else '<|endoftext|>') }}{% endfor %}" + GENERATION
@@ -225,7 +225,7 @@ def test_a_slow_tokenizer_is_an_error():
 def test_tokens_that_join_header_and_content_are_an_error():
     template = CHATML.replace("['role'] + '\n'", "['role'] + ' P'").replace('assistant\n', 'assistant P')
     chat_from_huggingface(byte_tokenizer(template=template))
-    with pytest.raises(ValueError, match='tokens of the whole rendering differ from those of its pieces at token'):
+    with pytest.raises(ValueError, match='tokens of the whole rendering differ from those of its parts at token'):
         chat_from_huggingface(byte_tokenizer(template=template, merges=[('P', 'P')]))
 
 
@@ -362,7 +362,7 @@ def test_terminal_runs_find_the_text_however_it_is_joined():
     for text in ('Bye. [EN', 'END]', '[end]', '[END', 'Bye.'):
         assert not found(chat.encode(text)), text
     assert len(chat_from_huggingface(byte_tokenizer()).terminal_runs('[END]')) == 1  # no token joins it with anything
-    with pytest.raises(ValueError, match='end signal is empty'):
+    with pytest.raises(ValueError, match='stop sequence: expected text'):
         chat.terminal_runs('')
 
 

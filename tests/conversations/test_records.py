@@ -34,11 +34,14 @@ BAD_ROWS = {  # the reason, a faulty row, and what its error must name
     'not JSON': (b'{"id": "a", ', 'Expecting property name'),
     'unknown role': (ROW | {'messages': [{'role': 'human', 'content': 'x'}]}, "found 'human'"),
     'empty content': (ROW | {'messages': [USER, {'role': 'assistant', 'content': ' \n'}]}, 'message 1'),
-    'two user turns in a row': (ROW | {'messages': [USER, USER]}, "message 1: expected role 'assistant', found 'user'"),
-    'two assistant turns in a row': (ROW | {'messages': [USER, ASSISTANT, ASSISTANT]}, 'message 2'),
+    'two user messages in a row': (
+        ROW | {'messages': [USER, USER]},
+        "message 1: expected role 'assistant', found 'user'",
+    ),
+    'two assistant messages in a row': (ROW | {'messages': [USER, ASSISTANT, ASSISTANT]}, 'message 2'),
     'the assistant speaks first': (ROW | {'messages': [ASSISTANT]}, "expected role 'user'"),
     'system message after the start': (ROW | {'messages': [USER, {'role': 'system', 'content': 'x'}]}, 'message 1'),
-    'no messages': (ROW | {'messages': [{'role': 'system', 'content': 'x'}]}, 'at least one user turn'),
+    'no messages': (ROW | {'messages': [{'role': 'system', 'content': 'x'}]}, 'at least one user message'),
     'missing field': ({key: value for key, value in ROW.items() if key != 'split'}, "expected 'split'"),
     'bad end': (ROW | {'end': 'over'}, "found 'over'"),
     'bad split': (ROW | {'split': 'valid'}, "found 'valid'"),
@@ -190,15 +193,7 @@ def test_what_is_written_is_read(suffix, written):
         assert records.read_conversations(path) == (written, {})
         assert os.listdir(path.parent) == [path.name]
         pairs = [
-            Preference(
-                c.id,
-                c.source,
-                c.split,
-                (*c.messages, Message('assistant', 'x'))[: 1 + (c.system is not None)],
-                'a',
-                'b',
-            )
-            for c in written
+            Preference(c.id, c.source, c.split, c.messages[: 1 + (c.system is not None)], 'a', 'b') for c in written
         ]
         records.write_preferences(path, pairs)
         assert records.read_preferences(path) == (pairs, {})
@@ -265,7 +260,7 @@ def test_the_persona_seed_is_the_same_in_every_process():
         (
             'conversations',
             1615 - 18,
-            {'two assistant turns in a row': 16, 'two user turns in a row': 1, 'the assistant speaks first': 1},
+            {'two assistant messages in a row': 16, 'two user messages in a row': 1, 'the assistant speaks first': 1},
         ),
         ('sharegpt', 4805, {}),
     ],
@@ -285,7 +280,7 @@ def test_real_conversations(name, kept, dropped):
         bool(m.get('truncated_chars')) for row in rows if row['id'] in ids for m in row['messages']
     )
     if dropped:
-        with pytest.raises(RowError, match=r'conversations\.jsonl\.gz, line \d+: two assistant turns in a row'):
+        with pytest.raises(RowError, match=r'conversations\.jsonl\.gz, line \d+: two assistant messages in a row'):
             records.read_conversations(path)
 
 
@@ -294,5 +289,5 @@ def test_real_preferences():
     path = pathlib.Path(DATA, 'conversations', 'preferences.jsonl.gz')
     found, counts = records.read_preferences(path, on_bad_rows='drop')
     counts.pop(records.STRIPPED, None)
-    assert (len(found), counts) == (1694 - 15, {'two assistant turns in a row': 15})
+    assert (len(found), counts) == (1694 - 15, {'two assistant messages in a row': 15})
     assert len({preference.opening for preference in found}) < len(found)

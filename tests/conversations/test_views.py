@@ -129,9 +129,9 @@ def test_the_end_of_a_truncated_message_is_nobodys(chat):
 
 
 def test_impossible_views(chat):
-    with pytest.raises(ValueError, match='a system text that holds the opening'):
+    with pytest.raises(ValueError, match='a system text that contains the opening'):
         render(chat, TALK, system=None, view='swapped')
-    with pytest.raises(ValueError, match='a system text that holds the opening'):
+    with pytest.raises(ValueError, match='a system text that contains the opening'):
         render(chat, TALK, system='You are a person.', view='swapped')
     with pytest.raises(ValueError, match='only the natural view has one'):
         render(chat, TALK, system='You said: Hello', view='swapped', terminal=True)

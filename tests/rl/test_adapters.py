@@ -58,7 +58,7 @@ def test_the_loss_falls_from_that_of_the_base_model(tuned: Run, chat: Chat) -> N
     config = scene.config_of(chat)
     token_mask = jnp.asarray(chat.token_mask(config.padded_vocab_size, terminal=True, header='user'))
     batch = stack(scene.sft_rows(scene.ROWS), scene.LENGTH, scene.ROWS)
-    total, count = sft.token_losses(tuned.start, config, scene.EXECUTION, batch, token_mask)['loss']
+    total, count = sft.token_losses(tuned.start, batch, token_mask, config=config, execution=scene.EXECUTION)['loss']
     assert first['held_out/loss'] == pytest.approx(float(total / count), rel=1e-5)
     # The frozen embedding, of small random weights, bounds the logits: the loss cannot fall by more than 0.65.
     assert last['held_out/loss'] < first['held_out/loss'] - 0.4

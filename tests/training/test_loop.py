@@ -19,7 +19,6 @@ from tests import kills
 from tests.training import tiny_job
 
 STEPS = 96
-JOB = pathlib.Path(tiny_job.__file__)
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +27,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def command(folder: pathlib.Path, cache: pathlib.Path, *flags: str) -> list[str]:
-    return [sys.executable, str(JOB), str(folder), f'--cache={cache}', f'--steps={STEPS}', *flags]
+    job = [sys.executable, '-m', 'tests.training.tiny_job', str(folder)]
+    return [*job, f'--cache={cache}', f'--steps={STEPS}', *flags]
 
 
 def run_job(folder: pathlib.Path, cache: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:

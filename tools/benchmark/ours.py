@@ -39,6 +39,7 @@ from simrl.training import sft
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer, place_state
 from simrl.training.scoring import score
+from simrl.training.supervised import train_step
 from tools.benchmark import rates
 from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
@@ -275,15 +276,13 @@ def supervised(job: Job, bench: Bench) -> None:
     del params
     answer_scores(bench, model, lambda: state.params)
     token_mask = model.whole_vocabulary
-    update = jit_step(
-        functools.partial(sft.train_step, config=model.config, execution=model.training, optimizer=optimizer),
-        state_sharding,
-    )
+    loss_sums = functools.partial(sft.token_losses, config=model.config, execution=model.training)
+    update = jit_step(functools.partial(train_step, loss_sums=loss_sums, optimizer=optimizer), state_sharding)
     bench.ready()
     while True:
         bench.wait()
         with jax.set_mesh(model.mesh):
-            state, metrics = update(state, placement.shard_batch(batch, model.mesh), token_mask, {})
+            state, metrics = update(state, {}, placement.shard_batch(batch, model.mesh), token_mask)
         jax.block_until_ready(state)
         bench.done(**loss_and_norm(metrics))
 
