@@ -124,7 +124,7 @@ def reinforced(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh)
     """RL whose first four optimizer steps, the first two steps, train the critic alone."""
     folder = tmp_path_factory.mktemp('reinforced')
     warm_up = dataclasses.replace(scene.PPO, critic_warmup_steps=4)
-    start = scene.sides(chat)[1].params
+    start = scene.sides(chat)[1].policy.params
     before = jax.device_get(start)
     state = scene.adapt(folder, chat, mesh, steps=2, loop_settings=scene.loop_settings(), algorithm=warm_up)
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (start, before)), strict=True))
