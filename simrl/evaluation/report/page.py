@@ -33,7 +33,7 @@ td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 12px; }
 .panels .box { background: #ffffff; padding: 6px; margin: 6px 0; }
-.panels svg { display: block; width: 100%; height: auto; max-width: 1000px; margin: 0 auto; }
+.panels svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; font-size: .9rem; }
 .talks { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr); gap: 12px;
   overflow-x: auto; align-items: start; padding: 2px 2px 10px; }
@@ -111,12 +111,13 @@ def panels(drawn: Iterable[tuple[str, str, float]]) -> str:
     """Figures side by side, as many as there is room for.
 
     Args:
-        drawn: of each its SVG as `figures.svg` makes it, the same in words, and its width in pixels; below 0.7 of
-            that it scrolls.
+        drawn: of each its SVG as `figures.svg` makes it, the same in words, and its width in pixels. It is shown at
+            0.7 to 1.6 of that; below it scrolls.
     """
     boxes = []
     for svg, text, width in drawn:
-        start = f'<svg role="img" aria-label="{escape(text)}" style="min-width: {0.7 * width:.0f}px" '
+        bounds = f'min-width: {0.7 * width:.0f}px; max-width: {1.6 * width:.0f}px'
+        start = f'<svg role="img" aria-label="{escape(text)}" style="{bounds}" '
         boxes.append(f'<div class="box">{svg.replace("<svg ", start, 1)}</div>')
     inside = '\n'.join(boxes)
     return f'<div class="panels">\n{inside}\n</div>'

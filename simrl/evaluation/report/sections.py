@@ -158,17 +158,17 @@ def _gap_recovered(found: GapRecovered | None) -> Cell:
 def _comparisons(measure: MeasureResult) -> list[str]:
     words = measure.words
     header = (
-        *('difference', 'seeds', words.score, 'sign-flip p', 'win rate', 'sign-flip p'),
-        *(f'{words.score}, over {words.unit}: these checkpoints only', 'significant'),
+        *('difference', 'significant', 'seeds', words.score, 'sign-flip p', 'win rate', 'sign-flip p'),
+        f'{words.score}, over {words.unit}: these checkpoints only',
     )
     arms: list[Sequence[str | Cell]] = [
         (
             f'{name} − {INITIAL}',
+            _significance(summary.significance(arm.gain, arm.checkpoint_gain)),
             str(arm.gain.num_seeds),
             *(_estimate(arm.gain, 3, '+'), summary.p_value(arm.gain)),
             *(_estimate(arm.win_rate), summary.p_value(arm.win_rate)),
             _estimate(arm.checkpoint_gain, 3, '+'),
-            _significance(summary.significance(arm.gain, arm.checkpoint_gain)),
         )
         for name, arm in measure.arms.items()
     ]
@@ -186,11 +186,11 @@ def _comparisons(measure: MeasureResult) -> list[str]:
 def _pair(pair: Difference) -> Sequence[str | Cell]:
     return (
         f'{pair.first} − {pair.second}',
+        _significance(summary.significance(pair.score, pair.checkpoint_score)),
         str(pair.score.num_seeds),
         *(_estimate(pair.score, 3, '+'), summary.p_value(pair.score)),
         *(_estimate(pair.win_rate, 2, '+'), summary.p_value(pair.win_rate)),
         _estimate(pair.checkpoint_score, 3, '+'),
-        _significance(summary.significance(pair.score, pair.checkpoint_score)),
     )
 
 
@@ -268,7 +268,7 @@ def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
 
 
 def _rate(value: float | None) -> str:
-    return '–' if value is None else f'{value:.3g}'
+    return number(value, 2 if value is not None and abs(value) >= 1 else 3)
 
 
 def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:

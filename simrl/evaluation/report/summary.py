@@ -170,49 +170,43 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
         return f'{row.name} ({number(row.gain.mean if row.gain else None, 2, "+")}{alone})'
 
     by_sign = {sign: [named(row) for row in arms if row.gain and sign_of(row.gain) == sign] for sign in (1, -1, 0)}
-    parts = []
-    if by_sign[1]:
-        parts.append(f'significantly higher after training against {listed(by_sign[1])}')
-    if by_sign[-1]:
-        parts.append(f'significantly lower after {listed(by_sign[-1])}')
-    if by_sign[0]:
-        parts.append(f'not significantly different after {listed(by_sign[0])}')
-    parts.extend(_orderings(measure.differences, several))
-    level = initial.score.level
+    said = [f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant']
+    for sign, words in {1: 'significantly higher', -1: 'significantly lower', 0: 'not significantly different'}.items():
+        if by_sign[sign]:
+            said.append(f'It is {words} after training against {listed(by_sign[sign])}')
+    if measure.differences:
+        said.append(_orderings(measure.differences, several))
+    level, unit = initial.score.level, measure.words.unit
     if several:
         normal = ', which assume normal spread: so few seeds cannot give a sign-flip p below .05'
-        alone = f'; with one seed over {measure.words.unit}: of that checkpoint only'
-        over = (
-            f'{level:.0%} t-intervals over training seeds{normal if most_seeds < ENOUGH_SEEDS else ""}'
+        alone = f'; with one seed they are over {unit}: of that checkpoint only'
+        said.append(
+            f'The {level:.0%} t-intervals are over training seeds{normal if most_seeds < ENOUGH_SEEDS else ""}'
             f'{alone if min(row.num_seeds for row in arms) == 1 else ""}'
         )
     else:
-        over = (
-            f'{level:.0%} intervals over {measure.words.unit}: this checkpoint only, another training seed may differ'
+        said.append(
+            f'The {level:.0%} intervals are over {unit}: this checkpoint only, another training seed may differ'
         )
-    return (
-        f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant; {"; ".join(parts)} '
-        f'({over}).'
-    )
+    return '. '.join(said) + '.'
 
 
-def _orderings(differences: Sequence[Difference], several: bool) -> list[str]:
-    """The significant differences between arms, at most `MAX_PAIRS_IN_WORDS`, and how many others there are."""
-    if not differences:
-        return []
+def _orderings(differences: Sequence[Difference], several: bool) -> str:
+    """The significant differences between arms, at most `MAX_PAIRS_IN_WORDS` of them by name."""
     found = []
     for pair in differences:
         difference = pair.score if pair.score.num_seeds > 1 else pair.checkpoint_score
         if sign := sign_of(difference):
             above, below = (pair.first, pair.second) if sign > 0 else (pair.second, pair.first)
             alone = ', one seed' if several and pair.score.num_seeds == 1 else ''
-            found.append(f'{above} is above {below} (by {number(abs(difference.mean))}{alone})')
-    said = found[:MAX_PAIRS_IN_WORDS]
-    if more := len(found) - len(said):
-        said.append(f'{more} more significant differences between arms are in the table')
-    if rest := len(differences) - len(found):
-        said.append(f'no significant difference in {rest} of {len(differences)} pairs of arms')
-    return said
+            found.append(f'{above} above {below} (by {number(abs(difference.mean))}{alone})')
+    named = found[:MAX_PAIRS_IN_WORDS]
+    if more := len(found) - len(named):
+        named.append(f'{more} more in the table')
+    pairs = f'{len(differences)} {"pair" if len(differences) == 1 else "pairs"} of arms'
+    if not found:
+        return f'Of {pairs} none differs significantly'
+    return f'Of {pairs} {len(found)} {"differs" if len(found) == 1 else "differ"} significantly: {listed(named)}'
 
 
 def _mean_shares(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:

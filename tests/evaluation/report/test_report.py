@@ -142,7 +142,7 @@ def test_many_pairs_of_arms_are_folded_and_every_measure_has_its_words(many, cro
     assert text.count('<summary>All 66 pairs of arms</summary>') == 2
     assert 'Replies to held-out openings</h2>' in text
     assert 'Mean reward-model score is' in text
-    assert '95% t-intervals over training seeds' in text
+    assert '95% t-intervals are over training seeds' in text
     assert 'resamples openings: it is of these checkpoints only' in text
     people, replies = text.split('Replies to held-out openings</h2>')
     assert 'strict win rate' in people

@@ -48,12 +48,11 @@ def test_an_ordering_is_said_exactly_where_the_interval_over_seeds_supports_it(r
     )
     gains = {'persona': over_seeds(0.1, -0.01, 0.21, seeds=3), 'truth': over_seeds(-0.1, -0.2, -0.01, seeds=3)}
     outcome = sentences(with_people(results, gains, differences))[1]
-    assert 'significantly lower after truth (−0.10)' in outcome
-    assert 'persona (+0.10)' in outcome.partition('not significantly different after')[2].partition(';')[0]
-    assert 'role_play is above sft 7b (by 0.20)' in outcome
-    assert 'sft 7b is above persona (by 0.20)' in outcome
-    assert 'no significant difference in 2 of 4 pairs of arms' in outcome
-    assert '95% t-intervals over training seeds, which assume normal spread: so few seeds cannot' in outcome
+    assert 'It is significantly lower after training against truth (−0.10).' in outcome
+    assert 'persona (+0.10)' in outcome.partition('not significantly different after')[2].partition(' Of ')[0]
+    pairs = 'role_play above sft 7b (by 0.20) and sft 7b above persona (by 0.20)'
+    assert f'Of 4 pairs of arms 2 differ significantly: {pairs}.' in outcome
+    assert 'The 95% t-intervals are over training seeds, which assume normal spread: so few seeds cannot' in outcome
     assert 'checkpoint' not in outcome
     assert [significance(x.score, x.checkpoint_score) for x in differences] == ['no', 'yes', 'yes', 'no']
 
@@ -62,8 +61,8 @@ def test_only_so_many_differences_are_put_into_words(results):
     interval = over_seeds(0.2, 0.1, 0.3, seeds=3)
     pair = Difference('persona', 'role_play', (0, 1, 2), interval, interval, over_people(0.2, 0.1, 0.3))
     outcome = sentences(with_people(results, {}, (pair,) * (MAX_PAIRS_IN_WORDS + 3)))[1]
-    assert outcome.count('is above') == MAX_PAIRS_IN_WORDS
-    assert '3 more significant differences between arms are in the table' in outcome
+    assert outcome.count(' above ') == MAX_PAIRS_IN_WORDS
+    assert 'and 3 more in the table.' in outcome
 
 
 def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
@@ -79,10 +78,10 @@ def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
     assert '95% intervals are over people: this checkpoint only.' in text
     row = re.search(r'persona − role_play</th>(.*?)</tr>', text).group(1)
     cells = re.findall('<td.*?>(.*?)</td>', row)
-    assert cells[0] == '1'
-    assert '[' not in cells[1], 'one seed has no interval over seeds'
-    assert cells[2] == '–', 'and no p-value'
-    assert cells[-1] in ('no', 'this checkpoint only')
+    assert cells[0] in ('no', 'this checkpoint only')
+    assert cells[1] == '1'
+    assert '[' not in cells[2], 'one seed has no interval over seeds'
+    assert cells[3] == '–', 'and no p-value'
 
 
 def test_seeds_that_differ_are_told_apart_from_those_that_are_several(results):
@@ -99,8 +98,8 @@ def test_seeds_that_differ_are_told_apart_from_those_that_are_several(results):
     assert '1–3 training seeds each' in asked
     gain = assistants['truth/seed-0'].gain.mean  # of the checkpoint on people, where there is one seed
     assert f'truth ({gain:+.2f}, one seed)' in outcome
-    assert 'truth is above sft 7b (by 0.10, one seed)' in outcome
-    assert outcome.endswith('cannot give a sign-flip p below .05; with one seed over people: of that checkpoint only).')
+    assert 'Of 1 pair of arms 1 differs significantly: truth above sft 7b (by 0.10, one seed).' in outcome
+    assert outcome.endswith('a sign-flip p below .05; with one seed they are over people: of that checkpoint only.')
     assert 'with one seed, and for the initial assistant, over people: this checkpoint only' in console_table(changed)
 
 
