@@ -16,7 +16,8 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import jax
@@ -207,18 +208,13 @@ def _record(event: event_pb2.Event) -> bytes:
     return buffer.data
 
 
-class _named:  # noqa: N801  (a context manager)
+@contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
     """Adds the file's path to an OSError."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f'could not write {self._path}: {error.strerror}') from error
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f'could not write {path}: {error.strerror}') from error
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:

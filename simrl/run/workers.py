@@ -22,7 +22,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 from typing import Any
 
 import tqdm
@@ -101,7 +100,7 @@ def run_side_by_side(
     print(
         f'{num_workers} workers of {len(shares[0])} CPUs each; their output is in {workdir / LOGS_FOLDER}', flush=True
     )
-    with _Signals() as signals, _bar(len(names), len(names) - len(missing)) as bar:
+    with _recorded_signals() as signals, _bar(len(names), len(names) - len(missing)) as bar:
         workers: list[_Worker] = []
         try:
             for number in range(min(num_workers, len(missing))):
@@ -175,16 +174,16 @@ def _inherited(share: Collection[int]) -> Iterator[None]:
 
 
 def _watch(
-    workers: Sequence[_Worker], workdir: pathlib.Path, names: Collection[str], signals: '_Signals', bar: tqdm.tqdm
+    workers: Sequence[_Worker], workdir: pathlib.Path, names: Collection[str], signals: Sequence[int], bar: tqdm.tqdm
 ) -> None:
     """Prints events until all workers have ended."""
     running = {worker.messages: worker for worker in workers}
     while running:
         ready = connection.wait(list(running), timeout=POLL_SECONDS)
-        if signals.received is not None:
-            name = signal.Signals(signals.received).name
+        if signals:
+            name = signal.Signals(signals[0]).name
             tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes')
-            raise SystemExit(128 + signals.received)
+            raise SystemExit(128 + signals[0])
         done = sum(stages.is_done(workdir / name) for name in names)  # by any process
         bar.update(done - bar.n)
         for worker in [worker for messages, worker in running.items() if messages in ready]:
@@ -231,24 +230,19 @@ def _bar(total: int, done: int) -> tqdm.tqdm:
     )
 
 
-class _Signals:
-    """Records SIGTERM and SIGINT while workers run."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> '_Signals':
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.received = number
+@contextmanager
+def _recorded_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT while workers run."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _work(
