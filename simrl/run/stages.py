@@ -262,8 +262,8 @@ def open_workdir(
     _check_order(workdir, stages)
     stored = _stored_config(workdir)
     _check_settings(workdir, stages, rerun)
-    if not rerun:
-        check_config(workdir, config_dict, exempt=exempt)
+    if stored is not None and not rerun:
+        _check_config(workdir, stored, config_dict, exempt)
     for stage in stages:
         if stage.name in rerun or not is_done(workdir / stage.name):
             stage.check()
@@ -284,11 +284,9 @@ def open_workdir(
         print(f'to rerun: {names}. After a kill, the command without --rerun resumes', flush=True)
 
 
-def check_config(workdir: pathlib.Path, config_dict: Mapping[str, Any], *, exempt: Collection[str] = ()) -> None:
-    """Raises WorkdirError if the run directory is of another config; arguments as of `open_workdir`. Writes nothing."""
-    stored = _stored_config(workdir)
-    if stored is None:
-        return
+def _check_config(
+    workdir: pathlib.Path, stored: Mapping[str, Any], config_dict: Mapping[str, Any], exempt: Collection[str]
+) -> None:
     lines = [
         line
         for line in config.differences({key: x for key, x in stored.items() if key not in RUN_FIELDS}, config_dict)
@@ -453,17 +451,19 @@ def plan_text(plan: Sequence[PlannedStage]) -> str:
         seconds = '' if stage.seconds is None else f'{stage.seconds:,.0f}'
         read = shorten([name for name in stage.inputs if name in names])
         lines.append(f'{stage.name:<{width}}  {stage.state:<8}{seconds:>9}  {read}'.rstrip())
-        if stage.reason and stage.state != 'waits':
-            lines.append(f'  {stage.reason}')
     total = sum(stage.seconds or 0.0 for stage in plan)
     lines += ['', f'done: {sum(stage.state == "done" for stage in plan)} of {len(plan)} stages, {total:,.0f} s']
     what = {
-        'refused': ('refused',),
-        'run by other processes': ('running',),
-        'to run now': ('started', 'missing'),
-        'to run later': ('waits',),
+        'refused': 'refused ({})',
+        'running': 'running now ({})',
+        'started': 'to resume now',
+        'missing': 'to run now',
+        'waits': 'to run later',
     }
-    for text, states in what.items():
-        if chosen := [stage.name for stage in plan if stage.state in states]:
-            lines.append(f'{text}: {shorten(chosen)}')
+    for state, text in what.items():
+        chosen: dict[str, list[str]] = {}  # stages with one reason are on one line
+        for stage in plan:
+            if stage.state == state:
+                chosen.setdefault(text.format(stage.reason), []).append(stage.name)
+        lines += [f'{line}: {shorten(found)}' for line, found in chosen.items()]
     return '\n'.join(lines)
