@@ -1,16 +1,16 @@
-"""The instrument's negative controls in the concierge world: where it must find nothing, and a gap that must open.
+"""Negative controls of the instrument in the concierge world: no difference, and a gap that must open.
 
     python -m tools.controls twice --run=DIR
     python -m tools.controls dial --workdir=DIR [--config=configs/quickstart.py] [--dials 0 0.5 0.8 0.9 1]
         [--seeds 0 1 2 3] [--people=1000]
 
 `twice` reads a finished run of at least four seeds: halves of the seeds of one arm are the same simulator twice. It
-shows how often intervals over people tell them apart; those over seeds do in about one case of twenty by construction.
+prints how often intervals over people separate them; those over seeds do in about one case of twenty by construction.
 
-`dial` makes one run for each dial, with role-play and fine-tuned alone: at 0 people are the stereotype that role-play
-knows, so fine-tuning on people should gain nothing; at 1 they are as the world describes them. The gap must open from
-one to the other. What is gained at 0 is told as a bound: few seeds cannot tell a small gain from none. Every run goes
-on where it was; the table is also written to DIR/controls.json and DIR/controls.png.
+`dial` makes one run for each dial, with the arms role_play and fine_tuned alone. At 0 people are the stereotype that
+role-play knows, so fine-tuning on people should gain nothing; at 1 they are as the world describes them. The gap must
+open from 0 to 1. The gain at 0 is reported as a bound, as few seeds cannot separate a small gain from none. Runs are
+resumed; the table is also written to DIR/controls.json and DIR/controls.png.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from simrl.evaluation import results
-from simrl.evaluation.controls import LEAST_SEEDS, Opening, SameTwice, opening, same_simulator_twice
+from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
 from simrl.run import config
@@ -39,8 +39,8 @@ def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     found = _read(run)
     scores = found.scores.measures[found.experiment.measures[0]].assistants
     arms = {arm: found.experiment.assistants_of(arm) for arm in found.experiment.arms}
-    if (fewest := min(map(len, arms.values()))) < LEAST_SEEDS:
-        raise SystemExit(f'{run}: expected at least {LEAST_SEEDS} training seeds, found {fewest}')
+    if (fewest := min(map(len, arms.values()))) < MIN_SEEDS:
+        raise SystemExit(f'{run}: expected at least {MIN_SEEDS} training seeds, found {fewest}')
     return {arm: same_simulator_twice(np.array([scores[name] for name in names])) for arm, names in arms.items()}
 
 
@@ -90,7 +90,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(found: Opening) -> str:
-    """What the dial shows, in words."""
+    """The outcome of the dial as sentences."""
     steps = ', '.join(summary.interval(step, 3, '+') for step in found.steps)
     return '\n'.join(
         (
@@ -102,7 +102,7 @@ def verdict(found: Opening) -> str:
 
 
 def _first_gap(found: Opening) -> str:
-    """What is gained where nothing should be: a bound, and never that it is nothing."""
+    """The gain where there should be none, as a bound: few seeds cannot show that there is none."""
     gap = found.first
     above = sum(value > 0 for value in gap.values)
     seeds = f'{summary.interval(gap, 3, "+")}, above 0 in {above} of {gap.num_seeds} seeds'
@@ -149,7 +149,7 @@ def show_dial(options: argparse.Namespace) -> None:
 
 
 def _check_dial(options: argparse.Namespace) -> None:
-    """Refuses what the runs would be in vain for."""
+    """Refuses options that no run could serve."""
     if len(set(options.seeds)) < 2:
         raise SystemExit(f'--seeds: expected at least two, found {options.seeds}')
     folders = {f'{dial:g}' for dial in options.dials}  # as `run_dial` names them

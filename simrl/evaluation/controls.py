@@ -1,9 +1,9 @@
-"""Negative controls: where the instrument must find nothing, does it; and does a gap open where one is made?
+"""Negative controls: no difference where there is none, and a gap that opens where one is made.
 
 1. `same_simulator_twice`: two arms with one simulator differ by their training seeds alone. Halves of one arm's seeds,
-   renumbered, are such pairs of arms. An interval over people, which takes a checkpoint for a simulator, tells them
-   apart as often as checkpoints of one simulator differ.
-2. `opening`: the gap between two arms along a dial, from where there is nothing to be gained.
+   renumbered, are such pairs of arms. An interval over people treats a checkpoint as if it were its simulator: it
+   separates them as often as checkpoints of one simulator differ.
+2. `opening`: the gap between two arms along a dial that starts where nothing can be gained.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ import numpy as np
 
 from simrl.evaluation.statistics import SeedEstimate, cluster_bootstraps, paired_difference, t_interval
 
-LEAST_SEEDS = 4  # that can be halved into two arms of at least two
+MIN_SEEDS = 4  # training seeds that can be halved into two arms of at least two
 
 
 @dataclasses.dataclass(frozen=True)
 class SameTwice:
-    """How often the intervals of claims tell one arm from itself.
+    """False positives: the rate at which intervals separate one arm from itself.
 
     Attributes:
-        splits: how many ways there are to halve the arm's seeds.
-        over_seeds: share of these in which the interval over training seeds misses 0. Halves of exchangeable numbers
-            make it about 1 - `level` on average over arms, by construction: it can show that the shape of the seeds'
-            distribution does not suit a t-interval, and nothing of seeds that depend on each other, were each there
-            twice, or share a simulator. Splits of the same seeds are not independent: that of one arm scatters widely.
-        over_people: the same of the interval over people: how often one would claim a difference that is none who
-            takes a checkpoint for a simulator. This is what the control measures.
-        largest: the largest absolute difference in mean satisfaction between two halves.
+        splits: number of ways to halve the arm's seeds.
+        over_seeds: share of splits in which the interval over training seeds misses 0. It is about 1 - `level` on
+            average over arms by construction, as the halves are exchangeable. It can show that a t-interval does not
+            suit the seeds' distribution. It cannot show that seeds depend on each other. Splits of the same seeds are
+            not independent, so the share of one arm scatters widely.
+        over_people: the same for the interval over people: the rate of false positives where a checkpoint is treated
+            as its simulator. The control measures this.
+        largest: the largest absolute difference in mean score between two halves.
         level: the nominal coverage of both intervals.
     """
 
@@ -40,29 +40,25 @@ class SameTwice:
     level: float
 
 
-def same_simulator_twice(
-    satisfaction: np.ndarray, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> SameTwice:
-    """Halves of an arm's seeds as two arms: the differences that `claims_over_seeds` would claim of them.
+def same_simulator_twice(scores: np.ndarray, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> SameTwice:
+    """Halves of an arm's seeds as two arms, compared as `comparisons.compare_arms` does.
 
     Args:
-        satisfaction: [seeds, people] of one arm, at least four seeds; of an odd number the last is left out.
+        scores: [seeds, people] of one arm, at least four seeds; of an odd number the last is left out.
         level: of the intervals.
         resamples, seed: of the bootstrap over people.
 
     Raises:
         ValueError: fewer than four seeds, or a value is not finite.
     """
-    if len(satisfaction) < LEAST_SEEDS:
-        raise ValueError(
-            f'same_simulator_twice: expected at least {LEAST_SEEDS} training seeds, found {len(satisfaction)}'
-        )
-    splits = list(_halves(len(satisfaction)))
-    means = satisfaction.mean(1)
+    if len(scores) < MIN_SEEDS:
+        raise ValueError(f'same_simulator_twice: expected at least {MIN_SEEDS} training seeds, found {len(scores)}')
+    splits = list(_halves(len(scores)))
+    means = scores.mean(1)
     over_seeds = [paired_difference(means[first], means[second], level=level) for first, second in splits]
     over_people = cluster_bootstraps(
-        [satisfaction[first].mean(0) - satisfaction[second].mean(0) for first, second in splits],
-        range(satisfaction.shape[1]),
+        [scores[first].mean(0) - scores[second].mean(0) for first, second in splits],
+        range(scores.shape[1]),
         level=level,
         resamples=resamples,
         seed=seed,
@@ -81,13 +77,13 @@ class Opening:
     """A gap along a dial, in differences paired by training seed.
 
     Attributes:
-        steps: from each dial to the next: how much wider the gap is.
+        first: the gap at the first dial, where nothing can be gained.
+        steps: the change of the gap from each dial to the next.
         slope: of each seed's least-squares line of gap on dial.
-        monotone: no step is certainly narrower, and the slope is certainly positive (by intervals over seeds).
-        first: the gap at the first dial, where nothing is to be gained.
-        closed: no gain is told apart from 0 there: the interval is not above 0. With few seeds a small gain is not, and
-            `at_most` is what can be said.
-        at_most: the upper bound of that gap, no less than 0, as a share of the mean gap at the last dial; None where
+        monotone: no step is significantly negative, and the slope is significantly positive (intervals over seeds).
+        closed: the interval of the first gap is not above 0. With few seeds a small gain is not significant: `at_most`
+            bounds it.
+        at_most: the upper bound of the first gap, at least 0, as a share of the mean gap at the last dial; None where
             the last is not above 0.
     """
 
@@ -100,7 +96,7 @@ class Opening:
 
 
 def opening(dials: Sequence[float], gaps: np.ndarray, *, level: float = 0.95) -> Opening:
-    """What gaps by dial and seed say of a dial that should open them.
+    """Tests whether gaps by dial and seed open along the dial.
 
     Args:
         dials: ascending, at least two.
@@ -139,7 +135,7 @@ def _misses_zero(low: float | None, high: float | None) -> bool:
 
 
 def _halves(number: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Every way to split an even number of seeds into two halves, each once; the first is always in the first half."""
+    """Every split of an even number of seeds into two halves, each once; the first seed is in the first half."""
     even = range(number // 2 * 2)
     for rest in itertools.combinations(even[1:], len(even) // 2 - 1):
         chosen = {0, *rest}

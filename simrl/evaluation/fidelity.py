@@ -1,4 +1,4 @@
-"""How well a model predicts what was really said: log-likelihoods of the trained tokens of rows, one sum per row."""
+"""Likelihood of people's messages under a simulator: the log-likelihood of the trained tokens of each row."""
 
 import functools
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def row_log_likelihoods(
     """The log-likelihood of each row's trained tokens, and their number.
 
     Args:
-        allowed: bool `[V]`, the tokens that the softmax runs over.
+        allowed: bool `[V]`, the token mask of the softmax.
 
     Returns:
         float64 `[N]` in nats, and int64 `[N]`, in the order of `rows`.

@@ -121,7 +121,7 @@ class MeasureResult:
 class MeasureScores:
     """The scores that a measure's results are computed from."""
 
-    clusters: tuple[str, ...]
+    clusters: tuple[int, ...]  # numbered in the order in which they first come
     assistants: dict[str, tuple[float, ...]]
 
 

@@ -1,8 +1,8 @@
-"""Intervals and tests: of means of observations that come in clusters (people, openings), and over training seeds.
+"""Intervals and tests: over clusters of observations (people, openings), and over training seeds.
 
-Two units, never mixed. A cluster bootstrap resamples people: what it says holds for the checkpoints at hand ("this
-checkpoint only"). A t-interval is over training runs: what it says is about the simulator that they trained against.
-The runs meet the same people, so it does not hold what another draw of people would change.
+The two units are never mixed. A cluster bootstrap resamples people: it is of the checkpoints at hand ("this checkpoint
+only"). A t-interval is over training runs: it is of the simulator that they trained against. All runs meet the same
+people, so a t-interval leaves out the variance between draws of people.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import scipy.stats
 
 Vector = np.ndarray | Sequence[float]
 
-MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are counted out, more are sampled
-_DRAWS_AT_ONCE = 512  # of the bootstrap: what bounds its memory
+MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are enumerated, more are sampled
+_DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Estimate:
     Attributes:
         mean: the mean over observations.
         low, high: the bounds of the interval.
-        num_observations, num_clusters: what it rests on.
+        num_observations, num_clusters: sizes of the sample.
         level: the nominal coverage of the interval.
     """
 
@@ -46,10 +46,10 @@ class SeedEstimate:
 
     Attributes:
         mean: the mean over seeds.
-        low, high: the bounds of the t-interval; None with one seed, from which nothing can be said about others.
-        values: what it rests on, one number per seed.
-        p_value: of the two-sided sign-flip test that the mean is what it would be without an effect; None with one
-            seed, or where no such value was named.
+        low, high: the bounds of the t-interval; None with one seed.
+        values: one number per seed.
+        p_value: of the two-sided sign-flip test that there is no effect; None with one seed, or where no value without
+            an effect was given.
         level: the nominal coverage of the interval.
     """
 
@@ -84,7 +84,7 @@ def cluster_bootstrap(
         clusters: the cluster of each observation; observations of one cluster stay together.
         level: nominal coverage, in (0, 1).
         resamples: number of bootstrap resamples.
-        seed: of the resampling.
+        seed: of the random draws.
 
     Raises:
         ValueError: with no observation, a value that is not finite, or lengths that differ.
@@ -132,10 +132,9 @@ def cluster_bootstraps(
 def cluster_ratio(
     totals: np.ndarray, counts: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
-    """The mean over observations of which each cluster has several, from what they add up to in each.
+    """The mean over observations, from their sum in each cluster: sum(totals) / sum(counts).
 
-    It is sum(totals) / sum(counts), with a percentile interval from resampling clusters: the same as
-    `cluster_bootstrap` of the observations themselves.
+    Its percentile interval resamples clusters: the same as `cluster_bootstrap` of the observations themselves.
 
     Args:
         totals, counts: [clusters], the sum over each cluster's observations, and their number.
@@ -186,8 +185,8 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     Args:
         values: [seeds], finite; of one seed there is a mean, and no interval.
         level: nominal coverage, in (0, 1).
-        null: what the mean would be without an effect (0 for a difference, 0.5 for a win rate); with it the estimate
-            holds the p-value of `sign_flip_test`.
+        null: the mean without an effect (0 for a difference, 0.5 for a win rate); it adds the p-value of
+            `sign_flip_test` to the estimate.
 
     Raises:
         ValueError: with no seed, a value that is not finite, or a level outside (0, 1).
@@ -206,8 +205,8 @@ def paired_difference(first: Vector, second: Vector, *, level: float = 0.95) -> 
     """`first` minus `second`, seed by seed: its mean, t-interval and sign-flip test.
 
     Args:
-        first, second: [seeds], in the same order of seeds. What a seed fixes for both arms (the initial assistant, the
-            people, the order of the data) cancels.
+        first, second: [seeds], in the same order of seeds. All that a seed fixes for both arms (the initial assistant,
+            the people, the order of the data) cancels.
         level: nominal coverage, in (0, 1).
 
     Raises:
@@ -221,9 +220,9 @@ def paired_difference(first: Vector, second: Vector, *, level: float = 0.95) -> 
 def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 0) -> float:
     """The two-sided p-value of the hypothesis that differences are as likely with the other sign (Fisher 1935, s. 21).
 
-    The p-value is the share of sign patterns whose sum is at least as far from 0 as the one found: of all 2^n patterns
-    up to `MAX_EXACT_SEEDS`, so that it is never below 2 / 2^n (with 5 seeds 1 / 16); beyond, (1 + hits) / (1 + draws)
-    of `resamples` random ones (Phipson & Smyth 2010), which is never 0.
+    The p-value is the share of sign patterns whose sum is at least as far from 0 as the observed one. Up to
+    `MAX_EXACT_SEEDS` all 2^n patterns are enumerated, so it is at least 2 / 2^n (with 5 seeds 1 / 16). Beyond, it is
+    (1 + hits) / (1 + draws) of `resamples` random patterns (Phipson & Smyth 2010), which is never 0.
 
     Args:
         differences: [n], finite.
@@ -250,7 +249,7 @@ def check_level(caller: str, level: float) -> None:
 
 
 def _finite(caller: str, measures: Sequence[Vector], num_observations: int) -> np.ndarray:
-    """[K][N] numbers as float64 [K, N], or an error that speaks for `caller`."""
+    """[K][N] numbers as float64 [K, N]; errors name `caller`."""
     if not num_observations:
         raise ValueError(f'{caller}: expected at least one observation, found none')
     lengths = sorted({len(measure) for measure in measures} | {num_observations})

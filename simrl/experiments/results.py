@@ -7,7 +7,7 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
   'example', 'cluster', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', and the scene's own: numbers
   ('share_met'), or labels ('first_act').
 - of RL: columns by logged step
-- of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row
+- of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row; null for a simulator off the device
 """
 
 import collections
@@ -66,7 +66,7 @@ class SimulatorSpec:
     """The simulator of an arm; one of several where it is trained anew for each training seed."""
 
     arm: str
-    likelihood: str | None  # the stage with its likelihood of people's messages; None off the device
+    likelihood: str  # the stage with its likelihood of people's messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,9 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         measures={name: _measure(spec, name, found) for name, found in outcomes.items()},
         scores=ScoresResult(
             {
-                name: MeasureScores(found[INITIAL].clusters, {who: tuple(x.score.tolist()) for who, x in found.items()})
+                name: MeasureScores(
+                    _numbered(found[INITIAL].clusters), {who: tuple(x.score.tolist()) for who, x in found.items()}
+                )
                 for name, found in outcomes.items()
             }
         ),
@@ -204,6 +206,11 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
 def _result(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((workdir / stage / RESULT_FILE).read_text())
     return content
+
+
+def _numbered(clusters: Sequence[str]) -> tuple[int, ...]:
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(cluster, len(numbers)) for cluster in clusters)
 
 
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -278,9 +285,9 @@ def _fidelity(
     """Simulators beside people: rates of their messages to the initial assistant, likelihoods of people's messages."""
     fidelity = {}
     for arm, names in _by_arm(spec, {name: name for name in spec.simulators}).items():
-        found = [_result(workdir, stage) for name in names if (stage := spec.simulators[name].likelihood) is not None]
+        found = [_result(workdir, spec.simulators[name].likelihood) for name in names]
         nats = None
-        if found:  # over tokens and trainings of the simulator; all have the same rows
+        if found[0]['tokens'] is not None:  # over tokens and trainings of the simulator; all have the same rows
             total = -np.mean([x['log_likelihood'] for x in found], 0)
             nats = cluster_ratio(total, np.array(found[0]['tokens']))
         fidelity[arm] = SimulatorFidelity(

@@ -60,11 +60,12 @@ def spec(tmp_path):
         curve = {'step': [1, 2], 'reward/mean': [0.5, 1.5], 'rollout/end_signal': [None, 0.5]}
         write(tmp_path, f'rl/{arm}/seed-0', curve | {'groups': [4, 0], 'groups_zero_variance': [1, 0]})
     write(tmp_path, 'likelihood/a/seed-0', {'log_likelihood': [-2.0, -4.0], 'tokens': [1, 2]})
+    write(tmp_path, 'likelihood/b', {'log_likelihood': None, 'tokens': None})
     return ResultsSpec(
         arms={'b': Arm('http'), 'a': Arm('fine_tuned')},
         assistants={f'{arm}/seed-0': AssistantSpec(arm, 0, f'rl/{arm}/seed-0') for arm in 'ba'},
         measures={'reply': MeasureSpec(WORDS, {who: [f'reply/{who}/block-{k}' for k in (0, 1)] for who in SCORES})},
-        simulators={'b': SimulatorSpec('b', None), 'a/seed-0': SimulatorSpec('a', 'likelihood/a/seed-0')},
+        simulators={'b': SimulatorSpec('b', 'likelihood/b'), 'a/seed-0': SimulatorSpec('a', 'likelihood/a/seed-0')},
         matrix=MatrixSpec('reward', {who: {x: f'matrix/{who}/{x}' for x in ('b', 'a/seed-0')} for who in SCORES}),
         rates={'words_per_message': ('words', 'messages'), 'typos': ('typos', 'values')},
         caution='A check of the pipeline.',
@@ -80,6 +81,7 @@ def test_results_of_stages_by_hand(spec, tmp_path):
     assert reply.assistants['b/seed-0'].win_rate.mean == (1 + 0.5 + 0.5 + 1) / 4
     assert reply.arms['b'].gap_recovered is None, 'no arm trains against people'
     assert [(x.first, x.second, x.score.mean) for x in reply.differences] == [('a', 'b', -1.75)]
+    assert found.scores.measures['reply'].clusters == (0, 0, 1, 1)
     assert found.matrix.users == ('b', 'a')
     assert found.matrix.mean == ((2.25, 2.75, 1.0), (1.25, 1.75, 0.0))
     assert found.matrix.transfers['b'].simulators['b'].mean == 0.5

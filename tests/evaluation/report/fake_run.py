@@ -129,9 +129,7 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
         },
         scores=ScoresResult(
             {
-                name: MeasureScores(
-                    outcomes['initial'].clusters, {who: tuple(x.score.tolist()) for who, x in outcomes.items()}
-                )
+                name: MeasureScores(tuple(range(people)), {who: tuple(x.score.tolist()) for who, x in outcomes.items()})
                 for name, outcomes in found.items()
             }
         ),
