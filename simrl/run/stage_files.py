@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from typing import Any
 
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
+EMPTYING_FILE = 'stage.emptying'  # what stage.json is renamed to while a stage is emptied
 SCRATCH_FOLDER = 'checkpoints'
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
 POLL_SECONDS = 0.2  # between two attempts to take a lock
@@ -38,11 +39,9 @@ class WorkdirError(RuntimeError):
 
 
 def read_started(folder: pathlib.Path) -> dict[str, Any] | None:
-    """stage.json; None if the stage is not started, or a kill interrupted `empty`."""
+    """stage.json; None if the stage is not started."""
     started = read_json(folder / STAGE_FILE)
-    if started is None or 'clearing' in started:
-        return None
-    if not started.keys() >= {'settings', 'inputs'}:
+    if started is not None and not started.keys() >= {'settings', 'inputs'}:
         raise WorkdirError(
             f'{folder / STAGE_FILE}: expected settings and inputs, found {shorten(sorted(started)) or "none"}: it is '
             'of another version of simrl, or damaged'
@@ -51,7 +50,7 @@ def read_started(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def is_done(folder: pathlib.Path) -> bool:
-    return (folder / DONE_FILE).exists() and read_started(folder) is not None
+    return (folder / DONE_FILE).exists() and (folder / STAGE_FILE).exists()
 
 
 def read_done(folder: pathlib.Path) -> dict[str, Any]:
@@ -78,9 +77,8 @@ def is_stage(path: pathlib.Path) -> bool:
 
 def check_is_stage(folder: pathlib.Path) -> None:
     """Raises WorkdirError if the folder contains files but no stage."""
-    if (folder / STAGE_FILE).exists():
-        return
-    if others := sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE and not is_new(path)):
+    names = {path.name for path in folder.iterdir() if not is_new(path)}
+    if not names & {STAGE_FILE, EMPTYING_FILE} and (others := sorted(names - {LOCK_FILE})):
         raise WorkdirError(f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {shorten(others)}')
 
 
@@ -89,16 +87,18 @@ def remove_scratch(folder: pathlib.Path) -> None:
 
 
 def empty(folder: pathlib.Path) -> None:
-    """Deletes all files of a stage but its lock. Until it is finished, stage.json marks the stage as not started."""
-    write_json(folder / STAGE_FILE, {'clearing': True})
+    """Deletes all files of a stage but its lock. The stage is at once not started; after a kill, call it again."""
+    if (folder / STAGE_FILE).exists():
+        os.replace(folder / STAGE_FILE, folder / EMPTYING_FILE)
+        _sync(folder)
     for path in folder.iterdir():
-        if path.name in (LOCK_FILE, STAGE_FILE):
+        if path.name in (LOCK_FILE, EMPTYING_FILE):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    (folder / STAGE_FILE).unlink()
+    (folder / EMPTYING_FILE).unlink()
 
 
 class Hashes:
@@ -261,11 +261,15 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any] | Sequence[Any]) -> 
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def is_new(path: pathlib.Path) -> bool:

@@ -21,7 +21,16 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from simrl.run import config, stage_files
-from simrl.run.stage_files import DONE_FILE, POLL_SECONDS, STAGE_FILE, Hashes, WorkdirError, is_done, shorten
+from simrl.run.stage_files import (
+    DONE_FILE,
+    EMPTYING_FILE,
+    POLL_SECONDS,
+    STAGE_FILE,
+    Hashes,
+    WorkdirError,
+    is_done,
+    shorten,
+)
 
 CONFIG_FILE = 'config.json'
 RUN_FIELDS = ('format', 'version')  # of config.json, beside those of the config
@@ -138,9 +147,9 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Ca
         if skip and not is_done(folder):
             raise LockedError(f'{folder}: another process reruns this stage; wait for it', 'an unknown process')
         stage_files.check_is_stage(folder)
-        started = stage_files.read_started(folder)
-        if started is None and (folder / STAGE_FILE).exists():
+        if (folder / EMPTYING_FILE).exists():
             stage_files.empty(folder)  # a kill interrupted this
+        started = stage_files.read_started(folder)
         if started is not None:
             done = is_done(folder)
             _check_identity(stage.name, folder, stage_files.read_done(folder) if done else started, identity)

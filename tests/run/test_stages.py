@@ -517,7 +517,7 @@ def test_stages_that_are_new_or_of_other_arms_are_not_compared(tmp_path: pathlib
     open_workdir(tmp_path, {}, [stage for stage in changed if stage.name in ('other',)])
     assert before.items() <= files(tmp_path).items()
     for name in ('rl/a/seed-0', 'rl/b/seed-0'):  # as after a kill while they were emptied
-        (tmp_path / name / 'stage.json').write_text('{"clearing": true}')
+        (tmp_path / name / 'stage.json').rename(tmp_path / name / 'stage.emptying')
     open_workdir(tmp_path, {}, changed)
 
 
