@@ -25,7 +25,7 @@ FONT_SIZE = 10.0
 PIXELS_PER_INCH = 150  # of a PNG
 COLOURS = ('#d55e00', '#b8649a', '#0072b2', '#009e73', '#56b4e9', '#e69f00', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', '*', '<', '>')
-LINES = ('-', '--', ':', '-.')
+LINES = ('solid', 'dashed', 'dotted')  # for matplotlib and CSS
 INITIAL_COLOUR, PEOPLE_COLOUR, GRID = '#6b6b6b', '#a17a00', '#dddddd'
 PANELS = {
     'reward': 'Reward under its own simulator',
@@ -52,8 +52,8 @@ class Drawing:
 
 def looks_of(experiment: ExperimentResult) -> dict[str, Look]:
     """The look of every arm, every assistant and every measure, by name."""
-    looks = {INITIAL: Look(INITIAL_COLOUR, 'X', '-')}
-    looks |= {measure: Look(PEOPLE_COLOUR, 'P', '-') for measure in experiment.measures}
+    looks = {INITIAL: Look(INITIAL_COLOUR, 'X', 'solid')}
+    looks |= {measure: Look(PEOPLE_COLOUR, 'P', 'solid') for measure in experiment.measures}
     for place, arm in enumerate(experiment.arms):
         line = LINES[place // len(COLOURS) % len(LINES)]
         looks[arm] = Look(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], line)

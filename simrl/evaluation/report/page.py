@@ -35,6 +35,7 @@ td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 .panels .box { background: #ffffff; padding: 6px; margin: 6px 0; }
 .panels svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; font-size: .9rem; }
+.legend i { display: inline-block; width: 1.8em; margin-right: .4em; vertical-align: middle; }
 .talks { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr); gap: 12px;
   overflow-x: auto; align-items: start; padding: 2px 2px 10px; }
 .talk { background: var(--card); border: 1px solid var(--line); border-top-width: 4px; border-radius: 8px;
@@ -123,8 +124,12 @@ def panels(drawn: Iterable[tuple[str, str, float]]) -> str:
     return f'<div class="panels">\n{inside}\n</div>'
 
 
-def legend(colours: Mapping[str, str]) -> str:
-    entries = ''.join(f'<span>{_dot(colour)}{escape(name)}</span>' for name, colour in colours.items())
+def legend(lines: Mapping[str, tuple[str, str]]) -> str:
+    """Names with the colour and CSS style of their lines."""
+    entries = ''.join(
+        f'<span><i style="border-top: 3px {style} {colour}"></i>{escape(name)}</span>'
+        for name, (colour, style) in lines.items()
+    )
     return f'<div class="legend">{entries}</div>'
 
 

@@ -57,7 +57,7 @@ def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
     for name, measure in results.measures.items():
         drawn = _drawn(f'win_rates_{name}', drawings)
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
-    legend = page.legend({arm: looks[arm].colour for arm in results.experiment.arms})
+    legend = page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in results.experiment.arms})
     parts.append(
         page.section('Training', legend, _drawn('training', drawings), page.paragraph(TRAINING, 'note')),
     )
@@ -159,7 +159,7 @@ def _comparisons(measure: MeasureResult) -> list[str]:
     words = measure.words
     header = (
         *('difference', 'significant', 'seeds', words.score, 'sign-flip p', 'win rate', 'sign-flip p'),
-        f'{words.score}, over {words.unit}: these checkpoints only',
+        f'these checkpoints only, over {words.unit}',
     )
     arms: list[Sequence[str | Cell]] = [
         (
