@@ -1,4 +1,4 @@
-"""Metrics as (sum, weight); files that TensorBoard reads and that can be cut back."""
+"""Metrics as (sum, weight); files that TensorBoard reads and a resumed run truncates."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def test_the_hyperparameters_tab_finds_the_run(tmp_path: pathlib.Path) -> None:
     assert end.status == api_pb2.STATUS_SUCCESS
 
 
-def test_cutting_back_and_going_on_is_as_if_nothing_happened(tmp_path: pathlib.Path) -> None:
+def test_truncated_files_continue_as_if_unbroken(tmp_path: pathlib.Path) -> None:
     unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     with Writer(unbroken) as writer:
         write_some(writer, 1, 9)
@@ -107,7 +107,7 @@ def test_cutting_back_and_going_on_is_as_if_nothing_happened(tmp_path: pathlib.P
         write_some(writer, 1, 4)
         offsets = writer.offsets()
         write_some(writer, 4, 7)
-        writer.conversations('late', [{'step': 6}])  # a file that the offsets do not know
+        writer.conversations('late', [{'step': 6}])  # a file without an offset
     with open(broken / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 7, "los')  # a kill in the middle of a line
     with open(broken / EVENTS_FILE, 'ab') as file:
@@ -137,7 +137,7 @@ def test_files_of_another_run_are_refused(tmp_path: pathlib.Path) -> None:
         pytest.raises(ValueError, match=rf'rl\.jsonl: expected at least the {offsets["conversations/rl.jsonl"]} bytes'),
     ):
         writer.truncate(offsets)
-    assert (tmp_path / 'metrics.jsonl').stat().st_size == size  # nothing was cut before all was checked
+    assert (tmp_path / 'metrics.jsonl').stat().st_size == size  # all files are checked before any is truncated
 
 
 def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
