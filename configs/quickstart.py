@@ -11,9 +11,9 @@ much.
 from ml_collections import ConfigDict
 
 from simrl.conversations.batches import BatchSettings
-from simrl.experiments.jobs import Compute, MeshSettings
-from simrl.experiments.known_answer import Evaluation, Imitation, KnownAnswer, UserModel
-from simrl.experiments.known_answer_stages import Corpora
+from simrl.experiments.concierge import AssistantSettings, ConciergeSettings, ConciergeSimulator, UserModelSettings
+from simrl.experiments.concierge_setup import Corpora
+from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
 from simrl.experiments.sources import RandomModel
 from simrl.models.transformer import Execution
 from simrl.rl.algorithm import AlgorithmSettings
@@ -49,8 +49,8 @@ def fitting(steps: int, batch_size: int, seed: int) -> SFTSettings:
     )
 
 
-def user_model(model_dim: int, num_layers: int, base_steps: int, steps: int, batch_size: int = 32) -> UserModel:
-    return UserModel(
+def user_model(model_dim: int, num_layers: int, base_steps: int, steps: int, batch_size: int = 32) -> UserModelSettings:
+    return UserModelSettings(
         model(model_dim, num_layers, seed=1), fitting(base_steps, batch_size, 1), fitting(steps, batch_size, 2)
     )
 
@@ -60,13 +60,16 @@ def get_config(arg: str = '') -> ConfigDict:
     if arg not in ADVANTAGES:
         raise ValueError(f'quickstart.py: unknown argument {arg!r}, expected one of {", ".join(map(repr, ADVANTAGES))}')
     config = to_config_dict(
-        KnownAnswer(
+        ConciergeSettings(
             world=World(),
             corpora=Corpora(vocabulary=383, assistant=16000, base_user=12000, logs=8000, held_out=512),
-            assistant=Imitation(model(64, 2, seed=0), fitting(800, 32, seed=0)),
+            assistant=AssistantSettings(model(64, 2, seed=0), fitting(800, 32, seed=0)),
             users={'medium': user_model(64, 2, 1000, 700)},
             limits=Limits(turns=5, prompt_tokens=16, assistant_tokens=12, user_tokens=20),
-            arms=('role_play', 'persona', 'fine_tuned', 'oracle'),
+            arms={
+                **{kind: ConciergeSimulator(kind) for kind in ('role_play', 'persona', 'fine_tuned')},
+                'oracle': ConciergeSimulator('people'),
+            },
             seeds=(0, 1),
             rl=RLSettings(
                 steps=24,
@@ -77,7 +80,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 optimizer=OptimizerSettings(1e-3),
             ),
             rl_people=4096,
-            evaluation=Evaluation(people=2000, block=1000, matrix=512, batch_size=250, shown=4),
+            evaluation=EvaluationSettings(people=2000, block=1000, matrix=512, batch_size=250, shown=4),
             compute=Compute(
                 training=Execution(log_prob_chunk=2048),
                 sampling=Execution(),
@@ -87,7 +90,6 @@ def get_config(arg: str = '') -> ConfigDict:
             ),
         )
     )
-    config.job = 'known_answer'
     if arg == 'smoke':
         shrink(config)
     return config
@@ -95,7 +97,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes the experiment too small to learn much."""
-    config.assistant = to_config_dict(Imitation(model(32, 1, seed=0), fitting(12, 32, seed=0)))
+    config.assistant = to_config_dict(AssistantSettings(model(32, 1, seed=0), fitting(12, 32, seed=0)))
     config.users.medium = to_config_dict(user_model(32, 1, 12, 8, batch_size=64))
     config.update(
         {

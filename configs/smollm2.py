@@ -13,9 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from simrl.conversations.batches import BatchSettings
-from simrl.experiments.arms import ReplySettings, Talking
-from simrl.experiments.experiment import Experiment
-from simrl.experiments.jobs import Compute, Half, MeshSettings, RewardModelSettings, UserSFTSettings
+from simrl.experiments.fitting import Half, RewardModelSettings, UserSFTSettings
+from simrl.experiments.pretrained import ConversationSettings, PretrainedSettings, PretrainedSimulator, ReplySettings
+from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
 from simrl.experiments.sources import DataSettings, ModelSettings, RandomModel
 from simrl.models.transformer import Execution
 from simrl.rl.algorithm import AlgorithmSettings
@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if arg not in ('', 'cpu', 'smoke'):
         raise ValueError(f"smollm2.py: unknown size {arg!r}, expected '', 'cpu' or 'smoke'")
     config = to_config_dict(
-        Experiment(
+        PretrainedSettings(
             model=ModelSettings('HuggingFaceTB/SmolLM2-135M-Instruct'),
             data=DataSettings(pathlib.Path('data'), on_bad_rows='drop'),
             user_sft=UserSFTSettings(
@@ -51,10 +51,12 @@ def get_config(arg: str = '') -> ConfigDict:
                 )
             ),
             reward_model=reward_model('first', seed=0),
-            judge=reward_model('second', seed=1),
-            talking=Talking(Limits(turns=4, prompt_tokens=384, assistant_tokens=160, user_tokens=160)),
+            held_out_reward_model=reward_model('second', seed=1),
+            conversation=ConversationSettings(
+                Limits(turns=4, prompt_tokens=384, assistant_tokens=160, user_tokens=160)
+            ),
             scale=ReplySettings(openings=256, batch_size=64),
-            arms=('role_play', 'fine_tuned'),
+            arms={kind: PretrainedSimulator(kind) for kind in ('role_play', 'fine_tuned')},
             seeds=(0,),
             rl=RLSettings(
                 steps=60,
@@ -64,7 +66,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 algorithm=AlgorithmSettings('gae', kl='k3', kl_coef=0.01, minibatches=2, microbatches=4),
                 optimizer=OptimizerSettings(2e-6),
             ),
-            comparison=ReplySettings(openings=None, batch_size=64, seed=1),
+            evaluation=EvaluationSettings(matrix=64, batch_size=64, seed=1),
             compute=Compute(
                 training=Execution('bfloat16', remat='full'),
                 sampling=Execution('bfloat16', remat='full'),
@@ -73,7 +75,6 @@ def get_config(arg: str = '') -> ConfigDict:
             ),
         )
     )
-    config.job = 'experiment'
     if arg == 'cpu':
         shrink(
             config,
@@ -137,8 +138,8 @@ def shrink(
         {
             'user_sft': {'sft': steps(sft_steps), 'held_out': held_out},
             'reward_model': reward_model,
-            'judge': reward_model,
-            'talking': {'limits': {'turns': 2, **limits}},
+            'held_out_reward_model': reward_model,
+            'conversation': {'limits': {'turns': 2, **limits}},
             'scale': {'openings': openings, 'batch_size': openings},
             'rl': {
                 'steps': rl_steps,
@@ -147,7 +148,7 @@ def shrink(
                 'row_buckets': lengths,
                 'algorithm': {'minibatches': 1, 'microbatches': microbatches},
             },
-            'comparison': {'openings': openings, 'batch_size': openings},
+            'evaluation': {'people': openings, 'matrix': openings // 2, 'batch_size': openings // 2},
             'compute': {
                 'training': execution,
                 'sampling': execution,

@@ -18,6 +18,8 @@ from simrl.training.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
+_PLAN = flags.DEFINE_bool('plan', False, 'Print the stages with their state and seconds; run and write nothing.')
+_ONLY = flags.DEFINE_list('only', [], 'Stages, or folders of stages, to run with what they need, e.g. rl/persona.')
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
@@ -48,7 +50,9 @@ def main(argv: list[str]) -> None:
     print(f'workdir: {workdir}', flush=True)
     try:
         _set_xla_flags(_CONFIG.value)
-        experiment.run(_CONFIG.value, workdir, rerun=tuple(_RERUN.value))
+        experiment.run(
+            _CONFIG.value, workdir, rerun=tuple(_RERUN.value), only=tuple(_ONLY.value), show_plan=_PLAN.value
+        )
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
 

@@ -13,7 +13,9 @@ import json
 from pathlib import Path
 
 from simrl.conversations.chat import TERMINAL_TEXT
-from simrl.experiments import jobs, sources
+from simrl.experiments import sources
+from simrl.experiments.outputs import load_params
+from simrl.experiments.settings import MeshSettings
 from simrl.models import sharding
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
@@ -44,10 +46,10 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
         raise SystemExit(f'{stage}: expected a finished stage, found none')
     trained_with = json.loads((stage / stages.STAGE_FILE).read_text())['settings']
     settings = model_of_run(stage)
-    model = sources.load(settings)
+    model = sources.open_model(settings)
     heads = ('reward_head',) if 'reward_model' in trained_with else ()
-    mesh = jobs.MeshSettings().make()
-    params = jobs.load_params(stage, model.config, heads, mesh, sharding.TRAINING_RULES)
+    mesh = MeshSettings().make()
+    params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)
     model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
     if len(model.tokenizer) != model.chat.size:
         raise SystemExit(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')

@@ -22,6 +22,7 @@ from simrl.conversations.records import Conversation, End, Message, Preference
 View = Literal['natural', 'swapped']
 OnLong = Literal['error', 'cut', 'drop']
 Openings = Literal['given', 'trained']
+System = Callable[[Conversation], str | None]
 
 NOTHING_TO_TRAIN_ON = 'dropped: nothing to train on'
 CUT = 'cut to the whole messages that fit'
@@ -170,26 +171,39 @@ def swapped_prompt(chat: Chat, role_play: str) -> Rendered:
     return natural_prompt(chat, None, role_play)
 
 
+def default_system(_: Conversation) -> str | None:
+    """No system text but the template's own."""
+    return None
+
+
+def told_intent(conversation: Conversation) -> str:
+    """The intent as the system text; a conversation without one is an error."""
+    if conversation.intent is None:
+        raise ValueError(f'conversation {conversation.id}: expected an intent, found none')
+    return conversation.intent
+
+
 def user_rows(
     conversations: Iterable[Conversation],
     chat: Chat,
     max_length: int,
     *,
     on_long: OnLong = 'error',
-    intents: bool = False,
+    system: System = default_system,
+    view: View = 'natural',
     openings: Openings = 'given',
 ) -> tuple[list[Rendered], collections.Counter[str]]:
     """Makes rows that train a simulator on people's messages (protocol of arXiv:2605.09808, appendix C).
 
-    Rows are in the natural view. Trained tokens are the user's messages with their ends of turn, without a given
-    opening, and the terminal token of natural ends (see `render`). A conversation's own system message was written for
+    Trained tokens are the user's messages with their ends of turn, without a given opening, and in the natural view
+    the terminal token of natural ends (see `render`). A conversation's own system message was written for
     the assistant and is left out. Rows end with their last trained token, since no loss depends on later ones.
 
     Args:
         max_length: most tokens per row.
         on_long: treatment of longer rows: 'error'; 'cut' keeps the whole messages that fit; 'drop'.
-        intents: True makes the intent the system text; a conversation without one is an error. False keeps the
-            template's default.
+        system: a conversation -> the system text; None keeps the template's default. The swapped view needs a text.
+        view: of the rows.
         openings: 'given', as in the protocol, or 'trained', for a simulator that opens conversations itself.
 
     Returns:
@@ -197,15 +211,14 @@ def user_rows(
     """
 
     def row(conversation: Conversation) -> Rendered:
-        if intents and conversation.intent is None:
-            raise ValueError(f'conversation {conversation.id}: expected an intent, found none')
         return render(
             chat,
             conversation.spoken,
-            system=conversation.intent if intents else None,
+            system=system(conversation),
+            view=view,
             train='user',
             end=conversation.end,
-            terminal=True,
+            terminal=view == 'natural',
             openings=openings,
         )
 

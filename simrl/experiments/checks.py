@@ -1,21 +1,19 @@
-"""What is refused before anything is trained: settings that fit neither the model, nor the data, nor the devices.
+"""Refuse settings that fit neither the model, nor the data, nor the devices, before anything is trained.
 
-A dataclass checks what it can see of itself. Here is what shows only once the model and the data are there, and what a
-stage would else meet in its course, after other stages took their time. Each check raises a `ConfigError` that names
-the field; `field` is what it calls the settings that it is given, for instance 'config.user_sft'.
+A dataclass checks what it can see of itself. Here is what shows only once config, tokenizer and data are there. Each
+check raises a `ConfigError` that names the field; `field` is what it calls the settings that it is given, for instance
+'config.user_sft'. None reads weights.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
-from simrl.conversations.records import Conversation
 from simrl.conversations.views import preference_rows
-from simrl.experiments.arms import ReplySettings, Talking, assistant_of, openings_of, simulator_of
-from simrl.experiments.jobs import Compute, RewardModelSettings, UserSFTSettings, pairs_of, rows_of
+from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings, pairs_of, rows_of
+from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Data, Model
 from simrl.rl import train
 from simrl.rl.train import RLSettings
+from simrl.rollouts.agents import Limits, ModelAgent
 from simrl.rollouts.collect import rows_at_once
 from simrl.rollouts.dialogue import capacities, check_specs
 from simrl.run.config import ConfigError
@@ -31,7 +29,7 @@ def check_xla_flags(compute: Compute) -> None:
         raise ConfigError(
             f'config.compute.xla_flags: expected {" ".join(compute.xla_flags)} in force, found '
             f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
-            '`runtime.use_xla_flags` first, before a backend of JAX starts'
+            '`compilation.use_xla_flags` first, before a backend of JAX starts'
         )
 
 
@@ -98,49 +96,12 @@ def check_reward_model(field: str, settings: RewardModelSettings, model: Model, 
             )
 
 
-def count_openings(conversations: Sequence[Conversation], model: Model, talking: Talking, compute: Compute) -> int:
-    """How many openings fit into every prompt; refuses that none does."""
-    try:
-        return len(openings_of(conversations, model, talking, compute))
-    except ValueError as error:
-        raise ConfigError(f'config.talking: {error}') from error
-
-
-def check_replies(field: str, settings: ReplySettings, openings: int, compute: Compute, *, at_least: int = 1) -> None:
-    """Refuses fewer than `at_least` of so many openings to reply to, and uneven batches."""
-    found = openings if settings.openings is None else min(openings, settings.openings)
-    if found < at_least:
-        raise ConfigError(f'{field}.openings: expected at least {at_least}, found {found} of {openings} that fit')
-    check_split(f'{field}.batch_size', settings.batch_size, compute)
-
-
-def check_rl(
-    settings: RLSettings,
-    simulators: Sequence[str],
-    openings: int,
-    model: Model,
-    talking: Talking,
-    compute: Compute,
-) -> None:
-    """Refuses what `train_arm` could not do against these simulators, from so many openings.
-
-    That is: conversations that may be longer than the model's positions; a simulator that there cannot be; a trained
-    side that is not sampled by temperature alone; fewer openings than a step needs; a warm-up without end; and rows
-    that do not divide.
-    """
-    try:
-        helper = assistant_of(model, model.params, talking, compute)
-        for name in simulators:
-            user = simulator_of(name, model, model.params, talking, compute)
-            check_specs(
-                (user.policy.spec, helper.policy.spec),
-                (np.asarray(user.policy.token_mask), np.asarray(helper.policy.token_mask)),
-            )
-            capacities(user.policy.spec, helper.policy.spec, talking.limits)
-            train.check_trained(helper if settings.trained == 'assistant' else user)
-    except ValueError as error:
-        raise ConfigError(f'config.talking, config.rl: {error}') from error
-    check_rl_steps(settings, openings, compute)
+def check_agents(user: ModelAgent, assistant: ModelAgent, limits: Limits) -> None:
+    """Raises ValueError where two agents cannot converse, or the assistant cannot be trained as it is sampled."""
+    policies = user.policy, assistant.policy
+    check_specs([policy.spec for policy in policies], [np.asarray(policy.token_mask) for policy in policies])
+    capacities(user.policy.spec, assistant.policy.spec, limits)
+    train.check_trained(assistant)
 
 
 def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:

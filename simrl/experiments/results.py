@@ -48,7 +48,7 @@ from simrl.evaluation.results import (
 )
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
-from simrl.experiments.jobs import RESULT_FILE
+from simrl.experiments.outputs import RESULT_FILE
 from simrl.run.metrics import Writer
 
 

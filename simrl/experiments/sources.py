@@ -1,4 +1,4 @@
-"""What every job starts from: a model with its tokenizer, and people's conversations and choices."""
+"""Read a model with its tokenizer, and people's conversations and choices."""
 
 import collections
 import dataclasses
@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import Chat, Rewrites, chat_from_huggingface
 from simrl.conversations.records import Conversation, OnBadRows, Preference, read_conversations, read_preferences
 from simrl.models import sharding, transformer
-from simrl.models.files.load import load_model, resize_vocabulary
+from simrl.models.files.load import load_config, load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.run import config as config_lib
 
 T = TypeVar('T')
 
@@ -61,40 +62,74 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded model whose vocabulary has the terminal token.
+    """A model whose vocabulary has the terminal token. Its weights are read by `load_params` alone.
 
     Attributes:
-        config: of the decoder.
-        params: float32 `{'decoder'}`, in training shards on the mesh that it was loaded onto, if any; else on the host
-            or, where random, on one device.
+        settings: where it comes from.
+        config: of the decoder, the terminal token included.
         chat: its tokenizer and template.
         tokenizer: the transformers tokenizer that the chat was made of, without the terminal token.
     """
 
+    settings: ModelSettings
     config: TransformerConfig
-    params: Params
     chat: Chat
     tokenizer: Any
 
+    def load_params(self, mesh: Mesh | None = None) -> Params:
+        """Reads the weights. The terminal token starts as a copy of the user's end-of-turn.
 
-def load(settings: ModelSettings, mesh: Mesh | None = None) -> Model:
-    """Loads the model, and adds the terminal token as a copy of the user's end-of-turn.
+        Args:
+            mesh: where given, the params are read, or made, straight into the shards of training on it.
 
-    Args:
-        mesh: where given, the params are read, or made, straight into the shards of training on it.
+        Returns:
+            float32 `{'decoder'}`; without a mesh on the host or, where random, on one device.
+        """
+        settings = self.settings
+        if settings.random is None:
+            config, params, _ = load_model(settings.source, mesh=mesh, revision=settings.revision)
+        else:
+            stored, _ = load_config(settings.source, revision=settings.revision)
+            config = settings.random.transformer_config(stored.vocab_size)
+            key = jax.random.key(settings.random.seed)
+            if mesh is None:
+                params = transformer.init_params(key, config)
+            else:
+                params = sharding.init_sharded(key, config, mesh, sharding.TRAINING_RULES)
+        params, _ = resize_vocabulary(params, config, self.chat.size, self.chat.end_of_turn['user'])
+        return params
+
+
+def open_model(settings: ModelSettings) -> Model:
+    """Reads a model's config, tokenizer and chat template, and none of its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`; or the chat template cannot be used.
     """
-    config, params, tokenizer = load_model(settings.source, mesh=mesh, revision=settings.revision)
+    config, tokenizer = load_config(settings.source, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
     if settings.random is not None:
         config = settings.random.transformer_config(config.vocab_size)
-        key = jax.random.key(settings.random.seed)
-        if mesh is None:
-            params = transformer.init_params(key, config)
-        else:
-            params = sharding.init_sharded(key, config, mesh, sharding.TRAINING_RULES)
-    params, config = resize_vocabulary(params, config, chat.size, chat.end_of_turn['user'])
-    print(f'model: {settings.source}; what its template writes first: {chat.default_system!r}', flush=True)
-    return Model(config, params, chat, tokenizer)
+    config = dataclasses.replace(config, vocab_size=max(config.vocab_size, chat.size))
+    return Model(settings, config, chat, tokenizer)
+
+
+def local_source(settings: ModelSettings) -> pathlib.Path | None:
+    """The file or folder that a model comes from; None for a hub's model."""
+    path = pathlib.Path(settings.source)
+    return path if path.exists() else None
+
+
+def model_identity(settings: ModelSettings) -> dict[str, Any]:
+    """What a stage's results depend on of the model.
+
+    A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
+    wherever it lies.
+    """
+    plain: dict[str, Any] = config_lib.to_dict(settings)
+    if local_source(settings) is not None:
+        del plain['source'], plain['revision']
+    return plain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Params and batches on a mesh, as every stage places them before its first step."""
+"""Training states and batches on a mesh: what the stages of every training do before their first step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,22 @@ from simrl.models.transformer import Params, TransformerConfig
 
 
 def shardings_of(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """Shardings for a tree of params, whole or partial: one for each part that it has."""
+    """The shardings of those parts that a tree of params has, be they a whole model's or not."""
     heads = tuple(name for name in params if name.endswith('_head'))
     shardings = sharding.param_shardings(config, mesh, rules, heads, tuple(params.get('adapters', ())))
     return {part: shardings[part] for part in params}
 
 
 def shard_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """Copies host or device params to devices, sharded by `rules`; see `sharding.shard`."""
+    """Host or device params as new device arrays in the shards of `rules`; see `sharding.shard`."""
     return sharding.shard(params, shardings_of(params, config, mesh, rules))
 
 
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
-    """Compiles a function from params to the sampler's decoder: one cast and reshard per iteration.
+    """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
 
-    Adapters are merged into the weights, so decoding costs the same with and without them. Layers are separate arrays.
-    On a CPU matrices are stored output-major (`layouts.output_major`).
+    Adapters are added to the weights, so that decoding costs what it does without them, and layers are apart. On a CPU
+    outputs come first in all that is multiplied (`layouts.output_major`).
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']
@@ -43,7 +43,7 @@ def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[
 
 
 def to_host(tree: Any) -> Any:
-    """Fetches arrays as numpy, whole in every process, wherever their shards are."""
+    """Arrays as numpy, whole in every process, wherever their shards are."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

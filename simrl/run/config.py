@@ -28,7 +28,8 @@ def to_config_dict(settings: Any) -> ConfigDict:
     `from_config_dict` reverses it. A field that is None becomes a placeholder of its type, a path becomes a str, and a
     dataclass that is None (`X | None`) becomes a config of X in which every field is a placeholder.
     """
-    return ConfigDict(_to_config(type(settings), settings))
+    config: ConfigDict = _to_config(type(settings), settings)
+    return config
 
 
 def _to_config(hint: Any, value: Any) -> Any:
@@ -37,12 +38,13 @@ def _to_config(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind) if field.init]
-        return {name: _to_config(hints[name], None if value is None else getattr(value, name)) for name in names}
+        fields = {name: _to_config(hints[name], None if value is None else getattr(value, name)) for name in names}
+        return ConfigDict(fields, sort_keys=False)
     if value is None:
         flag_type = {Literal: type(args[0]) if args else None, pathlib.Path: str}.get(origin or kind, origin or kind)
         return config_dict.placeholder(flag_type)
     if origin is dict:
-        return {key: _to_config(args[1], x) for key, x in value.items()}
+        return ConfigDict({key: _to_config(args[1], x) for key, x in value.items()}, sort_keys=False)
     if kind is float and type(value) is int:
         return float(value)  # 1 has the type int, which a flag could not set to 0.5
     return str(value) if isinstance(value, pathlib.Path) else value

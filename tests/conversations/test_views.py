@@ -189,13 +189,13 @@ def test_an_opening_before_a_natural_end_leaves_the_terminal_turn_to_train_on(ch
 
 def test_rows_of_simulators_that_open_conversations(chat):
     talks = [conversation(TALK[:n], end='natural', intent='Greet.') for n in (1, 3)]
-    rows, counts = views.user_rows(talks, chat, 1000, intents=True, openings='trained')
+    rows, counts = views.user_rows(talks, chat, 1000, system=views.told_intent, openings='trained')
     assert [spoken(chat, row, row.trained) for row in rows] == [
         'Hello<|endconversation|><|im_end|>',
         'Hello<|im_end|>|Bye<|endconversation|><|im_end|>',
     ]
     assert not counts
-    rows, counts = views.user_rows(talks, chat, 1000, intents=True)
+    rows, counts = views.user_rows(talks, chat, 1000, system=views.told_intent)
     assert [spoken(chat, row, row.trained) for row in rows] == ['Bye<|endconversation|><|im_end|>']
     assert counts == {views.NOTHING_TO_TRAIN_ON: 1}
 
@@ -224,11 +224,11 @@ def test_system_texts_of_rows(chat):
     for (rows, _), system in (
         (views.assistant_rows([talk], chat, 1000), 'Be brief.'),
         (views.user_rows([talk], chat, 1000), 'Be kind.'),
-        (views.user_rows([talk], chat, 1000, intents=True), 'Greet.'),
+        (views.user_rows([talk], chat, 1000, system=views.told_intent), 'Greet.'),
     ):
         assert spoken(chat, rows[0], rows[0].message == -1) == f'<|im_start|>system\n{system}<|im_end|>'
     with pytest.raises(ValueError, match='conversation c: expected an intent, found none'):
-        views.user_rows([conversation()], chat, 1000, intents=True)
+        views.user_rows([conversation()], chat, 1000, system=views.told_intent)
 
 
 def test_preference_rows(chat):

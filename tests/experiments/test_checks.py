@@ -8,26 +8,24 @@ import pytest
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Message, Preference
-from simrl.experiments import arms, checks, jobs
-from simrl.experiments.arms import ReplySettings, Talking
-from simrl.experiments.jobs import Compute, MeshSettings, RewardModelSettings, UserSFTSettings
-from simrl.experiments.sources import Data, Model
+from simrl.experiments import checks, fitting
+from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
+from simrl.experiments.pretrained import ReplySettings
+from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
+from simrl.experiments.sources import Data, Model, ModelSettings
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits
 from simrl.run.config import ConfigError
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
-from tests.tiny import CHATML, CHATML_WITHOUT_SYSTEM, byte_tokenizer
+from tests.tiny import CHATML, byte_tokenizer
 
 COMPUTE = Compute(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
-TALKING = Talking(Limits(turns=1, prompt_tokens=1000, assistant_tokens=8, user_tokens=8))
 USER_SFT = UserSFTSettings(SFTSettings(10, BatchSettings(4, (64, 128)), OptimizerSettings(1e-3)))
 REWARD = RewardModelSettings(PreferenceSettings(10, BatchSettings(4, (64, 128)), OptimizerSettings(1e-3)))
-REPLIES = ReplySettings(openings=None, batch_size=4)
 RL = RLSettings(2, 2, 2, (512,), AlgorithmSettings(), OptimizerSettings(1e-3))
 
 
@@ -45,7 +43,7 @@ def model_of(template: str = CHATML) -> Model:
         mlp_dim=32,
         max_positions=2000,
     )
-    return Model(config, {}, chat, tokenizer)
+    return Model(ModelSettings('nowhere'), config, chat, tokenizer)
 
 
 MODEL = model_of()
@@ -75,9 +73,7 @@ def changed(settings, path: str, value):
 def test_what_can_be_done_passes():
     checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, COMPUTE)
     checks.check_reward_model('config.judge', REWARD, MODEL, DATA, COMPUTE)
-    assert checks.count_openings(DATA.conversations_of('train'), MODEL, TALKING, COMPUTE) == 2
-    checks.check_replies('config.scale', REPLIES, 2, COMPUTE, at_least=2)
-    checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, COMPUTE)
+    checks.check_rl_steps(RL, 2, COMPUTE)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +102,9 @@ def test_rows_divide_by_the_devices():
         checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, many)
     checks.check_reward_model('config.judge', REWARD, MODEL, DATA, many)  # four pairs are eight rows
     with pytest.raises(ConfigError, match=r'^config\.scale\.batch_size: expected 4 rows'):
-        checks.check_replies('config.scale', REPLIES, 2, many)
+        checks.check_split('config.scale.batch_size', 4, many)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step x samples_per_prompt: expected 4 rows'):
-        checks.check_rl(RL, arms.SIMULATORS, 2, MODEL, TALKING, many)
+        checks.check_rl_steps(RL, 2, many)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +122,7 @@ def test_a_split_with_nothing_to_learn_is_named(conversations, message):
 
 def test_a_half_or_a_split_without_pairs_is_named():
     (pair,) = pairs('train')
-    empty = next(half for half in jobs.HALVES if half != jobs.half_of(pair))
+    empty = next(half for half in fitting.HALVES if half != fitting.half_of(pair))
     with pytest.raises(ConfigError, match=f"split 'train', half='{empty}'.* found none among 0"):
         checks.check_reward_model('config.judge', changed(REWARD, 'half', empty), MODEL, DATA, COMPUTE)
     with pytest.raises(ConfigError, match=r"split 'test'.* found none among 0"):
@@ -137,22 +133,19 @@ def test_a_half_or_a_split_without_pairs_is_named():
 
 
 def test_too_few_openings_are_named():
-    with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 1 that fit'):
-        checks.check_replies('config.scale', REPLIES, 1, COMPUTE, at_least=2)
-    one = changed(REPLIES, 'openings', 1)
-    with pytest.raises(ConfigError, match=r'^config\.scale\.openings: expected at least 2, found 1 of 9 that fit'):
-        checks.check_replies('config.scale', one, 9, COMPUTE, at_least=2)
-    with pytest.raises(ConfigError, match=r'^config\.talking: Limits\.prompt_tokens: .* none of 0 fits'):
-        checks.count_openings([], MODEL, TALKING, COMPUTE)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step: expected at most 2, found 3'):
-        checks.check_rl(changed(RL, 'prompts_per_step', 3), arms.SIMULATORS, 2, MODEL, TALKING, COMPUTE)
+        checks.check_rl_steps(changed(RL, 'prompts_per_step', 3), 2, COMPUTE)
 
 
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: ReplySettings(openings=0, batch_size=4), r'ReplySettings\.openings: expected at least 1, or None'),
+        (lambda: ReplySettings(openings=1, batch_size=4), r'ReplySettings\.openings: expected at least 2, or None'),
         (lambda: ReplySettings(openings=4, batch_size=0), r'ReplySettings\.batch_size: expected at least 1, found 0'),
+        (
+            lambda: EvaluationSettings(block=3),
+            r'EvaluationSettings\.people: expected a multiple of block=3, found None',
+        ),
         (lambda: changed(USER_SFT, 'held_out', 0), r'UserSFTSettings\.held_out: expected at least 1, or None'),
         (lambda: changed(REWARD, 'held_out', 0), r'RewardModelSettings\.held_out: expected at least 1, or None'),
     ],
@@ -160,23 +153,3 @@ def test_too_few_openings_are_named():
 def test_numbers_of_nothing(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_template_without_system_text_has_fine_tuned_simulators_only():
-    """And its arms start from openings that only those simulators' prompts bound."""
-    model = model_of(CHATML_WITHOUT_SYSTEM)
-    assert arms.possible_simulators(MODEL.chat) == arms.SIMULATORS
-    assert arms.possible_simulators(model.chat) == ('fine_tuned',)
-    checks.check_rl(RL, ('fine_tuned',), 2, model, TALKING, COMPUTE)
-    with pytest.raises(ConfigError, match=r"simulator 'role_play': expected a chat template that takes a system text"):
-        checks.check_rl(RL, ('role_play',), 2, model, TALKING, COMPUTE)
-
-
-def test_all_arms_start_from_the_same_people_whichever_a_run_has():
-    """The role-play prompt is the longer one: what does not fit it is no opening of the fine-tuned arm either."""
-    tight = changed(TALKING, 'limits.prompt_tokens', 400)
-    examples = arms.openings_of(people(), MODEL, TALKING, COMPUTE)
-    assert len(examples) == 3
-    with pytest.raises(ValueError, match='found none of 3 fits'):
-        arms.openings_of(people(), MODEL, tight, COMPUTE)
-    assert len(arms.openings_of(people(), model_of(CHATML_WITHOUT_SYSTEM), tight, COMPUTE)) == 3

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.views import natural_prompt, swapped_prompt
-from simrl.experiments import experiment
+from simrl.experiments.experiment import SCENES, settings_of
 from simrl.models.files.load import load_model
 from simrl.models.lora import LoRASettings
 from simrl.run import stages
@@ -25,9 +25,6 @@ from simrl.run.config import ConfigError, from_config_dict, to_config_dict, to_d
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = {
     'smollm2': ('', 'cpu', 'smoke'),
-    'sft_user': ('', 'cpu', 'smoke'),
-    'reward_model': ('', 'cpu', 'smoke'),
-    'rl': ('', 'cpu', 'smoke'),
     'quickstart': ('', 'ppo', 'grpo', 'smoke'),
     'concierge': ('', 'smoke'),
 }
@@ -42,12 +39,6 @@ def parsed(name: str, arg: str, *overrides: str) -> ConfigDict:
     return values['config'].value
 
 
-def settings_of(config: ConfigDict) -> Any:
-    fields = dict(config)
-    job = fields.pop('job')
-    return from_config_dict(experiment.JOBS[job].settings, fields, 'config')
-
-
 def types_in(config: ConfigDict) -> dict[str, Any]:
     """The types of its fields, which is what flags are parsed by."""
     return {
@@ -60,7 +51,8 @@ def test_a_config_is_that_of_its_settings(name, arg):
     config = parsed(name, arg)
     settings = settings_of(config)
     written = to_config_dict(settings)
-    assert types_in(config) == types_in(written) | {'job': str}
+    assert types_in(config) == types_in(written)
+    assert list(config.arms) == list(settings.arms)  # in the order of the file
     assert from_config_dict(type(settings), written, 'config') == settings
 
 
@@ -98,28 +90,31 @@ def names_read() -> set[str]:
 def test_every_field_is_read():
     """By its name alone, which another class's field may have too; that it has an effect is for other tests to show."""
     read = names_read()
-    for cls in set().union(*(dataclasses_in(job.settings) for job in experiment.JOBS.values())):
+    for cls in set().union(*(dataclasses_in(settings) for settings, _ in SCENES.values())):
         assert {field.name for field in dataclasses.fields(cls)} <= read, cls
 
 
 BAD = {
     'unknown field': ({'rl': {'algorithm': {'clip': 0.1}}}, r'config\.rl\.algorithm\.clip: unknown field.*clip_low'),
     'wrong type': ({'rl': {'steps': 'many'}}, r"config\.rl\.steps: expected int, found 'many'"),
-    'unknown arm': ({'arms': ('oracle',)}, r'arms: unknown simulator .oracle., expected one of role_play, fine_tuned'),
-    'no arms': ({'arms': ()}, 'arms: expected different values, at least one'),
+    'unknown simulator': (
+        {'arms': {'a': {'simulator': 'oracle'}}},
+        r"config\.arms\.a\.simulator: expected one of role_play, fine_tuned or 'module:function', found 'oracle'",
+    ),
+    'an arm without a simulator': ({'arms': {'a': {}}}, r'config\.arms\.a\.simulator: missing'),
     'clashing seeds': ({'seeds': (1, 1)}, 'seeds: expected different values'),
     'minibatch not dividing': ({'rl': {'algorithm': {'minibatches': 3}}}, 'minibatches.*expected to divide the 8 rows'),
     'one half for both': (
-        {'judge': {'half': 'first'}},
-        r'judge\.half: expected the half that reward_model\.half=first is not',
+        {'held_out_reward_model': {'half': 'first'}},
+        r'held_out_reward_model\.half: expected the half that reward_model\.half=first is not',
     ),
-    'no turns': ({'talking': {'limits': {'turns': 0}}}, r'turns: expected at least 1, found 0'),
+    'no turns': ({'conversation': {'limits': {'turns': 0}}}, r'turns: expected at least 1, found 0'),
     'no such weights': (
         {'user_sft': {'sft': {'lora': {'rank': 8, 'alpha': 16.0, 'targets': ('q_proj',)}}}},
         r"config\.user_sft\.sft\.lora\.targets: expected at least one of query, key, .* found 'q_proj'",
     ),
     'half of LoRA': ({'rl': {'lora': {'rank': 8}}}, r'config\.rl\.lora\.alpha: expected float, found None'),
-    'no signal': ({'talking': {'role_play': {'signal': ' '}}}, 'signal: expected some text'),
+    'no signal': ({'conversation': {'role_play': {'signal': ' '}}}, 'signal: expected some text'),
     'heads not divisible': (
         {'model': {'random': {'num_heads': 3, 'model_dim': 48}}},
         'num_heads: expected a multiple of num_kv_heads=2, found 3',
@@ -138,10 +133,9 @@ def merged(config: dict, change: dict) -> dict:
 def test_bad_config_is_one_clear_error(name):
     change, message = BAD[name]
     plain = importlib.import_module('configs.smollm2').get_config('smoke').to_dict()
-    plain.pop('job')
 
     def build() -> None:
-        settings = from_config_dict(experiment.Experiment, merged(plain, change), 'config')
+        settings = settings_of(merged(plain, change))
         settings.model.random.transformer_config(vocab_size=300)
 
     with pytest.raises((ConfigError, ValueError), match=message):
@@ -153,7 +147,7 @@ def test_rows_of_the_cpu_size_fit_into_its_longest_bucket():
     """The longest opening that the role-play prompt lets in, and every message as long as its budget."""
     settings = settings_of(parsed('smollm2', 'cpu'))
     chat = chat_from_huggingface(load_model(os.environ['SIMRL_SMOLLM2'])[2])
-    limits, role_play = settings.talking.limits, settings.talking.role_play
+    limits, role_play = settings.conversation.limits, settings.conversation.role_play
 
     def role_play_tokens(opening: str) -> int:
         text = role_play.instructions.replace('{signal}', role_play.signal).replace('{opening}', opening)
@@ -185,14 +179,14 @@ def test_main_says_in_one_line_what_a_person_can_mend(tmp_path):
     source = f'--config.model.source={tmp_path}/none.gguf'
     done = run_main('--config=configs/smollm2.py:smoke', f'--workdir={tmp_path}/run', source)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f'error: {tmp_path}/none.gguf: expected a GGUF file, found none'
+    assert done.stderr.splitlines()[-1] == (
+        f'error: config.model: {tmp_path}/none.gguf: expected a GGUF file, found none'
+    )
     assert not (tmp_path / 'run').exists()
 
 
-def test_main_refuses_another_configs_workdir(tmp_path):
-    settings = settings_of(parsed('quickstart', 'smoke'))
-    stages.open_workdir(tmp_path / 'run', {'job': 'known_answer', **to_dict(settings)})
-    changed = '--config.rl.prompts_per_step=16'
-    done = run_main('--config=configs/quickstart.py:smoke', f'--workdir={tmp_path}/run', changed)
+def test_main_refuses_the_workdir_of_another_scene(tmp_path):
+    stages.open_workdir(tmp_path / 'run', to_dict(settings_of(parsed('smollm2', 'smoke'))))
+    done = run_main('--config=configs/quickstart.py:smoke', f'--workdir={tmp_path}/run')
     assert done.returncode == 1
-    assert 'rl.prompts_per_step: 8 -> 16' in done.stderr.splitlines()[-1]
+    assert "scene: 'pretrained' -> 'concierge'" in done.stderr.splitlines()[-1]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.chat import Chat
-from simrl.experiments.jobs import metric_lines
+from simrl.experiments.outputs import metric_lines
 from simrl.models import lora, sharding, transformer
 from simrl.models.checkpoint import Checkpoints
 from simrl.models.transformer import Execution, Params

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, Chat
-from simrl.experiments.jobs import metric_lines
+from simrl.experiments.outputs import metric_lines
 from simrl.models import placement
 from simrl.rewards.rewards import Rewards
 from simrl.rollouts.collect import collect, for_sampling

@@ -11,7 +11,7 @@ import pytest
 
 from configs import quickstart
 from simrl.experiments import checks, experiment
-from simrl.experiments.jobs import Compute, MeshSettings
+from simrl.experiments.settings import Compute, MeshSettings
 from simrl.models.transformer import Execution
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.runtime import missing_xla_flags, use_xla_flags
@@ -123,16 +123,13 @@ def test_a_job_refuses_flags_that_are_not_set(flags: pytest.MonkeyPatch) -> None
 
 
 def test_flags_are_in_no_stages_settings_and_may_change(flags: pytest.MonkeyPatch) -> None:
-    config = dict(quickstart.get_config('smoke'))
-    job = experiment.JOBS[config.pop('job')]
-    settings = from_config_dict(job.settings, config, 'config')
+    settings = experiment.settings_of(quickstart.get_config('smoke'))
     changed = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, xla_flags=(HARMLESS,)))
-    plans = [job.tasks(each, pathlib.Path('run')) for each in (settings, changed)]
+    plans = [experiment.build_stages(each, pathlib.Path('run')) for each in (settings, changed)]
     assert [to_dict(stage.settings) for stage in plans[0]] == [to_dict(stage.settings) for stage in plans[1]]
-    assert all('compute.xla_flags' in each.exempt for each in experiment.JOBS.values())
     flags.delenv('XLA_FLAGS')
     with pytest.raises(ConfigError, match='missing'):
-        job.tasks(changed, pathlib.Path('run'))
+        plans[1][0].check()
 
 
 def run(program: str, *arguments: str, flags: str | None) -> subprocess.CompletedProcess[str]:
@@ -185,10 +182,10 @@ from absl import app
 from simrl import main
 from simrl.experiments import experiment
 
-def job(config, workdir, rerun):
+def run(config, workdir, **options):
     print(os.environ.get('XLA_FLAGS'), config.compute.xla_flags)
 
-experiment.run = job
+experiment.run = run
 app.run(main.main)
 """
 

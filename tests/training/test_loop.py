@@ -197,7 +197,7 @@ def test_evaluations_must_be_possible(tmp_path: pathlib.Path) -> None:
 def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
     loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
     other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})
-    with pytest.raises(CheckpointError, match='the checkpoint has another structure'):
+    with pytest.raises(CheckpointError, match='the checkpoint is of another state'):
         loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
 
 

@@ -1,72 +1,27 @@
-"""The stages that a job is made of: each reads a model and data, writes into its own folder, and leaves a result.
-
-A stage's folder holds what its training writes (see `training.loop`), `params/` (what later stages read) and
-`result.json` (what is reported). With LoRA the checkpoints of a training hold adapters alone, and `params/` the whole
-decoder with its adapters merged: who reads a stage reads nothing else, and need not know how it was trained.
-`experiment.py` puts them in a row; `sft_user.py`, `reward_model.py` and `rl.py` of
-`configs/` run one each.
-"""
+"""Fine-tuning and reward models as stages: read rows, train, save params and what was measured on held-out rows."""
 
 import collections
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-
-import jax
-from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_bootstrap
-from simrl.experiments.sources import Data, Model, ModelSettings, print_counts, subsample
-from simrl.models import placement, sharding, transformer
-from simrl.models.checkpoint import Checkpoints
-from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.experiments.outputs import metric_lines, save_params, save_result
+from simrl.experiments.settings import Compute
+from simrl.experiments.sources import Data, Model, print_counts, subsample
+from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
-from simrl.run.runtime import check_xla_flags
 from simrl.training import partition, preference, sft
-from simrl.training.loop import LoopSettings
 from simrl.training.preference import PreferenceSettings, longer_wins
 from simrl.training.sft import SFTSettings
 
-PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
-
 Half = Literal['first', 'second', 'both']
 HALVES: tuple[Half, Half] = ('first', 'second')  # of the training pairs: one for the reward model, one for the judge
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSettings:
-    """How devices are laid out; changes no result beyond rounding."""
-
-    data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
-    model: int = 1  # devices that heads, MLP and vocabulary are split over
-
-    def make(self) -> Mesh:
-        data = jax.device_count() // self.model if self.data is None else self.data
-        return sharding.make_mesh(data, self.model)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
-
-    training: Execution  # of passes that are differentiated, and of those compared with them
-    sampling: Execution  # of decoding
-    loop: LoopSettings
-    mesh: MeshSettings
-    rows_in_flight: int | None = None  # conversations of an RL step held at once, which bounds the caches; None: all
-    xla_flags: tuple[str, ...] = ()  # of XLA's compiler, '--xla_name=value'; `simrl.main` sets them, before JAX starts
-
-    def __post_init__(self) -> None:
-        try:
-            check_xla_flags(self.xla_flags)
-        except ValueError as error:
-            raise ValueError(f'Compute.{error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,63 +51,6 @@ class RewardModelSettings:
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f'RewardModelSettings.held_out: expected at least 1, or None, found {self.held_out}')
-
-
-def local_source(settings: ModelSettings) -> pathlib.Path | None:
-    """The file or folder that a model comes from; None for a hub's model."""
-    path = pathlib.Path(settings.source)
-    return path if path.exists() else None
-
-
-def model_slice(settings: ModelSettings) -> dict[str, Any]:
-    """What a stage's results depend on of the model.
-
-    A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
-    wherever it lies.
-    """
-    plain: dict[str, Any] = config_lib.to_dict(settings)
-    if local_source(settings) is not None:
-        del plain['source'], plain['revision']
-    return plain
-
-
-def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Writes a stage's `result.json`."""
-    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n')
-
-
-def save_params(folder: pathlib.Path, params: Params) -> None:
-    """Writes a stage's final parameters, unless a killed process already did."""
-    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
-        if not checkpoints.steps:
-            checkpoints.save(0, params, {})
-
-
-def load_params(
-    folder: pathlib.Path, config: TransformerConfig, heads: Sequence[str], mesh: Mesh, rules: sharding.Rules
-) -> Params:
-    """The parameters that a stage left, float32, straight into the shards of `rules`."""
-    shapes = jax.eval_shape(
-        lambda key: transformer.init_params(key, config) | {head: transformer.init_head(config) for head in heads},
-        jax.random.key(0),
-    )
-    shardings = sharding.param_shardings(config, mesh, rules, heads)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
-        restored = checkpoints.restore(like)
-    if restored is None:
-        raise FileNotFoundError(f'{folder}: expected a finished stage with {PARAMS_FOLDER}/, found none')
-    return restored[1]
-
-
-def initial_params(model: Model, mesh: Mesh) -> Params:
-    """The initial model's parameters on the device, in the shards of sampling."""
-    return placement.shard_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
-
-
-def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """What a stage's training logged, in the order of its steps."""
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
 def half_of(pair: Preference) -> Half:
@@ -224,7 +122,7 @@ def fine_tune_user(folder: pathlib.Path, model: Model, data: Data, settings: Use
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
     losses = fit_role(
         folder,
-        model.params,
+        model.load_params(compute.mesh.make()),
         rows,
         measured,
         config=model.config,
@@ -256,7 +154,7 @@ def fit_reward_model(
     print_counts('pairs to train on', len(rows), counts)
     state = preference.fit(
         folder,
-        model.params,
+        model.load_params(mesh),
         rows,
         config=model.config,
         execution=compute.training,

@@ -1,0 +1,435 @@
+"""The concierge world as a scene: people are a program, so that the truth about them is known.
+
+1. The world's text trains a tokenizer, the initial assistant and a user model that knows stereotypes of users.
+2. People talk with the initial assistant; the user model is fine-tuned on what they said, anew for each training seed.
+3. An arm trains against a user model that is told whom to play, one that was fine-tuned, or people themselves (the
+   oracle). Its reward is satisfaction, a function of intent and transcript alone.
+4. All assistants meet the same new people.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from simrl.conversations.chat import Chat
+from simrl.conversations.records import Example, read_conversations
+from simrl.conversations.sentencepiece import sentencepiece_chat
+from simrl.conversations.views import Rendered, natural_prompt, user_rows
+from simrl.evaluation.results import MeasureWords
+from simrl.experiments import concierge_setup, work
+from simrl.experiments.checks import check_fitting, check_rl_steps, check_split, check_xla_flags
+from simrl.experiments.concierge_people import (
+    log_example,
+    outcomes,
+    people_agent,
+    people_examples,
+    satisfaction,
+    spoken,
+)
+from simrl.experiments.outputs import load_params
+from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator, told
+from simrl.experiments.settings import Compute, ExperimentSettings
+from simrl.experiments.sources import RandomModel
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.rewards.rewards import Rewards
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant
+from simrl.rollouts.token_sampling import Sampling
+from simrl.rollouts.trajectories import Trajectories
+from simrl.run.config import ConfigError
+from simrl.run.stages import Stage
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned, told_intent
+from simrl.simulators.personas import directed, drawn_name, one_name
+from simrl.training.sft import SFTSettings
+from simrl.worlds.concierge.language import all_intents
+from simrl.worlds.concierge.outcomes import vote
+from simrl.worlds.concierge.people import STEREOTYPES, World, person_of, persona_name
+from simrl.worlds.concierge.replies import TURNS
+
+PEOPLE = 'people'  # the simulator of the oracle's arm
+TOLD: Mapping[str, Callable[[Example], str]] = {  # kinds of simulators, and what each one is told
+    'role_play': one_name('default'),
+    'persona': drawn_name(persona_name),
+    'fine_tuned': told_intent,
+}
+# A step in the keys of conversations, far above those of training: no two uses draw the same numbers.
+SATISFACTION = (
+    'Satisfaction is the share of the intent met, 0 where the person left, less the effort it took. Win rate: how '
+    'often people would prefer this assistant to the initial one, by expected votes; strict: higher satisfaction '
+    'wins, ties count ½. Of two assistants that fail the one that fails sooner wins, for it costs less effort.'
+)
+EVALUATION_STEP = 2**31 - 3
+FIRST_IN_RL = 2 * 10**6  # of the people of the train split, above those of scripted conversations and logs
+AROUND_MESSAGE = 2  # tokens: a header and an end-of-turn
+
+
+@dataclasses.dataclass(frozen=True)
+class AssistantSettings:
+    """The initial assistant."""
+
+    model: RandomModel
+    sft: SFTSettings  # on conversations of a scripted assistant of mixed quality
+
+
+@dataclasses.dataclass(frozen=True)
+class UserModelSettings:
+    """A user model of one size."""
+
+    model: RandomModel
+    base: SFTSettings  # on stereotypes
+    fine_tuning: SFTSettings  # on people; the training seed is added to the seed of its batches
+
+
+@dataclasses.dataclass(frozen=True)
+class ConciergeSimulator:
+    """The simulator of an arm in the concierge world."""
+
+    simulator: str  # role_play, persona, fine_tuned, people (the oracle), or your own as 'module:function'
+    size: str = 'medium'  # of its user model, a key of `users`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConciergeSettings(ExperimentSettings):
+    """The whole experiment in the concierge world."""
+
+    scene: Literal['concierge'] = 'concierge'
+    world: World
+    corpora: concierge_setup.Corpora
+    assistant: AssistantSettings
+    users: dict[str, UserModelSettings]  # by size
+    limits: Limits
+    arms: dict[str, ConciergeSimulator]
+    rl_people: int  # people, or their intents, that RL starts conversations from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for arm, settings in self.arms.items():
+            if settings.simulator not in (*TOLD, PEOPLE) and not is_own(settings.simulator):
+                raise ValueError(
+                    f'ConciergeSettings.arms.{arm}.simulator: expected one of {", ".join((*TOLD, PEOPLE))} or '
+                    f"'module:function', found {settings.simulator!r}"
+                )
+            if settings.simulator != PEOPLE and settings.size not in self.users:
+                raise ValueError(
+                    f'ConciergeSettings.arms.{arm}.size: expected one of {", ".join(self.users)}, the sizes of users, '
+                    f'found {settings.size!r}'
+                )
+        if self.rl_people < 1:
+            raise ValueError(f'ConciergeSettings.rl_people: expected at least 1, found {self.rl_people}')
+        if self.evaluation.people is None:
+            raise ValueError('ConciergeSettings.evaluation.people: expected a number of people, found None')
+        if self.limits.turns > TURNS:
+            raise ValueError(
+                f'ConciergeSettings.limits.turns: expected at most {TURNS}, for which the text of the world and the '
+                f'patience of its stereotypes are made, found {self.limits.turns}'
+            )
+        models = {'assistant': self.assistant.model} | {f'users.{size}': u.model for size, u in self.users.items()}
+        needed = longest_conversation(self.limits)
+        for name, model in models.items():
+            if needed > model.max_positions:
+                raise ValueError(
+                    f'ConciergeSettings.{name}.model.max_positions: expected at least the {needed} tokens that a '
+                    f'conversation of limits may take, found {model.max_positions}'
+                )
+
+
+def longest_conversation(limits: Limits) -> int:
+    """Tokens of a conversation in any view, at most."""
+    return limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens + 2 * AROUND_MESSAGE)
+
+
+class ConciergeScene:
+    """The concierge world as a `Scene`."""
+
+    assistant_stage: str | None = concierge_setup.ASSISTANT_STAGE
+    reward_name = 'satisfaction'
+    people_measure: str | None = PEOPLE
+    rates: Mapping[str, tuple[str, str]] = {
+        'words a message': ('words', 'messages'),
+        'opening attributes': ('opening_attributes', 'conversations'),
+        'typos': ('mistyped', 'values'),
+        'against the intent': ('against_intent', 'statements'),
+        'left': ('left', 'conversations'),
+        'accepted': ('accepted', 'conversations'),
+        'messages': ('messages', 'conversations'),
+    }
+    caution = (
+        'The world is a program with a known answer: it checks the instrument and is no evidence about real people, '
+        'and the gap between simulators partly restates how its stereotypes were written.'
+    )
+
+    def __init__(self, settings: ConciergeSettings, workdir: pathlib.Path) -> None:
+        self.settings = settings
+        self.workdir = workdir
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    @property
+    def compute(self) -> Compute:
+        return self.settings.compute
+
+    @functools.cached_property
+    def chat(self) -> Chat:
+        """The tokenizer that the world's stage left.
+
+        Raises:
+            ConfigError: what a simulator may be told is longer than prompts may be.
+        """
+        chat = sentencepiece_chat(
+            (self.workdir / concierge_setup.WORLD_STAGE / concierge_setup.TOKENIZER_FILE).read_bytes()
+        )
+        texts = (directed(name, intent.text) for intent in all_intents() for name in STEREOTYPES)
+        longest = max((natural_prompt(chat, None, text).tokens for text in texts), key=len)
+        if len(longest) > self.limits.prompt_tokens:
+            raise ConfigError(
+                f'config.limits.prompt_tokens: expected at least {len(longest)}, of the longest that a simulator is '
+                f'told ({chat.decode(longest.tolist())!r}), found {self.limits.prompt_tokens}'
+            )
+        return chat
+
+    def model_configs(self) -> Mapping[str, TransformerConfig]:
+        size = self.settings.corpora.vocabulary + 1  # the terminal token
+        sizes = {settings.size for arm, settings in self.settings.arms.items() if not self.is_people(arm)}
+        users = {f'user model {name}': user.model for name, user in self.settings.users.items() if name in sizes}
+        models = {'assistant': self.settings.assistant.model, **users}
+        return {name: model.transformer_config(size) for name, model in models.items()}
+
+    def check(self) -> None:
+        s, compute = self.settings, self.compute
+        check_xla_flags(compute)
+        own = s.assistant
+        check_fitting('config.assistant.sft', own.sft, own.model.max_positions, compute)
+        for size, user in s.users.items():
+            for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
+                check_fitting(f'config.users.{size}.{name}', fitting, user.model.max_positions, compute)
+        check_rl_steps(s.rl, s.rl_people, compute)
+        check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        for arm in s.arms:
+            self.simulator_identity(arm)
+
+    def identity(self) -> Mapping[str, Any]:
+        compute = self.compute
+        return {
+            'world': self.settings.world,
+            'limits': self.limits,
+            'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
+        }
+
+    def inputs(self) -> Mapping[str, pathlib.Path]:
+        return {'world': self.workdir / concierge_setup.WORLD_STAGE}
+
+    def setup(self) -> list[Stage]:
+        s = self.settings
+        trained = [settings for settings in s.arms.values() if settings.simulator != PEOPLE]
+        sizes = dict.fromkeys(settings.size for settings in trained)
+        return [
+            self._world(),
+            self._assistant(),
+            *(self._base_user(size) for size in sizes),
+            self._logs(),
+            *(
+                self._fine_tuned(arm, seed)
+                for seed in s.seeds
+                for arm, settings in s.arms.items()
+                if settings.simulator == 'fine_tuned'
+            ),
+        ]
+
+    def _stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
+    ) -> Stage:
+        folders = {key: self.workdir / stage for key, stage in inputs.items()}
+        return Stage(name, {**self.identity(), **settings}, {**self.inputs(), **folders}, run, self.check)
+
+    def _world(self) -> Stage:
+        world, c = self.settings.world, self.settings.corpora
+        corpora = {
+            'vocabulary': c.vocabulary,
+            'assistant': c.assistant,
+            'base_user': c.base_user,
+            'held_out': c.held_out,
+        }
+
+        def run(folder: pathlib.Path) -> None:
+            concierge_setup.make_world(folder, world=world, **corpora)
+
+        return Stage(concierge_setup.WORLD_STAGE, {'world': world, 'corpora': corpora}, {}, run, self.check)
+
+    def _assistant(self) -> Stage:
+        own = self.settings.assistant
+
+        def run(folder: pathlib.Path) -> None:
+            concierge_setup.fit_assistant(folder, own.model, own.sft, self._fitting())
+
+        return self._stage(concierge_setup.ASSISTANT_STAGE, {'assistant': own}, {}, run)
+
+    def _base_user(self, size: str) -> Stage:
+        user = self.settings.users[size]
+
+        def run(folder: pathlib.Path) -> None:
+            concierge_setup.fit_base_user(folder, user.model, user.base, self._fitting())
+
+        return self._stage(concierge_setup.base_user_stage(size), {'model': user.model, 'base': user.base}, {}, run)
+
+    def _logs(self) -> Stage:
+        corpora = self.settings.corpora
+
+        def run(folder: pathlib.Path) -> None:
+            concierge_setup.collect_logs(
+                folder,
+                people_agent(self.settings.world, self.limits),
+                self.assistant(self.workdir / concierge_setup.ASSISTANT_STAGE),
+                corpora,
+                world=self.settings.world,
+                chat=self.chat,
+                limits=self.limits,
+                batch_size=self.settings.evaluation.batch_size,
+                mesh=self.compute.mesh.make(),
+            )
+
+        settings = {'logs': corpora.logs, 'held_out': corpora.held_out}
+        return self._stage(concierge_setup.LOGS_STAGE, settings, {'assistant': concierge_setup.ASSISTANT_STAGE}, run)
+
+    def _fine_tuned(self, arm: str, seed: int) -> Stage:
+        size = self.settings.arms[arm].size
+        user, base = self.settings.users[size], concierge_setup.base_user_stage(size)
+
+        def run(folder: pathlib.Path) -> None:
+            config, params = self.load(self.workdir / base, user.model)
+            logs = self.workdir / concierge_setup.LOGS_STAGE
+            concierge_setup.fine_tune_simulator(folder, config, params, user.fine_tuning, self._fitting(), logs, seed)
+
+        settings = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
+        inputs = {'base': base, 'logs': concierge_setup.LOGS_STAGE}
+        return self._stage(concierge_setup.fine_tuned_stage(arm, seed), settings, inputs, run)
+
+    def _fitting(self) -> concierge_setup.Fitting:
+        world = self.workdir / concierge_setup.WORLD_STAGE
+        return concierge_setup.Fitting(world, self.chat, self.compute, self.settings.corpora.held_out)
+
+    def load(self, stage: pathlib.Path, model: RandomModel) -> tuple[TransformerConfig, Params]:
+        """The parameters that a stage left."""
+        config = model.transformer_config(self.chat.size)
+        return config, load_params(stage, config, self.compute.mesh.make())
+
+    def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
+        """A model as an assistant. It sees what is said and nothing else, and is sampled as it is."""
+        assert stage is not None  # every assistant of this world is trained
+        return assistant(
+            self.chat,
+            *self.load(stage, self.settings.assistant.model),
+            self.compute.sampling,
+            max_new_tokens=self.limits.assistant_tokens,
+            sampling=Sampling(),
+        )
+
+    def simulator(self, arm: str, seed: int) -> Agent:
+        """People themselves; or a user model. All are told the intent; what else they are told is the arm."""
+        settings = self.settings.arms[arm]
+        if settings.simulator == PEOPLE:
+            return people_agent(self.settings.world, self.limits)
+        if is_own(settings.simulator):
+            return own_simulator(f'config.arms.{arm}.simulator', settings.simulator, self)
+        stage = self.simulator_inputs(arm, seed)['simulator']
+        return fine_tuned(
+            self.chat,
+            *self.load(stage, self.settings.users[settings.size].model),
+            self.compute.sampling,
+            max_new_tokens=self.limits.user_tokens,
+            settings=FineTunedSettings(Sampling()),
+            system=TOLD[settings.simulator],
+        )
+
+    def simulator_identity(self, arm: str) -> Mapping[str, Any]:
+        simulator = self.settings.arms[arm].simulator
+        if is_own(simulator):
+            return own_identity(f'config.arms.{arm}.simulator', simulator)
+        if simulator == PEOPLE:
+            return {'simulator': simulator}
+        return {'simulator': simulator, 'told': fingerprint(TOLD[simulator])}
+
+    def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
+        settings = self.settings.arms[arm]
+        if settings.simulator == PEOPLE:
+            return {}
+        stage = concierge_setup.base_user_stage(settings.size)
+        if settings.simulator == 'fine_tuned':
+            stage = concierge_setup.fine_tuned_stage(arm, seed)
+        return {'simulator': self.workdir / stage}
+
+    def simulator_per_seed(self, arm: str) -> bool:
+        return self.settings.arms[arm].simulator == 'fine_tuned'
+
+    def arm_kind(self, arm: str) -> str:
+        return self.settings.arms[arm].simulator
+
+    def is_people(self, arm: str) -> bool:
+        return self.settings.arms[arm].simulator == PEOPLE
+
+    def user_model(self) -> tuple[TransformerConfig, Params]:
+        """The user model of the usual size that knows stereotypes; its system text is 'NAME: INTENT'."""
+        usual = concierge_setup.USUAL_SIZE
+        return self.load(self.workdir / concierge_setup.base_user_stage(usual), self.settings.users[usual].model)
+
+    def training_examples(self) -> list[Example]:
+        return people_examples(self.settings.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + self.settings.rl_people))
+
+    def held_out_examples(self, numbers: range | None) -> list[Example]:
+        assert numbers is not None  # there is no end of people
+        return people_examples(self.settings.world, 'test', numbers)
+
+    def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
+        return satisfaction(self.chat, examples)
+
+    def reward_inputs(self) -> Mapping[str, pathlib.Path]:
+        return {}
+
+    def outcomes(
+        self, examples: Sequence[Example], batch: Trajectories
+    ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
+        return outcomes(self.chat, examples, batch)
+
+    def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            'example': example.id,
+            'intent': example.intent,
+            'traits': dataclasses.asdict(person_of(self.settings.world, example.id).traits),
+            'messages': [{'role': role, 'content': text} for role, text in spoken(row)],
+        }
+
+    def measures(self) -> Mapping[str, Measure]:
+        def meet(assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:
+            user = people_agent(self.settings.world, self.limits)
+            return work.conversations_with(
+                user, assistant, examples, self, name=PEOPLE, step=EVALUATION_STEP, shown=shown
+            )
+
+        return {
+            PEOPLE: Measure(
+                run=meet,
+                identity={},
+                inputs={},
+                prefer=vote,
+                words=MeasureWords(
+                    title='Satisfaction of new people', score='satisfaction', unit='people', about=SATISFACTION
+                ),
+            )
+        }
+
+    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
+        """What people, held out, said to the initial assistant, under the simulator's own system text.
+
+        Rows are as long as conversations may be, so that the same tokens count whatever a simulator is told.
+        """
+        logs, _ = read_conversations(self.workdir / concierge_setup.LOGS_STAGE / concierge_setup.HELD_OUT_LOGS)
+        length = longest_conversation(self.limits)
+        rows, _ = user_rows(
+            logs, self.chat, length, system=lambda log: told(simulator, log_example(log)), openings='trained'
+        )
+        return rows, (length,)
+
+    def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
+        return {'logs': self.workdir / concierge_setup.LOGS_STAGE}

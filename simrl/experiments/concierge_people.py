@@ -1,0 +1,133 @@
+"""People of the concierge world in an experiment: who wants what, people as an agent, what conversations were worth."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.chat import TERMINAL_TEXT, Chat
+from simrl.conversations.records import Conversation, End, Example, Message
+from simrl.models import placement
+from simrl.rewards.rewards import Rewards
+from simrl.rollouts.agents import HostAgent, HostConversation, Limits, Reply
+from simrl.rollouts.state import EndReason, example_hash
+from simrl.rollouts.trajectories import Trajectories, transcripts
+from simrl.simulators.fine_tuned import told_intent
+from simrl.worlds.concierge.language import Intent
+from simrl.worlds.concierge.outcomes import outcome_of, user_statistics
+from simrl.worlds.concierge.people import World, person, person_of
+from simrl.worlds.concierge.replies import speak
+from simrl.worlds.concierge.scripted import SOURCE
+
+ROLES = ('assistant', 'user')
+
+
+def log_example(log: Conversation) -> Example:
+    """What a logged conversation started from."""
+    return Example(log.id, None, log.intent, example_hash(log.id), log.source, log.split)
+
+
+def log_of(example: Example, row: Mapping[str, Any]) -> Conversation:
+    """A conversation of `transcripts` as a collection would keep it, with the intent of who had it."""
+    turns = tuple(Message(role, text) for role, text in spoken(row))  # type: ignore[arg-type]
+    cut = [dataclasses.replace(t, truncated=m['truncated']) for t, m in zip(turns, row['messages'], strict=True)]
+    end: End = 'natural' if ended(row) else 'cut'
+    return Conversation(example.id, example.source, example.split, tuple(cut), end, example.intent)
+
+
+def people_examples(world: World, split: str, numbers: Iterable[int]) -> list[Example]:
+    """What conversations of these people start from. The user opens, whoever plays it."""
+    people = [person(world, split, number) for number in numbers]
+    return [Example(p.id, None, p.intent.text, example_hash(p.id), SOURCE, split) for p in people]
+
+
+def people_agent(world: World, limits: Limits) -> HostAgent:
+    """The people themselves: each conversation is with the person whose id the example has."""
+    person_called = functools.cache(functools.partial(person_of, world))
+
+    def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
+        replies = []
+        for conversation, seed in zip(conversations, seeds.tolist(), strict=True):
+            heard = [text for role, text in conversation.messages if role == 'assistant']
+            said = speak(person_called(conversation.example.id), heard, seed)
+            replies.append(Reply(said.text, ends=said.end is not None))
+        return replies
+
+    return HostAgent(reply, max_new_tokens=limits.user_tokens)
+
+
+def intent_of(example: Example) -> Intent:
+    return Intent.from_text(told_intent(example))
+
+
+def spoken(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a person would read of a conversation of `transcripts`: (role, text), stop sequences left out."""
+    return [(m['role'], m['content'].replace(TERMINAL_TEXT, '').strip()) for m in row['messages']]
+
+
+def ended(row: Mapping[str, Any]) -> bool:
+    """Whether the user ended a conversation of `transcripts`."""
+    return row['end_reason'] == EndReason.SIGNAL.name.lower()
+
+
+def satisfaction(chat: Chat, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
+    """The reward of every arm: satisfaction, a function of intent and transcript alone.
+
+    Raises:
+        ValueError: two examples have the same hash, by which rows name them.
+    """
+    intents = {example_hash(e.id): intent_of(e) for e in examples}
+    if len(intents) < len(examples):
+        raise ValueError(f'expected {len(examples)} examples with hashes of their own, found {len(intents)} hashes')
+
+    def score(batch: Trajectories) -> Rewards:
+        ids = np.asarray(placement.to_host(batch.example_id)).tolist()
+        rows = transcripts(batch, chat.decode)
+        outcomes = [outcome_of(intents[i], spoken(row), ended(row)) for i, row in zip(ids, rows, strict=True)]
+
+        def column(values: Sequence[float]) -> jax.Array:
+            return jnp.asarray(np.array(values, np.float32))
+
+        return Rewards(
+            value=column([o.satisfaction for o in outcomes]),
+            valid=jnp.ones(len(rows), bool),
+            parts={
+                'share_met': column([o.share_met for o in outcomes]),
+                'left': column([o.left for o in outcomes]),
+            },
+            cause=jnp.zeros(len(rows), jnp.int32),
+        )
+
+    return score
+
+
+def outcomes(
+    chat: Chat, examples: Sequence[Example], batch: Trajectories
+) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
+    """What each conversation was worth to whoever had it, in columns (see `Scene.outcomes`), and counts."""
+    rows = transcripts(batch, chat.decode)[: len(examples)]
+    total: collections.Counter[str] = collections.Counter(conversations=len(rows))
+    columns: dict[str, list[Any]] = {}
+    for example, row in zip(examples, rows, strict=True):
+        intent, messages, natural = intent_of(example), spoken(row), ended(row)
+        outcome = dataclasses.asdict(outcome_of(intent, messages, natural))
+        accepted, left = outcome.pop('accepted'), outcome.pop('left')
+        cut = {role: sum(m['truncated'] for m in row['messages'] if m['role'] == role) for role in ROLES}
+        found = {
+            'example': example.id,
+            'cluster': example.id,
+            'score': outcome.pop('satisfaction'),
+            'end': 'accepted' if accepted else 'left' if left else 'turns',
+            'truncated': cut['assistant'],
+            'user_truncated': cut['user'],
+            **outcome,
+        }
+        for name, value in found.items():
+            columns.setdefault(name, []).append(value)
+        total.update(dataclasses.asdict(user_statistics(intent, messages, natural)))
+    return columns, dict(total)

@@ -1,0 +1,69 @@
+"""What a stage leaves in its folder for later stages and for the report.
+
+`params/` holds a whole model, with adapters merged: who reads a stage need not know how it was trained. `result.json`
+holds what is reported; `metrics.jsonl` is what its training logged (see `training.loop`).
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from simrl.models import sharding, transformer
+from simrl.models.checkpoint import Checkpoints
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.run import config as config_lib
+
+PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
+
+
+def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+    """Writes a stage's `result.json`."""
+    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n')
+
+
+def read_result(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads a stage's `result.json`."""
+    content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+    return content
+
+
+def save_params(folder: pathlib.Path, params: Params) -> None:
+    """Writes a stage's final parameters, unless a killed process already did."""
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        if not checkpoints.steps:
+            checkpoints.save(0, params, {})
+
+
+def load_params(
+    folder: pathlib.Path,
+    config: TransformerConfig,
+    mesh: Mesh,
+    *,
+    heads: Sequence[str] = (),
+    rules: sharding.Rules = sharding.SAMPLING_RULES,
+) -> Params:
+    """Reads a stage's parameters, float32, straight into the shards of `rules`.
+
+    Raises:
+        FileNotFoundError: the stage is not finished.
+    """
+    shapes = jax.eval_shape(
+        lambda key: transformer.init_params(key, config) | {head: transformer.init_head(config) for head in heads},
+        jax.random.key(0),
+    )
+    shardings = sharding.param_shardings(config, mesh, rules, heads)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
+        restored = checkpoints.restore(like)
+    if restored is None:
+        raise FileNotFoundError(f'{folder}: expected a finished stage with {PARAMS_FOLDER}/, found none')
+    return restored[1]
+
+
+def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads what a stage's training logged, in the order of its steps."""
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]

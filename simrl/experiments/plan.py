@@ -1,0 +1,179 @@
+"""One experiment, whatever its scene: one assistant per simulator and training seed, all else equal, then compared.
+
+`plan` reads as the experiment does:
+1. The scene's own stages: data, fine-tuning, reward models.
+2. rl/ARM/seed-K: for each arm and seed an assistant is RL-trained against that arm's simulator.
+3. MEASURE/ASSISTANT/block-I: each assistant on the scene's measures, on people that no simulator saw.
+4. matrix/ASSISTANT/SIMULATOR: each assistant with each simulator.
+5. likelihood/SIMULATOR: how well each simulator predicts what people said.
+
+Stages talk through the run directory alone, so arms, seeds and people can be added later. Listing them loads no model.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from simrl.experiments import work
+from simrl.experiments.scene import Measure, Scene
+from simrl.experiments.settings import INITIAL
+from simrl.run.stages import Stage
+
+MATRIX, LIKELIHOOD = 'matrix', 'likelihood'
+Work = Callable[[pathlib.Path], None]
+
+
+def rl_stage(arm: str, seed: int) -> str:
+    return f'rl/{arm}/seed-{seed}'
+
+
+def measure_stage(measure: str, assistant: str, block: int) -> str:
+    return f'{measure}/{assistant}/block-{block}'
+
+
+def matrix_stage(assistant: str, simulator: str) -> str:
+    return f'{MATRIX}/{assistant}/{simulator}'
+
+
+def likelihood_stage(simulator: str) -> str:
+    return f'{LIKELIHOOD}/{simulator}'
+
+
+def runs(scene: Scene) -> Iterator[tuple[str, int]]:
+    """Every arm and training seed."""
+    for seed in scene.settings.seeds:
+        for arm in scene.settings.arms:
+            yield arm, seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Assistant:
+    """An assistant that is measured.
+
+    Attributes:
+        stage: the stage that left it; None where it is the pretrained model itself.
+        seed: its training seed; None for the initial assistant.
+    """
+
+    stage: str | None
+    seed: int | None
+
+
+def assistants(scene: Scene) -> dict[str, Assistant]:
+    """Every assistant by name, the initial one first."""
+    trained = {f'{arm}/seed-{seed}': Assistant(rl_stage(arm, seed), seed) for arm, seed in runs(scene)}
+    return {INITIAL: Assistant(scene.assistant_stage, None), **trained}
+
+
+def simulators(scene: Scene) -> dict[str, tuple[str, int]]:
+    """Every simulator's name, with an arm and a seed that has it; people are none."""
+    return {simulator_name(scene, arm, seed): (arm, seed) for arm, seed in runs(scene) if not scene.is_people(arm)}
+
+
+def simulator_name(scene: Scene, arm: str, seed: int) -> str:
+    return f'{arm}/seed-{seed}' if scene.simulator_per_seed(arm) else arm
+
+
+def simulators_met(scene: Scene, seed: int | None) -> dict[str, tuple[str, int]]:
+    """The simulators that an assistant of a training seed meets; None: the initial assistant, which meets all."""
+    if seed is None:
+        return simulators(scene)
+    arms = [arm for arm in scene.settings.arms if not scene.is_people(arm)]
+    return {simulator_name(scene, arm, seed): (arm, seed) for arm in arms}
+
+
+def plan(scene: Scene) -> list[Stage]:
+    """All stages; each comes after those that it reads."""
+    return [
+        *scene.setup(),
+        *(_train(scene, arm, seed) for arm, seed in runs(scene)),
+        *(
+            _measure(scene, name, measure, assistant, block)
+            for assistant in assistants(scene)
+            for name, measure in scene.measures().items()
+            for block in range(len(scene.settings.evaluation.blocks()))
+        ),
+        *(
+            _meet(scene, assistant, simulator, *of)
+            for assistant, of_assistant in assistants(scene).items()
+            for simulator, of in simulators_met(scene, of_assistant.seed).items()
+        ),
+        *(_likelihood(scene, simulator, *of) for simulator, of in simulators(scene).items()),
+    ]
+
+
+def _stage(
+    scene: Scene, name: str, settings: Mapping[str, Any], inputs: Mapping[str, pathlib.Path], run: Work
+) -> Stage:
+    """A stage in which agents talk."""
+    return Stage(name, {**scene.identity(), **settings}, {**scene.inputs(), **inputs}, run, scene.check)
+
+
+def _assistant_input(scene: Scene, assistant: str) -> dict[str, pathlib.Path]:
+    stage = assistants(scene)[assistant].stage
+    return {} if stage is None else {'assistant': scene.workdir / stage}
+
+
+def _train(scene: Scene, arm: str, seed: int) -> Stage:
+    settings = scene.settings
+    identity = {
+        **scene.simulator_identity(arm),
+        'rl': settings.rl,
+        'seed': seed,
+        'log_every': settings.compute.loop.log_every,  # decides which steps the curves have
+    }
+    inputs = {
+        **_assistant_input(scene, INITIAL),
+        **scene.reward_inputs(),
+        **scene.simulator_inputs(arm, seed),
+    }
+    run = functools.partial(work.train_arm, scene=scene, arm=arm, seed=seed)
+    return _stage(scene, rl_stage(arm, seed), identity, inputs, run)
+
+
+def _measure(scene: Scene, name: str, measure: Measure, assistant: str, block: int) -> Stage:
+    settings = scene.settings.evaluation
+    numbers, shown = settings.blocks()[block], settings.shown if block == 0 else 0
+    people = None if numbers is None else [numbers.start, numbers.stop]
+    run = functools.partial(
+        work.measure_assistant,
+        scene=scene,
+        measure=measure,
+        stage=assistants(scene)[assistant].stage,
+        numbers=numbers,
+        shown=shown,
+    )
+    return _stage(
+        scene,
+        measure_stage(name, assistant, block),
+        {**measure.identity, 'people': people, 'seed': settings.seed, 'shown': shown},
+        {**_assistant_input(scene, assistant), **measure.inputs},
+        run,
+    )
+
+
+def _meet(scene: Scene, assistant: str, simulator: str, arm: str, seed: int) -> Stage:
+    settings = scene.settings.evaluation
+    run = functools.partial(
+        work.meet_simulator, scene=scene, stage=assistants(scene)[assistant].stage, arm=arm, seed=seed
+    )
+    return _stage(
+        scene,
+        matrix_stage(assistant, simulator),
+        {**scene.simulator_identity(arm), 'conversations': settings.matrix, 'seed': settings.seed},
+        {**_assistant_input(scene, assistant), **scene.reward_inputs(), **scene.simulator_inputs(arm, seed)},
+        run,
+    )
+
+
+def _likelihood(scene: Scene, simulator: str, arm: str, seed: int) -> Stage:
+    run = functools.partial(work.measure_likelihood, scene=scene, arm=arm, seed=seed)
+    return _stage(
+        scene,
+        likelihood_stage(simulator),
+        scene.simulator_identity(arm),
+        {**scene.likelihood_inputs(), **scene.simulator_inputs(arm, seed)},
+        run,
+    )

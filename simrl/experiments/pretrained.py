@@ -1,0 +1,593 @@
+"""Pretrained models on people's conversations as a scene.
+
+1. sft/ARM: a user simulator is fine-tuned on people's turns, for each arm that has a fine-tuned one.
+2. reward_model/train and reward_model/held_out: two reward models are trained on disjoint choices of people.
+3. reward_model/scale: the initial assistant's replies give the reward its zero and unit.
+4. All assistants answer the same held-out openings; the held-out reward model compares them with the initial one.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simrl.conversations.chat import Chat
+from simrl.conversations.records import Example, example_of
+from simrl.conversations.views import Rendered, user_rows
+from simrl.evaluation.results import MeasureWords
+from simrl.evaluation.win_rate import prefer_higher
+from simrl.experiments import checks, fitting, sources
+from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
+from simrl.experiments.outputs import load_params, read_result, save_result
+from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator, told
+from simrl.experiments.settings import Compute, ExperimentSettings
+from simrl.experiments.sources import Data, DataSettings, Model, ModelSettings, subsample
+from simrl.models import placement
+from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
+from simrl.rewards.rewards import Rewards
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only
+from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.token_sampling import Sampling
+from simrl.rollouts.trajectories import Trajectories, transcripts
+from simrl.run.config import ConfigError
+from simrl.run.stages import Stage
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
+from simrl.simulators.role_play import RolePlaySettings, role_play
+
+REWARD_STAGE, HELD_OUT_STAGE, SCALE_STAGE = 'reward_model/train', 'reward_model/held_out', 'reward_model/scale'
+HELD_OUT_REWARD_MODEL = 'held_out_reward_model'
+KINDS = ('role_play', 'fine_tuned')
+Dtype = Literal['float32', 'bfloat16']
+REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversations: no training run draws these numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationSettings:
+    """How conversations are held: the same for every arm, whichever simulator it trains against."""
+
+    limits: Limits
+    assistant: Sampling = Sampling()
+    role_play: RolePlaySettings = RolePlaySettings()
+    fine_tuned: FineTunedSettings = FineTunedSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedSimulator:
+    """The simulator of an arm."""
+
+    simulator: str  # role_play, fine_tuned, or your own as 'module:function'
+    model: ModelSettings | None = None  # None: the assistant's. It shares the assistant's tokenizer and template
+    dtype: Dtype | None = None  # of its weights and sampling; None: that of compute.sampling
+    instructions: str | None = None  # of a role-playing one; None: conversation.role_play.instructions
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplySettings:
+    """How the initial assistant's single replies to training openings are sampled."""
+
+    openings: int | None = None  # chosen by seed; None: all that fit
+    batch_size: int = 64  # replies sampled at once
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.openings is not None and self.openings < 2:
+            raise ValueError(f'ReplySettings.openings: expected at least 2, or None, found {self.openings}')
+        if self.batch_size < 1:
+            raise ValueError(f'ReplySettings.batch_size: expected at least 1, found {self.batch_size}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedSettings(ExperimentSettings):
+    """The whole experiment on a pretrained model and people's conversations."""
+
+    scene: Literal['pretrained'] = 'pretrained'
+    model: ModelSettings
+    data: DataSettings
+    user_sft: UserSFTSettings
+    reward_model: RewardModelSettings  # gives the reward
+    held_out_reward_model: RewardModelSettings  # compares the assistants; it reads the other half of people's choices
+    conversation: ConversationSettings
+    arms: dict[str, PretrainedSimulator]
+    scale: ReplySettings  # the replies that give the reward its zero and unit
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for arm, settings in self.arms.items():
+            where = f'PretrainedSettings.arms.{arm}'
+            if settings.simulator not in KINDS and not is_own(settings.simulator):
+                raise ValueError(
+                    f"{where}.simulator: expected one of {', '.join(KINDS)} or 'module:function', "
+                    f'found {settings.simulator!r}'
+                )
+            if settings.instructions is not None:
+                if settings.simulator != 'role_play':
+                    raise ValueError(f'{where}.instructions: expected None for {settings.simulator}, found some')
+                try:
+                    self.role_play(arm)
+                except ValueError as error:
+                    raise ValueError(f'{where}.instructions: {error}') from error
+        halves = self.reward_model.half, self.held_out_reward_model.half
+        if 'both' in halves or halves[0] == halves[1]:
+            raise ValueError(
+                f'PretrainedSettings.held_out_reward_model.half: expected the half that reward_model.half={halves[0]} '
+                f'is not, found {halves[1]}'
+            )
+
+    def role_play(self, arm: str) -> RolePlaySettings:
+        """How an arm's role-playing simulator is asked."""
+        usual, instructions = self.conversation.role_play, self.arms[arm].instructions
+        return usual if instructions is None else dataclasses.replace(usual, instructions=instructions)
+
+
+class PretrainedScene:
+    """Pretrained models on people's conversations as a `Scene`."""
+
+    assistant_stage: str | None = None
+    reward_name = 'reward'
+    people_measure: str | None = None
+    rates: Mapping[str, tuple[str, str]] = {}
+    caution = (
+        'A reward model stands for people here: what it prefers is not what people prefer. A small one that compares '
+        'few replies of a small model checks the pipeline and is no evidence about simulators.'
+    )
+
+    def __init__(self, settings: PretrainedSettings, workdir: pathlib.Path) -> None:
+        self.settings = settings
+        self.workdir = workdir
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.conversation.limits
+
+    @property
+    def compute(self) -> Compute:
+        return self.settings.compute
+
+    @property
+    def chat(self) -> Chat:
+        return self.model.chat
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The assistant's model, without its weights."""
+        return _opened('config.model', self.settings.model)
+
+    @functools.cached_property
+    def data(self) -> Data:
+        try:
+            return sources.read(self.settings.data)
+        except ValueError as error:
+            raise ConfigError(f'config.data: {error}') from error
+
+    def simulator_model(self, arm: str) -> Model:
+        """The model of an arm's simulator, without its weights."""
+        own = self.settings.arms[arm].model
+        if own is None:
+            return self.model
+        field = f'config.arms.{arm}.model'
+        model = _opened(field, own)
+        if model.tokenizer.get_vocab() != self.model.tokenizer.get_vocab():
+            raise ConfigError(
+                f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
+                f'token ids'
+            )
+        return model
+
+    # Checks: what shows only once config, tokenizer and data are there.
+
+    @functools.cached_property
+    def _checked(self) -> bool:
+        s, model, compute = self.settings, self.model, self.compute
+        checks.check_xla_flags(compute)
+        if any(settings.simulator == 'fine_tuned' for settings in s.arms.values()):
+            checks.check_user_sft('config.user_sft', s.user_sft, model, self.data, compute)
+        for field in ('reward_model', 'held_out_reward_model'):
+            checks.check_reward_model(f'config.{field}', getattr(s, field), model, self.data, compute)
+        training, held_out = len(self._openings('train')), len(self._openings('test'))
+        checks.check_rl_steps(s.rl, training, compute)
+        found = training if s.scale.openings is None else min(training, s.scale.openings)
+        if found < 2:
+            raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
+        checks.check_split('config.scale.batch_size', s.scale.batch_size, compute)
+        checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        wanted = s.evaluation.people
+        if held_out < (wanted or 1):
+            raise ConfigError(f'config.evaluation.people: expected at most the {held_out} that fit, found {wanted}')
+        for arm in s.arms:
+            self._check_arm(arm)
+        return True
+
+    def model_configs(self) -> Mapping[str, TransformerConfig]:
+        own = {arm: self.simulator_model(arm) for arm, settings in self.settings.arms.items() if settings.model}
+        return {'assistant': self.model.config, **{f'simulator {arm}': model.config for arm, model in own.items()}}
+
+    def check(self) -> None:
+        assert self._checked
+
+    def _check_arm(self, arm: str) -> None:
+        """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
+        self.simulator_identity(arm)
+        if is_own(self.settings.arms[arm].simulator):
+            return
+        field = f'config.arms.{arm}'
+        try:
+            agent = self._simulator_of(arm, {})
+            checks.check_agents(agent, self._assistant_of({}), self.limits)
+        except ValueError as error:
+            raise ConfigError(f'{field}: {error}') from error
+        for split in ('train', 'test'):
+            for example in self._openings(split):
+                found = len(agent.prompt(example).tokens)
+                if found > self.limits.prompt_tokens:
+                    raise ConfigError(
+                        f'{field}: its prompt for example {example.id} has {found} tokens, expected at most '
+                        f'config.conversation.limits.prompt_tokens={self.limits.prompt_tokens}'
+                    )
+
+    def _openings(self, split: str) -> list[Example]:
+        return self._openings_by_split(split)
+
+    @functools.cache  # noqa: B019  (a scene lives as long as its process)
+    def _openings_by_split(self, split: str) -> list[Example]:
+        """The openings that fit into the prompts of the assistant and of the usual simulators; prints how many do not.
+
+        All arms start from the same people, those that are added later as well. So it is not this run's arms that
+        decide, but the simulators of `conversation`; an arm with a longer prompt is refused.
+        """
+        c, size = self.settings.conversation, self.limits.prompt_tokens
+        usual = [self._assistant_of({}), self._fine_tuned({}, self.model, None)]
+        if self.chat.system_header is not None:
+            usual.append(self._role_play({}, self.model, None, c.role_play))
+        examples = [example_of(conversation) for conversation in self.data.conversations_of(split)]
+
+        def fits(example: Example) -> bool:
+            opening = len(self.chat.encode(example.opening or ''))
+            return max(opening, *(len(agent.prompt(example).tokens) for agent in usual)) <= size
+
+        kept = [example for example in examples if fits(example)]
+        if not kept:
+            raise ConfigError(
+                f'config.conversation.limits.prompt_tokens: expected room for at least one opening of the split '
+                f'{split!r}, found that none of {len(examples)} fits into {size} tokens'
+            )
+        dropped = len(examples) - len(kept)
+        print(f'openings ({split}): {len(kept)}; with a prompt of over {size} tokens: {dropped}', flush=True)
+        return kept
+
+    # Stages before the first arm.
+
+    def identity(self) -> Mapping[str, Any]:
+        compute = self.compute
+        return {
+            'model': sources.model_identity(self.settings.model),
+            'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
+        }
+
+    def inputs(self) -> Mapping[str, pathlib.Path]:
+        """The files that stages read: a hub's model is named in the identity, not hashed."""
+        data, source = self.settings.data, sources.local_source(self.settings.model)
+        files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
+        return files | ({} if source is None else {'model': source})
+
+    def setup(self) -> list[Stage]:
+        s = self.settings
+        return [
+            *(self._fine_tune(arm) for arm, own in s.arms.items() if own.simulator == 'fine_tuned'),
+            self._reward_model(REWARD_STAGE, s.reward_model),
+            self._reward_model(HELD_OUT_STAGE, s.held_out_reward_model),
+            self._scale(),
+        ]
+
+    def _stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, pathlib.Path],
+        run: Callable[[pathlib.Path], None],
+    ) -> Stage:
+        return Stage(name, {**self.identity(), **settings}, {**self.inputs(), **inputs}, run, self.check)
+
+    def _fine_tune(self, arm: str) -> Stage:
+        s = self.settings
+
+        def run(folder: pathlib.Path) -> None:
+            model = self.simulator_model(arm)
+            fitting.fine_tune_user(folder, model, self.data, s.user_sft, self.compute)
+
+        return self._stage(sft_stage(arm), {**self._model_identity(arm), 'user_sft': s.user_sft}, {}, run)
+
+    def _reward_model(self, name: str, settings: RewardModelSettings) -> Stage:
+        def run(folder: pathlib.Path) -> None:
+            fitting.fit_reward_model(folder, self.model, self.data, settings, self.compute)
+
+        return self._stage(name, {'reward_model': settings}, {}, run)
+
+    def _scale(self) -> Stage:
+        s = self.settings
+        identity = {'conversation': s.conversation, 'scale': s.scale}
+        return self._stage(SCALE_STAGE, identity, {'reward_model': self.workdir / REWARD_STAGE}, self._measure_scale)
+
+    def _measure_scale(self, folder: pathlib.Path) -> None:
+        """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
+        settings = self.settings.scale
+        examples = subsample(self._openings('train'), settings.openings, settings.seed)
+        batches = self._scored_replies(self.assistant(None), examples, REWARD_STAGE, settings.batch_size, settings.seed)
+        scores = np.concatenate([score for _, _, score in batches])
+        spread = float(np.std(scores, ddof=1))
+        if not spread > 0:
+            raise ValueError(f'{folder}: the reward model gives all {len(scores)} replies the same score: no scale')
+        mean = float(np.mean(scores))
+        save_result(folder, {'mean': mean, 'std': spread, 'replies': len(scores)})
+
+    # Agents.
+
+    def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
+        return self._assistant_of(self._params(stage, self.model))
+
+    def simulator(self, arm: str, seed: int) -> Agent:
+        simulator = self.settings.arms[arm].simulator
+        if is_own(simulator):
+            return own_simulator(f'config.arms.{arm}.simulator', simulator, self)
+        stage = self.simulator_inputs(arm, seed).get('simulator')
+        return self._simulator_of(arm, self._params(stage, self.simulator_model(arm)))
+
+    def user_model(self) -> tuple[TransformerConfig, Params]:
+        """The pretrained model itself."""
+        return self.model.config, self._params(None, self.model)
+
+    def _params(self, stage: pathlib.Path | None, model: Model) -> Params:
+        """What a stage left; None: the model's own, in the shards of training."""
+        mesh = self.compute.mesh.make()
+        return model.load_params(mesh) if stage is None else load_params(stage, model.config, mesh)
+
+    def _assistant_of(self, params: Params) -> ModelAgent:
+        """The model as an assistant: the template's default system text, and the opening."""
+        return assistant(
+            self.chat,
+            self.model.config,
+            params,
+            self.compute.sampling,
+            max_new_tokens=self.limits.assistant_tokens,
+            sampling=self.settings.conversation.assistant,
+        )
+
+    def _simulator_of(self, arm: str, params: Params) -> ModelAgent:
+        own, model = self.settings.arms[arm], self.simulator_model(arm)
+        if own.simulator == 'role_play':
+            return self._role_play(params, model, own.dtype, self.settings.role_play(arm))
+        return self._fine_tuned(params, model, own.dtype)
+
+    def _role_play(self, params: Params, model: Model, dtype: Dtype | None, settings: RolePlaySettings) -> ModelAgent:
+        if model.chat.system_header is None:
+            raise ValueError(
+                'role_play: expected a chat template that takes a system text, found one that does not '
+                f'({model.chat.no_system_reason})'
+            )
+        return role_play(
+            model.chat,
+            model.config,
+            params,
+            self._sampling(dtype),
+            max_new_tokens=self.limits.user_tokens,
+            settings=settings,
+        )
+
+    def _fine_tuned(self, params: Params, model: Model, dtype: Dtype | None) -> ModelAgent:
+        return fine_tuned(
+            model.chat,
+            model.config,
+            params,
+            self._sampling(dtype),
+            max_new_tokens=self.limits.user_tokens,
+            settings=self.settings.conversation.fine_tuned,
+        )
+
+    def _sampling(self, dtype: Dtype | None) -> Execution:
+        sampling = self.compute.sampling
+        return sampling if dtype is None else dataclasses.replace(sampling, dtype=dtype)
+
+    def _model_identity(self, arm: str) -> dict[str, Any]:
+        own = self.settings.arms[arm]
+        model = {} if own.model is None else {'simulator_model': sources.model_identity(own.model)}
+        return model | ({} if own.dtype is None else {'simulator_dtype': own.dtype})
+
+    def simulator_identity(self, arm: str) -> Mapping[str, Any]:
+        own, conversation = self.settings.arms[arm], self.settings.conversation
+        common = {'limits': self.limits, 'assistant_sampling': conversation.assistant, **self._model_identity(arm)}
+        if is_own(own.simulator):
+            return common | own_identity(f'config.arms.{arm}.simulator', own.simulator)
+        asked = self.settings.role_play(arm) if own.simulator == 'role_play' else conversation.fine_tuned
+        agent = self._simulator_of(arm, {})
+        return common | {
+            'simulator': own.simulator,
+            'asked': asked,
+            'told': fingerprint(lambda example: told(agent, example)),
+        }
+
+    def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
+        own = self.settings.arms[arm]
+        source = None if own.model is None else sources.local_source(own.model)
+        inputs = {} if source is None else {'simulator_model': source}
+        return inputs | ({'simulator': self.workdir / sft_stage(arm)} if own.simulator == 'fine_tuned' else {})
+
+    def simulator_per_seed(self, arm: str) -> bool:
+        return False
+
+    def arm_kind(self, arm: str) -> str:
+        return self.settings.arms[arm].simulator
+
+    def is_people(self, arm: str) -> bool:
+        return False
+
+    # Examples, rewards and measures.
+
+    def training_examples(self) -> list[Example]:
+        return self._openings('train')
+
+    def held_out_examples(self, numbers: range | None) -> list[Example]:
+        settings = self.settings.evaluation
+        chosen = subsample(self._openings('test'), settings.people, settings.seed)
+        return chosen if numbers is None else chosen[numbers.start : numbers.stop]
+
+    def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
+        """The mean over a conversation's replies of the reward model's standardised scores."""
+        params, measured = self._reward_params(REWARD_STAGE), read_result(self.workdir / SCALE_STAGE)
+        scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
+        algorithm = self.settings.rl.algorithm
+
+        def score(batch: Trajectories) -> Rewards:
+            scores = score_conversations(
+                params,
+                batch,
+                config=self.model.config,
+                execution=self.compute.training,
+                frame=frame_of(self.chat),
+                later_tokens=max(self.limits.assistant_tokens, self.limits.user_tokens),
+                num_microbatches=algorithm.minibatches * algorithm.microbatches,
+            )
+            return conversation_rewards(*scores, batch.end_reason, scale)
+
+        return score
+
+    def reward_inputs(self) -> Mapping[str, pathlib.Path]:
+        return {'reward_model': self.workdir / REWARD_STAGE, 'scale': self.workdir / SCALE_STAGE}
+
+    def outcomes(
+        self, examples: Sequence[Example], batch: Trajectories
+    ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
+        rewards = placement.to_host(self._reward(batch))
+        return self._columns(examples, batch, rewards.value, rewards.valid), {}
+
+    @functools.cached_property
+    def _reward(self) -> Callable[[Trajectories], Rewards]:
+        return self.reward(())
+
+    def _columns(
+        self, examples: Sequence[Example], batch: Trajectories, score: np.ndarray, valid: np.ndarray
+    ) -> dict[str, list[Any]]:
+        """Columns of the first rows of a batch, those of the examples."""
+        rows = transcripts(batch, self.chat.decode)[: len(examples)]
+        for example, judged in zip(examples, valid, strict=False):
+            if not judged:
+                raise RuntimeError(f'example {example.id}: expected a reply to score, found a conversation without one')
+        said = [[m for m in row['messages'] if m['role'] == role] for role in ('assistant', 'user') for row in rows]
+        assistant, user = said[: len(rows)], said[len(rows) :]
+        return {
+            'example': [example.id for example in examples],
+            'cluster': [example.opening for example in examples],
+            'score': [float(value) for value in score[: len(rows)]],
+            'end': [row['end_reason'] for row in rows],
+            'assistant_turns': [len(messages) for messages in assistant],
+            'truncated': [sum(message['truncated'] for message in messages) for messages in assistant],
+            'user_truncated': [sum(message['truncated'] for message in messages) for messages in user],
+        }
+
+    def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
+        messages = [{'role': m['role'], 'content': m['content']} for m in row['messages']]
+        return {'example': example.id, 'intent': example.intent, 'traits': {}, 'messages': messages}
+
+    def _measure_replies(self, assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:
+        """`result.json` of the held-out reward model's scores of single replies."""
+        settings = self.settings.evaluation
+        columns: dict[str, list[Any]] = {}
+        talks = []
+        for chosen, batch, score in self._scored_replies(
+            assistant, examples, HELD_OUT_STAGE, settings.batch_size, settings.seed
+        ):
+            for name, values in self._columns(chosen, batch, score, np.ones(len(score), bool)).items():
+                columns.setdefault(name, []).extend(values)
+            rows = transcripts(batch, self.chat.decode)[: len(chosen)]
+            talks += [self.shown(*pair) for pair in zip(chosen, rows, strict=True)]
+        return {'outcomes': columns, 'statistics': {}, 'shown': talks[:shown]}
+
+    def _scored_replies(
+        self, assistant: ModelAgent, examples: Sequence[Example], stage: str, batch_size: int, seed: int
+    ) -> Iterator[tuple[Sequence[Example], Trajectories, np.ndarray]]:
+        """One reply to each opening, in batches, with a reward model's scores: float32 `[B]`.
+
+        Every assistant draws the same numbers for the same opening.
+        """
+        mesh, params = self.compute.mesh.make(), self._reward_params(stage)
+        batches = collect_batches(
+            opening_only(),
+            assistant,
+            examples,
+            chat=self.chat,
+            limits=dataclasses.replace(self.limits, turns=1),
+            seed=seed,
+            step=REPLY_STEP,
+            batch_size=batch_size,
+            mesh=mesh,
+            name='replies',
+        )
+        for chosen, batch in batches:
+            with jax.set_mesh(mesh):
+                scores, _ = score_conversations(
+                    params,
+                    batch,
+                    config=self.model.config,
+                    execution=self.compute.training,
+                    frame=frame_of(self.chat),
+                    later_tokens=self.limits.assistant_tokens,
+                )
+            yield chosen, batch, placement.to_host(scores)[: len(chosen), 0]
+
+    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
+        """What people, held out, said after their openings, in the simulator's own view and under its system text."""
+        settings = self.settings.user_sft
+        lengths = settings.sft.batch.lengths
+        swapped = simulator.policy.spec.own_header != self.chat.header('user')
+        rows, counts = user_rows(
+            self.data.conversations_of('test'),
+            self.chat,
+            lengths[-1],
+            on_long='cut',
+            system=lambda conversation: told(simulator, example_of(conversation)),
+            view='swapped' if swapped else 'natural',
+        )
+        sources.print_counts('conversations to predict', len(rows), counts)
+        return subsample(rows, settings.held_out, settings.held_out_seed), lengths
+
+    def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
+        return {}
+
+    def measures(self) -> Mapping[str, Measure]:
+        conversation, held_out = self.settings.conversation, self.workdir / HELD_OUT_STAGE
+        return {
+            HELD_OUT_REWARD_MODEL: Measure(
+                run=self._measure_replies,
+                identity={'limits': self.limits, 'assistant_sampling': conversation.assistant},
+                inputs={'held_out_reward_model': held_out},
+                prefer=prefer_higher,
+                words=MeasureWords(
+                    title='Held-out reward model on replies to held-out openings',
+                    score='score',
+                    unit='openings',
+                    about='The score is that of a reward model trained on other choices of people than the one that '
+                    'gave the reward. Win rate: the share of openings where it scores the reply higher than the '
+                    'initial assistant’s, ties count ½. A small reward model checks the pipeline and is no evidence '
+                    'about simulators.',
+                ),
+            )
+        }
+
+    def _reward_params(self, stage: str) -> Params:
+        return load_params(self.workdir / stage, self.model.config, self.compute.mesh.make(), heads=('reward_head',))
+
+
+def sft_stage(arm: str) -> str:
+    """The stage of an arm's fine-tuned simulator."""
+    return f'sft/{arm}'
+
+
+def _opened(field: str, settings: ModelSettings) -> Model:
+    try:
+        return sources.open_model(settings)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f'{field}: {error}') from error

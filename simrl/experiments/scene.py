@@ -1,0 +1,226 @@
+"""A place where an experiment takes place: what all of its arms share.
+
+A scene makes the two agents of a conversation, the examples that conversations start from, the reward of every arm and
+the measures of the trained assistants. `plan.py` makes the stages of them, the same for every scene.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+from simrl.conversations.chat import Chat
+from simrl.conversations.records import Example
+from simrl.conversations.views import Rendered
+from simrl.evaluation.results import MeasureWords
+from simrl.evaluation.win_rate import Prefer
+from simrl.experiments.settings import Compute, ExperimentSettings
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.rewards.rewards import Rewards
+from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
+from simrl.rollouts.trajectories import Trajectories
+from simrl.run.config import ConfigError
+from simrl.run.stages import Stage
+
+Columns = Mapping[str, Sequence[Any]]  # of conversations, by name; see `Scene.outcomes`
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One way of measuring an assistant on people, or their openings, that no simulator saw.
+
+    Attributes:
+        run: (assistant, examples) -> `result.json` of a stage: `outcomes` in columns (see `Scene.outcomes`),
+            `statistics` as counts, and the first `shown` conversations.
+        identity: what its results depend on, beside the scene's own identity and the examples.
+        inputs: what it reads, beside the scene's own files.
+        prefer: scores with two assistants -> the probability that the first is preferred.
+        words: the names of its numbers, for the report.
+    """
+
+    run: Callable[[ModelAgent, Sequence[Example], int], dict[str, Any]]
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, pathlib.Path]
+    prefer: Prefer
+    words: MeasureWords
+
+
+class Scene(Protocol):
+    """What an experiment needs of the place where it takes place. Only stages' work loads weights.
+
+    Attributes:
+        chat: the tokenizer and template that all agents on the device share.
+        limits: the sizes of every conversation.
+        assistant_stage: the stage that leaves the initial assistant; None where it is the pretrained model itself.
+        reward_name: what the report calls the reward.
+        people_measure: the measure whose score is the reward, with people in the simulators' place; None: there
+            is none.
+        rates: statistics of users' messages by name, each the ratio of two counts of `outcomes`.
+        caution: what the numbers do not show, as sentences for the top of the report.
+    """
+
+    workdir: pathlib.Path
+    assistant_stage: str | None
+    reward_name: str
+    people_measure: str | None
+    rates: Mapping[str, tuple[str, str]]
+    caution: str
+
+    @property
+    def settings(self) -> ExperimentSettings: ...
+
+    @property
+    def chat(self) -> Chat: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def compute(self) -> Compute: ...
+
+    def model_configs(self) -> Mapping[str, TransformerConfig]:
+        """The decoders of an RL step by name, the assistant's first."""
+
+    def check(self) -> None:
+        """Raises ConfigError where a setting fits neither model nor data nor devices. Loads no weights."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the results of all stages depend on."""
+
+    def inputs(self) -> Mapping[str, pathlib.Path]:
+        """What all stages in which agents talk read."""
+
+    def setup(self) -> list[Stage]:
+        """The stages before the first arm: data, fine-tuning, reward models."""
+
+    def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
+        """The assistant that a stage left; None: the pretrained model."""
+
+    def simulator(self, arm: str, seed: int) -> Agent:
+        """The user simulator of an arm in the runs of a training seed."""
+
+    def simulator_identity(self, arm: str) -> Mapping[str, Any]:
+        """What a simulator's messages depend on, beside its inputs: its settings and what it is told."""
+
+    def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
+        """What `simulator` reads."""
+
+    def simulator_per_seed(self, arm: str) -> bool:
+        """Whether each training seed has a simulator of its own."""
+
+    def arm_kind(self, arm: str) -> str:
+        """The kind of an arm's simulator; arms of one kind differ in size or settings."""
+
+    def is_people(self, arm: str) -> bool:
+        """Whether the arm trains against the people themselves (the oracle)."""
+
+    def user_model(self) -> tuple[TransformerConfig, Params]:
+        """A model that a simulator of the user's own may play the user with; see `own_simulator`."""
+
+    def training_examples(self) -> Sequence[Example]:
+        """What conversations of RL start from."""
+
+    def held_out_examples(self, numbers: range | None) -> Sequence[Example]:
+        """What conversations with people, or openings, that no simulator saw start from; None: all of them."""
+
+    def likelihood_rows(self, simulator: ModelAgent) -> tuple[Sequence[Rendered], tuple[int, ...]]:
+        """People's messages that no simulator was trained on, in the simulator's view, and the rows' length buckets."""
+
+    def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
+        """What `likelihood_rows` reads."""
+
+    def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
+        """The reward of every arm; it sees messages and no prompt of the simulator."""
+
+    def reward_inputs(self) -> Mapping[str, pathlib.Path]:
+        """What `reward` and `outcomes` read."""
+
+    def outcomes(self, examples: Sequence[Example], batch: Trajectories) -> tuple[Columns, Mapping[str, int]]:
+        """What each conversation was worth, in columns, and counts that are summed over conversations.
+
+        Columns have one entry per example: `example` (its id), `cluster` (what intervals resample), `score`, `end`,
+        `assistant_turns`, `truncated`, `user_truncated`, and the scene's own numbers and labels.
+        """
+
+    def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A conversation of `transcripts` for the report: example, intent, traits and messages."""
+
+    def measures(self) -> Mapping[str, Measure]:
+        """The measures of the trained assistants, by name; the first is the primary one."""
+
+
+PROBES = 16  # examples whose system texts stand for what a simulator is told
+
+
+def told(agent: Agent, example: Example) -> str | None:
+    """The system text of an agent for an example; None where it has none of its own."""
+    return None if agent.system is None else agent.system(example)
+
+
+def fingerprint(told: Callable[[Example], str | None]) -> str:
+    """A hash of what a simulator is told, so that an edited one is run again.
+
+    Args:
+        told: an example -> the system text, with persona. It is called with made-up examples.
+    """
+    probes = (
+        Example(f'probe-{i}', f'opening {i}', f'intent {i}', persona_seed=i, source='probe', split='train')
+        for i in range(PROBES)
+    )
+    return _digest(repr(told(example)) for example in probes)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+
+
+def is_own(simulator: str) -> bool:
+    """Whether a simulator's name is `module:function`, one of the user's own."""
+    return ':' in simulator
+
+
+def own_identity(field: str, simulator: str) -> dict[str, str]:
+    """The name of a simulator of the user's own, and a hash of the module that it is in."""
+    module, _ = _own_function(field, simulator)
+    source = inspect.getsourcefile(module)
+    text = '' if source is None else pathlib.Path(source).read_text()
+    return {'simulator': simulator, 'told': _digest([text])}
+
+
+def own_simulator(field: str, simulator: str, scene: Scene) -> Agent:
+    """Calls `module:function` with the scene; it returns an agent.
+
+    Args:
+        field: what errors call the setting, for instance 'config.arms.mine.simulator'.
+
+    Raises:
+        ConfigError: there is no such module or function, it raised, or it returned no agent.
+    """
+    _, function = _own_function(field, simulator)
+    try:
+        agent = function(scene)
+    except Exception as error:
+        raise ConfigError(f'{field}: {simulator} raised {type(error).__name__}: {error}') from error
+    if not isinstance(agent, ModelAgent | HostAgent):
+        raise ConfigError(
+            f'{field}: expected {simulator} to return a ModelAgent or a HostAgent, found {type(agent).__name__}'
+        )
+    return agent
+
+
+def _own_function(field: str, simulator: str) -> tuple[ModuleType, Callable[[Scene], Any]]:
+    name, _, attribute = simulator.partition(':')
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(
+            f'{field}: expected a module {name!r} that can be imported, found {type(error).__name__}: {error}'
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f'{field}: expected a function {attribute!r} in module {name!r}, found {function!r}')
+    return module, function

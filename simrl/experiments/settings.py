@@ -1,0 +1,123 @@
+"""Settings that every experiment has, whichever its scene."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from simrl.models import sharding
+from simrl.models.transformer import Execution
+from simrl.rl.train import RLSettings
+from simrl.run.runtime import check_xla_flags
+from simrl.training.loop import LoopSettings
+
+INITIAL = 'initial'  # the assistant that training starts from
+MAX_SEED = 2**31 - 1
+MAX_WORKERS = 8  # where the number is not set
+ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How devices are laid out; changes no result beyond rounding."""
+
+    data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
+    model: int = 1  # devices that heads, MLP and vocabulary are split over
+
+    def make(self) -> Mesh:
+        data = jax.device_count() // self.model if self.data is None else self.data
+        return sharding.make_mesh(data, self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
+
+    training: Execution = Execution()  # passes that are differentiated, and those compared with them
+    sampling: Execution = Execution()  # decoding
+    loop: LoopSettings = LoopSettings()
+    mesh: MeshSettings = MeshSettings()
+    rows_in_flight: int | None = None  # conversations of an RL step sampled at once, which bounds the caches; None: all
+    xla_flags: tuple[str, ...] = ()  # of XLA's compiler, '--xla_name=value'; `simrl.main` sets them before JAX starts
+
+    def __post_init__(self) -> None:
+        try:
+            check_xla_flags(self.xla_flags)
+        except ValueError as error:
+            raise ValueError(f'Compute.{error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How assistants are measured. None of it depends on the arm."""
+
+    people: int | None = None  # held-out people, or their openings, that every assistant meets; None: all there are
+    block: int | None = None  # of these in one stage, so that more people are more stages; None: all
+    matrix: int = 64  # conversations of each simulator with each assistant
+    batch_size: int = 64  # conversations sampled at once
+    shown: int = 4  # people whose conversations the report shows
+    seed: int = 0  # of sampling, and of the choice among more people than `people`
+
+    def __post_init__(self) -> None:
+        for field in ('people', 'block', 'matrix', 'batch_size'):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f'EvaluationSettings.{field}: expected at least 1, found {value}')
+        if self.block is not None and (self.people is None or self.people % self.block):
+            raise ValueError(
+                f'EvaluationSettings.people: expected a multiple of block={self.block}, found {self.people}'
+            )
+        if not 0 <= self.shown <= (self.block or self.people or self.shown):
+            raise ValueError(
+                f'EvaluationSettings.shown: expected 0 to {self.block or self.people}, the people of one stage, '
+                f'found {self.shown}'
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f'EvaluationSettings.seed: expected a number from 0 to {MAX_SEED}, found {self.seed}')
+
+    def blocks(self) -> list[range | None]:
+        """The people of each stage, by number; None stands for all that there are."""
+        if self.people is None:
+            return [None]
+        size = self.block or self.people
+        return [range(start, start + size) for start in range(0, self.people, size)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentSettings:
+    """What every experiment is: arms by training seeds, trained and measured alike."""
+
+    scene: str  # of `experiment.SCENES`
+    arms: Mapping[str, Any]  # the simulators to train against, by the arm's name
+    seeds: tuple[int, ...] = (0,)  # training seeds, the same for every arm
+    rl: RLSettings
+    evaluation: EvaluationSettings
+    compute: Compute = Compute()
+    workers: int | None = None  # stages side by side; None: one per CPU, at most 8; 1 on an accelerator
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not self.arms:
+            raise ValueError(f'{name}.arms: expected at least one arm, found none')
+        for arm in self.arms:
+            if not ARM_NAME.fullmatch(arm) or arm.casefold() == INITIAL:
+                raise ValueError(
+                    f"{name}.arms: expected names of letters, digits, '_', '-' and '.' that are folders' names as well "
+                    f'and not {INITIAL!r}, found {arm!r}'
+                )
+        folded = [arm.casefold() for arm in self.arms]
+        if twice := [arm for arm in self.arms if folded.count(arm.casefold()) > 1]:
+            raise ValueError(
+                f'{name}.arms: expected names that differ in more than case, found {" and ".join(map(repr, twice))}'
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f'{name}.seeds: expected different values, at least one, found {self.seeds}')
+        if not all(0 <= seed <= MAX_SEED for seed in self.seeds):
+            raise ValueError(f'{name}.seeds: expected numbers from 0 to {MAX_SEED}, found {self.seeds}')
+        if self.rl.trained != 'assistant':
+            raise ValueError(f"{name}.rl.trained: expected 'assistant', found {self.rl.trained!r}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f'{name}.workers: expected at least 1, or None, found {self.workers}')

@@ -1,0 +1,145 @@
+"""Do the work of the stages in which agents talk: train an assistant, measure it, let it meet simulators.
+
+Each function gets its stage's folder first and leaves `result.json` there; training leaves `params/` as well.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simrl.conversations.batches import BatchSettings
+from simrl.conversations.records import Example
+from simrl.evaluation.fidelity import row_log_likelihoods
+from simrl.experiments.outputs import metric_lines, save_params, save_result
+from simrl.experiments.scene import Measure, Scene
+from simrl.rl import train as rl
+from simrl.rollouts.agents import Agent, ModelAgent
+from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.trajectories import transcripts
+from simrl.run import config as config_lib
+from simrl.training import partition
+
+MATRIX_STEP = 2**31 - 4  # in the keys of conversations, far above the steps of training: no two uses draw the same
+CURVES = (
+    *('step', 'reward/mean', 'reward/unjudged', 'rollout/end_signal', 'rollout/useful_steps', 'rollout/truncated_user'),
+    *('kl_k3', 'entropy', 'groups', 'groups_zero_variance'),
+)
+
+
+def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> None:
+    """RL-trains the initial assistant against an arm's simulator."""
+    settings, compute = scene.settings.rl, scene.compute
+    mesh = compute.mesh.make()
+    assistant = scene.assistant(_folder(scene, scene.assistant_stage))
+    examples = scene.training_examples()
+    state = rl.train(
+        folder,
+        user=scene.simulator(arm, seed),
+        assistant=assistant,
+        chat=scene.chat,
+        examples=examples,
+        score=scene.reward(examples),
+        limits=scene.limits,
+        settings=settings,
+        execution=compute.training,
+        loop_settings=dataclasses.replace(compute.loop, evaluate_every=0),
+        seed=seed,
+        rows_in_flight=compute.rows_in_flight,
+        mesh=mesh,
+        hyperparameters=config_lib.to_dict(settings),
+    )
+    policy = assistant.policy
+    save_params(folder, partition.whole_decoder(policy.params, state.params, policy.spec.config, settings.lora, mesh))
+    lines = metric_lines(folder)
+    names = [*CURVES, *sorted(name for name in lines[0] if name.startswith('reward/') and name not in CURVES)]
+    save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
+
+
+def measure_assistant(
+    folder: pathlib.Path, *, scene: Scene, measure: Measure, stage: str | None, numbers: range | None, shown: int
+) -> None:
+    """Measures an assistant on people that no simulator saw, the same for every assistant."""
+    examples = scene.held_out_examples(numbers)
+    save_result(folder, measure.run(scene.assistant(_folder(scene, stage)), examples, shown))
+
+
+def meet_simulator(folder: pathlib.Path, *, scene: Scene, stage: str | None, arm: str, seed: int) -> None:
+    """Lets a simulator play the first held-out people for an assistant: a cell of the matrix."""
+    settings = scene.settings.evaluation
+    examples = scene.held_out_examples(range(settings.matrix))
+    assistant = scene.assistant(_folder(scene, stage))
+    save_result(
+        folder,
+        conversations_with(scene.simulator(arm, seed), assistant, examples, scene, name='simulator', step=MATRIX_STEP),
+    )
+
+
+def conversations_with(
+    user: Agent,
+    assistant: ModelAgent,
+    examples: Sequence[Example],
+    scene: Scene,
+    *,
+    name: str,
+    step: int,
+    shown: int = 0,
+) -> dict[str, Any]:
+    """Holds one conversation per example and says what it was worth: `outcomes`, `statistics` and those `shown`.
+
+    Raises:
+        RuntimeError: an agent failed in a conversation.
+    """
+    settings = scene.settings.evaluation
+    columns: dict[str, list[Any]] = {}
+    statistics: dict[str, int] = {}
+    talks: list[dict[str, Any]] = []
+    batches = collect_batches(
+        user,
+        assistant,
+        examples,
+        chat=scene.chat,
+        limits=scene.limits,
+        seed=settings.seed,
+        step=step,
+        batch_size=settings.batch_size,
+        mesh=scene.compute.mesh.make(),
+        name=name,
+    )
+    for chosen, batch in batches:
+        rows = transcripts(batch, scene.chat.decode)[: len(chosen)]
+        found, counts = scene.outcomes(chosen, batch)
+        for name, values in found.items():
+            columns.setdefault(name, []).extend(values)
+        for name, count in counts.items():
+            statistics[name] = statistics.get(name, 0) + count
+        for example, row in zip(chosen, rows, strict=True):
+            if len(talks) < shown:
+                talks.append(scene.shown(example, row))
+    return {'outcomes': columns, 'statistics': statistics, 'shown': talks}
+
+
+def measure_likelihood(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> None:
+    """Measures how well a simulator predicts what people said; one off the device has no likelihood: null."""
+    simulator = scene.simulator(arm, seed)
+    if not isinstance(simulator, ModelAgent):
+        save_result(folder, {'log_likelihood': None, 'tokens': None})
+        return
+    policy, batch_size = simulator.policy, scene.settings.evaluation.batch_size
+    rows, lengths = scene.likelihood_rows(simulator)
+    log_likelihood, tokens = row_log_likelihoods(
+        policy.params,
+        rows,
+        np.asarray(policy.token_mask),
+        BatchSettings(batch_size, lengths),
+        config=policy.spec.config,
+        execution=scene.compute.training,
+        mesh=scene.compute.mesh.make(),
+    )
+    save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()})
+
+
+def _folder(scene: Scene, stage: str | None) -> pathlib.Path | None:
+    return None if stage is None else scene.workdir / stage

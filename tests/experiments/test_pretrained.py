@@ -1,0 +1,391 @@
+"""The experiment on a tiny pretrained model and made-up people: it runs, resumes, grows, and refuses."""
+
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
+from simrl.experiments import experiment, fitting, sources
+from simrl.models import transformer
+from simrl.models.files.export import export
+from simrl.models.files.huggingface import load_config, load_params
+from simrl.models.transformer import TransformerConfig
+from simrl.run import stage_files
+from simrl.run.config import ConfigError, from_config_dict
+from simrl.run.stages import WorkdirError
+from simrl.training import loop
+from tests.tiny import CHATML_WITHOUT_SYSTEM, byte_tokenizer
+from tools import export as export_tool
+
+ROOT = pathlib.Path(__file__).parents[2]
+ARMS = ('role_play', 'fine_tuned')
+SEED_STAGES = [f'rl/{arm}/seed-{seed}' for seed in (0, 1) for arm in ARMS]
+MEASURE = 'held_out_reward_model'
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory) -> pathlib.Path:
+    """A folder with a tiny model and people of all splits."""
+    folder = tmp_path_factory.mktemp('files')
+    tokenizer = byte_tokenizer()
+    config = TransformerConfig(
+        vocab_size=len(tokenizer),
+        model_dim=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=32,
+        max_positions=512,
+        tied_embedding=True,
+    )
+    export(transformer.init_params(jax.random.key(0), config), config, tokenizer, folder / 'model')
+    splits = ['train'] * 12 + ['test'] * 6
+    write_conversations(
+        folder / 'conversations.jsonl.gz',
+        [
+            Conversation(
+                id=f'c{i}',
+                source='made up',
+                split=split,
+                messages=tuple(Message(('user', 'assistant')[j % 2], f'line {i} {j}') for j in range(4)),
+                end='natural',
+            )
+            for i, split in enumerate(splits)
+        ],
+    )
+    write_preferences(
+        folder / 'preferences.jsonl.gz',
+        [
+            Preference(f'p{i}', 'made up', split, (Message('user', f'ask {i // 2}'),), f'good {i}', f'bad {i} {i}')
+            for i, split in enumerate(['train'] * 40 + ['test'] * 8)
+        ],
+    )
+    return folder
+
+
+def config_of(files: pathlib.Path):
+    config = importlib.import_module('configs.smollm2').get_config('smoke')
+    with config.unlocked(), config.ignore_type():
+        config.model.source = str(files / 'model')
+        config.model.random = None
+        config.data.folder = str(files)
+        config.conversation.role_play.instructions = 'Play. End with {signal}. {opening}'
+        config.conversation.limits.prompt_tokens = 96
+        config.conversation.limits.user_tokens = config.conversation.limits.assistant_tokens = 8
+        for part in (config.user_sft.sft, config.reward_model.preference, config.held_out_reward_model.preference):
+            part.batch.lengths = (128,)
+        config.rl.row_buckets = (256,)
+        config.scale.openings = config.scale.batch_size = config.evaluation.batch_size = 6
+        config.evaluation.matrix = 4
+        config.evaluation.shown = 2
+        config.workers = 1
+    return config
+
+
+@pytest.fixture(scope='module')
+def finished(files, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp('runs') / 'whole'
+    experiment.run(config_of(files), workdir)
+    return workdir
+
+
+def contents(workdir: pathlib.Path) -> dict[str, tuple[int, bytes]]:
+    """When each result was written, and what it says."""
+    return {str(p.relative_to(workdir)): (p.stat().st_mtime_ns, p.read_bytes()) for p in workdir.rglob('result.json')}
+
+
+def stages_of(arms: tuple[str, ...], seed: int) -> set[str]:
+    """The stages that arms of a training seed add."""
+    return {
+        *(f'rl/{arm}/seed-{seed}' for arm in arms),
+        *(f'{MEASURE}/{arm}/seed-{seed}/block-0' for arm in arms),
+        *(f'matrix/{arm}/seed-{seed}/{simulator}' for arm in arms for simulator in ARMS),
+    }
+
+
+def test_leaves_a_result_of_every_stage_and_a_report(finished):
+    names = {'sft/fine_tuned', 'reward_model/train', 'reward_model/held_out', 'reward_model/scale'}
+    names |= {f'{MEASURE}/initial/block-0', *(f'matrix/initial/{arm}' for arm in ARMS)}
+    names |= {f'likelihood/{arm}' for arm in ARMS} | stages_of(ARMS, 0)
+    assert {name.removesuffix('/result.json') for name in contents(finished)} == names
+    measured = json.loads((finished / 'results' / f'{MEASURE}.json').read_text())
+    assert set(measured['assistants']) == {'initial', *(f'{arm}/seed-0' for arm in ARMS)}
+    for name, row in measured['assistants'].items():
+        if name != 'initial':
+            assert 0 <= row['win_rate']['low'] <= row['win_rate']['mean'] <= row['win_rate']['high'] <= 1
+    fidelity = json.loads((finished / 'results' / 'fidelity.json').read_text())
+    assert all(found['nats_per_token']['mean'] > 0 for found in fidelity['simulators'].values())
+    page = (finished / 'report.html').read_text()
+    assert 'role_play' in page
+    assert 'openings' in page
+    said = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    row = json.loads(said[0])
+    assert {'messages', 'end_reason', 'reward', 'parts', 'seed', 'example', 'step', 'told'} <= set(row)
+    assert row['told'].startswith('Play. End with [END]. line')
+
+
+def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(files, finished):
+    before = contents(finished)
+    experiment.run(config_of(files), finished)
+    assert contents(finished) == before
+    config = config_of(files)
+    config.seeds = (0, 1)
+    experiment.run(config, finished)
+    after = contents(finished)
+    assert {name: after[name] for name in before} == before
+    assert {name.removesuffix('/result.json') for name in set(after) - set(before)} == stages_of(ARMS, 1)
+
+
+def test_a_run_again_gives_the_same_numbers(files, finished, tmp_path):
+    """Of another workdir, by two jobs: each trains an arm, and the second one finds the shared stages done."""
+    for arm in ARMS:
+        experiment.run(config_of(files), tmp_path / 'again', only=(f'rl/{arm}', f'{MEASURE}/{arm}'))
+        assert not (tmp_path / 'again' / 'report.html').exists()
+    for name in ('sft/fine_tuned', 'rl/fine_tuned/seed-0', f'{MEASURE}/fine_tuned/seed-0/block-0'):
+        assert (tmp_path / 'again' / name / 'result.json').read_bytes() == (
+            finished / name / 'result.json'
+        ).read_bytes()
+    assert not (tmp_path / 'again' / 'matrix').exists()
+
+
+def test_an_edited_simulator_is_run_again_and_no_other_arm(files, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    config = config_of(files)
+    config.arms.role_play.instructions = 'Be terse. End with {signal}. {opening}'
+    with pytest.raises(WorkdirError, match=r'--rerun=rl/role_play') as refused:
+        experiment.run(config, tmp_path / 'run')
+    assert 'fine_tuned' not in str(refused.value).partition('--rerun')[0].replace('matrix/fine_tuned', '')
+
+
+def test_changed_parameters_of_a_stage_are_named(files, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    file = next((tmp_path / 'run' / 'reward_model' / 'held_out' / 'params').rglob('manifest.ocdbt'))
+    file.write_bytes(file.read_bytes() + b' ')
+    name = file.relative_to(tmp_path / 'run' / 'reward_model' / 'held_out')
+    with pytest.raises(WorkdirError, match=f'{name}.*--rerun=reward_model/held_out'):
+        experiment.run(config_of(files), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'reward_model' / 'held_out' / loop.CHECKPOINTS_FOLDER).exists()
+    assert stage_files.SCRATCH_FOLDER == loop.CHECKPOINTS_FOLDER  # what a stage drops is what the loop resumes from
+
+
+def test_a_local_model_is_known_by_its_contents_wherever_it_lies(files, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    shutil.copytree(files / 'model', tmp_path / 'moved')
+    before = contents(tmp_path / 'run')
+    config = config_of(files)
+    config.model.source = str(tmp_path / 'moved')
+    experiment.run(config, tmp_path / 'run')
+    assert contents(tmp_path / 'run') == before
+    (tmp_path / 'moved' / 'generation_config.json').write_text('{"top_p": 0.5}')
+    with pytest.raises(WorkdirError, match='input model'):
+        experiment.run(config, tmp_path / 'run')
+
+
+def test_workers_would_share_an_accelerator(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1})
+    config = config_of(files)
+    config.workers = 2
+    with pytest.raises(ConfigError, match=r'config\.workers: expected 1 on gpu, .* found 2'):
+        experiment.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_another_setting_is_refused_with_the_difference(files, finished):
+    config = config_of(files)
+    config.rl.algorithm.clip_low = 0.1
+    config.seeds = (2, 0)
+    before = {path: path.read_bytes() for path in finished.rglob('*.json')}
+    named = r'rl/role_play/seed-0, rl/fine_tuned/seed-0 \(rl\.algorithm\.clip_low: 0\.2 -> 0\.1\)'
+    with pytest.raises(WorkdirError, match=rf'{named}.*--rerun=rl\)'):
+        experiment.run(config, finished)
+    assert {path: path.read_bytes() for path in finished.rglob('*.json')} == before  # not a stage of the new seed ran
+
+
+def test_a_plan_says_what_is_done_and_what_cannot_be_and_writes_nothing(files, finished, tmp_path, capsys):
+    before = sorted(finished.rglob('*'))
+    experiment.run(config_of(files), finished, show_plan=True)
+    assert sorted(finished.rglob('*')) == before
+    assert 'rl/fine_tuned/seed-0' in capsys.readouterr().out
+    experiment.run(config_of(files), tmp_path / 'run', show_plan=True)
+    assert not (tmp_path / 'run').exists()
+    config = config_of(files)
+    config.rl.prompts_per_step = 100
+    experiment.run(config, tmp_path / 'run', show_plan=True)
+    assert 'prompts_per_step: expected at most 12, found 100' in capsys.readouterr().out
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_two_reward_models_share_no_opening(files):
+    data = sources.read(from_config_dict(sources.DataSettings, {'folder': str(files)}, 'data'))
+    halves = [
+        {p.opening for p in data.preferences_of('train') if fitting.half_of(p) == half} for half in fitting.HALVES
+    ]
+    assert all(halves)
+    assert not halves[0] & halves[1]
+
+
+def test_a_trained_stage_exports_with_the_terminal_token(finished, tmp_path):
+    export_tool.main([f'--stage={finished}/sft/fine_tuned', f'--output={tmp_path}/simulator'])
+    config = load_config(tmp_path / 'simulator')
+    assert config.vocab_size == chat_from_huggingface(byte_tokenizer()).size
+    assert load_params(tmp_path / 'simulator', config)
+
+
+def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
+    """Each stage leaves a whole model, of which only the adapted weights are not those that it started from."""
+    config = config_of(files)
+    for settings in (config.user_sft.sft, config.rl):
+        settings.lora.update({'rank': 2, 'alpha': 8.0, 'targets': ('value', 'up')})
+        settings.optimizer.learning_rate = 1e-2
+    experiment.run(config, tmp_path / 'run', only=('rl/fine_tuned',))
+
+    def exported(stage: str) -> dict:
+        output = tmp_path / 'exported' / stage
+        export_tool.main([f'--stage={tmp_path}/run/{stage}', f'--output={output}'])
+        return load_params(output, load_config(output))['decoder']
+
+    model = sources.open_model(from_config_dict(sources.ModelSettings, {'source': config.model.source}, 'model'))
+    start = model.load_params()['decoder']
+    for stage in ('sft/fine_tuned', 'rl/fine_tuned/seed-0'):
+        decoder = exported(stage)
+        layers = decoder.pop('layers')
+        changed = {name for name, weights in layers.items() if not np.array_equal(weights, start['layers'][name])}
+        assert changed == {'value', 'up'}
+        assert all(np.array_equal(x, start[name][: len(x)]) for name, x in decoder.items())
+
+
+def test_a_simulator_has_a_model_of_its_own(files, tmp_path):
+    """Of other sizes and another dtype than the assistant's; of another vocabulary it is refused."""
+    config = TransformerConfig(
+        vocab_size=len(byte_tokenizer()),
+        model_dim=24,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=12,
+        mlp_dim=16,
+        max_positions=512,
+    )
+    export(transformer.init_params(jax.random.key(1), config), config, byte_tokenizer(), tmp_path / 'large')
+    run = config_of(files)
+    run.arms.role_play.model.source, run.arms.role_play.model.rewrites = str(tmp_path / 'large'), 'error'
+    run.arms.role_play.dtype = 'bfloat16'
+    experiment.run(run, tmp_path / 'run', only=('rl/role_play', 'likelihood/role_play'))
+    assert len((tmp_path / 'run' / 'rl/role_play/seed-0/metrics.jsonl').read_text().splitlines()) == run.rl.steps
+    other = byte_tokenizer(merges=[('a', 'b')])
+    grown = TransformerConfig(**vars(config) | {'vocab_size': len(other)})
+    export(transformer.init_params(jax.random.key(1), grown), grown, other, tmp_path / 'other')
+    run.arms.role_play.model.source = str(tmp_path / 'other')
+    with pytest.raises(ConfigError, match=r'config\.arms\.role_play\.model: expected the vocabulary of config\.model'):
+        experiment.run(run, tmp_path / 'refused')
+    assert not (tmp_path / 'refused').exists()
+
+
+def edit(path: str, value):
+    def change(config) -> None:
+        *parents, field = path.split('.')
+        for parent in parents:
+            config = config[parent]
+        with config.unlocked(), config.ignore_type():
+            config[field] = value
+
+    return change
+
+
+LATE = {
+    'budgets over positions': (edit('conversation.limits.turns', 40), 'max_positions=512'),
+    'filters in training': (edit('conversation.assistant.top_p', 0.9), 'temperature alone'),
+    'more prompts than openings': (
+        edit('rl.prompts_per_step', 100),
+        'prompts_per_step: expected at most 12, found 100',
+    ),
+    'warm-up without end': (edit('rl.optimizer.warmup_steps', 50), r'config\.rl\.optimizer\.warmup_steps'),
+    'warm-up of fine-tuning': (
+        edit('user_sft.sft.optimizer.warmup_steps', 50),
+        r'config\.user_sft\.sft\.optimizer\.warmup_steps',
+    ),
+    'pairs over positions': (
+        edit('held_out_reward_model.preference.batch.lengths', (128, 600)),
+        r'config\.held_out_reward_model\.preference\.batch\.lengths: expected at most .* found 600',
+    ),
+    'a scale of one reply': (edit('scale.openings', 1), r'config\.scale\.openings: expected at least 2, or None'),
+    'batches of no reply': (edit('evaluation.batch_size', 0), r'config\.evaluation\.batch_size: expected at least 1'),
+    'more people than there are': (edit('evaluation.people', 99), r'config\.evaluation\.people: .* the 6 that fit'),
+    'no opening fits': (edit('conversation.limits.prompt_tokens', 3), 'none of 12 fits'),
+    'a longer prompt': (
+        edit('arms.role_play.instructions', '{signal} {opening}' + 'x' * 90),
+        r'config\.arms\.role_play: its prompt for example .* expected at most .*prompt_tokens=96',
+    ),
+    'instructions without a field': (
+        edit('arms.role_play.instructions', '{opening}'),
+        r'instructions: .*signal',
+    ),
+    'the same half twice': (edit('reward_model.half', 'second'), r'config\.held_out_reward_model\.half: expected'),
+    'no data': (edit('data.folder', 'nowhere'), 'nowhere'),
+}
+
+
+@pytest.mark.parametrize('name', LATE)
+def test_what_cannot_be_is_said_before_anything_is_written(files, tmp_path, name):
+    change, message = LATE[name]
+    config = config_of(files)
+    change(config)
+    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+        experiment.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_template_without_system_text_has_fine_tuned_simulators_only(files, tmp_path):
+    """And its arms start from openings that only those simulators' prompts bound."""
+    tokenizer = byte_tokenizer(template=CHATML_WITHOUT_SYSTEM)
+    export(
+        transformer.init_params(jax.random.key(0), load_config(files / 'model')),
+        load_config(files / 'model'),
+        tokenizer,
+        tmp_path / 'model',
+    )
+    config = config_of(files)
+    config.model.source = str(tmp_path / 'model')
+    with pytest.raises(ConfigError, match=r'config\.arms\.role_play: .*a chat template that takes a system text'):
+        experiment.run(config, tmp_path / 'run')
+    with config.unlocked():
+        del config.arms['role_play']
+    experiment.run(config, tmp_path / 'run', show_plan=True)
+
+
+def test_a_killed_job_leaves_the_shared_stages_to_the_other(files, tmp_path):
+    """Two jobs of the command line on one workdir; one is killed with a stage in hand, the other ends the run."""
+    command = [
+        *(sys.executable, '-m', 'simrl.main', '--config=configs/smollm2.py:smoke', f'--workdir={tmp_path}/run'),
+        *(f'--config.model.source={files}/model', f'--config.data.folder={files}', '--config.workers=1'),
+        *(f'--config.{side}.batch.lengths=(128,)' for side in SFT_SIDES),
+        '--config.rl.row_buckets=(512,)',
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        started = tmp_path / 'run' / 'sft' / 'fine_tuned' / 'stage.json'
+        deadline = time.monotonic() + 120
+        while not started.exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert started.exists()
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as second:
+            time.sleep(5)
+            os.kill(first.pid, signal.SIGKILL)
+            printed, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, printed[-3000:]
+    assert (tmp_path / 'run' / 'report.html').exists()
+
+
+SFT_SIDES = ('user_sft.sft', 'reward_model.preference', 'held_out_reward_model.preference')
