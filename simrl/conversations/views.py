@@ -172,12 +172,12 @@ def swapped_prompt(chat: Chat, role_play: str) -> Rendered:
 
 
 def default_system(_: Conversation) -> str | None:
-    """No system text but the template's own."""
+    """Keeps the template's default system text."""
     return None
 
 
 def told_intent(conversation: Conversation) -> str:
-    """The intent as the system text; a conversation without one is an error."""
+    """Uses the intent as the system text; a conversation without one is an error."""
     if conversation.intent is None:
         raise ValueError(f'conversation {conversation.id}: expected an intent, found none')
     return conversation.intent
@@ -202,7 +202,8 @@ def user_rows(
     Args:
         max_length: most tokens per row.
         on_long: treatment of longer rows: 'error'; 'cut' keeps the whole messages that fit; 'drop'.
-        system: a conversation -> the system text; None keeps the template's default. The swapped view needs a text.
+        system: function from a conversation to its system text; None keeps the template's default. The swapped view
+            needs a text.
         view: of the rows.
         openings: 'given', as in the protocol, or 'trained', for a simulator that opens conversations itself.
 

@@ -1,12 +1,11 @@
-"""A training state on the disk: saved whole or not at all, restored into the shardings it is wanted in.
+"""Checkpoints of training states: saved atomically, restored into any shardings.
 
-Orbax stays behind this file. One checkpoint is a folder named by its step, with the state's arrays and a JSON `meta`
-(what else a run needs to go on: the sizes of its files, sums that are not logged yet). It is written under a temporary
-name and renamed when complete, so a kill at any moment leaves the older checkpoints good; what it leaves half-written
-is deleted when the folder is opened again. Saving is synchronous: `save` returns once the checkpoint is on the disk,
-so an error (a full disk) is raised at the step it belongs to.
+Only this file uses Orbax. A checkpoint is a folder named by its step, with the state's arrays and a JSON `meta` (sizes
+of the run's files, sums that are not logged yet). It is written under a temporary name and renamed when complete, so a
+kill at any moment leaves older checkpoints intact. Incomplete checkpoints are deleted when the folder is opened again.
+Saving is synchronous, so that an error (a full disk) is raised at its own step.
 
-Random keys are no part of a state: everything random is a function of the step.
+A state has no random keys: randomness is a function of the step.
 """
 
 import logging
@@ -25,11 +24,11 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder that no other process writes to.
+    """Checkpoints of one run, in a folder that no other process writes to.
 
     Args:
-        folder: made where missing. Half-written checkpoints in it are deleted.
-        keep: how many of the newest to keep.
+        folder: created if missing. Incomplete checkpoints in it are deleted.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
@@ -52,31 +51,29 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that can be restored, in order."""
+        """Steps that can be restored, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Writes a checkpoint and deletes those past `keep`.
+        """Writes a checkpoint and deletes the oldest ones past `keep`.
 
         Args:
-            step: more than that of any checkpoint there.
+            step: later than any checkpoint in the folder.
             state: a pytree of arrays.
             meta: JSON-able.
 
         Raises:
-            CheckpointError: it could not be written, or `step` is not new. The older checkpoints are as they were.
+            CheckpointError: the checkpoint could not be written, or `step` is not new. Older checkpoints are intact.
         """
         arrays = _flatten(state)
         if self.steps and step <= self.steps[-1]:
-            raise CheckpointError(
-                f'{self._folder}: has step {self.steps[-1]}, expected a later one to save, found {step}'
-            )
+            raise CheckpointError(f'{self._folder}: expected a step after {self.steps[-1]}, found {step}')
         tree = {name: _describe(array) for name, array in arrays.items()}
         needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self._folder).free
         if free < needed:
             raise CheckpointError(
                 f'could not save step {step} in {self._folder}: the disk is full: expected {needed:,} bytes, '
-                f'found {free:,}; the older checkpoints {self.steps} are as they were'
+                f'found {free:,}; the older checkpoints {self.steps} are intact'
             )
         contents = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave({'tree': tree, 'meta': meta})
@@ -84,7 +81,7 @@ class Checkpoints:
         try:
             with _reported(
                 f'could not save step {step} in {self._folder} (is the disk full?); the older checkpoints '
-                f'{self.steps} are as they were, and the same command goes on from there'
+                f'{self.steps} are intact, and the same command resumes from them'
             ):
                 if not self._manager.save(step, args=contents, force=True):
                     raise RuntimeError('orbax declined to save')
@@ -93,13 +90,13 @@ class Checkpoints:
             raise
 
     def restore(self, like: T, step: int | None = None) -> tuple[int, T, dict[str, Any]] | None:
-        """The state at `step` (None: the latest), its step and its meta; None where there is no checkpoint.
+        """Reads the state at `step` (None: the latest), with its step and meta; None without any checkpoint.
 
         Args:
-            like: a state of arrays or of `jax.ShapeDtypeStruct`s: its structure, shapes, dtypes and shardings.
+            like: a state of arrays or `jax.ShapeDtypeStruct`s with the wanted structure, shapes, dtypes and shardings.
 
         Raises:
-            CheckpointError: no such step, an unreadable checkpoint, or one of another structure.
+            CheckpointError: no such step, an unreadable checkpoint, or another structure.
         """
         steps = self.steps
         if not steps:
@@ -108,7 +105,7 @@ class Checkpoints:
         if step not in steps:
             raise CheckpointError(f'{self._folder}: expected a checkpoint of step {step}, found steps {steps}')
         place = self._folder / str(step)
-        advice = f'could not read {place}; delete that folder to go on from the checkpoint before it'
+        advice = f'could not read {place}; delete that folder to resume from the previous checkpoint'
         with _reported(advice):
             stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
         wanted = {name: ocp.utils.to_shape_dtype_struct(array) for name, array in _flatten(like).items()}
@@ -119,14 +116,14 @@ class Checkpoints:
         return step, state, stored['meta']
 
     def _remove_unfinished(self) -> None:
-        """Deletes half-written checkpoints: after a failed save they may be what fills the disk."""
+        """Deletes incomplete checkpoints; after a failed save they may fill the disk."""
         if jax.process_index() == 0:
             for path in self._folder.glob('*.orbax-checkpoint-tmp*'):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 class _reported:  # noqa: N801  (a context manager)
-    """Turns whatever orbax, tensorstore or the system raise into one CheckpointError that says what was being done."""
+    """Turns errors of orbax, tensorstore or the system into a CheckpointError that names the failed action."""
 
     def __init__(self, message: str) -> None:
         self._message = message
@@ -141,19 +138,19 @@ class _reported:  # noqa: N801  (a context manager)
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Drops orbax's own log: it warns of its formats at every save, and its errors are raised as well."""
+    """Drops orbax's log: it warns about formats at every save, and its errors are raised anyway."""
     return 'orbax' not in pathlib.Path(record.pathname).parts
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-    """The leaves by dotted path, in the order of the tree."""
+    """Lists leaves by dotted path, in the order of the tree."""
     arrays: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator='.')
         if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
             raise TypeError(f'state.{name}: expected an array, found {type(leaf).__name__}')
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise TypeError(f'state.{name}: expected no random keys in a state (they are functions of the step)')
+            raise TypeError(f'state.{name}: expected no random keys in a state (randomness is a function of the step)')
         if name in arrays:
             raise ValueError(f'state.{name}: two leaves have this path')
         arrays[name] = leaf
@@ -172,4 +169,4 @@ def _check_tree(place: pathlib.Path, stored: dict[str, str], wanted: dict[str, s
     ]
     if problems:
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
-        raise CheckpointError(f'{place}: the checkpoint is of another state: {"; ".join(problems[:8])}{more}')
+        raise CheckpointError(f'{place}: the checkpoint has another structure: {"; ".join(problems[:8])}{more}')

@@ -1,7 +1,7 @@
-"""How a decoder's weights lie, and the product of tokens with them.
+"""Memory layouts of a decoder's weights, and products of tokens with them.
 
-Training has them stacked, `[L, *in, *out]`, for a scan over layers. For decoding, layers are apart (`layers_apart`) and
-on a CPU outputs come first (`output_major`).
+Training stacks layers, `[L, *in, *out]`, for a scan over layers. Decoding has separate arrays for each layer
+(`layers_apart`), stored output-major on a CPU (`output_major`).
 """
 
 import math
@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-# The matrices of a layer: over how many of their dimensions, the first, a product sums. The others are the output's.
+# Matrices of a layer, with the number of their leading dimensions that a product sums over (the inputs).
 MATRICES: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
-PRODUCT = 'product'  # what `dense` gives is called this, for policies of rematerialisation
-FEW_TOKENS = 256  # up to which a CPU is faster with weights on the left; of all devices
+PRODUCT = 'product'  # checkpoint name of the result of `dense`, for rematerialisation policies
+FEW_TOKENS = 256  # most tokens, over all devices, for which a CPU is faster with weights on the left
 
 
 @flax.struct.dataclass
 class OutputMajor:
-    """Weights `[*in, *out]` that lie as `[*out, *in]`; see `output_major`."""
+    """Weights `[*in, *out]` stored as `[*out, *in]`; see `output_major`."""
 
     array: jax.Array
 
@@ -30,12 +30,12 @@ class OutputMajor:
         return OutputMajor(self.array.astype(dtype))
 
     def product(self, x: jax.Array, dtype: Any) -> jax.Array:
-        """`[tokens, in]` times the weights: `[tokens, out]` in `dtype`, in and out as one dimension each."""
+        """Multiplies `[tokens, in]` by the weights: `[tokens, out]` in `dtype`, with flat inputs and outputs."""
         matrix = self.array.reshape(-1, x.shape[1])
         if x.shape[0] > FEW_TOKENS:
             return jnp.einsum('ti,oi->to', x, matrix, preferred_element_type=dtype)
         product = jnp.einsum('oi,ti->ot', matrix, x, preferred_element_type=dtype)
-        # Without a barrier XLA makes the transposed product one of swapped operands.
+        # Without the barrier XLA turns the transposed product into one with swapped operands.
         return jax.lax.optimization_barrier(product).T
 
 
@@ -43,10 +43,10 @@ Weights = jax.Array | OutputMajor
 
 
 def dense(x: jax.Array, weights: Weights, adapter: Any = None) -> jax.Array:
-    """`[B, T, *in]` times `[*in, *out]`: `[B, T, *out]`, a `PRODUCT`.
+    """Multiplies `[B, T, *in]` by `[*in, *out]`: `[B, T, *out]`, named `PRODUCT` for rematerialisation.
 
-    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds x A B, by way of x A. The sum is called `PRODUCT`, so that
-    it is kept for the backward pass and not both of its parts.
+    An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds (x A) B. The name is on the sum, so the backward pass stores
+    the sum and not both of its terms.
     """
     product = _product(x, weights)
     if adapter is not None:
@@ -55,10 +55,10 @@ def dense(x: jax.Array, weights: Weights, adapter: Any = None) -> jax.Array:
 
 
 def _product(x: jax.Array, weights: Weights) -> jax.Array:
-    """One product of two matrices.
+    """Multiplies as one product of two matrices.
 
-    The same einsum has the same value, but XLA computes the gradient of its weights, over the two dimensions B and T,
-    three times slower on a CPU.
+    An einsum would have the same value, but on a CPU XLA computes its weight gradient, a sum over the two dimensions B
+    and T, three times slower.
     """
     batch, time, *inner = x.shape
     size = math.prod(inner)
@@ -71,20 +71,20 @@ def _product(x: jax.Array, weights: Weights) -> jax.Array:
 
 
 def output_matrix(decoder: Any) -> Weights:
-    """What logits are made with, `[V, D]`: a head, or the embedding."""
+    """The matrix that gives logits, `[V, D]`: the head, or the embedding if tied."""
     weights: Weights = decoder.get('head', decoder['embedding'])
     return weights
 
 
-def as_it_lies(weights: Weights) -> jax.Array:
-    """The array, its dimensions in the order that they have in memory; that of the embedding is `[V, D]` always."""
+def stored_array(weights: Weights) -> jax.Array:
+    """The array, its dimensions in stored order. The embedding and the head are stored as `[V, D]` either way."""
     return weights.array if isinstance(weights, OutputMajor) else weights
 
 
 def layers_apart(decoder: Any) -> Any:
-    """A decoder's tree with a tuple of layers in place of their stacked weights: what decoding reads.
+    """Splits a decoder's stacked layers into a tuple of layers, for decoding.
 
-    One layer's weights are then arrays of their own. Of stacked ones every use at one token would be a copy.
+    Each layer's weights become separate arrays. Decoding would copy a layer out of stacked weights at every token.
     """
     leaves, structure = jax.tree.flatten(decoder['layers'])
     apart = zip(*(tuple(stacked) for stacked in leaves), strict=True)
@@ -96,19 +96,19 @@ def _inputs_last(weights: jax.Array, num_inputs: int) -> jax.Array:
 
 
 def output_major(decoder: Any, inputs_last: Callable[[Any, int], Any] = _inputs_last) -> Any:
-    """A decoder's tree with layers apart, whose matrices are `OutputMajor`, the embedding or head among them.
+    """Stores the matrices of a decoder with separate layers as `OutputMajor`, including its embedding or head.
 
-    A CPU's product takes its left operand as it lies and packs the right one anew in every call. With weights on the
-    left the products of a step of 16 tokens take .55 of the time, those of 64 tokens .8. Those of 1,024 would take 1.4
-    times as long: above `FEW_TOKENS` weights are on the right again.
+    A CPU's matrix product reads its left operand in place and repacks the right one in every call. With weights on the
+    left, a step of 16 tokens takes .55 of the time and one of 64 tokens .8. A step of 1,024 tokens would take 1.4 times
+    as long: above `FEW_TOKENS` weights are on the right.
 
     Args:
-        inputs_last: puts so many of a leaf's dimensions, the first, behind the others.
+        inputs_last: moves a number of leading dimensions of a leaf behind the others.
     """
 
-    def of_layer(layer: Any) -> Any:
+    def one_layer(layer: Any) -> Any:
         return layer | {name: OutputMajor(inputs_last(layer[name], inputs)) for name, inputs in MATRICES.items()}
 
     output = 'head' if 'head' in decoder else 'embedding'
-    layers = tuple(of_layer(layer) for layer in decoder['layers'])
+    layers = tuple(one_layer(layer) for layer in decoder['layers'])
     return {**decoder, output: OutputMajor(decoder[output]), 'layers': layers}

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies at the positions that predict a trained token, at a cost linear in their number.
 
-1. The positions are put into a list, in the order of the batch.
-2. A loop makes logits for a fixed number of them at a time, as often as the list needs, and keeps two numbers each.
-3. The backward pass goes over the same chunks and makes their logits again, so that no `[B, T, V]` array exists.
+1. The positions are listed in the order of the batch.
+2. A loop over chunks of the list computes logits and stores two numbers per position.
+3. The backward pass loops over the same chunks and recomputes their logits, so no `[B, T, V]` array exists.
 
 With p the softmax of the tempered logits z = hidden . weights / temperature over the allowed tokens V, log Z their
 log-sum-exp and t the target:
@@ -12,7 +12,7 @@ log-sum-exp and t the target:
 
 (with dp_u / dz_v = p_u ([u = v] - p_v), and the 1 drops out as the p_u sum to one.)
 
-A loop of a number of rounds that only the data tell has no reverse derivative of JAX's own; these are written out here.
+JAX cannot differentiate a loop in reverse if its number of iterations depends on data. So the VJP is written by hand.
 
 Besides the letters of `transformer.py`: P positions in the list (with its padding), C positions of a chunk.
 """
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from simrl.models.layouts import as_it_lies, output_matrix
+from simrl.models.layouts import output_matrix, stored_array
 from simrl.models.rows import rows_are_sharded
 from simrl.models.transformer import Params
 
@@ -41,31 +41,31 @@ def token_log_probs(
     *,
     chunk: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and the entropy, of the tempered distribution over the allowed tokens.
+    """Computes each target's log-probability, and the entropy, under the tempered distribution over allowed tokens.
 
-    Gradients flow to `hidden` and to the embedding or head, and none to the temperature. A head that is not
-    differentiated by costs no gradient.
+    Gradients flow to `hidden` and to the embedding or head, but not to the temperature. The gradient of the weights is
+    computed only if it is asked for.
 
     Args:
         hidden: `[B, T, D]`, where `hidden[:, t]` predicts `targets[:, t]`.
         targets: int32 `[B, T]`.
-        trained: bool `[B, T]`, the positions whose numbers are wanted.
+        trained: bool `[B, T]`, True at positions to compute.
         token_mask: bool `[V]`, the sampler's mask: tokens outside it have probability 0.
         temperature: a scalar or float32 `[B]`.
-        chunk: positions whose logits exist at once, on each device.
+        chunk: number of positions per device whose logits exist at once.
 
     Returns:
         log_prob, entropy: float32 `[B, T]`, in nats, 0 where not trained. A target that is not allowed has
         log-probability -inf.
     """
-    weights = as_it_lies(output_matrix(params['decoder']))
+    weights = stored_array(output_matrix(params['decoder']))
     temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape[:1])
     rows = _Rows(jnp.asarray(targets), jnp.asarray(trained), jax.lax.stop_gradient(temperature))
     return _log_probs(jnp.asarray(weights), jnp.asarray(hidden), rows, jnp.asarray(token_mask), chunk)
 
 
 class _Rows(NamedTuple):
-    """What is known of each row besides its hidden states; see `token_log_probs`."""
+    """Inputs for each row besides its hidden states; see `token_log_probs`."""
 
     targets: jax.Array  # int32 [B, T]
     trained: jax.Array  # bool [B, T]
@@ -73,49 +73,49 @@ class _Rows(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Up to C positions of the list; where it is at its end, of hidden states 0 and indices B * T."""
+    """Up to C positions of the list; past its end hidden states are 0 and indices B * T."""
 
-    indices: jax.Array  # int32 [C], of B * T
+    indices: jax.Array  # int32 [C], into the flat B * T positions
     hidden: jax.Array  # [C, D]
     target: jax.Array  # int32 [C]
     temperature: jax.Array  # float32 [C, 1]
-    place: jax.Array  # int32 scalar, of the chunk's first position in the list
+    start: jax.Array  # int32 scalar, index of the chunk's first position in the list
 
 
 class _Positions(NamedTuple):
     """The list of trained positions."""
 
-    indices: jax.Array  # int32 [P], of B * T; B * T past the list's end
-    rounds: jax.Array  # int32 scalar: chunks that hold all of the list
-    chunk: int  # C
+    indices: jax.Array  # int32 [P], into the flat B * T positions; B * T past the list's end
+    num_chunks: jax.Array  # int32 scalar, chunks that cover the list
+    chunk: int  # positions per chunk, C
 
     @classmethod
     def of(cls, trained: jax.Array, chunk: int, axis: str | None) -> '_Positions':
         size = min(chunk, trained.size)
         indices = jnp.flatnonzero(trained, size=-(-trained.size // size) * size, fill_value=trained.size)
-        rounds = (jnp.sum(trained, dtype=jnp.int32) + size - 1) // size
-        # Devices go through the loop in step: within it those of the mesh's other axis exchange parts of logits.
-        return cls(indices.astype(jnp.int32), rounds if axis is None else jax.lax.pmax(rounds, axis), size)
+        num_chunks = (jnp.sum(trained, dtype=jnp.int32) + size - 1) // size
+        # All devices loop equally often: in the loop, devices along the mesh's other axis exchange parts of logits.
+        return cls(indices.astype(jnp.int32), num_chunks if axis is None else jax.lax.pmax(num_chunks, axis), size)
 
-    def take(self, number: jax.Array, hidden: jax.Array, rows: _Rows) -> _Chunk:
-        place = number * self.chunk
-        indices = jax.lax.dynamic_slice(self.indices, (place,), (self.chunk,))
+    def gather(self, number: jax.Array, hidden: jax.Array, rows: _Rows) -> _Chunk:
+        start = number * self.chunk
+        indices = jax.lax.dynamic_slice(self.indices, (start,), (self.chunk,))
         flat = hidden.reshape(-1, hidden.shape[-1])
         return _Chunk(
             indices=indices,
             hidden=flat.at[indices].get(mode='fill', fill_value=0),
             target=rows.targets.reshape(-1).at[indices].get(mode='fill', fill_value=0),
             temperature=rows.temperature.at[indices // hidden.shape[1]].get(mode='fill', fill_value=1.0)[:, None],
-            place=place,
+            start=start,
         )
 
     def scatter(self, x: jax.Array, like: jax.Array) -> jax.Array:
-        """`[P]` by the list -> `[B, T]`, 0 elsewhere."""
+        """Moves `[P]`, in list order, to `[B, T]`, 0 elsewhere."""
         return jnp.zeros(like.size, x.dtype).at[self.indices].set(x, mode='drop').reshape(like.shape)
 
 
 def _tempered(weights: jax.Array, part: _Chunk, token_mask: jax.Array) -> jax.Array:
-    """Float32 `[C, V]`."""
+    """Computes tempered logits with the mask applied, float32 `[C, V]`."""
     logits = jnp.einsum('cd,vd->cv', part.hidden, weights, preferred_element_type=jnp.float32)
     return jnp.where(token_mask, logits / part.temperature, -jnp.inf)
 
@@ -123,22 +123,22 @@ def _tempered(weights: jax.Array, part: _Chunk, token_mask: jax.Array) -> jax.Ar
 def _forward(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, *, chunk: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log_prob, entropy and log Z, float32 `[B, T]`, of the rows of one device where `axis` names the mesh's."""
+    """Computes log_prob, entropy and log Z, float32 `[B, T]`; with a mesh `axis`, for one device's rows."""
     positions = _Positions.of(rows.trained, chunk, axis)
 
-    def step(number: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        part = positions.take(number, hidden, rows)
+    def step(number: jax.Array, results: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        part = positions.gather(number, hidden, rows)
         logits = _tempered(weights, part, token_mask)
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, part.target[:, None], axis=-1)[:, 0]
         log_prob = jnp.where(token_mask, logits - normalizer[:, None], 0.0)
         entropy = -jnp.sum(jnp.where(token_mask, jnp.exp(log_prob) * log_prob, 0.0), axis=-1)
         new = (chosen - normalizer, entropy, normalizer)
-        return tuple(jax.lax.dynamic_update_slice(old, x, (part.place,)) for old, x in zip(found, new, strict=True))
+        return tuple(jax.lax.dynamic_update_slice(old, x, (part.start,)) for old, x in zip(results, new, strict=True))
 
-    start = _varying((jnp.zeros(positions.indices.shape, jnp.float32),) * 3, axis)
+    zeros = _varying((jnp.zeros(positions.indices.shape, jnp.float32),) * 3, axis)
     log_prob, entropy, normalizer = (
-        positions.scatter(x, rows.trained) for x in jax.lax.fori_loop(0, positions.rounds, step, start)
+        positions.scatter(x, rows.trained) for x in jax.lax.fori_loop(0, positions.num_chunks, step, zeros)
     )
     return log_prob, entropy, normalizer
 
@@ -152,9 +152,9 @@ def _backward(
     *,
     chunk: int,
     axis: str | None,
-    of_weights: bool,
+    weights_wanted: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The gradient of `hidden`, in its dtype, and that of the weights, float32 `[V, D]`, where it is wanted.
+    """Computes the gradients of `hidden`, in its dtype, and, if wanted, of the weights, float32 `[V, D]`.
 
     Args:
         weights: in the dtype of `hidden`.
@@ -165,65 +165,65 @@ def _backward(
     vocabulary = jnp.arange(weights.shape[0])
 
     def step(number: jax.Array, total: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
-        part = positions.take(number, hidden, rows)
-        # Past the list's end the gradients are 0, and so is what they give.
+        part = positions.gather(number, hidden, rows)
+        # Past the list's end all gradients are 0.
         known = flat.at[:, part.indices].get(mode='fill', fill_value=0)[:, :, None]
-        entropy, normalizer, of_log_prob, of_entropy = known
+        entropy, normalizer, grad_log_prob, grad_entropy = known
         log_prob = _tempered(weights, part, token_mask) - normalizer
         prob = jnp.exp(log_prob)
         one_hot = part.target[:, None] == vocabulary
-        of_tempered = of_log_prob * (one_hot - prob) - of_entropy * prob * (log_prob + entropy)
+        grad_tempered = grad_log_prob * (one_hot - prob) - grad_entropy * prob * (log_prob + entropy)
         in_list = (part.indices < rows.trained.size)[:, None]
-        of_logits = jnp.where(in_list & token_mask, of_tempered / part.temperature, 0.0).astype(hidden.dtype)
-        of_hidden = jnp.einsum('cv,vd->cd', of_logits, weights)
-        so_far, so_far_weights = total
-        if so_far_weights is not None:
-            so_far_weights += jnp.einsum('cv,cd->vd', of_logits, part.hidden, preferred_element_type=jnp.float32)
-        return so_far.at[part.indices].set(of_hidden, mode='drop'), so_far_weights
+        grad_logits = jnp.where(in_list & token_mask, grad_tempered / part.temperature, 0.0).astype(hidden.dtype)
+        grad_hidden = jnp.einsum('cv,vd->cd', grad_logits, weights)
+        sum_hidden, sum_weights = total
+        if sum_weights is not None:
+            sum_weights += jnp.einsum('cv,cd->vd', grad_logits, part.hidden, preferred_element_type=jnp.float32)
+        return sum_hidden.at[part.indices].set(grad_hidden, mode='drop'), sum_weights
 
     start = (
         jnp.zeros((rows.trained.size, hidden.shape[-1]), hidden.dtype),
-        jnp.zeros(weights.shape, jnp.float32) if of_weights else None,
+        jnp.zeros(weights.shape, jnp.float32) if weights_wanted else None,
     )
-    of_hidden, of_weights_sum = jax.lax.fori_loop(0, positions.rounds, step, _varying(start, axis))
-    if of_weights_sum is not None and axis is not None:
-        of_weights_sum = jax.lax.psum(of_weights_sum, axis)
-    return of_hidden.reshape(hidden.shape), of_weights_sum
+    grad_hidden, grad_weights = jax.lax.fori_loop(0, positions.num_chunks, step, _varying(start, axis))
+    if grad_weights is not None and axis is not None:
+        grad_weights = jax.lax.psum(grad_weights, axis)
+    return grad_hidden.reshape(hidden.shape), grad_weights
 
 
 def _varying(tree: Any, axis: str | None) -> Any:
-    """Marks what starts equal on all devices of a mesh axis as what will not stay so."""
+    """Marks arrays that start equal on all devices of a mesh axis as varying over it."""
     return tree if axis is None else jax.lax.pcast(tree, (axis,), to='varying')
 
 
-_WHOLE, _SPLIT = PartitionSpec(), PartitionSpec('data')
+_REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec('data')
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _log_probs(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    return _forward_of_all(weights, hidden, rows, token_mask, chunk)[:2]
+    return _forward_all(weights, hidden, rows, token_mask, chunk)[:2]
 
 
-def _forward_of_all(
+def _forward_all(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    weights = weights.astype(hidden.dtype)  # before they go to every device
+    weights = weights.astype(hidden.dtype)  # before they are copied to every device
     if not rows_are_sharded(hidden.shape[0]):
         return _forward(weights, hidden, rows, token_mask, chunk=chunk, axis=None)
-    # Each device makes a list of its own rows' positions; one list of all would send hidden states around.
+    # Each device lists its own rows' positions; one list of all rows would move hidden states between devices.
     forward = functools.partial(_forward, chunk=chunk, axis='data')
-    return jax.shard_map(forward, in_specs=(_WHOLE, _SPLIT, _SPLIT, _WHOLE), out_specs=_SPLIT, axis_names={'data'})(
-        weights, hidden, rows, token_mask
-    )
+    return jax.shard_map(
+        forward, in_specs=(_REPLICATED, _SHARDED, _SHARDED, _REPLICATED), out_specs=_SHARDED, axis_names={'data'}
+    )(weights, hidden, rows, token_mask)
 
 
 def _log_probs_forward(weights: Any, hidden: Any, rows: Any, token_mask: Any, chunk: int) -> tuple[Any, Any]:
-    """Arguments come as pairs (value, perturbed): whether the derivative by it is wanted."""
+    """Arguments are pairs (value, perturbed); perturbed is True if the derivative by the argument is wanted."""
     values = (weights.value, hidden.value, jax.tree.map(lambda x: x.value, rows, is_leaf=_is_pair), token_mask.value)
-    log_prob, entropy, normalizer = _forward_of_all(*values, chunk)
-    wanted = () if weights.perturbed else None  # a tree's structure is static, and its leaves are not
+    log_prob, entropy, normalizer = _forward_all(*values, chunk)
+    wanted = () if weights.perturbed else None  # static, as part of the residuals' tree structure
     return (log_prob, entropy), (*values, entropy, normalizer, wanted)
 
 
@@ -235,18 +235,18 @@ def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tu
     weights, hidden, rows, token_mask, entropy, normalizer, wanted = kept
     given = [jnp.zeros(entropy.shape) if isinstance(x, SymbolicZero) else x for x in gradients]
     by_position = jnp.stack([entropy, normalizer, *given])
-    backward = functools.partial(_backward, chunk=chunk, of_weights=wanted is not None)
+    backward = functools.partial(_backward, chunk=chunk, weights_wanted=wanted is not None)
     arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)
     if not rows_are_sharded(hidden.shape[0]):
-        of_hidden, of_weights = backward(*arguments, axis=None)
+        grad_hidden, grad_weights = backward(*arguments, axis=None)
     else:
-        of_hidden, of_weights = jax.shard_map(
+        grad_hidden, grad_weights = jax.shard_map(
             functools.partial(backward, axis='data'),
-            in_specs=(_WHOLE, _SPLIT, _SPLIT, _WHOLE, PartitionSpec(None, 'data')),
-            out_specs=(_SPLIT, _WHOLE),
+            in_specs=(_REPLICATED, _SHARDED, _SHARDED, _REPLICATED, PartitionSpec(None, 'data')),
+            out_specs=(_SHARDED, _REPLICATED),
             axis_names={'data'},
         )(*arguments)
-    return None if of_weights is None else of_weights.astype(weights.dtype), of_hidden, None, None
+    return None if grad_weights is None else grad_weights.astype(weights.dtype), grad_hidden, None, None
 
 
 _log_probs.defvjp(_log_probs_forward, _log_probs_backward, symbolic_zeros=True)

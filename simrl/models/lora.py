@@ -1,16 +1,16 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): what is trained is a low-rank addition to weights that stay as they are.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): trains a low-rank addition to frozen weights.
 
-Where a layer multiplies by W `[in, out]`, with A `[in, rank]` and B `[rank, out]` it computes (section 4.1)
+In place of a product with W `[in, out]`, a layer computes with A `[in, rank]` and B `[rank, out]` (section 4.1)
 
     x W + (alpha / rank) (x A) B
 
-1. `init`: A is random and B zero, so that training starts from the base model exactly.
-2. `transformer.apply` adds the product where params have `adapters`. W is read and never differentiated: a step makes
-   no gradient of its size, and no sum with it.
-3. `merged` makes one ordinary decoder, once an iteration for sampling and once at the end for files.
+1. `init`: A is random and B zero, so training starts from exactly the base model.
+2. `transformer.apply` adds the product if params have `adapters`. W is not differentiated: a step computes no gradient
+   of its size.
+3. `merged` makes one ordinary decoder, once per iteration for sampling and once at the end for files.
 
-Per weight of W training holds W alone, in the dtype that it is computed in, and not the 16 bytes of a trained weight (a
-float32 weight, its gradient and Adam's two moments); per number of A and B it holds those.
+A number of W takes the bytes of the compute dtype. A number of A or B takes 16 bytes, like any trained weight: float32
+weight, gradient and Adam's two moments.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from simrl.models import transformer
 from simrl.models.layouts import MATRICES
 from simrl.models.transformer import Params, TransformerConfig
 
-TARGETS: Mapping[str, int] = MATRICES  # the weights that can have an adapter, of all layers: [L, *in, *out]
+TARGETS: Mapping[str, int] = MATRICES  # weights that can have adapters, [L, *in, *out] each
 T = TypeVar('T')
 
 
@@ -56,12 +56,12 @@ class LoRASettings:
 
 
 def adapter_dims(name: str, dims: tuple[T, ...], rank: T) -> dict[str, tuple[T, ...]]:
-    """The dimensions of an adapter, sizes or names of axes.
+    """Derives the dimensions of an adapter, as sizes or axis names.
 
     Args:
         name: of the weights.
-        dims: of the weights of all layers: the layers, then [*in, *out].
-        rank: what stands for the rank.
+        dims: of the stacked weights: layers, then [*in, *out].
+        rank: size or name of the rank's dimension.
 
     Returns:
         `a`: [layers, *in, rank], `b`: [layers, rank, *out].
@@ -71,10 +71,9 @@ def adapter_dims(name: str, dims: tuple[T, ...], rank: T) -> dict[str, tuple[T, 
 
 
 def init(key: jax.Array, config: TransformerConfig, settings: LoRASettings) -> Params:
-    """Adapters that add nothing yet, float32 `{target: {'a', 'b'}}`: A is Gaussian and B zero, as in section 4.1.
+    """Initialises adapters that add zero, float32 `{target: {'a', 'b'}}`: A is Gaussian and B zero (section 4.1).
 
-    The variance of A is 1 / in, so that of x A is that of x. An adapter's numbers do not depend on what other targets
-    there are.
+    The variance of A is 1 / in, so x A has the variance of x. An adapter's values do not depend on other targets.
     """
     shapes = jax.eval_shape(functools.partial(transformer.init_params, config=config), jax.random.key(0))
     adapters = {}

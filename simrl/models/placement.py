@@ -1,33 +1,33 @@
-"""Training states and batches on a mesh: what the stages of every training do before their first step."""
+"""Params and batches on a mesh, as every stage places them before its first step."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simrl.models import layouts, lora, sharding
 from simrl.models.transformer import Params, TransformerConfig
 
 
 def shardings_of(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """The shardings of those parts that a tree of params has, be they a whole model's or not."""
+    """Shardings for a tree of params, whole or partial: one for each part that it has."""
     heads = tuple(name for name in params if name.endswith('_head'))
     shardings = sharding.param_shardings(config, mesh, rules, heads, tuple(params.get('adapters', ())))
     return {part: shardings[part] for part in params}
 
 
 def shard_params(params: Params, config: TransformerConfig, mesh: Mesh, rules: sharding.Rules) -> Params:
-    """Host or device params as new device arrays in the shards of `rules`; see `sharding.shard`."""
+    """Copies host or device params to devices, sharded by `rules`; see `sharding.shard`."""
     return sharding.shard(params, shardings_of(params, config, mesh, rules))
 
 
 def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[[Params], Params]:
-    """A function from params to their decoder in the sampler's dtype and shards: one cast and reshard an iteration.
+    """Compiles a function from params to the sampler's decoder: one cast and reshard per iteration.
 
-    Adapters are added to the weights, so that decoding costs what it does without them, and layers are apart. On a CPU
-    outputs come first in all that is multiplied (`layouts.output_major`).
+    Adapters are merged into the weights, so decoding costs the same with and without them. Layers are separate arrays.
+    On a CPU matrices are stored output-major (`layouts.output_major`).
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']
@@ -43,7 +43,7 @@ def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays as numpy, whole in every process, wherever their shards are."""
+    """Fetches arrays as numpy, whole in every process, wherever their shards are."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
@@ -52,13 +52,23 @@ def to_host(tree: Any) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch that every process has whole, as global arrays with rows split over `data`."""
-    count, index = jax.process_count(), jax.process_index()
+    """Copies a batch to the mesh, its rows sharded over `data`.
 
-    def own(array: np.ndarray) -> np.ndarray:
-        rows, rest = divmod(array.shape[0], count)
-        if rest:
-            raise ValueError(f'batch: expected a multiple of the {count} processes, found {array.shape[0]} rows')
-        return array[index * rows : (index + 1) * rows]
+    Args:
+        batch: a tree of host arrays `[rows, ...]`, equal in every process.
 
-    return sharding.shard_local_batch(batch if count == 1 else jax.tree.map(own, batch), mesh)
+    Raises:
+        ValueError: the mesh axis does not divide the rows, or a leaf is a scalar.
+    """
+    sharded, size = NamedSharding(mesh, PartitionSpec('data')), mesh.shape['data']
+
+    def put(path: Any, array: Any) -> jax.Array:
+        host = np.asarray(array)
+        if host.ndim == 0 or host.shape[0] % size:
+            raise ValueError(
+                f'batch{jax.tree_util.keystr(path)}: expected a number of rows that is a multiple of {size} (the '
+                f"mesh's data axis), found shape {list(host.shape)}"
+            )
+        return jax.make_array_from_callback(host.shape, sharded, lambda index: host[index])
+
+    return jax.tree_util.tree_map_with_path(put, batch)

@@ -1,4 +1,4 @@
-"""Rows of a batch on a mesh: kept split over its axis `data`, also where a batch is split into microbatches."""
+"""Rows of a batch, sharded over the mesh axis `data`: gathers, scatters and microbatches that keep them there."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from jax.sharding import PartitionSpec
 
 
 def rows_are_sharded(num_rows: int) -> bool:
-    """Whether a mesh is in use (`jax.set_mesh`) whose axis `data` divides so many rows."""
+    """True if a mesh is set (`jax.set_mesh`) whose axis `data` divides `num_rows`."""
     mesh = jax.sharding.get_abstract_mesh()
     return 'data' in mesh.axis_names and num_rows % mesh.shape['data'] == 0
 
 
 def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
-    """Keeps an array split by its rows, which lie along `axis`, over `data`, and whole on `model`.
+    """Constrains an array to be sharded by its rows (dimension `axis`) over `data` and replicated over `model`.
 
-    Without it XLA may split a product along the weights' dimension instead, and compute every row on every device.
-    Outside `jax.set_mesh`, or where the mesh axis does not divide the rows, it does nothing.
+    Without the constraint XLA may shard a product along the weights' dimension and compute every row on every device.
+    Outside `jax.set_mesh`, or if the mesh axis does not divide the rows, it does nothing.
     """
     if not rows_are_sharded(x.shape[axis]):
         return x
@@ -24,16 +24,16 @@ def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
 
 
 def gather_per_row(x: jax.Array, index: jax.Array) -> jax.Array:
-    """`x[b, index[b]]` of `[B, ...]`, with one or more indices for each row, which should be in bounds.
+    """Gathers `x[b, index[b]]` from `[B, ...]`, with one or more indices per row, all in bounds.
 
-    The gather says that rows are apart, and every device reads its own; of `x[arange(B), index]` XLA cannot tell, and
-    has the devices exchange them.
+    Mapped over rows, the gather is local to each device. For `x[arange(B), index]` XLA would exchange rows between
+    devices.
     """
     return jax.vmap(lambda row, i: row[i])(x, index)
 
 
 def scatter_per_row(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
-    """`[B, ...]` with `x[b, index[b]]` set to `new[b]`, where that is in bounds; as apart as in `gather_per_row`."""
+    """Sets `x[b, index[b]]` of `[B, ...]` to `new[b]`, dropping indices out of bounds; local like `gather_per_row`."""
     return jax.vmap(lambda row, i, entry: row.at[i].set(entry, mode='drop'))(x, index, new)
 
 

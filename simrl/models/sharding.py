@@ -1,11 +1,11 @@
-"""Where arrays live: a mesh of two axes, and rule lists from the parameters' logical axes to it.
+"""Sharding of parameters, batches and training states over a mesh of two axes.
 
 1. A mesh has the axes `data` (rows of a batch; in training also parameters, FSDP) and `model` (tensor parallel).
 2. Every parameter names its dimensions by logical axes (in `transformer.py`, beside its shape).
-3. A rule list says on which mesh axis each logical axis lies. A parameter whose axis has no rule is an error.
+3. A rule list maps logical axes to mesh axes. A parameter whose axis has no rule is an error.
 
-The axes are Auto: XLA places the intermediate arrays and inserts the communication. So the program is the same on one
-device, eight, or several processes.
+The axes are Auto: XLA places intermediate arrays and inserts communication, so the program is the same on one device,
+eight, or several processes.
 """
 
 import functools
@@ -24,7 +24,7 @@ from simrl.models.transformer import Params, TransformerConfig, init_boxed_param
 
 Rules = tuple[tuple[str, str | None], ...]
 
-# Both lists split the same dimensions on `model`, so that going from one to the other only gathers over `data`.
+# Both lists shard the same dimensions over `model`, so resharding from one to the other only gathers over `data`.
 _TENSOR_PARALLEL: Rules = (
     ('vocab', 'model'),
     ('heads', 'model'),
@@ -33,19 +33,19 @@ _TENSOR_PARALLEL: Rules = (
     ('head_dim', None),
     ('norm', None),
     ('layers', None),
-    ('rank', None),  # of LoRA
+    ('rank', None),  # LoRA's rank
 )
-TRAINING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', 'data'))  # FSDP: gathered layer by layer where used
-SAMPLING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', None))  # a weight gathered per token would cost more than it does
+TRAINING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', 'data'))  # FSDP: weights are gathered layer by layer
+SAMPLING_RULES: Rules = (*_TENSOR_PARALLEL, ('embed', None))  # no gather per token
 
-_HEAD_AXES: Mapping[str, tuple[str, ...]] = {'kernel': ('norm',), 'bias': ()}  # small: whole on every device
+_HEAD_AXES: Mapping[str, tuple[str, ...]] = {'kernel': ('norm',), 'bias': ()}  # heads are small: replicated
 
 
 def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data` x `model` devices.
+    """Makes a mesh of `data` x `model` devices.
 
     Args:
-        devices: those to use; None for all of all processes. Their number must be `data * model`.
+        devices: `data * model` devices; None for all devices of all processes.
     """
     num_devices = jax.device_count() if devices is None else len(devices)
     if data < 1 or model < 1 or data * model != num_devices:
@@ -58,11 +58,11 @@ def _boxed_params(config: TransformerConfig) -> Params:
 
 
 def logical_axes(config: TransformerConfig, heads: Sequence[str] = (), adapters: Sequence[str] = ()) -> Params:
-    """A tree like the params whose leaves are tuples of logical axis names, one per dimension.
+    """Makes a tree like the params whose leaves are tuples of logical axis names, one per dimension.
 
     Args:
-        heads: which of 'value_head' and 'reward_head' the params have.
-        adapters: which weights have adapters (`lora.TARGETS`); they are split as the weights are.
+        heads: names of the params' heads ('value_head', 'reward_head').
+        adapters: names of the weights with adapters (`lora.TARGETS`), which are sharded like the weights.
     """
     boxed = _boxed_params(config)
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
@@ -83,10 +83,9 @@ def logical_axes(config: TransformerConfig, heads: Sequence[str] = (), adapters:
 def param_shardings(
     config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = (), adapters: Sequence[str] = ()
 ) -> Params:
-    """A tree of `NamedSharding` like the params, with these heads and adapters.
+    """Makes a tree of `NamedSharding` like the params, with these heads and adapters.
 
-    Key/value heads that `model` does not divide are whole on every device of that axis. Any other dimension must
-    divide evenly.
+    Key/value heads are replicated over `model` if it does not divide them. Any other dimension must divide evenly.
 
     Raises:
         ValueError: a logical axis with no rule or with two, or a dimension that its mesh axis does not divide.
@@ -120,27 +119,27 @@ def param_shardings(
             return None
         raise ValueError(
             f'mesh axis {target!r} of {mesh.shape[target]} devices: expected a divisor of {field}={size}, which is '
-            f'split over it'
+            f'sharded over it'
         )
 
-    def place_on_mesh(path: Any, axes: tuple[str, ...]) -> NamedSharding:
+    def sharding_of(path: Any, axes: tuple[str, ...]) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(mesh_axis(path, axis) for axis in axes)))
 
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place_on_mesh, logical_axes(config, heads, adapters), is_leaf=is_axes)
+    return jax.tree_util.tree_map_with_path(sharding_of, logical_axes(config, heads, adapters), is_leaf=is_axes)
 
 
 def layers_apart(shardings: Params, num_layers: int) -> Params:
-    """The shardings of `layouts.layers_apart` of a decoder that has these."""
+    """Shardings for the result of `layouts.layers_apart`, from those of its argument."""
 
-    def of_one(stacked: NamedSharding) -> NamedSharding:
+    def one_layer(stacked: NamedSharding) -> NamedSharding:
         return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
 
-    return {**shardings, 'layers': (jax.tree.map(of_one, shardings['layers']),) * num_layers}
+    return {**shardings, 'layers': (jax.tree.map(one_layer, shardings['layers']),) * num_layers}
 
 
 def output_major(shardings: Params) -> Params:
-    """The shardings of `layouts.output_major` of a decoder, its layers apart, that has these."""
+    """Shardings for the result of `layouts.output_major`, from those of its argument."""
 
     def inputs_last(sharding: NamedSharding, inputs: int) -> NamedSharding:
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[inputs:], *sharding.spec[:inputs]))
@@ -151,7 +150,7 @@ def output_major(shardings: Params) -> Params:
 def init_sharded(
     key: jax.Array, config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()
 ) -> Params:
-    """Random float32 params, made in their shards; the same numbers on every mesh. Heads are zero."""
+    """Initialises random float32 params in their shards, with equal numbers on every mesh. Heads are zero."""
 
     def init(key: jax.Array) -> Params:
         return nn.meta.unbox(init_boxed_params(key, config)) | {head: init_head(config) for head in heads}
@@ -160,10 +159,10 @@ def init_sharded(
 
 
 def shard(tree: Any, shardings: Any) -> Any:
-    """New arrays on devices by a tree of shardings, each device its shards; the given arrays stay good.
+    """Copies a tree of arrays to devices by a tree of shardings; the given arrays remain valid.
 
-    Arrays that lie on the shardings' devices go from shards to shards: nothing holds them whole that did not. All
-    others, which must be the same in every process, go by way of the host.
+    Arrays on the shardings' devices are resharded without ever being whole on one device. Other arrays, which must be
+    equal in every process, go through the host.
     """
     leaves, targets = jax.tree.leaves(tree), jax.tree.leaves(shardings)
     stays = [
@@ -171,7 +170,7 @@ def shard(tree: Any, shardings: Any) -> Any:
         for array, target in zip(leaves, targets, strict=True)
     ]
 
-    # By a compiled copy: `device_put` reshards by way of the host, and may share memory with what it was given.
+    # A compiled copy: `device_put` reshards through the host, and its result may share memory with its argument.
     copy = jax.jit(
         lambda arrays: [jnp.copy(array) for array in arrays], out_shardings=list(itertools.compress(targets, stays))
     )
@@ -188,40 +187,16 @@ def shard(tree: Any, shardings: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shardings), placed)
 
 
-def shard_local_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a batch onto the mesh, its rows split over `data`.
-
-    Args:
-        batch: a tree of host arrays `[rows, ...]`, this process's part of the batch.
-
-    Returns:
-        The tree of global arrays: the rows of all processes, in their order.
-    """
-    rows = NamedSharding(mesh, PartitionSpec('data'))
-    local = mesh.local_mesh.shape['data']
-
-    def put(path: Any, array: Any) -> jax.Array:
-        host = np.asarray(array)
-        if host.ndim == 0 or host.shape[0] % local:
-            raise ValueError(
-                f'batch{jax.tree_util.keystr(path)}: expected a number of rows that is a multiple of {local} (the '
-                f"mesh's data axis in this process), found shape {list(host.shape)}"
-            )
-        return jax.make_array_from_process_local_data(rows, host)
-
-    return jax.tree_util.tree_map_with_path(put, batch)
-
-
 def state_shardings(state: Any, params: Params, shardings: Params) -> Any:
-    """Shardings of a training state, in which copies of the params (the optimizer's moments) lie as the params do.
+    """Makes shardings for a training state: the optimizer's moments are sharded like the params.
 
-    A leaf belongs to a parameter when its path ends with the parameter's path and it has its shape; all others (steps,
-    counts) are whole on every device.
+    A leaf gets a parameter's sharding if its path ends with the parameter's path and the shapes agree. All other leaves
+    (steps, counts) are replicated.
 
     Args:
         state: a tree of arrays or shapes (of `jax.eval_shape`).
-        params: the params' arrays or shapes, and
-        shardings: their shardings, all on one mesh.
+        params: arrays or shapes of the params.
+        shardings: of the params, all on one mesh.
     """
     flat_shardings = jax.tree.leaves(shardings)
     targets = [
@@ -241,5 +216,5 @@ def state_shardings(state: Any, params: Params, shardings: Params) -> Any:
 
 
 def _keys(path: Any) -> tuple[str, ...]:
-    """A tree path as plain names, whether its nodes are dicts, dataclasses or tuples."""
+    """Names along a tree path through dicts, dataclasses and tuples."""
     return tuple(str(getattr(entry, 'key', getattr(entry, 'name', getattr(entry, 'idx', entry)))) for entry in path)

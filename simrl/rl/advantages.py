@@ -1,9 +1,9 @@
-"""Rewards to advantages: how much better than expected each trained token, or each conversation, turned out.
+"""Advantages from rewards.
 
-`gae` gives every token its own advantage with the help of a critic. The critic-free estimators (`grpo`, `dr_grpo`,
-`rloo`, `reinforce_pp`) give one number to a whole conversation, from the other conversations' rewards.
+`gae` estimates an advantage per token with a critic. The critic-free estimators (`grpo`, `dr_grpo`, `rloo`,
+`reinforce_pp`) estimate one advantage per conversation from the other conversations' rewards.
 
-Every end of a conversation is terminal: nothing is bootstrapped past it, whatever its reason. Shapes: B rows, T tokens.
+Every end of a conversation is terminal: no value is bootstrapped past it. Shapes: B rows, T tokens.
 """
 
 import jax
@@ -18,30 +18,30 @@ EPSILON = 1e-6  # added to standard deviations of rewards, as in the GRPO implem
 def place_rewards(
     value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Puts each reward on the token that it rewards.
+    """Places each reward on its token.
 
     Args:
-        value: float32 `[B]`: on the row's last trained token; or `[B, turns]`: on each turn's last trained token.
-        valid: bool, the shape of `value`; a reward that is not valid is placed nowhere.
+        value: float32 `[B]` (for the row's last trained token) or `[B, turns]` (for each turn's last trained token).
+        valid: bool, the shape of `value`; invalid rewards are not placed.
         trained: bool `[B, T]`.
-        turn: int `[B, T]`, the turn that each token belongs to, 0 the first; read at trained tokens only.
+        turn: int `[B, T]`, turn of each token from 0; read at trained tokens only.
 
     Returns:
         placed: float32 `[B, T]`, 0 at every token without a reward.
-        unplaced: float32 scalar, the number of valid rewards that are not in it: their turn has no trained token.
+        unplaced: float32 scalar, number of valid rewards without a place: their turn has no trained token.
 
     Raises:
-        TypeError: `value` is not floating point; whole numbers would have lost the fraction before coming here.
-        ValueError: the shapes do not fit.
+        TypeError: `value` is not floating point: fractions of rewards would be lost.
+        ValueError: the shapes do not agree.
     """
     last = _last_trained(value, valid, trained, turn)
     value = jnp.where(valid, value, 0).astype(jnp.float32).reshape(last.shape)
-    placed = scatter_per_row(jnp.zeros(trained.shape, jnp.float32), last, value)  # no token is of two turns
+    placed = scatter_per_row(jnp.zeros(trained.shape, jnp.float32), last, value)  # no token is in two turns
     return placed, masked.count(valid.reshape(last.shape) & (last == trained.shape[1]))
 
 
 def _last_trained(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Array:
-    """The index of the token that carries each reward, int32 `[B, turns or 1]`; T where there is none."""
+    """Index of the token for each reward, int32 `[B, turns or 1]`; T if there is none."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f'rewards: expected a floating-point dtype, found {value.dtype}')
     if value.ndim not in (1, 2) or value.shape[0] != trained.shape[0] or valid.shape != value.shape:
@@ -58,10 +58,10 @@ def _last_trained(value: jax.Array, valid: jax.Array, trained: jax.Array, turn: 
 
 
 def valid_rows(valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Array:
-    """The rows whose return is known, bool `[B]`; for `gae`.
+    """Mask of the rows with known returns, bool `[B]`, for `gae`.
 
-    With `[B, turns]` rewards a turn that was trained on but has no valid reward makes every return before it unknown,
-    so its row is masked whole. Turns that never happened need no reward.
+    With `[B, turns]` rewards, a trained turn without a valid reward makes all earlier returns unknown, so its whole row
+    is masked. Turns that never happened need no reward.
     """
     if valid.ndim == 1:
         return valid
@@ -70,14 +70,14 @@ def valid_rows(valid: jax.Array, trained: jax.Array, turn: jax.Array) -> jax.Arr
 
 
 def conversation_rewards(value: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One reward a conversation, for the critic-free estimators: the mean over the valid turns.
+    """Reduces rewards to one per conversation, the mean over valid turns, for the critic-free estimators.
 
     Args:
         value: float32 `[B]` or `[B, turns]`.
         valid: bool, the shape of `value`.
 
     Returns:
-        float32 `[B]`, and bool `[B]`: where at least one turn is valid.
+        float32 `[B]`, and bool `[B]`: True if at least one turn is valid.
     """
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f'rewards: expected a floating-point dtype, found {value.dtype}')
@@ -91,18 +91,18 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (Schulman et al. 2015, arXiv:1506.02438) over the trained tokens of each row.
 
-    Other tokens (the partner's, headers, padding) are no steps of the decision process: the scan passes them by
-    unchanged, so gamma and lambda do not tick on them, and the result equals GAE on the row with them cut out. In
-    multi-turn rows the token after a message's last one is therefore the first one of the same role's next message.
+    Other tokens (the partner's, headers, padding) are not steps of the decision process. The scan passes them
+    unchanged: gamma and lambda do not apply to them, and the result equals GAE on the trained tokens alone. The step
+    after a message's last token is the first token of the same role's next message.
 
     Args:
         reward: float32 `[B, T]`; read at trained tokens only.
-        value: float32 `[B, T]`, the critic's prediction for the token, made before it; read at trained tokens only.
+        value: float32 `[B, T]`, the critic's prediction before each token; read at trained tokens only.
         trained: bool `[B, T]`.
-        gamma, lam: discount and trace per trained token.
+        gamma, lam: discount and trace decay per trained token.
 
     Returns:
-        advantage, returns: float32 `[B, T]`, 0 at tokens not trained. `returns` is `advantage + value`.
+        advantage, returns: float32 `[B, T]`, 0 at untrained tokens. `returns` is `advantage + value`.
     """
 
     def step(carry: tuple[jax.Array, jax.Array], token: tuple[jax.Array, ...]) -> tuple[tuple, jax.Array]:
@@ -120,16 +120,16 @@ def gae(
 
 
 def whiten(advantage: jax.Array, trained: jax.Array) -> jax.Array:
-    """Shifts and scales the advantages of all trained tokens to mean 0 and variance 1; 0 elsewhere.
+    """Normalises the advantages of all trained tokens to mean 0 and variance 1; 0 elsewhere.
 
-    The variance divides by the number of tokens, so that a single one gives 0 and no division by zero.
+    The variance divides by the number of tokens, so a single token gives 0 without a division by zero.
     """
     centred = advantage - masked.mean(advantage, trained)
     return jnp.where(trained, centred * jax.lax.rsqrt(masked.variance(advantage, trained) + 1e-8), 0.0)
 
 
 def _members(valid: jax.Array, group: jax.Array) -> jax.Array:
-    """bool `[B, B]`: row j is a valid member of row i's group. Ids need not be dense; B^2 is nothing beside a model."""
+    """Mask bool `[B, B]`: row j is a valid member of row i's group. B^2 is small compared with a model."""
     return (group[:, None] == group[None, :]) & valid[None, :]
 
 
@@ -142,18 +142,18 @@ def dr_grpo(reward: jax.Array, valid: jax.Array, group: jax.Array) -> tuple[jax.
 
     Args:
         reward: float32 `[B]`.
-        valid: bool `[B]`. The others leave their group's baseline too.
-        group: int32 `[B]`, equal for the conversations that start from the same example.
+        valid: bool `[B]`; invalid rows are left out of their group's baseline.
+        group: int32 `[B]`, equal for conversations from the same example.
 
     Returns:
-        advantage: float32 `[B]`, 0 where not used.
-        used: bool `[B]`, the valid rows of groups with at least two of them. Nothing is learned from the others.
+        advantage: float32 `[B]`, 0 in unused rows.
+        used: bool `[B]`, valid rows of groups with at least two valid rows. Only these are trained on.
     """
     members = _members(valid, group)
     used = _usable(valid, members)
     rewards = jnp.broadcast_to(reward[None, :], members.shape)
     centred = reward - masked.mean(rewards, members, axis=1)
-    # The mean of equal numbers is off by a rounding error, which a division by their spread would blow up.
+    # The mean of equal rewards has a rounding error, which a division by their spread would amplify.
     varied = _spread(rewards, members) > 0
     return jnp.where(used & varied, centred, 0.0), used
 
@@ -183,8 +183,8 @@ def rloo(reward: jax.Array, valid: jax.Array, group: jax.Array) -> tuple[jax.Arr
 def reinforce_pp(reward: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     """REINFORCE++ (Hu 2025, arXiv:2501.03262): (r - mean) / (std + 1e-6) over all valid rows of the batch.
 
-    Groups are not read. The statistics are over rows and not over tokens, so that long conversations do not weigh
-    more; the std is unbiased, and fewer than two valid rows, or equal rewards, give 0.
+    Groups are not read. Statistics are over rows, not tokens: long conversations do not weigh more. The std is
+    unbiased; fewer than two valid rows, or equal rewards, give 0.
 
     Returns:
         advantage: float32 `[B]`; used: bool `[B]`; as in `dr_grpo`.
@@ -193,16 +193,16 @@ def reinforce_pp(reward: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _spread(rewards: jax.Array, members: jax.Array) -> jax.Array:
-    """Largest less smallest reward of each row's group, `[B]`; exactly 0 for equal rewards; -inf without members."""
+    """Range of the rewards in each row's group, `[B]`; exactly 0 for equal rewards; -inf without members."""
     highest = jnp.max(jnp.where(members, rewards, -jnp.inf), axis=1)
     return highest - jnp.min(jnp.where(members, rewards, jnp.inf), axis=1)
 
 
 def group_counts(reward: jax.Array, valid: jax.Array, present: jax.Array, group: jax.Array) -> dict[str, jax.Array]:
-    """How many groups there are, and how many teach nothing, float32 scalars.
+    """Counts groups, and groups that give no gradient, float32 scalars.
 
     Args:
-        present: bool `[B]`, rows that are conversations at all (and not there to fill the batch).
+        present: bool `[B]`, False in padding rows.
 
     Returns:
         `groups`; `groups_too_small`, with fewer than two valid members; `groups_zero_variance`, whose (two or more)

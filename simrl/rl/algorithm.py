@@ -1,4 +1,4 @@
-"""The settings of the update: which algorithm, and how much of each of its parts."""
+"""Settings of the RL algorithm."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -10,26 +10,26 @@ Advantage = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmSettings:
-    """The algorithm. Fields marked (gae) are read with advantage 'gae' only."""
+    """Settings of the advantage, the losses and the optimizer steps of a batch."""
 
-    advantage: Advantage = 'gae'  # see `advantages`
-    aggregation: losses.Aggregation = 'token_mean'  # see `losses.aggregation_weights`
-    aggregation_constant: float | None = None  # tokens; for `constant`, and only there
-    kl: losses.KL = 'none'  # k1 is a penalty in the reward; k2 and k3 are terms of the loss; see `losses.kl_estimate`
-    kl_coef: float = 0.0  # reward per nat (k1), or the weight of the term (k2, k3)
-    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
-    clip_high: float = 0.2  # and above 1 + clip_high
-    entropy_coef: float = 0.0  # weight of the entropy bonus, per nat
-    value_coef: float = 0.5  # (gae) weight of the critic's loss
-    value_clip: float | None = None  # (gae) how far a value may move from the old one, in units of reward; None: any
-    value_stop_gradient: bool = False  # (gae) True: the critic's loss trains its head only, not the trunk
-    gamma: float = 1.0  # (gae) discount per trained token
-    lam: float = 0.95  # (gae) trace per trained token
-    whiten: bool = True  # (gae) advantages of the batch to mean 0, variance 1
-    epochs: int = 1  # passes over the batch
-    minibatches: int = 1  # optimizer steps per epoch
-    microbatches: int = 1  # pieces of a minibatch that are differentiated one after the other; changes no result
-    critic_warmup_steps: int = 0  # (gae) first optimizer steps of the run in which only the value head learns
+    advantage: Advantage = 'gae'  # advantage estimator, see `advantages`; 'gae' trains a critic (PPO)
+    aggregation: losses.Aggregation = 'token_mean'  # weights of tokens in the loss, see `losses.aggregation_weights`
+    aggregation_constant: float | None = None  # tokens; set only with aggregation 'constant'
+    kl: losses.KL = 'none'  # KL to the reference: k1 in the reward, k2 and k3 in the loss; see `losses`
+    kl_coef: float = 0.0  # weight of the KL: reward per nat (k1) or of the loss term (k2, k3)
+    clip_low: float = 0.2  # lower clip range: ratios are clipped below 1 - clip_low
+    clip_high: float = 0.2  # upper clip range: ratios are clipped above 1 + clip_high
+    entropy_coef: float = 0.0  # weight of the entropy bonus per nat
+    value_coef: float = 0.5  # gae only: weight of the critic's loss
+    value_clip: float | None = None  # gae only: largest change of a value from the old one, in reward; None: no clip
+    value_stop_gradient: bool = False  # gae only: True trains the value head alone with the critic's loss
+    gamma: float = 1.0  # gae only: discount per trained token
+    lam: float = 0.95  # gae only: trace per trained token
+    whiten: bool = True  # gae only: normalise the batch's advantages to mean 0 and variance 1
+    epochs: int = 1  # passes over each batch
+    minibatches: int = 1  # optimizer steps per epoch, each on its own rows
+    microbatches: int = 1  # gradient accumulation steps per minibatch; they change no result
+    critic_warmup_steps: int = 0  # gae only: first optimizer steps of the run, which train only the value head
 
     def __post_init__(self) -> None:
         def check(field: str, fine: bool, expected: str) -> None:
@@ -68,15 +68,15 @@ class AlgorithmSettings:
         return self.epochs * self.minibatches
 
     def rows_per_microbatch(self, rows: int) -> int:
-        """Rows differentiated at once, of a batch of `rows`.
+        """Number of rows per microbatch for a batch of `rows`.
 
         Raises:
-            ValueError: the batch cannot be cut evenly.
+            ValueError: the batch cannot be split evenly.
         """
-        pieces = self.minibatches * self.microbatches
-        if rows % pieces:
+        num_microbatches = self.minibatches * self.microbatches
+        if rows % num_microbatches:
             raise ValueError(
                 f'AlgorithmSettings.minibatches x microbatches: expected to divide the {rows} rows of a batch, '
-                f'found {self.minibatches} x {self.microbatches} = {pieces}'
+                f'found {self.minibatches} x {self.microbatches} = {num_microbatches}'
             )
-        return rows // pieces
+        return rows // num_microbatches

@@ -1,8 +1,7 @@
-"""The terms of the policy's and the critic's loss, each a number per token, and the weights that add them up.
+"""Terms of the policy's and the critic's loss, one number per token, and the weights that sum them.
 
-Log-probabilities are in nats. The terms are elementwise; what is masked out never reaches a sum, because `weigh`
-selects with `where`. Differences of log-probabilities that go into `exp` are clamped to +-`MAX_LOG_RATIO`, so that one
-token cannot overflow; beyond it the gradient is 0.
+Log-probabilities are in nats. Terms are elementwise; `weigh` selects with `where`, so masked tokens never reach a sum.
+Log-ratios are clamped to +-`MAX_LOG_RATIO` before `exp`, so that no token overflows; beyond it the gradient is 0.
 """
 
 from typing import Literal
@@ -19,20 +18,19 @@ MAX_LOG_RATIO = 20.0
 
 
 def aggregation_weights(trained: jax.Array, aggregation: str, constant: float | None) -> jax.Array:
-    """The weight of each token in the loss of a minibatch.
+    """Computes the weight of each token in the loss of a minibatch.
 
-    Computed over the whole minibatch, before it is cut into microbatches: the losses of the microbatches then add up to
-    that of the minibatch, however it is cut.
+    Weights are normalised over the whole minibatch, so the losses of its microbatches add up to its loss for any split.
 
     Args:
-        trained: bool `[B, T]`, the tokens of the whole minibatch that are learned from.
-        aggregation: `token_mean`: each token the same. `seq_mean_token_mean`: each row the same, within it each token;
-            a long reply's tokens count less. `constant`: a token counts 1 / (rows x `constant`), rows being those
-            with trained tokens, so a row's weight grows with its length and a token's weight depends on no length.
-        constant: tokens, read by `constant` only.
+        trained: bool `[B, T]`, trained tokens of the whole minibatch.
+        aggregation: `token_mean`: equal weight for tokens. `seq_mean_token_mean`: equal weight for rows, and for tokens
+            within a row; tokens of long rows weigh less. `constant`: 1 / (rows x `constant`) per token, with the number
+            of rows that have trained tokens; a row's weight grows with its length.
+        constant: in tokens; read by `constant` only.
 
     Returns:
-        float32 `[B, T]`, 0 at tokens not trained. It sums to 1, except with `constant`; to 0 where nothing is trained.
+        float32 `[B, T]`, 0 at untrained tokens. The sum is 1, except with `constant`; 0 if nothing is trained.
     """
     rows = masked.count(jnp.any(trained, axis=1))
     if aggregation == 'token_mean':
@@ -48,12 +46,12 @@ def aggregation_weights(trained: jax.Array, aggregation: str, constant: float | 
 
 
 def weigh(per_token: jax.Array, weight: jax.Array) -> jax.Array:
-    """The weighted sum of `per_token` `[B, T]`, a float32 scalar; tokens of weight 0 are left out, NaN or not."""
+    """Weighted sum of `per_token` `[B, T]`, a float32 scalar; tokens of weight 0 are left out, even NaN."""
     return jnp.sum(jnp.where(weight > 0, per_token * weight, 0.0))
 
 
 def log_ratio(log_prob: jax.Array, other: jax.Array) -> jax.Array:
-    """`log_prob - other`, clamped."""
+    """`log_prob - other`, clamped to +-`MAX_LOG_RATIO`."""
     return jnp.clip(log_prob - other, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -72,21 +70,21 @@ def policy_loss(
 
 
 def kl_estimate(log_prob: jax.Array, ref_log_prob: jax.Array, kl: str) -> jax.Array:
-    """An estimate of KL(pi || ref) at one token sampled from pi (Schulman 2020, "Approximating KL divergence").
+    """Estimates KL(pi || ref) at one token sampled from pi (Schulman 2020, "Approximating KL divergence").
 
     With d = log pi - log ref at the sampled token:
 
-    `k1` is d. Unbiased. As a *loss* it does nothing on average: the gradient of d is that of log pi, whose expectation
-        under pi is 0. In the *reward* it is right: the policy gradient of the penalty -d is that of -KL(pi || ref).
-        `AlgorithmSettings` therefore puts k1 in the reward and nowhere else.
-    `k2` is d^2 / 2. Biased as a value; its gradient, d grad log pi, has under pi exactly the expectation
+    `k1` is d. It is unbiased. As a *loss* it has no effect on average: its gradient, grad log pi, has expectation 0
+        under pi. In the *reward* it is correct: the policy gradient of the penalty -d is that of -KL(pi || ref).
+        `AlgorithmSettings` therefore uses k1 in the reward only.
+    `k2` is d^2 / 2. It is biased. The expectation under pi of its gradient, d grad log pi, is exactly
         grad KL(pi || ref), the reverse KL.
-    `k3` is exp(-d) + d - 1. Unbiased and never negative as a value; its gradient, (1 - ref / pi) grad log pi, has under
-        pi the expectation -E_ref[grad log pi] = grad KL(ref || pi), the *forward* KL. The two gradients agree only to
-        first order in d.
+    `k3` is exp(-d) + d - 1. It is unbiased and never negative. The expectation under pi of its gradient,
+        (1 - ref / pi) grad log pi, is -E_ref[grad log pi] = grad KL(ref || pi), the *forward* KL. The two gradients
+        agree to first order in d only.
 
-    "Under pi" means tokens drawn from pi itself: exact in a batch's first update, approximate in later ones. And each
-    statement is per token given its prefix: how a token changes the KL of later ones is in k1's reward only.
+    "Under pi" means tokens drawn from pi itself: exact in a batch's first update, approximate in later ones. All
+    statements are per token given its prefix. Only k1 in the reward includes a token's effect on later tokens' KL.
     """
     if kl == 'k1':
         return log_prob - ref_log_prob
@@ -99,10 +97,10 @@ def kl_estimate(log_prob: jax.Array, ref_log_prob: jax.Array, kl: str) -> jax.Ar
 
 
 def value_loss(value: jax.Array, old_value: jax.Array, returns: jax.Array, clip: float | None) -> jax.Array:
-    """Half the squared error of the critic; with `clip`, the larger of it and that of a value held near the old one.
+    """Half the squared error of the critic; with `clip`, the larger of this and the error of the clipped value.
 
     Args:
-        clip: how far, in units of reward, a value may move from `old_value` before its gradient stops; None: no limit.
+        clip: largest change from `old_value`, in reward, before the gradient stops; None: no limit.
     """
     error = jnp.square(value - returns)
     if clip is not None:

@@ -1,11 +1,10 @@
-"""Which rows of a batch are computed together, and how much of them: the one place that decides it, on the host.
+"""Schedules the rows of a batch for gradient steps, on the host, by their lengths.
 
-1. An epoch deals the rows out to minibatches, shuffled; one minibatch is one optimizer step.
-2. The rows of a minibatch, sorted by length, are cut into microbatches of equal numbers of rows.
-3. A microbatch is as wide as the shortest bucket that holds its longest row: little padding, and one program for each
-   bucket at most.
+1. Each epoch shuffles the rows and splits them into minibatches. One minibatch is one optimizer step.
+2. The rows of a minibatch are sorted by length and split into microbatches of equal size.
+3. A microbatch is padded to the shortest bucket that fits its longest row, so at most one program per bucket compiles.
 
-Only lengths are read. No result depends on 2 and 3 beyond rounding.
+Steps 2 and 3 change no result beyond rounding.
 """
 
 import dataclasses
@@ -21,11 +20,11 @@ from simrl.rl.algorithm import AlgorithmSettings
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Microbatch:
-    """R rows that go through the model at once.
+    """R rows that go through the model together.
 
     Attributes:
-        rows: int32 `[R]`, their numbers in the batch.
-        width: tokens; past it all of them are padding.
+        rows: int32 `[R]`, row numbers in the batch.
+        width: number of tokens per row; all later tokens are padding.
     """
 
     rows: np.ndarray
@@ -35,15 +34,15 @@ class Microbatch:
 def schedule_microbatches(
     length: np.ndarray, widths: Sequence[int], settings: AlgorithmSettings, random: np.random.Generator
 ) -> list[list[Microbatch]]:
-    """The microbatches of each of `epochs` x `minibatches` optimizer steps.
+    """Lists the microbatches of each of `epochs` x `minibatches` optimizer steps.
 
     Args:
-        length: int `[B]`, tokens of each row.
-        widths: rising, the last that of the batch.
-        random: decides which rows meet in a minibatch; not read with one minibatch.
+        length: int `[B]`, number of tokens of each row.
+        widths: ascending bucket widths; the last is the width of the batch.
+        random: shuffles rows over minibatches; unused with one minibatch.
 
     Raises:
-        ValueError: the rows cannot be cut evenly, or one is longer than the last width.
+        ValueError: the rows cannot be split evenly, or one is longer than the last width.
     """
     settings.rows_per_microbatch(len(length))
     steps = []
@@ -66,7 +65,7 @@ def split_by_length(
 
 
 def bucket_widths(buckets: Sequence[int], width: int) -> tuple[int, ...]:
-    """What the rows of a batch of `width` tokens may be cut to: the buckets below it, and all of it."""
+    """Widths for microbatches of a batch of `width` tokens: the shorter buckets, and `width` itself."""
     return (*(bucket for bucket in buckets if bucket < width), width)
 
 
@@ -77,10 +76,10 @@ def _width(longest: int, widths: Sequence[int]) -> int:
 
 
 def gather_rows(tree: Any, rows: jax.Array, width: int) -> Any:
-    """Leaves `[B, T]` -> `[R, width]`, split over the mesh by rows."""
+    """Gathers rows of leaves `[B, T]`: `[R, width]`, sharded by rows."""
     return jax.tree.map(lambda x: shard_rows(x[rows, :width]), tree)
 
 
 def scatter_rows(tree: Any, rows: jax.Array, part: Any) -> Any:
-    """Writes leaves `[R, width]` to their rows of `[B, T]`."""
+    """Writes leaves `[R, width]` to their rows of leaves `[B, T]`."""
     return jax.tree.map(lambda x, new: shard_rows(x.at[rows, : new.shape[1]].set(new)), tree, part)

@@ -1,11 +1,11 @@
-"""Conversations and their rewards to what the update reads, for whichever role is trained.
+"""Prepares conversations and rewards for the update, for either trained role.
 
-1. Score the sampled tokens with the parameters that sampled them, by the graph that trains: the sampler's own
-   log-probabilities differ from these by rounding, which would spend the clip range. Score them with the reference.
-2. Mask the conversations that have no valid reward.
-3. Turn rewards into advantages, and for a critic into returns.
+1. Score the sampled tokens with the parameters that sampled them, by the training graph, and with the reference. The
+   sampler's own log-probabilities differ by rounding, which would use up part of the clip range.
+2. Mask conversations without a valid reward.
+3. Compute advantages, and returns for a critic.
 
-Shapes: B rows, T tokens. Everything but the decoder's own products is float32.
+Shapes: B rows, T tokens. Everything outside the decoder is float32.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from simrl.training.scoring import Scores, score, trained_tokens
 
 @flax.struct.dataclass
 class Batch:
-    """What the update reads; float32 `[B, T]` where not said otherwise.
+    """Inputs of the update; float32 `[B, T]` unless stated otherwise.
 
     Attributes:
         tokens: int32 `[B, T]`.
-        trained: bool `[B, T]`, the tokens that are learned from: sampled by the trained role, in a row that is used.
-        sampler_log_prob: as the sampler computed them.
-        old_log_prob: by the training graph, before the update; not read where one update is made per batch.
-        ref_log_prob: the reference's; None without one.
+        trained: bool `[B, T]`, trained tokens: sampled by the trained role in a row with a valid reward.
+        sampler_log_prob: from the sampler.
+        old_log_prob: from the training graph before the update; unused with one update per batch.
+        ref_log_prob: from the reference; None without one.
         old_value, returns: None without a critic.
-        advantage: 0 at tokens not trained.
+        advantage: 0 at untrained tokens.
     """
 
     tokens: jax.Array
@@ -53,13 +53,13 @@ class Batch:
 
 @flax.struct.dataclass
 class Passes:
-    """What the models say of the sampled tokens; float32 `[B, T]`, 0 at other tokens, where not said otherwise.
+    """Scores of the sampled tokens; float32 `[B, T]`, 0 at other tokens, unless stated otherwise.
 
     Attributes:
         sampled: bool `[B, T]`, from `trained_tokens`.
-        sampler_log_prob: as the sampler computed them.
-        old: by the training graph, before the update; None where nothing reads it.
-        ref_log_prob: the reference's; None without one.
+        sampler_log_prob: from the sampler.
+        old: from the training graph before the update; None if nothing reads it.
+        ref_log_prob: from the reference; None without one.
     """
 
     sampled: jax.Array
@@ -85,14 +85,14 @@ def start_passes(
     value: bool,
     reference: bool,
 ) -> Passes:
-    """What is known before the models' passes, and zeros where `add_passes` writes.
+    """Initialises the scores, with zeros where `add_passes` writes.
 
     Args:
-        value, reference: whether there is a value head and a reference.
+        value, reference: True if there is a value head, a reference.
     """
     sampled = trained_tokens(role, length, trained_role)
     zeros = shard_rows(jnp.zeros(role.shape, jnp.float32))
-    # With one update the old log-probabilities are the stop-gradient of the new, and this pass may not be needed.
+    # With one update per batch the old log-probabilities are the stop-gradient of the new, without a pass of their own.
     needed = settings.updates_per_batch > 1 or settings.advantage == 'gae' or settings.kl == 'k1'
     return Passes(
         sampled=shard_rows(sampled),
@@ -116,7 +116,7 @@ def add_passes(
     config: TransformerConfig,
     execution: Execution,
 ) -> Passes:
-    """The passes with those of one microbatch written into them: by the parameters before the update, and reference.
+    """Scores one microbatch, with the parameters before the update and the reference, and writes it into `passes`.
 
     Args:
         rows: int32 `[R]` and width: of a `Microbatch`.
@@ -138,10 +138,10 @@ def add_passes(
 def jit_prepare(
     *, trained_role: int, config: TransformerConfig, execution: Execution, settings: AlgorithmSettings
 ) -> Callable[..., tuple[Batch, Metrics]]:
-    """`prepare` of a trained role, settings and model: two compiled programs, and one for each width.
+    """Compiles `prepare` for a trained role, settings and model: two programs, and one for each width.
 
     Args:
-        trained_role: the role id whose tokens are learned from.
+        trained_role: role id of the trained tokens.
     """
     start = jax.jit(
         functools.partial(start_passes, trained_role=trained_role, settings=settings),
@@ -167,35 +167,36 @@ def jit_prepare(
         token_mask: jax.Array,
         temperature: jax.Array | float,
     ) -> tuple[Batch, Metrics]:
-        """Everything that the update reads and that does not change during it.
+        """Computes all inputs of the update that do not change during it.
 
         Args:
-            params: those that sampled the conversations.
-            reference: the frozen reference's, a tree with `decoder`. None skips its pass; kl other than `none` needs
-                it.
+            params: the parameters that sampled the conversations.
+            reference: frozen reference parameters, with `decoder`. None skips their pass; any kl but `none` needs
+                them.
             rewards: of the trained role, `[B]` or `[B, turns]`.
-            microbatches: from `split_by_length`, all rows; how the models' passes are cut, which bounds the memory.
-            tokens: int32 `[B, T]`, the trained role's view, left-aligned.
-            role: int8 `[B, T]`, who spoke each token.
-            turn: int `[B, T]`, the turn of each token, 0 the first; read at the trained role's tokens only.
-            length: int32 `[B]`; 0 marks rows that only fill the batch.
+            microbatches: from `split_by_length`, covering all rows; the models score one at a time, which bounds
+                memory.
+            tokens: int32 `[B, T]`, left-aligned rows of the trained role's view.
+            role: int8 `[B, T]`, speaker of each token.
+            turn: int `[B, T]`, turn of each token from 0; read at the trained role's tokens only.
+            length: int32 `[B]`; 0 in padding rows.
             sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
-            group: int32 `[B]`, equal for conversations that start from the same example.
+            group: int32 `[B]`, equal for conversations from the same example.
             token_mask: bool `[V]` and temperature: the sampler's.
 
         Returns:
             The batch, and metrics: advantages and returns (before whitening), the critic's explained variance, the gap
-            between the sampler's log-probabilities and ours, and counts of what is not learned from: `masked_rows` have
-            no valid reward, `unplaced_rewards` no token that could carry them, `empty_rows` a reward but no trained
-            token. With one update per batch the gap is measured by the update, which makes the same pass anyway.
+            between the log-probabilities of sampler and training graph, and counts: `masked_rows` without a valid
+            reward, `unplaced_rewards` without a token, `empty_rows` with a reward but no trained token. With one update
+            per batch the update measures the gap, since it makes the same pass.
         """
         check_params(params, settings)
         if settings.kl != 'none' and reference is None:
             raise ValueError(f'AlgorithmSettings.kl: {settings.kl!r} needs reference parameters, found None')
         passes = start(role, length, sampler_log_prob, value='value_head' in params, reference=reference is not None)
         if passes.old is not None or passes.ref_log_prob is not None:
-            for piece in microbatches:
-                passes = add(passes, params, reference, tokens, piece.rows, token_mask, temperature, width=piece.width)
+            for part in microbatches:
+                passes = add(passes, params, reference, tokens, part.rows, token_mask, temperature, width=part.width)
         return finish(passes, rewards, tokens=tokens, turn=turn, length=length, group=group)
 
     return prepare
@@ -211,7 +212,7 @@ def assemble(
     group: jax.Array,
     settings: AlgorithmSettings,
 ) -> tuple[Batch, Metrics]:
-    """The part of `jit_prepare`'s function after the models' passes; arguments and results as there."""
+    """Computes the batch after the models' passes; arguments and results as in `prepare`."""
     sampled, old = passes.sampled, passes.old
     penalty = jnp.zeros(tokens.shape, jnp.float32)
     if settings.kl == 'k1':
@@ -237,7 +238,7 @@ def assemble(
     else:
         reward, judged = advantages.conversation_rewards(rewards.value, rewards.valid)
         judged = judged & present
-        # A conversation's penalty is the sum over its tokens: the log-ratio of what was said (Ahmadian et al. 2024).
+        # A conversation's penalty is the sum over its tokens, its log-ratio (Ahmadian et al. 2024).
         reward = reward - masked.total(penalty, sampled, axis=1)
         if settings.advantage == 'reinforce_pp':
             row_advantage, used = advantages.reinforce_pp(reward, judged)
@@ -279,7 +280,7 @@ def _moments(name: str, x: jax.Array, trained: jax.Array) -> dict[str, tuple[Any
 
 
 def _critic_metrics(value: jax.Array, returns: jax.Array, trained: jax.Array) -> dict[str, tuple[Any, Any]]:
-    """Explained variance is 1 - Var(returns - value) / Var(returns), of weight 0 where the returns do not vary."""
+    """Explained variance is 1 - Var(returns - value) / Var(returns), with weight 0 if the returns do not vary."""
     variance = masked.variance(returns, trained)
     explained = 1 - masked.variance(returns - value, trained) / jnp.where(variance > 0, variance, 1.0)
     return {

@@ -1,9 +1,9 @@
-"""The update: a prepared batch to new parameters, for whichever role is trained.
+"""The update: new parameters from a prepared batch, for either trained role.
 
-1. `schedule_microbatches` says on the host which rows meet.
-2. The gradients of a minibatch's microbatches are added up, by a compiled program for each width. The weight of each
-   token in the loss is computed over the whole minibatch; microbatches only bound memory and save padding.
-3. One optimizer step.
+1. `schedule_microbatches` assigns rows to optimizer steps, on the host.
+2. The gradients of a minibatch's microbatches are summed, by one compiled program per width. Token weights are
+   normalised over the whole minibatch; microbatches only bound memory and save padding.
+3. Each minibatch makes one optimizer step.
 
 The policy's loss is PPO's clipped surrogate, whatever the advantage estimator. With one update per batch nothing is
 clipped, and its gradient is the plain policy gradient.
@@ -39,16 +39,16 @@ def loss_and_sums(
     token_mask: jax.Array,
     temperature: jax.Array | float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A microbatch's part of its minibatch's loss, and of the sums that the metrics are made of.
+    """Computes a microbatch's share of its minibatch's loss and of the sums for metrics.
 
     Args:
         batch: the microbatch, R rows.
-        weight: float32 `[R, T]`, its rows of the minibatch's `losses.aggregation_weights`.
-        warming: bool scalar; True: the policy's terms are left out, and the critic's loss stays in its head.
+        weight: float32 `[R, T]`, these rows of the minibatch's `losses.aggregation_weights`.
+        warming: bool scalar; True leaves out the policy's terms and trains only the value head.
 
     Returns:
-        The loss, a scalar, and float32 scalars by name, each a sum over the microbatch's tokens; names that start with
-        `loss/` are already weighted; `max/` are maxima.
+        The loss, a scalar, and float32 scalars by name: sums over the microbatch's tokens. Names under `loss/` are
+        weighted sums, names under `max/` are maxima.
     """
     critic = settings.advantage == 'gae'
     trained = batch.trained
@@ -80,7 +80,7 @@ def loss_and_sums(
     sums = {
         'ratio': ratio,
         'clip_fraction': (ratio < 1 - settings.clip_low) | (ratio > 1 + settings.clip_high),
-        'approx_kl': jnp.exp(difference) - difference - 1,  # of old to new: k3 at tokens drawn from old
+        'approx_kl': jnp.exp(difference) - difference - 1,  # KL(old || new): k3 at tokens drawn from old
         'entropy': new.entropy,
     }
     if batch.ref_log_prob is not None:
@@ -96,11 +96,11 @@ def loss_and_sums(
 
 @flax.struct.dataclass
 class Part:
-    """What one microbatch has to tell besides its gradients; see `loss_and_sums`."""
+    """Results of one microbatch besides its gradients; see `loss_and_sums`."""
 
     loss: jax.Array
     sums: dict[str, jax.Array]
-    tokens: jax.Array  # trained ones, float32
+    tokens: jax.Array  # number of trained tokens, float32
 
 
 def add_gradients(
@@ -119,17 +119,17 @@ def add_gradients(
     execution: Execution,
     settings: AlgorithmSettings,
 ) -> tuple[Params, Part]:
-    """The gradients of a minibatch's loss, as far as they come from one microbatch, added to those of others.
+    """Adds one microbatch's gradients of its minibatch's loss to the gradients so far.
 
     Args:
-        params: the trained parts, by which the loss is differentiated.
-        so_far: a tree like it; None: nothing yet.
-        batch: all of it, from `prepare`.
-        members: bool `[B]`, the rows of the minibatch, over which the weights of tokens are computed.
+        params: the trained parameters, by which the loss is differentiated.
+        so_far: gradients so far, a tree like `params`; None: no gradients yet.
+        batch: the whole batch, from `prepare`.
+        members: bool `[B]`, rows of the minibatch, over which token weights are normalised.
         rows: int32 `[R]` and width: of the `Microbatch`.
-        step: int32 scalar, optimizer steps of the run up to now.
+        step: int32 scalar, number of optimizer steps of the run up to now.
         token_mask: bool `[V]` and temperature: the sampler's.
-        frozen: the other parts, of `parts.trained_and_frozen`.
+        frozen: from `partition.trained_and_frozen`.
     """
     warming = step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
     weight = losses.aggregation_weights(
@@ -160,7 +160,7 @@ def add_gradients(
 def minibatch_step(
     state: TrainState, gradients: Params, parts: Sequence[Part], *, settings: AlgorithmSettings, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step, by what the microbatches of a minibatch added up to."""
+    """Takes one optimizer step with the summed gradients of a minibatch."""
     warming = state.step < settings.critic_warmup_steps if settings.critic_warmup_steps else False
     loss, tokens = (
         functools.reduce(jnp.add, x) for x in zip(*((part.loss, part.tokens) for part in parts), strict=True)
@@ -177,7 +177,7 @@ def minibatch_step(
 
 
 def _step_metrics(loss: jax.Array, sums: dict[str, jax.Array], tokens: jax.Array, kept: jax.Array) -> Metrics:
-    """(sum, weight) of one optimizer step; all 0 where it was skipped (`kept` is 0), as one NaN would hide the rest."""
+    """Metrics of one optimizer step, (sum, weight); all 0 if it was skipped (`kept` is 0), so no NaN spreads."""
     metrics: dict[str, tuple[Any, Any]] = {'loss': (loss, 1.0)}
     for name, value in sums.items():
         if name.startswith('loss/'):
@@ -199,18 +199,18 @@ def jit_update(
     *,
     state_sharding: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The update as a loop over compiled programs: one for each width, one optimizer step and two small ones.
+    """Makes the update, a loop over compiled programs: one per width, one optimizer step and two small ones.
 
     Args:
         state_sharding: see `jit_step`.
     """
-    of_params = None if state_sharding is None else state_sharding.params
-    zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=of_params)
+    params_sharding = None if state_sharding is None else state_sharding.params
+    zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=params_sharding)
     add = jax.jit(
         functools.partial(add_gradients, config=config, execution=execution, settings=settings),
         static_argnames='width',
         donate_argnums=1,
-        out_shardings=(of_params, None),
+        out_shardings=(params_sharding, None),
     )
     take_step = jit_step(functools.partial(minibatch_step, settings=settings, optimizer=optimizer), state_sharding)
 
@@ -222,49 +222,48 @@ def jit_update(
         temperature: jax.Array | float,
         frozen: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """All updates of one batch, dispatched and not waited for. The state is donated.
+        """Dispatches all updates of one batch, without waiting for them. The state is donated.
 
-        The weights of each minibatch's tokens are computed over the whole minibatch, so the microbatches change no
-        result beyond rounding. A minibatch without any trained token changes nothing.
+        Microbatches change no result beyond rounding. A minibatch without a trained token changes nothing.
 
         Args:
             batch: from `prepare`.
             steps: from `schedule_microbatches`: the microbatches of each optimizer step.
             token_mask: bool `[V]` and temperature: the sampler's.
-            frozen: see `add_gradients`; None where there are none.
+            frozen: see `add_gradients`; None if there are none.
 
         Returns:
-            The new state; metrics summed over all optimizer steps. Losses and norms are means over the steps that
-            happened, `skipped` (not finite) and `empty_updates` (nothing to learn from) shares of all steps, the others
-            means over the trained tokens of the steps that happened.
+            The new state, and metrics summed over optimizer steps. Losses and norms are means over the steps taken,
+            `skipped` (not finite) and `empty_updates` (no trained token) are shares of all steps, and the others are
+            means over the trained tokens of the steps taken.
 
         Raises:
-            ValueError: `gae` has no value head.
+            ValueError: advantage 'gae' without a value head.
         """
         check_params(state.params, settings)
         measured = []
         for microbatches in steps:
             members = np.zeros(batch.tokens.shape[0], bool)
-            members[np.concatenate([piece.rows for piece in microbatches])] = True
-            # The gradients of one microbatch are the minibatch's; adding them to zeros would take their memory twice.
+            members[np.concatenate([microbatch.rows for microbatch in microbatches])] = True
+            # With one microbatch, adding its gradients to zeros would take their memory twice.
             gradients = zeros(state.params) if len(microbatches) > 1 else None
-            found = []
-            for piece in microbatches:
+            parts = []
+            for microbatch in microbatches:
                 gradients, part = add(
                     state.params,
                     gradients,
                     batch,
                     members,
-                    piece.rows,
+                    microbatch.rows,
                     state.step,
                     token_mask,
                     temperature,
                     frozen or {},
-                    width=piece.width,
+                    width=microbatch.width,
                 )
-                found.append(part)
-            state, metrics = take_step(state, gradients, found)
-            del gradients  # before the next ones are made
+                parts.append(part)
+            state, metrics = take_step(state, gradients, parts)
+            del gradients  # free their memory before the next minibatch
             measured.append(metrics)
         return state, _summed(measured)
 

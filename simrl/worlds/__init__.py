@@ -1,1 +1,1 @@
-"""Worlds whose people are a program, so that the truth about them is known."""
+"""Worlds whose people are programs: the truth about them is known."""

@@ -20,7 +20,7 @@ def row(length, fill=1):
 
 
 def numbers(rows, length, num_rows, index):
-    """What a batch is made of, without the arrays."""
+    """The row numbers and lengths of a batch, without its arrays."""
     return types.SimpleNamespace(length=length, num_rows=num_rows, index=list(index))
 
 

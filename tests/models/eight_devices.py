@@ -122,7 +122,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     training = sharding.param_shardings(CONFIG, mesh, rules, HEADS)
     sampling = sharding.param_shardings(CONFIG, mesh, sharding.SAMPLING_RULES, HEADS)
     params = sharding.init_sharded(key, CONFIG, mesh, rules, HEADS)
-    batch = sharding.shard_local_batch(BATCH, mesh)
+    batch = placement.shard_batch(BATCH, mesh)
     placing = functools.partial(sharding.param_shardings, CONFIG, mesh, rules)
     loaded = load_params(folder, CONFIG, shardings=placing)
     gradient_step = jax.jit(jax.grad(loss), out_shardings=training).lower(params, batch).compile()

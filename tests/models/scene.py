@@ -27,7 +27,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jn
 
 
 def numbers_kept(loss: Callable[[Any], jax.Array], params: Any, leading: tuple[int, int, int]) -> int:
-    """How many numbers the forward pass keeps for the backward pass in arrays `[L, B, T, ...]`."""
+    """Counts the numbers that the forward pass keeps for the backward pass in arrays `[L, B, T, ...]`."""
     backward = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(backward) if leaf.shape[:3] == leading)
 

@@ -39,7 +39,7 @@ def test_saves_and_restores_the_latest(tmp_path: pathlib.Path) -> None:
         assert checkpoints.restore(make_state()) is None
         for step in (5, 10, 15):
             checkpoints.save(step, make_state(step), meta | {'step': step})
-        with pytest.raises(CheckpointError, match='has step 15, expected a later one to save, found 15'):
+        with pytest.raises(CheckpointError, match='expected a step after 15, found 15'):
             checkpoints.save(15, make_state(15), {})
     with Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints:
         assert checkpoints.steps == [10, 15]
@@ -68,7 +68,7 @@ def test_another_state_is_refused_by_field(tmp_path: pathlib.Path) -> None:
         checkpoints.save(1, make_state(), {})
         other = make_state(rows=3) | {'value_head': jnp.zeros(2), 'nonfinite': jnp.float32(0)}
         del other['params']['bias']
-        with pytest.raises(CheckpointError, match='the checkpoint is of another state') as error:
+        with pytest.raises(CheckpointError, match='the checkpoint has another structure') as error:
             checkpoints.restore(other)
         assert str(tmp_path / '1') in str(error.value)
         for part in (

@@ -1,4 +1,4 @@
-"""How weights lie changes nothing of what is computed, and is what makes a CPU's products fast."""
+"""Layouts of weights change no result, and make a CPU's products fast."""
 
 import dataclasses
 import re
@@ -75,7 +75,7 @@ def test_rows_can_be_scored_by_what_decoding_reads(model):
 
 @pytest.mark.parametrize(('tokens', 'shape'), [(3, '48,3'), (FEW_TOKENS + 1, f'{FEW_TOKENS + 1},48')])
 def test_the_compiled_product_of_few_tokens_has_weights_on_the_left(tokens, shape):
-    """Which is all that they lie so for; left to itself XLA swaps the operands."""
+    """The reason for the layout. Without the barrier XLA swaps the operands."""
     random = np.random.default_rng(2)
     x, weights = (jnp.asarray(random.normal(size=size), jnp.float32) for size in ((1, tokens, 40), (40, 48)))
     product = jax.jit(dense)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from simrl.models import lora, sharding
+from simrl.models import lora, placement, sharding
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import TransformerConfig
 from tests import many_devices
@@ -83,10 +83,10 @@ def test_mesh_that_is_not_the_devices():
 
 def test_batch_that_does_not_divide_and_scalars():
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-    batch = sharding.shard_local_batch({'tokens': np.zeros((3, 4), np.int32)}, mesh)
+    batch = placement.shard_batch({'tokens': np.zeros((3, 4), np.int32)}, mesh)
     assert batch['tokens'].shape == (3, 4)
     with pytest.raises(ValueError, match=r"batch\['step'\]: expected a number of rows"):
-        sharding.shard_local_batch({'step': np.int32(3)}, mesh)
+        placement.shard_batch({'step': np.int32(3)}, mesh)
 
 
 @pytest.fixture(scope='module')

@@ -109,7 +109,7 @@ def exported(folder: Path) -> str:
 
 
 def loaded(source: str, mesh: Mesh) -> dict[str, Any]:
-    """What lies where once a model was loaded onto a mesh and placed for sampling and for training."""
+    """Shards of a model after loading onto a mesh, and after placement for sampling and for training."""
     settings = ModelSettings(source)
     random = RandomModel(model_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256)
     model = sources.load(settings, mesh)

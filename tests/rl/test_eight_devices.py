@@ -17,7 +17,7 @@ TRAININGS = ['reinforce', 'adapt', 'fine_tune', 'fit']
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What `eight_devices.py` wrote: `results.json`, and by training its arrays by name."""
+    """Output of `eight_devices.py`: `results.json`, and by training its arrays by name."""
 
     results: dict[str, Any]
     arrays: dict[str, dict[str, np.ndarray]]

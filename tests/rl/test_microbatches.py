@@ -1,4 +1,4 @@
-"""Which rows meet, and how wide they are cut."""
+"""Rows and widths of microbatches."""
 
 import numpy as np
 import pytest

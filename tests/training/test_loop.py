@@ -76,7 +76,7 @@ def test_kill_9_at_ten_random_moments(tmp_path: pathlib.Path, unbroken: pathlib.
 
 
 def test_the_comparison_notices(tmp_path: pathlib.Path, unbroken: pathlib.Path) -> None:
-    """What the kill test rests on: a repeated, missing or changed entry is found."""
+    """The kill test depends on it: a repeated, missing or changed entry is found."""
     lines = (unbroken / 'metrics.jsonl').read_text().splitlines(keepends=True)
     changed = lines[2].replace('"loss": ', '"loss": 1')
     for broken in (lines[:3] + lines[2:], lines[:2] + lines[3:], [*lines[:2], changed, *lines[3:]]):
@@ -197,12 +197,12 @@ def test_evaluations_must_be_possible(tmp_path: pathlib.Path) -> None:
 def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
     loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
     other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})
-    with pytest.raises(CheckpointError, match='the checkpoint is of another state'):
+    with pytest.raises(CheckpointError, match='the checkpoint has another structure'):
         loop.run(tmp_path, other, counting, settings(), num_steps=8, name='count')
 
 
 def profile_of(folder: pathlib.Path) -> tuple[list[dict], list[dict]]:
-    """What is noted of the events of a run's one profile: as XLA wrote them, and as Perfetto reads them."""
+    """Events of a run's one profile: as XLA wrote them, and as Perfetto reads them."""
     assert not (folder / 'profile.unfinished').exists()
     (planes,) = folder.glob('profile/plugins/profile/*/*.xplane.pb')
     (events,) = folder.glob('profile/plugins/profile/*/*.trace.json.gz')

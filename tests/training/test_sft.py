@@ -1,35 +1,24 @@
 """The held-out loss: that of every trained token, and that of content alone, against a loop over tokens."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.batches import stack
-from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Message
 from simrl.conversations.views import render
 from simrl.models import transformer
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models.transformer import Execution
 from simrl.training.sft import eval_step
-from tests.tiny import byte_tokenizer
+from tests.rl import scene
 
 
 def test_the_loss_of_content_leaves_ends_out():
-    chat = chat_from_huggingface(byte_tokenizer())
-    config = TransformerConfig(
-        vocab_size=chat.size,
-        model_dim=8,
-        num_layers=1,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=8,
-        max_positions=128,
-    )
-    params = transformer.init_params(jax.random.key(0), config)
+    chat = scene.chat()
+    config = scene.config_of(chat)
+    params = scene.params_of(config)
     talks = [['hi', 'yes?', 'bye', 'see you'], ['a', 'b', 'c']]
-    turns = [[Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
-    rows = [render(chat, talk, system=None, train='user', end='natural', terminal=True) for talk in turns]
+    messages = [[Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(talk)] for talk in talks]
+    rows = [render(chat, talk, system=None, train='user', end='natural', terminal=True) for talk in messages]
     batch = stack(rows, 96, 3)
     token_mask = chat.token_mask(config.padded_vocab_size, terminal=True, header='user')
     ends = (chat.terminal, chat.end_of_turn['user'])

@@ -1,6 +1,5 @@
-"""Models in other programs' files.
+"""Models in other programs' file formats.
 
-`load` picks the reader by what the source is: `huggingface` (a hub name or folder; `huggingface_config` its
-config.json) or `gguf` (`gguf_file` the container, `gguf_tokenizer` its tokenizer). `export` writes a Hugging Face
-folder.
+`load` picks the reader for a source: `huggingface` (a hub name or folder; `huggingface_config` reads its config.json)
+or `gguf` (`gguf_file` reads the container, `gguf_tokenizer` the tokenizer). `export` writes a Hugging Face folder.
 """

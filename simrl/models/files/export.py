@@ -1,10 +1,10 @@
-"""Params -> a Hugging Face model folder that transformers 5 and `huggingface.load_params` read.
+"""Exports params as a Hugging Face model folder that transformers 5 and `huggingface.load_params` read.
 
-Tensor names and layouts are those of `huggingface.weight_table`. The folder is built beside its final place, brought to
-the disk and renamed: it is there whole, or not at all. The vocabulary's padding is stripped.
+Tensor names and layouts are those of `huggingface.weight_table`. The folder is written atomically: under a temporary
+name, flushed to disk, then renamed. The vocabulary's padding is stripped.
 
-A value or reward head, for which Hugging Face has no standard form, goes to `simrl_heads.safetensors` in the same
-folder: transformers does not look at it, and `load_params` returns it.
+Hugging Face has no standard form for a value or reward head. Heads go to `simrl_heads.safetensors` in the same folder,
+which transformers ignores and `load_params` reads.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def export(
     generation_config: Mapping[str, Any] | None = None,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a model folder that transformers 5 and `load_params` read: all of it, or nothing.
+    """Writes a model folder that transformers 5 and `load_params` read, atomically.
 
     Args:
         params: a params tree of `config`, sharded or not; a head goes to `simrl_heads.safetensors`.
@@ -58,12 +58,12 @@ def export(
         tokenizer: a transformers tokenizer, saved beside the weights; None for no tokenizer files.
         folder: must not exist yet.
         dtype: of the stored weights (heads stay float32).
-        generation_config: the source model's; None for one that only says the tokenizer's special token ids.
-        max_file_bytes: above this the weights go to several files and an index.
+        generation_config: of the source model; None writes only the tokenizer's special token ids.
+        max_file_bytes: larger weights are split over several files with an index.
 
     Raises:
-        FileExistsError: there is something at `folder`.
-        ValueError: params that are not of this config, or a tokenizer with more tokens than rows.
+        FileExistsError: `folder` exists.
+        ValueError: params of another config, or a tokenizer with more tokens than rows.
     """
     num_rows = max(config.vocab_size, 0 if tokenizer is None else len(tokenizer))
     if num_rows > config.padded_vocab_size:
@@ -90,7 +90,7 @@ def export(
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The generation config of a model folder, for `export`; None where the folder has none."""
+    """Reads the generation config of a model folder, for `export`; None if the folder has none."""
     file = Path(folder) / 'generation_config.json'
     return read_json(file) if file.exists() else None
 
@@ -118,7 +118,7 @@ def _check_params(params: Params, config: TransformerConfig) -> None:
 def _write_weights(
     folder: Path, decoder: Params, config: TransformerConfig, num_rows: int, dtype: str, max_file_bytes: int
 ) -> None:
-    """Writes the decoder's tensors, a file's worth in host memory at a time."""
+    """Writes the decoder's tensors, with one file's tensors in host memory at a time."""
     sizes = axis_sizes(config, num_rows)
     item_bytes = dtype_of(dtype).itemsize
     files: list[list[tuple[str, Callable[[], np.ndarray]]]] = [[]]
@@ -138,7 +138,7 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(files, start=1):
         name = SINGLE_FILE if len(files) == 1 else f'model-{number:05}-of-{len(files):05}.safetensors'
-        # transformers asks for this metadata, whatever wrote the file.
+        # transformers requires this metadata.
         safetensors.numpy.save_file({key: part() for key, part in tensors}, folder / name, metadata={'format': 'pt'})
         weight_map |= {key: name for key, _ in tensors}
     if len(files) > 1:
@@ -163,14 +163,14 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well and is removed when it does not."""
+    """Makes a temporary folder, renamed to `folder` if the block succeeds and removed if it fails."""
     if folder.exists():
         raise FileExistsError(f'{folder}: expected no such folder yet, found one')
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's folders are private
+        temporary.chmod(0o755)  # mkdtemp makes private folders
         for path in itertools.chain(temporary.rglob('*'), [temporary]):
             _flush(path)
         os.rename(temporary, folder)
@@ -181,7 +181,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Brings a file, or a folder's list of names, to the disk."""
+    """Flushes a file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""A GGUF file of the llama family (llama.cpp's format) -> the same config, params and tokenizer as any other source.
+"""Loads GGUF files (llama.cpp's format) of the llama family: config, params and tokenizer.
 
 1. `gguf_file.py` reads metadata and the tensor table.
-2. The metadata become a `TransformerConfig`; what we do not compute (experts, windows, other RoPE scalings) is refused.
-3. Every tensor is dequantised straight into its place in our stacked float32 arrays, exactly once.
-4. The tokenizer is built from the metadata too (`gguf_tokenizer.py`).
+2. The metadata become a `TransformerConfig`. Unsupported features (experts, windows, other RoPE scalings) are refused.
+3. Every tensor is dequantised once, directly into our stacked float32 arrays.
+4. `gguf_tokenizer.py` builds the tokenizer from the metadata.
 
 The dimension letters are those of `transformer.py`.
 """
@@ -39,27 +39,27 @@ _READ_KEYS = (
     'rope.freq_base',
     'vocab_size',
 )
-# Those that change nothing at this value; any other `llama.*` key could change what the weights mean.
+# `llama.*` keys with the values at which they have no effect. All other keys are refused.
 _NEUTRAL_KEYS = {
     'expert_count': 0,
     'expert_used_count': 0,
     'rope.scaling.type': 'none',
     'rope.scale_linear': 1.0,
-    'tensor_data_layout': 'Meta AI original pth',  # the order of Q and K rows that every llama file has
+    'tensor_data_layout': 'Meta AI original pth',  # order of Q and K rows in every llama file
 }
 
-# Of Llama 3.1, 3.2 and 3.3 alike. A GGUF file keeps the resulting factors only, which are checked against these.
+# The same in Llama 3.1, 3.2 and 3.3. A GGUF file has only the resulting factors, which are checked against these.
 _LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR, _LLAMA3_ORIGINAL_POSITIONS = 1.0, 4.0, 8192
 
 
 def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokenizerFast]:
     """Reads config, params and tokenizer from a GGUF file.
 
-    Params are float32 numpy arrays on the host. At most one chunk of one tensor exists beside them and the mapped file.
+    Params are float32 numpy arrays on the host. Besides them and the mapped file, memory has one chunk of one tensor.
 
     Raises:
-        ValueError: the file is truncated or no GGUF file, its architecture or a tensor type is not supported, a tensor
-            is missing, unknown or misshapen, or its tokenizer cannot be built; naming the file and the key or tensor.
+        ValueError: a truncated file or no GGUF file; an unsupported architecture or tensor type; a missing, unknown or
+            misshapen tensor; an unsupported tokenizer. The message names the file and the key or tensor.
     """
     metadata, tensors = read(path)
     config, tokenizer = _config_and_tokenizer(path, metadata, tensors)
@@ -67,7 +67,7 @@ def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokeniz
 
 
 def load_config(path: str | Path) -> tuple[TransformerConfig, PreTrainedTokenizerFast]:
-    """Reads config and tokenizer alone; raises as `load`."""
+    """Reads config and tokenizer without the weights; errors as in `load`."""
     return _config_and_tokenizer(path, *read(path))
 
 
@@ -86,7 +86,7 @@ def _config_and_tokenizer(
 def config_from_metadata(
     path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> TransformerConfig:
-    """What the weights mean, from the metadata (and from the tensors, where a tensor says it)."""
+    """Reads the config from the metadata, and from tensors whose presence or shape decides it."""
     architecture = metadata.get('general.architecture')
     if architecture != 'llama':
         raise ValueError(f"{path}: general.architecture: expected 'llama', found {architecture!r}")
@@ -144,10 +144,10 @@ def config_from_metadata(
 
 
 def _rope_scaling(path: str | Path, config: TransformerConfig, tensor: Tensor) -> RopeScaling:
-    """Llama 3's scaling from the numbers by which each RoPE frequency is to be divided, float32 `[H / 2]`.
+    """Recovers Llama 3's scaling from the divisors of the RoPE frequencies, float32 `[H / 2]`.
 
-    The largest is the scaling's factor. The rest of the scaling is taken to be that of the published models, and the
-    numbers it implies must be those of the file.
+    The largest divisor is the scaling's factor. Its other fields are those of the published models; the divisors that
+    they imply must equal the file's.
     """
     name = 'rope_freqs.weight'
     _check_tensor(path, name, tensor, (config.head_dim // 2,))
@@ -171,15 +171,15 @@ def _rope_scaling(path: str | Path, config: TransformerConfig, tensor: Tensor) -
 
 # The params.
 
-_CHUNK = 1 << 22  # numbers dequantised at a time
+_CHUNK = 1 << 22  # number of weights dequantised at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a tensor goes: `view` turns our array into its view in the order of the file's tensor."""
+class _Target:
+    """Target array of a tensor. `view` makes a view of our array in the order of the file's tensor."""
 
-    ours: str
-    shape: tuple[int, ...]  # of the file's tensor
+    ours: str  # name of our array
+    shape: tuple[int, ...]  # shape of the file's tensor
     view: Callable[[np.ndarray], np.ndarray]
 
 
@@ -191,53 +191,53 @@ def _transposed(array: np.ndarray) -> np.ndarray:
     return array.T
 
 
-def _layer_places(config: TransformerConfig) -> dict[str, _Place]:
-    """Of the tensors `blk.<layer>.<name>.weight`, by name."""
+def _layer_targets(config: TransformerConfig) -> dict[str, _Target]:
+    """Targets of the tensors `blk.<layer>.<name>.weight`, by name."""
     c = config
     query_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
     def neighbours(num_heads: int) -> Callable[[np.ndarray], np.ndarray]:
-        # llama.cpp keeps the rows of Q and K such that RoPE rotates neighbours: its rows 2i and 2i + 1 of a head are
-        # rows i and i + H/2 of the half-split order, ours. So a head has the axes (H/2, 2) there and (2, H/2) here.
+        # In llama.cpp RoPE rotates neighbouring rows of Q and K: its rows 2i and 2i + 1 of a head are rows i and
+        # i + H/2 of our half-split order. So a head has the axes (H/2, 2) there and (2, H/2) here.
         split = (c.model_dim, num_heads, 2, c.head_dim // 2)
         return lambda array: array.reshape(split).transpose(1, 3, 2, 0)
 
     return {
-        'attn_norm': _Place('attention_norm', (c.model_dim,), _as_is),
-        'attn_q': _Place('query', (query_dim, c.model_dim), neighbours(c.num_heads)),
-        'attn_k': _Place('key', (kv_dim, c.model_dim), neighbours(c.num_kv_heads)),
-        'attn_v': _Place('value', (kv_dim, c.model_dim), lambda array: array.transpose(1, 2, 0)),
-        'attn_output': _Place('output', (c.model_dim, query_dim), lambda array: array.transpose(2, 0, 1)),
-        'ffn_norm': _Place('mlp_norm', (c.model_dim,), _as_is),
-        'ffn_gate': _Place('gate', (c.mlp_dim, c.model_dim), _transposed),
-        'ffn_up': _Place('up', (c.mlp_dim, c.model_dim), _transposed),
-        'ffn_down': _Place('down', (c.model_dim, c.mlp_dim), _transposed),
+        'attn_norm': _Target('attention_norm', (c.model_dim,), _as_is),
+        'attn_q': _Target('query', (query_dim, c.model_dim), neighbours(c.num_heads)),
+        'attn_k': _Target('key', (kv_dim, c.model_dim), neighbours(c.num_kv_heads)),
+        'attn_v': _Target('value', (kv_dim, c.model_dim), lambda array: array.transpose(1, 2, 0)),
+        'attn_output': _Target('output', (c.model_dim, query_dim), lambda array: array.transpose(2, 0, 1)),
+        'ffn_norm': _Target('mlp_norm', (c.model_dim,), _as_is),
+        'ffn_gate': _Target('gate', (c.mlp_dim, c.model_dim), _transposed),
+        'ffn_up': _Target('up', (c.mlp_dim, c.model_dim), _transposed),
+        'ffn_down': _Target('down', (c.model_dim, c.mlp_dim), _transposed),
     }
 
 
 def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Mapping[str, Tensor]) -> Params:
-    """The parameter tree of `config`, float32 numpy arrays; rows of the vocabulary's padding are zeros.
+    """Reads the parameter tree, float32 numpy arrays; rows of the vocabulary's padding are zero.
 
-    Every tensor is used exactly once (the RoPE factors by `config_from_metadata`); all are checked before any is read.
+    All tensors are checked before any is read. Each is used once (the RoPE factors by `config_from_metadata`).
     """
     c = config
     vocabulary_shape = (c.vocab_size, c.model_dim)
-    places = {
-        'token_embd.weight': _Place('embedding', vocabulary_shape, lambda array: array[: c.vocab_size]),
-        'output_norm.weight': _Place('final_norm', (c.model_dim,), _as_is),
+    targets = {
+        'token_embd.weight': _Target('embedding', vocabulary_shape, lambda array: array[: c.vocab_size]),
+        'output_norm.weight': _Target('final_norm', (c.model_dim,), _as_is),
     }
     if not c.tied_embedding:
-        places['output.weight'] = _Place('head', vocabulary_shape, lambda array: array[: c.vocab_size])
-    layer_places = _layer_places(c)
+        targets['output.weight'] = _Target('head', vocabulary_shape, lambda array: array[: c.vocab_size])
+    layer_targets = _layer_targets(c)
 
     wanted = {'rope_freqs.weight'} if c.rope_scaling is not None else set()
-    for name, place in places.items():
-        _check_tensor(path, name, tensors.get(name), place.shape)
+    for name, target in targets.items():
+        _check_tensor(path, name, tensors.get(name), target.shape)
         wanted.add(name)
     for layer in range(c.num_layers):
-        for short, place in layer_places.items():
+        for short, target in layer_targets.items():
             name = f'blk.{layer}.{short}.weight'
-            _check_tensor(path, name, tensors.get(name), place.shape)
+            _check_tensor(path, name, tensors.get(name), target.shape)
             wanted.add(name)
     for name in tensors:
         if name not in wanted:
@@ -249,11 +249,11 @@ def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Ma
     abstract = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
     decoder = params['decoder']
-    for name, place in places.items():
-        _dequantise_into(place.view(decoder[place.ours]), tensors[name])
+    for name, target in targets.items():
+        _dequantise_into(target.view(decoder[target.ours]), tensors[name])
     for layer in range(c.num_layers):
-        for short, place in layer_places.items():
-            _dequantise_into(place.view(decoder['layers'][place.ours][layer]), tensors[f'blk.{layer}.{short}.weight'])
+        for short, target in layer_targets.items():
+            _dequantise_into(target.view(decoder['layers'][target.ours][layer]), tensors[f'blk.{layer}.{short}.weight'])
     return params
 
 
@@ -270,13 +270,13 @@ def _check_tensor(path: str | Path, name: str, tensor: Tensor | None, shape: tup
         raise ValueError(f'{path}: tensor {name}: expected one of the types {TENSOR_TYPES}, found {_describe(tensor)}')
 
 
-def _dequantise_into(place: np.ndarray, tensor: Tensor) -> None:
-    """Writes a tensor into `place`, a view of our array whose axes, flattened, are in the order of the tensor's."""
-    if place.ndim == 1:
-        place = place[None]
+def _dequantise_into(target: np.ndarray, tensor: Tensor) -> None:
+    """Writes a tensor into `target`, a view of our array with flattened axes in the tensor's order."""
+    if target.ndim == 1:
+        target = target[None]
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-    rows_each = len(rows) // len(place)  # rows of the tensor per index of the first axis of `place`
-    step = max(1, _CHUNK // (place.size // len(place)))
-    for start in range(0, len(place), step):
-        part = place[start : start + step]
+    rows_each = len(rows) // len(target)  # rows of the tensor per index of the first axis of `target`
+    step = max(1, _CHUNK // (target.size // len(target)))
+    for start in range(0, len(target), step):
+        part = target[start : start + step]
         part[...] = dequantize(rows[start * rows_each : (start + step) * rows_each], tensor.type).reshape(part.shape)

@@ -1,10 +1,10 @@
-"""A GGUF file -> its metadata and its tensors, mapped and not yet read.
+"""Reads the metadata of a GGUF file and maps its tensors.
 
-The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: a header, keys and values, a table
-of tensors, and their data. Reading is strict: every size is held against the file's, every name occurs once.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file has a header, keys and values, a table of
+tensors, and their data. Reading is strict: every size is checked against the file's, every name occurs once.
 
-gguf.GGUFReader reads a string that the file cuts off as a shorter one, cannot say which tensor is cut off, and takes
-seconds for the hundred thousand strings of a vocabulary; so only the constants are the gguf package's.
+Only constants come from the gguf package. Its GGUFReader reads a truncated string as a shorter one, does not name a
+truncated tensor, and takes seconds for the hundred thousand strings of a vocabulary.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file, not yet read."""
+    """A tensor of a mapped file."""
 
-    shape: tuple[int, ...]  # rows last to first: the last axis is contiguous, as numpy has it
+    shape: tuple[int, ...]  # in numpy's order: the last axis is contiguous
     type: GGMLQuantizationType
-    data: np.ndarray  # a view of the mapped file, uint8 `[..., bytes of a row]`
+    data: np.ndarray  # view of the mapped file, uint8 `[..., bytes of a row]`
 
 
 _SCALAR_FORMATS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
@@ -32,7 +32,7 @@ _STRING_TYPE, _ARRAY_TYPE = 8, 9
 
 
 class _Cursor:
-    """Reads a file from front to back. `what` names what is being read, for the error of a file that ends early."""
+    """Reads a file from front to back. `what` names the current item in errors."""
 
     def __init__(self, path: str | Path) -> None:
         with open(path, 'rb') as file:
@@ -75,12 +75,12 @@ class _Cursor:
         if kind not in _SCALAR_FORMATS:
             raise ValueError(f'{self.path}: {self.what}: expected a GGUF value type (0 to 12), found {kind}')
         value = self.number(_SCALAR_FORMATS[kind])
-        # The shortest decimal number that is this float32: 1e-05, and not 9.999999747378752e-06.
+        # The shortest decimal number for this float32: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(value))) if kind == 6 else value
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the tensors by name of a GGUF file (version 2 or 3, little-endian)."""
+    """Reads metadata and tensors, by name, of a GGUF file (version 2 or 3, little-endian)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path}: expected a GGUF file, found none')
     if Path(path).stat().st_size == 0:

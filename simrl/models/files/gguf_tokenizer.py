@@ -1,8 +1,8 @@
-"""The metadata of a GGUF file -> its tokenizer, a byte-level BPE as Hugging Face has it.
+"""Builds a Hugging Face byte-level BPE tokenizer from the metadata of a GGUF file.
 
-A GGUF file holds tokens, merges and special ids, but of the pre-tokenizer (how text is cut before merging) only a name,
-`tokenizer.ggml.pre`. The pre-tokenizers below are those of the models' own `tokenizer.json`; a wrong one gives ids that
-the model never saw, so an unknown name is an error.
+A GGUF file has tokens, merges and special ids, but only the name of the pre-tokenizer, which splits text before merging
+(`tokenizer.ggml.pre`). The pre-tokenizers below are those of the models' own `tokenizer.json`. A wrong one gives ids
+that the model never saw, so an unknown name is an error.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ class TokenType(enum.IntEnum):
     NORMAL = 1
     UNKNOWN = 2
     CONTROL = 3
-    USER_DEFINED = 4  # matched whole in text, but no special token: Qwen3's <think>
-    UNUSED = 5  # a row of the embedding that no token has
+    USER_DEFINED = 4  # matched whole in text, but not special, such as Qwen3's <think>
+    UNUSED = 5  # spare row of the embedding
 
 
 @dataclasses.dataclass(frozen=True)
 class PreTokenizer:
-    """What the name in `tokenizer.ggml.pre` stands for."""
+    """Rules of a pre-tokenizer."""
 
-    digits: bool = False  # cut every digit off first, then as GPT-2
-    split: str | None = None  # the regular expression of the pieces; None means GPT-2's
-    nfc: bool = False  # normalise the text first (Unicode's NFC)
-    ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
-    add_bos: bool = False  # where the file does not say
+    digits: bool = False  # split off every digit, then apply GPT-2's rule
+    split: str | None = None  # regular expression of the parts of a text; None: GPT-2's
+    nfc: bool = False  # normalise the text to Unicode NFC first
+    ignore_merges: bool = False  # a part that is a token stays whole
+    add_bos: bool = False  # default if the file does not say
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -57,18 +57,18 @@ def tokenizer_from_metadata(
 ) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of a GGUF file.
 
-    Control tokens become special tokens, user-defined ones plain added tokens; unused rows at the end of the vocabulary
-    are left out, so that `len(tokenizer)` is the number of tokens that mean something. As in the models' own
-    tokenizers, a byte that the vocabulary lacks is dropped by `encode`: SmolLM2's lacks six control characters and the
-    lead bytes of unassigned planes.
+    Control tokens become special tokens, user-defined tokens plain added tokens. Unused rows at the end of the
+    vocabulary are left out, so `len(tokenizer)` is the number of real tokens. As in the models' own tokenizers,
+    `encode` drops bytes that the vocabulary lacks: in SmolLM2 six control characters and the lead bytes of unassigned
+    planes.
 
     Args:
-        path: named in errors.
+        path: of the file, for errors.
         metadata: the file's keys and values.
         num_tokens: rows of the embedding.
 
     Raises:
-        ValueError: not a byte-level BPE, an unknown pre-tokenizer, or tokens, types, merges or ids that do not fit.
+        ValueError: not a byte-level BPE, an unknown pre-tokenizer, or inconsistent tokens, types, merges or ids.
     """
 
     def fail(key: str, expected: str, found: object) -> ValueError:
@@ -101,8 +101,8 @@ def tokenizer_from_metadata(
         if kind not in list(TokenType):
             raise fail('token_type', f'one of {[int(t) for t in TokenType]} for token {i}', kind)
 
-    # What a text can become by merging is a model token; the special tokens behind those are added ones, as in the
-    # models' own files, so that no way of encoding text without added tokens can produce them.
+    # Tokens that merging can produce are model tokens. The special tokens after them are added tokens, as in the
+    # models' own files: encoding text without added tokens never produces them.
     num_used = 1 + max((i for i, kind in enumerate(types) if kind != TokenType.UNUSED), default=-1)
     unadded = [i for i in range(num_used) if types[i] in (TokenType.NORMAL, TokenType.UNUSED)]
     num_model_tokens = 1 + max(unadded, default=-1)

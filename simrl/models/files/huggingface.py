@@ -1,8 +1,8 @@
-"""Hugging Face model folders: the table of tensor names, and reading safetensors into params.
+"""Hugging Face model folders: the table of tensor names and layouts, and reading safetensors into params.
 
-The table says how every tensor is named and laid out; reading (here) and writing (`export.py`) both follow it. RoPE is
-half-split on both sides, so nothing is permuted. Each shard of each array is read straight from the files: no torch,
-and never a whole model in host memory.
+Reading (here) and writing (`export.py`) both follow the table. RoPE is half-split on both sides, so nothing is
+permuted. Each shard of each array is read directly from the files: without torch, and never with a whole model in host
+memory.
 """
 
 import contextlib
@@ -26,20 +26,19 @@ HEADS_FILE = 'simrl_heads.safetensors'
 HEADS = ('value_head', 'reward_head')
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
-FLOAT_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}  # safetensors' names and numpy's
+FLOAT_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}  # safetensors' names -> numpy's
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one array of ours is kept in a Hugging Face checkpoint.
+    """Name and layout of one array of ours in a Hugging Face checkpoint.
 
-    Layouts are written in the dimension letters of `transformer.py`. `stored` has a word per dimension of the file's
-    tensor: 'NH D' is a matrix of N * H rows and D columns. `ours` has a letter per dimension of our array, without
-    the layer dimension.
+    Layouts use the dimension letters of `transformer.py`. `stored` has a word per dimension of the file's tensor: 'NH
+    D' is a matrix of N * H rows and D columns. `ours` has a letter per dimension of our array, without layers.
     """
 
-    name: str  # in the file; '{layer}' stands for the layer's number
-    path: tuple[str, ...]  # below params['decoder']
+    name: str  # tensor name in the file; '{layer}' stands for the layer's number
+    path: tuple[str, ...]  # keys below params['decoder']
     stored: str
     ours: str
 
@@ -49,7 +48,7 @@ class Row:
 
 
 def weight_table(config: TransformerConfig) -> tuple[Row, ...]:
-    """The rows of every array that a model of this config has, each array in exactly one row."""
+    """Lists a row for every array of a model of this config."""
 
     def layer(name: str, ours_name: str, stored: str, ours: str) -> Row:
         return Row('model.layers.{layer}.' + name, ('layers', ours_name), stored, ours)
@@ -84,7 +83,7 @@ def weight_table(config: TransformerConfig) -> tuple[Row, ...]:
 
 
 def axis_sizes(config: TransformerConfig, vocab_size: int) -> dict[str, int]:
-    """The size of each dimension letter of the table, for a vocabulary of so many rows."""
+    """Sizes of the table's dimension letters, for a vocabulary of `vocab_size` rows."""
     return {
         'D': config.model_dim,
         'N': config.num_heads,
@@ -96,17 +95,17 @@ def axis_sizes(config: TransformerConfig, vocab_size: int) -> dict[str, int]:
 
 
 def tensor_names(row: Row, config: TransformerConfig) -> list[str]:
-    """The names of a row's tensors in the file, one per layer where it is stacked."""
+    """Names of a row's tensors in the file; one per layer if it is stacked."""
     return [row.name.format(layer=layer) for layer in range(config.num_layers)] if row.stacked else [row.name]
 
 
 def stored_shape(row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a row's tensors in the file."""
+    """Shape of a row's tensors in the file."""
     return tuple(math.prod(sizes[letter] for letter in word) for word in row.stored.split())
 
 
 def array_shape(row: Row, config: TransformerConfig) -> tuple[int, ...]:
-    """The shape of a row's array in the params tree: stacked over layers, its vocabulary padded."""
+    """Shape of a row's array in the params tree: stacked over layers, with a padded vocabulary."""
     sizes = axis_sizes(config, config.padded_vocab_size)
     return (config.num_layers,) * row.stacked + tuple(sizes[letter] for letter in row.ours)
 
@@ -116,7 +115,7 @@ def array_shape(row: Row, config: TransformerConfig) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """A tensor in an open safetensors file; `slices` reads a part of it."""
+    """A tensor in an open safetensors file; `slices` reads parts of it."""
 
     file: Path
     name: str
@@ -125,7 +124,7 @@ class _Tensor:
 
 
 def load_config(folder: str | os.PathLike[str]) -> TransformerConfig:
-    """The config of a Hugging Face model folder, from its `config.json`."""
+    """Reads the config of a Hugging Face model folder from its `config.json`."""
     file = Path(folder) / 'config.json'
     return config_from_json(read_json(file), file)
 
@@ -139,25 +138,25 @@ def load_params(
 ) -> Params:
     """Reads the weights of a Hugging Face model folder.
 
-    The file's names must be exactly the names of the config's table. (A tied model's file may also keep the embedding
-    as `lm_head.weight`, as Qwen3's do; it must then hold the same numbers.) Rows of the vocabulary's padding are 0.
+    Tensor names must be exactly those of the config's table. A tied model's file may also contain the embedding as
+    `lm_head.weight`, as Qwen3's do, with equal numbers. Rows of the vocabulary's padding are 0.
 
     Args:
-        folder: with `model.safetensors`, or `model.safetensors.index.json` and the files that it names; and
-            `simrl_heads.safetensors` where we exported a model with heads.
-        config: as of `load_config(folder)`.
-        dtype: of the returned arrays, whatever float type the file has.
-        shardings: None for host (numpy) arrays; or a function from the names of the heads in the folder to a tree of
-            shardings like the params (`functools.partial(sharding.param_shardings, config, mesh, rules)`), for arrays
-            read shard by shard.
+        folder: with `model.safetensors`, or `model.safetensors.index.json` and the files that it names; perhaps with
+            `simrl_heads.safetensors`, from `export`.
+        config: from `load_config(folder)`.
+        dtype: of the returned arrays, for any float type in the file.
+        shardings: function from the names of the folder's heads to a tree of shardings like the params, such as
+            `functools.partial(sharding.param_shardings, config, mesh, rules)`: arrays are read shard by shard. None
+            returns host (numpy) arrays.
 
     Returns:
         `{'decoder': ..., 'value_head'?: ..., 'reward_head'?: ...}`, with the names and shapes of `transformer.py`.
 
     Raises:
-        FileNotFoundError: no weights, or a file of the index is not there.
+        FileNotFoundError: no weights, or a file of the index is missing.
         ValueError: a truncated or damaged file; names missing, unknown or in two files; a wrong shape or type. The
-            message names the file and the tensor, and says what was expected and found.
+            message names the file, the tensor, and what was expected and found.
     """
     folder = Path(folder)
     table = weight_table(config)
@@ -179,30 +178,30 @@ def load_params(
                 node = node.setdefault(key, {})
             node[row.path[-1]] = _read_array(row, config, parts, dtype, placed and at_path(placed['decoder'], row.path))
     if placed is not None:
-        heads = jax.tree.map(_place, heads, {name: placed[name] for name in heads})
+        heads = jax.tree.map(_shard, heads, {name: placed[name] for name in heads})
     return {'decoder': decoder, **heads}
 
 
 def at_path(tree: Any, path: tuple[str, ...]) -> Any:
-    """The leaf or subtree of nested dicts at a path of keys."""
+    """Looks up a leaf or subtree of nested dicts by a path of keys."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def _shard(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _open_checkpoint(folder: Path, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
-    """Every tensor of a model folder by name, its files open until the stack closes."""
+    """Opens all tensors of a model folder, by name; the files stay open until the stack closes."""
     if (folder / INDEX_FILE).exists():
         index = read_json(folder / INDEX_FILE)
         listed = index.get('weight_map')
         if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
             raise ValueError(f'{folder / INDEX_FILE}: weight_map: expected an object of names to files')
         if (folder / SINGLE_FILE).exists() and SINGLE_FILE not in listed.values():
-            raise ValueError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found both, of different weights')
+            raise ValueError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found both, with different weights')
         files = sorted(set(listed.values()))
     elif (folder / SINGLE_FILE).exists():
         listed, files = None, [SINGLE_FILE]
@@ -234,7 +233,7 @@ def _open_file(file: Path, stack: contextlib.ExitStack) -> list[_Tensor]:
     except FileNotFoundError:
         raise FileNotFoundError(f'{file}: expected this safetensors file, found none') from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{file}: expected a whole safetensors file, found a damaged one: {error}') from None
+        raise ValueError(f'{file}: expected a complete safetensors file, found a damaged one: {error}') from None
     for name, part in slices.items():
         if part.get_dtype() not in FLOAT_DTYPES:
             raise ValueError(f'{file}: {name}: expected one of {", ".join(FLOAT_DTYPES)}, found {part.get_dtype()}')
@@ -267,7 +266,7 @@ def _check_tied(duplicate: _Tensor, embedding: _Tensor) -> None:
 def _read_array(
     row: Row, config: TransformerConfig, parts: list[_Tensor], dtype: str, sharding: jax.sharding.Sharding | None
 ) -> np.ndarray | jax.Array:
-    """One array of ours, from the file's tensors of its row."""
+    """Reads one array of ours from the tensors of its row."""
     shape = array_shape(row, config)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -279,7 +278,7 @@ def _read_array(
 
     if sharding is None:
         return read((slice(None),) * len(shape))
-    # Devices that hold the same shard share one reading of it.
+    # A shard on several devices is read once.
     shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -295,15 +294,15 @@ def _read_array(
 def _read_part(
     row: Row, config: TransformerConfig, tensor: _Tensor, bounds: list[tuple[int, int]], dtype: str
 ) -> np.ndarray:
-    """The part of one layer's array within `bounds` (of our dimensions), read as few rows of the file as hold it."""
+    """Reads the part of one layer's array within `bounds` (of our dimensions), and few other rows of the file."""
     sizes = axis_sizes(config, config.vocab_size)
     wanted = dict(zip(row.ours, bounds, strict=True))
-    if 'V' in wanted:  # the rows past the file's are padding
+    if 'V' in wanted:  # rows past the file's are padding
         if wanted['V'][0] >= sizes['V']:
             return np.zeros([high - low for low, high in bounds], dtype_of(dtype))
         wanted['V'] = (wanted['V'][0], min(wanted['V'][1], sizes['V']))
     words = row.stored.split()
-    # A word's first letter varies slowest, so that its range is a run of the stored dimension.
+    # A word's first letter varies slowest, so its range is contiguous in the stored dimension.
     strides = [math.prod(sizes[letter] for letter in word[1:]) for word in words]
     runs = [
         slice(wanted[word[0]][0] * stride, wanted[word[0]][1] * stride)
@@ -320,14 +319,14 @@ def _read_part(
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The numpy dtype of 'float32', 'bfloat16' or 'float16'."""
+    """Converts 'float32', 'bfloat16' or 'float16' to a numpy dtype."""
     if name not in FLOAT_DTYPES.values():
         raise ValueError(f'dtype: expected one of {", ".join(FLOAT_DTYPES.values())}, found {name!r}')
     return np.dtype(jnp.dtype(name))
 
 
 def _load_heads(folder: Path, config: TransformerConfig, dtype: str) -> dict[str, Any]:
-    """The heads that `export` left in the folder; none where there is no such file."""
+    """Reads the heads that `export` wrote; none if the folder has no such file."""
     file = folder / HEADS_FILE
     if not file.exists():
         return {}

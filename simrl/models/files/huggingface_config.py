@@ -1,7 +1,7 @@
 """Hugging Face `config.json` <-> `TransformerConfig`.
 
-Only settings that this decoder computes are accepted. Every setting of the known families that would change the maths
-is looked at, so that a model is either read as it is meant or refused with the field's name.
+Only settings that this decoder computes are accepted. Every setting of the known families that changes the function is
+checked: a model is either computed correctly or refused with the field's name.
 """
 
 import json
@@ -14,10 +14,10 @@ from simrl.models.transformer import RopeScaling, TransformerConfig
 
 KNOWN_MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
 
-# Settings that must have one of these values where a config has them, since the decoder computes nothing else.
+# Optional settings with the values that the decoder computes.
 _ONLY: dict[str, tuple[Any, ...]] = {
     'hidden_act': ('silu', 'swish'),  # two names of one function
-    'attention_bias': (False, None),  # biases of query, key, value and output; Qwen2's are told by its model_type
+    'attention_bias': (False, None),  # of query, key, value and output; Qwen2's biases follow from its model_type
     'mlp_bias': (False, None),
     'use_sliding_window': (False, None),
     'pretraining_tp': (1, None),
@@ -28,13 +28,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     'tie_encoder_decoder': (False, None),
 }
 
-# What transformers takes where a config.json lacks the field, the same in all known families.
+# Defaults of transformers for missing fields, equal in all known families.
 _DEFAULTS: dict[str, Any] = {'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
 _DEFAULT_ROPE_THETA = 10_000.0
 
 
 def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = 'config.json') -> TransformerConfig:
-    """The `TransformerConfig` of a parsed Hugging Face `config.json`, of transformers 4 or 5.
+    """Converts a parsed Hugging Face `config.json` of transformers 4 or 5.
 
     Args:
         fields: the parsed JSON object.
@@ -51,9 +51,9 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
     model_type = fields.get('model_type')
     if model_type not in KNOWN_MODEL_TYPES:
         raise wrong('model_type', f'one of {", ".join(KNOWN_MODEL_TYPES)}', model_type)
-    for field, token_mask in _ONLY.items():
-        if field in fields and fields[field] not in token_mask:
-            raise wrong(field, ' or '.join(repr(value) for value in token_mask), fields[field])
+    for field, allowed in _ONLY.items():
+        if field in fields and fields[field] not in allowed:
+            raise wrong(field, ' or '.join(repr(value) for value in allowed), fields[field])
     other_layers = sorted(set(fields.get('layer_types') or ()) - {'full_attention'})
     if other_layers:
         raise wrong('layer_types', "'full_attention' in every layer", other_layers)
@@ -74,7 +74,7 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
     model_dim, num_heads, max_positions = (
         count(field) for field in ('hidden_size', 'num_attention_heads', 'max_position_embeddings')
     )
-    # Mistral has no `use_sliding_window` beside it. A window that holds every position is none.
+    # Mistral has no `use_sliding_window`. A window of all positions has no effect.
     if model_type == 'mistral':
         window = fields.get('sliding_window', 4096)  # transformers' default
         if window is not None and window < max_positions:
@@ -91,7 +91,7 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
         model_dim=model_dim,
         num_layers=count('num_hidden_layers'),
         num_heads=num_heads,
-        # The other families' defaults are a large model's numbers, so they must say it.
+        # The other families' defaults are those of a large model, so the field is required.
         num_kv_heads=count('num_key_value_heads', num_heads if model_type == 'llama' else None),
         head_dim=count('head_dim', model_dim // num_heads),
         mlp_dim=count('intermediate_size'),
@@ -106,7 +106,7 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
 
 
 def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError]) -> tuple[float, RopeScaling | None]:
-    """RoPE's base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """Reads RoPE's base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     blocks: dict[str, Any] = {
         name: fields[name] for name in ('rope_parameters', 'rope_scaling') if fields.get(name) is not None
     }
@@ -148,10 +148,10 @@ def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError
 
 
 def config_to_json(config: TransformerConfig, vocab_size: int, dtype: str) -> dict[str, Any]:
-    """The `config.json` object, as transformers 5 writes it, of a model with `vocab_size` rows stored in `dtype`.
+    """Makes the `config.json` object of transformers 5 for a model with `vocab_size` rows stored in `dtype`.
 
-    The family follows from the maths: Qwen3 has QK norm, Qwen2 has QKV bias, and all else is Llama (Mistral without
-    a sliding window computes the same as Llama).
+    QK norm makes the family Qwen3 and QKV bias makes it Qwen2; everything else is Llama. Mistral without a sliding
+    window computes the same as Llama.
     """
     if config.qkv_bias and config.qk_norm:
         raise ValueError('TransformerConfig: no known Hugging Face family has both qkv_bias and qk_norm')
@@ -195,7 +195,7 @@ def config_to_json(config: TransformerConfig, vocab_size: int, dtype: str) -> di
 
 
 def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file; ValueError naming the file where it is not one."""
+    """Reads a JSON object from a file; raises a ValueError that names the file if it contains none."""
     try:
         value = json.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A model source -> config, params and tokenizer; and a vocabulary that grows by the terminal token.
+"""Loads config, params and tokenizer from a model source, and adds the terminal token to a vocabulary.
 
 A source is the name of a model on the Hugging Face hub, a local Hugging Face folder, or a `.gguf` file.
 """
@@ -16,7 +16,7 @@ from simrl.models import sharding
 from simrl.models.files import gguf, huggingface
 from simrl.models.transformer import Params, TransformerConfig
 
-# What is taken from the hub: no pickles, no code, and not the second copy of the weights that some models keep.
+# Files downloaded from the hub: no pickles, no code, no second copy of the weights.
 WEIGHTS = ('model.safetensors', 'model-*-of-*.safetensors', huggingface.HEADS_FILE)
 HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', *WEIGHTS)
 
@@ -29,22 +29,22 @@ def load_model(
     rules: sharding.Rules = sharding.TRAINING_RULES,
     revision: str | None = None,
 ) -> tuple[TransformerConfig, Params, Any]:
-    """Loads a model and its tokenizer. Code that comes with a model is never run.
+    """Loads a model and its tokenizer. Code in a model's repository is never run.
 
     Args:
         source: a hub name ('HuggingFaceTB/SmolLM2-135M-Instruct'), a folder with `config.json`, safetensors and the
-            tokenizer's files, or a file whose name ends in `.gguf`.
+            tokenizer's files, or a `.gguf` file.
         dtype: of the params.
-        mesh: where given, params are put onto it by `rules` (from a folder, read straight into their shards);
-            otherwise they are host (numpy) arrays.
+        mesh: params are sharded over it by `rules` (from a folder, read directly into their shards). None returns host
+            (numpy) arrays.
         revision: of a hub model; None for its main branch.
 
     Returns:
         config, params `{'decoder': ..., heads?}`, and a transformers tokenizer.
 
     Raises:
-        FileNotFoundError: nothing at `source`, or a file missing in it.
-        ValueError: what is there cannot be read as a model that this decoder computes.
+        FileNotFoundError: `source` or one of its files does not exist.
+        ValueError: the files are invalid, or this decoder does not compute their model.
     """
     path = Path(source)
     if path.suffix == '.gguf':
@@ -63,7 +63,7 @@ def load_model(
 
 
 def load_config(source: str, *, revision: str | None = None) -> tuple[TransformerConfig, Any]:
-    """The config and the tokenizer of a model source, as `load_model` gives them, without reading its weights."""
+    """Reads the config and the tokenizer of a model source, without its weights; see `load_model`."""
     path = Path(source)
     if path.suffix == '.gguf':
         if not path.is_file():
@@ -74,7 +74,7 @@ def load_config(source: str, *, revision: str | None = None) -> tuple[Transforme
 
 
 def find_folder(source: str, revision: str | None = None) -> Path:
-    """The local folder of a model source that is no GGUF file; a hub model is downloaded into the hub's cache."""
+    """Finds the folder of a model source other than a GGUF file; downloads a hub model into the hub's cache."""
     path = Path(source)
     if path.is_dir():
         return path
@@ -85,13 +85,11 @@ def find_folder(source: str, revision: str | None = None) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f'{source}: no such folder here, and the hub gave no model of this name: {error}'
-        ) from error
+        raise FileNotFoundError(f'{source}: no such folder, and the hub has no model of this name: {error}') from error
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The transformers tokenizer of a model folder."""
+    """Loads the transformers tokenizer of a model folder."""
     import transformers
 
     try:
@@ -103,20 +101,19 @@ def load_tokenizer(folder: Path) -> Any:
 def resize_vocabulary(
     params: Params, config: TransformerConfig, num_rows: int, copy_from: int
 ) -> tuple[Params, TransformerConfig]:
-    """Makes the embedding (and the head of an untied model) hold a last token of id `num_rows - 1`.
+    """Adds a token of id `num_rows - 1` to the embedding (and to the head of an untied model).
 
-    That token's row becomes a copy of another's: the terminal token starts as end-of-turn. Rows between the old
-    vocabulary and it are copies too. Where the embedding has spare rows (Qwen), only the one row is written. It is for
-    a model that does not know the token yet: a trained row of that id would be overwritten.
+    The new row is a copy of another token's row: the terminal token starts as end-of-turn. Rows between the old
+    vocabulary and the new token are copies as well. If the embedding has spare rows (Qwen), only the new row is
+    written. The model must not know the token yet: its row would be overwritten.
 
     Args:
         params: of `config`; host or device arrays. Device arrays keep their sharding.
-        num_rows: ids in use, the new token's included.
-        copy_from: the id whose row is copied.
+        num_rows: number of ids in use, including the new token.
+        copy_from: id of the copied row.
 
     Returns:
-        New params (arrays that do not change are shared with the old) and their config, whose `vocab_size` is the
-        larger of the old one and `num_rows`.
+        New params, which share unchanged arrays with the old, and their config, with `vocab_size` at least `num_rows`.
     """
     if not 0 <= copy_from < min(num_rows - 1, config.vocab_size):
         raise ValueError(

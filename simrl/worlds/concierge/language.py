@@ -1,6 +1,6 @@
-"""The words of the concierge world: what can be wanted, how it is spelled and mistyped, and how either side is read.
+"""Words of the concierge world: intents, spellings and typos, and parsing of either side's messages.
 
-All texts are lower-case ASCII words with a few of `, ?`. Reading knows words alone: other characters part them.
+All texts are lower-case ASCII words with a few of `, ?`. Parsing reads words only; other characters separate them.
 """
 
 import dataclasses
@@ -10,19 +10,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-ANY = 'any'  # in an intent: does not matter
+ANY = 'any'  # value of an attribute that does not matter
 
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """Something about a place that a person may care for.
+    """An attribute of a place that a person may care about.
 
     Attributes:
-        name: what it is called in intents and questions.
-        values: all equally likely in an intent.
+        name: its word in intents and questions.
+        values: possible values, equally likely in an intent.
         synonyms: another word for each value.
-        cared: the probability that a person cares.
-        lead: a word that may stand before a value, or none.
+        cared: probability that a person cares about it.
+        lead: optional word before a value; '' if there is none.
     """
 
     name: str
@@ -58,7 +58,7 @@ ATTRIBUTES = (
 )
 NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
 
-# What people say.
+# Texts of people.
 GREETINGS = ('hi', 'hello', 'hey')
 LEAD_INS = ('i want', 'i need', 'looking for')
 VAGUE_OPENINGS = ('i want to eat out', 'we need a table', 'looking for a place')
@@ -67,7 +67,7 @@ CORRECTIONS = ('no', 'um')
 ACCEPTANCES = ('ok thanks', 'great thanks', 'perfect thanks')
 LEAVE = 'forget it'
 
-# What the scripted assistant says.
+# Texts of the scripted assistant.
 PROPOSALS = ('try', 'how about')
 QUESTIONS = ('which', 'what')
 OPEN_QUESTION = 'what would you like?'
@@ -77,7 +77,7 @@ _WORD = re.compile('[a-z]+')
 
 
 def words(text: str) -> list[str]:
-    """The words of any text, in lower case."""
+    """Splits any text into words, in lower case."""
     return _WORD.findall(text.lower())
 
 
@@ -86,7 +86,7 @@ VALUE_OF: Mapping[str, tuple[int, str]] = {
     for number, attribute in enumerate(ATTRIBUTES)
     for value, synonym in zip(attribute.values, attribute.synonyms, strict=True)
     for word in (value, synonym)
-}  # every clean spelling of a value: the number of its attribute, and the value
+}  # clean spelling of a value -> number of its attribute, and the value
 SYNONYM_OF: Mapping[str, str] = {
     value: synonym
     for attribute in ATTRIBUTES
@@ -95,7 +95,7 @@ SYNONYM_OF: Mapping[str, str] = {
 
 
 def clean_words() -> set[str]:
-    """Every word that is spelled as it should be."""
+    """Collects all correctly spelled words."""
     users = (*GREETINGS, *LEAD_INS, *VAGUE_OPENINGS, *REMARKS, *CORRECTIONS, *ACCEPTANCES, LEAVE, 'please', 'not')
     assistants = (*PROPOSALS, *QUESTIONS, OPEN_QUESTION, *CHATTER)
     leads = (attribute.lead for attribute in ATTRIBUTES)
@@ -116,7 +116,7 @@ def _double(word: str, at: int) -> str:
 
 
 def _draw_typos() -> dict[str, tuple[str, ...]]:
-    """Three typos of each value's word: a swap, a drop and a double of a letter after the first, in drawn order."""
+    """Draws three typos of each value's word: a swapped, dropped or doubled letter after the first, in random order."""
     rng = random.Random('typos')
     taken = clean_words()
     typos = {}
@@ -138,9 +138,9 @@ _TYPO_OF = {typo: word for word, typos in TYPOS.items() for typo in typos}
 
 @dataclasses.dataclass(frozen=True)
 class Intent:
-    """What a person wants: per attribute a value, or 'any' where it does not matter.
+    """A person's goal: a value per attribute, 'any' if the attribute does not matter.
 
-    As text it reads 'food thai price cheap area any time dinner'.
+    Text form: 'food thai price cheap area any time dinner'.
     """
 
     values: tuple[str, ...]
@@ -158,7 +158,7 @@ class Intent:
 
     @property
     def cared(self) -> tuple[int, ...]:
-        """The numbers of the attributes that matter."""
+        """Numbers of the attributes that matter."""
         return tuple(number for number, value in enumerate(self.values) if value != ANY)
 
     @property
@@ -167,7 +167,7 @@ class Intent:
 
     @classmethod
     def from_text(cls, text: str) -> 'Intent':
-        """The intent whose `text` this is; another text is a ValueError."""
+        """Parses an intent's `text`; other texts raise a ValueError."""
         values = tuple(text.split(' ')[1::2])
         if len(values) != len(NAMES) or text != ' '.join(f'{n} {v}' for n, v in zip(NAMES, values, strict=True)):
             form = ' '.join(f'{name} VALUE' for name in NAMES)
@@ -176,7 +176,7 @@ class Intent:
 
 
 def all_intents() -> Iterator[Intent]:
-    """Everything that one may want."""
+    """Enumerates all intents."""
     for values in itertools.product(*((*attribute.values, ANY) for attribute in ATTRIBUTES)):
         if set(values) != {ANY}:
             yield Intent(values)
@@ -187,12 +187,12 @@ ActKind = Literal['propose', 'ask', 'open', 'chatter']
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """What an assistant's message does.
+    """The act of an assistant's message.
 
     Attributes:
-        kind: 'propose' a place, 'ask' for attributes, ask an 'open' question, or 'chatter': anything else.
-        values: of a proposal: per attribute the value, None where it names none or two that differ.
-        asked: of a question: the numbers of the attributes, in the order named.
+        kind: 'propose' a place, 'ask' for attributes, ask an 'open' question, or 'chatter' for anything else.
+        values: proposed value per attribute; None if it names none or two different ones.
+        asked: numbers of the attributes asked for, in the order named.
     """
 
     kind: ActKind
@@ -201,12 +201,12 @@ class Act:
 
 
 def read_assistant(text: str) -> Act:
-    """Reads any text as an act, by the first of these rules that fits.
+    """Parses any text as an act, by the first rule that applies.
 
-    1. 'try' or 'how about' makes a proposal of the clean spellings of values that the whole message holds.
-    2. 'which' or 'what', with the name of an attribute, asks for the attributes named.
-    3. 'what' with 'like' is an open question.
-    4. All else is chatter.
+    1. 'try' or 'how about': a proposal of all correctly spelled values in the message.
+    2. 'which' or 'what' with names of attributes: a question for these attributes.
+    3. 'what' with 'like': an open question.
+    4. Anything else: chatter.
     """
     said = words(text)
     if 'try' in said or ('how', 'about') in itertools.pairwise(said):
@@ -231,13 +231,13 @@ def _proposed(said: Sequence[str]) -> tuple[str | None, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """Something that a user's message says about one attribute.
+    """A user's statement about one attribute.
 
     Attributes:
-        attribute: its number.
+        attribute: number of the attribute.
         value: the value named, or 'any'.
-        denied: it is what the user does not want.
-        mistyped: it is spelled as one of the known typos.
+        denied: True if the user does not want this value.
+        mistyped: True if it is spelled as a known typo.
     """
 
     attribute: int
@@ -247,7 +247,7 @@ class Statement:
 
 
 def read_user(text: str) -> Iterator[Statement]:
-    """Reads any text: values, clean or mistyped, denied where 'not' stands right before; and 'any ATTRIBUTE'."""
+    """Parses any text: values, clean or mistyped, denied directly after 'not'; and 'any ATTRIBUTE'."""
     before = ''
     for word in words(text):
         spelled = _TYPO_OF.get(word, word)
@@ -260,21 +260,20 @@ def read_user(text: str) -> Iterator[Statement]:
 
 
 def says_leave(text: str) -> bool:
-    """Whether a user's message that ends a conversation takes leave without a place.
+    """True if a user's last message ends the conversation without accepting a place.
 
-    An acceptance holds one of the words 'ok', 'great', 'perfect', 'thanks', and not 'forget'. Whoever ends with
-    anything else (another text, none at all) has accepted nothing, and so leaves.
+    An acceptance contains 'ok', 'great', 'perfect' or 'thanks', and not 'forget'. Any other text, or none, is a leave.
     """
     said = words(text)
     return 'forget' in said or not any(word in said for word in ('ok', 'great', 'perfect', 'thanks'))
 
 
 def question(word: str, asked: Sequence[int]) -> str:
-    """'which food and price?'"""
+    """Formats a question: 'which food and price?'"""
     return f'{word} {" and ".join(NAMES[number] for number in asked)}?'
 
 
 def proposal(word: str, values: Sequence[str]) -> str:
-    """'try cheap thai near station for dinner': a value for each attribute."""
+    """Formats a proposal, a value for each attribute: 'try cheap thai near station for dinner'."""
     food, price, area, time = values
     return f'{word} {price} {food} near {area} for {time}'

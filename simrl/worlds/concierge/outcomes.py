@@ -1,4 +1,4 @@
-"""What a conversation was worth, as a function of the intent and the transcript alone, the same for every assistant."""
+"""Outcomes of conversations and votes between them: functions of intent and transcript, equal for every assistant."""
 
 import dataclasses
 import math
@@ -9,21 +9,21 @@ from simrl.worlds.concierge.language import ANY, ActKind, Intent, read_assistant
 
 Messages = Sequence[tuple[str, str]]  # role, content
 
-EFFORT = 0.03  # satisfaction that an assistant's turn costs
-VOTE_SCALE = 0.25 / math.log(9)  # one attribute of four more is preferred nine times in ten
+EFFORT = 0.03  # cost in satisfaction of each assistant's message
+VOTE_SCALE = 0.25 / math.log(9)  # in satisfaction; one more attribute of four wins nine times in ten
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a conversation came out.
+    """Outcome of a conversation.
 
     Attributes:
-        satisfaction: the share met, 0 where the user left, less .03 for each turn of the assistant.
-        share_met: of the attributes that matter, by the last proposal; 0 without one. An attribute of which one
-            proposal names two different values is not met: else naming all would win.
-        left, accepted: how the user ended it; neither where the user did not.
-        assistant_turns: messages of the assistant.
-        first_act: what the assistant's first message does; 'none' without one.
+        satisfaction: share met (0 if the user left), less .03 per message of the assistant.
+        share_met: share of the attributes that matter that the last proposal meets; 0 without a proposal. Two
+            different values for an attribute do not meet it, or a proposal of all values would win.
+        left, accepted: the user's way of ending the conversation; both False if the user did not end it.
+        assistant_turns: number of messages of the assistant.
+        first_act: kind of the assistant's first message; 'none' without one.
     """
 
     satisfaction: float
@@ -35,14 +35,14 @@ class Outcome:
 
 
 def outcome_of(intent: Intent, messages: Messages, ended: bool) -> Outcome:
-    """The outcome of a conversation for someone with this intent.
+    """Computes the outcome of a conversation for a person with this intent.
 
     Args:
-        messages: from the user's opening on. Texts may be anything.
-        ended: the last message is the user's and ended it; it left or accepted as `says_leave` reads it.
+        messages: all messages from the user's opening on, with any texts.
+        ended: True if the user's last message ended the conversation; `says_leave` tells leaving from accepting.
 
     Raises:
-        ValueError: a role is neither 'user' nor 'assistant', or it ended with another's message than the user's.
+        ValueError: a role other than 'user' or 'assistant', or `ended` but the last message is not the user's.
     """
     _check(messages, ended)
     acts = [read_assistant(text) for role, text in messages if role == 'assistant']
@@ -64,28 +64,28 @@ def outcome_of(intent: Intent, messages: Messages, ended: bool) -> Outcome:
 
 
 def vote(satisfaction: float, other: float) -> float:
-    """The probability that a person prefers the first of two conversations, by their satisfaction.
+    """Probability that a person prefers the first of two conversations, by satisfaction.
 
-    It is Luce's choice rule (Luce 1959, Individual Choice Behavior) on exp(satisfaction / scale). The scale is
-    .25 / ln 9: one whole attribute of four more wins nine times in ten, one turn less 57 times in a hundred.
+    It follows Luce's choice rule (Luce 1959, Individual Choice Behavior) on exp(satisfaction / scale). With the scale
+    .25 / ln 9, one more attribute of four wins nine times in ten, and one message less 57 times in a hundred.
     """
     return 1 / (1 + math.exp((other - satisfaction) / VOTE_SCALE))
 
 
 @dataclasses.dataclass(frozen=True)
 class UserStatistics:
-    """Counts of one conversation's user messages; sums of them over conversations make rates.
+    """Counts over one conversation's user messages. Sums over conversations give rates.
 
     Attributes:
-        messages: of the user.
-        words: in them.
-        opening_attributes: different attributes that the opening names values of.
-        values: words for values, clean or one of the known typos (other misspellings are not seen).
-        mistyped: those that are typos.
+        messages: messages of the user.
+        words: words in these messages.
+        opening_attributes: attributes of which the opening names a value.
+        values: words for values, clean or known typos; other misspellings are not recognised.
+        mistyped: values that are typos.
         statements: values and 'any ATTRIBUTE', wanted or denied.
-        against_intent: those that the intent does not hold: another value wanted, the right one denied, 'any' where
-            it matters.
-        left, accepted: 1 where the user ended so.
+        against_intent: statements that contradict the intent: another value wanted, the right one denied, or 'any' for
+            an attribute that matters.
+        left, accepted: 1 if the user ended the conversation this way.
     """
 
     messages: int
@@ -100,7 +100,7 @@ class UserStatistics:
 
 
 def user_statistics(intent: Intent, messages: Messages, ended: bool) -> UserStatistics:
-    """How a user with this intent talked; arguments and errors as of `outcome_of`."""
+    """Counts the messages of a user with this intent; arguments and errors as in `outcome_of`."""
     _check(messages, ended)
     texts = [text for role, text in messages if role == 'user']
     statements = [statement for text in texts for statement in read_user(text)]

@@ -1,7 +1,7 @@
-"""Who lives in the concierge world: people, drawn one by one, and the stereotypes that a base user model knows.
+"""People of the concierge world, drawn one by one, and the stereotypes that a base user model knows.
 
-Both are points in one space of traits; `TABLE` holds where. A person is a function of the world, the split and a
-number, and has an id to be found again by.
+Both are points in one space of traits, given by `TABLE`. A person is a function of the world, the split and a number,
+all of which can be read from the person's id.
 """
 
 import dataclasses
@@ -12,30 +12,30 @@ from simrl.conversations.records import SPLITS
 from simrl.worlds.concierge.language import ANY, ATTRIBUTES, Intent
 
 PEOPLE = 'people'
-LEAST_CARED = 2  # attributes that matter to anyone
+LEAST_CARED = 2  # least number of attributes that matter to a person
 
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """How someone talks. All but `patience` are probabilities; `concierge.py` says what is done with each."""
+    """Traits of a person. All but `patience` are probabilities; `replies.py` says how each is used."""
 
-    discloses: float  # to tell a further attribute that nobody asked for
+    discloses: float  # to tell another attribute unasked
     typos: float  # to mistype a value
-    typo_spread: float  # that a typo is drawn from the word's three, and is not its first
+    typo_spread: float  # to draw a typo from the word's three instead of taking the first
     synonyms: float  # to use a value's synonym
-    beside: float  # to answer a question beside the point
-    patience: float  # what an assistant may spend, in the costs of `concierge.py`
+    beside: float  # to give an unrelated answer to a question
+    patience: float  # budget for the costs of an assistant's messages (`replies.cost`)
     tolerance: float  # to accept a place with one thing wrong
-    denies: float  # to say what is wrong with a place instead of what is wanted
-    corrects_more: float  # to correct a further thing that is wrong
+    denies: float  # to name a wrong value instead of the wanted one
+    corrects_more: float  # to correct another wrong attribute
     remarks: float  # to add a side remark
-    polite: float  # to greet at first; to say please
-    vague: float  # to open without any attribute
+    polite: float  # to greet in the opening; to say please
+    vague: float  # to name no attribute in the opening
 
 
 @dataclasses.dataclass(frozen=True)
 class Beta:
-    """The distribution `low + scale * Beta(a, b)`."""
+    """A distribution: `low + scale * Beta(a, b)`."""
 
     a: float
     b: float
@@ -48,7 +48,7 @@ class Beta:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One trait: its distribution over people (a number where all people are equal), and its value by stereotype."""
+    """One trait: its distribution over people (a number if all are equal), and its value per stereotype."""
 
     people: Beta | float
     default: float
@@ -58,7 +58,7 @@ class Row:
     rambler: float
 
 
-NEVER = 13.0  # patience: five assistant turns cost at most 12.5
+NEVER = 13.0  # patience that five assistant messages (cost at most 12.5) do not use up
 
 # fmt: off
 TABLE: Mapping[str, Row] = {
@@ -85,12 +85,12 @@ STEREOTYPES: Mapping[str, Traits] = {
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Which world: the same seed and dial always hold the same people.
+    """A world: equal seeds and dials give equal people.
 
     Attributes:
-        seed: of everyone in it.
-        dial: how far people are from the 'default' stereotype, in [0, 1]. Someone's traits are
-            `(1 - dial) * default + dial * drawn`: at 0 people are the stereotype, at 1 they are as `TABLE` says.
+        seed: of all people.
+        dial: distance of people from the 'default' stereotype, in [0, 1]. A person's traits are
+            `(1 - dial) * default + dial * drawn`: 0 gives the stereotype, 1 the distributions of `TABLE`.
     """
 
     seed: int = 0
@@ -105,7 +105,7 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Someone who wants a place: of the people, or a stereotype with an intent."""
+    """A person or a stereotype, with an intent."""
 
     id: str
     intent: Intent
@@ -113,10 +113,10 @@ class Person:
 
 
 def person(world: World, split: str, number: int) -> Person:
-    """The number-th of the people in a split, for any number from 0.
+    """Draws person `number` (from 0) of a split.
 
     Raises:
-        ValueError: there is no such split, or the number is below 0.
+        ValueError: an unknown split, or a number below 0.
     """
     identity = _identity(PEOPLE, split, number)
     rng = _stream(world, 'traits', split, number)
@@ -127,10 +127,10 @@ def person(world: World, split: str, number: int) -> Person:
 
 
 def stereotyped(world: World, name: str, split: str, number: int) -> Person:
-    """A stereotype who wants what the number-th person of the split wants.
+    """Makes a stereotype with the intent of person `number` of the split.
 
     Raises:
-        ValueError: there is no such stereotype or split, or the number is below 0.
+        ValueError: an unknown stereotype or split, or a number below 0.
     """
     if name not in STEREOTYPES:
         raise ValueError(f'stereotype: expected one of {tuple(STEREOTYPES)}, found {name!r}')
@@ -138,7 +138,7 @@ def stereotyped(world: World, name: str, split: str, number: int) -> Person:
 
 
 def person_of(world: World, identity: str) -> Person:
-    """The person with this id, such as 'people-test-17' or 'vague-train-3'; another id is a ValueError."""
+    """Finds a person by id, such as 'people-test-17' or 'vague-train-3'; other ids raise a ValueError."""
     name, split, number = [*identity.split('-'), '', ''][:3]
     known = name == PEOPLE or name in STEREOTYPES
     if not known or not (number.isascii() and number.isdigit()) or identity != _identity(name, split, int(number)):
@@ -148,7 +148,7 @@ def person_of(world: World, identity: str) -> Person:
 
 
 def persona_name(seed: int) -> str:
-    """The stereotype that a simulator with personas plays in a conversation, each equally likely."""
+    """Draws the stereotype that a simulator with personas plays in a conversation, uniformly."""
     return random.Random(f'persona {seed}').choice(tuple(STEREOTYPES))
 
 
@@ -161,13 +161,13 @@ def _identity(name: str, split: str, number: int) -> str:
 
 
 def _stream(world: World, use: str, split: str, number: int) -> random.Random:
-    """A source of draws of its own. Seeds are texts: `random` hashes them the same in every process."""
+    """Makes an independent random stream. Seeds are texts, which `random` hashes equally in every process."""
     return random.Random(f'{use} {world.seed} {split} {number}')
 
 
 def _draw_intent(world: World, split: str, number: int) -> Intent:
     rng = _stream(world, 'intent', split, number)
-    while True:  # until enough matters
+    while True:  # until enough attributes matter
         values = tuple(rng.choice(a.values) if rng.random() < a.cared else ANY for a in ATTRIBUTES)
         if len(values) - values.count(ANY) >= LEAST_CARED:
             return Intent(values)

@@ -1,51 +1,52 @@
-"""The concierge world: people who want a place, talking with an assistant. Who they are is known, so it tests the rest.
+"""Behaviour of people in the concierge world: a person's next message, as a program.
 
-This is the whole of how people behave; `TABLE` of `people.py` holds the numbers, `language.py` the words, `scripted.py`
-the assistant that they meet at first, `outcomes.py` what a conversation was worth to them. It is no evidence about
-real people.
+The numbers are in `TABLE` of `people.py`, the words in `language.py`, the first assistant that people meet in
+`scripted.py`, and satisfaction in `outcomes.py`. The world tests the experiment, because the truth about its people is
+known. It is no evidence about real people.
 
-**Intents.** Four attributes: food (6 values), price (3), area (4), time (4), each value equally likely. Someone cares
-for them with probability .9, .7, .7, .7, drawn again until at least two matter. The others are 'any'.
+**Intents.** Four attributes: food (6 values), price (3), area (4), time (4), each value equally likely. A person cares
+about them with probability .9, .7, .7, .7, drawn again until at least two matter. The others are 'any'.
 
-**Traits** are drawn once per person, independently; `B(a, b)` is a Beta distribution:
+**Traits** are drawn independently for each person; `B(a, b)` is a Beta distribution:
 
     discloses B(1.2, 5), typos B(1, 5), typo_spread 1, synonyms B(2, 5), beside B(1.2, 5), patience .8 + 3.2 B(2, 2.5),
     tolerance B(2, 4), denies B(2, 4), corrects_more 0, remarks B(1, 6), polite B(2, 3), vague .25.
 
 Stereotypes are the same program at extreme points: 'default' tells and corrects everything, never leaves and mistypes
-nothing; 'impatient' has patience .8; 'typo' mistypes 70%, always by the first typo; 'vague' opens without an attribute
-and tells and corrects one at a time; 'rambler' answers half of all questions beside the point and remarks in 70%.
+nothing; 'impatient' has patience .8; 'typo' mistypes 70%, always with the first typo; 'vague' opens without an
+attribute, and tells and corrects one at a time; 'rambler' gives unrelated answers to half of all questions and remarks
+in 70%.
 
-**Opening.** With probability `vague` one of three openings without an attribute. Else one attribute that matters,
+**Opening.** With probability `vague`, one of three openings without an attribute. Otherwise one attribute that matters,
 drawn uniformly, and each other one that matters with probability `discloses`.
 
-**Hearing.** Messages are read by `read_assistant`: clean spellings alone. A person then does the first that fits:
+**Replies.** `read_assistant` parses the assistant's message, correct spellings only. The first rule that applies:
 
-1. A proposal with nothing wrong is accepted: "ok|great|perfect thanks", and the conversation ends. Wrong is every
-   attribute that matters and is not met: another value, two values, none.
-2. A proposal with something right and n things wrong is accepted with probability `tolerance ** n`.
-3. The message costs patience: a proposal .5 and .5 for each thing wrong; a question .2, or 1 if all that it asks for
-   was told before; an open question .3, or 1 if all that matters was told; chatter 1. At 0 or below the person
-   leaves: "forget it", and the conversation ends.
-4. A proposal is corrected in one wrong attribute, drawn uniformly. With probability `denies`, if the proposal named a
-   wrong value for it, "no not VALUE". Else "no|um" and what is wanted, with each other wrong attribute with
-   probability `corrects_more`.
-5. A question is answered beside the point with probability `beside`: by one attribute that matters, was not asked for
-   and not told before, drawn uniformly; where there is none, by a remark alone. Else the first two attributes that it
-   names are answered, by a value or "any ATTRIBUTE", with each other one that matters and was not told before with
-   probability `discloses`.
-6. To an open question and to chatter a person tells one attribute that matters and was not told before, drawn
-   uniformly, and each other such one with probability `discloses`. If all were told, all that matter are drawn from.
+1. A proposal with nothing wrong is accepted with "ok|great|perfect thanks", which ends the conversation. An attribute
+   that matters is wrong if the proposal names another value, two values or none.
+2. A proposal with something right and n wrong attributes is accepted with probability `tolerance ** n`.
+3. The message costs patience: a proposal .5 plus .5 per wrong attribute; a question .2, or 1 if all that it asks for
+   was told before; an open question .3, or 1 if all that matters was told; chatter 1. At 0 or below the person leaves
+   with "forget it", which ends the conversation.
+4. One wrong attribute of a proposal, drawn uniformly, is corrected. If the proposal named a wrong value, the reply is
+   "no not VALUE" with probability `denies`. Otherwise it is "no|um" and the wanted value, and each other wrong
+   attribute is corrected with probability `corrects_more`.
+5. With probability `beside`, the answer to a question is unrelated: one attribute that matters, was not asked for and
+   not told before, drawn uniformly; without such an attribute, only a remark. Otherwise the first two attributes of the
+   question are answered, by a value or "any ATTRIBUTE", and each other attribute that matters and was not told before
+   with probability `discloses`.
+6. The answer to an open question or chatter is one attribute that matters and was not told before, drawn uniformly, and
+   each other such attribute with probability `discloses`. If all were told, all that matter are candidates.
 
-**Wording.** Attributes come in random order, with "and" before the last of several half of the time. A value is said
-by its synonym with probability `synonyms`; that word is mistyped with probability `typos`: by its first typo, or with
-probability `typo_spread` by one of its three, drawn with .5, .3, .2. "near" stands before an area and "for" before a
-time half of the time, unless they come first in the message. Before what is told stands "i want|i need|looking for"
-half of the time (not in corrections). An opening is greeted with probability `polite`. Every message but a remark
-alone and the last one ends with "please" with probability `polite` and then has a remark with probability `remarks`.
+**Wording.** Attributes are in random order, half of the time with "and" before the last of several. A value is replaced
+by its synonym with probability `synonyms`. The word is mistyped with probability `typos`: as its first typo, or with
+probability `typo_spread` as one of its three, drawn with .5, .3, .2. Half of the time "near" precedes an area and "for"
+a time, unless they come first in the message. Half of the time "i want|i need|looking for" precedes the attributes (not
+in corrections). An opening starts with a greeting with probability `polite`. Every message except a lone remark and the
+last message ends with "please" with probability `polite`, and then has a remark with probability `remarks`.
 
-**Draws.** A message's draws come from the person's id, a seed and the message's number, so that what someone says is a
-function of what was heard, and the same whims meet every assistant.
+**Randomness.** A message's draws depend on the person's id, a seed and the message's number. So a person's message is a
+function of the messages before it, and every assistant meets the same draws.
 """
 
 import dataclasses
@@ -57,13 +58,13 @@ from simrl.worlds.concierge import language
 from simrl.worlds.concierge.language import ANY, ATTRIBUTES, Act, Intent
 from simrl.worlds.concierge.people import Person, Traits
 
-TURNS = 5  # of the assistant, in a whole conversation
-MOST_ANSWERED = 2  # attributes of one question
+TURNS = 5  # most messages of the assistant in a conversation
+MOST_ANSWERED = 2  # most attributes of one question that are answered
 
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """A message of a person, and whether it ends the conversation: with a place accepted, or without one."""
+    """A message of a person; `end` is set if it ends the conversation, by accepting a place or leaving."""
 
     text: str
     end: Literal['accepted', 'left'] | None = None
@@ -71,7 +72,7 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Mind:
-    """What a person remembers: the patience that is left, the attributes told (their numbers), messages said."""
+    """State of a person: patience left, numbers of the attributes told, number of messages said."""
 
     patience: float
     told: frozenset[int]
@@ -79,10 +80,10 @@ class Mind:
 
 
 def speak(person: Person, heard: Sequence[str], seed: int) -> Said:
-    """A person's next message after hearing these messages of an assistant, which may be any text.
+    """Returns a person's next message after these messages of an assistant, which may be any text.
 
-    It is a function of its arguments: `speak(person, heard[:k], seed)` is what the person said before `heard[k]`. Who
-    has ended the conversation says nothing after: the ending message is returned.
+    `speak(person, heard[:k], seed)` is the person's message before `heard[k]`. After a message that ends the
+    conversation, the same message is returned.
     """
     mind, said = open_talk(person, seed)
     for text in heard:
@@ -93,7 +94,7 @@ def speak(person: Person, heard: Sequence[str], seed: int) -> Said:
 
 
 def open_talk(person: Person, seed: int) -> tuple[Mind, Said]:
-    """The opening, and the person's mind after it."""
+    """Returns the opening and the person's state after it."""
     rng, traits = _draws(person, seed, 0), person.traits
     told: list[int]
     greeting = (rng.choice(language.GREETINGS),) if rng.random() < traits.polite else ()
@@ -107,7 +108,7 @@ def open_talk(person: Person, seed: int) -> tuple[Mind, Said]:
 
 
 def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said]:
-    """What a person says to an assistant's message, and the mind after it."""
+    """Returns the reply to an assistant's message and the person's state after it."""
     rng, traits, intent = _draws(person, seed, mind.said), person.traits, person.intent
     act = language.read_assistant(text)
     wrong = [number for number in intent.cared if act.values[number] != intent.values[number]]
@@ -116,7 +117,7 @@ def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said
     if act.kind == 'propose' and _accepts(traits, len(wrong), len(intent.cared), rng):
         told, said = [], Said(rng.choice(language.ACCEPTANCES), 'accepted')
     else:
-        patience = round(patience - cost(act, intent, mind.told), 9)  # .8 less four times .2 is 0
+        patience = round(patience - cost(act, intent, mind.told), 9)  # rounded so that .8 - 4 x .2 is 0
         if patience <= 0:
             told, said = [], Said(language.LEAVE, 'left')
         elif act.kind == 'propose':
@@ -131,7 +132,7 @@ def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said
 
 
 def cost(act: Act, intent: Intent, told: frozenset[int]) -> float:
-    """What hearing an act costs someone who has told these attributes, in patience."""
+    """Cost of an act, in patience, for a person who has told these attributes."""
     if act.kind == 'propose':
         return 0.5 + 0.5 * sum(act.values[number] != intent.values[number] for number in intent.cared)
     if act.kind == 'ask':
@@ -146,7 +147,7 @@ def _accepts(traits: Traits, num_wrong: int, num_cared: int, rng: random.Random)
 
 
 def _correct(person: Person, act: Act, wrong: Sequence[int], rng: random.Random) -> tuple[list[int], Said]:
-    """The attributes whose values it tells, and the message."""
+    """Returns the numbers of the attributes told, and the message."""
     traits = person.traits
     first = rng.choice(wrong)
     named = act.values[first]
@@ -174,7 +175,7 @@ def _draws(person: Person, seed: int, number: int) -> random.Random:
 
 
 def _disclosed(traits: Traits, candidates: Sequence[int], rng: random.Random) -> list[int]:
-    """One of the attributes, and each other one with probability `discloses`."""
+    """Draws one of the attributes, and each other one with probability `discloses`."""
     first = rng.choice(candidates)
     return [first] + [number for number in candidates if number != first and rng.random() < traits.discloses]
 
@@ -185,7 +186,7 @@ def _told(person: Person, told: Sequence[int], rng: random.Random) -> str:
 
 
 def _listed(person: Person, told: Sequence[int], rng: random.Random) -> str:
-    """The attributes in random order: 'thai and near station', 'any price'."""
+    """Words the attributes in random order: 'thai and near station', 'any price'."""
     items: list[str] = []
     for number in rng.sample(told, len(told)):
         value, attribute = person.intent.values[number], ATTRIBUTES[number]

@@ -1,13 +1,13 @@
-"""The scripted assistant of mixed quality, and the corpora of its conversations that models imitate.
+"""A scripted assistant of mixed quality, and the corpora of its conversations that models imitate.
 
-It is one program with a table of kinds. In each turn it
+It is one program with a table of kinds. For each message it
 
-1. reads the user's message: values (typos too, in six conversations of ten), what is denied, 'any ATTRIBUTE';
+1. reads the user's message: values (typos too, in six conversations of ten), denied values, 'any ATTRIBUTE';
 2. chatters with the kind's probability `chatters`;
-3. forgets, for this turn, each attribute it knows of with probability `forgets`;
-4. asks for as many attributes as the kind `asks` for at once, out of those it knows nothing of and has asked for less
-   than twice, drawn uniformly. If it knows of none at all, it asks the open question half of the time, but once only;
-5. else proposes: per attribute what it knows; else what it proposed last, unless that was denied; else a value drawn
+3. forgets each known attribute, for this message, with probability `forgets`;
+4. asks for `asks` attributes at once, drawn uniformly from the unknown ones that it asked for less than twice. If it
+   knows none at all, it asks the open question half of the time, at most once;
+5. otherwise proposes, per attribute: the known value; else the last proposed value if not denied; else a value drawn
    uniformly from those not denied.
 """
 
@@ -21,8 +21,8 @@ from simrl.worlds.concierge.language import ANY, ATTRIBUTES
 from simrl.worlds.concierge.people import PEOPLE, STEREOTYPES, Person, World, person, stereotyped
 
 SOURCE = 'concierge'
-READS_TYPOS = 0.6  # share of conversations
-MOST_ASKED = 2  # times for one attribute
+READS_TYPOS = 0.6  # share of conversations in which it understands typos
+MOST_ASKED = 2  # most questions for one attribute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Kind:
     """A kind of scripted assistant.
 
     Attributes:
-        share: of the conversations in the corpora.
-        asks: attributes asked for at once; 0 proposes at once and guesses.
-        chatters: probability of a message that does nothing.
-        forgets: probability, per attribute and turn, not to remember what was told.
+        share: share of the conversations in the corpora.
+        asks: number of attributes asked for at once; 0 proposes immediately and guesses.
+        chatters: probability of a message without effect.
+        forgets: probability, per attribute and message, to ignore a known value.
     """
 
     share: float
@@ -53,11 +53,13 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclasses.dataclass
 class Notes:
-    """What a scripted assistant has noted in a conversation, by the number of the attribute."""
+    """State of a scripted assistant in a conversation, by the number of the attribute."""
 
-    known: dict[int, str] = dataclasses.field(default_factory=dict)  # a value, or 'any'
+    known: dict[int, str] = dataclasses.field(default_factory=dict)  # known values, or 'any'
     denied: dict[int, set[str]] = dataclasses.field(default_factory=lambda: {n: set() for n in range(len(ATTRIBUTES))})
-    asked: dict[int, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(range(len(ATTRIBUTES)), 0))  # times
+    asked: dict[int, int] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(range(len(ATTRIBUTES)), 0)
+    )  # counts
     proposed: dict[int, str] = dataclasses.field(default_factory=dict)
     asked_openly: bool = False
 
@@ -65,12 +67,13 @@ class Notes:
 def scripted_conversation(
     user: Person, kind: str, seed: int, *, turns: int = replies.TURNS, identity: str, split: str = 'train'
 ) -> Conversation:
-    """A conversation of someone with a kind of scripted assistant; its intent is the user's, as text.
+    """Simulates a conversation of a person with a kind of scripted assistant.
 
-    It ends with the user's message, naturally, or is cut after the assistant's message number `turns`.
+    It ends naturally, with the user's message, or is cut after `turns` messages of the assistant. Its intent is the
+    user's, as text.
 
     Raises:
-        ValueError: there is no such kind, or there are no turns.
+        ValueError: an unknown kind, or `turns` below 1.
     """
     if kind not in KINDS:
         raise ValueError(f'scripted assistant: expected one of {tuple(KINDS)}, found {kind!r}')
@@ -95,7 +98,7 @@ def scripted_conversation(
 
 
 def assistant_corpus(world: World, num_conversations: int) -> list[Conversation]:
-    """What the initial assistant imitates: half with people, a quarter with 'default', the rest with any stereotype."""
+    """Conversations for the initial assistant: half with people, a quarter 'default', the rest any stereotype."""
     return [
         _corpus_conversation(world, 'assistant', number, people=1 / 2, default=1 / 4)[1]
         for number in range(num_conversations)
@@ -103,7 +106,7 @@ def assistant_corpus(world: World, num_conversations: int) -> list[Conversation]
 
 
 def base_user_corpus(world: World, num_conversations: int) -> list[Conversation]:
-    """What the base user imitates: a third 'default', the rest any stereotype. Intents read 'NAME: INTENT'."""
+    """Conversations for the base user: a third by 'default', the rest by any stereotype; intents are 'NAME: INTENT'."""
     corpus = []
     for number in range(num_conversations):
         name, conversation = _corpus_conversation(world, 'base_user', number, people=0.0, default=1 / 3)
@@ -114,7 +117,7 @@ def base_user_corpus(world: World, num_conversations: int) -> list[Conversation]
 def _corpus_conversation(
     world: World, corpus: str, number: int, *, people: float, default: float
 ) -> tuple[str, Conversation]:
-    """Who the user is (by name), and the conversation; people of the train split, and kinds by their shares."""
+    """Simulates a conversation with a drawn user (train split) and kind; also returns the user's name."""
     rng = random.Random(f'{corpus} {world.seed} {number}')
     kind = rng.choices(tuple(KINDS), [kind.share for kind in KINDS.values()])[0]
     drawn = rng.random()
@@ -159,7 +162,7 @@ def _act(kind: Kind, notes: Notes, rng: random.Random) -> str:
 def _proposed(notes: Notes, known: str, number: int, rng: random.Random) -> str:
     if known != ANY:
         return known
-    token_mask = [value for value in ATTRIBUTES[number].values if value not in notes.denied[number]]
-    if notes.proposed.get(number) in token_mask:
+    allowed = [value for value in ATTRIBUTES[number].values if value not in notes.denied[number]]
+    if notes.proposed.get(number) in allowed:
         return notes.proposed[number]
-    return rng.choice(token_mask)
+    return rng.choice(allowed)

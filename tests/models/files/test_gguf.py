@@ -248,7 +248,7 @@ def test_a_tensor_larger_than_a_chunk_is_the_same(tmp_path: Path, monkeypatch: p
 
 
 def tensors_of_hugging_face(model: Any) -> dict[str, TensorSpec]:
-    """What llama.cpp's converter writes for a transformers Llama, in float32."""
+    """Tensors that llama.cpp's converter writes for a transformers Llama, in float32."""
     names = {
         'model.embed_tokens.weight': 'token_embd.weight',
         'model.norm.weight': 'output_norm.weight',

@@ -327,7 +327,9 @@ def test_tensor_of_another_type(folder):
 def test_truncated_file(folder, kept):
     file = folder / 'model.safetensors'
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r'model\.safetensors: expected a whole safetensors file, found a damaged one'):
+    with pytest.raises(
+        ValueError, match=r'model\.safetensors: expected a complete safetensors file, found a damaged one'
+    ):
         load_params(folder, CONFIG)
 
 

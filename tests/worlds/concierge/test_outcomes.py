@@ -1,4 +1,4 @@
-"""What a conversation was worth: cases by hand, what cannot be gained by, and counts of how users talk."""
+"""Outcomes of conversations: cases by hand, exploits that do not pay, and counts of user messages."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Who lives in the concierge world: the difference between people and stereotypes, and draws as the table says."""
+"""People of the concierge world: they differ from stereotypes, and draws follow the table."""
 
 import collections
 import dataclasses

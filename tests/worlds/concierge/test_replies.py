@@ -29,7 +29,7 @@ def someone(text: str = ALL, **traits: float) -> Person:
 
 
 def is_near(count: float, trials: int, chance: float) -> bool:
-    """Whether a count is within 4 standard deviations of what a binomial variable has on average."""
+    """True if a count is within 4 standard deviations of a binomial variable's mean."""
     return abs(count - trials * chance) <= 4 * math.sqrt(trials * chance * (1 - chance))
 
 
