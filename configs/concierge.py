@@ -12,18 +12,22 @@ from configs.quickstart import user_model
 from simrl.experiments.concierge import ConciergeSimulator
 from simrl.run.config import to_config_dict
 
+ARMS = {
+    'role_play-small': ConciergeSimulator('role_play', 'small'),
+    'role_play': ConciergeSimulator('role_play'),
+    'role_play-large': ConciergeSimulator('role_play', 'large'),
+    'persona': ConciergeSimulator('persona'),
+    'fine_tuned-small': ConciergeSimulator('fine_tuned', 'small'),
+    'fine_tuned': ConciergeSimulator('fine_tuned'),
+    'fine_tuned-large': ConciergeSimulator('fine_tuned', 'large'),
+    'oracle': ConciergeSimulator('people'),
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
     """`arg`: an argument of quickstart.py."""
     config = quickstart.get_config(arg)
-    arms = {
-        f'{kind}-{size}' if size != 'medium' else kind: ConciergeSimulator(kind, size)
-        for kind in ('role_play', 'persona', 'fine_tuned')
-        for size in ('small', 'medium', 'large')
-        if kind != 'persona' or size == 'medium'
-    }
-    arms['oracle'] = ConciergeSimulator('people')
-    config.arms = ConfigDict({name: to_config_dict(arm) for name, arm in arms.items()}, sort_keys=False)
+    config.arms = ConfigDict({name: to_config_dict(arm) for name, arm in ARMS.items()}, sort_keys=False)
     if arg == 'smoke':
         users = {'small': user_model(16, 1, 12, 8, 64), 'large': user_model(48, 1, 12, 8, 64)}
     else:

@@ -23,7 +23,6 @@ from simrl.run.config import to_config_dict
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from simrl.training.sft import SFTSettings
-from simrl.worlds.concierge.people import World
 
 ADVANTAGES = {'': 'grpo', 'grpo': 'grpo', 'ppo': 'gae', 'smoke': 'grpo'}  # by argument
 
@@ -61,7 +60,6 @@ def get_config(arg: str = '') -> ConfigDict:
         raise ValueError(f'quickstart.py: unknown argument {arg!r}, expected one of {", ".join(map(repr, ADVANTAGES))}')
     config = to_config_dict(
         ConciergeSettings(
-            world=World(),
             corpora=Corpora(vocabulary=383, assistant=16000, base_user=12000, logs=8000, held_out=512),
             assistant=AssistantSettings(model(64, 2, seed=0), fitting(800, 32, seed=0)),
             users={'medium': user_model(64, 2, 1000, 700)},
@@ -83,7 +81,6 @@ def get_config(arg: str = '') -> ConfigDict:
             evaluation=EvaluationSettings(people=2000, block=1000, matrix=512, batch_size=250, shown=4),
             compute=Compute(
                 training=Execution(log_prob_chunk=2048),
-                sampling=Execution(),
                 loop=LoopSettings(saved_conversations=4, shown_conversations=1),
                 mesh=MeshSettings(data=1),
                 xla_flags=FAST_COMPILATION,

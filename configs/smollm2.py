@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from simrl.conversations.batches import BatchSettings
 from simrl.experiments.fitting import Half, RewardModelSettings, UserSFTSettings
 from simrl.experiments.pretrained import ConversationSettings, PretrainedSettings, PretrainedSimulator, ReplySettings
-from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
+from simrl.experiments.settings import Compute, EvaluationSettings
 from simrl.experiments.sources import DataSettings, ModelSettings, RandomModel
 from simrl.models.transformer import Execution
 from simrl.rl.algorithm import AlgorithmSettings
@@ -55,9 +55,8 @@ def get_config(arg: str = '') -> ConfigDict:
             conversation=ConversationSettings(
                 Limits(turns=4, prompt_tokens=384, assistant_tokens=160, user_tokens=160)
             ),
-            scale=ReplySettings(openings=256, batch_size=64),
+            scale=ReplySettings(openings=256),
             arms={kind: PretrainedSimulator(kind) for kind in ('role_play', 'fine_tuned')},
-            seeds=(0,),
             rl=RLSettings(
                 steps=60,
                 prompts_per_step=16,
@@ -66,12 +65,11 @@ def get_config(arg: str = '') -> ConfigDict:
                 algorithm=AlgorithmSettings('gae', kl='k3', kl_coef=0.01, minibatches=2, microbatches=4),
                 optimizer=OptimizerSettings(2e-6),
             ),
-            evaluation=EvaluationSettings(matrix=64, batch_size=64, seed=1),
+            evaluation=EvaluationSettings(seed=1),
             compute=Compute(
                 training=Execution('bfloat16', remat='full'),
                 sampling=Execution('bfloat16', remat='full'),
                 loop=LoopSettings(log_every=5, evaluate_every=160),
-                mesh=MeshSettings(),
             ),
         )
     )

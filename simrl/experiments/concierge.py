@@ -69,7 +69,7 @@ class AssistantSettings:
     """The initial assistant."""
 
     model: RandomModel
-    sft: SFTSettings  # on conversations of a scripted assistant of mixed quality
+    sft: SFTSettings  # imitation of a scripted assistant of mixed quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,8 @@ class UserModelSettings:
     """A user model of one size."""
 
     model: RandomModel
-    base: SFTSettings  # on stereotypes
-    fine_tuning: SFTSettings  # on people; the training seed is added to the seed of its batches
+    base: SFTSettings  # imitation of stereotypes
+    fine_tuning: SFTSettings  # imitation of people; the training seed is added to batch.seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ConciergeSimulator:
     """The simulator of an arm in the concierge world."""
 
     simulator: str  # role_play, persona, fine_tuned, people (the oracle), or your own as 'module:function'
-    size: str = 'medium'  # of its user model, a key of `users`
+    size: str = 'medium'  # key of `users`: the size of its user model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,10 @@ class ConciergeSettings(ExperimentSettings):
     """The whole experiment in the concierge world."""
 
     scene: Literal['concierge'] = 'concierge'
-    world: World
+    world: World = World()
     corpora: concierge_setup.Corpora
     assistant: AssistantSettings
-    users: dict[str, UserModelSettings]  # by size
+    users: dict[str, UserModelSettings]  # user models by size
     limits: Limits
     arms: dict[str, ConciergeSimulator]
     rl_people: int  # people, or their intents, that RL starts conversations from

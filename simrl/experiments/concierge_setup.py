@@ -41,9 +41,9 @@ USUAL_SIZE = 'medium'  # the size that folders' names leave out
 
 @dataclasses.dataclass(frozen=True)
 class Corpora:
-    """How much text there is, in conversations but for the vocabulary."""
+    """Amounts of text."""
 
-    vocabulary: int  # ids of the tokenizer, its control symbols included
+    vocabulary: int  # token ids, control symbols included; with the terminal token best a multiple of 128
     assistant: int  # scripted conversations that the initial assistant imitates
     base_user: int  # conversations of stereotypes that the base user model imitates
     logs: int  # conversations of people with the initial assistant that simulators are fine-tuned on

@@ -26,13 +26,13 @@ HALVES: tuple[Half, Half] = ('first', 'second')  # of the training pairs: one fo
 
 @dataclasses.dataclass(frozen=True)
 class UserSFTSettings:
-    """Fine-tuning of a user simulator on people's turns, or of an assistant on assistants'."""
+    """Fine-tuning of a user simulator on people's messages, or of an assistant on assistants'."""
 
     sft: SFTSettings
-    role: Header = 'user'  # whose turns are learnt
+    role: Header = 'user'  # role whose messages are learned
     on_long: OnLong = 'cut'  # what to do with conversations longer than the longest bucket; both are counted
     held_out: int | None = None  # conversations of the test split that the loss is measured on; None: all
-    held_out_seed: int = 0
+    held_out_seed: int = 0  # seed of their choice
 
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:
@@ -44,9 +44,9 @@ class RewardModelSettings:
     """A reward model from people's choices. Two models with different halves share no pair of one opening."""
 
     preference: PreferenceSettings
-    half: Half = 'both'  # of the training pairs, split by a hash of their opening
+    half: Half = 'both'  # half of the training pairs, which are split by a hash of their opening
     held_out: int | None = None  # pairs of the test split that accuracy is measured on; None: all
-    held_out_seed: int = 0
+    held_out_seed: int = 0  # seed of their choice
 
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:

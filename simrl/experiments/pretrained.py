@@ -49,7 +49,7 @@ REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversation
 
 @dataclasses.dataclass(frozen=True)
 class ConversationSettings:
-    """How conversations are held: the same for every arm, whichever simulator it trains against."""
+    """Conversations: the same settings for every arm, whichever simulator it trains against."""
 
     limits: Limits
     assistant: Sampling = Sampling()
@@ -62,18 +62,18 @@ class PretrainedSimulator:
     """The simulator of an arm."""
 
     simulator: str  # role_play, fine_tuned, or your own as 'module:function'
-    model: ModelSettings | None = None  # None: the assistant's. It shares the assistant's tokenizer and template
-    dtype: Dtype | None = None  # of its weights and sampling; None: that of compute.sampling
-    instructions: str | None = None  # of a role-playing one; None: conversation.role_play.instructions
+    model: ModelSettings | None = None  # with the assistant's tokenizer and template; None: the assistant's model
+    dtype: Dtype | None = None  # dtype of its weights and its sampling; None: compute.sampling.dtype
+    instructions: str | None = None  # prompt for role_play; None: conversation.role_play.instructions
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplySettings:
-    """How the initial assistant's single replies to training openings are sampled."""
+    """Single replies of the initial assistant to training openings."""
 
-    openings: int | None = None  # chosen by seed; None: all that fit
+    openings: int | None = None  # number of openings; None: all that fit
     batch_size: int = 64  # replies sampled at once
-    seed: int = 0
+    seed: int = 0  # seed of the choice of openings, and of sampling
 
     def __post_init__(self) -> None:
         if self.openings is not None and self.openings < 2:
@@ -94,7 +94,7 @@ class PretrainedSettings(ExperimentSettings):
     held_out_reward_model: RewardModelSettings  # compares the assistants; it reads the other half of people's choices
     conversation: ConversationSettings
     arms: dict[str, PretrainedSimulator]
-    scale: ReplySettings  # the replies that give the reward its zero and unit
+    scale: ReplySettings  # replies that give the reward its zero and unit
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """How devices are laid out; changes no result beyond rounding."""
+    """Layout of the devices. No result depends on it beyond rounding."""
 
     data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
     model: int = 1  # devices that heads, MLP and vocabulary are split over
@@ -34,14 +34,14 @@ class MeshSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How things are computed and logged. But for the dtypes, no result depends on it beyond rounding."""
+    """Computation and logging. But for the dtypes, no result depends on it beyond rounding."""
 
     training: Execution = Execution()  # passes that are differentiated, and those compared with them
     sampling: Execution = Execution()  # decoding
     loop: LoopSettings = LoopSettings()
     mesh: MeshSettings = MeshSettings()
     rows_in_flight: int | None = None  # conversations of an RL step sampled at once, which bounds the caches; None: all
-    xla_flags: tuple[str, ...] = ()  # of XLA's compiler, '--xla_name=value'; `simrl.main` sets them before JAX starts
+    xla_flags: tuple[str, ...] = ()  # flags of XLA's compiler, '--xla_name=value', set before JAX starts
 
     def __post_init__(self) -> None:
         try:
@@ -52,14 +52,14 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How assistants are measured. None of it depends on the arm."""
+    """Measurement of assistants, the same for every arm."""
 
     people: int | None = None  # held-out people, or their openings, that every assistant meets; None: all there are
-    block: int | None = None  # of these in one stage, so that more people are more stages; None: all
+    block: int | None = None  # people in one stage: with more blocks no stage changes; None: all
     matrix: int = 64  # conversations of each simulator with each assistant
     batch_size: int = 64  # conversations sampled at once
     shown: int = 4  # people whose conversations the report shows
-    seed: int = 0  # of sampling, and of the choice among more people than `people`
+    seed: int = 0  # seed of sampling, and of the choice of `people` where there are more
 
     def __post_init__(self) -> None:
         for field in ('people', 'block', 'matrix', 'batch_size'):
@@ -88,9 +88,9 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentSettings:
-    """What every experiment is: arms by training seeds, trained and measured alike."""
+    """An experiment: arms by training seeds, trained and measured alike."""
 
-    scene: str  # of `experiment.SCENES`
+    scene: str  # name of the scene, of `experiment.SCENES`
     arms: Mapping[str, Any]  # the simulators to train against, by the arm's name
     seeds: tuple[int, ...] = (0,)  # training seeds, the same for every arm
     rl: RLSettings

@@ -22,18 +22,16 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True)
 class RandomModel:
-    """A model of random weights: where a world trains its own, and in place of a source's in tests of the pipeline."""
+    """A model with random initial weights."""
 
     model_dim: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     mlp_dim: int
-    max_positions: int  # tokens
-    tied_embedding: bool = (
-        True  # False: the output has a matrix of its own, with which tiny models learn to copy sooner
-    )
-    seed: int = 0
+    max_positions: int  # max tokens of a row
+    tied_embedding: bool = True  # one matrix for input and output; tiny models learn to copy sooner with two
+    seed: int = 0  # seed of the weights
 
     def transformer_config(self, vocab_size: int) -> TransformerConfig:
         return TransformerConfig(
@@ -54,10 +52,10 @@ class ModelSettings:
     """The model that all sides of an experiment start from."""
 
     source: str  # a hub name OWNER/MODEL, a local Hugging Face folder, or a .gguf file
-    rewrites: Rewrites = 'error'  # what to do with a template that rewrites history; see `chat_from_huggingface`
-    date: str | None = None  # what a template that writes the date takes for today
-    revision: str | None = None  # of a hub model; None: its main branch
-    random: RandomModel | None = None  # random weights of this size, with the source's tokenizer
+    rewrites: Rewrites = 'error'  # rule for a template that rewrites history; see `chat_from_huggingface`
+    date: str | None = None  # today, for a template that writes the date, such as '26 Jul 2024'
+    revision: str | None = None  # revision of a hub model; None: its main branch
+    random: RandomModel | None = None  # replaces the source's weights, for tests; the tokenizer stays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +132,7 @@ def model_identity(settings: ModelSettings) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Where people's conversations and choices are; both files have rows of the splits train, dev and test."""
+    """People's conversations and choices; both files have rows of the splits train, dev and test."""
 
     folder: pathlib.Path
     conversations: str = 'conversations.jsonl.gz'  # in the folder

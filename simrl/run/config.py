@@ -28,8 +28,7 @@ def to_config_dict(settings: Any) -> ConfigDict:
     `from_config_dict` reverses it. A field that is None becomes a placeholder of its type, a path becomes a str, and a
     dataclass that is None (`X | None`) becomes a config of X in which every field is a placeholder.
     """
-    config: ConfigDict = _to_config(type(settings), settings)
-    return config
+    return typing.cast(ConfigDict, _to_config(type(settings), settings))
 
 
 def _to_config(hint: Any, value: Any) -> Any:
