@@ -16,6 +16,7 @@ resumed; the table is also written to DIR/controls.json and DIR/controls.png.
 import argparse
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from simrl.evaluation import results
 from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, same_simulator_twice
@@ -51,13 +53,22 @@ def _read(run: pathlib.Path) -> results.Results:
         raise SystemExit(str(error)) from error
 
 
+def get_config(path: str) -> ConfigDict:
+    """The config of a run of the dial: that of another file, FILE.py[:arg], with the two arms alone."""
+    file, _, argument = path.partition(':')
+    found: ConfigDict = runpy.run_path(file)['get_config'](*([argument] if argument else []))
+    with found.unlocked():
+        for arm in [arm for arm in found.arms if arm not in ARMS]:
+            del found.arms[arm]
+    return found
+
+
 def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
-    """The run of one dial: the config with two arms."""
+    """The run of one dial."""
     workdir: pathlib.Path = options.workdir / f'dial-{dial:g}'
     command = [
-        *(sys.executable, '-m', 'simrl.main', f'--config={options.config}', f'--workdir={workdir}'),
+        *(sys.executable, '-m', 'simrl.main', f'--config={__file__}:{options.config}', f'--workdir={workdir}'),
         f'--config.world.dial={dial}',
-        f'--config.arms={ARMS}',
         f'--config.seeds=({", ".join(map(str, options.seeds))},)',
         *(() if options.people is None else (f'--config.evaluation.people={options.people}',)),
     ]

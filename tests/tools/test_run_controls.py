@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from configs import quickstart
 from simrl.evaluation import results
 from simrl.evaluation.controls import opening
 from simrl.evaluation.results import Difference
@@ -56,7 +57,7 @@ def test_a_run_for_each_dial_and_what_the_gaps_say(commands, tmp_path, capsys):
     assert [flags['config.world.dial'] for flags in commands] == ['0.0', '0.5', '1.0'], 'in their order'
     assert {flags['workdir'] for flags in commands} == {f'{tmp_path}/dial-{dial}' for dial in ('0', '0.5', '1')}
     for flags in commands:
-        assert flags['config.arms'] == "('role_play', 'fine_tuned')"
+        assert flags['config'] == f'{controls.__file__}:configs/quickstart.py'
         assert flags['config.seeds'] == '(0, 1, 2,)'
         assert flags['config.evaluation.people'] == '50'
     printed = capsys.readouterr().out
@@ -70,6 +71,16 @@ def test_a_run_for_each_dial_and_what_the_gaps_say(commands, tmp_path, capsys):
     assert [x['dial'] for x in content['dials']] == [0.0, 0.5, 1.0]
     assert content['opening']['monotone'] is True
     assert (tmp_path / 'controls.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_config_of_the_dial_is_another_with_two_arms():
+    config = controls.get_config('configs/quickstart.py:smoke')
+    assert tuple(config.arms) == controls.ARMS
+    whole = quickstart.get_config('smoke')
+    assert config.arms.fine_tuned == whole.arms.fine_tuned
+    with config.unlocked():
+        config.arms = whole.arms
+    assert config == whole
 
 
 @pytest.mark.parametrize(
