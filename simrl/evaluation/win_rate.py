@@ -1,8 +1,6 @@
 """Pairwise comparison of two assistants on the same examples."""
 
-from collections.abc import Callable, Hashable, Sequence
-
-from simrl.evaluation.statistics import Estimate, cluster_bootstrap
+from collections.abc import Callable, Sequence
 
 Prefer = Callable[[float, float], float]  # two scores -> the probability that the first is preferred
 
@@ -21,8 +19,3 @@ def preferences(scores: Sequence[float], baseline: Sequence[float], prefer: Pref
     if len(scores) != len(baseline):
         raise ValueError(f'preferences: expected paired scores, found {len(scores)} and {len(baseline)}')
     return [prefer(score, other) for score, other in zip(scores, baseline, strict=True)]
-
-
-def win_rate(scores: Sequence[float], baseline: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
-    """The share of examples on which `scores` is higher, ties one half, with a 95% interval over clusters."""
-    return cluster_bootstrap(preferences(scores, baseline), clusters)
