@@ -16,9 +16,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from simrl.evaluation.results import INITIAL
 from simrl.experiments import work
 from simrl.experiments.scene import Measure, Scene
-from simrl.experiments.settings import INITIAL
 from simrl.run.stages import Stage
 
 MATRIX, LIKELIHOOD = 'matrix', 'likelihood'

@@ -196,9 +196,12 @@ class PretrainedScene:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
         checks.check_split('config.scale.batch_size', s.scale.batch_size, compute)
         checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
-        wanted = s.evaluation.people
-        if held_out < (wanted or 1):
-            raise ConfigError(f'config.evaluation.people: expected at most the {held_out} that fit, found {wanted}')
+        for field, wanted, most in (
+            ('people', s.evaluation.people or held_out, held_out),
+            ('matrix', s.evaluation.matrix, s.evaluation.people or held_out),
+        ):
+            if wanted > most:
+                raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
         for arm in s.arms:
             self._check_arm(arm)
         return True

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from simrl.evaluation.results import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rl.train import RLSettings
 from simrl.run.runtime import check_xla_flags
 from simrl.training.loop import LoopSettings
 
-INITIAL = 'initial'  # the assistant that training starts from
 MAX_SEED = 2**31 - 1
 MAX_WORKERS = 8  # where the number is not set
 ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')

@@ -88,7 +88,7 @@ def config_of(files: pathlib.Path):
             part.batch.lengths = (128,)
         config.rl.row_buckets = (256,)
         config.scale.openings = config.scale.batch_size = config.evaluation.batch_size = 6
-        config.evaluation.matrix = 4
+        config.evaluation.people, config.evaluation.matrix = 6, 4
         config.evaluation.shown = 2
         config.workers = 1
     return config
@@ -324,6 +324,7 @@ LATE = {
     'a scale of one reply': (edit('scale.openings', 1), r'config\.scale\.openings: expected at least 2, or None'),
     'batches of no reply': (edit('evaluation.batch_size', 0), r'config\.evaluation\.batch_size: expected at least 1'),
     'more people than there are': (edit('evaluation.people', 99), r'config\.evaluation\.people: .* the 6 that fit'),
+    'a larger matrix than people': (edit('evaluation.matrix', 7), r'config\.evaluation\.matrix: .* the 6 that fit'),
     'no opening fits': (edit('conversation.limits.prompt_tokens', 3), 'none of 12 fits'),
     'a longer prompt': (
         edit('arms.role_play.instructions', '{signal} {opening}' + 'x' * 90),
