@@ -5,17 +5,12 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 'config.user_sft'. None reads weights.
 """
 
-import numpy as np
-
 from simrl.conversations.views import preference_rows
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings, pairs_of, rows_of
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Data, Model
-from simrl.rl import train
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, ModelAgent
 from simrl.rollouts.collect import rows_at_once
-from simrl.rollouts.dialogue import capacities, check_specs
 from simrl.run.config import ConfigError
 from simrl.run.runtime import missing_xla_flags
 from simrl.training.preference import PreferenceSettings
@@ -94,14 +89,6 @@ def check_reward_model(field: str, settings: RewardModelSettings, model: Model, 
                 f'{field}: expected a pair of {where} that fits into preference.batch.lengths={longest} tokens, '
                 f'found none among {len(pairs)}'
             )
-
-
-def check_agents(user: ModelAgent, assistant: ModelAgent, limits: Limits) -> None:
-    """Raises ValueError where two agents cannot converse, or the assistant cannot be trained as it is sampled."""
-    policies = user.policy, assistant.policy
-    check_specs([policy.spec for policy in policies], [np.asarray(policy.token_mask) for policy in policies])
-    capacities(user.policy.spec, assistant.policy.spec, limits)
-    train.check_trained(assistant)
 
 
 def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:

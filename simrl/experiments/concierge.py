@@ -29,12 +29,12 @@ from simrl.experiments.concierge_people import (
     spoken,
 )
 from simrl.experiments.outputs import load_params
-from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator, told
+from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.experiments.sources import RandomModel
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, told
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError

@@ -24,15 +24,17 @@ from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
 from simrl.experiments.outputs import load_params, read_result, save_result
-from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator, told
+from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.experiments.sources import Data, DataSettings, Model, ModelSettings, subsample
 from simrl.models import placement
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
 from simrl.rewards.rewards import Rewards
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only
+from simrl.rl.train import check_trained
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only, told
 from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
@@ -221,7 +223,9 @@ class PretrainedScene:
         field = f'config.arms.{arm}'
         try:
             agent = self._simulator_of(arm, {})
-            checks.check_agents(agent, self._assistant_of({}), self.limits)
+            helper = self._assistant_of({})
+            check_agents(agent, helper, self.chat, self.limits)
+            check_trained(helper)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
         for split in ('train', 'test'):
@@ -454,7 +458,7 @@ class PretrainedScene:
                 later_tokens=max(self.limits.assistant_tokens, self.limits.user_tokens),
                 num_microbatches=algorithm.minibatches * algorithm.microbatches,
             )
-            return conversation_rewards(*scores, batch.end_reason, scale)
+            return conversation_rewards(*scores, scale)
 
         return score
 

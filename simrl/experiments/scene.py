@@ -156,11 +156,6 @@ class Scene(Protocol):
 PROBES = 16  # examples whose system texts stand for what a simulator is told
 
 
-def told(agent: Agent, example: Example) -> str | None:
-    """The system text of an agent for an example; None where it has none of its own."""
-    return None if agent.system is None else agent.system(example)
-
-
 def fingerprint(told: Callable[[Example], str | None]) -> str:
     """A hash of what a simulator is told, so that an edited one is run again.
 

@@ -1,4 +1,4 @@
-"""What a conversation was worth.
+"""The reward of a conversation.
 
-`rewards`: the `Rewards` type, parts kept apart and failures masked. `reward_model`: a decoder with a scalar head.
+`rewards`: the `Rewards` type, parts kept apart, and the mask of failures. `reward_model`: a decoder with a scalar head.
 """

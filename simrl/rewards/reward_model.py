@@ -21,13 +21,9 @@ from simrl.conversations.chat import Chat
 from simrl.models import transformer
 from simrl.models.rows import join_microbatches, scatter_per_row, split_microbatches
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import CAUSES, NO_REPLY, Rewards
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
-
-NO_REPLY = 'the conversation holds no assistant message'
-FAILED = 'a failure ended the conversation'
-CAUSES = ('', NO_REPLY, FAILED)  # what `Rewards.cause` indexes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,19 +153,17 @@ def reply_scores(
 
 
 @jax.jit
-def conversation_rewards(score: jax.Array, valid: jax.Array, end_reason: jax.Array, scale: RewardScale) -> Rewards:
+def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewards:
     """The mean over a conversation's replies of their standardised scores, float32 `[B]`.
 
     Args:
         score, valid: `[B, replies]` of `score_conversations`.
-        end_reason: int `[B]`, of the conversations. One that a failure ended is masked, never judged.
     """
     count = jnp.sum(valid, axis=1)
-    failed = end_reason == EndReason.FAILURE
-    judged = (count > 0) & ~failed
+    judged = count > 0
     mean = jnp.sum(jnp.where(valid, score, 0.0), axis=1) / jnp.maximum(count, 1)
     value = jnp.where(judged, (mean - scale.mean) / scale.std, 0.0)
-    cause = jnp.where(failed, CAUSES.index(FAILED), jnp.where(judged, 0, CAUSES.index(NO_REPLY)))
+    cause = jnp.where(judged, 0, CAUSES.index(NO_REPLY))
     return Rewards(value=value, valid=judged, parts={'score': mean}, cause=cause.astype(jnp.int32))
 
 
@@ -184,21 +178,18 @@ def score_conversations(
     later_tokens: int,
     num_microbatches: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """`reply_scores` of rollouts: of what was said, whichever view they are in.
-
-    No reply is valid in a conversation that a failure ended: what it came to is not known.
+    """`reply_scores` of rollouts, whichever view they are in.
 
     Args:
-        later_tokens: most tokens of a message after the opening.
+        later_tokens: max tokens of a message after the opening.
         num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory.
     """
-    unheard = (batch.end_reason == EndReason.SIGNAL).astype(jnp.int32)  # the message that holds the signal
-    visible = batch.num_messages - unheard
+    # The assistant never reads the message that ends the conversation.
+    visible = batch.num_messages - (batch.end_reason == EndReason.SIGNAL)
 
     def part(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
 
     dealt = split_microbatches((batch.messages, batch.message_length, visible), num_microbatches)
     score, valid = join_microbatches(jax.lax.map(part, dealt))
-    valid &= (batch.end_reason != EndReason.FAILURE)[:, None]
-    return jnp.where(valid, score, 0.0), valid
+    return score, valid

@@ -1,21 +1,46 @@
-"""What a conversation was worth."""
+"""The reward of a conversation, and the one place where failures are masked."""
+
+import dataclasses
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+
+from simrl.rollouts.state import EndReason
+
+NO_REPLY = 'the conversation holds no assistant message'
+FAILED = 'a failure ended the conversation'
+CAUSES = ('', NO_REPLY, FAILED)  # indexed by `Rewards.cause`
 
 
 @flax.struct.dataclass
 class Rewards:
-    """The reward of each of B conversations, and why where there is none.
+    """The reward of each of B conversations, and the cause where there is none.
 
     Attributes:
         value: float32 `[B]`, or `[B, turns]` for one reward per assistant turn; 0 where not valid.
         valid: bool, the shape of `value`. A conversation that could not be judged is masked, never scored 0.
-        parts: what `value` was made of, by name, each float32 of the shape of `value`; for logging.
-        cause: int32 `[B]`, 0 where valid, else an index into the judge's own list of causes.
+        parts: the parts of `value` by name, each float32 of the shape of `value`; for logging.
+        cause: int32 `[B]`, an index into `CAUSES`.
     """
 
     value: jax.Array
     valid: jax.Array
     parts: dict[str, jax.Array]
     cause: jax.Array
+
+
+def mask_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
+    """Masks the conversations that a failure ended, whatever a score function made of them.
+
+    Args:
+        end_reason: int `[B]`, an `EndReason`.
+    """
+    failed = end_reason == EndReason.FAILURE
+    valid = rewards.valid & ~failed.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    return dataclasses.replace(
+        rewards,
+        valid=valid,
+        value=jnp.where(valid, rewards.value, 0.0),
+        cause=jnp.where(failed, CAUSES.index(FAILED), rewards.cause),
+    )

@@ -23,6 +23,7 @@ from simrl.rewards.rewards import Rewards
 from simrl.rl import advantages, losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import Microbatch, gather_rows, scatter_rows
+from simrl.rollouts.trajectories import Trajectories
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens
 
@@ -155,15 +156,10 @@ def jit_prepare(
     def prepare(
         params: Params,
         reference: Params | None,
+        trajectories: Trajectories,
         rewards: Rewards,
         microbatches: Sequence[Microbatch],
         *,
-        tokens: jax.Array,
-        role: jax.Array,
-        turn: jax.Array,
-        length: jax.Array,
-        sampler_log_prob: jax.Array,
-        group: jax.Array,
         token_mask: jax.Array,
         temperature: jax.Array | float,
     ) -> tuple[Batch, Metrics]:
@@ -173,15 +169,10 @@ def jit_prepare(
             params: the parameters that sampled the conversations.
             reference: frozen reference parameters, with `decoder`. None skips their pass; any kl but `none` needs
                 them.
+            trajectories: in the trained role's view; 0 is the length of padding rows.
             rewards: of the trained role, `[B]` or `[B, turns]`.
             microbatches: from `split_by_length`, covering all rows; the models score one at a time, which bounds
                 memory.
-            tokens: int32 `[B, T]`, left-aligned rows of the trained role's view.
-            role: int8 `[B, T]`, speaker of each token.
-            turn: int `[B, T]`, turn of each token from 0; read at the trained role's tokens only.
-            length: int32 `[B]`; 0 in padding rows.
-            sampler_log_prob: float32 `[B, T]`, read at the trained role's tokens only.
-            group: int32 `[B]`, equal for conversations from the same example.
             token_mask: bool `[V]` and temperature: the sampler's.
 
         Returns:
@@ -193,26 +184,25 @@ def jit_prepare(
         check_params(params, settings)
         if settings.kl != 'none' and reference is None:
             raise ValueError(f'AlgorithmSettings.kl: {settings.kl!r} needs reference parameters, found None')
-        passes = start(role, length, sampler_log_prob, value='value_head' in params, reference=reference is not None)
+        rows = trajectories
+        passes = start(
+            rows.role, rows.length, rows.log_prob, value='value_head' in params, reference=reference is not None
+        )
         if passes.old is not None or passes.ref_log_prob is not None:
             for part in microbatches:
-                passes = add(passes, params, reference, tokens, part.rows, token_mask, temperature, width=part.width)
-        return finish(passes, rewards, tokens=tokens, turn=turn, length=length, group=group)
+                passes = add(
+                    passes, params, reference, rows.tokens, part.rows, token_mask, temperature, width=part.width
+                )
+        return finish(passes, trajectories, rewards)
 
     return prepare
 
 
 def assemble(
-    passes: Passes,
-    rewards: Rewards,
-    *,
-    tokens: jax.Array,
-    turn: jax.Array,
-    length: jax.Array,
-    group: jax.Array,
-    settings: AlgorithmSettings,
+    passes: Passes, trajectories: Trajectories, rewards: Rewards, *, settings: AlgorithmSettings
 ) -> tuple[Batch, Metrics]:
     """Computes the batch after the models' passes; arguments and results as in `prepare`."""
+    tokens, turn, length, group = trajectories.tokens, trajectories.turn, trajectories.length, trajectories.group
     sampled, old = passes.sampled, passes.old
     penalty = jnp.zeros(tokens.shape, jnp.float32)
     if settings.kl == 'k1':

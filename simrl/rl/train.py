@@ -1,13 +1,13 @@
-"""RL of one side of a conversation against a frozen other side.
+"""RL of one agent in conversations with a frozen other one.
 
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both agents converse (`collect`).
-3. The conversations are scored by a function that the caller gives; those that a failure ended have no reward.
-4. Advantages, then the update (`prepare`, `update`).
+3. The conversations are scored by a function of the caller's; those that a failure ended are masked.
+4. Rewards become advantages (`prepare`), then the update (`update`).
 
-Everything random is a function of (seed, step, example, sample), and never of the partner: arms of one experiment see
-the same examples in the same order and draw the same uniform numbers.
+Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
+see the same examples in the same order and draw the same uniform numbers.
 """
 
 import collections
@@ -25,15 +25,15 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
-from simrl.models.transformer import Execution
-from simrl.rewards.rewards import Rewards
+from simrl.models.transformer import Execution, Params
+from simrl.rewards.rewards import Rewards, mask_failures
 from simrl.rl import microbatches
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
+from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
 from simrl.rollouts.collect import collect, for_sampling, rows_at_once
-from simrl.rollouts.state import EndReason
+from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, partition
 from simrl.training.loop import LoopSettings, StepResult
@@ -44,12 +44,12 @@ UPDATE_STREAM = 1  # with the seed and the step: the order of rows in an update
 
 @dataclasses.dataclass(frozen=True)
 class RLSettings:
-    """An RL run. The sizes of conversations are in `limits`, how both sides are sampled with the sides."""
+    """An RL run. `Limits` has the sizes of conversations, each agent how it is sampled."""
 
     steps: int
     prompts_per_step: int
     samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
-    row_buckets: tuple[int, ...]  # tokens; rows that are computed together are cut to the shortest that holds them
+    row_buckets: tuple[int, ...]  # tokens; rows of a microbatch are cut to the shortest that holds them
     algorithm: AlgorithmSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
@@ -69,7 +69,7 @@ class RLSettings:
 
 
 def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Which examples a step starts from: epochs of seeded permutations.
+    """The examples of a step: epochs of seeded permutations.
 
     An epoch's last examples that do not fill a step are left to later epochs, so that no step has an example twice:
     its conversations would be the same ones.
@@ -77,13 +77,6 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
     epoch, place = divmod(step, num_examples // per_step)
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
     return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
-
-
-def without_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
-    """The rewards with the conversations masked that a failure ended, whatever a score function said of them."""
-    ended_well = (end_reason != EndReason.FAILURE).reshape(-1, *[1] * (rewards.valid.ndim - 1))
-    valid = rewards.valid & ended_well
-    return dataclasses.replace(rewards, valid=valid, value=jnp.where(valid, rewards.value, 0.0))
 
 
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -116,18 +109,18 @@ def train(
     rows_in_flight: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Trains one side from its own parameters, or adapters to them; they also stay as the frozen reference.
+    """Trains one agent from its own parameters, or adapters to them; they are the frozen reference too.
 
     Args:
         folder: of the run; see `loop.run`.
         user, assistant: the one that `settings.trained` names is on the device, with its initial params; the other one
             is frozen.
         examples: what conversations start from; their prompts must fit (`agents.fitting`).
-        score: conversations -> rewards; it sees messages and no prompt of the simulator. What it says of conversations
-            that a failure ended is not used.
-        execution: of the update; rollouts use that of the specs.
+        score: conversations -> rewards; it sees messages and no prompt of the simulator. Conversations that a failure
+            ended are masked after it.
+        execution: of the update; rollouts use that of each agent's spec.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
-        rows_in_flight: how many conversations of a step are held at once; see `talk`.
+        rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
 
     Returns:
         The state after the last step; `partition.whole_decoder` makes one model of it.
@@ -135,8 +128,9 @@ def train(
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
     """
-    trained, frozen_agent = (user, assistant) if settings.role == USER else (assistant, user)
+    trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
+    check_agents(user, assistant, chat, limits)
     rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
@@ -151,9 +145,9 @@ def train(
     )
     reference = None
     if settings.algorithm.kl != 'none':
-        # Where the decoder is frozen it is the reference itself, and not held twice.
+        # A frozen decoder is the reference itself, and not stored twice.
         reference = frozen or placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
-    frozen_agent = for_sampling(frozen_agent, mesh)
+    partner = for_sampling(partner, mesh)
     if settings.algorithm.advantage == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
@@ -161,12 +155,15 @@ def train(
     update = jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm)
 
+    def agents_with(params: Params) -> tuple[Agent, Agent]:
+        own = for_sampling(trained.with_params(params), mesh)
+        return (own, partner) if settings.role == USER else (partner, own)
+
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
-        sampled = for_sampling(trained.with_params({**frozen, **state.params}), mesh)
         batch, failures = collect(
-            *((sampled, frozen_agent) if settings.role == USER else (frozen_agent, sampled)),
+            *agents_with({**frozen, **state.params}),
             chosen,
             chat=chat,
             limits=limits,
@@ -178,8 +175,8 @@ def train(
             rows_in_flight=rows_in_flight,
         )
         for reason, count in collections.Counter(failures.values()).items():
-            print(f'step {step}: {count} conversations ended by a failure of the partner: {reason}', flush=True)
-        rewards = without_failures(score(batch), batch.end_reason)
+            print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
+        rewards = mask_failures(score(batch), batch.end_reason)
         # Waits for the conversations; from here on nothing does until the update is under way.
         length = placement.to_host(batch.length)
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
@@ -187,14 +184,9 @@ def train(
         prepared, prepare_metrics = prepare(
             {**frozen, **state.params},
             reference,
+            batch,
             rewards,
             microbatches.split_by_length(np.arange(len(length)), length, widths, pieces),
-            tokens=batch.tokens,
-            role=batch.role,
-            turn=batch.turn,
-            length=batch.length,
-            sampler_log_prob=batch.log_prob,
-            group=batch.group,
             token_mask=own_token_mask,
             temperature=temperature,
         )
@@ -202,14 +194,14 @@ def train(
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
-        said = conversation_rows(
+        rows = conversation_rows(
             host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, failures
         )
         metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         if user.stop_text:
-            missed = missed_signals(said, user.stop_text)
-            metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(said)))
-        shown = said[: loop_settings.saved_conversations]
+            missed = missed_signals(rows, user.stop_text)
+            metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(rows)))
+        shown = rows[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
     with jax.set_mesh(mesh):
@@ -228,10 +220,11 @@ def check_trained(agent: Agent) -> ModelAgent:
     """Refuses an agent that cannot be trained: off the device, or not sampled by temperature alone."""
     if isinstance(agent, HostAgent):
         raise ValueError('RLSettings.trained: expected an agent on the device, found a HostAgent')
-    filters = agent.policy.spec.filters
-    if filters.top_k or filters.top_p < 1 or filters.min_p:
+    spec = agent.policy.spec
+    if spec.top_k or spec.top_p < 1 or spec.min_p:
         raise ValueError(
-            f'the trained agent: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found {filters}'
+            'the trained agent: expected sampling by temperature alone (top_k=0, top_p=1, min_p=0), found '
+            f'top_k={spec.top_k}, top_p={spec.top_p}, min_p={spec.min_p}'
         )
     if not agent.policy.temperature > 0:
         raise ValueError(f'the trained agent: expected a temperature above 0, found {agent.policy.temperature}')
@@ -248,7 +241,7 @@ def conversation_rows(
     seed: int,
     failures: Mapping[int, str],
 ) -> list[dict[str, Any]]:
-    """Conversations, on the host, as JSON rows: who said what, why it ended, what it was worth and by which parts.
+    """Conversations on the host as JSON rows: messages, end reason, and the reward with its parts.
 
     A `reward` is a number, or with `[B, turns]` rewards a list of them; None where there is none. `told` is the user
     simulator's system text.
@@ -261,8 +254,8 @@ def conversation_rows(
             'cause': int(rewards.cause[i]),
         }
         example = examples[i // samples]
-        told = None if user.system is None else user.system(example)
-        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed, 'told': told}
+        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
+        start['told'] = told(user, example)
         failure = {'failure': failures[i]} if i in failures else {}
         rows.append(start | row | worth | failure)
     return rows

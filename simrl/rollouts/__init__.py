@@ -1,9 +1,10 @@
 """Conversations of two agents: examples in, trajectories out.
 
-`agents`: who speaks, and the limits of a conversation. `context`: one model's view of a batch of conversations, with
-its KV cache. `generate`: sample one message. `messages`: add a message to both views. `dialogue`: the conversation
-loop on the device; `host`: with an agent off the device. `compaction`: finished rows leave the batch. `trajectories`:
-what training sees.
+`agents`: a `ModelAgent` (a `Policy` on the device) or a `HostAgent`, and the limits of conversations. `collect`:
+conversations from examples, for a training step or an evaluation. `dialogue`: the conversation loop; `state`: what it
+changes; `compaction`: finished rows leave its batch. `messages`: one message in two views; `generate`: the decode loop;
+`token_sampling`: draw a token; `context`: one model's view, with its KV cache. `host`: replies of an agent off the
+device. `prompts`: examples as arrays. `trajectories`: what training, rewards and logs read.
 
-Read `agents`, `dialogue`, `generate`.
+Read `agents`, `collect`, `dialogue`, `generate`.
 """

@@ -1,8 +1,8 @@
-"""The two sides of a conversation: `Agent = ModelAgent | HostAgent`.
+"""The agents of a conversation: `Agent = ModelAgent | HostAgent`.
 
-A `ModelAgent` is a model on the device: a `Policy`, and what its view of a conversation begins with. A `HostAgent` is
-anything else that replies: a scripted person, or a model behind an interface. A user simulator and an assistant are the
-same thing on opposite sides.
+A `ModelAgent` is a model on the device: a `Policy`, and its prompt for an example. A `HostAgent` is
+anything else that replies: a scripted person, or a model behind an interface. A user simulator and an assistant differ
+in their role alone.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat, Heade
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered, View, natural_prompt, swapped_prompt
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.token_sampling import Filters, Sampling
+from simrl.rollouts.token_sampling import Sampling
 
 System = Callable[[Example], str]  # an example -> the system text of its conversations
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSpec:
-    """One side of a conversation as its own model sees it: everything about it that a compiled program fixes.
+    """The static facts about a policy, which its compiled programs depend on.
 
     Attributes:
-        config, execution: of the model that speaks.
+        config, execution: of the model.
         role: USER or ASSISTANT.
-        own_header: tokens between the end of the partner's message and this spec's next content, footer included.
-        partner_header: the same before the partner's messages, in this spec's view.
-        own_first_header, partner_first_header: the same where the context holds no message yet.
-        end_of_turn: what ends this spec's messages in its own view.
-        partner_end_of_turn: what ends the partner's messages in this spec's view.
-        max_new_tokens: most tokens sampled for a message, its end-of-turn included.
-        stop_sequences: token runs of which each, once sampled, ends the conversation. An assistant has none.
-        filters: what to draw tokens from.
-        feed_chunk: most given tokens that are fed at once, which bounds the `[B, N, chunk, S]` attention scores.
+        own_header: tokens between the end of the partner's message and the next own content, footer included.
+        partner_header: the same before the partner's messages, in this agent's view.
+        own_first_header, partner_first_header: the same in a context without messages.
+        end_of_turn: the token that ends own messages.
+        partner_end_of_turn: the token that ends the partner's messages, in this agent's view.
+        max_new_tokens: max tokens sampled for a message, end-of-turn included.
+        stop_sequences: token runs, each of which ends the conversation once sampled. An assistant has none.
+        top_k, top_p, min_p: as in `Sampling`.
+        feed_chunk: max given tokens fed at once, which bounds the `[B, N, chunk, S]` attention scores.
     """
 
     config: TransformerConfig
@@ -50,7 +50,9 @@ class GenerationSpec:
     partner_end_of_turn: int
     max_new_tokens: int
     stop_sequences: tuple[tuple[int, ...], ...] = ()
-    filters: Filters = Filters()  # noqa: RUF009
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     feed_chunk: int = 128
 
     def __post_init__(self) -> None:
@@ -62,8 +64,8 @@ class GenerationSpec:
         for run in self.stop_sequences:
             if not 0 < len(run) <= self.max_new_tokens:
                 raise ValueError(
-                    f'GenerationSpec.stop_sequences: expected runs of 1 to budget={self.max_new_tokens} tokens, '
-                    f'found {len(run)}: {run}'
+                    f'GenerationSpec.stop_sequences: expected runs of 1 to max_new_tokens={self.max_new_tokens} '
+                    f'tokens, found {len(run)}: {run}'
                 )
 
 
@@ -74,7 +76,7 @@ class Policy:
     Attributes:
         params: `{'decoder'}`.
         token_mask: bool `[V]`, the ids that it may sample.
-        temperature: of its sampling; 0 is greedy.
+        temperature: a scalar; 0 is greedy.
         spec: static.
     """
 
@@ -83,6 +85,10 @@ class Policy:
     temperature: jax.Array | float
     spec: GenerationSpec = flax.struct.field(pytree_node=False)
 
+    @property
+    def max_new_tokens(self) -> int:
+        return self.spec.max_new_tokens
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelAgent:
@@ -90,9 +96,8 @@ class ModelAgent:
 
     Attributes:
         policy: its model.
-        prompt: an example -> what its view holds before the first sampled message.
-        system: an example -> the system text in that prompt: what a simulator is told, its persona included. None: the
-            template's default.
+        prompt: an example -> its view before the first sampled message.
+        system: an example -> the system text in that prompt, persona included. None: the template's default.
         stop_text: the text by which it ends a conversation; empty where it cannot.
     """
 
@@ -147,7 +152,7 @@ class HostAgent:
             first message to its last: all that is random about the agent may be drawn from it and from the messages.
         max_new_tokens: max tokens of a message, end-of-turn included; a longer one is cut and counted.
         stop_text: the end of a message that ends a conversation, once decoded.
-        system: an example -> what the agent is told, for the records. None: nothing.
+        system: an example -> the instructions of the agent, for the logs. None: it has none.
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
@@ -161,6 +166,11 @@ class HostAgent:
 
 
 Agent = ModelAgent | HostAgent
+
+
+def told(agent: Agent, example: Example) -> str | None:
+    """The system text of an agent for an example, persona included; None: the template's default, or none."""
+    return None if agent.system is None else agent.system(example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +248,9 @@ def model_agent(
         partner_end_of_turn=chat.end_of_turn[partner],
         max_new_tokens=max_new_tokens,
         stop_sequences=stop_sequences,
-        filters=sampling.filters,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
     token_mask = chat.token_mask(config.padded_vocab_size, terminal=terminal, header=own)
     policy = Policy(params=params, token_mask=token_mask, temperature=sampling.temperature, spec=spec)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +20,23 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.models.rows import shard_rows
-from simrl.models.transformer import Params
-from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, Limits, ModelAgent
-from simrl.rollouts.compaction import keep_split
-from simrl.rollouts.dialogue import begin, capacities, rollout
-from simrl.rollouts.host import converse_with
-from simrl.rollouts.prompts import Prompts, prefilled, prompts_of
-from simrl.rollouts.state import Dialogue, row_keys
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Policy
+from simrl.rollouts.compaction import shard_tree
+from simrl.rollouts.context import Context
+from simrl.rollouts.dialogue import capacity, check_agents, converse
+from simrl.rollouts.host import HostReplies
+from simrl.rollouts.prompts import PromptRows, Prompts, prefill_prompts, prompts_of
+from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
 
+_Agent = TypeVar('_Agent', bound=Agent)
 _cast = functools.lru_cache(placement.for_sampling)
 
 
-def for_sampling(agent: Agent, mesh: Mesh) -> Agent:
+def for_sampling(agent: _Agent, mesh: Mesh) -> _Agent:
     """The agent with its parameters in the sampler's dtype and shards, and its mask on the devices."""
-    if isinstance(agent, HostAgent):
+    if not isinstance(agent, ModelAgent):
         return agent
     spec = agent.policy.spec
     params = _cast(spec.config, spec.execution.dtype, mesh)(agent.policy.params)
@@ -120,6 +122,7 @@ def collect_batches(
     Raises:
         RuntimeError: an agent off the device failed.
     """
+    check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
     with Progress(name, -(-len(examples) // batch_size)) as progress:
@@ -136,7 +139,7 @@ def collect_batches(
 
 
 def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
-    """How many of `rows` conversations are in the device's batch at once.
+    """The number of conversations in the device's batch at once, of `rows` in all.
 
     Raises:
         ValueError: `rows_in_flight` does not divide them.
@@ -166,49 +169,53 @@ def _converse(
     limits: Limits,
     view: int,
 ) -> tuple[Trajectories, Mapping[int, str]]:
-    if isinstance(user, HostAgent) or isinstance(assistant, HostAgent):
-        own, partner = (user, assistant) if view == USER else (assistant, user)
-        assert isinstance(own, ModelAgent)
-        assert isinstance(partner, HostAgent)
-        return converse_with(own, partner, prompts, examples, chat, seed, step, limits=limits)
-    policies = (user.policy, assistant.policy)
-    specs, params = (user.policy.spec, assistant.policy.spec), (user.policy.params, assistant.policy.params)
-    dialogue, keys = _start(*params, prompts, seed, step, specs=specs, limits=limits)
-    dialogue = rollout(
-        *params,
-        dialogue,
-        keys,
-        specs=specs,
-        turns=limits.turns,
-        temperatures=(user.policy.temperature, assistant.policy.temperature),
-        token_mask=tuple(policy.token_mask for policy in policies),  # type: ignore[arg-type]
-    )
-    return _trajectories(dialogue, view, prompts.example, prompts.group), {}
+    """The conversations of the prompts' rows; `examples` has one entry for each."""
+    policies = tuple(agent.policy if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
+    max_new_tokens = (user.max_new_tokens, assistant.max_new_tokens)
+    dialogue, keys = _start(*policies, prompts, seed, step, limits=limits, max_new_tokens=max_new_tokens)
+    failures: dict[int, str] = {}
+
+    def side(agent: Agent) -> Policy | HostReplies:
+        if isinstance(agent, ModelAgent):
+            return agent.policy
+        samples = np.asarray(prompts.sample).tolist()
+        conversations = [HostConversation(*row, ()) for row in zip(examples, samples, strict=True)]
+        return HostReplies(agent, conversations, keys, chat, failures)
+
+    dialogue = converse(side(user), side(assistant), dialogue, keys, turns=limits.turns)
+    return _trajectories(dialogue, view, prompts.example, prompts.group), failures
 
 
-@functools.partial(jax.jit, static_argnames=('specs', 'limits'))
+@functools.partial(jax.jit, static_argnames=('limits', 'max_new_tokens'))
 def _start(
-    params_user: Params,
-    params_assistant: Params,
+    user: Policy | None,
+    assistant: Policy | None,
     prompts: Prompts,
     seed: int,
     step: int,
     *,
-    specs: tuple[GenerationSpec, GenerationSpec],
     limits: Limits,
+    max_new_tokens: tuple[int, int],
 ) -> tuple[Dialogue, jax.Array]:
     """The conversations before their first sampled message, and their keys."""
-    sizes = capacities(*specs, limits)
-    dialogue = begin(
-        prefilled(params_user, specs[0], prompts.user, sizes[0]),
-        prefilled(params_assistant, specs[1], prompts.assistant, sizes[1]),
+
+    def context(policy: Policy | None, rows: PromptRows, partner: int, name: str) -> Context | None:
+        if policy is None:
+            return None
+        size = capacity(policy.spec, partner, limits.prompt_tokens, limits.turns, name)
+        return prefill_prompts(policy, rows, size)
+
+    dialogue = init_dialogue(
+        context(user, prompts.user, max_new_tokens[1], 'user'),
+        context(assistant, prompts.assistant, max_new_tokens[0], 'assistant'),
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
         turns=limits.turns,
-        max_new_tokens=(specs[0].max_new_tokens, specs[1].max_new_tokens),
+        max_new_tokens=max_new_tokens,
     )
-    return keep_split((dialogue, row_keys(seed, step, prompts.example, prompts.sample)))  # type: ignore[arg-type]
+    keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
+    return shard_tree((dialogue, keys))
 
 
-_trajectories = jax.jit(trajectories, static_argnames='role')
+_trajectories = jax.jit(trajectories, static_argnames='view')

@@ -1,13 +1,12 @@
-"""Prompts and a model in, a `Context` out: one model's view of many conversations, with its KV cache.
+"""Prompts and a policy in, a `Context` out: one model's view of many conversations, with its KV cache.
 
 1. `prefill` makes a context of prompts.
-2. `extend` appends given tokens to it; `sampler.generate` appends sampled ones.
-3. Between programs, `grow_cache` lets the cache grow: attention costs what the cache holds room for, and memory too.
+2. `extend` appends given tokens to it; `generate.generate` appends sampled ones.
+3. Between programs, `grow_cache` lets the cache grow: attention and memory cost as much as the cache has room for.
 
-Two rules make all of this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so
-`length` is the only pointer: a token's position is its index, and what must not be written to the cache goes to index
-S, where `mode='drop'` drops it. And the cache holds every token of a row but its last, the pending one: `extend` and
-`generate` both start by feeding it.
+Two rules make this one mechanism, with no special first step and nothing fed twice. Rows are left-aligned, so `length`
+is the only pointer: a token's position is its index, and a write to index S is dropped (`mode='drop'`). The cache has
+every token of a row but its last, the pending one: `extend` and `generate` both start by feeding it.
 
 Letters as in `transformer.py`: B rows, T tokens given at once, S capacity of a row in tokens.
 """
@@ -21,8 +20,9 @@ import jax.numpy as jnp
 
 from simrl.models import transformer
 from simrl.models.rows import gather_per_row
-from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
-from simrl.rollouts.compaction import keep_split
+from simrl.models.transformer import Cache
+from simrl.rollouts.agents import Policy
+from simrl.rollouts.compaction import shard_tree
 
 PREFIX = -1  # `Context.message` of tokens before the first message
 
@@ -39,7 +39,7 @@ class Context:
         log_prob: float32 `[B, S]`, of the tokens that this model sampled; 0 elsewhere.
         length: int32 `[B]`.
         cache: keys and values of all tokens but each row's last, which is pending. It may have less room than the
-            context has; whoever appends tokens sees to it that there is enough, as what has no room is dropped.
+            context. Callers that append tokens grow it first, since tokens without room are dropped.
     """
 
     tokens: jax.Array
@@ -59,22 +59,14 @@ def last_token(x: jax.Array, length: jax.Array) -> jax.Array:
     return gather_per_row(x, jnp.maximum(length - 1, 0))
 
 
-def _feed(
-    params: Params,
-    config: TransformerConfig,
-    execution: Execution,
-    cache: Cache,
-    tokens: jax.Array,
-    positions: jax.Array,
-    num: jax.Array,
-    chunk: int,
-) -> Cache:
-    """Writes keys and values of `tokens[:, :num]` (int32 `[B, T]`, `num` a scalar), `chunk` columns at a time.
+def _feed(policy: Policy, cache: Cache, tokens: jax.Array, positions: jax.Array, num: jax.Array) -> Cache:
+    """Writes keys and values of `tokens[:, :num]` (int32 `[B, T]`, `num` a scalar), `feed_chunk` columns at a time.
 
-    Columns from the longest row on cost nothing: messages are mostly far shorter than their budgets.
+    Columns past the longest row cost nothing: most messages are far shorter than `max_new_tokens`.
     """
+    spec = policy.spec
     time = tokens.shape[1]
-    chunk = min(chunk, time)
+    chunk = min(spec.feed_chunk, time)
     pad = ((0, 0), (0, -time % chunk))
     tokens = jnp.pad(tokens, pad)
     positions = jnp.pad(positions, pad, constant_values=cache.capacity)  # dropped
@@ -82,7 +74,7 @@ def _feed(
     def step(carry: tuple[jax.Array, Cache]) -> tuple[jax.Array, Cache]:
         start, cache = carry
         part = [jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1) for x in (tokens, positions)]
-        _, new_cache = transformer.apply(params, config, execution, part[0], part[1], cache)
+        _, new_cache = transformer.apply(policy.params, spec.config, spec.execution, part[0], part[1], cache)
         assert new_cache is not None
         return start + chunk, new_cache
 
@@ -92,24 +84,20 @@ def _feed(
 
 
 def prefill(
-    params: Params,
-    config: TransformerConfig,
-    execution: Execution,
+    policy: Policy,
     tokens: jax.Array,
     role: jax.Array,
     message: jax.Array,
     length: jax.Array,
     *,
     capacity: int,
-    chunk: int = 128,
 ) -> Context:
     """A context of prompts, with room for `capacity` tokens; its cache has room for hardly more than the prompts.
 
     Args:
-        tokens, role, message: `[B, T]` as in `Context`; what lies at or after `length` is ignored.
+        tokens, role, message: `[B, T]` as in `Context`; entries from `length` on are ignored.
         length: int32 `[B]`. A row of length 0 stays empty, and cannot be generated from.
         capacity: S, at least T.
-        chunk: tokens fed at once.
     """
     width = tokens.shape[1]
     if width > capacity:
@@ -121,10 +109,12 @@ def prefill(
         return jnp.pad(jnp.where(real, x, 0).astype(dtype), ((0, 0), (0, capacity - width)))
 
     # Queries need not look at the room that follows.
-    cache = transformer.init_cache(config, tokens.shape[0], min(round_up(width), capacity), execution.dtype)
+    cache = transformer.init_cache(
+        policy.spec.config, tokens.shape[0], min(round_up(width), capacity), policy.spec.execution.dtype
+    )
     positions = jnp.where(index < length[:, None] - 1, index, cache.capacity)
     fed = jnp.where(real, tokens, 0)
-    cache = _feed(params, config, execution, cache, fed, positions, jnp.max(length) - 1, chunk)
+    cache = _feed(policy, cache, fed, positions, jnp.max(length) - 1)
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),
@@ -154,14 +144,14 @@ def cache_capacities(capacity: int) -> list[int]:
 
 
 def capacity_for(needed: int, capacity: int) -> int:
-    """The least of the `cache_capacities` that holds `needed` tokens, or all of them."""
+    """The smallest of the `cache_capacities` with room for `needed` tokens, or the largest."""
     return next((size for size in cache_capacities(capacity) if size >= needed), capacity)
 
 
 def grow_cache(context: Context, tokens: int) -> Context:
     """The context, its cache with room for `tokens` or all that the context has room for. Not for use inside a jit.
 
-    A cache that has to grow is used up. While it grows, the old and the new one of this context exist.
+    A cache that has to grow is deleted. While it grows, the old and the new one of this context exist.
     """
     needed = min(tokens, context.capacity)
     if needed <= context.cache.capacity:
@@ -174,7 +164,7 @@ def grow_cache(context: Context, tokens: int) -> Context:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _grown(cache: Cache, capacity: int) -> Cache:
-    return keep_split(transformer.extended(cache, capacity))
+    return shard_tree(transformer.extended(cache, capacity))
 
 
 def append(
@@ -206,16 +196,12 @@ def append(
 
 
 def extend(
-    params: Params,
-    config: TransformerConfig,
-    execution: Execution,
+    policy: Policy,
     context: Context,
     tokens: jax.Array,
     role: jax.Array,
     message: jax.Array,
     count: jax.Array,
-    *,
-    chunk: int = 128,
 ) -> Context:
     """Appends given tokens: feeds the pending one and all new ones but the last.
 
@@ -224,7 +210,6 @@ def extend(
         tokens, role: `[B, T]`.
         message: `[B]`, the message that the tokens belong to.
         count: int32 `[B]`, how many of a row's tokens to append; 0 leaves the row as it is.
-        chunk: tokens fed at once.
     """
     if tokens.shape[1] == 0:
         return context
@@ -232,5 +217,5 @@ def extend(
     fed = jnp.concatenate([pending[:, None], tokens[:, :-1]], axis=1)
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     positions = jnp.where(index < count[:, None], context.length[:, None] - 1 + index, context.capacity)
-    cache = _feed(params, config, execution, context.cache, fed, positions, jnp.max(count), chunk)
+    cache = _feed(policy, context.cache, fed, positions, jnp.max(count))
     return append(context, cache, tokens, role, message, jnp.zeros(tokens.shape, jnp.float32), count)

@@ -1,20 +1,19 @@
-"""Two models and what they start from in, whole conversations out.
+"""The conversation loop: two agents and their prompts in, whole conversations out, whichever agents are on the device.
 
-1. `begin` puts two prefilled contexts, the views of the user's and the assistant's model, and given openings together.
-2. `turn` adds one message by one side: header, sampled content, end-of-turn in its own view; then the same content,
-   under the other header, in its partner's view.
-3. `rollout` takes turns: the user's message, then the assistant's, until `turns` are over or no row has more to say.
+1. `add_message` samples one message into the sender's view and appends it to the receiver's; `add_reply` appends the
+   reply of an agent off the device.
+2. `converse` alternates: the user's message, then the assistant's, until `turns` are over or no row is running.
 
-`turn` is a compiled program, and `rollout` a Python loop over it, so that between two messages the shapes may change:
-only rows that go on are held (`crowd.py`), and caches have room for little more than what was said (`grow_cache`),
-which no single program could do. It costs one wait for the device in each message, for a few numbers of each row:
-little beside the many decode steps of a message.
+`add_message` is a compiled program, and `converse` a Python loop over it, so that between two messages the shapes may
+change: finished rows leave the batch (`compaction`), and caches have little more room than they need (`grow_cache`).
+No single program could do that. It costs one wait for the device per message, for a few numbers of each row: little
+beside the many decode steps of a message.
 
-What is sampled is what both models read: content is never decoded and encoded again, so both share a tokenizer. Rows
-that have ended write nothing more. A row's conversation depends on its own contexts and its own key, not on the other
-rows, their number, the capacity, or the devices.
+Both models read the tokens that were sampled: content is never decoded and encoded again, so both share a tokenizer.
+Finished rows write nothing more. A row's conversation depends on its own contexts and its own key, not on other rows,
+their number, the capacity, or the devices.
 
-Letters: B rows, S capacity of a context, M messages of a conversation, L tokens of a message, V padded vocabulary.
+Letters: B rows, S capacity of a context, M messages of a conversation, L tokens of a message.
 """
 
 import dataclasses
@@ -27,155 +26,157 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models.transformer import Params
-from simrl.rollouts.agents import GenerationSpec, Limits
-from simrl.rollouts.compaction import compact, crowd_of, everyone, keep_split
-from simrl.rollouts.context import Context, capacity_for, grow_cache, round_up
-from simrl.rollouts.messages import can_hear, can_speak, header_room, hear, hearing_room, speak, speaking_room
-from simrl.rollouts.state import Dialogue, EndReason, Standing, begin_record, record, waiting_for
+from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.rollouts.agents import Agent, GenerationSpec, Limits, ModelAgent, Policy
+from simrl.rollouts.compaction import all_active, compact, restore, shard_tree
+from simrl.rollouts.context import capacity_for, grow_cache, round_up
+from simrl.rollouts.generate import SampledMessage
+from simrl.rollouts.host import ROLE_NAMES, HostMessage, HostReplies
+from simrl.rollouts.messages import (
+    can_receive,
+    can_send,
+    header_lengths,
+    receive,
+    room_to_receive,
+    room_to_send,
+    send,
+)
+from simrl.rollouts.state import Dialogue, EndReason, Status, append_message, waiting_for
 
+Side = Policy | HostReplies  # an agent in a batch of conversations
 _Tree = TypeVar('_Tree')
 
 
-def begin(
-    user: Context,
-    assistant: Context,
-    opening: jax.Array,
-    opening_length: jax.Array,
-    given: jax.Array,
-    *,
-    turns: int,
-    max_new_tokens: tuple[int, int],
-) -> Dialogue:
-    """Conversations before their first sampled message.
-
-    Args:
-        user, assistant: contexts of what precedes it in each view. Where an opening is given, the assistant's holds it
-            under the user header, with its end-of-turn; the user's does where it speaks in the natural view.
-        opening, opening_length, given, turns, max_new_tokens: as in `begin_record`.
-
-    Rows with an empty context end as FAILURE at once.
-    """
-    empty = (user.length == 0) | (assistant.length == 0)
-    said = begin_record(opening, opening_length, given, empty, turns=turns, max_new_tokens=max_new_tokens)
-    return Dialogue(user=user, assistant=assistant, **vars(said))
-
-
-@functools.partial(jax.jit, static_argnames=('role', 'specs'), donate_argnames='dialogue')
-def turn(
-    params_user: Params,
-    params_assistant: Params,
-    dialogue: Dialogue,
-    row_keys: jax.Array,
-    *,
-    role: int,
-    specs: tuple[GenerationSpec, GenerationSpec],
-    temperatures: tuple[jax.Array | float, jax.Array | float],
-    token_mask: tuple[jax.Array, jax.Array],
+@functools.partial(jax.jit, static_argnames='role', donate_argnames='dialogue')
+def add_message(
+    user: Policy | None, assistant: Policy | None, dialogue: Dialogue, row_keys: jax.Array, *, role: int
 ) -> Dialogue:
     """One message by `role` (USER or ASSISTANT) in the rows that wait for it; other rows stay as they are.
 
-    Arguments as in `rollout`; the dialogue is used up.
+    Args:
+        user, assistant: None for an agent off the device; the sender is on it.
+        dialogue: donated.
+        row_keys: typed keys `[B]`.
     """
-    side = 0 if role == USER else 1
-    params, partner_params = (params_user, params_assistant)[:: 1 - 2 * side]
-    spec, partner_spec = specs[:: 1 - 2 * side]
-    own, partner = (dialogue.user, dialogue.assistant)[:: 1 - 2 * side]
+    sender, receiver = (user, assistant) if role == USER else (assistant, user)
+    context, other = dialogue.view(role), dialogue.view(_other(role))
+    assert sender is not None
+    assert context is not None
     number = dialogue.num_messages
     waiting = waiting_for(dialogue, role)
-    active = waiting & can_speak(spec, own) & can_hear(partner_spec, partner, spec.max_new_tokens)
-    own, message = speak(params, spec, own, row_keys, number, active, token_mask[side], temperatures[side])
-    partner = hear(partner_params, partner_spec, partner, message, number, active & ~message.signalled)
-    user, assistant = (own, partner)[:: 1 - 2 * side]
-    return keep_split(record(dataclasses.replace(dialogue, user=user, assistant=assistant), message, waiting, active))
+    active = waiting & can_send(sender.spec, context)
+    if receiver is not None and other is not None:
+        active &= can_receive(receiver.spec, other, sender.max_new_tokens)
+    context, message = send(sender, context, row_keys, number, active)
+    if receiver is not None and other is not None:
+        other = receive(receiver, other, message, number, active & ~message.stopped)
+    dialogue = dialogue.with_view(role, context).with_view(_other(role), other)
+    return shard_tree(append_message(dialogue, message, waiting, active))
 
 
-def rollout(
-    params_user: Params,
-    params_assistant: Params,
-    dialogue: Dialogue,
-    row_keys: jax.Array,
-    *,
-    specs: tuple[GenerationSpec, GenerationSpec],
-    turns: int,
-    temperatures: tuple[jax.Array | float, jax.Array | float],
-    token_mask: tuple[jax.Array, jax.Array],
-) -> Dialogue:
-    """Whole conversations, or what is left of them: `dialogue` may also stand between the two messages of a turn.
-
-    In each of `turns` turns the rows that wait for the user hear from it, then those that wait for the assistant. So
-    given and simulated openings go together, and a message that no row waits for costs nothing. `turn` is compiled once
-    for each role, number of rows (`crowd.held_sizes`) and size of the caches (`context.cache_capacities`) that occur;
-    rows only get fewer and caches larger, so that one call meets at most the sum of both numbers for each role.
+@functools.partial(jax.jit, static_argnames='role', donate_argnames='dialogue')
+def add_reply(receiver: Policy, dialogue: Dialogue, reply: HostMessage, *, role: int) -> Dialogue:
+    """One message by `role`, an agent off the device, in the rows in which it replied or failed.
 
     Args:
-        params_user, params_assistant: of the two models, which may differ in everything but the tokenizer.
-        dialogue: where to start. It is used up: its arrays are not to be read again.
+        receiver: the other agent's.
+        dialogue: donated.
+    """
+    context = dialogue.view(_other(role))
+    assert context is not None
+    replied = jnp.asarray(reply.replied)
+    active = replied & can_receive(receiver.spec, context, reply.tokens.shape[1] - 1)
+    ends, content_length = jnp.asarray(reply.ends), jnp.asarray(reply.content_length)
+    zeros = jnp.zeros(replied.shape, jnp.int32)
+    message = SampledMessage(
+        tokens=jnp.asarray(reply.tokens),
+        length=content_length + ~ends,
+        content_length=content_length,
+        stopped=ends & active,
+        truncated=jnp.asarray(reply.truncated),
+        decoded_steps=zeros,
+        loop_steps=zeros,
+    )
+    context = receive(receiver, context, message, dialogue.num_messages, active & ~ends)
+    dialogue = append_message(dialogue.with_view(_other(role), context), message, replied, active)
+    reason = jnp.where(reply.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
+    return shard_tree(dataclasses.replace(dialogue, end_reason=reason))
+
+
+def converse(user: Side, assistant: Side, dialogue: Dialogue, row_keys: jax.Array, *, turns: int) -> Dialogue:
+    """Whole conversations, or what is left of them: `dialogue` may also be between the two messages of a turn.
+
+    In each turn the rows that wait for the user get its message, then those that wait for the assistant. So given and
+    written openings mix, and a message that no row waits for costs nothing. `add_message` is compiled once for each
+    role, batch size (`compaction.batch_sizes`) and cache size (`context.cache_capacities`) that occurs. The batch only
+    shrinks and the caches only grow, so one call meets at most the sum of both numbers for each role.
+
+    Args:
+        user, assistant: at least one of them on the device. The models may differ in everything but the tokenizer.
+        dialogue: where to start. It is donated: its arrays are not to be read again.
         row_keys: typed keys `[B]`; token i of message m of a row is drawn with its key, m and i folded in.
-        specs: the user's and the assistant's.
-        turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that `turns` did
-            not suffice for are still RUNNING.
-        temperatures: the user's and the assistant's; each a scalar or float32 `[B]`, 0 for greedy.
-        token_mask: the tokens that the user and the assistant may sample, bool `[V]` each.
+        turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that have not
+            ended after `turns` turns stay RUNNING.
 
     Returns:
-        The dialogue without caches: it is over, and cannot be gone on with.
+        The dialogue without caches: it cannot be continued.
     """
-    num_rows = dialogue.num_messages.shape[0]
-    of_rows = tuple(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (num_rows,)) for t in temperatures)
-    crowd = crowd_of(dialogue, (row_keys, of_rows), num_rows)
+    policies = tuple(side if isinstance(side, Policy) else None for side in (user, assistant))
+    batch = all_active(dialogue, row_keys, dialogue.num_messages.shape[0])
     for number in range(2 * turns):
         role = (USER, ASSISTANT)[number % 2]
-        # The one wait for the device in a message: what is decided here decides the shapes of the next program.
-        standing, lengths = _facts(crowd.held)
-        running = np.asarray(standing.end_reason) == EndReason.RUNNING
+        # The one wait for the device per message: it decides the shapes of the next program.
+        status, lengths = _fetch_status(batch.active)
+        running = np.asarray(status.end_reason) == EndReason.RUNNING
         if not running.any():
             break
-        if not waiting_for(standing, role).any():
+        if not waiting_for(status, role).any():
             continue
-        crowd = compact(crowd, running)
-        keys, of_held = crowd.inputs
-        longest = [int(length[running].max()) for length in lengths]
-        dialogue = turn(
-            params_user,
-            params_assistant,
-            make_room(crowd.held, longest, role, specs),
-            keys,
-            role=role,
-            specs=specs,
-            temperatures=of_held,
-            token_mask=token_mask,
-        )
-        crowd = dataclasses.replace(crowd, held=dialogue)
-    return everyone(crowd)
+        batch = compact(batch, running)
+        longest = [None if length is None else int(length[running].max()) for length in lengths]
+        dialogue = grow_caches(user, assistant, batch.active, longest, role)
+        sender, receiver = (user, assistant) if role == USER else (assistant, user)
+        if isinstance(sender, Policy):
+            dialogue = add_message(*policies, dialogue, batch.inputs, role=role)
+        else:
+            assert isinstance(receiver, Policy)
+            dialogue = add_reply(receiver, dialogue, sender.reply(dialogue, batch.rows, role), role=role)
+        batch = dataclasses.replace(batch, active=dialogue)
+    return restore(batch)
 
 
-def make_room(
-    dialogue: Dialogue, longest: Sequence[int], role: int, specs: tuple[GenerationSpec, GenerationSpec]
-) -> Dialogue:
-    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths."""
-    user, assistant = specs
-    if role == USER:
-        rooms = speaking_room(user), hearing_room(assistant, user.max_new_tokens)
-    else:
-        rooms = hearing_room(user, assistant.max_new_tokens), speaking_room(assistant)
-    # Both views hold about the same: with one size for both there are fewer programs.
-    needed = max(length + room for length, room in zip(longest, rooms, strict=True))
-    size = capacity_for(needed, max(dialogue.user.capacity, dialogue.assistant.capacity))
-    return dataclasses.replace(
-        dialogue, user=grow_cache(dialogue.user, size), assistant=grow_cache(dialogue.assistant, size)
-    )
+def grow_caches(user: Side, assistant: Side, dialogue: Dialogue, longest: Sequence[int | None], role: int) -> Dialogue:
+    """The dialogue, its caches large enough for a message by `role` in rows of up to these lengths of each view."""
+    sides = {USER: user, ASSISTANT: assistant}
+    views, needed = {}, 0
+    for view, length in zip(sides, longest, strict=True):
+        context, side = dialogue.view(view), sides[view]
+        if context is None or length is None:
+            continue
+        assert isinstance(side, Policy)
+        views[view] = context
+        room = room_to_send(side.spec) if view == role else room_to_receive(side.spec, sides[role].max_new_tokens)
+        needed = max(needed, length + room)
+    # Both views have about the same length: with one size for both there are fewer programs.
+    size = capacity_for(needed, max(context.capacity for context in views.values()))
+    for view, context in views.items():
+        dialogue = dialogue.with_view(view, grow_cache(context, size))
+    return dialogue
 
 
-def _facts(dialogue: Dialogue) -> tuple[Standing, tuple[np.ndarray, np.ndarray]]:
-    """On the host: how far the conversations have come, and the lengths of the user's and the assistant's view."""
-    standing = Standing(dialogue.num_messages, dialogue.end_reason)
-    return jax.device_get(_everywhere((standing, (dialogue.user.length, dialogue.assistant.length))))
+def _other(role: int) -> int:
+    return ASSISTANT if role == USER else USER
+
+
+def _fetch_status(dialogue: Dialogue) -> tuple[Status, tuple[np.ndarray | None, np.ndarray | None]]:
+    """On the host: the status, and the lengths of the user's and the assistant's view."""
+    status = Status(dialogue.num_messages, dialogue.end_reason)
+    lengths = [None if view is None else view.length for view in (dialogue.user, dialogue.assistant)]
+    return jax.device_get(_replicated((status, tuple(lengths))))
 
 
 @jax.jit
-def _everywhere(rows: _Tree) -> _Tree:
+def _replicated(rows: _Tree) -> _Tree:
     """Arrays whole on every device, and so in every process."""
     if jax.sharding.get_abstract_mesh().empty:
         return rows
@@ -187,57 +188,50 @@ def capacity(
 ) -> int:
     """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
 
-    It is what they take, `round_up`, which may be a little more than there are positions and is never written there. A
-    turn takes at most both headers, both budgets, and both forced ends of turn, which the budgets do not count.
+    It is what they take, rounded up, which may be a little more than there are positions; the surplus is never written.
+    A turn takes at most both headers, both messages, and both forced ends of turn, which `max_new_tokens` leaves out.
 
     Args:
-        spec: whose context it is.
-        partner_max_new_tokens: the partner's `GenerationSpec.max_new_tokens`.
+        spec: of the context's model.
+        partner_max_new_tokens: the partner's max tokens per message.
         prompt_length: tokens of the longest prompt in this view.
         turns: of the conversation.
-        name: what an error calls the spec.
+        name: of the agent, for errors.
     """
-    own_header, partner_header = header_room(spec)
-    per_turn = own_header + spec.max_new_tokens + 1 + partner_header + partner_max_new_tokens + 1
+    own_header, partner_header = header_lengths(spec)
+    per_turn = room_to_send(spec) + room_to_receive(spec, partner_max_new_tokens)
     needed = prompt_length + turns * per_turn
     if needed > spec.config.max_positions:
         raise ValueError(
             f'{name}: expected conversations of at most max_positions={spec.config.max_positions} tokens, found that '
             f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
-            f'header {own_header} + own budget {spec.max_new_tokens} + 1 + partner header {partner_header} + its '
-            f'budget {partner_max_new_tokens} + 1'
+            f'header {own_header} + own message {spec.max_new_tokens} + 1 + partner header {partner_header} + its '
+            f'message {partner_max_new_tokens} + 1'
         )
     return round_up(needed)
 
 
-def check_specs(specs: Sequence[GenerationSpec], token_mask: Sequence[np.ndarray]) -> None:
-    """Raises unless the two specs can talk: their roles, masks and signals fit their vocabularies and each other."""
-    for spec, mask, role, name in zip(specs, token_mask, (USER, ASSISTANT), ('user', 'assistant'), strict=True):
-        if spec.role != role:
-            raise ValueError(f'specs: expected the {name} to have role {role}, found {spec.role}')
-        if mask.shape != (spec.config.padded_vocab_size,):
-            raise ValueError(
-                f"allowed: expected an entry for each of the {name}'s {spec.config.padded_vocab_size} embedding rows, "
-                f'found shape {mask.shape}'
-            )
-        if not mask[spec.end_of_turn]:
-            raise ValueError(f'allowed: expected the {name} to be allowed its end_of_turn={spec.end_of_turn}')
-        forbidden = [run for run in spec.stop_sequences if not all(mask[token] for token in run)]
-        if forbidden:
-            raise ValueError(f'GenerationSpec.stop_sequences: the {name} is not allowed to sample all of {forbidden}')
-    smallest = min(spec.config.vocab_size for spec in specs)
-    for mask, name in zip(token_mask, ('user', 'assistant'), strict=True):
-        beyond = np.flatnonzero(np.asarray(mask)[smallest:])
+def check_agents(user: Agent, assistant: Agent, chat: Chat, limits: Limits) -> None:
+    """Refuses agents that cannot converse: their roles, their vocabularies, or models with too few positions."""
+    models = {}
+    for agent, partner, role in ((user, assistant, USER), (assistant, user, ASSISTANT)):
+        if isinstance(agent, ModelAgent):
+            name, spec = ROLE_NAMES[role == ASSISTANT], agent.policy.spec
+            if agent.role != role:
+                raise ValueError(f'{name}: expected an agent of role {role}, found one of role {agent.role}')
+            capacity(spec, partner.max_new_tokens, limits.prompt_tokens, limits.turns, name)
+            models[name] = agent
+    if not models:
+        raise ValueError('user, assistant: expected at least one agent on the device, found two HostAgents')
+    smallest = min(agent.policy.spec.config.vocab_size for agent in models.values())
+    if chat.tokenizer.size > smallest:
+        raise ValueError(
+            f'expected a tokenizer of at most the {smallest} ids of the model, found {chat.tokenizer.size}'
+        )
+    for name, agent in models.items():
+        beyond = np.flatnonzero(np.asarray(agent.policy.token_mask)[smallest:])
         if beyond.size:
             raise ValueError(
-                f'allowed: the {name} may sample id {smallest + beyond[0]}, which the smaller vocabulary of '
+                f'token_mask: the {name} may sample id {smallest + beyond[0]}, which the smaller vocabulary of '
                 f'{smallest} does not have; both models must share a tokenizer'
             )
-
-
-def capacities(user: GenerationSpec, assistant: GenerationSpec, limits: Limits) -> tuple[int, int]:
-    """The sizes of both contexts, checked against the models' positions."""
-    return (
-        capacity(user, assistant.max_new_tokens, limits.prompt_tokens, limits.turns, 'user'),
-        capacity(assistant, user.max_new_tokens, limits.prompt_tokens, limits.turns, 'assistant'),
-    )

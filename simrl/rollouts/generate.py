@@ -13,8 +13,8 @@ import numpy as np
 
 from simrl.conversations.chat import TEMPLATE
 from simrl.models import transformer
-from simrl.models.transformer import Cache, Params
-from simrl.rollouts.agents import GenerationSpec
+from simrl.models.transformer import Cache
+from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import Context, append, last_token
 from simrl.rollouts.token_sampling import sample_token
 
@@ -22,44 +22,45 @@ NO_TOKEN = -1  # equals no token id
 
 
 @flax.struct.dataclass
-class Message:
-    """What `generate` appended, left-aligned.
+class SampledMessage:
+    """The tokens that `generate` appended, left-aligned.
 
     Attributes:
-        tokens: int32 `[B, max_new_tokens + 1]`: content, then an end-of-turn unless a signal ended it; 0 after that.
+        tokens: int32 `[B, max_new_tokens + 1]`: content, then an end-of-turn unless a stop sequence ended it; 0 after.
         length: int32 `[B]`, tokens appended; 0 for rows that were not active.
         content_length: int32 `[B]`, the same without the end-of-turn.
-        signalled: bool `[B]`, whether the message ends with an end signal.
-        truncated: bool `[B]`, whether its end-of-turn was forced by the budget.
-        decoded_steps: int32 `[B]`, steps of the decode loop that a row took part in.
+        stopped: bool `[B]`, whether a stop sequence ended it, and with it the conversation.
+        truncated: bool `[B]`, whether its end-of-turn was forced, after `max_new_tokens`.
+        decoded_steps: int32 `[B]`, steps of the decode loop in which the row sampled a token.
         loop_steps: int32 `[B]`, steps of the decode loop; equal for all rows.
     """
 
     tokens: jax.Array
     length: jax.Array
     content_length: jax.Array
-    signalled: jax.Array
+    stopped: jax.Array
     truncated: jax.Array
     decoded_steps: jax.Array
     loop_steps: jax.Array
 
 
 @flax.struct.dataclass
-class _Decoding:
-    """The carry of the decode loop: `step` columns of `tokens` and `log_prob` are written."""
+class Decoding:
+    """Messages while they are sampled, the carry of the decode loop: `step` columns of `tokens` are written."""
 
+    start: jax.Array  # int32 [B], tokens of the context
     step: jax.Array
     cache: Cache
     pending: jax.Array  # int32 [B]
-    tokens: jax.Array  # int32 [B, budget + 1]
-    log_prob: jax.Array  # float32 [B, budget + 1]
+    tokens: jax.Array  # int32 [B, max_new_tokens + 1]
+    log_prob: jax.Array  # float32 [B, max_new_tokens + 1]
     length: jax.Array  # int32 [B]
     done: jax.Array  # bool [B]
-    signalled: jax.Array  # bool [B]
+    stopped: jax.Array  # bool [B]
 
 
 def _ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
-    """Whether the last tokens `[B, W]` of each row end with one of the runs, bool `[B]`."""
+    """True where the last tokens `[B, W]` of a row end with one of the runs, bool `[B]`."""
     width = tail.shape[1]
     table = np.full((len(runs), width), NO_TOKEN, np.int32)
     for row, run in enumerate(runs):
@@ -67,16 +68,16 @@ def _ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
     return jnp.any(jnp.all((tail[:, None] == table) | (table == NO_TOKEN), axis=-1), axis=-1)
 
 
-def beginnings(capacity: int, max_new_tokens: int) -> tuple[int, ...]:
-    """Lengths of the beginnings of a cache over which the first tokens of a message are decoded, rising.
+def prefix_lengths(capacity: int, max_new_tokens: int) -> tuple[int, ...]:
+    """Lengths of the cache prefixes over which the first tokens of a message are decoded, rising.
 
-    A message of many tokens would else attend to all that the cache has room for from its first token on. Each length
-    is one more loop in the compiled program and one more copy of that part of the cache, so they are few, and messages
-    that are short beside the cache have none.
+    A long message would else attend to all of the cache's room from its first token on. Each length is one more loop in
+    the compiled program and one more copy of that part of the cache, so they are few. Messages that are short beside
+    the cache have none.
 
     Args:
         capacity: of the cache, which has room for the longest message and little more.
-        max_new_tokens: tokens of the longest message.
+        max_new_tokens: max tokens of a message.
     """
     lengths: list[int] = []
     length = capacity * 3 // 4 // 16 * 16
@@ -87,97 +88,115 @@ def beginnings(capacity: int, max_new_tokens: int) -> tuple[int, ...]:
 
 
 def generate(
-    params: Params,
-    spec: GenerationSpec,
-    context: Context,
-    keys: jax.Array,
-    active: jax.Array,
-    message: jax.Array,
-    token_mask: jax.Array,
-    temperature: jax.Array | float,
-) -> tuple[Context, Message]:
+    policy: Policy, context: Context, keys: jax.Array, active: jax.Array, message: jax.Array
+) -> tuple[Context, SampledMessage]:
     """Samples one message per active row and appends it; other rows stay as they are.
 
-    A message ends with a sampled end-of-turn or an end signal. After `spec.max_new_tokens` sampled tokens without
-    either, an end-of-turn is forced, with role TEMPLATE as it was not sampled.
+    A message ends with a sampled end-of-turn or a stop sequence. After `max_new_tokens` sampled tokens without either,
+    an end-of-turn is forced, with role TEMPLATE as it was not sampled.
 
     Args:
-        params, spec: the model that speaks.
-        context: its view, up to and including the message's header; active rows need room for budget + 1 tokens, in the
-            cache too.
+        policy: the sender's; its mask must allow the end-of-turn, if messages are to end.
+        context: its view, up to and including the message's header. Active rows need room for `max_new_tokens` + 1
+            tokens, in the cache too.
         keys: typed keys `[B]` of this message; token i is drawn with `fold_in(key, i)`.
         active: bool `[B]`.
         message: int `[B]`, the number of the message in its conversation.
-        token_mask: bool `[V]`, the tokens that may be sampled; the end-of-turn must be one.
-        temperature: float32, a scalar or `[B]`.
     """
-    batch, width = active.shape[0], spec.max_new_tokens + 1
-    longest = max((len(run) for run in spec.stop_sequences), default=0)
+    state = begin_message(policy, context, active)
+    with jax.named_scope('decode'):
+        for capacity in prefix_lengths(context.cache.capacity, policy.spec.max_new_tokens):
+            prefix = transformer.beginning(state.cache, capacity)
+            first = decode(policy, dataclasses.replace(state, cache=prefix), keys)
+            state = dataclasses.replace(first, cache=transformer.with_beginning(state.cache, first.cache))
+        state = decode(policy, state, keys)
+    return end_message(policy, context, state, active, message)
 
-    def running(state: _Decoding) -> jax.Array:
-        """Whether a row goes on, and all that do have room in the cache of this state."""
-        last = jnp.max(jnp.where(state.done, -1, context.length - 1 + state.step))
-        return (last >= 0) & (last < state.cache.capacity)
 
-    def decode(state: _Decoding) -> _Decoding:
-        going = ~state.done
-        position = jnp.where(going, context.length - 1 + state.step, context.capacity)[:, None]
-        hidden, cache = transformer.apply(
-            params, spec.config, spec.execution, state.pending[:, None], position, state.cache
-        )
-        with jax.named_scope('logits'):
-            logits = transformer.project(params, hidden[:, 0])
-        with jax.named_scope('sample'):
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
-            token, log_prob = sample_token(logits, token_mask, uniform, temperature, spec.filters)
-        # The forced end-of-turn is one more step of the loop, which feeds the last sampled token as any step does.
-        forced = state.step == spec.max_new_tokens
-        token = jnp.where(forced, spec.end_of_turn, token)
-        tokens = state.tokens.at[:, state.step].set(jnp.where(going, token, 0))
-        signalled = state.signalled
-        if spec.stop_sequences:
-            index = state.step + 1 - longest + jnp.arange(longest)
-            tail = jnp.where(index >= 0, tokens[:, jnp.maximum(index, 0)], NO_TOKEN - 1)
-            signalled |= going & ~forced & _ends_with(tail, spec.stop_sequences)
-        return _Decoding(
-            step=state.step + 1,
-            cache=cache,  # type: ignore[arg-type]  # a cache went in
-            pending=token,
-            tokens=tokens,
-            log_prob=state.log_prob.at[:, state.step].set(jnp.where(going & ~forced, log_prob, 0.0)),
-            length=state.length + going,
-            done=state.done | signalled | (token == spec.end_of_turn),
-            signalled=signalled,
-        )
-
-    zeros = jnp.zeros((batch,), jnp.int32)
-    state = _Decoding(
+def begin_message(policy: Policy, context: Context, active: jax.Array) -> Decoding:
+    """The state of the decode loop before its first step; arguments as of `generate`."""
+    batch, width = active.shape[0], policy.spec.max_new_tokens + 1
+    return Decoding(
+        start=context.length,
         step=jnp.zeros((), jnp.int32),
         cache=context.cache,
         pending=last_token(context.tokens, context.length),
         tokens=jnp.zeros((batch, width), jnp.int32),
         log_prob=jnp.zeros((batch, width), jnp.float32),
-        length=zeros,
+        length=jnp.zeros((batch,), jnp.int32),
         done=~active,
-        signalled=jnp.zeros((batch,), bool),
+        stopped=jnp.zeros((batch,), bool),
     )
-    with jax.named_scope('decode'):
-        for capacity in beginnings(context.cache.capacity, spec.max_new_tokens):
-            first = dataclasses.replace(state, cache=transformer.beginning(state.cache, capacity))
-            first = jax.lax.while_loop(running, decode, first)
-            state = dataclasses.replace(first, cache=transformer.with_beginning(state.cache, first.cache))
-        state = jax.lax.while_loop(running, decode, state)
 
+
+def decode(policy: Policy, state: Decoding, keys: jax.Array, until: jax.Array | None = None) -> Decoding:
+    """Runs the decode loop until all rows are done, one has no room left in the cache, or before step `until`."""
+    spec = policy.spec
+    longest = max((len(run) for run in spec.stop_sequences), default=0)
+
+    def running(state: Decoding) -> jax.Array:
+        last = jnp.max(jnp.where(state.done, -1, state.start - 1 + state.step))
+        has_room = (last >= 0) & (last < state.cache.capacity)
+        return has_room if until is None else has_room & (state.step < until)
+
+    def step(state: Decoding) -> Decoding:
+        sampling = ~state.done
+        position = jnp.where(sampling, state.start - 1 + state.step, state.cache.capacity)[:, None]
+        hidden, cache = transformer.apply(
+            policy.params, spec.config, spec.execution, state.pending[:, None], position, state.cache
+        )
+        with jax.named_scope('logits'):
+            logits = transformer.project(policy.params, hidden[:, 0])
+        with jax.named_scope('sample'):
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+            uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
+            token, log_prob = sample_token(
+                logits,
+                policy.token_mask,
+                uniform,
+                policy.temperature,
+                top_k=spec.top_k,
+                top_p=spec.top_p,
+                min_p=spec.min_p,
+            )
+        # The forced end-of-turn is one more step of the loop, which feeds the last sampled token as any step does.
+        forced = state.step == spec.max_new_tokens
+        token = jnp.where(forced, spec.end_of_turn, token)
+        tokens = state.tokens.at[:, state.step].set(jnp.where(sampling, token, 0))
+        stopped = state.stopped
+        if spec.stop_sequences:
+            index = state.step + 1 - longest + jnp.arange(longest)
+            tail = jnp.where(index >= 0, tokens[:, jnp.maximum(index, 0)], NO_TOKEN - 1)
+            stopped |= sampling & ~forced & _ends_with(tail, spec.stop_sequences)
+        return dataclasses.replace(
+            state,
+            step=state.step + 1,
+            cache=cache,  # type: ignore[arg-type]  # a cache went in
+            pending=token,
+            tokens=tokens,
+            log_prob=state.log_prob.at[:, state.step].set(jnp.where(sampling & ~forced, log_prob, 0.0)),
+            length=state.length + sampling,
+            done=state.done | stopped | (token == spec.end_of_turn),
+            stopped=stopped,
+        )
+
+    return jax.lax.while_loop(running, step, state)
+
+
+def end_message(
+    policy: Policy, context: Context, state: Decoding, active: jax.Array, message: jax.Array
+) -> tuple[Context, SampledMessage]:
+    """Appends the sampled tokens of a finished decode loop; arguments as of `generate`."""
+    spec, width = policy.spec, state.tokens.shape[1]
     truncated = state.length == width
     role = jnp.where(truncated[:, None] & (jnp.arange(width) == spec.max_new_tokens), TEMPLATE, spec.role)
     context = append(context, state.cache, state.tokens, role, message, state.log_prob, state.length)
-    return context, Message(
+    return context, SampledMessage(
         tokens=state.tokens,
         length=state.length,
-        content_length=state.length - (active & ~state.signalled),
-        signalled=state.signalled,
+        content_length=state.length - (active & ~state.stopped),
+        stopped=state.stopped,
         truncated=truncated,
         decoded_steps=state.length,
-        loop_steps=zeros + state.step,
+        loop_steps=jnp.broadcast_to(state.step, active.shape),
     )

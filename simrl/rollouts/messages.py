@@ -1,6 +1,4 @@
-"""One message between two views: `speak` samples it into its own, `hear` writes it into the partner's.
-
-What is common to partners on the device (`rollout.py`) and off it (`host.py`).
+"""One message in two views: `send` samples it into the sender's context, `receive` appends it to the receiver's.
 
 Letters: B rows, S capacity of a context.
 """
@@ -10,107 +8,94 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
-from simrl.models.transformer import Params
-from simrl.rollouts.agents import GenerationSpec
+from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.context import PREFIX, Context, extend, last_token
-from simrl.rollouts.generate import Message, generate
+from simrl.rollouts.generate import SampledMessage, generate
 
 
-@jax.named_scope('speak')
-def speak(
-    params: Params,
-    spec: GenerationSpec,
-    context: Context,
-    row_keys: jax.Array,
-    number: jax.Array,
-    active: jax.Array,
-    token_mask: jax.Array,
-    temperature: jax.Array | float,
-) -> tuple[Context, Message]:
+@jax.named_scope('send')
+def send(
+    policy: Policy, context: Context, row_keys: jax.Array, number: jax.Array, active: jax.Array
+) -> tuple[Context, SampledMessage]:
     """Appends a header and a sampled message in the active rows; other rows stay as they are.
 
     Args:
-        params, spec: the model that speaks.
-        context: its view; active rows need room for the message, in the cache too: see `can_speak`.
+        policy: the sender's.
+        context: its view. Active rows need room for the message, in the cache too: see `can_send`.
         row_keys: typed keys `[B]` of the conversations; token i of message m is drawn with m and i folded in.
         number: int32 `[B]`, of the message.
         active: bool `[B]`.
-        token_mask: bool `[V]`, the tokens that may be sampled.
-        temperature: a scalar or float32 `[B]`.
     """
-    _check_cache(context, speaking_room(spec))
+    spec = policy.spec
+    _check_cache(context, room_to_send(spec))
     is_first = last_token(context.message, context.length) == PREFIX
-    header, header_length = _chosen_header(spec.own_first_header, spec.own_header, is_first)
-    context = extend(
-        params,
-        spec.config,
-        spec.execution,
-        context,
-        header,
-        jnp.full(header.shape, TEMPLATE, jnp.int8),
-        number,
-        jnp.where(active, header_length, 0),
-        chunk=spec.feed_chunk,
-    )
+    header, header_length = _header_of_rows(spec.own_first_header, spec.own_header, is_first)
+    role = jnp.full(header.shape, TEMPLATE, jnp.int8)
+    context = extend(policy, context, header, role, number, jnp.where(active, header_length, 0))
     keys = jax.vmap(jax.random.fold_in)(row_keys, number)
-    return generate(params, spec, context, keys, active, number, token_mask, temperature)
+    return generate(policy, context, keys, active, number)
 
 
-@jax.named_scope('hear')
-def hear(
-    params: Params, spec: GenerationSpec, context: Context, message: Message, number: jax.Array, heard: jax.Array
-) -> Context:
-    """Appends the partner's message to a context: header, content and end-of-turn as `spec` sees its partner's."""
-    _check_cache(context, hearing_room(spec, message.tokens.shape[1] - 1))
+@jax.named_scope('receive')
+def receive(policy: Policy, context: Context, message: SampledMessage, number: jax.Array, active: jax.Array) -> Context:
+    """Appends the sender's message in the active rows: header, content and end-of-turn in the receiver's view.
+
+    Args:
+        policy: the receiver's.
+        context: its view.
+    """
+    spec = policy.spec
+    width = message.tokens.shape[1]
+    _check_cache(context, room_to_receive(spec, width - 1))
     is_first = last_token(context.message, context.length) == PREFIX
-    header, header_length = _chosen_header(spec.partner_first_header, spec.partner_header, is_first)
-    index = jnp.arange(header.shape[1] + message.tokens.shape[1])
+    header, header_length = _header_of_rows(spec.partner_first_header, spec.partner_header, is_first)
+    index = jnp.arange(header.shape[1] + width)
     at = index - header_length[:, None]  # the index in the message
-    content = jnp.take_along_axis(message.tokens, jnp.clip(at, 0, message.tokens.shape[1] - 1), axis=1)
+    content = jnp.take_along_axis(message.tokens, jnp.clip(at, 0, width - 1), axis=1)
     tokens = jnp.where(at == message.content_length[:, None], spec.partner_end_of_turn, content)
-    header = jnp.pad(header, ((0, 0), (0, message.tokens.shape[1])))
+    header = jnp.pad(header, ((0, 0), (0, width)))
     tokens = jnp.where(at < 0, header, tokens)
 
-    speaker = ASSISTANT if spec.role == USER else USER
+    sender = ASSISTANT if spec.role == USER else USER
     forced = message.truncated[:, None] & (at == message.content_length[:, None])
-    role = jnp.where((at < 0) | forced, TEMPLATE, speaker)
-    count = jnp.where(heard, header_length + message.length, 0)
-    return extend(params, spec.config, spec.execution, context, tokens, role, number, count, chunk=spec.feed_chunk)
+    role = jnp.where((at < 0) | forced, TEMPLATE, sender)
+    count = jnp.where(active, header_length + message.length, 0)
+    return extend(policy, context, tokens, role, number, count)
 
 
 def _check_cache(context: Context, room: int) -> None:
-    """Refuses a cache that cannot hold a message even of an empty row; `make_room` and `grow_cache` let caches grow."""
+    """Refuses a cache that has no room for a message even in an empty row; `grow_cache` lets caches grow."""
     if context.cache.capacity < min(room, context.capacity):
         raise ValueError(f'Context.cache: expected room for a message of {room} tokens, found {context.cache.capacity}')
 
 
-def can_speak(spec: GenerationSpec, context: Context) -> jax.Array:
-    """Whether a row has room for the longest message of `spec`, which sees the context; bool `[B]`."""
-    return context.length <= context.capacity - speaking_room(spec)
+def can_send(spec: GenerationSpec, context: Context) -> jax.Array:
+    """True where a row has room for the longest message that `spec` sends, bool `[B]`."""
+    return context.length <= context.capacity - room_to_send(spec)
 
 
-def can_hear(spec: GenerationSpec, context: Context, partner_max_new_tokens: int) -> jax.Array:
-    """Whether a row has room for the longest message that `spec`, which sees the context, may hear; bool `[B]`."""
-    return context.length <= context.capacity - hearing_room(spec, partner_max_new_tokens)
+def can_receive(spec: GenerationSpec, context: Context, max_new_tokens: int) -> jax.Array:
+    """True where a row has room for the longest message that `spec` receives, bool `[B]`."""
+    return context.length <= context.capacity - room_to_receive(spec, max_new_tokens)
 
 
-def speaking_room(spec: GenerationSpec) -> int:
-    """Tokens that the longest message of `spec` adds to its own view: header, budget and a forced end-of-turn."""
-    return header_room(spec)[0] + spec.max_new_tokens + 1
+def room_to_send(spec: GenerationSpec) -> int:
+    """Max tokens that a message adds to the sender's context: header, content and a forced end-of-turn."""
+    return header_lengths(spec)[0] + spec.max_new_tokens + 1
 
 
-def hearing_room(spec: GenerationSpec, partner_max_new_tokens: int) -> int:
-    """Tokens that its partner's longest message adds to the view of `spec`."""
-    return header_room(spec)[1] + partner_max_new_tokens + 1
+def room_to_receive(spec: GenerationSpec, max_new_tokens: int) -> int:
+    """Max tokens that a message adds to the receiver's context; `max_new_tokens` is the sender's."""
+    return header_lengths(spec)[1] + max_new_tokens + 1
 
 
-def header_room(spec: GenerationSpec) -> tuple[int, int]:
-    """Most tokens of the headers before its own and before its partner's messages."""
+def header_lengths(spec: GenerationSpec) -> tuple[int, int]:
+    """Max tokens of the headers before own and before the partner's messages."""
     own = max(len(spec.own_header), len(spec.own_first_header))
     return own, max(len(spec.partner_header), len(spec.partner_first_header))
 
 
-def _chosen_header(first: tuple[int, ...], later: tuple[int, ...], is_first: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _header_of_rows(first: tuple[int, ...], later: tuple[int, ...], is_first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each row's header: int32 `[B, longest of the two]` and its length `[B]`."""
     width = max(len(first), len(later))
     runs = np.zeros((2, width), np.int32)

@@ -9,8 +9,7 @@ import numpy as np
 
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Example
-from simrl.models.transformer import Params
-from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent
+from simrl.rollouts.agents import Agent, HostAgent, Policy
 from simrl.rollouts.context import Context, prefill
 from simrl.rollouts.state import example_hash
 
@@ -27,10 +26,10 @@ class PromptRows:
 
 @flax.struct.dataclass
 class Prompts:
-    """A batch of examples, rendered for both sides. B rows, P prompt tokens.
+    """A batch of examples, rendered for both agents. B rows, P prompt tokens.
 
     Attributes:
-        user, assistant: what each side's view holds.
+        user, assistant: each agent's prompts.
         opening: int32 `[B, P]`, content ids of given openings.
         opening_length: int32 `[B]`.
         given: bool `[B]`, whether there is one.
@@ -105,16 +104,7 @@ def _padded(
     return out
 
 
-def prefilled(params: Params, spec: GenerationSpec, rows: PromptRows, size: int) -> Context:
-    """A view that holds its prompts, with room for `size` tokens; see `prefill`."""
-    return prefill(
-        params,
-        spec.config,
-        spec.execution,
-        jnp.asarray(rows.tokens),
-        jnp.asarray(rows.role),
-        jnp.asarray(rows.message),
-        jnp.asarray(rows.length),
-        capacity=size,
-        chunk=spec.feed_chunk,
-    )
+def prefill_prompts(policy: Policy, rows: PromptRows, capacity: int) -> Context:
+    """A context of prompts, with room for `capacity` tokens; see `prefill`."""
+    arrays = (jnp.asarray(x) for x in (rows.tokens, rows.role, rows.message, rows.length))
+    return prefill(policy, *arrays, capacity=capacity)

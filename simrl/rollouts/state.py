@@ -1,4 +1,4 @@
-"""What is known of B conversations.
+"""The state of B conversations: status, transcript, and the views of both agents.
 
 Letters: B rows, M messages of a conversation, L tokens of a message.
 """
@@ -15,26 +15,26 @@ import jax.numpy as jnp
 from simrl.conversations.chat import USER
 from simrl.models.rows import scatter_per_row
 from simrl.rollouts.context import Context
-from simrl.rollouts.generate import Message
+from simrl.rollouts.generate import SampledMessage
 
 
 class EndReason(enum.IntEnum):
     """Why a conversation ended."""
 
     RUNNING = 0
-    SIGNAL = 1  # a model sampled an end signal
-    TURNS = 2  # the last message there is room for was said
-    BUDGET = 3  # the next message might not fit into a context, which `capacity` rules out beforehand
-    FAILURE = 4  # there was nothing to start from, or a partner off the device failed
+    SIGNAL = 1  # an agent ended it
+    TURNS = 2  # the transcript is full
+    BUDGET = 3  # the next message might not fit into a context, which `dialogue.capacity` rules out beforehand
+    FAILURE = 4  # a prompt is empty, or an agent off the device failed
 
 
 @flax.struct.dataclass
-class Standing:
-    """How far B conversations have come.
+class Status:
+    """The progress of B conversations.
 
     Attributes:
-        num_messages: int32 `[B]`, messages said so far. One that holds an end signal is said, but not heard: it is in
-            `Record.messages` and in the speaker's view, and not in the partner's.
+        num_messages: int32 `[B]`, messages so far. A message with a stop sequence is recorded in the transcript and
+            appended to the sender's context, but not to the receiver's.
         end_reason: int8 `[B]`, an `EndReason`.
     """
 
@@ -43,17 +43,18 @@ class Standing:
 
 
 @flax.struct.dataclass
-class Record(Standing):
-    """What was said in B conversations, whoever saw it.
+class Transcript(Status):
+    """All messages of B conversations, independent of any view.
 
     Attributes:
         messages: int32 `[B, M, L]`, content without headers and ends of turn, 0 after it. Even messages are the
             user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
         message_length: int32 `[B, M]`.
-        truncated: bool `[B, M]`, whether the message was cut by its budget.
-        num_given: int32 `[B]`, how many of these nobody sampled.
-        decoded_steps, loop_steps: int32 `[B]`, steps of the decode loops that the row took part in, and of all loops
-            that it was held in; their sums' ratio is the share of decoding that was useful.
+        truncated: bool `[B, M]`, whether a message was cut by its budget.
+        num_given: int32 `[B]`, the number of messages that no agent wrote.
+        decoded_steps: int32 `[B]`, steps of the decode loops in which the row sampled a token.
+        loop_steps: int32 `[B]`, steps of the decode loops while the row was in the batch. The ratio of both sums is the
+            share of decoding that was useful.
     """
 
     messages: jax.Array
@@ -65,17 +66,52 @@ class Record(Standing):
 
 
 @flax.struct.dataclass
-class Dialogue(Record):
-    """B conversations of two models: what was said, and both models' views."""
+class Dialogue(Transcript):
+    """B conversations of two agents: the transcript, and the views of those on the device, None for one that is not."""
 
-    user: Context
-    assistant: Context
+    user: Context | None
+    assistant: Context | None
+
+    def view(self, role: int) -> Context | None:
+        return self.user if role == USER else self.assistant
+
+    def with_view(self, role: int, context: Context | None) -> 'Dialogue':
+        if role == USER:
+            return dataclasses.replace(self, user=context)
+        return dataclasses.replace(self, assistant=context)
 
 
-_Record = TypeVar('_Record', bound=Record)
+_Transcript = TypeVar('_Transcript', bound=Transcript)
 
 
-def begin_record(
+def init_dialogue(
+    user: Context | None,
+    assistant: Context | None,
+    opening: jax.Array,
+    opening_length: jax.Array,
+    given: jax.Array,
+    *,
+    turns: int,
+    max_new_tokens: tuple[int, int],
+) -> Dialogue:
+    """Conversations before their first sampled message.
+
+    Args:
+        user, assistant: contexts of the prompts. A given opening is in the assistant's, under the user header and with
+            its end-of-turn; it is in the user's too where that is the natural view.
+        opening, opening_length, given, turns, max_new_tokens: as in `init_transcript`.
+
+    Rows with an empty context end as FAILURE at once.
+    """
+    empty = jnp.zeros(given.shape, bool)
+    for context in (user, assistant):
+        if context is not None:
+            empty |= context.length == 0
+    transcript = init_transcript(opening, opening_length, given, empty, turns=turns, max_new_tokens=max_new_tokens)
+    return Dialogue(user=user, assistant=assistant, **vars(transcript))
+
+
+def init_transcript(
     opening: jax.Array,
     opening_length: jax.Array,
     given: jax.Array,
@@ -83,16 +119,16 @@ def begin_record(
     *,
     turns: int,
     max_new_tokens: tuple[int, int],
-) -> Record:
-    """What was said before the first sampled message.
+) -> Transcript:
+    """The messages before the first sampled one.
 
     Args:
         opening: int32 `[B, L]`, the content of the given openings.
         opening_length: int32 `[B]`.
-        given: bool `[B]`; the user opens the conversation where not.
-        empty: bool `[B]`, rows without a prompt; they end as FAILURE.
-        turns: most turns, each a user message and an assistant message; M is twice that.
-        max_new_tokens: of the user's and the assistant's messages, tokens.
+        given: bool `[B]`; elsewhere the user writes the opening.
+        empty: bool `[B]`, rows without a prompt, which end as FAILURE.
+        turns: max turns, each a user message and an assistant message; M is twice that.
+        max_new_tokens: max tokens per message of the user and of the assistant.
     """
     batch, width = opening.shape
     longest = max(width, *max_new_tokens)
@@ -100,7 +136,7 @@ def begin_record(
     first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
     num_given = given.astype(jnp.int32)
     zeros = jnp.zeros((batch,), jnp.int32)
-    return Record(
+    return Transcript(
         messages=jnp.zeros((batch, 2 * turns, longest), jnp.int32).at[:, 0, :width].set(first),
         message_length=jnp.zeros((batch, 2 * turns), jnp.int32).at[:, 0].set(length),
         truncated=jnp.zeros((batch, 2 * turns), bool),
@@ -112,48 +148,48 @@ def begin_record(
     )
 
 
-def record(said: _Record, message: Message, waiting: jax.Array, active: jax.Array) -> _Record:
-    """What was said, with one message more, and how it leaves the conversations.
+def append_message(
+    transcript: _Transcript, message: SampledMessage, waiting: jax.Array, active: jax.Array
+) -> _Transcript:
+    """The transcript with one more message, and the end reasons of conversations that it ends.
 
     Args:
-        said: of `messages` as wide as the message's content may be, or wider.
-        message: in the active rows, the next one.
-        waiting: bool `[B]`, the rows whose turn it is to speak.
-        active: bool `[B]`, those of them that have room for it.
+        transcript: its `messages` are at least as wide as the message's content may be.
+        message: the next one of the active rows.
+        waiting: bool `[B]`, the rows that wait for this message.
+        active: bool `[B]`, those of them with room for it.
     """
-    number = said.num_messages
-    most_messages = said.messages.shape[1]
-    max_new_tokens, longest = message.tokens.shape[1] - 1, said.messages.shape[2]
+    number = transcript.num_messages
+    max_messages = transcript.messages.shape[1]
+    max_new_tokens, longest = message.tokens.shape[1] - 1, transcript.messages.shape[2]
     if longest < max_new_tokens:
-        raise ValueError(
-            f'Dialogue.messages: expected room for GenerationSpec.max_new_tokens={max_new_tokens}, found {longest}'
-        )
-    slot = jnp.where(active, number, most_messages)  # dropped where not active
+        raise ValueError(f'Transcript.messages: expected room for max_new_tokens={max_new_tokens}, found {longest}')
+    slot = jnp.where(active, number, max_messages)  # dropped where not active
     content = jnp.where(
         jnp.arange(max_new_tokens) < message.content_length[:, None], message.tokens[:, :max_new_tokens], 0
     )
     content = jnp.pad(content, ((0, 0), (0, longest - max_new_tokens)))
     num_messages = number + active
     end_reason = jnp.select(
-        [waiting & ~active, message.signalled, active & (num_messages == most_messages)],
+        [waiting & ~active, message.stopped, active & (num_messages == max_messages)],
         [jnp.int8(EndReason.BUDGET), jnp.int8(EndReason.SIGNAL), jnp.int8(EndReason.TURNS)],
-        said.end_reason,
+        transcript.end_reason,
     )
     return dataclasses.replace(
-        said,
-        messages=scatter_per_row(said.messages, slot, content),
-        message_length=scatter_per_row(said.message_length, slot, message.content_length),
-        truncated=scatter_per_row(said.truncated, slot, message.truncated),
+        transcript,
+        messages=scatter_per_row(transcript.messages, slot, content),
+        message_length=scatter_per_row(transcript.message_length, slot, message.content_length),
+        truncated=scatter_per_row(transcript.truncated, slot, message.truncated),
         num_messages=num_messages,
         end_reason=end_reason,
-        decoded_steps=said.decoded_steps + message.decoded_steps,
-        loop_steps=said.loop_steps + message.loop_steps,
+        decoded_steps=transcript.decoded_steps + message.decoded_steps,
+        loop_steps=transcript.loop_steps + message.loop_steps,
     )
 
 
-def waiting_for(said: Standing, role: int) -> jax.Array:
-    """The rows that go on with a message of `role` (USER or ASSISTANT), bool `[B]`."""
-    return (said.end_reason == EndReason.RUNNING) & (said.num_messages % 2 == (0 if role == USER else 1))
+def waiting_for(status: Status, role: int) -> jax.Array:
+    """True where a conversation continues with a message of `role` (USER or ASSISTANT), bool `[B]`."""
+    return (status.end_reason == EndReason.RUNNING) & (status.num_messages % 2 == (0 if role == USER else 1))
 
 
 def example_hash(example_id: str) -> int:

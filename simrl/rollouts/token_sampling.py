@@ -16,49 +16,30 @@ BLOCK = 128  # tokens whose probabilities are summed before the blocks are; it d
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
-    """Which tokens are left to draw from. Static: a filter that is off costs nothing.
-
-    Attributes:
-        top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: of what top_k keeps, keep the fewest most probable tokens whose share reaches this (Holtzman et al. 2020,
-            arXiv:1904.09751); 1 keeps all.
-        min_p: keep tokens at least this many times as probable as the most probable (Nguyen et al. 2024,
-            arXiv:2407.01082); 0 keeps all.
+class Sampling:
+    """Sampling settings of a model. Filters that are off cost nothing.
 
     Tokens exactly as probable as the last one kept are kept too, so that what is kept depends on no order.
     """
 
-    top_k: int = 0
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # keep the k most probable tokens; 0 keeps all
+    # Of what top_k keeps, keep the fewest most probable tokens whose share reaches this (Holtzman et al. 2020,
+    # arXiv:1904.09751); 1 keeps all.
     top_p: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise ValueError(f'Filters.top_k: expected 0 (off) or more, found {self.top_k}')
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f'Filters.top_p: expected more than 0 and at most 1 (off), found {self.top_p}')
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f'Filters.min_p: expected 0 (off) to 1, found {self.min_p}')
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a model is sampled, as a config says it. `temperature` 0 is greedy; the rest is as in `Filters`."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    # Keep tokens at least this many times as probable as the most probable (Nguyen et al. 2024, arXiv:2407.01082); 0
+    # keeps all.
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f'Sampling.temperature: expected 0 (greedy) or more, found {self.temperature}')
-        _ = self.filters  # its own checks
-
-    @property
-    def filters(self) -> Filters:
-        return Filters(self.top_k, self.top_p, self.min_p)
+        if self.top_k < 0:
+            raise ValueError(f'Sampling.top_k: expected 0 (off) or more, found {self.top_k}')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'Sampling.top_p: expected more than 0 and at most 1 (off), found {self.top_p}')
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f'Sampling.min_p: expected 0 (off) to 1, found {self.min_p}')
 
 
 def _prefix_sum(x: jax.Array) -> jax.Array:
@@ -107,20 +88,20 @@ def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> j
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _filtered(weight: jax.Array, filters: Filters) -> jax.Array:
+def _filtered(weight: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
     """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
     batch, size = weight.shape
-    if filters.top_k:
-        k = min(filters.top_k, size)
+    if top_k:
+        k = min(top_k, size)
         smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= k, batch)
         weight = jnp.where(weight >= smallest, weight, 0.0)
-    if filters.top_p < 1:
+    if top_p < 1:
         kept = weight
-        needed = filters.top_p * _total(kept)[:, None]
+        needed = top_p * _total(kept)[:, None]
         smallest = _largest_threshold(lambda t: _total(jnp.where(kept >= t, kept, 0.0))[:, None] >= needed, batch)
         weight = jnp.where(weight >= smallest, weight, 0.0)
-    if filters.min_p:
-        weight = jnp.where(weight >= filters.min_p, weight, 0.0)
+    if min_p:
+        weight = jnp.where(weight >= min_p, weight, 0.0)
     return weight
 
 
@@ -152,31 +133,38 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def sample_token(
-    logits: jax.Array, token_mask: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+    logits: jax.Array,
+    token_mask: np.ndarray | jax.Array,
+    uniform: jax.Array,
+    temperature: jax.Array | float,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token per row by inverse CDF in token-id order, in float32, from one uniform number per row.
 
     A row's token depends on its own logits and number only. The number has 23 random bits, so that probabilities are
-    exact to about 1e-7, which is also what float32 sums are good for.
+    exact to about 1e-7, the precision of float32 sums.
 
     Args:
         logits: float32 `[B, V]`.
         token_mask: bool `[V]` or `[B, V]`; at least one token of a row must be allowed.
         uniform: float32 `[B]` in [0, 1).
-        temperature: float32, a scalar or `[B]`; rows at 0 take the most probable token.
-        filters: what to draw from.
+        temperature: a scalar; 0 takes the most probable token.
+        top_k, top_p, min_p: static, as in `Sampling`.
 
     Returns:
         token: int32 `[B]`.
         log_prob: float32 `[B]`, in nats, of the tempered and *unfiltered* distribution over the allowed tokens, as
-            `models.log_probs.token_log_probs` gives it for the same logits; 0 for greedy rows, the limit.
+            `models.log_probs.token_log_probs` gives it for the same logits; 0 if greedy, the limit.
     """
-    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), uniform.shape)
+    temperature = jnp.asarray(temperature, jnp.float32)
     greedy = temperature == 0
-    logits = jnp.where(token_mask, logits / jnp.where(greedy, 1.0, temperature)[:, None], -jnp.inf)
+    logits = jnp.where(token_mask, logits / jnp.where(greedy, 1.0, temperature), -jnp.inf)
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     weight = jnp.exp(logits)
-    token = _inverse_cdf(_filtered(weight, filters), uniform)
+    token = _inverse_cdf(_filtered(weight, top_k, top_p, min_p), uniform)
     token = jnp.where(greedy, jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
     log_prob = gather_per_row(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
     return token, jnp.where(greedy, 0.0, log_prob)

@@ -1,10 +1,11 @@
-"""Finished dialogues in; what training reads, what is logged, and what people read out.
+"""Finished dialogues in; what training reads, what is logged, and what people read.
 
-1. `trajectories` keeps the trained role's view and what was said.
+1. `trajectories` keeps the transcript and the trained role's view.
 2. `rollout_metrics` counts ends, cuts and how much of the decoding was useful.
 3. `transcripts` writes conversations as plain dicts; `missed_signals` searches them for signals that were not matched.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,34 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import TEMPLATE, USER
-from simrl.rollouts.context import Context
-from simrl.rollouts.state import Dialogue, EndReason, Record
-
-ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
+from simrl.conversations.chat import TEMPLATE
+from simrl.rollouts.host import ROLE_NAMES
+from simrl.rollouts.state import Dialogue, EndReason, Transcript
 
 
 @flax.struct.dataclass
-class Trajectories:
+class Trajectories(Transcript):
     """B conversations in the view of the role that is trained; all that training and rewards see of a rollout.
 
-    Attributes:
+    Attributes beside those of `Transcript`:
         tokens: int32 `[B, S]`.
-        role: int8 `[B, S]`: 0 from `length` on, then TEMPLATE, USER or ASSISTANT: who said it, whatever its header.
+        role: int8 `[B, S]`: 0 from `length` on, then TEMPLATE, USER or ASSISTANT: the author, whatever the header.
             Tokens of the trained role that it did not sample, a given opening, are TEMPLATE here, so that
             `role == trained role` is exactly what was sampled and is trained on.
-        turn: int32 `[B, S]`: for tokens of the trained role, which of that role's messages they belong to, 0 the first
+        turn: int32 `[B, S]`: for tokens of the trained role, the number of the message among its own, 0 the first
             (given ones count); -1 for all other tokens.
         log_prob: float32 `[B, S]`, the sampler's, of the tempered and unfiltered distribution; 0 where not sampled.
         length: int32 `[B]`.
-        end_reason: int8 `[B]`, an `EndReason`.
         example_id: `[B]`, as given by the caller.
         group: int32 `[B]`, equal for conversations that are compared with each other; as given by the caller.
-        messages: int32 `[B, M, L]`, contents: the user's even, the assistant's odd.
-        message_length: int32 `[B, M]`.
-        truncated: bool `[B, M]`.
-        num_messages: int32 `[B]`; messages from there on were never said. An empty message has length 0 as well.
-        decoded_steps, loop_steps: int32 `[B]`, see `Record`; those of partners off the device are not counted.
     """
 
     tokens: jax.Array
@@ -48,49 +41,33 @@ class Trajectories:
     turn: jax.Array
     log_prob: jax.Array
     length: jax.Array
-    end_reason: jax.Array
     example_id: jax.Array
     group: jax.Array
-    messages: jax.Array
-    message_length: jax.Array
-    truncated: jax.Array
-    num_messages: jax.Array
-    decoded_steps: jax.Array
-    loop_steps: jax.Array
 
 
-def trajectories(dialogue: Dialogue, role: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
-    """What is left of dialogues when `role` (USER or ASSISTANT) is trained: its view, and what was said."""
-    return in_view(dialogue.user if role == USER else dialogue.assistant, dialogue, role, example_id, group)
-
-
-def in_view(context: Context, said: Record, role: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
-    """The same from the view of `role` alone."""
-    spoken = context.role == role
-    given = spoken & (context.message < said.num_given[:, None])
+def trajectories(dialogue: Dialogue, view: int, example_id: jax.Array, group: jax.Array) -> Trajectories:
+    """Dialogues in the view of a role (USER or ASSISTANT), whose agent is on the device."""
+    context = dialogue.view(view)
+    assert context is not None
+    spoken = context.role == view
+    given = spoken & (context.message < dialogue.num_given[:, None])
     return Trajectories(
+        **{field.name: getattr(dialogue, field.name) for field in dataclasses.fields(Transcript)},
         tokens=context.tokens,
         role=jnp.where(given, TEMPLATE, context.role).astype(jnp.int8),
         turn=jnp.where(spoken & ~given, context.message // 2, -1).astype(jnp.int32),
         log_prob=context.log_prob,
         length=context.length,
-        end_reason=said.end_reason,
         example_id=example_id,
         group=group,
-        messages=said.messages,
-        message_length=said.message_length,
-        truncated=said.truncated,
-        num_messages=said.num_messages,
-        decoded_steps=said.decoded_steps,
-        loop_steps=said.loop_steps,
     )
 
 
-def rollout_metrics(batch: Dialogue | Trajectories) -> dict[str, tuple[jax.Array, jax.Array]]:
+def rollout_metrics(batch: Transcript) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Shares and means as (sum, weight), float32 scalars: divide after adding up.
 
-    `useful_steps`: share of decode row-steps in which the row was still speaking; a row that is not held takes none.
-    `end_*`: share of conversations with that reason. `truncated_user`, `truncated_assistant`: share of that side's
+    `useful_steps`: share of decode row-steps in which the row sampled a token; rows outside the batch take none.
+    `end_*`: share of conversations with that reason. `truncated_user`, `truncated_assistant`: share of that agent's
     messages that their budget cut.
     """
     rows = jnp.float32(batch.end_reason.shape[0])
@@ -107,7 +84,7 @@ def rollout_metrics(batch: Dialogue | Trajectories) -> dict[str, tuple[jax.Array
     return {name: tuple(jnp.sum(x, dtype=jnp.float32) for x in pair) for name, pair in metrics.items()}  # type: ignore[misc]
 
 
-def transcripts(batch: Dialogue | Trajectories, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+def transcripts(batch: Transcript, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
     """Conversations as dicts ready for JSON, one per row.
 
     Args:
@@ -132,14 +109,14 @@ def transcripts(batch: Dialogue | Trajectories, decode: Callable[[Sequence[int]]
     return rows
 
 
-def missed_signals(conversations: Iterable[dict[str, Any]], signal: str) -> int:
-    """User messages of `transcripts` that hold the signal's text but did not end their conversation.
+def missed_signals(conversations: Iterable[dict[str, Any]], stop_text: str) -> int:
+    """The number of user messages of `transcripts` with the stop text that did not end their conversation.
 
-    The signal was then written in tokens that are none of `GenerationSpec.stop_sequences`.
+    It was then written in tokens that are none of `GenerationSpec.stop_sequences`.
     """
     missed = 0
     for conversation in conversations:
         messages = conversation['messages']
         unmatched = messages[:-1] if conversation['end_reason'] == 'signal' else messages
-        missed += sum(message['role'] == 'user' and signal in message['content'] for message in unmatched)
+        missed += sum(message['role'] == 'user' and stop_text in message['content'] for message in unmatched)
     return missed

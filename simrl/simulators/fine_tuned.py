@@ -1,6 +1,6 @@
 """A simulator fine-tuned on people's turns (UserLM, arXiv:2510.06552; SFTUser of arXiv:2605.09808).
 
-It speaks in the natural view, under the user header, as in its training, and ends a conversation with the added
+It writes in the natural view, under the user header, as in its training, and ends a conversation with the added
 terminal token. Its system text is the one of its training rows: the intent, or the template's default.
 """
 
@@ -15,7 +15,7 @@ from simrl.rollouts.token_sampling import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class FineTunedSettings:
-    """How a fine-tuned simulator is asked."""
+    """Settings of a fine-tuned simulator."""
 
     # Temperature and top-p of arXiv:2605.09808.
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9))

@@ -12,7 +12,7 @@ from simrl.simulators.fine_tuned import told_intent
 
 
 def directed(name: str, intent: str) -> str:
-    """The system text by which the user model is told whom to play and what for."""
+    """The system text that names a kind of person, and the intent."""
     return f'{name}: {intent}'
 
 

@@ -1,6 +1,6 @@
 """A prompted simulator: the system message asks an instruction-tuned model to play the user.
 
-It speaks in the swapped view: under the assistant header, with the assistant's replies under the user header.
+It writes in the swapped view: under the assistant header, with the assistant's replies under the user header.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ The person opened the conversation with this message:
 
 @dataclasses.dataclass(frozen=True)
 class RolePlaySettings:
-    """How a model is told to play the user."""
+    """Settings of a prompted simulator."""
 
     # Temperature and top-p of arXiv:2605.09808.
     sampling: Sampling = dataclasses.field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.9))
-    signal: str = '[END]'  # what it writes to end the conversation
+    signal: str = '[END]'  # the text by which it ends the conversation
     instructions: str = INSTRUCTIONS  # with the fields {signal} and {opening}
 
     def __post_init__(self) -> None:

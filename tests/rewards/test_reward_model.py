@@ -11,9 +11,6 @@ from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.reward_model import (
-    CAUSES,
-    FAILED,
-    NO_REPLY,
     RewardScale,
     assemble,
     conversation_rewards,
@@ -22,6 +19,7 @@ from simrl.rewards.reward_model import (
     score_conversations,
     score_rows,
 )
+from simrl.rewards.rewards import CAUSES, NO_REPLY
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
 from tests.tiny import byte_tokenizer
@@ -105,35 +103,38 @@ def test_what_was_not_said_does_not_matter(chat, model):
 
 
 def test_rewards_are_standardised_means_and_fractions_survive():
-    score = jnp.array([[1.5, 0.5], [0.75, 9.0], [4.0, 4.0], [4.0, 4.0]])
-    valid = jnp.array([[True, True], [True, False], [False, False], [True, True]])
-    ends = jnp.array([EndReason.TURNS, EndReason.SIGNAL, EndReason.SIGNAL, EndReason.FAILURE])
-    rewards = conversation_rewards(score, valid, ends, RewardScale(mean=jnp.float32(0.5), std=jnp.float32(2.0)))
-    np.testing.assert_allclose(rewards.value, [0.25, 0.125, 0.0, 0.0])
+    score = jnp.array([[1.5, 0.5], [0.75, 9.0], [4.0, 4.0]])
+    valid = jnp.array([[True, True], [True, False], [False, False]])
+    rewards = conversation_rewards(score, valid, RewardScale(mean=jnp.float32(0.5), std=jnp.float32(2.0)))
+    np.testing.assert_allclose(rewards.value, [0.25, 0.125, 0.0])
     assert rewards.value.dtype == jnp.float32
-    assert rewards.valid.tolist() == [True, True, False, False]
-    assert [CAUSES[cause] for cause in rewards.cause.tolist()] == ['', '', NO_REPLY, FAILED]
+    assert rewards.valid.tolist() == [True, True, False]
+    assert [CAUSES[cause] for cause in rewards.cause.tolist()] == ['', '', NO_REPLY]
 
 
-def test_a_conversation_that_a_failure_ended_is_never_scored(chat, model):
-    """Of the same messages, the ends differ: a signal takes the last message out of the view, a failure all scores."""
+def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):
+    """The same messages with other ends: after a signal the last message is not scored."""
     config, params = model
-    messages, length, _ = arrays(chat, [['hi', 'hello there', 'how?', 'so']] * 3)
-    ends = jnp.array([EndReason.TURNS, EndReason.SIGNAL, EndReason.FAILURE])
-    none = jnp.zeros(3, jnp.int32)
+    messages, length, _ = arrays(chat, [['hi', 'hello there', 'how?', 'so']] * 2)
+    zeros = jnp.zeros(2, jnp.int32)
     batch = Trajectories(
-        **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), jnp.zeros((3, 1), jnp.int32)),
-        **dict.fromkeys(('length', 'example_id', 'group', 'decoded_steps', 'loop_steps'), none),
+        **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), jnp.zeros((2, 1), jnp.int32)),
+        **dict.fromkeys(('length', 'example_id', 'group', 'num_given', 'decoded_steps', 'loop_steps'), zeros),
         messages=messages,
         message_length=length,
         truncated=jnp.zeros_like(length, bool),
-        num_messages=jnp.full(3, 4),
-        end_reason=ends,
+        num_messages=jnp.full(2, 4),
+        end_reason=jnp.array([EndReason.TURNS, EndReason.SIGNAL]),
     )
-    frame = frame_of(chat)
     score, valid = score_conversations(
-        params, batch, config=config, execution=Execution(), frame=frame, later_tokens=12, num_microbatches=3
+        params,
+        batch,
+        config=config,
+        execution=Execution(),
+        frame=frame_of(chat),
+        later_tokens=12,
+        num_microbatches=2,
     )
-    assert valid.tolist() == [[True, True], [True, False], [False, False]]
+    assert valid.tolist() == [[True, True], [True, False]]
     assert score[0, 0] == score[1, 0] != 0
-    assert score[2].tolist() == [0.0, 0.0]
+    assert score[1, 1] == 0

@@ -17,7 +17,7 @@ from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.train import RLSettings, without_failures
+from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, Reply, assistant
 from simrl.rollouts.collect import collect, for_sampling
 from simrl.rollouts.state import EndReason
@@ -133,7 +133,7 @@ def test_a_run_against_people_goes_on_as_if_unbroken(
         train_tea(tmp_path, killed_in_the_fourth_step)
     train_tea(tmp_path, share_of_tea)
     kills.assert_same_run(unbroken, tmp_path)
-    assert f'step 3: {SAMPLES} conversations ended by a failure of the partner: {REASON}' in capsys.readouterr().out
+    assert f'step 3: {SAMPLES} conversations ended by a failure of the other agent: {REASON}' in capsys.readouterr().out
 
 
 def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbroken: pathlib.Path) -> None:
@@ -155,16 +155,6 @@ def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbro
         assert row['messages'][0]['content'] == 'i want tea'
         if row['end_reason'] == 'signal':
             assert row['messages'][-1]['content'] == 'ok thanks<|endconversation|>'
-
-
-def test_a_failure_masks_every_reward_of_its_conversation() -> None:
-    ends = jnp.array([EndReason.SIGNAL, EndReason.FAILURE, EndReason.TURNS], jnp.int8)
-    for shape in ((3,), (3, 2)):
-        valid = jnp.ones(shape, bool).at[2].set(False)
-        rewards = Rewards(jnp.full(shape, 0.5), valid, {}, jnp.zeros(3, jnp.int32))
-        masked = without_failures(rewards, ends)
-        assert masked.valid.reshape(3, -1).all(axis=1).tolist() == [True, False, False]
-        np.testing.assert_array_equal(masked.value, np.where(masked.valid, 0.5, 0.0))
 
 
 def test_only_an_agent_on_the_device_is_trained(tmp_path: pathlib.Path) -> None:

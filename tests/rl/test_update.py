@@ -16,6 +16,7 @@ from simrl.rl import losses, masked, microbatches, update
 from simrl.rl import prepare as preparing
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import Passes
+from simrl.rollouts.trajectories import Trajectories
 from simrl.training import optimizer
 from simrl.training.optimizer import OptimizerSettings
 from simrl.training.scoring import score, trained_tokens
@@ -81,6 +82,20 @@ def conversations(seed=0, rows=ROWS):
     }
 
 
+def trajectories(rows, log_prob=None):
+    """The rows as what a rollout leaves, without messages."""
+    zeros = jnp.zeros(len(rows['length']), jnp.int32)
+    messages = jnp.zeros((len(zeros), 0), jnp.int32)
+    numbers = ('num_messages', 'num_given', 'end_reason', 'decoded_steps', 'loop_steps', 'example_id')
+    return Trajectories(
+        **{name: jnp.asarray(x) for name, x in rows.items()},
+        **dict.fromkeys(numbers, zeros),
+        **dict.fromkeys(('message_length', 'truncated'), messages),
+        messages=messages[..., None],
+        log_prob=jnp.zeros(rows['tokens'].shape) if log_prob is None else log_prob,
+    )
+
+
 def rewards_of(value, valid=True):
     value = jnp.asarray(value, jnp.float32)
     valid = jnp.broadcast_to(jnp.asarray(valid), value.shape)
@@ -109,10 +124,9 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
     return preparing_of(settings, trained_role)(
         params,
         reference,
+        trajectories(rows, sampled),
         rewards,
         microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, pieces),
-        **rows,
-        sampler_log_prob=sampled,
         token_mask=ALLOWED,
         temperature=0.8,
     )
@@ -139,7 +153,7 @@ def assembled(settings, rewards=REWARDS, rows=None):
         sampled=sampled, sampler_log_prob=old.log_prob, old=old, ref_log_prob=scores(headed_reference).log_prob
     )
     rows = {name: jnp.asarray(rows[name]) for name in ('tokens', 'turn', 'length', 'group')}
-    return preparing.assemble(passes, rewards, **rows, settings=settings)
+    return preparing.assemble(passes, trajectories(rows), rewards, settings=settings)
 
 
 @functools.cache

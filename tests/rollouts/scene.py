@@ -14,21 +14,20 @@ from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.layouts import layers_apart, output_major
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rollouts.agents import GenerationSpec
+from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.context import PREFIX, Context, grow_cache, prefill
-from simrl.rollouts.dialogue import begin, capacity
-from simrl.rollouts.state import Dialogue, row_keys
-from simrl.rollouts.token_sampling import Filters
+from simrl.rollouts.dialogue import capacity
+from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
 CONTENT = range(105, 135)  # on both sides of a sampler block's border
-PAIR_SIGNALS = tuple((a, a + 1) for a in CONTENT[:-1:2])
-TRIPLE_SIGNAL = (130, 134, 116)  # a run that occurs
+PAIR_SIGNALS = tuple((a + 1, a) for a in CONTENT[1:-1:2])
+TRIPLE_SIGNAL = (121, 115, 123)  # a run that occurs
 TURNS = 3
 ROWS = 8
 OPENINGS = {0: (110, 111, 112), 2: (120,), 5: (107, 108, 109, 106), 6: (133, 105)}
 IN_BOTH_VIEWS = (0, 2)
-GREEDY_ROW = 3  # of the assistant
+TEMPERATURES = (1.0, 1.1)  # the user's and the assistant's
 
 USER_CONFIG = TransformerConfig(
     vocab_size=200, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, max_positions=256
@@ -36,7 +35,7 @@ USER_CONFIG = TransformerConfig(
 ASSISTANT_CONFIG = TransformerConfig(
     vocab_size=300, model_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, max_positions=256
 )
-USER_VOICE = GenerationSpec(
+USER_SPEC = GenerationSpec(
     config=USER_CONFIG,
     execution=Execution(),
     role=USER,
@@ -48,10 +47,12 @@ USER_VOICE = GenerationSpec(
     partner_end_of_turn=EOT_USER,
     max_new_tokens=7,
     stop_sequences=((TERMINAL,), *PAIR_SIGNALS, TRIPLE_SIGNAL),
-    filters=Filters(top_k=24, top_p=0.95, min_p=0.01),
+    top_k=24,
+    top_p=0.95,
+    min_p=0.01,
     feed_chunk=4,
 )
-ASSISTANT_VOICE = GenerationSpec(
+ASSISTANT_SPEC = GenerationSpec(
     config=ASSISTANT_CONFIG,
     execution=Execution(),
     role=ASSISTANT,
@@ -63,10 +64,10 @@ ASSISTANT_VOICE = GenerationSpec(
     partner_end_of_turn=EOT_USER,
     max_new_tokens=5,
 )
-SPECS = (USER_VOICE, ASSISTANT_VOICE)
+SPECS = (USER_SPEC, ASSISTANT_SPEC)
 
 
-def _masks() -> tuple[np.ndarray, np.ndarray]:
+def _token_masks() -> tuple[np.ndarray, np.ndarray]:
     masks = []
     for spec in SPECS:
         mask = np.zeros(spec.config.padded_vocab_size, bool)
@@ -77,7 +78,7 @@ def _masks() -> tuple[np.ndarray, np.ndarray]:
     return masks[0], masks[1]
 
 
-ALLOWED = _masks()
+TOKEN_MASKS = _token_masks()
 
 
 def _prompts(side: int) -> list[list[tuple[int, int, int]]]:
@@ -104,7 +105,7 @@ CAPACITIES = tuple(
 
 
 @functools.cache
-def params() -> tuple[Params, Params]:
+def params_of_both() -> tuple[Params, Params]:
     """Both models' parameters for sampling, scaled so that what is said depends strongly on what was said before."""
     both = []
     for seed, spec in enumerate(SPECS):
@@ -115,10 +116,13 @@ def params() -> tuple[Params, Params]:
     return jax.device_put((both[0], both[1]))
 
 
-def temperatures() -> tuple[np.ndarray, np.ndarray]:
-    user = np.linspace(0.7, 1.3, ROWS, dtype=np.float32)
-    assistant = np.full(ROWS, 1.1, np.float32)
-    assistant[GREEDY_ROW] = 0
+@functools.cache
+def policies() -> tuple[Policy, Policy]:
+    """The user's and the assistant's."""
+    user, assistant = (
+        Policy(params=params, token_mask=mask, temperature=temperature, spec=spec)
+        for params, mask, temperature, spec in zip(params_of_both(), TOKEN_MASKS, TEMPERATURES, SPECS, strict=True)
+    )
     return user, assistant
 
 
@@ -126,7 +130,7 @@ def keys(rows: range | list[int] = range(ROWS)) -> jax.Array:
     return row_keys(7, 3, np.asarray(rows, np.uint32), np.zeros(len(rows), np.int32))
 
 
-jit_prefill = jax.jit(prefill, static_argnums=(1, 2), static_argnames=('capacity', 'chunk'))
+jit_prefill = jax.jit(prefill, static_argnames='capacity')
 
 
 def prompts(side: int, rows: list[int], extra: int = 0) -> tuple[np.ndarray, ...]:
@@ -140,26 +144,22 @@ def prompts(side: int, rows: list[int], extra: int = 0) -> tuple[np.ndarray, ...
 
 def context(side: int, rows: list[int], extra: int = 0, room: bool = True) -> Context:
     """The prompts of `rows` in one view; `extra` more capacity and padding; no `room`: its cache holds them alone."""
-    spec = SPECS[side]
     view = jit_prefill(
-        params()[side],
-        spec.config,
-        spec.execution,
+        policies()[side],
         *prompts(side, rows, extra),
         capacity=CAPACITIES[side] + extra,
-        chunk=4,
     )
     return grow_cache(view, view.capacity) if room else view
 
 
 @jax.jit
 def _begin(user: Context, assistant: Context, *opening: jax.Array) -> Dialogue:
-    return begin(
+    return init_dialogue(
         user,
         assistant,
         *opening,
         turns=TURNS,
-        max_new_tokens=(USER_VOICE.max_new_tokens, ASSISTANT_VOICE.max_new_tokens),
+        max_new_tokens=(USER_SPEC.max_new_tokens, ASSISTANT_SPEC.max_new_tokens),
     )
 
 

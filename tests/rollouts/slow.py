@@ -13,8 +13,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rollouts.agents import GenerationSpec
-from simrl.rollouts.token_sampling import Filters
+from simrl.rollouts.agents import Policy
 
 
 @dataclasses.dataclass
@@ -47,28 +46,25 @@ def next_logits(params: Params, config: TransformerConfig, tokens: list[int]) ->
     return np.asarray(_forward(params, padded, np.int32(len(tokens)), config), np.float64)
 
 
-def kept(prob: np.ndarray, filters: Filters) -> np.ndarray:
+def kept(prob: np.ndarray, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> np.ndarray:
     """Which tokens `[V]` the filters leave, for probabilities without ties."""
     order = np.argsort(-prob)
-    if filters.top_k:
-        order = order[: filters.top_k]
+    if top_k:
+        order = order[:top_k]
     before = np.cumsum(prob[order]) - prob[order]
-    order = order[before < filters.top_p * prob[order].sum()]
-    order = order[prob[order] >= filters.min_p * prob.max()]
+    order = order[before < top_p * prob[order].sum()]
+    order = order[prob[order] >= min_p * prob.max()]
     mask = np.zeros(prob.shape, bool)
     mask[order] = True
     return mask
 
 
-def draw(
-    logits: np.ndarray, token_mask: np.ndarray, uniform: float, temperature: float, filters: Filters
-) -> tuple[int, float]:
-    if temperature == 0:
-        return int(np.argmax(np.where(token_mask, logits, -np.inf))), 0.0
-    tempered = np.where(token_mask, logits / temperature, -np.inf)
+def draw(logits: np.ndarray, policy: Policy, uniform: float) -> tuple[int, float]:
+    spec, token_mask = policy.spec, np.asarray(policy.token_mask)
+    tempered = np.where(token_mask, logits / policy.temperature, -np.inf)
     prob = np.exp(tempered - tempered.max())
     prob /= prob.sum()
-    ids = np.flatnonzero(kept(prob, filters) & token_mask)
+    ids = np.flatnonzero(kept(prob, spec.top_k, spec.top_p, spec.min_p) & token_mask)
     cdf = np.cumsum(prob[ids]) / prob[ids].sum()
     token = int(ids[np.searchsorted(cdf, uniform, side='right')])
     return token, float(np.log(prob[token]))
@@ -85,13 +81,10 @@ def _uniforms(keys: jax.Array) -> jax.Array:
 
 
 def converse(
-    params: tuple[Params, Params],
-    specs: tuple[GenerationSpec, GenerationSpec],
-    token_mask: tuple[np.ndarray, np.ndarray],
+    policies: tuple[Policy, Policy],
     prompts: tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]],
     opening: tuple[int, ...] | None,
     uniforms: np.ndarray,
-    temperatures: tuple[float, float],
     turns: int,
 ) -> Conversation:
     """One conversation; `uniforms` is `[messages, tokens]`, prompts are (token, role, message) of both views."""
@@ -103,7 +96,7 @@ def converse(
     while talk.end == 'running':
         number = len(talk.messages)
         side = number % 2
-        spec, partner = specs[side], specs[1 - side]
+        policy, spec, partner = policies[side], policies[side].spec, policies[1 - side].spec
         own, other = talk.views[side], talk.views[1 - side]
 
         first = own[-1].message == -1
@@ -111,8 +104,8 @@ def converse(
         content: list[int] = []
         ended = False
         for i in range(spec.max_new_tokens):
-            logits = next_logits(params[side], spec.config, [entry.token for entry in own])
-            token, log_prob = draw(logits, token_mask[side], uniforms[number, i], temperatures[side], spec.filters)
+            logits = next_logits(policy.params, spec.config, [entry.token for entry in own])
+            token, log_prob = draw(logits, policy, uniforms[number, i])
             own.append(Token(token, spec.role, number, log_prob))
             talk.steps += 1
             if token == spec.end_of_turn:
@@ -145,16 +138,12 @@ def converse(
 def converse_all(scene, rows: list[int]) -> list[Conversation]:  # type: ignore[no-untyped-def]
     """The conversations of `scene.py`."""
     uniforms = np.asarray(_uniforms(scene.keys()))
-    temperatures = scene.temperatures()
     return [
         converse(
-            scene.params(),
-            scene.SPECS,
-            scene.ALLOWED,
+            scene.policies(),
             (scene.PROMPTS[0][row], scene.PROMPTS[1][row]),
             scene.OPENINGS.get(row),
             uniforms[row],
-            (float(temperatures[0][row]), float(temperatures[1][row])),
             scene.TURNS,
         )
         for row in rows

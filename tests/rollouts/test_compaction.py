@@ -1,5 +1,6 @@
 """Rows that leave the batch when they have ended: the same conversations, in few sizes, and nothing of the caller's."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -12,9 +13,8 @@ from hypothesis import strategies as st
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Cache
-from simrl.rollouts import compaction as crowd_lib
-from simrl.rollouts.compaction import compact, crowd_of, everyone, held_sizes
-from simrl.rollouts.dialogue import rollout, turn
+from simrl.rollouts.compaction import ActiveBatch, all_active, batch_sizes, compact, restore
+from simrl.rollouts.dialogue import add_message, converse
 from simrl.rollouts.state import Dialogue, EndReason
 from simrl.rollouts.trajectories import rollout_metrics
 from tests.rollouts import scene
@@ -25,8 +25,8 @@ CONTENT_WITHOUT_PAIRS = [token for token in scene.CONTENT if token % 2]
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_before() -> int:
-    """How many programs of `turn` there were before the first of these tests."""
-    return turn._cache_size()
+    """How many programs of `add_message` there were before the first of these tests."""
+    return add_message._cache_size()
 
 
 # Without models.
@@ -44,38 +44,38 @@ def test_every_row_is_worked_on_as_long_as_it_runs(rows: int, ends: Sequence[int
     if lasts:
         ends_at[-1] = 7
     counts, cache = jnp.zeros((rows, 3), jnp.int32), jnp.zeros((rows, 2, 4, 4))
-    crowd = crowd_of({'count': counts, 'cache': Cache((cache,), (cache + 10,))}, jnp.arange(rows), rows)
+    batch = all_active({'count': counts, 'cache': Cache((cache,), (cache + 10,))}, jnp.arange(rows), rows)
     for number in range(8):
-        running = number < ends_at[crowd.rows]
+        running = number < ends_at[batch.rows]
         if not running.any():
             break
-        crowd = compact(crowd, running)
-        held = len(crowd.rows)
-        assert held == min(size for size in held_sizes(rows, 1) if size >= running.sum())
-        assert np.array_equal(crowd.inputs, crowd.rows)
-        assert len(set(crowd.rows.tolist())) == held
-        still = jnp.asarray(number < ends_at[crowd.rows])
-        before = crowd.held['cache']
+        batch = compact(batch, running)
+        size = len(batch.rows)
+        assert size == min(size for size in batch_sizes(rows, 1) if size >= running.sum())
+        assert np.array_equal(batch.inputs, batch.rows)
+        assert len(set(batch.rows.tolist())) == size
+        still = jnp.asarray(number < ends_at[batch.rows])
+        before = batch.active['cache']
         np.testing.assert_array_equal(before.key[0][still], number)
         more = still[:, None, None, None]
-        held_rows = {
-            'count': crowd.held['count'] + still[:, None],
+        active = {
+            'count': batch.active['count'] + still[:, None],
             'cache': Cache((before.key[0] + more,), (before.value[0] + more,)),
         }
-        crowd = crowd_lib.Crowd(held_rows, crowd.inputs, crowd.index, rows, crowd.put_away)
-    out = everyone(crowd)
+        batch = ActiveBatch(active, batch.inputs, batch.index, rows, batch.stored)
+    out = restore(batch)
     assert out['cache'] is None
     np.testing.assert_array_equal(out['count'], np.repeat(ends_at[:, None], 3, axis=1))
 
 
 def test_sizes_are_few_and_not_small() -> None:
-    assert held_sizes(256, 1) == [256, 128, 64]
-    assert held_sizes(40, 1) == [40, 20, 10]
-    assert held_sizes(25, 1) == [25, 13]
-    assert held_sizes(12, 1) == [12]
-    assert held_sizes(256, 8) == [32, 16, 8]  # of each of eight devices
-    assert held_sizes(40, 8) == [5, 3, 2]
-    assert held_sizes(8, 4) == [2]
+    assert batch_sizes(256, 1) == [256, 128, 64]
+    assert batch_sizes(40, 1) == [40, 20, 10]
+    assert batch_sizes(25, 1) == [25, 13]
+    assert batch_sizes(12, 1) == [12]
+    assert batch_sizes(256, 8) == [32, 16, 8]  # of each of eight devices
+    assert batch_sizes(40, 8) == [5, 3, 2]
+    assert batch_sizes(8, 4) == [2]
 
 
 # Whole conversations.
@@ -94,53 +94,39 @@ def _failing(dialogue: Dialogue, rows: np.ndarray) -> Dialogue:
 
 
 def _allowed(user: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    mask = np.zeros_like(scene.ALLOWED[0])
+    mask = np.zeros_like(scene.TOKEN_MASKS[0])
     mask[list(user)] = True
-    return jnp.asarray(mask), jnp.asarray(scene.ALLOWED[1])
+    return jnp.asarray(mask), jnp.asarray(scene.TOKEN_MASKS[1])
 
 
 CASES = {
-    'as they are': (_allowed(np.flatnonzero(scene.ALLOWED[0])), ()),
-    'some fail at once': (_allowed(np.flatnonzero(scene.ALLOWED[0])), range(0, 24)),
+    'as they are': (_allowed(np.flatnonzero(scene.TOKEN_MASKS[0])), ()),
+    'some fail at once': (_allowed(np.flatnonzero(scene.TOKEN_MASKS[0])), range(0, 24)),
     'all end with their first word': (_allowed([scene.TERMINAL]), ()),
     'none ends': (_allowed([*CONTENT_WITHOUT_PAIRS, scene.EOT_ASSISTANT]), ()),
-    'none begins': (_allowed(np.flatnonzero(scene.ALLOWED[0])), range(len(ROWS))),
+    'none begins': (_allowed(np.flatnonzero(scene.TOKEN_MASKS[0])), range(len(ROWS))),
 }
 
 
 @functools.cache
 def _both(case: str) -> tuple[Dialogue, Dialogue]:
-    """The conversations of a case by `rollout`, and by turns in which all rows are held; on the host."""
+    """The conversations of a case by `converse`, and message by message with all rows in the batch; on the host."""
     token_mask, failing = CASES[case]
-    temperatures = (jnp.float32(1.0), jnp.float32(1.1))
+    policies = [
+        dataclasses.replace(policy, token_mask=mask) for policy, mask in zip(scene.policies(), token_mask, strict=True)
+    ]
     dialogue, keys = _start()
-    out = rollout(
-        *scene.params(),
-        _failing(dialogue, np.array(failing)),
-        keys,
-        specs=scene.SPECS,
-        turns=scene.TURNS,
-        temperatures=temperatures,
-        token_mask=token_mask,
-    )
+    out = converse(*policies, _failing(dialogue, np.array(failing)), keys, turns=scene.TURNS)
     dialogue, keys = _start()
     whole = _failing(dialogue, np.array(failing))
     for number in range(2 * scene.TURNS):
-        whole = turn(
-            *scene.params(),
-            whole,
-            keys,
-            role=(USER, ASSISTANT)[number % 2],
-            specs=scene.SPECS,
-            temperatures=tuple(jnp.broadcast_to(t, (len(ROWS),)) for t in temperatures),  # type: ignore[arg-type]
-            token_mask=token_mask,
-        )
+        whole = add_message(*policies, whole, keys, role=(USER, ASSISTANT)[number % 2])
     return jax.device_get(out), scene.without_caches(whole)
 
 
 @pytest.mark.parametrize('case', list(CASES))
-def test_no_field_depends_on_who_is_held(case: str) -> None:
-    """But the steps of the loops a row was held in, which are fewer."""
+def test_no_field_depends_on_which_rows_are_active(case: str) -> None:
+    """But the steps of the loops while a row was in the batch, which are fewer."""
     out, whole = _both(case)
     found, expected = (dict(jax.tree_util.tree_leaves_with_path(x)) for x in (out, whole))
     assert found.keys() == expected.keys()
@@ -158,7 +144,7 @@ def test_no_field_depends_on_who_is_held(case: str) -> None:
 def test_the_cases_are_what_they_are_called() -> None:
     ends = {case: _both(case)[0] for case in CASES}
     running = [(ends['as they are'].num_messages > number).sum() for number in range(2 * scene.TURNS)]
-    assert len({min(size for size in held_sizes(40, 1) if size >= count) for count in running}) > 1
+    assert len({min(size for size in batch_sizes(40, 1) if size >= count) for count in running}) > 1
     assert {EndReason.SIGNAL, EndReason.TURNS} == set(ends['as they are'].end_reason.tolist())
     assert (ends['some fail at once'].end_reason == EndReason.FAILURE).sum() == 24
     assert set(ends['all end with their first word'].end_reason.tolist()) == {EndReason.SIGNAL}
@@ -176,4 +162,4 @@ def test_more_of_the_decoding_is_useful() -> None:
 def test_compiles_once_for_each_role_and_size(compiled_before: int) -> None:
     for case in CASES:
         _both(case)
-    assert turn._cache_size() - compiled_before == 2 * len(held_sizes(len(ROWS), 1))
+    assert add_message._cache_size() - compiled_before == 2 * len(batch_sizes(len(ROWS), 1))

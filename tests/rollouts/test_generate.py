@@ -12,14 +12,14 @@ from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts import generate as sampler
 from simrl.rollouts.context import Context, prefill
-from simrl.rollouts.generate import Message, beginnings, generate
-from simrl.rollouts.token_sampling import Filters, Sampling, sample_token
+from simrl.rollouts.generate import SampledMessage, generate, prefix_lengths
+from simrl.rollouts.token_sampling import Sampling, sample_token
 from tests.rollouts import scene, slow
 
 V = 256
 ALLOWED = np.zeros(V, bool)
 ALLOWED[3:200:2] = True
-_sample = jax.jit(sample_token, static_argnames='filters')
+_sample = jax.jit(sample_token, static_argnames=('top_k', 'top_p', 'min_p'))
 
 
 def _logits(rows: int, seed: int = 0) -> np.ndarray:
@@ -33,18 +33,17 @@ def _prob(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 @functools.cache
-def _grid_draws(filters: Filters, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def _grid_draws(temperature: float = 1.0, **filters: float) -> tuple[np.ndarray, np.ndarray]:
     """One row of logits, drawn from at 4,096 evenly spaced numbers."""
     uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
     logits = np.repeat(_logits(1), len(uniform), axis=0)
-    temperatures = np.full(len(uniform), temperature, np.float32)
-    token, log_prob = _sample(logits, ALLOWED, uniform, temperatures, filters=filters)
+    token, log_prob = _sample(logits, ALLOWED, uniform, temperature, **filters)
     return np.asarray(token), np.asarray(log_prob)
 
 
 def test_tokens_come_in_id_order_each_as_often_as_it_is_probable() -> None:
     for temperature in (1.0, 0.5):
-        token, _ = _grid_draws(Filters(), temperature)
+        token, _ = _grid_draws(temperature)
         assert np.all(np.diff(token) >= 0)
         counts = np.bincount(token, minlength=V)
         assert np.abs(counts - 4096 * _prob(_logits(1), temperature)[0]).max() < 1.01
@@ -53,9 +52,7 @@ def test_tokens_come_in_id_order_each_as_often_as_it_is_probable() -> None:
 def test_random_keys_give_the_distribution() -> None:
     keys = jax.random.split(jax.random.key(1), 4096)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
-    token, _ = _sample(
-        np.repeat(_logits(1), 4096, axis=0), ALLOWED, uniform, np.ones(4096, np.float32), filters=Filters()
-    )
+    token, _ = _sample(np.repeat(_logits(1), 4096, axis=0), ALLOWED, uniform, 1.0)
     prob = _prob(_logits(1))[0]
     counts = np.bincount(np.asarray(token), minlength=V)
     common = prob * 4096 >= 5
@@ -74,12 +71,12 @@ def test_padding_the_vocabulary_changes_no_token() -> None:
     prob = np.exp(logits.astype(np.float64))
     borders = np.cumsum(prob, axis=1) / prob.sum(1, keepdims=True)
     uniform = np.clip(borders[np.arange(rows), random.integers(0, base - 1, rows)], 0, 1 - 2**-24).astype(np.float32)
-    for filters in (Filters(), Filters(top_k=200, top_p=0.9)):
+    for filters in ({}, {'top_k': 200, 'top_p': 0.9}):
         draws = []
         for size in (768, 1408):
             padded = np.full((rows, size), 50, np.float32)  # padding would win if it were not masked
             padded[:, :base] = logits
-            token, _ = _sample(padded, np.arange(size) < base, uniform, np.ones(rows, np.float32), filters=filters)
+            token, _ = _sample(padded, np.arange(size) < base, uniform, 1.0, **filters)
             draws.append(np.asarray(token))
         assert np.array_equal(*draws)
 
@@ -87,9 +84,8 @@ def test_padding_the_vocabulary_changes_no_token() -> None:
 def test_a_row_does_not_see_its_batch_mates() -> None:
     logits, uniform = _logits(4096, 3), np.random.default_rng(3).random(4096, np.float32)
     order = np.random.default_rng(4).permutation(4096)
-    ones = np.ones(4096, np.float32)
-    token, log_prob = _sample(logits, ALLOWED, uniform, ones, filters=Filters())
-    shuffled, shuffled_log_prob = _sample(logits[order], ALLOWED, uniform[order], ones, filters=Filters())
+    token, log_prob = _sample(logits, ALLOWED, uniform, 1.0)
+    shuffled, shuffled_log_prob = _sample(logits[order], ALLOWED, uniform[order], 1.0)
     assert np.array_equal(np.asarray(token)[order], shuffled)
     assert np.array_equal(np.asarray(log_prob)[order], shuffled_log_prob)
 
@@ -97,26 +93,25 @@ def test_a_row_does_not_see_its_batch_mates() -> None:
 def test_only_allowed_tokens_come_even_at_the_ends_of_the_unit_interval() -> None:
     uniform = np.tile(np.array([0, 1e-45, 2**-24, 1 - 2**-24], np.float32), 1024)
     logits = 20 * _logits(4096, 5)  # most probabilities underflow to 0
-    token, log_prob = _sample(logits, ALLOWED, uniform, np.ones(4096, np.float32), filters=Filters())
+    token, log_prob = _sample(logits, ALLOWED, uniform, 1.0)
     assert ALLOWED[np.asarray(token)].all()
     assert np.isfinite(np.asarray(log_prob)).all()
 
 
-def test_temperature_zero_takes_the_most_probable_token_and_each_row_has_its_own() -> None:
+def test_temperature_zero_takes_the_most_probable_token() -> None:
     logits, uniform = _logits(4096, 6), np.random.default_rng(6).random(4096, np.float32)
-    temperature = np.where(np.arange(4096) % 2, 0, 1).astype(np.float32)
-    token, log_prob = (np.asarray(x) for x in _sample(logits, ALLOWED, uniform, temperature, filters=Filters()))
+    token, log_prob = (np.asarray(x) for x in _sample(logits, ALLOWED, uniform, 0.0))
     best = np.argmax(np.where(ALLOWED, logits, -np.inf), axis=1)
-    assert np.array_equal(token[1::2], best[1::2])
-    assert np.all(log_prob[1::2] == 0)
-    assert not np.array_equal(token[::2], best[::2])
+    assert np.array_equal(token, best)
+    assert np.all(log_prob == 0)
+    assert not np.array_equal(_sample(logits, ALLOWED, uniform, 1.0)[0], best)
 
 
-@pytest.mark.parametrize('filters', [Filters(top_k=5), Filters(top_p=0.6), Filters(top_k=20, top_p=0.9, min_p=0.05)])
-def test_filters_leave_what_they_should(filters: Filters) -> None:
-    token, log_prob = _grid_draws(filters)
+@pytest.mark.parametrize('filters', [{'top_k': 5}, {'top_p': 0.6}, {'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}])
+def test_filters_leave_what_they_should(filters: dict[str, float]) -> None:
+    token, log_prob = _grid_draws(**filters)
     prob = _prob(_logits(1))[0]
-    kept = slow.kept(prob, filters) & ALLOWED
+    kept = slow.kept(prob, **filters) & ALLOWED
     assert 1 < kept.sum() < ALLOWED.sum()
     counts = np.bincount(token, minlength=V)
     assert np.abs(counts - 4096 * np.where(kept, prob, 0) / prob[kept].sum()).max() < 1.01
@@ -127,8 +122,8 @@ def test_filters_keep_all_that_tie() -> None:
     logits = np.zeros((4096, V), np.float32)
     logits[:, 3:23] = 4  # ten allowed tokens, of which five or seven would do
     uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
-    for filters in (Filters(top_k=5), Filters(top_p=0.6)):
-        token, _ = _sample(logits, ALLOWED, uniform, np.ones(4096, np.float32), filters=filters)
+    for filters in ({'top_k': 5}, {'top_p': 0.6}):
+        token, _ = _sample(logits, ALLOWED, uniform, 1.0, **filters)
         assert np.array_equal(np.unique(token), np.arange(3, 23, 2))
 
 
@@ -136,14 +131,14 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
     random = np.random.default_rng(8)
     hidden = random.standard_normal((16, 1, 24)).astype(np.float32)
     params = {'decoder': {'embedding': random.standard_normal((V, 24)).astype(np.float32)}}
-    temperature = np.linspace(0.5, 2, 16, dtype=np.float32)
     logits = np.repeat(transformer.project(params, hidden[:, 0]), 256, axis=0)
     uniform = random.random(4096, np.float32)
-    drawn = _sample(logits, ALLOWED, uniform, np.repeat(temperature, 256), filters=Filters(top_k=5))
-    token, log_prob = (np.asarray(x)[::256] for x in drawn)
     everywhere = np.ones((16, 1), bool)
-    expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, ALLOWED, temperature)
-    np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
+    for temperature in (0.5, 2.0):
+        drawn = _sample(logits, ALLOWED, uniform, temperature, top_k=5)
+        token, log_prob = (np.asarray(x)[::256] for x in drawn)
+        expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, ALLOWED, temperature)
+        np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -154,46 +149,46 @@ def test_impossible_settings_are_refused(field: str, value: float) -> None:
         Sampling(**{field: value})
 
 
-# Beginnings of the cache.
+# Prefixes of the cache.
 
 
-def test_beginnings_are_few_and_leave_room() -> None:
-    assert beginnings(256, 63) == ()  # a short message has none
-    assert beginnings(271, 133) == (192,)
-    assert beginnings(2048, 1920) == (864, 1152, 1536)
+def test_prefixes_are_few_and_leave_room() -> None:
+    assert prefix_lengths(256, 63) == ()  # a short message has none
+    assert prefix_lengths(271, 133) == (192,)
+    assert prefix_lengths(2048, 1920) == (864, 1152, 1536)
     for capacity in range(70, 3000, 37):
         for max_new_tokens in (64, 200, 1000):
-            lengths = beginnings(capacity, max_new_tokens)
+            lengths = prefix_lengths(capacity, max_new_tokens)
             assert list(lengths) == sorted(set(lengths))
             assert len(lengths) <= 3
             assert all(max(capacity - max_new_tokens, 0) + 32 <= length <= capacity * 3 // 4 for length in lengths)
 
 
-def test_long_messages_are_the_same_over_beginnings_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows whose prompts differ by many tokens cross the ends of beginnings at different steps, some end before."""
+def test_long_messages_are_the_same_over_prefixes_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose prompts differ by many tokens cross the ends of prefixes at different steps, some end before."""
     max_new_tokens, length = 90, np.array([3, 21, 40, 8], np.int32)
-    spec = dataclasses.replace(scene.ASSISTANT_VOICE, max_new_tokens=max_new_tokens)
+    spec = dataclasses.replace(scene.ASSISTANT_SPEC, max_new_tokens=max_new_tokens)
     prompts = np.random.default_rng(0).integers(0, 100, (4, 40)).astype(np.int32)
     same = np.zeros(prompts.shape, np.int8)
-    mask = scene.ALLOWED[1].copy()
+    mask = scene.TOKEN_MASKS[1].copy()
     mask[spec.end_of_turn] = False
 
-    def generated(ends: bool) -> tuple[Context, Message]:
-        token_mask = scene.ALLOWED[1] if ends else mask
-        params = scene.params()[1]
+    def generated(ends: bool) -> tuple[Context, SampledMessage]:
+        token_mask = scene.TOKEN_MASKS[1] if ends else mask
+        policy = dataclasses.replace(scene.policies()[1], spec=spec, token_mask=token_mask)
 
         @jax.jit
-        def run() -> tuple[Context, Message]:
-            context = prefill(params, spec.config, spec.execution, prompts, same, same, length, capacity=131)
+        def run() -> tuple[Context, SampledMessage]:
+            context = prefill(policy, prompts, same, same, length, capacity=131)
             context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
             zeros = jnp.zeros(4, jnp.int32)
-            return generate(params, spec, context, scene.keys(range(4)), zeros == 0, zeros, token_mask, 1.1)
+            return generate(policy, context, scene.keys(range(4)), zeros == 0, zeros)
 
         return jax.device_get(run())
 
-    assert beginnings(131, max_new_tokens) == (96,)
+    assert prefix_lengths(131, max_new_tokens) == (96,)
     expected = [generated(ends) for ends in (True, False)]
-    monkeypatch.setattr(sampler, 'beginnings', lambda *_: ())
+    monkeypatch.setattr(sampler, 'prefix_lengths', lambda *_: ())
     for (context, message), ends in zip(expected, (True, False), strict=True):
         plain_context, plain_message = generated(ends)
         assert (np.max(message.length) == max_new_tokens + 1) == (not ends)

@@ -13,10 +13,11 @@ from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
-from simrl.rollouts import host
+from simrl.rollouts import collect as collect_lib
 from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Reply, model_agent
 from simrl.rollouts.collect import collect
-from simrl.rollouts.compaction import held_sizes
+from simrl.rollouts.compaction import batch_sizes
+from simrl.rollouts.dialogue import add_message, add_reply, check_agents
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
@@ -31,7 +32,7 @@ EXAMPLES = [
     for i, opening in enumerate([None, '10 11', None, '12', None, None])
 ]
 ROWS = SAMPLES * len(EXAMPLES)
-PROGRAMS = (host._start, host._speak, host._listen, host._in_own_view)
+PROGRAMS = (collect_lib._start, add_message, add_reply, collect_lib._trajectories)
 ROLES = {'user': USER, 'assistant': ASSISTANT}
 
 
@@ -180,7 +181,7 @@ def chatty(conversation: HostConversation, seed: int) -> Reply:
 def test_other_rows_do_not_matter_and_only_sizes_are_compiled_again() -> None:
     before = [program._cache_size() for program in PROGRAMS]
     batch, _ = talk(ASSISTANT, partner_of(chatty))
-    sizes = len(held_sizes(ROWS, 1))
+    sizes = len(batch_sizes(ROWS, 1))
     assert sizes == 2
     order = [4, 1, 5]  # other neighbours, other places, and twice as many samples
     other, _ = talk(ASSISTANT, partner_of(chatty), [EXAMPLES[i] for i in order])
@@ -336,23 +337,33 @@ def test_bad_partners_and_prompts() -> None:
     own = agent_of(ASSISTANT)
     with pytest.raises(ValueError, match='view: expected an agent on the device, found a HostAgent'):
         conversations_of(partner_of(chatty), own, USER)
-    small = dataclasses.replace(
-        own.policy.spec, config=dataclasses.replace(own.policy.spec.config, vocab_size=CHAT.tokenizer.size - 1)
-    )
-    with pytest.raises(ValueError, match='a tokenizer of at most the 59 ids of the model, found 60'):
-        conversations_of(
-            partner_of(chatty), dataclasses.replace(own, policy=dataclasses.replace(own.policy, spec=small)), ASSISTANT
-        )
-    long = dataclasses.replace(LIMITS, turns=10)
-    with pytest.raises(ValueError, match=r'assistant: expected conversations of at most max_positions=128 tokens'):
-        collect(
+
+
+def test_agents_that_cannot_converse() -> None:
+    user, assistant = agent_of(USER), agent_of(ASSISTANT)
+
+    def changed(agent: ModelAgent, token_mask: np.ndarray | None = None, **config: int) -> ModelAgent:
+        policy = agent.policy
+        spec = dataclasses.replace(policy.spec, config=dataclasses.replace(policy.spec.config, **config))
+        mask = policy.token_mask if token_mask is None else token_mask
+        return dataclasses.replace(agent, policy=dataclasses.replace(policy, spec=spec, token_mask=mask))
+
+    check_agents(user, assistant, CHAT, LIMITS)
+    check_agents(partner_of(chatty), assistant, CHAT, LIMITS)
+    all_ids = np.ones(assistant.policy.token_mask.shape, bool)
+    cases = {
+        'user: expected an agent of role 2, found one of role 3': (assistant, user),
+        'expected at least one agent on the device': (partner_of(chatty), partner_of(chatty)),
+        'a tokenizer of at most the 59 ids of the model, found 60': (
             partner_of(chatty),
-            own,
-            EXAMPLES,
-            chat=CHAT,
-            limits=long,
-            seed=0,
-            step=0,
-            view=ASSISTANT,
-            mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
-        )
+            changed(assistant, vocab_size=CHAT.tokenizer.size - 1),
+        ),
+        'the assistant may sample id 61, which the smaller vocabulary of 61': (user, changed(assistant, all_ids)),
+        'assistant: expected conversations of at most max_positions=20 tokens': (
+            partner_of(chatty),
+            changed(assistant, max_positions=20),
+        ),
+    }
+    for message, agents in cases.items():
+        with pytest.raises(ValueError, match=message):
+            check_agents(*agents, CHAT, LIMITS)

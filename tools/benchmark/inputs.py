@@ -9,10 +9,13 @@ import json
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, Chat
 from simrl.conversations.views import natural_prompt
+from simrl.rollouts.trajectories import Trajectories
 from tools.benchmark.job import Job
 
 CONVERSATIONS = ('sampling', 'grpo_step', 'conversations')  # cases that start from openings
@@ -153,3 +156,29 @@ def check_folder(folder: pathlib.Path) -> None:
     """Refuses to write results over others."""
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f'--output: expected {folder} to be a new or empty folder, found files in it')
+
+
+def trajectories_of(
+    tokens: np.ndarray | jax.Array, role: np.ndarray | jax.Array, turn: np.ndarray | jax.Array, length: jax.Array
+) -> Trajectories:
+    """Rows to learn from without a conversation: no messages, all rows one group.
+
+    Args:
+        tokens, role, turn: `[B, T]`.
+        length: `[B]`.
+    """
+    rows = len(length)
+    zeros, no_message = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0), jnp.int32)
+    return Trajectories(
+        tokens=jnp.asarray(tokens),
+        role=jnp.asarray(role),
+        turn=jnp.asarray(turn),
+        log_prob=jnp.zeros(tokens.shape, jnp.float32),
+        length=jnp.asarray(length),
+        messages=no_message[..., None],
+        message_length=no_message,
+        truncated=no_message,
+        **dict.fromkeys(
+            ('num_messages', 'num_given', 'end_reason', 'decoded_steps', 'loop_steps', 'example_id', 'group'), zeros
+        ),
+    )

@@ -40,7 +40,7 @@ from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings, jit_step, make_optimizer, place_state
 from simrl.training.scoring import score
 from simrl.training.supervised import train_step
-from tools.benchmark import rates
+from tools.benchmark import inputs, rates
 from tools.benchmark.job import CLIP_NORM, LEARNING_RATE, Job, pieces_of
 from tools.benchmark.protocol import Bench, Message, main
 
@@ -308,11 +308,9 @@ def update_ragged(job: Job, bench: Bench) -> None:
         batch, _ = prepare(
             state.params,
             None,
+            inputs.trajectories_of(**rows),
             Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
             [],
-            **rows,
-            sampler_log_prob=jnp.zeros(rows['tokens'].shape, jnp.float32),
-            group=nothing,
             token_mask=token_mask,
             temperature=1.0,
         )

@@ -24,10 +24,11 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import schedule_microbatches
 from simrl.rl.prepare import Batch, jit_prepare
 from simrl.rl.update import add_gradients, jit_update
-from simrl.rollouts.agents import GenerationSpec, Limits, ModelAgent, assistant
-from simrl.rollouts.dialogue import begin, capacities, make_room, turn
-from simrl.rollouts.prompts import Prompts, prefilled, prompts_of
-from simrl.rollouts.state import Dialogue, row_keys
+from simrl.rollouts import dialogue
+from simrl.rollouts.agents import ModelAgent, Policy, assistant
+from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.prompts import Prompts, prefill_prompts, prompts_of
+from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
@@ -68,96 +69,82 @@ def load(source: str, folder: pathlib.Path, dtype: Dtype, remat: Remat) -> Model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """Two sides that are to talk, and what they start from: an opening that the assistant is to answer."""
+    """Two agents, and their prompts: an opening that the assistant is to answer."""
 
     mesh: Mesh
-    params: Params
-    sides: tuple[ModelAgent, ModelAgent]
+    user: ModelAgent
+    assistant: ModelAgent
     prompts: Prompts
     keys: jax.Array
 
-    @property
-    def specs(self) -> tuple[GenerationSpec, GenerationSpec]:
-        return self.sides[0].policy.spec, self.sides[1].policy.spec
-
 
 def scene_of(model: Model, rows: int, opening_words: int, message_tokens: int) -> Scene:
-    """As many conversations as `rows`; every message that is sampled has `message_tokens` tokens."""
+    """As many conversations as `rows`; every sampled message has `message_tokens` tokens."""
     common = model.chat, model.config, model.params, Execution(model.execution.dtype)
-    user = fine_tuned(*common, max_new_tokens=message_tokens, settings=FineTunedSettings(sampling=Sampling()))
-    helper = assistant(
-        *common,
-        max_new_tokens=message_tokens,
-        sampling=Sampling(),
-    )
     content = inputs.content_ids(model.chat, model.config.padded_vocab_size)
     user, helper = (
-        dataclasses.replace(side, policy=dataclasses.replace(side.policy, token_mask=content))
-        for side in (user, helper)
+        for_sampling(
+            dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, token_mask=content)), model.mesh
+        )
+        for agent in (
+            fine_tuned(*common, max_new_tokens=message_tokens, settings=FineTunedSettings(sampling=Sampling())),
+            assistant(*common, max_new_tokens=message_tokens, sampling=Sampling()),
+        )
     )
     opening = ' '.join(['hello'] * opening_words)
     examples = [Example(f'opening {i}', opening, None, i, 'curves', 'train') for i in range(rows)]
-    longest = max(len(side.prompt(examples[0]).tokens) for side in (user, helper))
+    longest = max(len(agent.prompt(examples[0])) for agent in (user, helper))
     prompts = prompts_of(examples, user, helper, model.chat, samples=1, prompt_tokens=longest)
     with jax.set_mesh(model.mesh):
-        params = placement.for_sampling(model.config, model.execution.dtype, model.mesh)(model.params)
         prompts = placement.shard_batch(prompts, model.mesh)
         keys = row_keys(0, 0, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
-    return Scene(model.mesh, params, (user, helper), prompts, keys)
+    return Scene(model.mesh, user, helper, prompts, keys)
 
 
 def needed_capacity(scene: Scene, turns: int) -> int:
     """The tokens of a context that conversations of so many turns fit into, checked against the model's positions."""
-    user, helper = scene.specs
     prompt_tokens = scene.prompts.assistant.tokens.shape[1]
-    return max(capacities(user, helper, Limits(turns, prompt_tokens, helper.max_new_tokens, user.max_new_tokens)))
+    pairs = ((scene.user, scene.assistant), (scene.assistant, scene.user))
+    return max(dialogue.capacity(own.policy.spec, other.max_new_tokens, prompt_tokens, turns) for own, other in pairs)
 
 
 def opened(scene: Scene, capacity: int, turns: int) -> Dialogue:
     """Conversations before their first sampled message, the assistant's, in contexts of `capacity` tokens."""
     with jax.set_mesh(scene.mesh):
-        return _opened(scene.params, scene.prompts, specs=scene.specs, capacity=capacity, turns=turns)
+        return _opened(scene.user.policy, scene.assistant.policy, scene.prompts, capacity=capacity, turns=turns)
 
 
-@functools.partial(jax.jit, static_argnames=('specs', 'capacity', 'turns'))
-def _opened(
-    params: Params, prompts: Prompts, *, specs: tuple[GenerationSpec, GenerationSpec], capacity: int, turns: int
-) -> Dialogue:
-    return begin(
-        prefilled(params, specs[0], prompts.user, capacity),
-        prefilled(params, specs[1], prompts.assistant, capacity),
+@functools.partial(jax.jit, static_argnames=('capacity', 'turns'))
+def _opened(user: Policy, helper: Policy, prompts: Prompts, *, capacity: int, turns: int) -> Dialogue:
+    return init_dialogue(
+        prefill_prompts(user, prompts.user, capacity),
+        prefill_prompts(helper, prompts.assistant, capacity),
         jnp.asarray(prompts.opening),
         jnp.asarray(prompts.opening_length),
         jnp.asarray(prompts.given),
         turns=turns,
-        max_new_tokens=(specs[0].max_new_tokens, specs[1].max_new_tokens),
+        max_new_tokens=(user.max_new_tokens, helper.max_new_tokens),
     )
 
 
-def said(scene: Scene, dialogue: Dialogue, role: int) -> Dialogue:
-    """The conversations with one message more, of `role`, as a rollout adds it; `dialogue` may be donated."""
-    longest = [int(jnp.max(view.length)) for view in (dialogue.user, dialogue.assistant)]
+def said(scene: Scene, state: Dialogue, role: int) -> Dialogue:
+    """The conversations with one message more, of `role`, as a rollout adds it; `state` may be donated."""
+    user, helper = scene.user.policy, scene.assistant.policy
+    longest = [int(jnp.max(view.length)) for view in (state.user, state.assistant) if view is not None]
     with jax.set_mesh(scene.mesh):
-        return turn(
-            scene.params,
-            scene.params,
-            make_room(dialogue, longest, role, scene.specs),
-            scene.keys,
-            role=role,
-            specs=scene.specs,
-            temperatures=(1.0, 1.0),
-            token_mask=(jnp.asarray(scene.sides[0].policy.token_mask), jnp.asarray(scene.sides[1].policy.token_mask)),
-        )
+        state = dialogue.grow_caches(user, helper, state, longest, role)
+        return dialogue.add_message(user, helper, state, scene.keys, role=role)
 
 
-def check_said(scene: Scene, dialogue: Dialogue, messages: int) -> None:
+def check_said(scene: Scene, state: Dialogue, messages: int) -> None:
     """Refuses conversations that do not have so many sampled messages, each as long as its budget.
 
     Raises:
         ValueError: they do not: what was measured is not what it is called.
     """
-    length = np.asarray(dialogue.message_length)[:, 1:]
-    expected = [scene.specs[(i + 1) % 2].max_new_tokens for i in range(messages)]  # the assistant's first
+    length = np.asarray(state.message_length)[:, 1:]
+    agents = (scene.assistant, scene.user)
+    expected = [agents[i % 2].max_new_tokens for i in range(messages)]  # the assistant's first
     if not (length[:, :messages] == expected).all() or length[:, messages:].any():
         raise ValueError(f'expected {messages} messages of {expected} tokens in every conversation, found {length}')
 
@@ -197,14 +184,9 @@ def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
         batch, _ = prepare(
             model.params,
             None,
+            inputs.trajectories_of(tokens, role, jnp.zeros(tokens.shape, jnp.int32), jnp.full(reward.shape, length)),
             Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
             [],  # GRPO's one update has no pass before it
-            tokens=tokens,
-            role=role,
-            turn=jnp.zeros(tokens.shape, jnp.int32),
-            length=jnp.full(reward.shape, length, jnp.int32),
-            sampler_log_prob=jnp.zeros(tokens.shape, jnp.float32),
-            group=nothing,
             token_mask=model.whole_vocabulary,
             temperature=1.0,
         )
