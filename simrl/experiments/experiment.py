@@ -81,9 +81,7 @@ def run(
         return
     runtime.enable_compilation_cache()
     num_workers = workers_of(settings)
-    plain = config_lib.to_dict(settings)
-    # The settings of each stage say what it depends on; of the whole config only the scene must stay.
-    stages.open_workdir(workdir, plain, selected, exempt=[field for field in plain if field != 'scene'], rerun=again)
+    stages.open_workdir(workdir, config_lib.to_dict(settings), selected, fixed=('scene',), rerun=again)
     print(banner.banner(scene), flush=True)
     names = [stage.name for stage in selected]
     if num_workers == 1:

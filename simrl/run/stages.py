@@ -33,7 +33,6 @@ from simrl.run.stage_files import (
 )
 
 CONFIG_FILE = 'config.json'
-RUN_FIELDS = ('format', 'version')  # of config.json, beside those of the config
 FORMAT = 4  # of run directories; goes up when runs of the version before cannot be resumed
 
 
@@ -246,7 +245,7 @@ def open_workdir(
     config_dict: Mapping[str, Any],
     stages: Sequence[Stage] = (),
     *,
-    exempt: Collection[str] = (),
+    fixed: Collection[str] = (),
     rerun: Sequence[str] = (),
 ) -> None:
     """Makes the run directory and its config.json, or checks that it fits; empties the stages to rerun.
@@ -257,10 +256,9 @@ def open_workdir(
         workdir: the run directory.
         config_dict: the whole config as plain values (`config.to_dict`).
         stages: all that are to run. Others of the run directory are left alone.
-        exempt: dotted fields that may change, with all below them, for instance what is logged or which stages there
-            are. Their new values replace those in config.json.
-        rerun: names from `stages_to_rerun`. With them any change of the config is accepted: the settings of the other
-            stages say what these depend on.
+        fixed: fields of the config that the run keeps, for instance the scene. Any other may change: the settings of
+            each stage say what it depends on, and the new config replaces the stored one.
+        rerun: names from `stages_to_rerun`.
 
     Raises:
         ConfigError: the check of a stage fails.
@@ -271,8 +269,8 @@ def open_workdir(
     _check_order(workdir, stages)
     stored = _stored_config(workdir)
     _check_settings(workdir, stages, rerun)
-    if stored is not None and not rerun:
-        _check_config(workdir, stored, config_dict, exempt)
+    if stored is not None:
+        _check_config(workdir, {field: stored.get(field) for field in fixed}, config_dict)
     for stage in stages:
         if stage.name in rerun or not is_done(workdir / stage.name):
             stage.check()
@@ -293,19 +291,9 @@ def open_workdir(
         print(f'to rerun: {names}. After a kill, the command without --rerun resumes', flush=True)
 
 
-def _check_config(
-    workdir: pathlib.Path, stored: Mapping[str, Any], config_dict: Mapping[str, Any], exempt: Collection[str]
-) -> None:
-    lines = [
-        line
-        for line in config.differences({key: x for key, x in stored.items() if key not in RUN_FIELDS}, config_dict)
-        if not any(line.split(': ')[0] == field or line.startswith(f'{field}.') for field in exempt)
-    ]
-    if lines:
-        raise WorkdirError(
-            f'{workdir}: is the run of another config: {"; ".join(lines)}. Use another workdir, or name the stages to '
-            'rerun (--rerun)'
-        )
+def _check_config(workdir: pathlib.Path, fixed: Mapping[str, Any], config_dict: Mapping[str, Any]) -> None:
+    if lines := config.differences(fixed, {field: config_dict.get(field) for field in fixed}):
+        raise WorkdirError(f'{workdir}: is the run of another config: {"; ".join(lines)}. Use another workdir')
 
 
 def _stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
