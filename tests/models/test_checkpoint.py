@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: pathlib.Path) -> None:
     for path in (tmp_path / '2' / 'state').rglob('*'):
         if path.is_file() and path.parent.name == 'd':
             os.truncate(path, path.stat().st_size // 2)
-    message = rf'could not read {tmp_path / "2"}; delete that folder to go on'
+    message = rf'could not read {tmp_path / "2"}; delete that folder to resume'
     with Checkpoints(tmp_path, keep=2) as checkpoints, pytest.raises(CheckpointError, match=message):
         checkpoints.restore(make_state())
     shutil.rmtree(tmp_path / '2')

@@ -13,27 +13,27 @@ SETTINGS = AlgorithmSettings(epochs=2, minibatches=2, microbatches=3)
 
 
 @given(st.lists(st.integers(0, 16), min_size=12, max_size=12), st.integers(0, 3))
-def test_every_epoch_has_every_row_once_in_sorted_pieces_of_equal_size(lengths: list[int], seed: int) -> None:
+def test_every_epoch_has_every_row_once_in_sorted_microbatches_of_equal_size(lengths: list[int], seed: int) -> None:
     length = np.array(lengths)
     steps = microbatches.schedule_microbatches(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
-    assert [len(pieces) for pieces in steps] == [3] * 4
+    assert [len(step) for step in steps] == [3] * 4
     for epoch in (steps[:2], steps[2:]):
-        assert sorted(row for pieces in epoch for piece in pieces for row in piece.rows) == list(range(12))
-    for pieces in steps:
-        in_order = length[np.concatenate([piece.rows for piece in pieces])]
+        assert sorted(row for step in epoch for part in step for row in part.rows) == list(range(12))
+    for step in steps:
+        in_order = length[np.concatenate([part.rows for part in step])]
         assert (np.diff(in_order) >= 0).all()
-        for piece in pieces:
-            assert (piece.rows.shape, piece.rows.dtype) == ((2,), np.int32)
-            longest = length[piece.rows].max()
-            assert piece.width == min(width for width in WIDTHS if width >= longest)
+        for part in step:
+            assert (part.rows.shape, part.rows.dtype) == ((2,), np.int32)
+            longest = length[part.rows].max()
+            assert part.width == min(width for width in WIDTHS if width >= longest)
 
 
 def test_which_rows_meet_is_the_generators_alone() -> None:
-    """Lengths decide how a minibatch is cut, and not what is in it."""
+    """Lengths decide the microbatches of a minibatch, but not its rows."""
 
     def rows(length: np.ndarray, seed: int) -> list[set[int]]:
         steps = microbatches.schedule_microbatches(length, WIDTHS, SETTINGS, np.random.default_rng(seed))
-        return [{int(row) for piece in pieces for row in piece.rows} for pieces in steps]
+        return [{int(row) for part in step for row in part.rows} for step in steps]
 
     assert rows(np.arange(12), 0) == rows(np.arange(12)[::-1], 0)
     assert rows(np.arange(12), 0) != rows(np.arange(12), 1)

@@ -119,14 +119,13 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
     """With the sampler's log-probabilities taken to be those of the training graph, plus 0.01."""
     trained = trained_tokens(jnp.asarray(rows['role']), jnp.asarray(rows['length']), trained_role)
     sampled = jit_score(params, CONFIG, EXECUTION, rows['tokens'], trained, ALLOWED, 0.8).log_prob + 0.01
-    settings.rows_per_microbatch(ROWS)
-    pieces = settings.minibatches * settings.microbatches
+    num_microbatches = settings.minibatches * settings.microbatches
     return preparing_of(settings, trained_role)(
         params,
         reference,
         trajectories(rows, sampled),
         rewards,
-        microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, pieces),
+        microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, num_microbatches),
         token_mask=ALLOWED,
         temperature=0.8,
     )
@@ -391,15 +390,24 @@ def test_microbatching_changes_no_gradient(aggregation):
     batch = batch.replace(old_log_prob=batch.old_log_prob + 0.1)  # some ratios are clipped
 
     def gradients(settings):
-        (pieces,) = steps_of(dataclasses.replace(settings, epochs=1, minibatches=1), LENGTH)
+        (step,) = steps_of(dataclasses.replace(settings, epochs=1, minibatches=1), LENGTH)
         add = jax.jit(
             functools.partial(update.add_gradients, config=CONFIG, execution=EXECUTION, settings=settings),
             static_argnames='width',
         )
         total, parts = None, []
-        for piece in pieces:
+        for microbatch in step:
             total, part = add(
-                policy(), total, batch, np.ones(ROWS, bool), piece.rows, 0, ALLOWED, 0.8, {}, width=piece.width
+                policy(),
+                total,
+                batch,
+                np.ones(ROWS, bool),
+                microbatch.rows,
+                0,
+                ALLOWED,
+                0.8,
+                {},
+                width=microbatch.width,
             )
             parts.append(part)
         sums = {
@@ -417,29 +425,12 @@ def test_microbatching_changes_no_gradient(aggregation):
 
 
 def test_rows_differ_so_that_weights_of_microbatches_would_be_wrong():
-    """The test above can fail: normalised piece by piece, tokens would weigh differently."""
+    """The test above can fail: normalised per microbatch, tokens would weigh differently."""
     batch, _ = assembled(BASE, rewards_of(REWARDS.value, np.arange(ROWS) != 3))
     for aggregation in ('token_mean', 'seq_mean_token_mean', 'constant'):
         whole = losses.aggregation_weights(batch.trained, aggregation, 40.0)
         own = [losses.aggregation_weights(batch.trained[i::4], aggregation, 40.0) / 4 for i in range(4)]
         assert max(distance(whole[i::4], own[i]) for i in range(4)) > 1e-3 / 40
-
-
-def test_microbatching_changes_no_update():
-    batch, metrics = prepared(BASE)
-    state, update_metrics = updated(BASE, batch)
-    settings = dataclasses.replace(BASE, microbatches=2)
-    cut_batch, cut_metrics = prepared(settings)
-    assert (batch.trained == cut_batch.trained).all()
-    for name in ('old_log_prob', 'ref_log_prob', 'advantage', 'returns'):
-        assert distance(getattr(batch, name), getattr(cut_batch, name)) < 1e-5
-    cut_state, cut_update_metrics = updated(settings, batch)
-    assert distance(state.opt_state, cut_state.opt_state) < 1e-5
-    assert distance(state.params, cut_state.params) < 2e-4  # Adam divides by the size of gradients, however small
-    for whole, pieces in ((metrics, cut_metrics), (update_metrics, cut_update_metrics)):
-        assert whole.keys() == pieces.keys()
-        for name in whole:
-            np.testing.assert_allclose(whole[name], pieces[name], rtol=2e-3, atol=1e-5, err_msg=name)
 
 
 KL_VOCAB = 5
@@ -557,14 +548,6 @@ def test_epochs_and_minibatches_are_so_many_steps(change):
     assert distance(state.params, other.params) > 1e-3
 
 
-def test_minibatches_are_dealt_by_the_generator():
-    batch, _ = prepared(BASE)
-    state, _ = updated(BASE, batch)
-    again = optimizer.init_state(jax.tree.map(jnp.array, policy()), ADAMW)
-    again, _ = jitted(BASE, ADAMW)(again, batch, steps_of(BASE, LENGTH, seed=4), ALLOWED, 0.8)
-    assert distance(state.params, again.params) > 1e-4
-
-
 def test_critic_warmup_moves_the_value_head_only():
     settings = AlgorithmSettings(critic_warmup_steps=2, epochs=2)
     adamw = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2, weight_decay=0.1), 100)
@@ -635,7 +618,7 @@ def test_a_program_for_each_width_and_two_more(compiles):
     before, met = len(compiles), set()
     for seed in range(6):
         steps = steps_of(settings, LENGTH, seed, widths)
-        met |= {piece.width for pieces in steps for piece in pieces}
+        met |= {part.width for step in steps for part in step}
         state, _ = updates(state, batch, steps, ALLOWED, 0.8)
     new = compiles[before:]
     assert len(met) > 1
@@ -645,12 +628,12 @@ def test_a_program_for_each_width_and_two_more(compiles):
 
 
 def test_rows_cut_by_length_change_nothing_but_rounding():
-    """Against one microbatch of all rows of a minibatch, whole; the same rows meet."""
+    """Compared with one full-width microbatch per minibatch of the same rows."""
     short = conversations()
     short['length'] = np.array([TIME, 15, 8, 9, 12, 5, 8, 0], np.int32)
     widths = (8, 12, TIME)
     cut = dataclasses.replace(BASE, microbatches=4)
-    assert {piece.width for pieces in steps_of(cut, short['length'], widths=widths) for piece in pieces} == set(widths)
+    assert {part.width for step in steps_of(cut, short['length'], widths=widths) for part in step} == set(widths)
     (batch, measured), (cut_batch, cut_measured) = prepared(BASE, rows=short), prepared(cut, rows=short, widths=widths)
     assert (batch.trained == cut_batch.trained).all()
     for name in ('old_log_prob', 'ref_log_prob', 'advantage', 'returns', 'old_value'):
@@ -659,10 +642,10 @@ def test_rows_cut_by_length_change_nothing_but_rounding():
     cut_state, cut_metrics = updated(cut, batch, steps=steps_of(cut, short['length'], widths=widths))
     assert distance(state.opt_state, cut_state.opt_state) < 1e-5
     assert distance(state.params, cut_state.params) < 2e-4  # Adam divides by the size of gradients, however small
-    for whole, pieces in ((measured, cut_measured), (metrics, cut_metrics)):
-        assert whole.keys() == pieces.keys()
+    for whole, split in ((measured, cut_measured), (metrics, cut_metrics)):
+        assert whole.keys() == split.keys()
         for name in whole:
-            np.testing.assert_allclose(whole[name], pieces[name], rtol=2e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(whole[name], split[name], rtol=2e-3, atol=1e-5, err_msg=name)
 
 
 GOLDEN_STEPS = [
@@ -733,15 +716,6 @@ def test_golden_numbers_of_one_ppo_step():
 def test_impossible_settings_name_the_field(change, field):
     with pytest.raises(ValueError, match=rf'^AlgorithmSettings\.{field}: expected .*, found '):
         AlgorithmSettings(**change)
-
-
-def test_rows_that_cannot_be_cut_evenly_are_refused():
-    settings = AlgorithmSettings(minibatches=3, microbatches=2)
-    with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 3 x 2 = 6'):
-        prepared(settings)
-    batch, _ = prepared(BASE)
-    with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 3 x 2 = 6'):
-        updated(settings, batch)
 
 
 def test_what_the_algorithm_needs_is_missed_clearly():
