@@ -166,6 +166,6 @@ def test_logits_are_made_as_often_as_trained_positions_need(trained: int) -> Non
     mask[np.random.default_rng(0).permutation(2048)[:trained]] = True
     for rows in (2, 16, 128):
         positions = _Positions.of(jnp.asarray(mask.reshape(rows, -1)), 128, None)
-        assert positions.rounds == -(-trained // 128)
+        assert positions.num_chunks == -(-trained // 128)
         assert positions.chunk == 128
         np.testing.assert_array_equal(positions.indices[:trained], np.flatnonzero(mask))
