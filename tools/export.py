@@ -2,26 +2,26 @@
 
     python tools/export.py --source=SmolLM2-135M-Instruct-Q8_0.gguf --output=smollm2
     python tools/export.py --source=Qwen/Qwen2.5-0.5B-Instruct --revision=main --output=qwen-bf16 --dtype=bfloat16
-    python tools/export.py --stage=runs/smollm2-cpu/sft/user --output=user-simulator
+    python tools/export.py --stage=runs/smollm2-cpu/sft/fine_tuned --output=user-simulator
 
 A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
 tokenizer gets the terminal token that the run added. The folder is written whole or not at all.
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from simrl.conversations.chat import TERMINAL_TEXT
-from simrl.experiments import sources
-from simrl.experiments.outputs import load_params
-from simrl.experiments.settings import MeshSettings
+from simrl.experiments.outputs import PARAMS_FOLDER, load_params
+from simrl.experiments.pretrained import HELD_OUT_STAGE, REWARD_STAGE, PretrainedScene, sft_stage
+from simrl.main import USER_ERRORS
 from simrl.models import sharding
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
-from simrl.run import config as config_lib
 from simrl.run import stages
+from simrl.serving.load import find_run
 
 
 def generation_config_of(source: str, revision: str | None) -> dict | None:
@@ -29,38 +29,34 @@ def generation_config_of(source: str, revision: str | None) -> dict | None:
     return None if source.endswith('.gguf') else read_generation_config(find_folder(source, revision))
 
 
-def model_of_run(stage: Path) -> sources.ModelSettings:
-    """The model of the run that a stage is of, from the run's config."""
-    for folder in stage.resolve().parents:
-        if (folder / stages.CONFIG_FILE).exists():
-            run = json.loads((folder / stages.CONFIG_FILE).read_text())
-            if 'model' not in run:
-                raise SystemExit(f'{folder}: expected a run that starts from a model, found that of {run.get("job")!r}')
-            return config_lib.from_config_dict(sources.ModelSettings, run['model'], f'{folder}: model')
-    raise SystemExit(f'{stage}: expected a stage in a run directory with {stages.CONFIG_FILE}, found none')
-
-
 def export_stage(stage: Path, output: Path, dtype: str) -> None:
-    """The parameters that a stage left, with the tokenizer of the model that it started from."""
-    if not stages.is_done(stage):
-        raise SystemExit(f'{stage}: expected a finished stage, found none')
-    trained_with = json.loads((stage / stages.STAGE_FILE).read_text())['settings']
-    settings = model_of_run(stage)
-    model = sources.open_model(settings)
-    heads = ('reward_head',) if 'reward_model' in trained_with else ()
-    mesh = MeshSettings().make()
+    """Exports the parameters that a stage left, with the tokenizer of the model that it started from.
+
+    Raises:
+        ValueError: not a finished stage that left a model, or its tokenizer has no Hugging Face form.
+        WorkdirError, ConfigError: the run is of another version.
+    """
+    run = find_run(stage)
+    if run is None:
+        raise ValueError(f'{stage}: expected a stage in a run directory with {stages.CONFIG_FILE}, found none')
+    scene, name = run
+    if not isinstance(scene, PretrainedScene):
+        raise ValueError(
+            f'{stage}: expected a run of a pretrained model, found one of the concierge world, whose tokenizer is a '
+            'sentencepiece model of its own that no Hugging Face folder has a place for'
+        )
+    if not stages.is_done(stage) or not (stage / PARAMS_FOLDER).exists():
+        raise ValueError(f'{stage}: expected a finished stage that left a model, found none')
+    arms = {sft_stage(arm): arm for arm in scene.settings.arms}
+    model = scene.simulator_model(arms[name]) if name in arms else scene.model
+    heads = ('reward_head',) if name in (REWARD_STAGE, HELD_OUT_STAGE) else ()
+    mesh = scene.compute.mesh.make()
     params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)
     model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
     if len(model.tokenizer) != model.chat.size:
-        raise SystemExit(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')
-    export(
-        params,
-        model.config,
-        model.tokenizer,
-        output,
-        dtype=dtype,
-        generation_config=generation_config_of(settings.source, settings.revision),
-    )
+        raise ValueError(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')
+    generation_config = generation_config_of(model.settings.source, model.settings.revision)
+    export(params, model.config, model.tokenizer, output, dtype=dtype, generation_config=generation_config)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output.exists():  # before the long part
         raise SystemExit(f'{options.output}: expected no such folder yet, found one')
     if options.stage is not None:
-        export_stage(options.stage, options.output, options.dtype)
+        try:
+            export_stage(options.stage, options.output, options.dtype)
+        except (*USER_ERRORS, ValueError) as error:
+            sys.exit(f'error: {error}')
     else:
         config, params, tokenizer = load_model(options.source, revision=options.revision)
         generation_config = generation_config_of(options.source, options.revision)

@@ -267,7 +267,7 @@ def open_workdir(
         LockedError: another process runs or reads a stage to rerun. Nothing was written in any of these cases.
     """
     _check_order(workdir, stages)
-    stored = _stored_config(workdir)
+    stored = stored_config(workdir)
     _check_settings(workdir, stages, rerun)
     if stored is not None:
         _check_config(workdir, {field: stored.get(field) for field in fixed}, config_dict)
@@ -296,7 +296,7 @@ def _check_config(workdir: pathlib.Path, fixed: Mapping[str, Any], config_dict: 
         raise WorkdirError(f'{workdir}: is the run of another config: {"; ".join(lines)}. Use another workdir')
 
 
-def _stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+def stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """config.json of the run directory; None if it is empty or missing."""
     stored = stage_files.read_json(workdir / CONFIG_FILE)
     if stored is None and workdir.exists():
@@ -401,7 +401,7 @@ def plan_of(workdir: pathlib.Path, stages: Sequence[Stage], *, rerun: Collection
         WorkdirError: the directory is of another format, or contains files but no run; the stages are not in order.
     """
     _check_order(workdir, stages)
-    _stored_config(workdir)
+    stored_config(workdir)
     hashes, plan = Hashes(), dict[str, PlannedStage]()
     for stage in stages:
         folder, read = workdir / stage.name, _stages_read(workdir, stage)

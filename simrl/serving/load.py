@@ -1,0 +1,254 @@
+"""A name -> the agent to talk to.
+
+    RUN/initial, RUN/ARM/seed-K     an assistant of a run directory
+    RUN/ARM, RUN/ARM/seed-K         a user simulator of a run directory
+    RUN/STAGE                       the assistant or the simulator that a stage left
+    FOLDER, OWNER/MODEL, FILE.gguf  a model outside a run: as an assistant, or prompted to play the user
+
+A folder whose tokenizer has the terminal token, as `tools/export.py` writes a fine-tuned simulator, is that simulator.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
+from simrl.conversations.records import Example
+from simrl.experiments import experiment, plan, sources
+from simrl.experiments.scene import Scene
+from simrl.experiments.settings import MeshSettings
+from simrl.experiments.sources import Model, ModelSettings
+from simrl.models.transformer import Execution
+from simrl.rollouts.agents import Agent, ModelAgent, assistant, model_agent
+from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.token_sampling import Sampling
+from simrl.run import stage_files, stages
+from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
+from simrl.simulators.role_play import RolePlaySettings, role_play
+
+MAX_NEW_TOKENS = 512  # per message of a model outside a run
+SAMPLING = Sampling(temperature=0.7, top_p=0.9)  # of a model outside a run
+BLANK = Example('chat', None, None, persona_seed=0, source='chat', split='test')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """An agent to talk to.
+
+    Attributes:
+        name: what it was asked for by.
+        agent: ready to sample.
+        chat: its tokenizer and template.
+        example: what its conversations start from.
+    """
+
+    name: str
+    agent: Agent
+    chat: Chat
+    example: Example
+
+
+def load_assistant(name: str) -> Loaded:
+    """The assistant of that name.
+
+    Raises:
+        FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
+    """
+    if (run := find_run(pathlib.Path(name))) is None:
+        model = _open_model(name)
+        agent = assistant(
+            model.chat,
+            model.config,
+            model.load_params(),
+            _execution(),
+            max_new_tokens=MAX_NEW_TOKENS,
+            sampling=SAMPLING,
+        )
+        return Loaded(name, _ready(agent), model.chat, BLANK)
+    scene, part = run
+    stages_by_name = {found: of.stage for found, of in plan.assistants(scene).items()}
+    by_stage = {stage: found for found, stage in stages_by_name.items() if stage is not None}
+    found = by_stage.get(part, part)
+    if found not in stages_by_name:
+        names = (', '.join(x) for x in (stages_by_name, simulators(scene)))
+        raise ValueError('{}: expected an assistant of the run ({}); --simulator takes {}'.format(name, *names))
+    stage = stages_by_name[found]
+    folder = None if stage is None else scene.workdir / stage
+    _check_done(name, scene, [] if folder is None else [folder])
+    agent = scene.assistant(folder)
+    return Loaded(name, _ready(agent), scene.chat, BLANK)
+
+
+def load_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Loaded:
+    """The user simulator of that name.
+
+    Args:
+        persona: see `with_persona`. None: that of a held-out person of the run.
+        number: of that person.
+
+    Raises:
+        FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
+    """
+    agent: Agent
+    example = dataclasses.replace(BLANK, persona_seed=number)
+    if (run := find_run(pathlib.Path(name))) is None:
+        model = _open_model(name)
+        agent = _simulator(model)
+        if persona is None and agent.system is not None:
+            raise ValueError(f'{name}: expected --persona, the message that the simulated user opens with, found none')
+        example = example if persona is None else with_persona(agent, example, persona)
+        return Loaded(name, _ready(agent), model.chat, example)
+    scene, part = run
+    arms = simulators(scene)
+    found = _simulators_by_stage(scene).get(part, part)
+    if found not in arms:
+        raise ValueError(f'{name}: expected a simulator of the run ({", ".join(arms)})')
+    _check_done(name, scene, scene.simulator_inputs(*arms[found]).values())
+    agent = scene.simulator(*arms[found])
+    if persona is None:
+        people = scene.settings.evaluation.people
+        examples = scene.held_out_examples(None if people is None else range(people))
+        example = examples[number % len(examples)]
+    else:
+        example = with_persona(agent, example, persona)
+    return Loaded(name, _ready(agent), scene.chat, example)
+
+
+def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
+    """The run that a path is in, and the path within it; None: it is in no run.
+
+    Raises:
+        WorkdirError, ConfigError: the run is of another version.
+    """
+    path = path.absolute()
+    for workdir in (path, *path.parents):
+        if not (workdir / stages.CONFIG_FILE).is_file():
+            continue
+        config = stage_files.read_json(workdir / stages.CONFIG_FILE)
+        if config is None or not config.keys() >= set(stages.RUN_FIELDS):
+            continue  # a Hugging Face folder has a file of that name, too
+        config = stages.stored_config(workdir)
+        assert config is not None
+        settings = experiment.settings_of({key: x for key, x in config.items() if key not in stages.RUN_FIELDS})
+        # One conversation is no batch to split over devices.
+        settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, mesh=MeshSettings()))
+        return experiment.scene_of(settings, workdir), path.relative_to(workdir).as_posix()
+    return None
+
+
+def _check_done(name: str, scene: Scene, inputs: Iterable[pathlib.Path]) -> None:
+    for folder in inputs:
+        if folder.is_relative_to(scene.workdir) and not stages.is_done(folder):
+            stage = folder.relative_to(scene.workdir).as_posix()
+            raise ValueError(f'{name}: expected the finished stage {stage}, found none')
+
+
+def simulators(scene: Scene) -> dict[str, tuple[str, int]]:
+    """The simulators of a run by name, people included: an arm and a training seed."""
+    people = {arm: (arm, scene.settings.seeds[0]) for arm in scene.settings.arms if scene.is_people(arm)}
+    return plan.simulators(scene) | people
+
+
+def _simulators_by_stage(scene: Scene) -> dict[str, str]:
+    """Stages that stand for a simulator: those of assistants trained against it, and the one that left it."""
+    names: dict[str, str] = {}
+    for arm, seed in plan.runs(scene):
+        name = arm if scene.is_people(arm) else plan.simulator_name(scene, arm, seed)
+        names[plan.rl_stage(arm, seed)] = name
+        for folder in scene.simulator_inputs(arm, seed).values():
+            if folder.is_relative_to(scene.workdir):
+                names.setdefault(folder.relative_to(scene.workdir).as_posix(), name)
+    return names
+
+
+def _open_model(name: str) -> Model:
+    # A person reads the chat as it goes: what a template hides of history later, or today's date, may be in it.
+    today = datetime.date.today().strftime('%d %b %Y')
+    return sources.open_model(ModelSettings(name, rewrites='keep', date=today))
+
+
+def _execution() -> Execution:
+    return Execution(dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+def _simulator(model: Model) -> ModelAgent:
+    """A model outside a run as the user: fine-tuned where it has a terminal token of its own, else prompted."""
+    terminal = model.tokenizer.get_added_vocab().get(TERMINAL_TEXT)
+    parts = (model.chat, model.config, model.load_params(), _execution())
+    if terminal is None:
+        return role_play(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=RolePlaySettings())
+    agent = fine_tuned(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=FineTunedSettings())
+    policy = agent.policy
+    token_mask = np.array(policy.token_mask)
+    token_mask[[terminal, model.chat.terminal]] = True, False
+    spec = dataclasses.replace(policy.spec, stop_sequences=((terminal,),))
+    return dataclasses.replace(agent, policy=dataclasses.replace(policy, token_mask=token_mask, spec=spec))
+
+
+def _ready(agent: Agent) -> Agent:
+    return for_sampling(agent, MeshSettings().make())
+
+
+def with_persona(agent: Agent, example: Example, text: str) -> Example:
+    """The example of a simulator with this persona: its intent, or the message it opens with if it is told no intent.
+
+    Raises:
+        ValueError: the agent is off the device, and only knows the people of its own world.
+    """
+    if not isinstance(agent, ModelAgent):
+        raise ValueError('persona: expected a model as the simulator, found one that is told nothing')
+    if agent.system is not None:
+        told = [agent.system(dataclasses.replace(example, opening='.', intent=intent)) for intent in ('a', 'b')]
+        if told[0] != told[1]:
+            return dataclasses.replace(example, opening=None, intent=text)
+    return dataclasses.replace(example, opening=text)
+
+
+def with_system(agent: Agent, chat: Chat, text: str) -> ModelAgent:
+    """The agent with another system text.
+
+    Raises:
+        ValueError: the agent is off the device, or its template has no place for a system text.
+    """
+    if not isinstance(agent, ModelAgent):
+        raise ValueError('system: expected a model, found an agent off the device')
+    chat.system_prefix(text)
+    policy = agent.policy
+    told = model_agent(
+        chat,
+        policy.spec.config,
+        policy.params,
+        policy.spec.execution,
+        role=agent.role,
+        max_new_tokens=agent.max_new_tokens,
+        sampling=Sampling(),
+        view='swapped' if agent.role == USER and policy.spec.own_header == chat.header('assistant') else 'natural',
+        system=lambda example: text,
+        stop_text=agent.stop_text,
+    )
+    headers = {name: getattr(told.policy.spec, name) for name in ('own_first_header', 'partner_first_header')}
+    return dataclasses.replace(
+        told, policy=dataclasses.replace(policy, spec=dataclasses.replace(policy.spec, **headers))
+    )
+
+
+def resampled(
+    agent: Agent, *, temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
+) -> Agent:
+    """The agent, sampled in another way where one is given."""
+    if not isinstance(agent, ModelAgent):
+        return agent
+    policy, spec = agent.policy, agent.policy.spec
+    if top_p is not None:
+        spec = dataclasses.replace(spec, top_p=top_p)
+    if max_new_tokens is not None:
+        spec = dataclasses.replace(spec, max_new_tokens=max_new_tokens)
+    policy = dataclasses.replace(policy, spec=spec)
+    if temperature is not None:
+        policy = dataclasses.replace(policy, temperature=temperature)
+    Sampling(float(policy.temperature), top_p=spec.top_p)  # refuses what is out of range
+    return dataclasses.replace(agent, policy=policy)
