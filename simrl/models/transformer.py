@@ -128,15 +128,15 @@ def extended(cache: Cache, capacity: int) -> Cache:
     )
 
 
-def beginning(cache: Cache, capacity: int) -> Cache:
+def cache_prefix(cache: Cache, capacity: int) -> Cache:
     """Slices the cache to its first `capacity` positions, which makes attention over it cheaper."""
     return Cache(
         key=tuple(x[:, :, :, :capacity] for x in cache.key), value=tuple(x[:, :, :capacity] for x in cache.value)
     )
 
 
-def with_beginning(cache: Cache, first: Cache) -> Cache:
-    """Undoes `beginning`: writes `first` over the first positions of the cache."""
+def with_cache_prefix(cache: Cache, first: Cache) -> Cache:
+    """Undoes `cache_prefix`: writes `first` over the first positions of the cache."""
     origin = (0, 0, 0, 0)
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, origin), cache, first)
 
@@ -337,7 +337,7 @@ def apply(
         positions: int32 `[B, T]`, index of each token in its row. None means 0..T-1, the only choice without a cache.
             Tokens at positions at or past the cache's capacity are not written.
         cache: result of earlier calls. A query attends to every cached position up to its own. Time grows with the
-            capacity: see `beginning`.
+            capacity: see `cache_prefix`.
 
     Returns:
         hidden: `[B, T, D]` after the final norm, in the compute dtype; and the new cache (None without one).

@@ -106,9 +106,9 @@ def generate(
     state = begin_message(policy, context, active)
     with jax.named_scope('decode'):
         for capacity in prefix_lengths(context.cache.capacity, policy.spec.max_new_tokens):
-            prefix = transformer.beginning(state.cache, capacity)
+            prefix = transformer.cache_prefix(state.cache, capacity)
             first = decode(policy, dataclasses.replace(state, cache=prefix), keys)
-            state = dataclasses.replace(first, cache=transformer.with_beginning(state.cache, first.cache))
+            state = dataclasses.replace(first, cache=transformer.with_cache_prefix(state.cache, first.cache))
         state = decode(policy, state, keys)
     return end_message(policy, context, state, active, message)
 

@@ -1,4 +1,4 @@
-"""Run by test_rollout.py in a process with eight devices: the scene's conversations, two rows on each."""
+"""Run by test_dialogue.py in a process with eight devices: the scene's conversations, two rows on each."""
 
 import dataclasses
 import json

@@ -137,17 +137,17 @@ def test_both_views_hold_the_same_messages() -> None:
             speaker = (USER, ASSISTANT)[number % 2]
             for side, view in enumerate(_views(dialogue, row)):
                 here = view.message == number
-                held = view.tokens[here & ((view.role == speaker) | np.isin(view.tokens, EOT))].tolist()
+                tokens = view.tokens[here & ((view.role == speaker) | np.isin(view.tokens, EOT))].tolist()
                 silent = reason == EndReason.SIGNAL and number == dialogue.num_messages[row] - 1
                 if silent:
-                    assert held == (said if side == number % 2 else [])
+                    assert tokens == (said if side == number % 2 else [])
                 elif number < dialogue.num_given[row] and side == 0 and row not in scene.IN_BOTH_VIEWS:
-                    assert held == []
+                    assert tokens == []
                 else:
                     # Each view ends the message in its own way.
                     spec = scene.SPECS[side]
                     end = spec.end_of_turn if side == number % 2 else spec.partner_end_of_turn
-                    assert held == [*said, end]
+                    assert tokens == [*said, end]
 
 
 def test_roles_past_the_length_are_0_and_nowhere_else() -> None:
