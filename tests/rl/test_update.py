@@ -151,7 +151,6 @@ def assembled(settings, rewards=REWARDS, rows=None):
     passes = Passes(
         sampled=sampled, sampler_log_prob=old.log_prob, old=old, ref_log_prob=scores(headed_reference).log_prob
     )
-    rows = {name: jnp.asarray(rows[name]) for name in ('tokens', 'turn', 'length', 'group')}
     return preparing.assemble(passes, trajectories(rows), rewards, settings=settings)
 
 
