@@ -228,9 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error('--persona: expected a --simulator beside it')
     try:
         enable_compilation_cache()
-        talk = Talk(load(options), seed=options.seed, turns=options.turns)
-        print('/help lists the commands')
-        talk.run()
+        print('loading; the first message of a model on this machine takes a while to compile', flush=True)
+        agents = load(options)
+        you = ', '.join(f'you are the {name}' for role, name in NAMES.items() if role not in agents)
+        print(f'{you or "they talk with each other"}; /help lists the commands')
+        Talk(agents, seed=options.seed, turns=options.turns).run()
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:

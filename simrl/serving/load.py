@@ -30,6 +30,7 @@ from simrl.run import stage_files, stages
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 
+RUN_FIELDS = {'format', 'version'}  # of a run's config.json, beside the config's own
 MAX_NEW_TOKENS = 512  # per message of a model outside a run
 SAMPLING = Sampling(temperature=0.7, top_p=0.9)  # of a model outside a run
 BLANK = Example('chat', None, None, persona_seed=0, source='chat', split='test')
@@ -129,11 +130,11 @@ def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
         if not (workdir / stages.CONFIG_FILE).is_file():
             continue
         config = stage_files.read_json(workdir / stages.CONFIG_FILE)
-        if config is None or not config.keys() >= set(stages.RUN_FIELDS):
+        if config is None or not config.keys() >= RUN_FIELDS:
             continue  # a Hugging Face folder has a file of that name, too
         config = stages.stored_config(workdir)
         assert config is not None
-        settings = experiment.settings_of({key: x for key, x in config.items() if key not in stages.RUN_FIELDS})
+        settings = experiment.settings_of({key: x for key, x in config.items() if key not in RUN_FIELDS})
         # One conversation is no batch to split over devices.
         settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, mesh=MeshSettings()))
         return experiment.scene_of(settings, workdir), path.relative_to(workdir).as_posix()
