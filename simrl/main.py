@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from simrl.conversations.records import RowError
 from simrl.experiments import experiment
 from simrl.models.checkpoint import CheckpointError
+from simrl.rl.train import NothingJudgedError
 from simrl.run.config import ConfigError
 from simrl.run.runtime import use_xla_flags
 from simrl.run.stages import WorkdirError
@@ -23,7 +24,9 @@ _ONLY = flags.DEFINE_list('only', [], 'Stages, or folders of stages, to run with
 _RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
-USER_ERRORS = (ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, RowError, OSError)
+USER_ERRORS = (
+    *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, NothingJudgedError, RowError, OSError),
+)
 
 
 def default_workdir(config_file: str) -> pathlib.Path:
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
     logging.set_verbosity(logging.WARNING)  # what libraries tell of themselves is not this program's output
     config_flag: Any = flags.FLAGS['config']
+    if config_flag.value is None:
+        sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
     print(f'workdir: {workdir}', flush=True)
     try:
@@ -57,6 +62,17 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """Reads the flags. Errors of a config file, or of a field that it lacks, are one line."""
+    try:
+        return flags.FLAGS(arguments)
+    except KeyError as error:
+        name, _, hint = str(error.args[0]).partition('\n')
+        advice = hint or 'names such as arms are added in a config file'
+        sys.exit(f'error: --config: no field {name.strip(chr(39))!r} to set; {advice}')
+    except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:
+        sys.exit(f'error: {" ".join(str(error).split())}')
+
+
 if __name__ == '__main__':
-    flags.mark_flag_as_required('config')
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -24,7 +24,7 @@ def check_xla_flags(compute: Compute) -> None:
         raise ConfigError(
             f'config.compute.xla_flags: expected {" ".join(compute.xla_flags)} in force, found '
             f'{" ".join(missing)} missing. `simrl.main` sets them; where a job is called otherwise, call '
-            '`compilation.use_xla_flags` first, before a backend of JAX starts'
+            '`runtime.use_xla_flags` first, before a backend of JAX starts'
         )
 
 
@@ -95,7 +95,8 @@ def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> No
     """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
     if available < settings.prompts_per_step:
         raise ConfigError(
-            f'config.rl.prompts_per_step: expected at most {available}, found {settings.prompts_per_step}'
+            f'config.rl.prompts_per_step: expected at most the {available} examples that RL starts from, '
+            f'found {settings.prompts_per_step}'
         )
     updates = settings.steps * settings.algorithm.updates_per_batch
     if settings.optimizer.warmup_steps >= updates:

@@ -52,14 +52,14 @@ TOLD: Mapping[str, Callable[[Example], str]] = {  # kinds of simulators, and wha
     'role_play': one_name('default'),
     'persona': drawn_name(persona_name),
     'fine_tuned': told_intent,
+    **{name: one_name(name) for name in STEREOTYPES if name != 'default'},  # role-play of another stereotype
 }
-# A step in the keys of conversations, far above those of training: no two uses draw the same numbers.
 SATISFACTION = (
     'Satisfaction is the share of the intent met, 0 where the person left, less the effort it took. Win rate: how '
     'often people would prefer this assistant to the initial one, by expected votes; strict: higher satisfaction '
     'wins, ties count ½. Of two assistants that fail the one that fails sooner wins, for it costs less effort.'
 )
-EVALUATION_STEP = 2**31 - 3
+EVALUATION_STEP = 2**31 - 3  # in the keys of conversations, far above those of training: no two uses draw the same
 FIRST_IN_RL = 2 * 10**6  # of the people of the train split, above those of scripted conversations and logs
 AROUND_MESSAGE = 2  # tokens: a header and an end-of-turn
 
@@ -85,7 +85,7 @@ class UserModelSettings:
 class ConciergeSimulator:
     """The simulator of an arm in the concierge world."""
 
-    simulator: str  # role_play, persona, fine_tuned, people (the oracle), or your own as 'module:function'
+    simulator: str  # role_play, persona, fine_tuned, a stereotype's name, people (the oracle), or 'module:function'
     size: str = 'medium'  # key of `users`: the size of its user model
 
 

@@ -51,7 +51,7 @@ def build_stages(settings: ExperimentSettings, workdir: pathlib.Path) -> list[St
 
 
 def run(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict | Mapping[str, Any],
     workdir: pathlib.Path,
     *,
     rerun: tuple[str, ...] = (),
@@ -77,7 +77,10 @@ def run(
     again = stages.stages_to_rerun(workdir, everything, rerun)
     selected = stages.select(workdir, everything, only) if only else everything
     if show_plan:
-        print(stages.plan_text(stages.plan_of(workdir, selected, rerun=again)), flush=True)
+        planned = stages.plan_of(workdir, selected, rerun=again)
+        print(stages.plan_text(planned), flush=True)
+        if refused := {stage.reason: stage.name for stage in planned if stage.state == 'refused'}:
+            raise ConfigError('; '.join(refused))
         return
     runtime.enable_compilation_cache()
     num_workers = workers_of(settings)

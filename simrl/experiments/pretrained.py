@@ -220,12 +220,9 @@ class PretrainedScene:
         self.simulator_identity(arm)
         if is_own(self.settings.arms[arm].simulator):
             return
-        field = f'config.arms.{arm}'
+        field, agent = f'config.arms.{arm}', self._simulator_of(arm, {})
         try:
-            agent = self._simulator_of(arm, {})
-            helper = self._assistant_of({})
-            check_agents(agent, helper, self.chat, self.limits)
-            check_trained(helper)
+            check_agents(agent, check_trained(self._assistant_of({})), self.chat, self.limits)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
         for split in ('train', 'test'):
@@ -366,9 +363,12 @@ class PretrainedScene:
 
     def _simulator_of(self, arm: str, params: Params) -> ModelAgent:
         own, model = self.settings.arms[arm], self.simulator_model(arm)
-        if own.simulator == 'role_play':
-            return self._role_play(params, model, own.dtype, self.settings.role_play(arm))
-        return self._fine_tuned(params, model, own.dtype)
+        try:
+            if own.simulator == 'role_play':
+                return self._role_play(params, model, own.dtype, self.settings.role_play(arm))
+            return self._fine_tuned(params, model, own.dtype)
+        except ValueError as error:
+            raise ConfigError(f'config.arms.{arm}: {error}') from error
 
     def _role_play(self, params: Params, model: Model, dtype: Dtype | None, settings: RolePlaySettings) -> ModelAgent:
         if model.chat.system_header is None:

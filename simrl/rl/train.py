@@ -68,6 +68,10 @@ class RLSettings:
         return ASSISTANT if self.trained == 'assistant' else USER
 
 
+class NothingJudgedError(RuntimeError):
+    """No conversation of a step has a reward: the agents, or the reward, failed in all of them."""
+
+
 def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
     """The examples of a step: epochs of seeded permutations.
 
@@ -127,6 +131,7 @@ def train(
 
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
+        NothingJudgedError: no conversation of a step has a reward.
     """
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
@@ -178,7 +183,10 @@ def train(
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
         rewards = mask_failures(score(batch), batch.end_reason)
         # Waits for the conversations; from here on nothing does until the update is under way.
-        length = placement.to_host(batch.length)
+        length, judged = placement.to_host((batch.length, rewards.valid))
+        if not judged.any():
+            causes = ', '.join(sorted(set(failures.values()))) or 'the reward gave none a value'
+            raise NothingJudgedError(f'step {step}: none of {len(length)} conversations has a reward: {causes}')
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         pieces = settings.algorithm.minibatches * settings.algorithm.microbatches
         prepared, prepare_metrics = prepare(

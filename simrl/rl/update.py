@@ -61,7 +61,7 @@ def loss_and_sums(
     )
     terms = {'policy': losses.weigh(surrogate, weight)}
     policy = terms['policy']
-    if settings.kl in ('k2', 'k3'):
+    if settings.kl not in ('none', 'k1'):  # k1 is in the reward
         assert batch.ref_log_prob is not None
         terms['kl'] = losses.weigh(losses.kl_estimate(new.log_prob, batch.ref_log_prob, settings.kl), weight)
         policy += settings.kl_coef * terms['kl']

@@ -234,8 +234,10 @@ def _named(stages: Sequence[Stage], names: Iterable[str], flag: str) -> set[str]
         folder = name.strip('/')
         found = {stage.name for stage in stages if f'{stage.name}/'.startswith(f'{folder}/')}
         if not found:
-            known = ', '.join(stage.name for stage in stages)
-            raise WorkdirError(f'{flag}: expected names of stages, found {folder}; this run has {known}')
+            known = ', '.join(dict.fromkeys('/'.join(stage.name.split('/')[:2]) for stage in stages))
+            raise WorkdirError(
+                f'{flag}: expected names of stages or of their folders, found {folder}; there are {known}'
+            )
         chosen |= found
     return chosen
 

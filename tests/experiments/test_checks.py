@@ -133,7 +133,7 @@ def test_a_half_or_a_split_without_pairs_is_named():
 
 
 def test_too_few_openings_are_named():
-    with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step: expected at most 2, found 3'):
+    with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step: expected at most the 2 examples .* found 3'):
         checks.check_rl_steps(changed(RL, 'prompts_per_step', 3), 2, COMPUTE)
 
 

@@ -223,8 +223,9 @@ def test_a_plan_says_what_is_done_and_what_cannot_be_and_writes_nothing(files, f
     assert not (tmp_path / 'run').exists()
     config = config_of(files)
     config.rl.prompts_per_step = 100
-    experiment.run(config, tmp_path / 'run', show_plan=True)
-    assert 'prompts_per_step: expected at most 12, found 100' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r'prompts_per_step: expected at most the 12 examples .* found 100'):
+        experiment.run(config, tmp_path / 'run', show_plan=True)
+    assert 'refused' in capsys.readouterr().out
     assert not (tmp_path / 'run').exists()
 
 
@@ -310,7 +311,7 @@ LATE = {
     'filters in training': (edit('conversation.assistant.top_p', 0.9), 'temperature alone'),
     'more prompts than openings': (
         edit('rl.prompts_per_step', 100),
-        'prompts_per_step: expected at most 12, found 100',
+        'prompts_per_step: expected at most the 12 examples .* found 100',
     ),
     'warm-up without end': (edit('rl.optimizer.warmup_steps', 50), r'config\.rl\.optimizer\.warmup_steps'),
     'warm-up of fine-tuning': (
@@ -373,7 +374,9 @@ def test_a_killed_job_leaves_the_shared_stages_to_the_other(files, tmp_path):
         *(sys.executable, '-m', 'simrl.main', '--config=configs/smollm2.py:smoke', f'--workdir={tmp_path}/run'),
         *(f'--config.model.source={files}/model', f'--config.data.folder={files}', '--config.workers=1'),
         *(f'--config.{side}.batch.lengths=(128,)' for side in SFT_SIDES),
-        '--config.rl.row_buckets=(512,)',
+        *('--config.rl.row_buckets=(256,)', '--config.conversation.limits.prompt_tokens=96'),
+        '--config.conversation.role_play.instructions=Play. End with {signal}. {opening}',
+        *('--config.evaluation.people=6', '--config.evaluation.matrix=4', '--config.evaluation.batch_size=6'),
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         started = tmp_path / 'run' / 'sft' / 'fine_tuned' / 'stage.json'

@@ -338,7 +338,7 @@ def test_stages_to_rerun_and_to_select(tmp_path: pathlib.Path, names, dependent,
 @pytest.mark.parametrize('name', ['evaluat', 'rl/a/seed', 'seed-0'])
 def test_unknown_stages_to_rerun_and_to_select(tmp_path: pathlib.Path, name: str) -> None:
     for flag, choose in (('--rerun', stages_to_rerun), ('--only', select)):
-        message = f'^{flag}: expected names of stages, found {name}; this run has rl/a/seed-0, rl/b/.*, other$'
+        message = f'^{flag}: expected names of stages or of their folders, found {name}; there are rl/a, rl/b, .*other$'
         with pytest.raises(WorkdirError, match=message):
             choose(tmp_path, five_stages(tmp_path), ['other', name])
 
