@@ -2,7 +2,17 @@
 
     python -m simrl.main --config=configs/concierge.py
 
-A night on a laptop. `concierge.py:smoke` has the same arms in the sizes of quickstart.py:smoke.
+About two hours on two cores; `concierge.py:smoke` has the same arms in the sizes of quickstart.py:smoke. What came out
+on 2,000 new people, mean satisfaction [95% t-interval over eight training seeds]; the initial assistant's is 0.320:
+
+    role_play-small   0.310 [0.289, 0.331]      fine_tuned-small  0.470 [0.417, 0.524]
+    role_play         0.369 [0.354, 0.384]      fine_tuned        0.734 [0.711, 0.757]
+    role_play-large   0.375 [0.365, 0.384]      fine_tuned-large  0.742 [0.727, 0.757]
+    persona           0.519 [0.489, 0.550]      oracle            0.786 [0.778, 0.794]
+
+At equal size the simulator that was fine-tuned on people trains the better assistant: +0.160 [0.104, 0.217] small,
++0.365 [0.331, 0.398] medium, +0.367 [0.351, 0.384] large, sign-flip p .008 each. Medium and large fine-tuned ones do
+not differ significantly. `python -m tools.controls` has the negative controls.
 """
 
 from ml_collections import ConfigDict

@@ -41,8 +41,12 @@ class Talk:
 
     def __init__(self, agents: dict[int, Loaded], *, seed: int, turns: int) -> None:
         self.agents, self.seed, self.turns = agents, seed, turns
-        vocabularies = {tuple(of.chat.decode([i]) for i in range(of.chat.size)) for of in agents.values()}
-        self.share_tokenizer = len(vocabularies) == 1
+        first, *others = (of.chat for of in agents.values())
+        self.share_tokenizer = all(
+            chat is first
+            or (chat.size == first.size and all(chat.decode([i]) == first.decode([i]) for i in range(chat.size)))
+            for chat in others
+        )
         self.sample = -1  # conversations before this one
         self.begin()
 

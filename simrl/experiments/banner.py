@@ -43,7 +43,7 @@ def step_memory(scene: Scene) -> tuple[int, int]:
     """
     settings, compute, limits = scene.settings, scene.compute, scene.limits
     configs = list(scene.model_configs().values())
-    assistant, simulators = configs[0], configs[1:] or configs[:1]
+    assistant = configs[0]
     algorithm = settings.rl.algorithm
     copies = 4 + (algorithm.kl != 'none')
     size = jax.numpy.dtype(compute.sampling.dtype).itemsize
@@ -54,4 +54,4 @@ def step_memory(scene: Scene) -> tuple[int, int]:
         cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * rows
         return (num_parameters(config) + cache) * size
 
-    return 4 * copies * num_parameters(assistant), sampler(assistant) + max(map(sampler, simulators))
+    return 4 * copies * num_parameters(assistant), sampler(assistant) + max(map(sampler, configs))

@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -48,6 +49,7 @@ from simrl.worlds.concierge.people import STEREOTYPES, World, person_of, persona
 from simrl.worlds.concierge.replies import TURNS
 
 PEOPLE = 'people'  # the simulator of the oracle's arm
+RESERVED = re.compile(r'assistant|people|base_user(-.*)?')  # names of stages and of the matrix's last row
 TOLD: Mapping[str, Callable[[Example], str]] = {  # kinds of simulators, and what each one is told
     'role_play': one_name('default'),
     'persona': drawn_name(persona_name),
@@ -105,16 +107,26 @@ class ConciergeSettings(ExperimentSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for arm, settings in self.arms.items():
-            if settings.simulator not in (*TOLD, PEOPLE) and not is_own(settings.simulator):
+            where, simulator = f'ConciergeSettings.arms.{arm}', settings.simulator
+            if RESERVED.fullmatch(arm):
+                raise ValueError(f'ConciergeSettings.arms: {arm!r} is the name of something else in this world')
+            if simulator not in (*TOLD, PEOPLE) and not is_own(simulator):
                 raise ValueError(
-                    f'ConciergeSettings.arms.{arm}.simulator: expected one of {", ".join((*TOLD, PEOPLE))} or '
-                    f"'module:function', found {settings.simulator!r}"
+                    f"{where}.simulator: expected one of {', '.join((*TOLD, PEOPLE))} or 'module:function', "
+                    f'found {simulator!r}'
                 )
-            if settings.simulator != PEOPLE and settings.size not in self.users:
+            if simulator != PEOPLE and settings.size not in self.users:
                 raise ValueError(
-                    f'ConciergeSettings.arms.{arm}.size: expected one of {", ".join(self.users)}, the sizes of users, '
+                    f'{where}.size: expected one of {", ".join(self.users)}, the sizes of users, '
                     f'found {settings.size!r}'
                 )
+            if is_own(simulator) and settings.size != concierge_setup.USUAL_SIZE:
+                raise ValueError(
+                    f'{where}.size: expected {concierge_setup.USUAL_SIZE!r} for a simulator of your own, the size of '
+                    f'`user_model`, found {settings.size!r}'
+                )
+        if len(oracles := [arm for arm, settings in self.arms.items() if settings.simulator == PEOPLE]) > 1:
+            raise ValueError(f'ConciergeSettings.arms: expected at most one arm of people, found {", ".join(oracles)}')
         if self.rl_people < 1:
             raise ValueError(f'ConciergeSettings.rl_people: expected at least 1, found {self.rl_people}')
         if self.evaluation.people is None:
@@ -374,6 +386,9 @@ class ConciergeScene:
         usual = concierge_setup.USUAL_SIZE
         return self.load(self.workdir / concierge_setup.base_user_stage(usual), self.settings.users[usual].model)
 
+    def examples_identity(self, split: str) -> Mapping[str, Any]:
+        return {'rl_people': self.settings.rl_people} if split == 'train' else {}
+
     def training_examples(self) -> list[Example]:
         return people_examples(self.settings.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + self.settings.rl_people))
 
@@ -388,9 +403,9 @@ class ConciergeScene:
         return {}
 
     def outcomes(
-        self, examples: Sequence[Example], batch: Trajectories
+        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
-        return outcomes(self.chat, examples, batch)
+        return outcomes(examples, rows)
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -430,6 +445,9 @@ class ConciergeScene:
             logs, self.chat, length, system=lambda log: told(simulator, log_example(log)), openings='trained'
         )
         return rows, (length,)
+
+    def likelihood_identity(self) -> Mapping[str, Any]:
+        return {}
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         return {'logs': self.workdir / concierge_setup.LOGS_STAGE}

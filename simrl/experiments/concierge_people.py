@@ -107,10 +107,9 @@ def satisfaction(chat: Chat, examples: Sequence[Example]) -> Callable[[Trajector
 
 
 def outcomes(
-    chat: Chat, examples: Sequence[Example], batch: Trajectories
+    examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
-    """What each conversation was worth to whoever had it, in columns (see `Scene.outcomes`), and counts."""
-    rows = transcripts(batch, chat.decode)[: len(examples)]
+    """Returns what each conversation was worth to whoever had it, in columns (see `Scene.outcomes`), and counts."""
     total: collections.Counter[str] = collections.Counter(conversations=len(rows))
     columns: dict[str, list[Any]] = {}
     for example, row in zip(examples, rows, strict=True):

@@ -20,7 +20,7 @@ from simrl.experiments.fitting import fit_role
 from simrl.experiments.outputs import save_result
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel, print_counts
-from simrl.models import transformer
+from simrl.models import placement, transformer
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.collect import collect_batches
@@ -159,7 +159,7 @@ def collect_logs(
         pairs = [
             pair
             for chosen, batch in batches
-            for pair in zip(chosen, transcripts(batch, chat.decode)[: len(chosen)], strict=True)
+            for pair in zip(chosen, transcripts(placement.to_host(batch), chat.decode)[: len(chosen)], strict=True)
         ]
         kept = [pair for pair in pairs if all(text for _, text in spoken(pair[1]))]
         dropped[name] = number - len(kept)

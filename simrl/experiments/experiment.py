@@ -76,6 +76,7 @@ def run(
     everything = plan.plan(scene)
     again = stages.stages_to_rerun(workdir, everything, rerun)
     selected = stages.select(workdir, everything, only) if only else everything
+    num_workers = workers_of(settings)
     if show_plan:
         planned = stages.plan_of(workdir, selected, rerun=again)
         print(stages.plan_text(planned), flush=True)
@@ -83,7 +84,6 @@ def run(
             raise ConfigError('; '.join(refused))
         return
     runtime.enable_compilation_cache()
-    num_workers = workers_of(settings)
     stages.open_workdir(workdir, config_lib.to_dict(settings), selected, fixed=('scene',), rerun=again)
     print(banner.banner(scene), flush=True)
     names = [stage.name for stage in selected]
@@ -91,9 +91,8 @@ def run(
         stages.run_stages(workdir, selected, if_locked='wait')
     else:
         workers.run_side_by_side(build_stages, settings, workdir, names, num_workers)
-    missing = [stage.name for stage in everything if not stage_files.is_done(workdir / stage.name)]
-    if missing:
-        print(f'results follow once all stages are done; missing: {stage_files.shorten(missing)}', flush=True)
+    if only:
+        print('done; the command without --only writes the results once all stages are done', flush=True)
         return
     with stage_files.wait_for_lock(workdir / RESULTS_FOLDER):  # jobs of other arms may end at the same time
         results.write_results(results_spec(scene), workdir)

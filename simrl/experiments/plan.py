@@ -120,6 +120,7 @@ def _train(scene: Scene, arm: str, seed: int) -> Stage:
     settings = scene.settings
     identity = {
         **scene.simulator_identity(arm),
+        **scene.examples_identity('train'),
         'rl': settings.rl,
         'seed': seed,
         'log_every': settings.compute.loop.log_every,  # decides which steps the curves have
@@ -148,7 +149,13 @@ def _measure(scene: Scene, name: str, measure: Measure, assistant: str, block: i
     return _stage(
         scene,
         measure_stage(name, assistant, block),
-        {**measure.identity, 'people': people, 'seed': settings.seed, 'shown': shown},
+        {
+            **measure.identity,
+            **scene.examples_identity('test'),
+            'people': people,
+            'seed': settings.seed,
+            'shown': shown,
+        },
         {**_assistant_input(scene, assistant), **measure.inputs},
         run,
     )
@@ -162,7 +169,12 @@ def _meet(scene: Scene, assistant: str, simulator: str, arm: str, seed: int) -> 
     return _stage(
         scene,
         matrix_stage(assistant, simulator),
-        {**scene.simulator_identity(arm), 'conversations': settings.matrix, 'seed': settings.seed},
+        {
+            **scene.simulator_identity(arm),
+            **scene.examples_identity('test'),
+            'conversations': settings.matrix,
+            'seed': settings.seed,
+        },
         {**_assistant_input(scene, assistant), **scene.reward_inputs(), **scene.simulator_inputs(arm, seed)},
         run,
     )
@@ -173,7 +185,7 @@ def _likelihood(scene: Scene, simulator: str, arm: str, seed: int) -> Stage:
     return _stage(
         scene,
         likelihood_stage(simulator),
-        scene.simulator_identity(arm),
+        {**scene.simulator_identity(arm), **scene.likelihood_identity()},
         {**scene.likelihood_inputs(), **scene.simulator_inputs(arm, seed)},
         run,
     )

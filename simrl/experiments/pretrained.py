@@ -33,6 +33,7 @@ from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_
 from simrl.rewards.rewards import Rewards
 from simrl.rl.train import check_trained
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only, told
+from simrl.rollouts.agents import fitting as fitting_examples
 from simrl.rollouts.collect import collect_batches
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.token_sampling import Sampling
@@ -107,6 +108,8 @@ class PretrainedSettings(ExperimentSettings):
                     f"{where}.simulator: expected one of {', '.join(KINDS)} or 'module:function', "
                     f'found {settings.simulator!r}'
                 )
+            if is_own(settings.simulator) and (settings.model is not None or settings.dtype is not None):
+                raise ValueError(f'{where}: expected no model and no dtype for a simulator of your own, found some')
             if settings.instructions is not None:
                 if settings.simulator != 'role_play':
                     raise ValueError(f'{where}.instructions: expected None for {settings.simulator}, found some')
@@ -167,6 +170,7 @@ class PretrainedScene:
         except ValueError as error:
             raise ConfigError(f'config.data: {error}') from error
 
+    @functools.cache  # noqa: B019  (a scene lives as long as its process)
     def simulator_model(self, arm: str) -> Model:
         """The model of an arm's simulator, without its weights."""
         own = self.settings.arms[arm].model
@@ -179,6 +183,8 @@ class PretrainedScene:
                 f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
                 f'token ids'
             )
+        if (model.chat.headers, model.chat.end_of_turn) != (self.chat.headers, self.chat.end_of_turn):
+            raise ConfigError(f'{field}: expected the headers of config.model in the chat template, found others')
         return model
 
     # Checks: what shows only once config, tokenizer and data are there.
@@ -247,20 +253,17 @@ class PretrainedScene:
         c, size = self.settings.conversation, self.limits.prompt_tokens
         usual = [self._assistant_of({}), self._fine_tuned({}, self.model, None)]
         if self.chat.system_header is not None:
-            usual.append(self._role_play({}, self.model, None, c.role_play))
+            try:
+                usual.append(self._role_play({}, self.model, None, c.role_play))
+            except ValueError as error:
+                raise ConfigError(f'config.conversation.role_play: {error}') from error
         examples = [example_of(conversation) for conversation in self.data.conversations_of(split)]
-
-        def fits(example: Example) -> bool:
-            opening = len(self.chat.encode(example.opening or ''))
-            return max(opening, *(len(agent.prompt(example).tokens) for agent in usual)) <= size
-
-        kept = [example for example in examples if fits(example)]
+        kept, dropped = fitting_examples(examples, usual, self.chat, size)
         if not kept:
             raise ConfigError(
                 f'config.conversation.limits.prompt_tokens: expected room for at least one opening of the split '
                 f'{split!r}, found that none of {len(examples)} fits into {size} tokens'
             )
-        dropped = len(examples) - len(kept)
         print(f'openings ({split}): {len(kept)}; with a prompt of over {size} tokens: {dropped}', flush=True)
         return kept
 
@@ -304,7 +307,8 @@ class PretrainedScene:
             model = self.simulator_model(arm)
             fitting.fine_tune_user(folder, model, self.data, s.user_sft, self.compute)
 
-        return self._stage(sft_stage(arm), {**self._model_identity(arm), 'user_sft': s.user_sft}, {}, run)
+        identity = {**self._model_identity(arm), 'user_sft': s.user_sft}
+        return self._stage(sft_stage(arm), identity, self._model_inputs(arm), run)
 
     def _reward_model(self, name: str, settings: RewardModelSettings) -> Stage:
         def run(folder: pathlib.Path) -> None:
@@ -314,7 +318,8 @@ class PretrainedScene:
 
     def _scale(self) -> Stage:
         s = self.settings
-        identity = {'conversation': s.conversation, 'scale': s.scale}
+        identity = {'assistant_sampling': s.conversation.assistant, 'limits': self.limits, 'scale': s.scale}
+        identity |= self.examples_identity('train')
         return self._stage(SCALE_STAGE, identity, {'reward_model': self.workdir / REWARD_STAGE}, self._measure_scale)
 
     def _measure_scale(self, folder: pathlib.Path) -> None:
@@ -418,10 +423,14 @@ class PretrainedScene:
         }
 
     def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
-        own = self.settings.arms[arm]
-        source = None if own.model is None else sources.local_source(own.model)
-        inputs = {} if source is None else {'simulator_model': source}
-        return inputs | ({'simulator': self.workdir / sft_stage(arm)} if own.simulator == 'fine_tuned' else {})
+        tuned = self.settings.arms[arm].simulator == 'fine_tuned'
+        return self._model_inputs(arm) | ({'simulator': self.workdir / sft_stage(arm)} if tuned else {})
+
+    def _model_inputs(self, arm: str) -> dict[str, pathlib.Path]:
+        """The files of a simulator's own model."""
+        own = self.settings.arms[arm].model
+        source = None if own is None else sources.local_source(own)
+        return {} if source is None else {'simulator_model': source}
 
     def simulator_per_seed(self, arm: str) -> bool:
         return False
@@ -434,19 +443,28 @@ class PretrainedScene:
 
     # Examples, rewards and measures.
 
+    def examples_identity(self, split: str) -> Mapping[str, Any]:
+        """Which openings fit: see `_openings_by_split`."""
+        usual = self.settings.conversation.role_play
+        return {'openings': {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}}
+
     def training_examples(self) -> list[Example]:
         return self._openings('train')
 
     def held_out_examples(self, numbers: range | None) -> list[Example]:
-        settings = self.settings.evaluation
-        chosen = subsample(self._openings('test'), settings.people, settings.seed)
-        return chosen if numbers is None else chosen[numbers.start : numbers.stop]
+        """By one permutation for each seed, so that more people are the same ones and others."""
+        openings, settings = self._openings('test'), self.settings.evaluation
+        order = np.random.default_rng(settings.seed).permutation(len(openings))[: settings.people]
+        return [openings[i] for i in (order if numbers is None else order[numbers.start : numbers.stop])]
 
     def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
         """The mean over a conversation's replies of the reward model's standardised scores."""
+        algorithm = self.settings.rl.algorithm
+        return self._reward(algorithm.minibatches * algorithm.microbatches)
+
+    def _reward(self, num_microbatches: int) -> Callable[[Trajectories], Rewards]:
         params, measured = self._reward_params(REWARD_STAGE), read_result(self.workdir / SCALE_STAGE)
         scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
-        algorithm = self.settings.rl.algorithm
 
         def score(batch: Trajectories) -> Rewards:
             scores = score_conversations(
@@ -456,7 +474,7 @@ class PretrainedScene:
                 execution=self.compute.training,
                 frame=frame_of(self.chat),
                 later_tokens=max(self.limits.assistant_tokens, self.limits.user_tokens),
-                num_microbatches=algorithm.minibatches * algorithm.microbatches,
+                num_microbatches=num_microbatches,
             )
             return conversation_rewards(*scores, scale)
 
@@ -466,34 +484,18 @@ class PretrainedScene:
         return {'reward_model': self.workdir / REWARD_STAGE, 'scale': self.workdir / SCALE_STAGE}
 
     def outcomes(
-        self, examples: Sequence[Example], batch: Trajectories
+        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
-        rewards = placement.to_host(self._reward(batch))
-        return self._columns(examples, batch, rewards.value, rewards.valid), {}
-
-    @functools.cached_property
-    def _reward(self) -> Callable[[Trajectories], Rewards]:
-        return self.reward(())
-
-    def _columns(
-        self, examples: Sequence[Example], batch: Trajectories, score: np.ndarray, valid: np.ndarray
-    ) -> dict[str, list[Any]]:
-        """Columns of the first rows of a batch, those of the examples."""
-        rows = transcripts(batch, self.chat.decode)[: len(examples)]
-        for example, judged in zip(examples, valid, strict=False):
+        with jax.set_mesh(self.compute.mesh.make()):
+            rewards = placement.to_host(self._evaluation_reward(batch))
+        for example, judged in zip(examples, rewards.valid, strict=False):
             if not judged:
                 raise RuntimeError(f'example {example.id}: expected a reply to score, found a conversation without one')
-        said = [[m for m in row['messages'] if m['role'] == role] for role in ('assistant', 'user') for row in rows]
-        assistant, user = said[: len(rows)], said[len(rows) :]
-        return {
-            'example': [example.id for example in examples],
-            'cluster': [example.opening for example in examples],
-            'score': [float(value) for value in score[: len(rows)]],
-            'end': [row['end_reason'] for row in rows],
-            'assistant_turns': [len(messages) for messages in assistant],
-            'truncated': [sum(message['truncated'] for message in messages) for messages in assistant],
-            'user_truncated': [sum(message['truncated'] for message in messages) for messages in user],
-        }
+        return _columns(examples, rows, rewards.value), {}
+
+    @functools.cached_property
+    def _evaluation_reward(self) -> Callable[[Trajectories], Rewards]:
+        return self._reward(num_microbatches=1)
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{'role': m['role'], 'content': m['content']} for m in row['messages']]
@@ -507,9 +509,9 @@ class PretrainedScene:
         for chosen, batch, score in self._scored_replies(
             assistant, examples, HELD_OUT_STAGE, settings.batch_size, settings.seed
         ):
-            for name, values in self._columns(chosen, batch, score, np.ones(len(score), bool)).items():
+            rows = transcripts(placement.to_host(batch), self.chat.decode)[: len(chosen)]
+            for name, values in _columns(chosen, rows, score).items():
                 columns.setdefault(name, []).extend(values)
-            rows = transcripts(batch, self.chat.decode)[: len(chosen)]
             talks += [self.shown(*pair) for pair in zip(chosen, rows, strict=True)]
         return {'outcomes': columns, 'statistics': {}, 'shown': talks[:shown]}
 
@@ -549,7 +551,7 @@ class PretrainedScene:
         """What people, held out, said after their openings, in the simulator's own view and under its system text."""
         settings = self.settings.user_sft
         lengths = settings.sft.batch.lengths
-        swapped = simulator.policy.spec.own_header != self.chat.header('user')
+        swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
         rows, counts = user_rows(
             self.data.conversations_of('test'),
             self.chat,
@@ -560,6 +562,14 @@ class PretrainedScene:
         )
         sources.print_counts('conversations to predict', len(rows), counts)
         return subsample(rows, settings.held_out, settings.held_out_seed), lengths
+
+    def likelihood_identity(self) -> Mapping[str, Any]:
+        settings = self.settings.user_sft
+        return {
+            'lengths': settings.sft.batch.lengths,
+            'held_out': settings.held_out,
+            'held_out_seed': settings.held_out_seed,
+        }
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         return {}
@@ -598,3 +608,18 @@ def _opened(field: str, settings: ModelSettings) -> Model:
         return sources.open_model(settings)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f'{field}: {error}') from error
+
+
+def _columns(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], score: np.ndarray) -> dict[str, list[Any]]:
+    """Columns of conversations (see `Scene.outcomes`); `score` may have more rows, which fill up a batch."""
+    said = {role: [[m for m in row['messages'] if m['role'] == role] for row in rows] for role in ('assistant', 'user')}
+    truncated = {role: [sum(m['truncated'] for m in messages) for messages in found] for role, found in said.items()}
+    return {
+        'example': [example.id for example in examples],
+        'cluster': [example.opening for example in examples],
+        'score': [float(value) for value in score[: len(rows)]],
+        'end': [row['end_reason'] for row in rows],
+        'assistant_turns': [len(messages) for messages in said['assistant']],
+        'truncated': truncated['assistant'],
+        'user_truncated': truncated['user'],
+    }

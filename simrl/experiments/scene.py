@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import pathlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -121,6 +122,9 @@ class Scene(Protocol):
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """A model that a simulator of the user's own may play the user with; see `own_simulator`."""
 
+    def examples_identity(self, split: str) -> Mapping[str, Any]:
+        """What the choice of the examples of a split ('train' or 'test') depends on, beside the inputs."""
+
     def training_examples(self) -> Sequence[Example]:
         """What conversations of RL start from."""
 
@@ -129,6 +133,9 @@ class Scene(Protocol):
 
     def likelihood_rows(self, simulator: ModelAgent) -> tuple[Sequence[Rendered], tuple[int, ...]]:
         """People's messages that no simulator was trained on, in the simulator's view, and the rows' length buckets."""
+
+    def likelihood_identity(self) -> Mapping[str, Any]:
+        """What the choice of `likelihood_rows` depends on, beside the inputs."""
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         """What `likelihood_rows` reads."""
@@ -139,8 +146,14 @@ class Scene(Protocol):
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
         """What `reward` and `outcomes` read."""
 
-    def outcomes(self, examples: Sequence[Example], batch: Trajectories) -> tuple[Columns, Mapping[str, int]]:
+    def outcomes(
+        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[Columns, Mapping[str, int]]:
         """What each conversation was worth, in columns, and counts that are summed over conversations.
+
+        Args:
+            batch: on the device; rows past the examples only fill it up.
+            rows: `transcripts` of the examples' conversations.
 
         Columns have one entry per example: `example` (its id), `cluster` (what intervals resample), `score`, `end`,
         `assistant_turns`, `truncated`, `user_truncated`, and the scene's own numbers and labels.
@@ -153,6 +166,7 @@ class Scene(Protocol):
         """The measures of the trained assistants, by name; the first is the primary one."""
 
 
+LOADED = '__simrl_source__'  # an attribute of a user's module: its text when it was loaded
 PROBES = 16  # examples whose system texts stand for what a simulator is told
 
 
@@ -180,10 +194,8 @@ def is_own(simulator: str) -> bool:
 
 def own_identity(field: str, simulator: str) -> dict[str, str]:
     """The name of a simulator of the user's own, and a hash of the module that it is in."""
-    module, _ = _own_function(field, simulator)
-    source = inspect.getsourcefile(module)
-    text = '' if source is None else pathlib.Path(source).read_text()
-    return {'simulator': simulator, 'told': _digest([text])}
+    module, function = _own_function(field, simulator)
+    return {'simulator': simulator, 'told': _digest(sorted({_source(module), _source(function)}))}
 
 
 def own_simulator(field: str, simulator: str, scene: Scene) -> Agent:
@@ -199,7 +211,10 @@ def own_simulator(field: str, simulator: str, scene: Scene) -> Agent:
     try:
         agent = function(scene)
     except Exception as error:
-        raise ConfigError(f'{field}: {simulator} raised {type(error).__name__}: {error}') from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f'{field}: {simulator} raised {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})'
+        ) from error
     if not isinstance(agent, ModelAgent | HostAgent):
         raise ConfigError(
             f'{field}: expected {simulator} to return a ModelAgent or a HostAgent, found {type(agent).__name__}'
@@ -215,7 +230,20 @@ def _own_function(field: str, simulator: str) -> tuple[ModuleType, Callable[[Sce
         raise ConfigError(
             f'{field}: expected a module {name!r} that can be imported, found {type(error).__name__}: {error}'
         ) from error
+    loaded = vars(module).setdefault(LOADED, _source(module))
+    if loaded != _source(module):  # edited since, in a notebook for instance
+        module = importlib.reload(module)
+        vars(module)[LOADED] = _source(module)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ConfigError(f'{field}: expected a function {attribute!r} in module {name!r}, found {function!r}')
     return module, function
+
+
+def _source(thing: Any) -> str:
+    """The text of the file that a module or function is in; empty where there is none."""
+    try:
+        file = inspect.getsourcefile(thing)
+    except TypeError:  # of a callable object
+        file = None
+    return '' if file is None else pathlib.Path(file).read_text()

@@ -15,11 +15,13 @@ from simrl.conversations.records import Example
 from simrl.evaluation.fidelity import row_log_likelihoods
 from simrl.experiments.outputs import metric_lines, save_params, save_result
 from simrl.experiments.scene import Measure, Scene
+from simrl.models import placement
 from simrl.rl import train as rl
-from simrl.rollouts.agents import Agent, ModelAgent
+from simrl.rollouts.agents import Agent, ModelAgent, fitting
 from simrl.rollouts.collect import collect_batches
 from simrl.rollouts.trajectories import transcripts
 from simrl.run import config as config_lib
+from simrl.run.config import ConfigError
 from simrl.training import partition
 
 MATRIX_STEP = 2**31 - 4  # in the keys of conversations, far above the steps of training: no two uses draw the same
@@ -37,7 +39,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     examples = scene.training_examples()
     state = rl.train(
         folder,
-        user=scene.simulator(arm, seed),
+        user=fitting_simulator(scene, arm, seed, examples),
         assistant=assistant,
         chat=scene.chat,
         examples=examples,
@@ -71,10 +73,27 @@ def meet_simulator(folder: pathlib.Path, *, scene: Scene, stage: str | None, arm
     settings = scene.settings.evaluation
     examples = scene.held_out_examples(range(settings.matrix))
     assistant = scene.assistant(_folder(scene, stage))
+    user = fitting_simulator(scene, arm, seed, examples)
     save_result(
         folder,
-        conversations_with(scene.simulator(arm, seed), assistant, examples, scene, name='simulator', step=MATRIX_STEP),
+        conversations_with(user, assistant, examples, scene, name='simulator', step=MATRIX_STEP),
     )
+
+
+def fitting_simulator(scene: Scene, arm: str, seed: int, examples: Sequence[Example]) -> Agent:
+    """The simulator of an arm.
+
+    Raises:
+        ConfigError: its prompt for an example is too long.
+    """
+    user = scene.simulator(arm, seed)
+    _, too_long = fitting(examples, [user], scene.chat, scene.limits.prompt_tokens)
+    if too_long:
+        raise ConfigError(
+            f'config.arms.{arm}: its prompts for {too_long} of {len(examples)} examples have more than the '
+            f'limits.prompt_tokens={scene.limits.prompt_tokens}'
+        )
+    return user
 
 
 def conversations_with(
@@ -109,12 +128,12 @@ def conversations_with(
         name=name,
     )
     for chosen, batch in batches:
-        rows = transcripts(batch, scene.chat.decode)[: len(chosen)]
-        found, counts = scene.outcomes(chosen, batch)
-        for name, values in found.items():
-            columns.setdefault(name, []).extend(values)
-        for name, count in counts.items():
-            statistics[name] = statistics.get(name, 0) + count
+        rows = transcripts(placement.to_host(batch), scene.chat.decode)[: len(chosen)]
+        found, counts = scene.outcomes(chosen, batch, rows)
+        for column, values in found.items():
+            columns.setdefault(column, []).extend(values)
+        for counted, count in counts.items():
+            statistics[counted] = statistics.get(counted, 0) + count
         for example, row in zip(chosen, rows, strict=True):
             if len(talks) < shown:
                 talks.append(scene.shown(example, row))

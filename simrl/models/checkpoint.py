@@ -105,7 +105,8 @@ class Checkpoints:
         if step not in steps:
             raise CheckpointError(f'{self._folder}: expected a checkpoint of step {step}, found steps {steps}')
         place = self._folder / str(step)
-        advice = f'could not read {place}; delete that folder to resume from the previous checkpoint'
+        earlier = 'the previous checkpoint' if steps.index(step) else 'the start: there is no earlier checkpoint'
+        advice = f'could not read {place}; delete that folder to resume from {earlier}'
         with _reported(advice):
             stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
         wanted = {name: ocp.utils.to_shape_dtype_struct(array) for name, array in _flatten(like).items()}

@@ -144,6 +144,7 @@ def train(
         )
     config = trained.policy.spec.config
     own_token_mask, temperature = jnp.asarray(trained.policy.token_mask), trained.policy.temperature
+    trained = dataclasses.replace(trained, policy=dataclasses.replace(trained.policy, token_mask=own_token_mask))
 
     params, frozen = partition.trained_and_frozen(
         trained.policy.params, config, settings.lora, seed=seed, dtype=execution.dtype, mesh=mesh
@@ -153,6 +154,10 @@ def train(
         # A frozen decoder is the reference itself, and not stored twice.
         reference = frozen or placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
     partner = for_sampling(partner, mesh)
+    if settings.role == USER:  # the partner's float32 parameters are needed no more
+        assistant = partner
+    else:
+        user = partner
     if settings.algorithm.advantage == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
@@ -182,22 +187,21 @@ def train(
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
         rewards = mask_failures(score(batch), batch.end_reason)
-        # Waits for the conversations; from here on nothing does until the update is under way.
-        length, judged = placement.to_host((batch.length, rewards.valid))
-        if not judged.any():
-            causes = ', '.join(sorted(set(failures.values()))) or 'the reward gave none a value'
-            raise NothingJudgedError(f'step {step}: none of {len(length)} conversations has a reward: {causes}')
+        length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
-        pieces = settings.algorithm.minibatches * settings.algorithm.microbatches
+        num_microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
         prepared, prepare_metrics = prepare(
             {**frozen, **state.params},
             reference,
             batch,
             rewards,
-            microbatches.split_by_length(np.arange(len(length)), length, widths, pieces),
+            microbatches.split_by_length(np.arange(len(length)), length, widths, num_microbatches),
             token_mask=own_token_mask,
             temperature=temperature,
         )
+        if not placement.to_host(rewards.valid).any():
+            causes = ', '.join(sorted(set(failures.values()))) or 'the reward gave none a value'
+            raise NothingJudgedError(f'step {step}: none of {len(length)} conversations has a reward: {causes}')
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)

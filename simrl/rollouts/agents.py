@@ -286,7 +286,7 @@ def opening_only() -> HostAgent:
     def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> Sequence[Reply]:
         raise ValueError(f'expected one turn from given openings, found {len(conversations)} that wait for the user')
 
-    return HostAgent(reply, max_new_tokens=1)
+    return HostAgent(reply, max_new_tokens=1, stop_text='')
 
 
 def fitting(

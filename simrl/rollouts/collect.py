@@ -83,10 +83,12 @@ def collect(
     with jax.set_mesh(mesh):
         prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
         for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
-            rows = placement.shard_batch(jax.tree.map(operator.itemgetter(piece), prompts), mesh)
-            batch, failed = _converse(
-                user, assistant, rows, example_of_row[piece], chat, seed, step, limits=limits, view=view
-            )
+            rows = jax.tree.map(operator.itemgetter(piece), prompts)
+            starts = [
+                HostConversation(*start, ()) for start in zip(example_of_row[piece], rows.sample.tolist(), strict=True)
+            ]
+            placed = placement.shard_batch(rows, mesh)
+            batch, failed = _converse(user, assistant, placed, starts, chat, seed, step, limits=limits, view=view)
             failures |= {piece.start + row: reason for row, reason in failed.items()}
             batches.append(batch)
         return batches[0] if len(batches) == 1 else _joined(batches), failures
@@ -161,7 +163,7 @@ def _converse(
     user: Agent,
     assistant: Agent,
     prompts: Prompts,
-    examples: Sequence[Example],
+    starts: Sequence[HostConversation],
     chat: Chat,
     seed: int,
     step: int,
@@ -169,7 +171,7 @@ def _converse(
     limits: Limits,
     view: int,
 ) -> tuple[Trajectories, Mapping[int, str]]:
-    """The conversations of the prompts' rows; `examples` has one entry for each."""
+    """The conversations of the prompts' rows, and failures by row; `starts` has each row as a host agent reads it."""
     policies = tuple(agent.policy if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
     max_new_tokens = (user.max_new_tokens, assistant.max_new_tokens)
     dialogue, keys = _start(*policies, prompts, seed, step, limits=limits, max_new_tokens=max_new_tokens)
@@ -178,9 +180,7 @@ def _converse(
     def side(agent: Agent) -> Policy | HostReplies:
         if isinstance(agent, ModelAgent):
             return agent.policy
-        samples = np.asarray(prompts.sample).tolist()
-        conversations = [HostConversation(*row, ()) for row in zip(examples, samples, strict=True)]
-        return HostReplies(agent, conversations, keys, chat, failures)
+        return HostReplies(agent, list(starts), keys, chat, failures)
 
     dialogue = converse(side(user), side(assistant), dialogue, keys, turns=limits.turns)
     return _trajectories(dialogue, view, prompts.example, prompts.group), failures

@@ -220,6 +220,15 @@ def check_agents(user: Agent, assistant: Agent, chat: Chat, limits: Limits) -> N
             if agent.role != role:
                 raise ValueError(f'{name}: expected an agent of role {role}, found one of role {agent.role}')
             capacity(spec, partner.max_new_tokens, limits.prompt_tokens, limits.turns, name)
+            mask = np.asarray(agent.policy.token_mask)
+            if mask.shape != (spec.config.padded_vocab_size,):
+                raise ValueError(
+                    f'token_mask: expected one entry for each of the {spec.config.padded_vocab_size} ids of the '
+                    f"{name}'s padded vocabulary, found shape {mask.shape}"
+                )
+            for run in spec.stop_sequences:
+                if not mask[list(run)].all():
+                    raise ValueError(f'token_mask: expected the {name} to be able to sample its stop sequence {run}')
             models[name] = agent
     if not models:
         raise ValueError('user, assistant: expected at least one agent on the device, found two HostAgents')

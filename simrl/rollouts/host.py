@@ -122,15 +122,24 @@ class HostReplies:
             ids = self.chat.encode(reply.text)
         except ValueError as error:
             return str(error)
-        # As for sampled messages: one without an end of its own within the budget is cut.
-        budget = self.max_new_tokens
-        content = [*ids[: budget - 1], self.chat.terminal] if reply.ends else ids[:budget]
+        content, truncated = cut_reply(ids, self.max_new_tokens, self.chat.terminal if reply.ends else None)
         message.tokens[place, : len(content)] = content
         message.content_length[place] = len(content)
         message.replied[place] = True
         message.ends[place] = reply.ends
-        message.truncated[place] = len(ids) >= budget
+        message.truncated[place] = truncated
         return None
+
+
+def cut_reply(ids: list[int], max_new_tokens: int, terminal: int | None) -> tuple[list[int], bool]:
+    """A host agent's message as a model would have sampled it, and whether it was cut: it counts an end of its own.
+
+    Args:
+        ids: of its text.
+        terminal: the id that ends the conversation; None where it does not end.
+    """
+    content = ids[:max_new_tokens] if terminal is None else [*ids[: max_new_tokens - 1], terminal]
+    return content, len(ids) >= max_new_tokens
 
 
 @jax.jit

@@ -136,7 +136,8 @@ def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
         assert config is not None
         settings = experiment.settings_of({key: x for key, x in config.items() if key not in RUN_FIELDS})
         # One conversation is no batch to split over devices.
-        settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, mesh=MeshSettings()))
+        mesh = dataclasses.replace(settings.compute.mesh, data=1)
+        settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, mesh=mesh))
         return experiment.scene_of(settings, workdir), path.relative_to(workdir).as_posix()
     return None
 
@@ -247,7 +248,11 @@ def resampled(
     if top_p is not None:
         spec = dataclasses.replace(spec, top_p=top_p)
     if max_new_tokens is not None:
-        spec = dataclasses.replace(spec, max_new_tokens=max_new_tokens)
+        runs = tuple(run for run in spec.stop_sequences if len(run) <= max_new_tokens)
+        if spec.stop_sequences and not runs:
+            shortest = min(map(len, spec.stop_sequences))
+            raise ValueError(f'max_new_tokens: expected at least the {shortest} of a stop text, found {max_new_tokens}')
+        spec = dataclasses.replace(spec, max_new_tokens=max_new_tokens, stop_sequences=runs)
     policy = dataclasses.replace(policy, spec=spec)
     if temperature is not None:
         policy = dataclasses.replace(policy, temperature=temperature)

@@ -24,7 +24,7 @@ from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, HostConversa
 from simrl.rollouts.compaction import without_caches
 from simrl.rollouts.context import PREFIX, Context, extend, grow_cache
 from simrl.rollouts.generate import Decoding, begin_message, decode, end_message
-from simrl.rollouts.host import agent_seeds
+from simrl.rollouts.host import agent_seeds, cut_reply
 from simrl.rollouts.state import example_hash, row_keys
 
 BLOCK = 4  # tokens sampled between two pieces of text
@@ -188,9 +188,12 @@ class HostView:
         (reply,) = self._agent.reply([self._conversation], self._seeds)
         if reply.failure is not None:
             raise RuntimeError(f'the agent failed: {reply.failure}')
-        self._append(self._role, reply.text)
-        self.sent = Sent(tuple(self._chat.encode(reply.text)), reply.text, reply.ends)
-        yield reply.text
+        terminal = self._chat.terminal if reply.ends else None
+        ids, truncated = cut_reply(self._chat.encode(reply.text), self._agent.max_new_tokens, terminal)
+        text = self._chat.decode(ids[:-1] if reply.ends else ids)
+        self._append(self._role, text)
+        self.sent = Sent(tuple(ids), text, reply.ends, truncated)
+        yield text
 
     def _append(self, role: int, text: str) -> None:
         messages = (*self._conversation.messages, ('user' if role == USER else 'assistant', text))

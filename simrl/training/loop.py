@@ -45,7 +45,7 @@ S = TypeVar('S', bound=State)
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Intervals and amounts of logging. They change nothing that is learned, so no stage's slice has them."""
+    """Intervals and amounts of logging. They change nothing that is learned."""
 
     log_every: int = 1  # steps between lines of metrics.jsonl
     checkpoint_every: int = 20  # steps between checkpoints; the last step has one too

@@ -1,10 +1,14 @@
 """Settings of both scenes' smallest experiments, with changes by dotted field."""
 
 import importlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simrl.experiments.experiment import settings_of
-from simrl.run.config import to_dict
+from simrl.experiments.experiment import build_stages, settings_of
+from simrl.run.config import ConfigError, to_dict
+from simrl.run.stages import Stage
 
 CONCIERGE_ARMS = {
     'role_play': {'simulator': 'role_play', 'size': 'medium'},
@@ -29,3 +33,48 @@ def settings(config: str = 'quickstart', arg: str = 'smoke', **changes: Any) -> 
             part = part[key]
         part[last] = value
     return settings_of(plain)
+
+
+def identity(stage: Stage) -> str:
+    """What a stage depends on: its settings and the paths of its inputs."""
+    inputs = {name: str(path) for name, path in stage.inputs.items()}
+    return json.dumps([to_dict(stage.settings), inputs], sort_keys=True)
+
+
+def leaves(plain: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted fields and their values."""
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value
+
+
+def changed(plain: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """The settings with one dotted field of another value."""
+    name, _, rest = field.partition('.')
+    return {**plain, name: changed(plain[name], rest, value) if rest else value}
+
+
+OTHER = {bool: lambda x: not x, int: lambda x: 2 * x + 2, float: lambda x: 0.9 * x or 0.25, str: lambda x: f'{x} else'}
+
+
+def fields_without_effect(plain: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Fields whose change leaves the stages' identities as they are, and fields that were not changed.
+
+    A field that is None, or has no other valid value of its type, is not changed.
+    """
+    before = {stage.name: identity(stage) for stage in build_stages(settings_of(plain), pathlib.Path('run'))}
+    without, skipped = set(), set()
+    for field, value in leaves(plain):
+        if type(value) not in OTHER:
+            skipped.add(field)
+            continue
+        try:
+            stages = build_stages(settings_of(changed(plain, field, OTHER[type(value)](value))), pathlib.Path('run'))
+        except (ConfigError, ValueError):
+            skipped.add(field)
+            continue
+        if {stage.name: identity(stage) for stage in stages} == before:
+            without.add(field)
+    return without, skipped

@@ -1,6 +1,5 @@
 """The plan of an experiment: equal arms, growth without repetition, and what cannot be."""
 
-import json
 import pathlib
 
 import pytest
@@ -10,18 +9,13 @@ from simrl.experiments.experiment import build_stages, scene_of
 from simrl.run import stages as stages_lib
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.stages import Stage
-from tests.experiments.scene import CONCIERGE_ARMS, arms, settings
+from tests.experiments.scene import CONCIERGE_ARMS, arms, fields_without_effect, identity, settings
 
 WORKDIR = pathlib.Path('run')
 
 
 def stages(**changes) -> dict[str, Stage]:
     return {stage.name: stage for stage in build_stages(settings(**changes), WORKDIR)}
-
-
-def identity(stage: Stage) -> str:
-    inputs = {name: str(path) for name, path in stage.inputs.items()}
-    return json.dumps([to_dict(stage.settings), inputs], sort_keys=True)
 
 
 def test_every_stage_comes_after_what_it_reads():
@@ -46,6 +40,15 @@ def test_an_addition_computes_only_what_is_new(before, after, new):
     assert first.keys() < second.keys()
     assert all(identity(stage) == identity(second[name]) for name, stage in first.items())
     assert all(new in name for name in second.keys() - first.keys())
+
+
+def test_a_stage_knows_every_setting_that_it_depends_on():
+    """But for those that change no result beyond rounding, or only which people there are at once."""
+    without, skipped = fields_without_effect(to_dict(settings()))
+    ours = {field for field in without if not field.startswith('compute.') and field != 'workers'}
+    assert ours == {'evaluation.batch_size', 'arms.oracle.size'}  # people have no model
+    assert 'compute.loop.log_every' not in without  # decides which steps the curves have
+    assert len(skipped) < 50
 
 
 def test_arms_differ_in_their_simulator_alone():

@@ -22,9 +22,10 @@ from simrl.models.files.export import export
 from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
 from simrl.run import stage_files
-from simrl.run.config import ConfigError, from_config_dict
+from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.training import loop
+from tests.experiments.scene import fields_without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, byte_tokenizer
 from tools import export as export_tool
 
@@ -167,6 +168,27 @@ def test_an_edited_simulator_is_run_again_and_no_other_arm(files, finished, tmp_
     with pytest.raises(WorkdirError, match=r'--rerun=rl/role_play') as refused:
         experiment.run(config, tmp_path / 'run')
     assert 'fine_tuned' not in str(refused.value).partition('--rerun')[0].replace('matrix/fine_tuned', '')
+
+
+def test_a_stage_knows_every_setting_that_it_depends_on(files):
+    without, skipped = fields_without_effect(to_dict(experiment.settings_of(config_of(files))))
+    ours = {field for field in without if not field.startswith('compute.')}
+    # A template without dates ignores the date; that bad rows are dropped shows in the data, whose hash is an input.
+    assert ours <= {'workers', 'evaluation.batch_size', 'evaluation.people', 'model.source', 'data.on_bad_rows'}
+    assert len(skipped) < 60
+
+
+def test_more_people_are_the_same_and_others(files, tmp_path):
+    config = config_of(files)
+    config.evaluation.matrix = 2
+
+    def ids(people: int) -> list[str]:
+        config.evaluation.people = people
+        scene = experiment.scene_of(experiment.settings_of(config), tmp_path)
+        return [example.id for example in scene.held_out_examples(None)]
+
+    assert ids(5)[:3] == ids(3)
+    assert len(set(ids(6))) == 6
 
 
 def test_changed_parameters_of_a_stage_are_named(files, finished, tmp_path):
