@@ -1,7 +1,10 @@
 """Shared pytest set-up: parity tests may be required not to skip."""
 
+import gc
 import os
+from collections.abc import Iterator
 
+import jax
 import pytest
 
 
@@ -18,3 +21,11 @@ def pytest_runtest_makereport(item, call):
         report.outcome = 'failed'
         report.longrepr = f'{item.nodeid}: a parity test was skipped: {report.longrepr}'
     return report
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs() -> Iterator[None]:
+    """Drops compiled programs after each module: the kernel's number of memory maps bounds how many a process has."""
+    yield
+    jax.clear_caches()
+    gc.collect()
