@@ -140,8 +140,8 @@ def test_likelihoods_of_rows_add_up_to_the_loss_of_batches(scene):
     batch = BatchSettings(4, (64, 128))
     mesh = make_mesh(1, 1, jax.devices()[:1])
     sums, counts = row_log_likelihoods(params, rows, token_mask, batch, config=config, execution=Execution(), mesh=mesh)
-    loss = jax.jit(token_losses, static_argnums=(1, 2))
+    loss = jax.jit(token_losses, static_argnames=('config', 'execution'))
     for row, log_likelihood, count in zip(rows, sums, counts, strict=True):
-        total, number = loss(params, config, Execution(), stack([row], 128, 1), token_mask)['loss']
+        total, number = loss(params, stack([row], 128, 1), token_mask, config=config, execution=Execution())['loss']
         assert number == count
         np.testing.assert_allclose(log_likelihood, -total, rtol=1e-5)

@@ -112,24 +112,25 @@ def loaded(source: str, mesh: Mesh) -> dict[str, Any]:
     """Shards of a model after loading onto a mesh, and after placement for sampling and for training."""
     settings = ModelSettings(source)
     random = RandomModel(model_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256)
-    model = sources.load(settings, mesh)
-    made = sources.load(ModelSettings(source, random=random), mesh).params
-    sampling = placement.shard_params(model.params, model.config, mesh, sharding.SAMPLING_RULES)
+    model = sources.open_model(settings)
+    params = model.load_params(mesh)
+    made = sources.open_model(ModelSettings(source, random=random)).load_params(mesh)
+    sampling = placement.shard_params(params, model.config, mesh, sharding.SAMPLING_RULES)
     optimizer = make_optimizer(scene.ADAMW, STEPS)
-    headed = model.params | {'value_head': transformer.init_head(model.config)}
+    headed = params | {'value_head': transformer.init_head(model.config)}
     state, _ = place_state(headed, model.config, optimizer, mesh)
-    leaves = jax.tree.leaves((model.params, made, sampling, state))
+    leaves = jax.tree.leaves((params, made, sampling, state))
     read_by_host = [list(x.shape) for x in leaves if x.size >= MATRIX and x._npy_value is not None]
     whole = [
         list(x.shape)
         for x in jax.live_arrays()
         if x.size >= MATRIX and any(shard.data.size == x.size for shard in x.addressable_shards)
     ]
-    on_host = sources.load(settings).params
-    same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (model.params, on_host)), strict=True)]
-    assert jax.tree.leaves(model.params)[0]._npy_value is not None  # what `read_by_host` goes by
+    on_host = model.load_params()
+    same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, on_host)), strict=True)]
+    assert jax.tree.leaves(params)[0]._npy_value is not None  # what `read_by_host` goes by
     return {
-        'shards': {name: shards(tree) for name, tree in (('loaded', model.params), ('made', made))},
+        'shards': {name: shards(tree) for name, tree in (('loaded', params), ('made', made))},
         'sampling_embedding': shards(sampling)['decoder.embedding'],
         'training_embedding': shards(state.params)['decoder.embedding'],
         'read_by_host': read_by_host,

@@ -190,7 +190,7 @@ def test_impossible_settings() -> None:
 
 
 def test_evaluations_must_be_possible(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match=r'LoopSettings\.evaluate_every: expected 0 exactly where'):
+    with pytest.raises(ValueError, match=r'LoopSettings\.evaluate_every: expected 0 if and only if'):
         loop.run(tmp_path, tiny_job.init_state(), counting, settings(evaluate_every=2), num_steps=4, name='count')
 
 
