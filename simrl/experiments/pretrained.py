@@ -240,11 +240,8 @@ class PretrainedScene:
                         f'config.conversation.limits.prompt_tokens={self.limits.prompt_tokens}'
                     )
 
-    def _openings(self, split: str) -> list[Example]:
-        return self._openings_by_split(split)
-
     @functools.cache  # noqa: B019  (a scene lives as long as its process)
-    def _openings_by_split(self, split: str) -> list[Example]:
+    def _openings(self, split: str) -> list[Example]:
         """The openings that fit into the prompts of the assistant and of the usual simulators; prints how many do not.
 
         All arms start from the same people, those that are added later as well. So it is not this run's arms that
@@ -444,7 +441,7 @@ class PretrainedScene:
     # Examples, rewards and measures.
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """Which openings fit: see `_openings_by_split`."""
+        """Which openings fit: see `_openings`."""
         usual = self.settings.conversation.role_play
         return {'openings': {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}}
 

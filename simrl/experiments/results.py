@@ -12,7 +12,6 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
 
 import collections
 import dataclasses
-import json
 import math
 import pathlib
 import shutil
@@ -48,7 +47,7 @@ from simrl.evaluation.results import (
 )
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
-from simrl.experiments.outputs import RESULT_FILE
+from simrl.experiments.outputs import read_result
 from simrl.run.metrics import Writer
 
 
@@ -167,7 +166,7 @@ def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
 def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
     """The results of a run whose stages are done."""
     parts = {
-        name: {who: [_result(workdir, stage) for stage in stages] for who, stages in measure.stages.items()}
+        name: {who: [read_result(workdir / stage) for stage in stages] for who, stages in measure.stages.items()}
         for name, measure in spec.measures.items()
     }
     outcomes = {
@@ -175,7 +174,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         for name, found in parts.items()
     }
     met = {
-        who: {simulator: _result(workdir, stage) for simulator, stage in stages.items()}
+        who: {simulator: read_result(workdir / stage) for simulator, stage in stages.items()}
         for who, stages in (spec.matrix.stages if spec.matrix else {}).items()
     }
     people = parts[spec.matrix.people][INITIAL] if spec.matrix and spec.matrix.people else []
@@ -197,15 +196,10 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         ),
         matrix=_matrix(spec, spec.matrix, met, outcomes) if spec.matrix else None,
         fidelity=_fidelity(spec, workdir, met.get(INITIAL, {}), people),
-        training=TrainingResult({name: _curve(_result(workdir, x.rl)) for name, x in spec.assistants.items()}),
+        training=TrainingResult({name: _curve(read_result(workdir / x.rl)) for name, x in spec.assistants.items()}),
         conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),
         timings=TimingsResult(dict(spec.seconds)),
     )
-
-
-def _result(workdir: pathlib.Path, stage: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((workdir / stage / RESULT_FILE).read_text())
-    return content
 
 
 def _numbered(clusters: Sequence[str]) -> tuple[int, ...]:
@@ -285,7 +279,7 @@ def _fidelity(
     """Simulators beside people: rates of their messages to the initial assistant, likelihoods of people's messages."""
     fidelity = {}
     for arm, names in _by_arm(spec, {name: name for name in spec.simulators}).items():
-        found = [_result(workdir, spec.simulators[name].likelihood) for name in names]
+        found = [read_result(workdir / spec.simulators[name].likelihood) for name in names]
         nats = None
         if found[0]['tokens'] is not None:  # over tokens and trainings of the simulator; all have the same rows
             total = -np.mean([x['log_likelihood'] for x in found], 0)
