@@ -11,6 +11,7 @@ A state has no random keys: randomness is a function of the step.
 import logging
 import pathlib
 import shutil
+import time
 from typing import Any, TypeVar
 
 import jax
@@ -48,6 +49,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()
+        self._remove_unfinished()  # of a failed save, whose threads have ended now
 
     @property
     def steps(self) -> list[int]:
@@ -117,10 +119,19 @@ class Checkpoints:
         return step, state, stored['meta']
 
     def _remove_unfinished(self) -> None:
-        """Deletes incomplete checkpoints; after a failed save they may fill the disk."""
-        if jax.process_index() == 0:
-            for path in self._folder.glob('*.orbax-checkpoint-tmp*'):
+        """Deletes incomplete checkpoints; after a failed save they may fill the disk.
+
+        Threads of a failed save go on writing for a moment, so a folder may need to be removed more than once.
+        """
+        if jax.process_index() != 0:
+            return
+        deadline = time.monotonic() + 5
+        while unfinished := list(self._folder.glob('*.orbax-checkpoint-tmp*')):
+            for path in unfinished:
                 shutil.rmtree(path, ignore_errors=True)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
 
 
 class _reported:  # noqa: N801  (a context manager)
