@@ -34,6 +34,7 @@ from simrl.run import config
 
 ARMS = ('role_play', 'fine_tuned')
 PAIR = ('fine_tuned', 'role_play')
+OPENS = {True: 'opens', False: 'does NOT open', None: 'may or may not open'}
 
 
 def twice(run: pathlib.Path) -> dict[str, SameTwice]:
@@ -106,7 +107,7 @@ def verdict(found: Opening) -> str:
     return '\n'.join(
         (
             _first_gap(found),
-            f'The gap {"opens" if found.monotone else "does NOT open"} monotonically, as far as the seeds can tell: '
+            f'The gap {OPENS[found.monotone]} monotonically, as far as the seeds can tell: '
             f'from dial to dial {steps}; slope {summary.interval(found.slope, 3, "+")}.',
         )
     )
@@ -117,9 +118,11 @@ def _first_gap(found: Opening) -> str:
     gap = found.first
     above = sum(value > 0 for value in gap.values)
     seeds = f'{summary.interval(gap, 3, "+")}, above 0 in {above} of {gap.num_seeds} seeds'
+    if found.closed is None:
+        return f'At the first dial the seeds do not differ, which bounds nothing: {seeds}.'
     if not found.closed:
         return f'At the first dial there IS a gain: {seeds}.'
-    if summary.sign_of(gap) < 0:
+    if gap.sign == -1:
         return f'At the first dial fine-tuning gains nothing, it loses: {seeds}.'
     share = '' if found.at_most is None else f', {found.at_most:.0%} of the gap at the last dial'
     return f'At the first dial the gain is at most {summary.number(gap.high, 3, "+")}{share}: {seeds}.'

@@ -65,8 +65,8 @@ def same_simulator_twice(scores: np.ndarray, *, level: float = 0.95, resamples: 
     )
     return SameTwice(
         splits=len(splits),
-        over_seeds=float(np.mean([_misses_zero(found.low, found.high) for found in over_seeds])),
-        over_people=float(np.mean([_misses_zero(found.low, found.high) for found in over_people])),
+        over_seeds=float(np.mean([bool(found.sign) for found in over_seeds])),
+        over_people=float(np.mean([bool(found.sign) for found in over_people])),
         largest=max(abs(found.mean) for found in over_seeds),
         level=level,
     )
@@ -80,18 +80,19 @@ class Opening:
         first: the gap at the first dial, where nothing can be gained.
         steps: the change of the gap from each dial to the next.
         slope: of each seed's least-squares line of gap on dial.
-        monotone: no step is significantly negative, and the slope is significantly positive (intervals over seeds).
-        closed: the interval of the first gap is not above 0. With few seeds a small gain is not significant: `at_most`
-            bounds it.
+        monotone: no step is significantly negative, and the slope is significantly positive (intervals over seeds);
+            None where one of them has no interval.
+        closed: the interval of the first gap is not above 0; None without an interval. With few seeds a small gain is
+            not significant: `at_most` bounds it.
         at_most: the upper bound of the first gap, at least 0, as a share of the mean gap at the last dial; None where
-            the last is not above 0.
+            the last is not above 0, or without an interval.
     """
 
     first: SeedEstimate
     steps: tuple[SeedEstimate, ...]
     slope: SeedEstimate
-    monotone: bool
-    closed: bool
+    monotone: bool | None
+    closed: bool | None
     at_most: float | None
 
 
@@ -113,25 +114,15 @@ def opening(dials: Sequence[float], gaps: np.ndarray, *, level: float = 0.95) ->
     steps = tuple(paired_difference(after, before, level=level) for before, after in itertools.pairwise(gaps))
     slope = t_interval(np.polyfit(dials, gaps, 1)[0], level=level, null=0.0)
     first, last = t_interval(gaps[0], level=level), float(gaps[-1].mean())
-    low, high = _bounds(first)
+    known = all(estimate.low is not None for estimate in (slope, *steps))
     return Opening(
         first=first,
         steps=steps,
         slope=slope,
-        monotone=_bounds(slope)[0] > 0 and all(_bounds(step)[1] >= 0 for step in steps),
-        closed=low <= 0,
-        at_most=max(high, 0.0) / last if last > 0 else None,
+        monotone=(slope.sign == 1 and all(step.sign != -1 for step in steps)) if known else None,
+        closed=None if first.sign is None else first.sign < 1,
+        at_most=max(first.high, 0.0) / last if first.high is not None and last > 0 else None,
     )
-
-
-def _bounds(estimate: SeedEstimate) -> tuple[float, float]:
-    if estimate.low is None or estimate.high is None:
-        raise ValueError(f'expected an interval over at least 2 seeds, found {estimate}')
-    return estimate.low, estimate.high
-
-
-def _misses_zero(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def _halves(number: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from simrl.evaluation.statistics import check_level, resampled_means, t_interval
+from simrl.evaluation.statistics import check_level, percentile_interval, resampled_means, t_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +15,8 @@ class GapRecovered:
     Attributes:
         mean: the share; None where it is undefined.
         low, high: the bounds of its interval over clusters: of these checkpoints only. None for the oracle itself,
-            whose share is 1 by definition.
-        reason: why it is undefined.
+            whose share is 1 by definition, and where all resamples have the same share.
+        reason: why the share, or else its interval, is undefined.
         num_examples: how many examples the means are over.
         level: the nominal coverage of the interval.
     """
@@ -43,7 +43,7 @@ def gaps_recovered(
 
     All arms share the draws, so differences between clusters cancel. Seeds are averaged first: the interval leaves out
     the variance between training runs. The share is undefined where an interval of the oracle's gain, over clusters or
-    (from two seeds on) over training seeds, is not above 0.
+    (from two seeds on) over training seeds, is not above 0, or where there is neither.
 
     Args:
         arms: scores by arm, [examples] of one run or [seeds, examples].
@@ -64,24 +64,26 @@ def gaps_recovered(
     best = _over_seeds(oracle, arms[oracle], number)
     gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])
     oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
-    bounds = [(1 - level) / 2, (1 + level) / 2]
     by_seed = t_interval((np.atleast_2d(arms[oracle]) - base).mean(1), level=level)
     intervals = {
-        'examples': np.quantile(oracle_draws, bounds).tolist(),
+        'examples': percentile_interval(oracle_draws, level=level),
         'training seeds': (by_seed.low, by_seed.high),
     }
-    for unit, (lowest, highest) in intervals.items():
-        if lowest is not None and lowest <= 0:
-            reason = (
-                f"the oracle's gain {gains[0].mean():+.3f} [{lowest:+.3f}, {highest:+.3f}] over {unit} is not above 0"
-            )
-            return dict.fromkeys(arms, GapRecovered(None, None, None, reason, number, level))
+    reasons = [
+        f"the oracle's gain {gains[0].mean():+.3f} [{low:+.3f}, {high:+.3f}] over {unit} is not above 0"
+        for unit, (low, high) in intervals.items()
+        if low is not None and high is not None and low <= 0
+    ]
+    if all(low is None for low, _ in intervals.values()):
+        reasons = [f"the oracle's gain {gains[0].mean():+.3f} has no interval: one example, or all are alike"]
+    if reasons:
+        return dict.fromkeys(arms, GapRecovered(None, None, None, reasons[0], number, level))
     defined = oracle_draws > 0  # all but fewer draws than the interval leaves out below
     shares = {}
     for arm, gain, draws in zip(arms, gains[1:], arm_draws, strict=True):
-        low, high = np.quantile(draws[defined] / oracle_draws[defined], bounds)
-        share = float(gain.mean() / gains[0].mean())
-        shares[arm] = GapRecovered(share, float(low), float(high), None, number, level)
+        low, high = percentile_interval(draws[defined] / oracle_draws[defined], level=level)
+        reason = 'the share is the same whichever examples are drawn' if low is None else None
+        shares[arm] = GapRecovered(float(gain.mean() / gains[0].mean()), low, high, reason, number, level)
     return shares | {oracle: GapRecovered(1.0, None, None, None, number, level)}
 
 

@@ -154,8 +154,8 @@ class MatrixResult:
     people: str | None  # the user that is a measure on people, the last one
     assistants: tuple[str, ...]
     mean: tuple[tuple[float, ...], ...]
-    low: tuple[tuple[float, ...], ...]
-    high: tuple[tuple[float, ...], ...]
+    low: tuple[tuple[float | None, ...], ...]  # None where there is no interval
+    high: tuple[tuple[float | None, ...], ...]
     conversations: tuple[tuple[int, ...], ...]
     transfers: dict[str, Transfer]
 

@@ -3,6 +3,9 @@
 The two units are never mixed. A cluster bootstrap resamples people: it is of the checkpoints at hand ("this checkpoint
 only"). A t-interval is over training runs: it is of the simulator that they trained against. All runs meet the same
 people, so a t-interval leaves out the variance between draws of people.
+
+From one cluster or one seed, or from several that are all alike, nothing is known of how others would differ: there is
+no interval, and no conclusion to draw.
 """
 
 import dataclasses
@@ -16,37 +19,55 @@ Vector = np.ndarray | Sequence[float]
 
 MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are enumerated, more are sampled
 _DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
+_ROUNDING = 1e-9  # numbers that differ by less than this share of the largest are equal but for rounding
+
+
+class _Interval:
+    """An interval, or none."""
+
+    low: float | None
+    high: float | None
+
+    @property
+    def sign(self) -> int | None:
+        """1 or -1 where the whole interval is above or below 0, else 0; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return int(self.low > 0) - int(self.high < 0)
+
+    def bounds_text(self) -> str:
+        return 'no interval' if self.low is None else f'[{self.low:.3f}, {self.high:.3f}]'
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(_Interval):
     """A mean with its interval.
 
     Attributes:
         mean: the mean over observations.
-        low, high: the bounds of the interval.
+        low, high: the bounds of the interval; None with one cluster, or where clusters do not differ.
         num_observations, num_clusters: sizes of the sample.
         level: the nominal coverage of the interval.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_observations: int
     num_clusters: int
     level: float
 
     def __str__(self) -> str:
-        return f'{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.num_observations})'
+        return f'{self.mean:.3f} {self.bounds_text()} (n={self.num_observations})'
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedEstimate:
+class SeedEstimate(_Interval):
     """A mean over training seeds with its interval.
 
     Attributes:
         mean: the mean over seeds.
-        low, high: the bounds of the t-interval; None with one seed.
+        low, high: the bounds of the t-interval; None with one seed, or where seeds do not differ.
         values: one number per seed.
         p_value: of the two-sided sign-flip test that there is no effect; None with one seed, or where no value without
             an effect was given.
@@ -65,8 +86,7 @@ class SeedEstimate:
         return len(self.values)
 
     def __str__(self) -> str:
-        interval = 'one seed, no interval' if self.low is None else f'[{self.low:.3f}, {self.high:.3f}]'
-        return f'{self.mean:.3f} {interval} (seeds={self.num_seeds})'
+        return f'{self.mean:.3f} {self.bounds_text()} (seeds={self.num_seeds})'
 
 
 def cluster_bootstrap(
@@ -78,6 +98,8 @@ def cluster_bootstrap(
     seed: int = 0,
 ) -> Estimate:
     """The mean of `values` with a percentile interval from resampling whole clusters (Efron & Tibshirani 1993, ch. 8).
+
+    There is no interval where all resamples have the same mean.
 
     Args:
         values: one finite number per observation.
@@ -115,17 +137,10 @@ def cluster_bootstraps(
     data = _finite('cluster_bootstrap', measures, len(clusters))
     check_level('cluster_bootstrap', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    bounds = [percentile_interval(draws, level=level) for draws in means]
     return [
-        Estimate(
-            mean=float(data[k].mean()),
-            low=float(low[k]),
-            high=float(high[k]),
-            num_observations=len(clusters),
-            num_clusters=len(set(clusters)),
-            level=level,
-        )
-        for k in range(len(data))
+        Estimate(float(values.mean()), low, high, len(clusters), len(set(clusters)), level)
+        for values, (low, high) in zip(data, bounds, strict=True)
     ]
 
 
@@ -148,9 +163,17 @@ def cluster_ratio(
     if data[1].min() < 1:
         raise ValueError(f'cluster_ratio: expected at least 1 observation in each cluster, found {data[1].min():g}')
     sums, numbers = resampled_means(data, range(len(totals)), resamples=resamples, seed=seed)
-    low, high = np.quantile(sums / numbers, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentile_interval(sums / numbers, level=level)
     mean = float(data[0].sum() / data[1].sum())
-    return Estimate(mean, float(low), float(high), int(data[1].sum()), len(totals), level)
+    return Estimate(mean, low, high, int(data[1].sum()), len(totals), level)
+
+
+def percentile_interval(draws: np.ndarray, *, level: float) -> tuple[float, float] | tuple[None, None]:
+    """The percentiles of bootstrap draws that bound an interval; none where all draws are equal."""
+    if not _differ(draws):
+        return None, None
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resamples: int, seed: int) -> np.ndarray:
@@ -183,7 +206,7 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     """The mean of one number per training seed with Student's t-interval: mean +- t_{n-1} s / sqrt(n) (Student 1908).
 
     Args:
-        values: [seeds], finite; of one seed there is a mean, and no interval.
+        values: [seeds], finite; of one seed, or of seeds that do not differ, there is a mean, and no interval.
         level: nominal coverage, in (0, 1).
         null: the mean without an effect (0 for a difference, 0.5 for a win rate); it adds the p-value of
             `sign_flip_test` to the estimate.
@@ -194,10 +217,10 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     data = _finite('t_interval', [values], len(values))[0]
     check_level('t_interval', level)
     mean, each = float(data.mean()), tuple(data.tolist())
-    if len(data) == 1:
-        return SeedEstimate(mean, low=None, high=None, values=each, p_value=None, level=level)
+    p_value = None if null is None or len(data) == 1 else sign_flip_test(data - null)
+    if not _differ(data):
+        return SeedEstimate(mean, low=None, high=None, values=each, p_value=p_value, level=level)
     half = float(scipy.stats.t.ppf((1 + level) / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
-    p_value = None if null is None else sign_flip_test(data - null)
     return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level)
 
 
@@ -241,6 +264,11 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
         return float((np.abs(sums) >= found).mean())
     signs = np.random.default_rng(seed).integers(0, 2, (resamples, len(data))) * 2 - 1
     return float((1 + (np.abs(signs @ data) >= found).sum()) / (1 + resamples))
+
+
+def _differ(values: np.ndarray) -> bool:
+    """Whether some numbers differ by more than rounding."""
+    return bool(np.ptp(values) > _ROUNDING * np.abs(values).max())
 
 
 def check_level(caller: str, level: float) -> None:

@@ -62,6 +62,13 @@ def test_a_dial_opens_a_gap_or_does_not(means, monotone, closed):
         assert found.steps[1].mean == pytest.approx(means[2] - means[1])
 
 
+def test_seeds_that_do_not_differ_give_no_verdict():
+    found = opening((0.0, 1.0), np.stack([np.zeros(4), NOISE]))
+    assert (found.closed, found.at_most, found.monotone) == (None, None, False)
+    found = opening((0.0, 1.0), np.stack([NOISE, NOISE + 0.4]))
+    assert (found.closed, found.monotone) == (True, None), 'a slope that all seeds share'
+
+
 def test_nothing_gained_has_a_bound():
     found = opening((0.0, 1.0), np.stack([NOISE, NOISE + 0.4]))
     assert 0.02 < found.at_most < 0.04

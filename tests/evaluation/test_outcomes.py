@@ -73,11 +73,12 @@ def test_the_gap_recovered_of_the_ends_of_its_scale_and_beyond():
     arms = {'none': initial, 'equal': oracle, 'more': initial + 1.5 * (oracle - initial), 'oracle': oracle}
     shares = gaps_recovered(arms, initial, 'oracle', range(4))
     assert [(share.mean, share.low, share.high) for share in shares.values()] == [
-        (0.0, 0.0, 0.0),
-        (1.0, 1.0, 1.0),
-        (pytest.approx(1.5), pytest.approx(1.5), pytest.approx(1.5)),
+        (0.0, None, None),
+        (1.0, None, None),
+        (pytest.approx(1.5), None, None),
         (1.0, None, None),
     ]
+    assert [share.reason is None for share in shares.values()] == [False, False, False, True], 'why no interval'
 
 
 def test_no_share_of_a_gain_that_may_be_none_of_other_seeds():
@@ -88,6 +89,17 @@ def test_no_share_of_a_gain_that_may_be_none_of_other_seeds():
     assert share.mean is None
     assert "the oracle's gain +0.255" in share.reason
     assert 'over training seeds is not above 0' in share.reason
+
+
+def test_no_share_of_a_gain_without_an_interval():
+    """Of one person nothing is known of others; from two seeds on, that of other seeds is."""
+    one = gaps_recovered({'arm': np.array([0.5]), 'oracle': np.array([0.9])}, np.array([0.1]), 'oracle', ['p'])['arm']
+    assert (one.mean, one.low, one.high) == (None, None, None)
+    assert one.reason == "the oracle's gain +0.800 has no interval: one example, or all are alike"
+    arms = {'arm': np.array([[0.5], [0.5]]), 'oracle': np.array([[0.9], [0.92]])}
+    several = gaps_recovered(arms, np.array([0.1]), 'oracle', ['p'])['arm']
+    assert (several.mean, several.low, several.high) == (pytest.approx(0.4 / 0.81), None, None)
+    assert several.reason == 'the share is the same whichever examples are drawn'
 
 
 @pytest.mark.parametrize('gain', [0.0, -0.5])

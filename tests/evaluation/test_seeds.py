@@ -37,7 +37,18 @@ def test_the_t_interval_of_a_textbook():
 def test_one_seed_has_a_mean_and_no_interval():
     estimate = t_interval([0.7], null=0.5)
     assert (estimate.mean, estimate.low, estimate.high, estimate.p_value) == (0.7, None, None, None)
-    assert 'one seed, no interval' in str(estimate)
+    assert str(estimate) == '0.700 no interval (seeds=1)'
+
+
+def test_seeds_that_do_not_differ_have_no_interval():
+    """Two runs with one score say nothing of a third, and rounding is no difference."""
+    for values in ([0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3], [0.0, 0.0, 0.0]):
+        estimate = t_interval(values, null=0.0)
+        assert (estimate.low, estimate.high, estimate.sign) == (None, None, None)
+        assert estimate.mean == pytest.approx(values[0])
+        assert estimate.p_value == (0.25 if values[0] else 1.0), 'three seeds of one sign'
+    assert paired_difference([0.5, 0.7, 0.9], [0.3, 0.5, 0.7]).sign is None
+    assert t_interval([0.3, 0.3 + 1e-6]).sign == 1
 
 
 def test_without_a_null_there_is_no_p_value():

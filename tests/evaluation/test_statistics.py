@@ -29,7 +29,8 @@ def test_holds_the_mean_and_does_not_depend_on_names_of_clusters(rows):
     values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
     estimate = cluster_bootstrap(values, clusters, resamples=50)
     assert estimate.mean == pytest.approx(np.mean(values))
-    assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
+    if estimate.low is not None:
+        assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
     assert (estimate.num_observations, estimate.num_clusters) == (len(rows), len(set(clusters)))
     assert cluster_bootstrap(values, [f'person {cluster}' for cluster in clusters], resamples=50) == estimate
 
@@ -45,6 +46,25 @@ def test_holds_the_mean_and_does_not_depend_on_names_of_clusters(rows):
 def test_bad_input(values, clusters, message):
     with pytest.raises(ValueError, match=message):
         cluster_bootstrap(values, clusters)
+
+
+@pytest.mark.parametrize(
+    ('values', 'clusters'),
+    [
+        ([0.03], ['one person']),
+        ([1.0, 0.0, 1.0, 1.0], ['one opening'] * 4),
+        ([0.3, 0.3, 0.3], range(3)),
+        ([0.1 + 0.2, 0.3, 0.3], range(3)),  # but for rounding
+        ([0.0, 1.0, 1.0, 0.0], ['a', 'a', 'b', 'b']),  # no cluster differs from another
+    ],
+)
+def test_one_cluster_or_clusters_that_do_not_differ_have_no_interval(values, clusters):
+    estimate = cluster_bootstrap(values, clusters, resamples=100)
+    assert (estimate.low, estimate.high, estimate.sign) == (None, None, None)
+    assert estimate.mean == pytest.approx(np.mean(values))
+    assert 'no interval' in str(estimate)
+    nats = cluster_ratio(np.array([2.0, 4.0]), np.array([1, 2]), resamples=100)
+    assert (nats.mean, nats.low, nats.high) == (2.0, None, None)
 
 
 def test_wins_losses_and_ties():

@@ -118,7 +118,8 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
         )
         for row in rows
     ]
-    reasons = sorted({row.gap_recovered.reason for row in rows if row.gap_recovered and row.gap_recovered.reason})
+    gaps = [row.gap_recovered for row in rows if row.gap_recovered and row.gap_recovered.mean is None]
+    reasons = sorted({gap.reason for gap in gaps if gap.reason})
     note = ''.join(
         (
             f'{summary.basis(rows, measure.words.unit)} {measure.words.about} {WIN_RATE}',
@@ -175,7 +176,8 @@ def _comparisons(measure: MeasureResult) -> list[str]:
     pairs = [_pair(pair) for pair in measure.differences]
     note = (
         f'{COMPARISONS}The column over {words.unit} resamples {words.unit}: it is of these checkpoints only. '
-        'Significant: the interval over training seeds excludes 0; with one seed only that of this checkpoint can.'
+        'Significant: the interval over training seeds excludes 0; with one seed only that of this checkpoint can. '
+        'There is no interval from one alone, nor where all are alike.'
     )
     if len(arms) + len(pairs) <= MAX_ROWS:
         return [page.table(header, [*arms, *pairs]), page.paragraph(note, 'note')]
@@ -206,7 +208,7 @@ def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[
             *(
                 Cell(
                     number(found.mean[row][column]),
-                    under=f'[{number(found.low[row][column])}, {number(found.high[row][column])}] '
+                    under=f'{summary.bounds(found.low[row][column], found.high[row][column])} '
                     f'n={found.conversations[row][column]:,}',
                     shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
                 )

@@ -14,8 +14,16 @@ from simrl.evaluation.statistics import Estimate, SeedEstimate
 
 Interval = Estimate | SeedEstimate
 
+NO_INTERVAL = 'no interval'
+
 ENOUGH_SEEDS = 6  # with fewer no sign-flip test gives a p below .05
 MAX_PAIRS_IN_WORDS = 6  # differences between arms in the second sentence; the table has all
+OUTCOMES = {
+    1: 'is significantly higher',
+    -1: 'is significantly lower',
+    0: 'is not significantly different',
+    None: f'cannot be compared ({NO_INTERVAL})',
+}  # by the sign of a gain's interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +94,22 @@ def share(value: float | None) -> str:
 
 
 def interval(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> str:
-    """'0.52 [0.48, 0.56]', without the bracket where there is no interval."""
+    """'0.52 [0.48, 0.56]'; without the bracket for one seed, and for the oracle's own gap."""
     if estimate is None or estimate.mean is None:
         return '–'
-    if estimate.low is None or estimate.high is None:
-        return number(estimate.mean, digits, sign)
-    low, high = (number(bound, digits, sign) for bound in (estimate.low, estimate.high))
-    return f'{number(estimate.mean, digits, sign)} [{low}, {high}]'
+    mean = number(estimate.mean, digits, sign)
+    if isinstance(estimate, SeedEstimate) and estimate.num_seeds == 1:
+        return mean
+    if isinstance(estimate, GapRecovered) and estimate.low is None and estimate.reason is None:
+        return mean
+    return f'{mean} {bounds(estimate.low, estimate.high, digits, sign)}'
+
+
+def bounds(low: float | None, high: float | None, digits: int = 2, sign: str = '') -> str:
+    """'[0.48, 0.56]', or that there is no interval."""
+    if low is None or high is None:
+        return f'[{NO_INTERVAL}]'
+    return f'[{number(low, digits, sign)}, {number(high, digits, sign)}]'
 
 
 def p_value(estimate: Interval) -> str:
@@ -102,18 +119,13 @@ def p_value(estimate: Interval) -> str:
     return '< 0.001' if estimate.p_value < 0.001 else number(estimate.p_value, 3)
 
 
-def sign_of(difference: Interval) -> int:
-    """1 or -1 where the whole interval is above or below 0, else 0."""
-    if difference.low is None or difference.high is None:
-        return 0
-    return int(difference.low > 0) - int(difference.high < 0)
-
-
 def significance(over_seeds: SeedEstimate, checkpoint: Estimate) -> str:
     """Which interval excludes 0; an interval over clusters only counts where there is one seed."""
-    if over_seeds.num_seeds > 1:
-        return 'yes' if sign_of(over_seeds) else 'no'
-    return 'this checkpoint only' if sign_of(checkpoint) else 'no'
+    several = over_seeds.num_seeds > 1
+    sign = (over_seeds if several else checkpoint).sign
+    if sign is None:
+        return NO_INTERVAL
+    return 'no' if sign == 0 else 'yes' if several else 'this checkpoint only'
 
 
 def listed(words: Sequence[str]) -> str:
@@ -169,11 +181,10 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
         alone = ', one seed' if several and row.num_seeds == 1 else ''
         return f'{row.name} ({number(row.gain.mean if row.gain else None, 2, "+")}{alone})'
 
-    by_sign = {sign: [named(row) for row in arms if row.gain and sign_of(row.gain) == sign] for sign in (1, -1, 0)}
     said = [f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant']
-    for sign, words in {1: 'significantly higher', -1: 'significantly lower', 0: 'not significantly different'}.items():
-        if by_sign[sign]:
-            said.append(f'It is {words} after training against {listed(by_sign[sign])}')
+    for sign, words in OUTCOMES.items():
+        if found := [named(row) for row in arms if row.gain and row.gain.sign == sign]:
+            said.append(f'It {words} after training against {listed(found)}')
     if measure.differences:
         said.append(_orderings(measure.differences, several))
     level, unit = initial.score.level, measure.words.unit
@@ -193,10 +204,12 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
 
 def _orderings(differences: Sequence[Difference], several: bool) -> str:
     """The significant differences between arms, at most `MAX_PAIRS_IN_WORDS` of them by name."""
-    found = []
+    found, unknown = [], 0
     for pair in differences:
         difference = pair.score if pair.score.num_seeds > 1 else pair.checkpoint_score
-        if sign := sign_of(difference):
+        sign = difference.sign
+        unknown += sign is None
+        if sign:
             above, below = (pair.first, pair.second) if sign > 0 else (pair.second, pair.first)
             alone = ', one seed' if several and pair.score.num_seeds == 1 else ''
             found.append(f'{above} above {below} (by {number(abs(difference.mean))}{alone})')
@@ -204,6 +217,8 @@ def _orderings(differences: Sequence[Difference], several: bool) -> str:
     if more := len(found) - len(named):
         named.append(f'{more} more in the table')
     pairs = f'{len(differences)} {"pair" if len(differences) == 1 else "pairs"} of arms'
+    if unknown:
+        pairs += f', {unknown} of them with {NO_INTERVAL},'
     if not found:
         return f'Of {pairs} none differs significantly'
     return f'Of {pairs} {len(found)} {"differs" if len(found) == 1 else "differ"} significantly: {listed(named)}'

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from simrl.evaluation.report.report import console_table, write_report
-from simrl.evaluation.report.summary import MAX_PAIRS_IN_WORDS, number, rows_of, sentences, significance
+from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.report.report import console_table, figure_pngs, write_report
+from simrl.evaluation.report.summary import MAX_PAIRS_IN_WORDS, interval, number, rows_of, sentences, significance
 from simrl.evaluation.results import Difference
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 from tests.evaluation.report.fake_run import fake_results
@@ -55,6 +56,38 @@ def test_an_ordering_is_said_exactly_where_the_interval_over_seeds_supports_it(r
     assert 'The 95% t-intervals are over training seeds, which assume normal spread: so few seeds cannot' in outcome
     assert 'checkpoint' not in outcome
     assert [significance(x.score, x.checkpoint_score) for x in differences] == ['no', 'yes', 'yes', 'no']
+
+
+def test_without_an_interval_nothing_is_concluded(results):
+    """Of one person, or where all are alike, a number is given and no verdict drawn."""
+    one = Estimate(0.03, None, None, 1, 1, 0.95)
+    alike = over_seeds(0.2, seeds=3)
+    assert interval(one, 2, '+') == '+0.03 [no interval]'
+    assert interval(alike) == '0.20 [no interval]'
+    assert interval(over_seeds(0.2)) == '0.20'
+    assert interval(GapRecovered(1.0, None, None, None, 9, 0.95)) == '1.00', 'the oracle’s own'
+    assert interval(GapRecovered(0.5, None, None, 'all alike', 9, 0.95)) == '0.50 [no interval]'
+    assert [significance(over_seeds(0.03), one), significance(alike, one)] == ['no interval'] * 2
+    pairs = [('persona', 'role_play', alike), ('truth', 'persona', over_seeds(0.2, 0.1, 0.3, seeds=3))]
+    differences = tuple(Difference(first, second, (0, 1, 2), x, x, one) for first, second, x in pairs)
+    outcome = sentences(with_people(results, {'persona': alike}, differences))[1]
+    assert 'It cannot be compared (no interval) after training against persona (+0.20).' in outcome
+    assert 'Of 2 pairs of arms, 1 of them with no interval, 1 differs significantly: truth above persona' in outcome
+
+
+def test_a_run_of_one_person_says_so_everywhere(tmp_path):
+    results = fake_results(seeds=1, people=1)
+    people = results.measures['people']
+    assert all(found.score.low is None for found in people.assistants.values())
+    outcome = sentences(results)[1]
+    assert 'significantly' not in outcome.replace('differs significantly', '').replace('differ significantly', '')
+    assert 'cannot be compared (no interval) after training against role_play' in outcome
+    assert f'{len(people.differences)} of them with no interval, none differs significantly' in outcome
+    text = write_report(results, tmp_path).read_text()
+    assert '<small>[no interval]</small>' in text
+    assert 'this checkpoint only</td>' not in text
+    assert '[no interval]' in console_table(results)
+    assert figure_pngs(results)
 
 
 def test_only_so_many_differences_are_put_into_words(results):
