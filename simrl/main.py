@@ -1,6 +1,7 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -12,21 +13,24 @@ from simrl.experiments import experiment
 from simrl.models.checkpoint import CheckpointError
 from simrl.rl.train import NothingJudgedError
 from simrl.run.config import ConfigError
-from simrl.run.runtime import use_xla_flags
+from simrl.run.runtime import tolerate_encoding, use_xla_flags
 from simrl.run.stages import WorkdirError
 from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
-
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
-_PLAN = flags.DEFINE_bool('plan', False, 'Print the stages with their state and seconds; run and write nothing.')
-_ONLY = flags.DEFINE_list('only', [], 'Stages, or folders of stages, to run with what they need, e.g. rl/persona.')
-_RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with those that rest on them, e.g. rl/fine_tuned/seed-0.')
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
 USER_ERRORS = (
     *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, NothingJudgedError, RowError, OSError),
 )
+
+
+def define_flags() -> None:
+    """Defines the flags of the command line; not when the module is imported, so that a notebook can reload it."""
+    config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
+    flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
+    flags.DEFINE_bool('plan', False, 'Print the stages with their state and seconds; run and write nothing.')
+    flags.DEFINE_list('only', [], 'Stages, or folders of stages, to run with what they need, e.g. rl/persona.')
+    flags.DEFINE_list('rerun', [], 'Stages to do again, with those that depend on them, e.g. rl/fine_tuned/seed-0.')
 
 
 def default_workdir(config_file: str) -> pathlib.Path:
@@ -48,18 +52,22 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
     logging.set_verbosity(logging.WARNING)  # what libraries tell of themselves is not this program's output
-    config_flag: Any = flags.FLAGS['config']
-    if config_flag.value is None:
+    tolerate_encoding()
+    options: Any = flags.FLAGS
+    if options.config is None:
         sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_filename))
+    workdir = pathlib.Path(options.workdir or default_workdir(options['config'].config_filename))
     print(f'workdir: {workdir}', flush=True)
     try:
-        _set_xla_flags(_CONFIG.value)
+        _set_xla_flags(options.config)
         experiment.run(
-            _CONFIG.value, workdir, rerun=tuple(_RERUN.value), only=tuple(_ONLY.value), show_plan=_PLAN.value
+            options.config, workdir, rerun=tuple(options.rerun), only=tuple(options.only), show_plan=options.plan
         )
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('stopped by SIGINT; the same command resumes', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -75,4 +83,5 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
+    define_flags()
     app.run(main, flags_parser=_parse)

@@ -118,6 +118,43 @@ def faults(tree: ast.AST) -> list[str]:
     return found
 
 
+def opened_without_encoding(tree: ast.AST) -> list[str]:
+    """Text files opened in the encoding of the user's terminal, which is not UTF-8 everywhere."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(keyword.arg == 'encoding' for keyword in node.keywords):
+            continue
+        match node.func:
+            case ast.Name('open') | ast.Attribute(ast.Name('os'), 'fdopen'):
+                mode = node.args[1:2]
+            case ast.Attribute(value, 'open') if not (
+                isinstance(value, ast.Name) and value.id in ('os', 'gzip', 'archive')
+            ):
+                mode = node.args[:1]
+            case ast.Attribute(_, 'read_text' | 'write_text'):
+                mode = []
+            case _:
+                continue
+        if not (mode and isinstance(mode[0], ast.Constant) and 'b' in str(mode[0].value)):
+            found.append(f'line {node.lineno}: {ast.unparse(node.func)}')
+    return found
+
+
+@pytest.mark.parametrize('path', [*SOURCES, *sorted((ROOT / 'tools').rglob('*.py'))], ids=lambda path: str(path))
+def test_text_files_are_utf_8_whatever_the_terminal_is(path: pathlib.Path) -> None:
+    assert not opened_without_encoding(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    'source', ['open(x)', "open(x, 'w')", 'open(x, mode)', 'p.open()', 'p.read_text()', 'os.fdopen(1)']
+)
+def test_the_rule_finds_text_files_without_an_encoding(source: str) -> None:
+    assert opened_without_encoding(ast.parse(source))
+    assert not opened_without_encoding(
+        ast.parse("open(x, 'rb'); p.open('ab'); open(x, 'w', encoding='utf-8'); os.open(x, 0)")
+    )
+
+
 @pytest.mark.parametrize('path', ALL_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_from_data(path: pathlib.Path) -> None:
     assert not faults(ast.parse(path.read_text(), str(path)))

@@ -23,7 +23,7 @@ from typing import Any
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.main import USER_ERRORS
 from simrl.rollouts.agents import ModelAgent
-from simrl.run.runtime import enable_compilation_cache
+from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
 from simrl.serving.load import Loaded, load_assistant, load_simulator, resampled, with_persona, with_system
 from simrl.serving.stream import view_of
 
@@ -231,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.persona is not None and options.simulator is None:
         parser.error('--persona: expected a --simulator beside it')
     try:
+        start_backend()
         enable_compilation_cache()
         print('loading; the first message of a model on this machine takes a while to compile', flush=True)
         agents = load(options)
@@ -244,4 +245,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

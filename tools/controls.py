@@ -31,6 +31,7 @@ from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, sa
 from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
 from simrl.run import config
+from simrl.run.runtime import tolerate_encoding
 
 ARMS = ('role_play', 'fine_tuned')
 PAIR = ('fine_tuned', 'role_play')
@@ -157,7 +158,7 @@ def show_dial(options: argparse.Namespace) -> None:
     rows = [row(run_dial(options, dial), dial) for dial in sorted(options.dials)]
     found = opening([r['dial'] for r in rows], np.array([r['gap'].values for r in rows]))
     content = config.to_dict({'dials': rows, 'opening': found})
-    (options.workdir / 'controls.json').write_text(json.dumps(content, indent=1) + '\n')
+    (options.workdir / 'controls.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     picture(rows, options.workdir / 'controls.png')
     print(f'\n{table(rows)}\n{verdict(found)}')
 
@@ -189,4 +190,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

@@ -21,6 +21,7 @@ from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
 from simrl.run import stages
+from simrl.run.runtime import start_backend, tolerate_encoding
 from simrl.serving.load import find_run
 
 
@@ -72,17 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error('--revision: expected beside --source only; a stage knows the revision that it started from')
     if options.output.exists():  # before the long part
         raise SystemExit(f'{options.output}: expected no such folder yet, found one')
-    if options.stage is not None:
-        try:
+    try:
+        start_backend()
+        if options.stage is not None:
             export_stage(options.stage, options.output, options.dtype)
-        except (*USER_ERRORS, ValueError) as error:
-            sys.exit(f'error: {error}')
-    else:
-        config, params, tokenizer = load_model(options.source, revision=options.revision)
-        generation_config = generation_config_of(options.source, options.revision)
-        export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
+        else:
+            config, params, tokenizer = load_model(options.source, revision=options.revision)
+            generation_config = generation_config_of(options.source, options.revision)
+            export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
+    except (*USER_ERRORS, ValueError) as error:
+        sys.exit(f'error: {error}')
     print(f'{options.output}: written')
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

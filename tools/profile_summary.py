@@ -26,6 +26,8 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
+from simrl.run.runtime import tolerate_encoding
+
 UNKNOWN, OUTSIDE = '?', '(no scope)'
 METADATA_PLANE, HOST_PLANE, DEVICE_PLANES = '/host:metadata', '/host:CPU', ('/device:GPU', '/device:TPU')
 DEVICE_LINES = ('Stream', 'XLA Ops')  # a GPU's queues, a TPU's operations; the other lines show the same otherwise
@@ -335,4 +337,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

@@ -25,6 +25,7 @@ import sys
 import time
 
 from simrl.evaluation.results import RESULTS_FOLDER
+from simrl.run.runtime import tolerate_encoding
 from simrl.run.stage_files import LOCK_FILE, is_done
 from tests.kills import assert_same_run, run_with_kills
 
@@ -72,15 +73,15 @@ def watch(workdir: pathlib.Path, log: pathlib.Path, aim: str | None = None, wait
         SystemExit: it failed; what it printed is in `log`.
     """
     command = [sys.executable, '-m', 'simrl.main', '--config=configs/quickstart.py:smoke', f'--workdir={workdir}']
-    with open(log, 'w') as output:
+    with open(log, 'w', encoding='utf-8') as output:
         process = subprocess.Popen(command, stdout=output, start_new_session=True)
     start, began, killed = time.monotonic(), {PHASES[0]: 0.0}, False
     while process.poll() is None:
         now = time.monotonic() - start
-        if any(line.startswith('== ') for line in log.read_text().splitlines()):
+        if any(line.startswith('== ') for line in log.read_text(encoding='utf-8').splitlines()):
             began.setdefault('stages', now)
         lock = workdir / RESULTS_FOLDER / LOCK_FILE
-        if lock.exists() and lock.read_text().startswith(f'process {process.pid} '):
+        if lock.exists() and lock.read_text(encoding='utf-8').startswith(f'process {process.pid} '):
             began.setdefault('finish', now)
         if aim in began and now >= began[aim] + wait:
             os.killpg(process.pid, signal.SIGKILL)
@@ -99,7 +100,7 @@ def check_quickstart(options: argparse.Namespace) -> None:
     if options.unbroken is None:
         watch(unbroken, log)
     again = watch(unbroken, log)  # what a run does that is done: it starts and finishes
-    timings = json.loads((unbroken / RESULTS_FOLDER / TIMINGS).read_text())['stages']
+    timings = json.loads((unbroken / RESULTS_FOLDER / TIMINGS).read_text(encoding='utf-8'))['stages']
     seconds = sum(timings.values()) / 2
     longest = {  # waits: most come so late that processes get to work, and so early that a run sees several
         'start-up': again.began['stages'],
@@ -125,7 +126,7 @@ def check_quickstart(options: argparse.Namespace) -> None:
                 flush=True,
             )
             for path in (broken / RESULTS_FOLDER).glob('*.json'):
-                json.loads(path.read_text())
+                json.loads(path.read_text(encoding='utf-8'))
             continue
         compare_results(unbroken, broken)
         print(f'quickstart: ended after {kills.total()} kills, results equal; once more from nothing', flush=True)
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

@@ -68,10 +68,11 @@ def run(
         show_plan: print the stages with their state instead; nothing is written and no model loaded.
 
     Raises:
-        ConfigError: a field is unknown, missing, of the wrong type or impossible.
+        ConfigError: a field is unknown, missing, of the wrong type or impossible, or JAX does not find its devices.
         WorkdirError: `workdir` is of another config, or something else.
     """
     settings = settings_of(config)
+    runtime.start_backend()
     scene = scene_of(settings, workdir)
     everything = plan.plan(scene)
     again = stages.stages_to_rerun(workdir, everything, rerun)

@@ -22,12 +22,12 @@ PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
 
 def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes a stage's `result.json`."""
-    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n')
+    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n', encoding='utf-8')
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any]:
     """Reads a stage's `result.json`."""
-    content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+    content: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding='utf-8'))
     return content
 
 
@@ -66,4 +66,4 @@ def load_params(
 
 def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Reads what a stage's training logged, in the order of its steps."""
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]

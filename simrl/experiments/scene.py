@@ -246,4 +246,4 @@ def _source(thing: Any) -> str:
         file = inspect.getsourcefile(thing)
     except TypeError:  # of a callable object
         file = None
-    return '' if file is None else pathlib.Path(file).read_text()
+    return '' if file is None else pathlib.Path(file).read_text(encoding='utf-8')

@@ -1,17 +1,22 @@
-"""XLA of this process: compiler flags, and the cache of compiled programs on the disk."""
+"""This process: XLA's flags, JAX's devices, the cache of compiled programs on the disk, the encoding of its output."""
 
 import hashlib
+import io
 import logging
 import os
 import pathlib
 import platform
 import re
+import sys
 from collections.abc import Sequence
 
 import jax
 
+from simrl.run.config import ConfigError
+
 FLAG = re.compile(r'--xla_\w+(=[^\s\'"]*)?')
 VARIABLE = 'XLA_FLAGS'
+PLATFORM_VARIABLES = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
 
 
 def check_xla_flags(flags: Sequence[str]) -> None:
@@ -57,9 +62,42 @@ def _name(flag: str) -> str:
     return flag.partition('=')[0]
 
 
+def start_backend() -> None:
+    """Starts JAX's default backend.
+
+    Raises:
+        ConfigError: an environment variable such as JAX_PLATFORMS asks for devices that JAX does not find.
+    """
+    asked = [f'{name}={os.environ[name]}' for name in PLATFORM_VARIABLES if os.environ.get(name)]
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a plugin that is not installed: AssertionError
+        if not asked:
+            raise
+        reason = str(error).partition(' (set JAX_PLATFORMS')[0]
+        raise ConfigError(
+            f'{" ".join(asked)}: expected devices that JAX finds here, found none{f" ({reason})" if reason else ""}. '
+            f'Unset {asked[0].partition("=")[0]} to use what there is, or set it to cpu'
+        ) from error
+
+
+def tolerate_encoding() -> None:
+    """Replaces characters that the encoding of the terminal or log lacks, which would else end the process."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream takes all characters
+            stream.reconfigure(errors='replace')
+
+
 def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache); may be deleted at any time."""
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache); may be deleted at any time.
+
+    Raises:
+        OSError: the user has no home folder, as in some containers.
+    """
+    try:
+        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    except RuntimeError as error:
+        raise OSError('no home folder for caches; set HOME or XDG_CACHE_HOME') from error
     return home / 'simrl'
 
 
@@ -70,11 +108,11 @@ def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path
     CPU the kind of processor: machines that share a home folder must not run each other's machine code.
 
     Returns:
-        The folder; None, with a warning, if it is not writable: then every process compiles.
+        The folder; None, with a warning, if there is none or it is not writable: then every process compiles.
     """
     chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
     try:
+        place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(f'{place} is not writable')
@@ -90,7 +128,7 @@ def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path
 def _processor() -> str:
     """A short name of the kind of processor: its instruction set and a hash of its extensions."""
     try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+        lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     except OSError:
         lines = [platform.processor()]
     features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())

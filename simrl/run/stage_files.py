@@ -191,18 +191,26 @@ def lock(folder: pathlib.Path, *, shared: bool = False) -> Iterator[str | None]:
     Args:
         folder: of a stage, or another one.
         shared: as a reader: many may read at once, while none runs or empties the stage.
+
+    Raises:
+        WorkdirError: the folder's file system supports no locks.
     """
     path = folder / LOCK_FILE
     if shared and not path.exists() and not os.access(folder, os.W_OK):
         yield None  # a read-only copy, which no process can empty either
         return
-    with open(path, 'r' if shared and path.exists() else 'a+') as file:
+    with open(path, 'r' if shared and path.exists() else 'a+', encoding='utf-8') as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             yield file.read().strip() or 'an unknown process, maybe only a reader'
             return
+        except OSError as error:
+            raise WorkdirError(
+                f'{folder}: its file system supports no locks (flock: {error.strerror}), which keep two processes from '
+                'writing one stage. Use a workdir on another file system'
+            ) from error
         if shared:
             yield None
             return
@@ -243,7 +251,7 @@ def wait_for_lock(folder: pathlib.Path) -> Iterator[None]:
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if there is no file."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -256,12 +264,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 def write_json(path: pathlib.Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes atomically (write, fsync, rename): after a crash the file is complete or not there."""
     new = path.with_name(f'{path.name}.{os.getpid()}{NEW_SUFFIX}')
-    with open(new, 'w') as file:
+    with named_errors(path), open(new, 'w', encoding='utf-8') as file:
         file.write(json.dumps(value, indent=1) + '\n')
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
     _sync(path.parent)
+
+
+@contextmanager
+def named_errors(path: pathlib.Path) -> Iterator[None]:
+    """Adds the file's path to an OSError; that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f'could not write {path}: {error.strerror}') from error
 
 
 def _sync(folder: pathlib.Path) -> None:

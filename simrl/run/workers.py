@@ -254,7 +254,8 @@ def _work(
     names: Collection[str],
 ) -> None:
     """The worker's process."""
-    log = open(workdir / LOGS_FOLDER / f'worker-{number}.log', 'a', buffering=1)  # noqa: SIM115  (open until it exits)
+    path = workdir / LOGS_FOLDER / f'worker-{number}.log'
+    log = open(path, 'a', 1, encoding='utf-8', errors='backslashreplace')  # noqa: SIM115  (open until it exits)
     for stream in (1, 2):  # the output of C++ libraries, too
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log

@@ -1,6 +1,8 @@
-"""Compiled programs are cached on the disk, and XLA gets the flags of a config."""
+"""Compiled programs are cached, XLA gets the flags of a config, JAX its devices, terminals their characters."""
 
 import dataclasses
+import importlib
+import io
 import os
 import pathlib
 import subprocess
@@ -10,9 +12,11 @@ import jax
 import pytest
 
 from configs import quickstart
+from simrl import main
 from simrl.experiments import checks, experiment
 from simrl.experiments.settings import Compute, MeshSettings
 from simrl.models.transformer import Execution
+from simrl.run import runtime
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.runtime import missing_xla_flags, use_xla_flags
 from simrl.training.loop import LoopSettings
@@ -62,6 +66,55 @@ def test_compiled_programs_are_cached(tmp_path: pathlib.Path) -> None:
     other = tmp_path / 'other'
     assert compile_with(str(tmp_path / 'argument'), JAX_COMPILATION_CACHE_DIR=str(other))[0] == str(other)
     assert compile_count(other) >= 1
+
+
+def test_a_user_without_a_home_folder_compiles_anew(monkeypatch, caplog) -> None:
+    def no_home() -> pathlib.Path:
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    monkeypatch.setattr(pathlib.Path, 'home', no_home)
+    assert runtime.enable_compilation_cache() is None
+    assert 'no compilation cache: no home folder for caches; set HOME or XDG_CACHE_HOME' in caplog.text
+
+
+def test_devices_that_are_not_there_are_named_with_their_variable(monkeypatch) -> None:
+    def fail(error: Exception) -> None:
+        def devices() -> None:
+            raise error
+
+        monkeypatch.setattr(jax, 'devices', devices)
+
+    unknown = RuntimeError("Unable to initialize backend 'foo': not known. (set JAX_PLATFORMS='' to choose another)")
+    monkeypatch.setenv('JAX_PLATFORMS', 'foo')
+    fail(unknown)
+    expected = r'^JAX_PLATFORMS=foo: expected devices .* found none \(Unable .*: not known\.\)\. Unset JAX_PLATFORMS '
+    with pytest.raises(ConfigError, match=expected):
+        runtime.start_backend()
+    fail(AssertionError())  # what JAX raises where the plugin for cuda is not installed
+    with pytest.raises(ConfigError, match=r'^JAX_PLATFORMS=foo: expected devices that JAX finds here, found none\. '):
+        runtime.start_backend()
+    monkeypatch.delenv('JAX_PLATFORMS')
+    monkeypatch.delenv('JAX_PLATFORM_NAME', raising=False)
+    fail(unknown)
+    with pytest.raises(RuntimeError, match='foo'):  # nobody asked: it is JAX's own
+        runtime.start_backend()
+
+
+def test_signs_that_a_terminal_lacks_are_replaced(monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(sys, 'stdout', terminal)
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'caf\xe9'), encoding='utf-8'))
+    runtime.tolerate_encoding()
+    print('win rate \u22120.5, \udce9', flush=True)  # a file's name may hold half surrogates
+    assert terminal.buffer.getvalue() == b'win rate ?0.5, ?\n'
+    assert sys.stdin.read() == 'caf\ufffd'
+
+
+def test_the_command_can_be_imported_anew() -> None:
+    """As a notebook's %autoreload does."""
+    importlib.reload(main)
 
 
 def compile_count(folder: pathlib.Path) -> int:
@@ -186,6 +239,7 @@ def run(config, workdir, **options):
     print(os.environ.get('XLA_FLAGS'), config.compute.xla_flags)
 
 experiment.run = run
+main.define_flags()
 app.run(main.main)
 """
 

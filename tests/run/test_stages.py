@@ -1,5 +1,7 @@
 """Stages run once, resume after a kill, and refuse what does not fit them."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -395,6 +397,28 @@ def test_an_input_that_was_rerun_meanwhile_is_not_read_again(tmp_path: pathlib.P
     assert last.calls == 0
     run(tmp_path, [first, Stage('last', {}, reads, last)])
     assert last.calls == 1
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    for shared in (False, True):
+        with (
+            pytest.raises(
+                WorkdirError, match=rf'^{tmp_path}: its file system supports no locks \(flock: Operation not'
+            ),
+            stage_files.lock(tmp_path, shared=shared),
+        ):
+            pass
+
+
+def test_a_full_disk_is_named(tmp_path) -> None:
+    new = tmp_path / f'a.json.{os.getpid()}.new'
+    new.symlink_to('/dev/full')
+    with pytest.raises(OSError, match=rf'could not write {tmp_path}/a\.json: No space left on device'):
+        stage_files.write_json(tmp_path / 'a.json', {})
 
 
 def test_a_read_only_copy_without_a_lock_is_read(tmp_path, monkeypatch) -> None:

@@ -34,6 +34,7 @@ import jax
 
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import TransformerConfig
+from simrl.run.runtime import tolerate_encoding
 from simrl.run.workers import cpus
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
 from tools.benchmark.job import CASES, Job, Remat, peers_remat
@@ -291,4 +292,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

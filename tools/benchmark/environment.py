@@ -28,10 +28,10 @@ def make(folder: pathlib.Path, requirements: pathlib.Path = REQUIREMENTS) -> pat
     Raises:
         PeerError: it could not be made, and why.
     """
-    wanted = f'{sys.version}\n{requirements.read_text()}'
+    wanted = sys.version + '\n' + requirements.read_text(encoding='utf-8')
     python = folder / 'bin' / 'python'
     made_of = folder / MADE_OF
-    if made_of.exists() and made_of.read_text() == wanted and python.exists():
+    if made_of.exists() and made_of.read_text(encoding='utf-8') == wanted and python.exists():
         return python
     if folder.exists() and any(folder.iterdir()) and not (folder / 'pyvenv.cfg').exists():
         raise PeerError(
@@ -40,13 +40,15 @@ def make(folder: pathlib.Path, requirements: pathlib.Path = REQUIREMENTS) -> pat
     print(f"making the peers' environment in {folder}", flush=True)
     _run(folder, [sys.executable, '-m', 'venv', '--clear', str(folder)])
     _run(folder, [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '-r', str(requirements)])
-    made_of.write_text(wanted)
+    made_of.write_text(wanted, encoding='utf-8')
     return python
 
 
 def _run(folder: pathlib.Path, command: list[str]) -> None:
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace'
+        )
         failed, said = done.returncode != 0, done.stdout
     except OSError as error:
         failed, said = True, str(error)

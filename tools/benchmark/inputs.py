@@ -89,7 +89,7 @@ def _write_openings(job: Job, chat: Chat, vocab_size: int) -> Counts:
         'end_of_turn': chat.end_of_turn['assistant'],
         'partner_end_of_turn': chat.end_of_turn['user'],
     }
-    job.texts.write_text(json.dumps(plain) + '\n')
+    job.texts.write_text(json.dumps(plain) + '\n', encoding='utf-8')
     return Counts(prompt=prompts.shape[1], own_header=len(own), partner_header=len(partner))
 
 
@@ -148,7 +148,7 @@ def _write_rows(job: Job, chat: Chat) -> Counts:
     trained[:, 0] = False
     reward = random.random(batch).astype(np.float32)
     np.savez(job.arrays, tokens=tokens, role=role, turn=turn, length=length, trained=trained, reward=reward)
-    job.texts.write_text('{}\n')
+    job.texts.write_text('{}\n', encoding='utf-8')
     return Counts(tokens=int(length.sum()), trained=int(trained.sum()))
 
 

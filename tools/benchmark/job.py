@@ -77,9 +77,9 @@ def pieces_of(rows: int) -> int:
 
 
 def write(job: Job, path: pathlib.Path) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(job), default=str, indent=1) + '\n')
+    path.write_text(json.dumps(dataclasses.asdict(job), default=str, indent=1) + '\n', encoding='utf-8')
 
 
 def read(path: pathlib.Path) -> Job:
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding='utf-8'))
     return Job(**fields | {name: pathlib.Path(fields[name]) for name in ('model', 'inputs', 'scratch')})

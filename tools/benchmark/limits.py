@@ -188,7 +188,7 @@ def available_bytes() -> int:
     limits = []
     for path, name in (('/proc/meminfo', 'MemAvailable'), ('/sys/fs/cgroup/memory.max', '')):
         try:
-            text = pathlib.Path(path).read_text()
+            text = pathlib.Path(path).read_text(encoding='utf-8')
         except OSError:
             continue
         if name:

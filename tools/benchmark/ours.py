@@ -104,7 +104,7 @@ def answer_scores(bench: Bench, model: Model, params: Callable[[], Params]) -> N
 
 
 def examples_of(job: Job) -> list[Example]:
-    openings = json.loads(job.texts.read_text())['openings']
+    openings = json.loads(job.texts.read_text(encoding='utf-8'))['openings']
     return [Example(f'opening {i}', text, None, i, 'benchmark', 'train') for i, text in enumerate(openings)]
 
 

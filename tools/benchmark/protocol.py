@@ -47,7 +47,7 @@ def resident_bytes(field: str = 'VmRSS') -> int:
         KeyError: /proc has no such field.
     """
     try:
-        lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+        lines = pathlib.Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     sizes = {name: value.split() for name, _, value in (line.partition(':') for line in lines)}
@@ -57,7 +57,7 @@ def resident_bytes(field: str = 'VmRSS') -> int:
 def reset_peak() -> str:
     """Lets the peak of the resident size start anew; says how peaks are measured: 'since reset' or 'of all time'."""
     try:
-        pathlib.Path('/proc/self/clear_refs').write_text('5')
+        pathlib.Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
     except OSError:
         return 'of all time'
     return 'since reset'
@@ -144,7 +144,7 @@ class Bench:
 
 def serve(case: Callable[[Bench], None]) -> None:
     """Runs a case with requests from standard input. What libraries print goes to standard error, not into replies."""
-    replies = os.fdopen(os.dup(1), 'w', buffering=1)
+    replies = os.fdopen(os.dup(1), 'w', buffering=1, encoding='utf-8')
     os.dup2(2, 1)
 
     def read() -> Message | None:
@@ -198,6 +198,7 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
+                encoding='utf-8',
                 env=dict(environment),
             )
         self.loaded: Message = {}
@@ -248,4 +249,4 @@ class Side:
         return reply
 
     def _tail(self) -> str:
-        return '\n'.join(self._log.read_text(errors='replace').splitlines()[-12:])
+        return '\n'.join(self._log.read_text(encoding='utf-8', errors='replace').splitlines()[-12:])

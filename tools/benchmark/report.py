@@ -136,8 +136,8 @@ def write(folder: pathlib.Path, machine: dict[str, Any], rows: Sequence[Row]) ->
     """`benchmark.json`, `benchmark.md` and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({'machine': machine, 'rows': [to_json(row) for row in rows]}, indent=1, default=str)
-    (folder / 'benchmark.json').write_text(text + '\n')
-    (folder / 'benchmark.md').write_text(_machine_lines(machine) + '\n' + table(rows))
+    (folder / 'benchmark.json').write_text(text + '\n', encoding='utf-8')
+    (folder / 'benchmark.md').write_text(_machine_lines(machine) + '\n' + table(rows), encoding='utf-8')
     plot(folder, rows)
 
 

@@ -26,7 +26,7 @@ import jax
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.state import Dialogue
-from simrl.run.runtime import enable_compilation_cache
+from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
 from tools.benchmark import inputs, limits, plan, rates
 from tools.benchmark.job import Remat
 from tools.benchmark.plan import Size
@@ -237,6 +237,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     inputs.check_folder(options.output)
+    start_backend()
     enable_compilation_cache()
     sizes = Sizes(
         options.rows, message_tokens=options.message_tokens, turns=options.turns, row_length=options.row_length
@@ -245,4 +246,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    tolerate_encoding()
     main()

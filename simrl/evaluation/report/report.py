@@ -18,7 +18,7 @@ MAX_LINES = 24  # of differences in the terminal; report.html has all
 def write_report(results: Results, workdir: pathlib.Path) -> pathlib.Path:
     """Writes `report.html` into the run directory, one file that needs no other; equal results give equal bytes."""
     config_file = workdir / 'config.json'
-    settings = json.loads(config_file.read_text()) if config_file.exists() else {}
+    settings = json.loads(config_file.read_text(encoding='utf-8')) if config_file.exists() else {}
     path = workdir / REPORT_FILE
     draft = path.with_suffix('.partial')
     draft.write_text(page.document(sections.TITLE, sections.sections(results, settings)), encoding='utf-8')

@@ -82,6 +82,8 @@ def find_folder(source: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f'{source}: expected a folder, a .gguf file or a hub name OWNER/MODEL, found none')
     import huggingface_hub
 
+    if huggingface_hub.constants.HF_HUB_CACHE.startswith('~'):  # would become a folder of that name, here
+        raise FileNotFoundError(f'{source}: no home folder for models of the hub; set HOME or HF_HOME')
     try:
         return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
     except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:

@@ -493,6 +493,14 @@ def test_sources_that_are_no_model(tmp_path, folder):
         load_model(str(folder))
 
 
+def test_a_user_without_a_home_folder_has_no_place_for_models_of_the_hub(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', '~/.cache/huggingface/hub')
+    with pytest.raises(FileNotFoundError, match=r'^a/b: no home folder for models of the hub; set HOME or HF_HOME$'):
+        load_model('a/b')
+
+
 def test_hub_names_go_to_the_hub_without_code_or_pickles(folder, monkeypatch):
     import huggingface_hub
 

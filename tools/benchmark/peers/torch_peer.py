@@ -111,7 +111,9 @@ def sampling(job: Job, bench: Bench) -> None:
     model.generation_config = generation(job.new_tokens)
     with np.load(job.arrays) as file:
         prompts = torch.from_numpy(file['prompts'].astype(np.int64)).to(model.device)
-    prompts = torch.cat([prompts, runs(json.loads(job.texts.read_text())['own_header'], prompts)], dim=1)
+    prompts = torch.cat(
+        [prompts, runs(json.loads(job.texts.read_text(encoding='utf-8'))['own_header'], prompts)], dim=1
+    )
     bench.ready()
     while True:
         request = bench.wait()
@@ -126,7 +128,7 @@ def conversations(job: Job, bench: Bench) -> None:
     model.generation_config = generation(job.new_tokens)
     with np.load(job.arrays) as file:
         prompts = torch.from_numpy(file['prompts'].astype(np.int64)).to(model.device)
-    texts = json.loads(job.texts.read_text())
+    texts = json.loads(job.texts.read_text(encoding='utf-8'))
     assistant = runs(texts['own_header'], prompts), runs([texts['end_of_turn']], prompts)
     user = runs(texts['partner_header'], prompts), runs([texts['partner_end_of_turn']], prompts)
     bench.ready()

@@ -24,7 +24,7 @@ def grpo_step(job: Job, bench: Bench) -> None:
     """From one call of the reward to the next: an update, then new replies. One update a batch, no reference model."""
     model = load(job, bench, 'float32')
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.model)
-    openings = json.loads(job.texts.read_text())['openings']
+    openings = json.loads(job.texts.read_text(encoding='utf-8'))['openings']
     prompts = datasets.Dataset.from_list([{'prompt': [{'role': 'user', 'content': text}]} for text in openings])
 
     def share_of_even_ids(completion_ids: list[list[int]], **_: Any) -> list[float]:
