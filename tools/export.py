@@ -5,7 +5,8 @@
     python tools/export.py --stage=runs/smollm2-cpu/sft/fine_tuned --output=user-simulator
 
 A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
-tokenizer gets the terminal token that the run added. The folder is written whole or not at all.
+tokenizer gets the terminal token that the run added, and generation stops where the stage's model learned to stop. The
+folder is written whole or not at all.
 """
 
 import argparse
@@ -56,8 +57,16 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
     if len(model.tokenizer) != model.chat.size:
         raise ValueError(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')
-    generation_config = generation_config_of(model.settings.source, model.settings.revision)
-    export(params, model.config, model.tokenizer, output, dtype=dtype, generation_config=generation_config)
+    role = scene.settings.user_sft.role if name in arms else 'assistant'
+    export(
+        params,
+        model.config,
+        model.tokenizer,
+        output,
+        dtype=dtype,
+        generation_config=generation_config_of(model.settings.source, model.settings.revision),
+        stop_ids=[model.chat.end_of_turn[role], *([model.chat.terminal] if role == 'user' else [])],
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.experiments import experiment, fitting, sources
 from simrl.models import transformer
-from simrl.models.files.export import export
+from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
 from simrl.run import stage_files
@@ -263,8 +263,13 @@ def test_the_two_reward_models_share_no_opening(files):
 def test_a_trained_stage_exports_with_the_terminal_token(finished, tmp_path):
     export_tool.main([f'--stage={finished}/sft/fine_tuned', f'--output={tmp_path}/simulator'])
     config = load_config(tmp_path / 'simulator')
-    assert config.vocab_size == chat_from_huggingface(byte_tokenizer()).size
+    chat = chat_from_huggingface(byte_tokenizer())
+    assert config.vocab_size == chat.size
     assert load_params(tmp_path / 'simulator', config)
+    ends = [chat.end_of_turn['user'], chat.terminal]
+    assert read_generation_config(tmp_path / 'simulator') == {'eos_token_id': ends}
+    export_tool.main([f'--stage={finished}/rl/role_play/seed-0', f'--output={tmp_path}/assistant'])
+    assert read_generation_config(tmp_path / 'assistant') == {'eos_token_id': [chat.end_of_turn['assistant']]}
 
 
 def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def export(
     *,
     dtype: str = 'float32',
     generation_config: Mapping[str, Any] | None = None,
+    stop_ids: Sequence[int] = (),
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a model folder that transformers 5 and `load_params` read, atomically.
@@ -59,6 +60,7 @@ def export(
         folder: must not exist yet.
         dtype: of the stored weights (heads stay float32).
         generation_config: of the source model; None writes only the tokenizer's special token ids.
+        stop_ids: ids that end a message; they come before others in the `eos_token_id` of the generation config.
         max_file_bytes: larger weights are split over several files with an index.
 
     Raises:
@@ -75,7 +77,8 @@ def export(
     ids = {} if tokenizer is None else _special_ids(tokenizer)
     with _new_folder(Path(folder)) as temporary:
         _write_json(temporary / 'config.json', config_to_json(config, num_rows, dtype) | ids)
-        _write_json(temporary / 'generation_config.json', ids if generation_config is None else dict(generation_config))
+        generation = _with_stop_ids(ids if generation_config is None else generation_config, stop_ids)
+        _write_json(temporary / 'generation_config.json', generation)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         _write_weights(temporary, params['decoder'], config, num_rows, dtype, max_file_bytes)
@@ -93,6 +96,14 @@ def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | N
     """Reads the generation config of a model folder, for `export`; None if the folder has none."""
     file = Path(folder) / 'generation_config.json'
     return read_json(file) if file.exists() else None
+
+
+def _with_stop_ids(generation_config: Mapping[str, Any], stop_ids: Sequence[int]) -> dict[str, Any]:
+    if not stop_ids:
+        return dict(generation_config)
+    found = generation_config.get('eos_token_id')
+    known = [] if found is None else [found] if isinstance(found, int) else list(found)
+    return {**generation_config, 'eos_token_id': list(dict.fromkeys([*stop_ids, *known]))}
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:

@@ -440,6 +440,16 @@ def test_generation_config_is_kept(tmp_path, params):
     assert read_generation_config(tmp_path / 'model') == kept
 
 
+@pytest.mark.parametrize(
+    ('source', 'expected'), [(None, [3, 9, 0]), ({}, [3, 9]), ({'eos_token_id': 9, 'top_p': 0.5}, [3, 9])]
+)
+def test_stop_ids_come_before_those_of_the_source(tmp_path, params, source, expected):
+    export(params, CONFIG, tokenizer_of(150), tmp_path / 'model', generation_config=source, stop_ids=[3, 9])
+    written = read_generation_config(tmp_path / 'model')
+    assert written['eos_token_id'] == expected
+    assert written | {'eos_token_id': None} == {**(source or {}), 'eos_token_id': None}
+
+
 def test_heads_travel_with_the_model(tmp_path, params):
     head = init_head(CONFIG) | {'kernel': jnp.arange(16.0), 'bias': jnp.float32(0.5)}
     export({**params, 'reward_head': head}, CONFIG, None, tmp_path / 'model')
