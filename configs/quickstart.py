@@ -78,7 +78,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 optimizer=OptimizerSettings(1e-3),
             ),
             rl_people=4096,
-            evaluation=EvaluationSettings(people=2000, block=1000, matrix=512, batch_size=250, shown=4),
+            evaluation=EvaluationSettings(people=2000, block=1000, matrix=512, batch_size=256, shown=4),
             compute=Compute(
                 training=Execution(log_prob_chunk=2048),
                 loop=LoopSettings(saved_conversations=4, shown_conversations=1),

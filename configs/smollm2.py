@@ -148,6 +148,7 @@ def shrink(
             },
             'evaluation': {'people': openings, 'matrix': openings // 2, 'batch_size': openings // 2},
             'compute': {
+                'mesh': {'data': 1},
                 'training': execution,
                 'sampling': execution,
                 'loop': {'log_every': 1, 'checkpoint_every': checkpoint_every, 'evaluate_every': sft_steps},

@@ -19,8 +19,9 @@ def banner(scene: Scene) -> str:
     sampled = limits.turns * (limits.assistant_tokens + limits.user_tokens)
     training, decoding = step_memory(scene)
     devices, mesh = jax.devices(), compute.mesh.make()
+    count = f'{mesh.size} of {len(devices)}' if mesh.size < len(devices) else f'{len(devices)}'
     lines = [
-        f'devices: {len(devices)} {devices[0].device_kind} ({jax.default_backend()}), mesh data={mesh.shape["data"]} '
+        f'devices: {count} {devices[0].device_kind} ({jax.default_backend()}), mesh data={mesh.shape["data"]} '
         f'x model={mesh.shape["model"]}; {jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
         *(f'{name}: {num_parameters(config) / 1e6:,.1f} M parameters' for name, config in models.items()),
         f'an RL step: {rows} conversations of up to {limits.turns} turns, {rows * sampled:,} sampled tokens at most',

@@ -5,10 +5,15 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 'config.user_sft'. None reads weights.
 """
 
+import math
+from collections.abc import Mapping
+
 from simrl.conversations.views import preference_rows
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings, pairs_of, rows_of
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Data, Model
+from simrl.models import sharding
+from simrl.models.transformer import TransformerConfig
 from simrl.rl.train import RLSettings
 from simrl.rollouts.collect import rows_at_once
 from simrl.run.config import ConfigError
@@ -32,7 +37,20 @@ def check_split(field: str, rows: int, compute: Compute) -> None:
     """Refuses rows of a batch that the devices cannot share evenly; `field` says how many there are."""
     devices = compute.mesh.make().shape['data']
     if rows % devices:
-        raise ConfigError(f'{field}: expected {rows} rows to divide by the {devices} devices of compute.mesh.data')
+        raise ConfigError(
+            f'{field}: expected a multiple of the {devices} devices of config.compute.mesh.data, found {rows} rows; '
+            f'with --config.compute.mesh.data={math.gcd(rows, devices)} they divide'
+        )
+
+
+def check_mesh(models: Mapping[str, TransformerConfig], compute: Compute) -> None:
+    """Refuses a mesh over which the models, by name, cannot be sharded."""
+    mesh = compute.mesh.make()
+    for name, config in models.items():
+        try:
+            sharding.param_shardings(config, mesh, sharding.TRAINING_RULES)
+        except ValueError as error:
+            raise ConfigError(f'config.compute.{error} ({name})') from error
 
 
 def check_fitting(

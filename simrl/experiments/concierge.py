@@ -20,7 +20,7 @@ from simrl.conversations.sentencepiece import sentencepiece_chat
 from simrl.conversations.views import Rendered, natural_prompt, user_rows
 from simrl.evaluation.results import MeasureWords
 from simrl.experiments import concierge_setup, work
-from simrl.experiments.checks import check_fitting, check_rl_steps, check_split, check_xla_flags
+from simrl.experiments.checks import check_fitting, check_mesh, check_rl_steps, check_split, check_xla_flags
 from simrl.experiments.concierge_people import (
     log_example,
     outcomes,
@@ -212,6 +212,7 @@ class ConciergeScene:
     def check(self) -> None:
         s, compute = self.settings, self.compute
         check_xla_flags(compute)
+        check_mesh(self.model_configs(), compute)
         own = s.assistant
         check_fitting('config.assistant.sft', own.sft, own.model.max_positions, compute)
         for size, user in s.users.items():

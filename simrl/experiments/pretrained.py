@@ -193,6 +193,7 @@ class PretrainedScene:
     def _checked(self) -> bool:
         s, model, compute = self.settings, self.model, self.compute
         checks.check_xla_flags(compute)
+        checks.check_mesh(self.model_configs(), compute)
         if any(settings.simulator == 'fine_tuned' for settings in s.arms.values()):
             checks.check_user_sft('config.user_sft', s.user_sft, model, self.data, compute)
         for field in ('reward_model', 'held_out_reward_model'):

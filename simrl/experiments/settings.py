@@ -12,6 +12,7 @@ from simrl.evaluation.results import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rl.train import RLSettings
+from simrl.run.config import ConfigError
 from simrl.run.runtime import check_xla_flags
 from simrl.training.loop import LoopSettings
 
@@ -24,12 +25,32 @@ ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 class MeshSettings:
     """Layout of the devices. No result depends on it beyond rounding."""
 
-    data: int | None = None  # devices that rows, and in training parameters, are split over; None: all the rest
+    data: int | None = None  # devices that split rows, and in training parameters; None: all that `model` leaves
     model: int = 1  # devices that heads, MLP and vocabulary are split over
 
+    def __post_init__(self) -> None:
+        for field in ('data', 'model'):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f'MeshSettings.{field}: expected at least 1, found {value}')
+
     def make(self) -> Mesh:
-        data = jax.device_count() // self.model if self.data is None else self.data
-        return sharding.make_mesh(data, self.model)
+        """Makes a mesh of the first `data` x `model` devices.
+
+        Raises:
+            ConfigError: there are fewer devices; or some would be unused, with several processes or `data` None.
+        """
+        available, processes = jax.device_count(), jax.process_count()
+        data = max(1, available // self.model) if self.data is None else self.data
+        used = data * self.model
+        all_used = self.data is None or processes > 1  # every process computes on its own devices
+        if used > available or (all_used and used < available):
+            expected = f'{"" if all_used else "at most "}{available} devices'
+            raise ConfigError(
+                f'config.compute.mesh.data x config.compute.mesh.model: expected {expected}'
+                f'{f" in {processes} processes" if processes > 1 else ""}, found {data} x {self.model}'
+            )
+        return sharding.make_mesh(data, self.model, jax.devices()[:used])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from simrl.models.layouts import output_matrix, stored_array
-from simrl.models.rows import rows_are_sharded
+from simrl.models.rows import num_shards
 from simrl.models.transformer import Params
 
 
@@ -210,7 +210,8 @@ def _forward_all(
     weights: jax.Array, hidden: jax.Array, rows: _Rows, token_mask: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     weights = weights.astype(hidden.dtype)  # before they are copied to every device
-    if not rows_are_sharded(hidden.shape[0]):
+    # With one shard XLA refuses the sum over an axis of one device inside `shard_map`.
+    if num_shards(hidden.shape[0]) == 1:
         return _forward(weights, hidden, rows, token_mask, chunk=chunk, axis=None)
     # Each device lists its own rows' positions; one list of all rows would move hidden states between devices.
     forward = functools.partial(_forward, chunk=chunk, axis='data')
@@ -237,7 +238,7 @@ def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tu
     by_position = jnp.stack([entropy, normalizer, *given])
     backward = functools.partial(_backward, chunk=chunk, weights_wanted=wanted is not None)
     arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)
-    if not rows_are_sharded(hidden.shape[0]):
+    if num_shards(hidden.shape[0]) == 1:
         grad_hidden, grad_weights = backward(*arguments, axis=None)
     else:
         grad_hidden, grad_weights = jax.shard_map(

@@ -12,6 +12,11 @@ def rows_are_sharded(num_rows: int) -> bool:
     return 'data' in mesh.axis_names and num_rows % mesh.shape['data'] == 0
 
 
+def num_shards(num_rows: int) -> int:
+    """The number of equal parts of the rows on the devices of the mesh axis `data`; 1 if they are not sharded."""
+    return jax.sharding.get_abstract_mesh().shape['data'] if rows_are_sharded(num_rows) else 1
+
+
 def shard_rows(x: jax.Array, axis: int = 0) -> jax.Array:
     """Constrains an array to be sharded by its rows (dimension `axis`) over `data` and replicated over `model`.
 

@@ -118,8 +118,7 @@ def param_shardings(
         if axis == 'kv_heads':
             return None
         raise ValueError(
-            f'mesh axis {target!r} of {mesh.shape[target]} devices: expected a divisor of {field}={size}, which is '
-            f'sharded over it'
+            f'mesh.{target}: expected a divisor of {field}={size}, which is sharded over it, found {mesh.shape[target]}'
         )
 
     def sharding_of(path: Any, axes: tuple[str, ...]) -> NamedSharding:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simrl.models.rows import gather_per_row, rows_are_sharded, scatter_per_row
+from simrl.models.rows import gather_per_row, num_shards, rows_are_sharded, scatter_per_row
 from simrl.models.transformer import Cache
 
 MIN_ROWS = 8  # with fewer rows a decode step is hardly cheaper
@@ -107,7 +107,7 @@ class ActiveBatch(Generic[_Dialogue]):
 
 def all_active(dialogue: _Dialogue, inputs: Any, num_rows: int) -> ActiveBatch[_Dialogue]:
     """A batch of all rows. Its arrays are donated by what follows: do not read them again."""
-    shards = jax.sharding.get_abstract_mesh().shape['data'] if rows_are_sharded(num_rows) else 1
+    shards = num_shards(num_rows)
     index = np.broadcast_to(np.arange(num_rows // shards), (shards, num_rows // shards))
     return ActiveBatch(dialogue, inputs, index, num_rows, None)
 

@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.chat import chat_from_huggingface
@@ -92,19 +93,34 @@ def test_fits_that_would_fail_are_named(path, value, message):
         checks.check_reward_model('config.judge', judge, MODEL, DATA, COMPUTE)
 
 
+def compute_on(data: int, model: int):
+    """Settings whose mesh has more devices than this machine; its shape is all that checks read."""
+    mesh = AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+    return types.SimpleNamespace(**{**vars(COMPUTE), 'mesh': types.SimpleNamespace(make=lambda: mesh)})
+
+
 def test_rows_divide_by_the_devices():
-    """Of a mesh that this machine lacks only the shape is asked for."""
-    mesh = types.SimpleNamespace(make=lambda: types.SimpleNamespace(shape={'data': 8, 'model': 1}))
-    many = types.SimpleNamespace(**{**vars(COMPUTE), 'mesh': mesh})
+    many = compute_on(8, 1)
     with pytest.raises(
-        ConfigError, match=r'^config\.user_sft\.sft\.batch\.batch_size: expected 4 rows .* the 8 devices'
+        ConfigError,
+        match=r'^config\.user_sft\.sft\.batch\.batch_size: .* the 8 devices of config\.compute\.mesh\.data, found 4 '
+        r'rows; with --config\.compute\.mesh\.data=4',
     ):
         checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, many)
     checks.check_reward_model('config.judge', REWARD, MODEL, DATA, many)  # four pairs are eight rows
-    with pytest.raises(ConfigError, match=r'^config\.scale\.batch_size: expected 4 rows'):
-        checks.check_split('config.scale.batch_size', 4, many)
-    with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step x samples_per_prompt: expected 4 rows'):
+    with pytest.raises(ConfigError, match=r'^config\.scale\.batch_size: .* found 6 rows; with .*data=2 they'):
+        checks.check_split('config.scale.batch_size', 6, many)
+    with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step x samples_per_prompt: .* found 4 rows'):
         checks.check_rl_steps(RL, 2, many)
+
+
+def test_models_that_a_mesh_cannot_split_are_named():
+    models = {'assistant': MODEL.config}
+    checks.check_mesh(models, compute_on(8, 2))
+    with pytest.raises(ConfigError, match=r'^config\.compute\.mesh\.data: .*model_dim=16.* found 5 \(assistant\)'):
+        checks.check_mesh(models, compute_on(5, 1))
+    with pytest.raises(ConfigError, match=r'^config\.compute\.mesh\.model: .*num_heads=2.* found 4'):
+        checks.check_mesh(models, compute_on(1, 4))
 
 
 @pytest.mark.parametrize(
