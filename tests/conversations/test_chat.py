@@ -289,15 +289,21 @@ def test_special_tokens_in_reach_of_text_are_an_error():
         chat_from_huggingface(reachable)
 
 
-def test_an_added_word_that_text_can_reach_is_an_ordinary_word():
+def test_added_tokens_that_are_not_special_are_ordinary_words():
     tokenizer = byte_tokenizer(merges=[('a', 'b')])
-    word = tokenizer.convert_tokens_to_ids('ab')
-    tokenizer.add_tokens(['ab', '<think>'])
+    words = ['ab', '<think>', 'xylotherapy', '정형외과']  # the first is a token without being added, too
+    tokenizer.add_tokens(words)
     chat = chat_from_huggingface(tokenizer)
-    assert chat.encode('ab') == [word]
-    token_mask = chat.token_mask(chat.size, terminal=False)
-    assert token_mask[word]
-    assert not token_mask[tokenizer.convert_tokens_to_ids('<think>')]
+    text = '<think>Try xylotherapy at 정형외과, ab.<|im_end|>'
+    ids = chat.encode(text)
+    assert ids == tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    added = tokenizer.convert_tokens_to_ids(words)
+    assert set(added) <= set(ids)
+    assert chat.token_mask(chat.size, terminal=False)[added].all()
+    assert chat.decode(ids) == text
+    row = render(chat, [Message('user', 'Try xylotherapy.')], system=None).tokens.tolist()
+    whole = tokenizer.encode(template_text(tokenizer, [('user', 'Try xylotherapy.')]), add_special_tokens=False)
+    assert row == whole[: len(row)]
 
 
 PLANTED = st.lists(
