@@ -20,10 +20,15 @@ def byte_tokenizer(
     merges: Sequence[tuple[str, str]] = (),
     bos_token: str | None = None,
     eos_token: str | None = None,
+    without: str = '',
 ) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of 256 bytes, what `merges` joins (in byte-level characters), and `special_tokens` after them."""
+    """A tokenizer of 256 bytes, what `merges` joins (in byte-level characters), and `special_tokens` after them.
+
+    Bytes in `without` (byte-level characters) have no token; their ids stay free.
+    """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {piece: i for i, piece in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    pieces = [*alphabet, *(a + b for a, b in merges), *special_tokens]
+    vocab = {piece: i for i, piece in enumerate(pieces) if piece not in set(without)}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=list(merges)))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

@@ -2,15 +2,14 @@
 
 1. The template is rendered with probe messages. The text around them gives the headers and ends of turn.
 2. Rendering message by message must equal the template's rendering of the whole, token for token, or it is an error.
-3. Message text is encoded without the tokenizer's added tokens: text never becomes a special token.
+3. In message text special tokens are plain text, and so are the added tokens that the template writes.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import jinja2
 import numpy as np
 import tokenizers
 import transformers
@@ -22,6 +21,14 @@ Rewrites = Literal['error', 'keep', 'omit']
 
 ROLE_CODES: Mapping[str, int] = {'user': USER, 'assistant': ASSISTANT}
 TERMINAL_TEXT = '<|endconversation|>'  # name of the added terminal token; in a message it is plain text
+
+
+class EncodingError(ValueError):
+    """A text with a character that the tokenizer has no token for."""
+
+    def __init__(self, text: str, character: str) -> None:
+        code = f' (U+{ord(character):04X})' if len(character) == 1 else ''
+        super().__init__(f'cannot encode {_shown(text)}: the tokenizer has no token for {_shown(character)}{code}')
 
 
 class Tokenizer(Protocol):
@@ -56,6 +63,7 @@ class Chat:
         system_end: id that ends the system message.
         no_system_reason: reason why `system_header` is None; empty otherwise.
         reserved: ids that no text encodes to and no model may sample, except ends of turn.
+        known: characters that `check` found to have tokens.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +75,7 @@ class Chat:
     system_end: int
     no_system_reason: str
     reserved: frozenset[int]
+    known: set[str] = dataclasses.field(default_factory=set, init=False, repr=False)
 
     @property
     def terminal(self) -> int:
@@ -84,12 +93,26 @@ class Chat:
         return self.decode(self.default_prefix)
 
     def encode(self, text: str) -> list[int]:
-        """Encodes a message's text. A character that the tokenizer does not know is an error."""
+        """Encodes a message's text. A character that the tokenizer has no token for is an `EncodingError`."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which tokenizers refuse in ways of their own
+            raise EncodingError(text, text[error.start]) from None
         ids = self.tokenizer.encode(text)
         if not self.reserved.isdisjoint(ids):
-            unknown = self.decode([i for i in ids if i in self.reserved][:1])
-            raise ValueError(f'cannot encode {_shown(text)}: a part of it has no token of its own, only {unknown!r}')
+            unknown = (part for part in text if not self.reserved.isdisjoint(self.tokenizer.encode(part)))
+            raise EncodingError(text, next(unknown, text))
         return ids
+
+    def check(self, text: str) -> None:
+        """Raises the `EncodingError` that `encode` would; texts of known characters are not encoded."""
+        new = set(text) - self.known
+        if new:
+            try:
+                self.encode(''.join(sorted(new)))
+            except EncodingError:  # the text decides: a tokenizer may know words and not their letters
+                self.encode(text)
+            self.known.update(new)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids, with special tokens and the terminal token written out."""
@@ -155,7 +178,11 @@ class Chat:
         runs: set[tuple[int, ...]] = set()
         for before in ('', ' ', '\n', '\n\n', 'a', '.', '. ', '.\n', *'!?)"*[(,:-'):
             for after in ('', '\n', *'.,!?:)]"*', "'"):
-                ids = self.encode(before + text + after)
+                try:
+                    ids = self.encode(before + text + after)
+                except EncodingError:
+                    self.encode(text)
+                    continue  # no model writes it between these
                 start = len(ids) - 1
                 while start > 0 and text not in self.decode(ids[start:]):
                     start -= 1
@@ -172,22 +199,62 @@ class Chat:
 
 
 class HuggingFaceTokenizer:
-    """A fast Hugging Face tokenizer as a `Tokenizer`: content is encoded without its added tokens."""
+    """A fast Hugging Face tokenizer as a `Tokenizer`.
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, lead: str = '') -> None:
-        """`lead`: text, usually one space, that the template puts before content and the tokenizer joins with it."""
+    Content is encoded as by `encode(text, split_special_tokens=True)`: only special tokens are plain text.
+    """
+
+    def __init__(
+        self, tokenizer: transformers.PreTrainedTokenizerBase, lead: str = '', template_ids: Iterable[int] = ()
+    ) -> None:
+        """Copies the tokenizer for content.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            lead: text, usually one space, that the template puts before content and the tokenizer joins with it.
+            template_ids: ids that the template writes; added tokens among them are treated as special.
+        """
         backend = getattr(tokenizer, 'backend_tokenizer', None)
         if backend is None:
             raise ValueError(f'{_name(tokenizer)}: expected a fast tokenizer, found {type(tokenizer).__name__}')
         state = json.loads(backend.to_str())
-        state |= {'added_tokens': [], 'post_processor': None, 'truncation': None, 'padding': None}
-        self.size = len(tokenizer)
+        state |= {'post_processor': None, 'truncation': None, 'padding': None}
         self.added: dict[int, Any] = dict(tokenizer.added_tokens_decoder)
+        special = {*tokenizer.all_special_ids, *template_ids}
+        for token in state['added_tokens']:
+            token['special'] = token['special'] or token['id'] in special
+        self.special = frozenset(token['id'] for token in state['added_tokens'] if token['special'])
+        ids = set(tokenizer.get_vocab().values())
+        self.size = max(ids) + 1
+        unknown = state['model'].get('unk_id'), backend.token_to_id(state['model'].get('unk_token') or '')
+        # Ids of no token, and of the unknown token.
+        self.without_text = frozenset(set(range(self.size)) - ids | {i for i in unknown if i is not None})
         self.lead = lead
         self._whole = tokenizer
         self._content = tokenizers.Tokenizer.from_str(json.dumps(state))
+        self._content.encode_special_tokens = True
+        self._model = state['model']['type']
+        self._kept: set[str] = set()  # characters that are not dropped
 
     def encode(self, text: str) -> list[int]:
+        # A BPE drops bytes that its vocabulary lacks. Other models have an unknown token.
+        if self._model == 'BPE' and not self._kept.issuperset(text):
+            self._check(text)
+        return self.encode_unchecked(text)
+
+    def _check(self, text: str) -> None:
+        """Raises an error for a character that does not come back from its tokens."""
+        for character in dict.fromkeys(text):
+            if character not in self._kept:
+                decoded = self.decode(self.encode_unchecked(f'0{character}0'))  # some decoders strip outer spaces
+                normalizer = self._content.normalizer
+                normalized = character if normalizer is None else normalizer.normalize_str(character)
+                if character not in decoded and normalized not in decoded:
+                    raise EncodingError(text, character)
+                self._kept.add(character)
+
+    def encode_unchecked(self, text: str) -> list[int]:
+        """Encodes a text without what the vocabulary lacks."""
         return self._content.encode(self.lead + text, add_special_tokens=False).ids
 
     def encode_template(self, text: str) -> list[int]:
@@ -255,7 +322,6 @@ class _Survey:
 def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, date: str | None, lead: str) -> Chat:
     name = _name(tokenizer)
     content = HuggingFaceTokenizer(tokenizer, lead)
-    reserved = _reserved(name, content)
     plain = _survey(tokenizer, content, date, system=None)
     assistant = plain.assistant
     if plain.generated != plain.assistant:
@@ -291,6 +357,7 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
 
     system_header: tuple[int, ...] | None = None
     system_end, reason = user_end, ''
+    with_system = plain
     try:
         with_system = _survey(tokenizer, content, date, system=_SYSTEM_PROBE)
     except ValueError as error:
@@ -304,6 +371,13 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
             system_header, system_end = tuple(content.encode_template(with_system.before_system)), after[0]
         else:
             reason = f'it follows one with {with_system.opening!r}, not with a message of its own'
+    # Text must not pose as a header, even where the tokenizer does not call its tokens special. A think block that is
+    # only written before a reply is ordinary text elsewhere.
+    history = [dataclasses.replace(survey, generated='') for survey in (plain, with_system)]
+    runs = [run for survey in history for run in dataclasses.astuple(survey)]
+    written = {i for run in runs for i in content.encode_template(run)}
+    if not content.special.issuperset(written & content.added.keys()):
+        content = HuggingFaceTokenizer(tokenizer, lead, written)
     return Chat(
         tokenizer=content,
         end_of_turn={'user': user_end, 'assistant': assistant_end},
@@ -313,23 +387,17 @@ def _build(tokenizer: transformers.PreTrainedTokenizerBase, rewrites: Rewrites, 
         system_header=system_header,
         system_end=system_end,
         no_system_reason=reason,
-        reserved=reserved,
+        reserved=_reserved(name, content),
     )
 
 
 def _reserved(name: str, content: HuggingFaceTokenizer) -> frozenset[int]:
-    """Ids of the added tokens; checks that no text encodes to a special one."""
-    ids = sorted(content.added)
-    if ids and ids[-1] >= content.size:
-        raise ValueError(f'{name}: expected ids below len(tokenizer) = {content.size}, found added token {ids[-1]}')
-    reserved = set(ids)
-    for i in ids:
+    """Ids that no text encodes to; checks that no text encodes to a special token."""
+    for i in sorted(content.special):
         text = content.added[i].content
-        if any(i in content.encode(written) for written in (text, f'a{text}b', f' {text} ')):
-            if content.added[i].special:
-                raise ValueError(f'{name}: the text {text!r} in a message would become the special token {i}')
-            reserved.remove(i)  # a plain word listed as added
-    return frozenset(reserved)
+        if any(i in content.encode_unchecked(written) for written in (text, f'a{text}b', f' {text} ')):
+            raise ValueError(f'{name}: the text {text!r} in a message would become the special token {i}')
+    return content.special | content.without_text
 
 
 def _survey(
@@ -387,9 +455,11 @@ def _runs(
                 **dated,
             )
         )
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template's code may raise anything: TypeError, RecursionError
         roles = ', '.join(message['role'] for message in messages)
-        raise ValueError(f'{_name(tokenizer)}: the chat template refuses messages by {roles}: {error}') from error
+        raise ValueError(
+            f'{_name(tokenizer)}: the chat template refuses messages by {roles}: {type(error).__name__}: {error}'
+        ) from error
     runs: list[str] = []
     ids: list[int] = []
     cursor = 0
@@ -398,7 +468,7 @@ def _runs(
         if found < 0 or text.count(message['content']) != 1:
             raise ValueError(f'{_name(tokenizer)}: the chat template drops, repeats or moves a message: {text!r}')
         runs.append(text[cursor:found].removesuffix(content.lead))
-        ids += content.encode_template(runs[-1]) + content.encode(message['content'])
+        ids += content.encode_template(runs[-1]) + content.encode_unchecked(message['content'])
         cursor = found + len(message['content'])
     runs.append(text[cursor:])
     ids += content.encode_template(runs[-1])

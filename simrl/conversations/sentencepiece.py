@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
-from simrl.conversations.chat import Chat
+from simrl.conversations.chat import Chat, EncodingError
 
 BEGIN = '<s>'
 SYSTEM_HEADER, USER_HEADER, ASSISTANT_HEADER = '<|system|>', '<|user|>', '<|assistant|>'
@@ -147,4 +147,4 @@ def sentencepiece_chat(model: bytes | str | os.PathLike[str]) -> Chat:
 
 def _check_text(text: str) -> None:
     if SPACE in text:
-        raise ValueError(f'cannot encode {text[:60]!r}: {SPACE!r} (U+2581) would be read as a space')
+        raise EncodingError(text, SPACE)  # it would be read as a space

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations import chat as chat_lib
-from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.chat import EncodingError, chat_from_huggingface
 from simrl.conversations.records import Message
 from simrl.conversations.views import render
 from tests.tiny import CHATML, CHATML_TOKENS, FAMILY_TOKENS, byte_tokenizer, family_tokenizer
@@ -194,6 +195,7 @@ BAD_TEMPLATES = {
         "{{ ('<|im_end|>\n' if m['role'] == 'assistant' or not loop.last else '<|endoftext|>') }}{% endfor %}"
         + GENERATION
     ),
+    "refuses messages by user: TypeError: object of type 'int' has no len": '{{ 3 | length }}' + CHATML,
     'have no common form': (
         "{% for m in messages %}{{ '?' if loop.first else '<|im_start|>!' }}{{ m['content'] + '<|im_end|>' }}"
         "{% endfor %}{{ '<|im_start|>!' if add_generation_prompt }}"
@@ -304,6 +306,24 @@ def test_added_tokens_that_are_not_special_are_ordinary_words():
     row = render(chat, [Message('user', 'Try xylotherapy.')], system=None).tokens.tolist()
     whole = tokenizer.encode(template_text(tokenizer, [('user', 'Try xylotherapy.')]), add_special_tokens=False)
     assert row == whole[: len(row)]
+
+
+def test_added_tokens_of_headers_stay_out_of_reach_of_text():
+    """DeepSeek-R1 does not call its headers special, and the user's message has no other end."""
+    tokens = ('<User>', '<Assistant>', '<think>')
+    tokenizer = byte_tokenizer(
+        ('</s>',),
+        "{% for m in messages %}{{ '<User>' + m['content'] if m['role'] == 'user' else "
+        "'<Assistant>' + m['content'] + '</s>' }}{% endfor %}{{ '<Assistant><think>' if add_generation_prompt }}",
+    )
+    tokenizer.add_tokens(list(tokens))
+    user, assistant, think = tokenizer.convert_tokens_to_ids(tokens)
+    for rewrites, header in (('keep', (think,)), ('omit', ())):
+        chat = chat_from_huggingface(tokenizer, rewrites=rewrites)
+        assert (chat.end_of_turn['user'], chat.header('assistant')) == (assistant, header)
+        assert set(chat.encode('x<Assistant>y<User>z<think>')) & {user, assistant, think} == {think}
+        assert set(np.flatnonzero(chat.token_mask(384, False, header='user'))) & {user, assistant} == {assistant}
+        assert set(np.flatnonzero(chat.token_mask(384, False, header='assistant'))) & {user, assistant} == set()
 
 
 PLANTED = st.lists(
@@ -425,5 +445,51 @@ def test_roles_may_end_with_their_own_tokens(generation):
 
 def test_a_character_without_a_token_is_an_error():
     chat = chat_from_huggingface(sentencepiece_like())
-    with pytest.raises(ValueError, match=r"cannot encode 'caf\u00e9': .* only '<unk>'"):
-        chat.encode('caf\u00e9')
+    assert chat.decode(chat.encode('Put Ü')) == 'Put Ü'
+    with pytest.raises(EncodingError, match=r"cannot encode 'café': the tokenizer has no token for 'é' \(U\+00E9\)"):
+        chat.encode('café')
+    with pytest.raises(EncodingError, match=r"no token for '▁'"):  # it would be read as a space
+        chat.encode('▁▂▃')
+
+
+BYTE_LEVEL = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def byte_level(text):
+    """The byte-level characters of a text's bytes."""
+    return BYTE_LEVEL.pre_tokenize_str(text)[0][0]
+
+
+@pytest.mark.parametrize('normalizer', [None, tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()])
+def test_a_byte_that_the_vocabulary_lacks_is_an_error(normalizer):
+    missing = byte_level('\x14') + byte_level('\U00046131')[0]
+    tokenizer = byte_tokenizer(without=missing, merges=[('e', byte_level('é')[0])])
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    chat = chat_from_huggingface(tokenizer)
+    for text, found in (('\x14', "'\\x14' (U+0014)"), ('a\x14b', "'\\x14' (U+0014)"), ('\U00046131', '(U+46131)')):
+        for judge in (chat.encode, chat.check):
+            with pytest.raises(EncodingError, match=re.escape(found)):
+                judge(text)
+    for text in ('Äé e\u0301 \u212b', ' \n\t\r\x13', '\ufffd', '漢字 \U0001f600', ''):  # \u212b: NFC turns it into Å
+        chat.check(text)
+        assert chat.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+    with pytest.raises(EncodingError, match=r"cannot encode 'ok\\ud800'.* for '\\ud800' \(U\+D800\)"):
+        chat.encode('ok\ud800')
+
+
+def test_stop_sequences_need_no_character_that_the_vocabulary_lacks():
+    chat = chat_from_huggingface(byte_tokenizer(without='*"'))
+    assert len(chat.terminal_runs('[END]')) == 1
+    with pytest.raises(EncodingError, match=r"no token for '\*'"):
+        chat.terminal_runs('*END*')
+
+
+def test_a_vocabulary_may_have_holes():
+    """The terminal token is an id that no token has, and ids of no token are not sampled."""
+    byte = byte_level('\x14')
+    tokenizer = byte_tokenizer(without=byte)
+    (hole,) = set(range(len(tokenizer))) - set(tokenizer.get_vocab().values())
+    chat = chat_from_huggingface(tokenizer)
+    assert chat.terminal == len(tokenizer) + 1 == max(tokenizer.get_vocab().values()) + 1
+    assert not chat.token_mask(384, terminal=True)[hole]
+    assert chat.token_mask(384, terminal=True)[chat.terminal]

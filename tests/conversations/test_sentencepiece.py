@@ -65,7 +65,7 @@ def test_bad_texts_and_models(tmp_path):
     with pytest.raises(ValueError, match='at least one text that is not empty'):
         train_sentencepiece(['', ''], 60)
     for unclear in (lambda: train_sentencepiece(['a▁b'], 60), lambda: CHAT.encode('a▁b')):
-        with pytest.raises(ValueError, match=r"'a▁b'.*would be read as a space"):
+        with pytest.raises(ValueError, match=r"'a▁b': the tokenizer has no token for '▁'"):
             unclear()
     with pytest.raises(ValueError, match='not a sentencepiece model'):
         sentencepiece_chat(b'no model at all')
@@ -119,12 +119,12 @@ def test_no_text_becomes_a_header():
     for text in (*CONTROLS, f'ok{CONTROLS[2]}thanks', '<unk>', TERMINAL_TEXT):
         assert chat.reserved.isdisjoint(chat.encode(text))
         assert chat.decode(chat.encode(text)) == text
-    with pytest.raises(ValueError, match=r"cannot encode '<\|user\|>': .* only '<unk>'"):
+    with pytest.raises(ValueError, match=r"cannot encode '<\|user\|>': the tokenizer has no token for '<'"):
         CHAT.encode('<|user|>')  # its texts have no '<'
 
 
 def test_unknown_characters_name_the_text():
-    with pytest.raises(ValueError, match="cannot encode 'ok thänks': a part of it has no token of its own"):
+    with pytest.raises(ValueError, match="cannot encode 'ok thänks': the tokenizer has no token for 'ä'"):
         CHAT.encode('ok thänks')
 
 
