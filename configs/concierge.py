@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from configs.quickstart import user_model
-from simrl.experiments.concierge import ConciergeSimulator
+from simrl.experiments.concierge_settings import ConciergeSimulator
 from simrl.run.config import to_config_dict
 
 ARMS = {

@@ -11,7 +11,12 @@ much.
 from ml_collections import ConfigDict
 
 from simrl.conversations.batches import BatchSettings
-from simrl.experiments.concierge import AssistantSettings, ConciergeSettings, ConciergeSimulator, UserModelSettings
+from simrl.experiments.concierge_settings import (
+    AssistantSettings,
+    ConciergeSettings,
+    ConciergeSimulator,
+    UserModelSettings,
+)
 from simrl.experiments.concierge_setup import Corpora
 from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
 from simrl.experiments.sources import RandomModel

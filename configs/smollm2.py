@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 
 from simrl.conversations.batches import BatchSettings
 from simrl.experiments.fitting import Half, RewardModelSettings, UserSFTSettings
-from simrl.experiments.pretrained import ConversationSettings, PretrainedSettings, PretrainedSimulator, ReplySettings
+from simrl.experiments.pretrained_settings import (
+    ConversationSettings,
+    PretrainedSettings,
+    PretrainedSimulator,
+    ReplySettings,
+)
 from simrl.experiments.settings import Compute, EvaluationSettings
 from simrl.experiments.sources import DataSettings, ModelSettings, RandomModel
 from simrl.models.transformer import Execution

@@ -68,6 +68,18 @@ def test_every_room_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(path.read_text())), f'{path}: expected a docstring'
 
 
+def test_docstrings_begin_with_a_verb_or_a_name() -> None:
+    questions = ('What', 'Which', 'Who', 'Whose', 'Where', 'Whether', 'When', 'How', 'Why')
+    nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        f'{path.relative_to(ROOT)}: {text.splitlines()[0]}'
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, nodes) and (text := ast.get_docstring(node)) and text.split()[0] in questions
+    ]
+    assert not found
+
+
 @pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_backwards(path: pathlib.Path) -> None:
     targets = {name.split('.')[1] for name in imports(path) if name.startswith('simrl.')}

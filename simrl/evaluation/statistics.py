@@ -267,7 +267,7 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
 
 
 def _differ(values: np.ndarray) -> bool:
-    """Whether some numbers differ by more than rounding."""
+    """True if some numbers differ by more than rounding."""
     return bool(np.ptp(values) > _ROUNDING * np.abs(values).max())
 
 

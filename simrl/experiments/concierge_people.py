@@ -28,7 +28,7 @@ ROLES = ('assistant', 'user')
 
 
 def log_example(log: Conversation) -> Example:
-    """What a logged conversation started from."""
+    """The example that a logged conversation started from."""
     return Example(log.id, None, log.intent, example_hash(log.id), log.source, log.split)
 
 
@@ -41,7 +41,7 @@ def log_of(example: Example, row: Mapping[str, Any]) -> Conversation:
 
 
 def people_examples(world: World, split: str, numbers: Iterable[int]) -> list[Example]:
-    """What conversations of these people start from. The user opens, whoever plays it."""
+    """Examples of these people. The user opens, whoever plays it."""
     people = [person(world, split, number) for number in numbers]
     return [Example(p.id, None, p.intent.text, example_hash(p.id), SOURCE, split) for p in people]
 
@@ -66,12 +66,12 @@ def intent_of(example: Example) -> Intent:
 
 
 def spoken(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a person would read of a conversation of `transcripts`: (role, text), stop sequences left out."""
+    """Messages of a conversation of `transcripts` as a person reads them: (role, text) without stop sequences."""
     return [(m['role'], m['content'].replace(TERMINAL_TEXT, '').strip()) for m in row['messages']]
 
 
 def ended(row: Mapping[str, Any]) -> bool:
-    """Whether the user ended a conversation of `transcripts`."""
+    """True if the user ended the conversation of `transcripts`."""
     return row['end_reason'] == EndReason.SIGNAL.name.lower()
 
 

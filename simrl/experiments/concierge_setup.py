@@ -67,7 +67,7 @@ def fine_tuned_stage(arm: str, seed: int) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fitting:
-    """What all fine-tuning stages share.
+    """Arguments that all fine-tuning stages share.
 
     Attributes:
         world: the world's stage.

@@ -12,8 +12,10 @@ import ml_collections
 
 from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.experiments import banner, plan, results
-from simrl.experiments.concierge import ConciergeScene, ConciergeSettings
-from simrl.experiments.pretrained import PretrainedScene, PretrainedSettings
+from simrl.experiments.concierge import ConciergeScene
+from simrl.experiments.concierge_settings import ConciergeSettings
+from simrl.experiments.pretrained import PretrainedScene
+from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.scene import Scene
 from simrl.experiments.settings import MAX_WORKERS, ExperimentSettings
 from simrl.run import config as config_lib
@@ -100,7 +102,7 @@ def run(
 
 
 def workers_of(settings: ExperimentSettings) -> int:
-    """How many stages run side by side: one on an accelerator, whose memory the first worker would take.
+    """Number of stages that run side by side: one on an accelerator, whose memory the first worker would take.
 
     Raises:
         ConfigError: more workers than CPUs, or than one on an accelerator.
@@ -118,7 +120,7 @@ def workers_of(settings: ExperimentSettings) -> int:
 
 
 def results_spec(scene: Scene) -> results.ResultsSpec:
-    """What the results are made of, by stage."""
+    """Stages that the results are made of."""
     settings = scene.settings
     blocks = range(len(settings.evaluation.blocks()))
     assistants = plan.assistants(scene)

@@ -1,4 +1,4 @@
-"""What a stage leaves in its folder for later stages and for the report.
+"""The files that a stage leaves in its folder, for later stages and for the report.
 
 `params/` holds a whole model, with adapters merged: who reads a stage need not know how it was trained. `result.json`
 holds what is reported; `metrics.jsonl` is what its training logged (see `training.loop`).

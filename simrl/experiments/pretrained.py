@@ -6,11 +6,10 @@
 4. All assistants answer the same held-out openings; the held-out reward model compares them with the initial one.
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,112 +21,28 @@ from simrl.conversations.views import Rendered, user_rows
 from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources
-from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
+from simrl.experiments.fitting import RewardModelSettings
 from simrl.experiments.outputs import load_params, read_result, save_result
+from simrl.experiments.pretrained_agents import assistant_agent, simulator_agent, usual_agents
+from simrl.experiments.pretrained_settings import PretrainedSettings
+from simrl.experiments.replies import ScoredReplies, outcome_columns, scored_replies
 from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
-from simrl.experiments.settings import Compute, ExperimentSettings
-from simrl.experiments.sources import Data, DataSettings, Model, ModelSettings, subsample
+from simrl.experiments.settings import Compute
+from simrl.experiments.sources import Data, Model, ModelSettings, subsample
 from simrl.models import placement
-from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
 from simrl.rewards.rewards import Rewards
 from simrl.rl.train import check_trained
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
-from simrl.rollouts.collect import collect_batches
 from simrl.rollouts.dialogue import check_agents
-from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
-from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
-from simrl.simulators.role_play import RolePlaySettings, role_play
 
 REWARD_STAGE, HELD_OUT_STAGE, SCALE_STAGE = 'reward_model/train', 'reward_model/held_out', 'reward_model/scale'
 HELD_OUT_REWARD_MODEL = 'held_out_reward_model'
-KINDS = ('role_play', 'fine_tuned')
-Dtype = Literal['float32', 'bfloat16']
-REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversations: no training run draws these numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class ConversationSettings:
-    """Conversations: the same settings for every arm, whichever simulator it trains against."""
-
-    limits: Limits
-    assistant: Sampling = Sampling()
-    role_play: RolePlaySettings = RolePlaySettings()
-    fine_tuned: FineTunedSettings = FineTunedSettings()
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainedSimulator:
-    """The simulator of an arm."""
-
-    simulator: str  # role_play, fine_tuned, or your own as 'module:function'
-    model: ModelSettings | None = None  # with the assistant's tokenizer and template; None: the assistant's model
-    dtype: Dtype | None = None  # dtype of its weights and its sampling; None: compute.sampling.dtype
-    instructions: str | None = None  # prompt for role_play; None: conversation.role_play.instructions
-
-
-@dataclasses.dataclass(frozen=True)
-class ReplySettings:
-    """Single replies of the initial assistant to training openings."""
-
-    openings: int | None = None  # number of openings; None: all that fit
-    batch_size: int = 64  # replies sampled at once
-    seed: int = 0  # seed of the choice of openings, and of sampling
-
-    def __post_init__(self) -> None:
-        if self.openings is not None and self.openings < 2:
-            raise ValueError(f'ReplySettings.openings: expected at least 2, or None, found {self.openings}')
-        if self.batch_size < 1:
-            raise ValueError(f'ReplySettings.batch_size: expected at least 1, found {self.batch_size}')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainedSettings(ExperimentSettings):
-    """The whole experiment on a pretrained model and people's conversations."""
-
-    scene: Literal['pretrained'] = 'pretrained'
-    model: ModelSettings
-    data: DataSettings
-    user_sft: UserSFTSettings
-    reward_model: RewardModelSettings  # gives the reward
-    held_out_reward_model: RewardModelSettings  # compares the assistants; it reads the other half of people's choices
-    conversation: ConversationSettings
-    arms: dict[str, PretrainedSimulator]
-    scale: ReplySettings  # replies that give the reward its zero and unit
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for arm, settings in self.arms.items():
-            where = f'PretrainedSettings.arms.{arm}'
-            if settings.simulator not in KINDS and not is_own(settings.simulator):
-                raise ValueError(
-                    f"{where}.simulator: expected one of {', '.join(KINDS)} or 'module:function', "
-                    f'found {settings.simulator!r}'
-                )
-            if is_own(settings.simulator) and (settings.model is not None or settings.dtype is not None):
-                raise ValueError(f'{where}: expected no model and no dtype for a simulator of your own, found some')
-            if settings.instructions is not None:
-                if settings.simulator != 'role_play':
-                    raise ValueError(f'{where}.instructions: expected None for {settings.simulator}, found some')
-                try:
-                    self.role_play(arm)
-                except ValueError as error:
-                    raise ValueError(f'{where}.instructions: {error}') from error
-        halves = self.reward_model.half, self.held_out_reward_model.half
-        if 'both' in halves or halves[0] == halves[1]:
-            raise ValueError(
-                f'PretrainedSettings.held_out_reward_model.half: expected the half that reward_model.half={halves[0]} '
-                f'is not, found {halves[1]}'
-            )
-
-    def role_play(self, arm: str) -> RolePlaySettings:
-        """How an arm's role-playing simulator is asked."""
-        usual, instructions = self.conversation.role_play, self.arms[arm].instructions
-        return usual if instructions is None else dataclasses.replace(usual, instructions=instructions)
 
 
 class PretrainedScene:
@@ -189,8 +104,8 @@ class PretrainedScene:
 
     # Checks: what shows only once config, tokenizer and data are there.
 
-    @functools.cached_property
-    def _checked(self) -> bool:
+    @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
+    def check(self) -> None:
         s, model, compute = self.settings, self.model, self.compute
         checks.check_xla_flags(compute)
         checks.check_mesh(self.model_configs(), compute)
@@ -213,23 +128,19 @@ class PretrainedScene:
                 raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
         for arm in s.arms:
             self._check_arm(arm)
-        return True
 
     def model_configs(self) -> Mapping[str, TransformerConfig]:
         own = {arm: self.simulator_model(arm) for arm, settings in self.settings.arms.items() if settings.model}
         return {'assistant': self.model.config, **{f'simulator {arm}': model.config for arm, model in own.items()}}
-
-    def check(self) -> None:
-        assert self._checked
 
     def _check_arm(self, arm: str) -> None:
         """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
         self.simulator_identity(arm)
         if is_own(self.settings.arms[arm].simulator):
             return
-        field, agent = f'config.arms.{arm}', self._simulator_of(arm, {})
+        field, agent = f'config.arms.{arm}', simulator_agent(self.settings, arm, self.simulator_model(arm), {})
         try:
-            check_agents(agent, check_trained(self._assistant_of({})), self.chat, self.limits)
+            check_agents(agent, check_trained(assistant_agent(self.settings, self.model, {})), self.chat, self.limits)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
         for split in ('train', 'test'):
@@ -248,13 +159,7 @@ class PretrainedScene:
         All arms start from the same people, those that are added later as well. So it is not this run's arms that
         decide, but the simulators of `conversation`; an arm with a longer prompt is refused.
         """
-        c, size = self.settings.conversation, self.limits.prompt_tokens
-        usual = [self._assistant_of({}), self._fine_tuned({}, self.model, None)]
-        if self.chat.system_header is not None:
-            try:
-                usual.append(self._role_play({}, self.model, None, c.role_play))
-            except ValueError as error:
-                raise ConfigError(f'config.conversation.role_play: {error}') from error
+        size, usual = self.limits.prompt_tokens, usual_agents(self.settings, self.model)
         examples = [example_of(conversation) for conversation in self.data.conversations_of(split)]
         kept, dropped = fitting_examples(examples, usual, self.chat, size)
         if not kept:
@@ -335,72 +240,23 @@ class PretrainedScene:
     # Agents.
 
     def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
-        return self._assistant_of(self._params(stage, self.model))
+        return assistant_agent(self.settings, self.model, self._params(stage, self.model))
 
     def simulator(self, arm: str, seed: int) -> Agent:
         simulator = self.settings.arms[arm].simulator
         if is_own(simulator):
             return own_simulator(f'config.arms.{arm}.simulator', simulator, self)
-        stage = self.simulator_inputs(arm, seed).get('simulator')
-        return self._simulator_of(arm, self._params(stage, self.simulator_model(arm)))
+        stage, model = self.simulator_inputs(arm, seed).get('simulator'), self.simulator_model(arm)
+        return simulator_agent(self.settings, arm, model, self._params(stage, model))
 
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """The pretrained model itself."""
         return self.model.config, self._params(None, self.model)
 
     def _params(self, stage: pathlib.Path | None, model: Model) -> Params:
-        """What a stage left; None: the model's own, in the shards of training."""
+        """Parameters of a stage; None: those of the model, in the shards of training."""
         mesh = self.compute.mesh.make()
         return model.load_params(mesh) if stage is None else load_params(stage, model.config, mesh)
-
-    def _assistant_of(self, params: Params) -> ModelAgent:
-        """The model as an assistant: the template's default system text, and the opening."""
-        return assistant(
-            self.chat,
-            self.model.config,
-            params,
-            self.compute.sampling,
-            max_new_tokens=self.limits.assistant_tokens,
-            sampling=self.settings.conversation.assistant,
-        )
-
-    def _simulator_of(self, arm: str, params: Params) -> ModelAgent:
-        own, model = self.settings.arms[arm], self.simulator_model(arm)
-        try:
-            if own.simulator == 'role_play':
-                return self._role_play(params, model, own.dtype, self.settings.role_play(arm))
-            return self._fine_tuned(params, model, own.dtype)
-        except ValueError as error:
-            raise ConfigError(f'config.arms.{arm}: {error}') from error
-
-    def _role_play(self, params: Params, model: Model, dtype: Dtype | None, settings: RolePlaySettings) -> ModelAgent:
-        if model.chat.system_header is None:
-            raise ValueError(
-                'role_play: expected a chat template that takes a system text, found one that does not '
-                f'({model.chat.no_system_reason})'
-            )
-        return role_play(
-            model.chat,
-            model.config,
-            params,
-            self._sampling(dtype),
-            max_new_tokens=self.limits.user_tokens,
-            settings=settings,
-        )
-
-    def _fine_tuned(self, params: Params, model: Model, dtype: Dtype | None) -> ModelAgent:
-        return fine_tuned(
-            model.chat,
-            model.config,
-            params,
-            self._sampling(dtype),
-            max_new_tokens=self.limits.user_tokens,
-            settings=self.settings.conversation.fine_tuned,
-        )
-
-    def _sampling(self, dtype: Dtype | None) -> Execution:
-        sampling = self.compute.sampling
-        return sampling if dtype is None else dataclasses.replace(sampling, dtype=dtype)
 
     def _model_identity(self, arm: str) -> dict[str, Any]:
         own = self.settings.arms[arm]
@@ -413,7 +269,7 @@ class PretrainedScene:
         if is_own(own.simulator):
             return common | own_identity(f'config.arms.{arm}.simulator', own.simulator)
         asked = self.settings.role_play(arm) if own.simulator == 'role_play' else conversation.fine_tuned
-        agent = self._simulator_of(arm, {})
+        agent = simulator_agent(self.settings, arm, self.simulator_model(arm), {})
         return common | {
             'simulator': own.simulator,
             'asked': asked,
@@ -442,7 +298,7 @@ class PretrainedScene:
     # Examples, rewards and measures.
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """Which openings fit: see `_openings`."""
+        """Settings that decide which openings fit: see `_openings`."""
         usual = self.settings.conversation.role_play
         return {'openings': {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}}
 
@@ -489,7 +345,7 @@ class PretrainedScene:
         for example, judged in zip(examples, rewards.valid, strict=False):
             if not judged:
                 raise RuntimeError(f'example {example.id}: expected a reply to score, found a conversation without one')
-        return _columns(examples, rows, rewards.value), {}
+        return outcome_columns(examples, rows, rewards.value), {}
 
     @functools.cached_property
     def _evaluation_reward(self) -> Callable[[Trajectories], Rewards]:
@@ -508,45 +364,21 @@ class PretrainedScene:
             assistant, examples, HELD_OUT_STAGE, settings.batch_size, settings.seed
         ):
             rows = transcripts(placement.to_host(batch), self.chat.decode)[: len(chosen)]
-            for name, values in _columns(chosen, rows, score).items():
+            for name, values in outcome_columns(chosen, rows, score).items():
                 columns.setdefault(name, []).extend(values)
             talks += [self.shown(*pair) for pair in zip(chosen, rows, strict=True)]
         return {'outcomes': columns, 'statistics': {}, 'shown': talks[:shown]}
 
     def _scored_replies(
         self, assistant: ModelAgent, examples: Sequence[Example], stage: str, batch_size: int, seed: int
-    ) -> Iterator[tuple[Sequence[Example], Trajectories, np.ndarray]]:
-        """One reply to each opening, in batches, with a reward model's scores: float32 `[B]`.
-
-        Every assistant draws the same numbers for the same opening.
-        """
-        mesh, params = self.compute.mesh.make(), self._reward_params(stage)
-        batches = collect_batches(
-            opening_only(),
-            assistant,
-            examples,
-            chat=self.chat,
-            limits=dataclasses.replace(self.limits, turns=1),
-            seed=seed,
-            step=REPLY_STEP,
-            batch_size=batch_size,
-            mesh=mesh,
-            name='replies',
+    ) -> Iterator[ScoredReplies]:
+        params = self._reward_params(stage)
+        return scored_replies(
+            params, assistant, examples, self.model, self.limits, self.compute, batch_size=batch_size, seed=seed
         )
-        for chosen, batch in batches:
-            with jax.set_mesh(mesh):
-                scores, _ = score_conversations(
-                    params,
-                    batch,
-                    config=self.model.config,
-                    execution=self.compute.training,
-                    frame=frame_of(self.chat),
-                    later_tokens=self.limits.assistant_tokens,
-                )
-            yield chosen, batch, placement.to_host(scores)[: len(chosen), 0]
 
     def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
-        """What people, held out, said after their openings, in the simulator's own view and under its system text."""
+        """Held-out people's messages after their openings, in the simulator's view and under its system text."""
         settings = self.settings.user_sft
         lengths = settings.sft.batch.lengths
         swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
@@ -606,18 +438,3 @@ def _opened(field: str, settings: ModelSettings) -> Model:
         return sources.open_model(settings)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f'{field}: {error}') from error
-
-
-def _columns(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], score: np.ndarray) -> dict[str, list[Any]]:
-    """Columns of conversations (see `Scene.outcomes`); `score` may have more rows, which fill up a batch."""
-    said = {role: [[m for m in row['messages'] if m['role'] == role] for row in rows] for role in ('assistant', 'user')}
-    truncated = {role: [sum(m['truncated'] for m in messages) for messages in found] for role, found in said.items()}
-    return {
-        'example': [example.id for example in examples],
-        'cluster': [example.opening for example in examples],
-        'score': [float(value) for value in score[: len(rows)]],
-        'end': [row['end_reason'] for row in rows],
-        'assistant_turns': [len(messages) for messages in said['assistant']],
-        'truncated': truncated['assistant'],
-        'user_truncated': truncated['user'],
-    }

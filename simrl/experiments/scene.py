@@ -51,7 +51,7 @@ class Measure:
 
 
 class Scene(Protocol):
-    """What an experiment needs of the place where it takes place. Only stages' work loads weights.
+    """The interface between the experiment and the data, models and people that it runs on. Only stages load weights.
 
     Attributes:
         chat: the tokenizer and template that all agents on the device share.
@@ -90,10 +90,10 @@ class Scene(Protocol):
         """Raises ConfigError where a setting fits neither model nor data nor devices. Loads no weights."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What the results of all stages depend on."""
+        """Settings that the results of all stages depend on."""
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
-        """What all stages in which agents talk read."""
+        """Inputs of all stages in which agents talk."""
 
     def setup(self) -> list[Stage]:
         """The stages before the first arm: data, fine-tuning, reward models."""
@@ -105,51 +105,51 @@ class Scene(Protocol):
         """The user simulator of an arm in the runs of a training seed."""
 
     def simulator_identity(self, arm: str) -> Mapping[str, Any]:
-        """What a simulator's messages depend on, beside its inputs: its settings and what it is told."""
+        """Settings and prompts that a simulator's messages depend on, beside its inputs."""
 
     def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
-        """What `simulator` reads."""
+        """Inputs of `simulator`."""
 
     def simulator_per_seed(self, arm: str) -> bool:
-        """Whether each training seed has a simulator of its own."""
+        """True if each training seed has a simulator of its own."""
 
     def arm_kind(self, arm: str) -> str:
         """The kind of an arm's simulator; arms of one kind differ in size or settings."""
 
     def is_people(self, arm: str) -> bool:
-        """Whether the arm trains against the people themselves (the oracle)."""
+        """True if the arm trains against the people themselves (the oracle)."""
 
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """A model that a simulator of the user's own may play the user with; see `own_simulator`."""
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """What the choice of the examples of a split ('train' or 'test') depends on, beside the inputs."""
+        """Settings that decide the examples of a split ('train' or 'test'), beside the inputs."""
 
     def training_examples(self) -> Sequence[Example]:
-        """What conversations of RL start from."""
+        """Examples that conversations of RL start from."""
 
     def held_out_examples(self, numbers: range | None) -> Sequence[Example]:
-        """What conversations with people, or openings, that no simulator saw start from; None: all of them."""
+        """Held-out examples, which no simulator was trained on; None: all of them."""
 
     def likelihood_rows(self, simulator: ModelAgent) -> tuple[Sequence[Rendered], tuple[int, ...]]:
         """People's messages that no simulator was trained on, in the simulator's view, and the rows' length buckets."""
 
     def likelihood_identity(self) -> Mapping[str, Any]:
-        """What the choice of `likelihood_rows` depends on, beside the inputs."""
+        """Settings that decide `likelihood_rows`, beside the inputs."""
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
-        """What `likelihood_rows` reads."""
+        """Inputs of `likelihood_rows`."""
 
     def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
         """The reward of every arm; it sees messages and no prompt of the simulator."""
 
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
-        """What `reward` and `outcomes` read."""
+        """Inputs of `reward` and `outcomes`."""
 
     def outcomes(
         self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[Columns, Mapping[str, int]]:
-        """What each conversation was worth, in columns, and counts that are summed over conversations.
+        """Scores conversations: columns with one entry each, and counts that are summed over conversations.
 
         Args:
             batch: on the device; rows past the examples only fill it up.
@@ -188,7 +188,7 @@ def _digest(parts: Iterable[str]) -> str:
 
 
 def is_own(simulator: str) -> bool:
-    """Whether a simulator's name is `module:function`, one of the user's own."""
+    """True if a simulator's name is `module:function`, one of the user's own."""
     return ':' in simulator
 
 

@@ -119,7 +119,7 @@ def local_source(settings: ModelSettings) -> pathlib.Path | None:
 
 
 def model_identity(settings: ModelSettings) -> dict[str, Any]:
-    """What a stage's results depend on of the model.
+    """Settings of a model that a stage's results depend on.
 
     A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
     wherever it lies.

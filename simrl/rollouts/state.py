@@ -19,7 +19,7 @@ from simrl.rollouts.generate import SampledMessage
 
 
 class EndReason(enum.IntEnum):
-    """Why a conversation ended."""
+    """Reason for the end of a conversation."""
 
     RUNNING = 0
     SIGNAL = 1  # an agent ended it

@@ -124,7 +124,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _is_unset(value: Any) -> bool:
-    """Whether a value is None, or the config of a dataclass whose fields all are."""
+    """True if a value is None, or the config of a dataclass whose fields all are."""
     return value is None or (
         isinstance(value, _Mapping) and len(value) > 0 and all(_is_unset(value[key]) for key in value)
     )

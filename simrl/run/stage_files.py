@@ -71,7 +71,7 @@ def read_done(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def is_stage(path: pathlib.Path) -> bool:
-    """Whether the path is the folder of a stage, or of one that was emptied."""
+    """True if the path is the folder of a stage, or of one that was emptied."""
     return (path / STAGE_FILE).exists() or (path / LOCK_FILE).exists()
 
 
@@ -290,7 +290,7 @@ def _sync(folder: pathlib.Path) -> None:
 
 
 def is_new(path: pathlib.Path) -> bool:
-    """Whether the file is a leftover of a killed `write_json`."""
+    """True if the file is a leftover of a killed `write_json`."""
     return path.name.endswith(NEW_SUFFIX)
 
 

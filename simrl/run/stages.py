@@ -379,7 +379,7 @@ def _check_order(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStage:
-    """What the next command would do with a stage.
+    """The state of a stage: what the next command would do with it.
 
     Attributes:
         state: 'done'; 'started' or 'missing': it runs now; 'waits': for stages that are not done; 'running': in another

@@ -220,7 +220,7 @@ class _Text:
         self._decode, self._stop_text, self._shown = decode, stop_text, 0
 
     def piece(self, ids: Sequence[int]) -> str:
-        """What is new of the text of all ids so far, less what is held back."""
+        """Text that is new since the last call, without the end that may still change."""
         text = self._decode(ids).rstrip(INCOMPLETE)
         stop = self._stop_text
         if stop:
@@ -229,7 +229,7 @@ class _Text:
         return self._new(text)
 
     def rest(self, ids: Sequence[int], ends: bool) -> str:
-        """What is left of the whole text."""
+        """The rest of the whole text."""
         return self._new(self.whole(ids, ends))
 
     def whole(self, ids: Sequence[int], ends: bool) -> str:

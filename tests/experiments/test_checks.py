@@ -11,7 +11,7 @@ from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Message, Preference
 from simrl.experiments import checks, fitting
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
-from simrl.experiments.pretrained import ReplySettings
+from simrl.experiments.pretrained_settings import ReplySettings
 from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
 from simrl.experiments.sources import Data, Model, ModelSettings
 from simrl.models.transformer import Execution, TransformerConfig

@@ -101,7 +101,7 @@ def win_rates(rows: Sequence[Row], score: str, looks: Mapping[str, Look]) -> lis
 
 
 def training_curves(results: Results, looks: Mapping[str, Look]) -> list[Drawing]:
-    """What changes over training, a panel each; thick lines are means over seeds, thin ones single seeds."""
+    """Curves over training, a panel each; thick lines are means over seeds, thin ones single seeds."""
     training = results.training.assistants
     groups = {arm: results.experiment.assistants_of(arm) for arm in results.experiment.arms}
     groups = {arm: assistants for arm, assistants in groups.items() if assistants}

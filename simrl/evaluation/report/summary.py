@@ -120,7 +120,7 @@ def p_value(estimate: Interval) -> str:
 
 
 def significance(over_seeds: SeedEstimate, checkpoint: Estimate) -> str:
-    """Which interval excludes 0; an interval over clusters only counts where there is one seed."""
+    """Names the significance of a difference; an interval over clusters only counts where there is one seed."""
     several = over_seeds.num_seeds > 1
     sign = (over_seeds if several else checkpoint).sign
     if sign is None:
@@ -134,7 +134,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def basis(rows: Sequence[Row], unit: str) -> str:
-    """What the intervals of a table of rows are over."""
+    """The unit that the intervals of a table of rows are over."""
     level = rows[0].score.level
     seeds = sorted({row.num_seeds for row in rows if row.num_seeds})
     if seeds and seeds[0] > 1:
@@ -148,7 +148,7 @@ def basis(rows: Sequence[Row], unit: str) -> str:
 
 
 def sentences(results: Results) -> list[str]:
-    """What was compared, what came out by each measure, and what that does not show."""
+    """Names what was compared, the result by each measure, and what it does not show."""
     experiment = results.experiment
     headline = results.measures[experiment.measures[0]]
     arms = list(headline.arms)
