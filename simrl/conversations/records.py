@@ -5,7 +5,8 @@ A conversation row is `{id, source, split, messages: [{role, content, truncated?
 a message: the number of characters that the data set cut off.
 
 Readers are strict: the first bad row raises an error with its file and line. With `on_bad_rows='drop'` bad rows are
-dropped and counted by reason. Outer white space of texts is stripped and counted.
+dropped and counted by reason. Outer white space of texts is stripped and counted. Of a Parquet file only these columns
+are read.
 """
 
 import collections
@@ -22,6 +23,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow
 import pyarrow.parquet
 
+Check = Callable[[str], None]
 End = Literal['natural', 'cut', 'unknown']
 OnBadRows = Literal['raise', 'drop']
 Role = Literal['system', 'user', 'assistant']
@@ -29,6 +31,8 @@ Role = Literal['system', 'user', 'assistant']
 ENDS = ('natural', 'cut', 'unknown')
 ROLES = ('system', 'user', 'assistant')
 SPLITS = ('train', 'dev', 'test')
+MESSAGE_FIELDS = ('role', 'content', 'truncated', 'truncated_chars')
+PARQUET_ROWS = 1000  # rows of a Parquet file that are in memory at once
 STRIPPED = 'texts stripped of outer white space'  # key of this count, beside the reasons for dropped rows
 
 
@@ -146,17 +150,22 @@ def example_of(conversation: Conversation) -> Example:
 
 
 def read_conversations(
-    path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise'
+    path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise', check: Check | None = None
 ) -> tuple[list[Conversation], collections.Counter[str]]:
-    """Reads a `.jsonl`, `.jsonl.gz` or `.parquet` file; also counts stripped texts and dropped rows."""
-    return _read(path, parse_conversation, on_bad_rows)
+    """Reads a `.jsonl`, `.jsonl.gz` or `.parquet` file; also counts stripped texts and dropped rows.
+
+    Args:
+        on_bad_rows: 'raise' an error for the first bad row, or 'drop' and count bad rows.
+        check: raises ValueError for a text that cannot be used, such as `Chat.check`; its row is a bad row.
+    """
+    return _read(path, Conversation, parse_conversation, on_bad_rows, check)
 
 
 def read_preferences(
-    path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise'
+    path: str | os.PathLike[str], *, on_bad_rows: OnBadRows = 'raise', check: Check | None = None
 ) -> tuple[list[Preference], collections.Counter[str]]:
-    """Reads a `.jsonl`, `.jsonl.gz` or `.parquet` file; also counts stripped texts and dropped rows."""
-    return _read(path, parse_preference, on_bad_rows)
+    """Reads preferences as `read_conversations` reads conversations."""
+    return _read(path, Preference, parse_preference, on_bad_rows, check)
 
 
 def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Conversation]) -> None:
@@ -187,7 +196,7 @@ def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
     messages, stripped = _messages(row, 'messages')
     intent = row.get('intent')
     if intent is not None:
-        intent, changed = _text(intent, 'intent')
+        intent, changed = _text(row, 'intent')
         stripped += changed
     end = row.get('end')
     conversation = Conversation(
@@ -204,8 +213,8 @@ def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
 def parse_preference(row: Mapping[str, Any]) -> tuple[Preference, int]:
     """Parses a preference row; also counts its stripped texts. Raises `RowError`."""
     prompt, stripped = _messages(row, 'prompt')
-    chosen, chosen_changed = _text(_field(row, 'chosen'), 'chosen')
-    rejected, rejected_changed = _text(_field(row, 'rejected'), 'rejected')
+    chosen, chosen_changed = _text(row, 'chosen')
+    rejected, rejected_changed = _text(row, 'rejected')
     preference = Preference(
         id=_name(row, 'id'),
         source=_name(row, 'source'),
@@ -245,8 +254,10 @@ def _check_text(text: str, where: str) -> None:
         raise RowError('not Unicode', f'{where}: found half of a surrogate pair at {error.start}') from None
 
 
-def _text(value: Any, where: str) -> tuple[str, bool]:
+def _text(row: Mapping[str, Any], field: str, where: str = '') -> tuple[str, bool]:
     """Strips a text; also says whether that changed it."""
+    value = _field(row, field, where)
+    where += field
     if not isinstance(value, str):
         raise RowError('wrong type', f'{where}: expected a string, found {type(value).__name__}')
     text = value.strip()
@@ -254,9 +265,11 @@ def _text(value: Any, where: str) -> tuple[str, bool]:
     return text, text != value
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if row.get(name) is None:
-        raise RowError('missing field', f'expected {name!r}, found only {sorted(row)}')
+def _field(row: Mapping[str, Any], name: str, where: str = '', expected: str = 'a string') -> Any:
+    if name not in row:
+        raise RowError('missing field', f'{where}expected {name!r}, found only {sorted(row)}')
+    if row[name] is None:  # in Parquet, also a field that only other rows have
+        raise RowError('missing field', f'{where}{name}: expected {expected}, found null')
     return row[name]
 
 
@@ -264,20 +277,22 @@ def _name(row: Mapping[str, Any], field: str) -> str:
     value = _field(row, field)
     if not isinstance(value, str) or not value:
         raise RowError('wrong type', f'{field}: expected a string, found {value!r}')
+    _check_text(value, field)
     return value
 
 
 def _messages(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], int]:
-    given = _field(row, field)
+    given = _field(row, field, expected='a list')
     if not isinstance(given, list) or not all(isinstance(message, Mapping) for message in given):
         raise RowError('wrong type', f'{field}: expected a list of objects, found {str(given)[:60]}')
     messages, stripped = [], 0
     for i, message in enumerate(given):
-        content, changed = _text(_field(message, 'content'), f'message {i}')
+        where = f'message {i}: '
+        content, changed = _text(message, 'content', where)
         truncated, cut = message.get('truncated') or False, message.get('truncated_chars') or 0
         if not isinstance(truncated, bool) or not isinstance(cut, int):
-            raise RowError('wrong type', f'message {i}: expected truncated true or false and truncated_chars a number')
-        messages.append(Message(role=_field(message, 'role'), content=content, truncated=truncated or cut > 0))
+            raise RowError('wrong type', f'{where}expected truncated true or false and truncated_chars a number')
+        messages.append(Message(role=_field(message, 'role', where), content=content, truncated=truncated or cut > 0))
         stripped += changed
     return tuple(messages), stripped
 
@@ -286,19 +301,25 @@ _Record = TypeVar('_Record', Conversation, Preference)
 
 
 def _read(
-    path: str | os.PathLike[str], parse: Callable[[Mapping[str, Any]], tuple[_Record, int]], on_bad_rows: OnBadRows
+    path: str | os.PathLike[str],
+    kind: type[_Record],
+    parse: Callable[[Mapping[str, Any]], tuple[_Record, int]],
+    on_bad_rows: OnBadRows,
+    check: Check | None,
 ) -> tuple[list[_Record], collections.Counter[str]]:
     if on_bad_rows not in ('raise', 'drop'):
         raise ValueError(f"on_bad_rows: expected 'raise' or 'drop', found {on_bad_rows!r}")
     records: list[_Record] = []
     places: dict[str, int] = {}
     counts: collections.Counter[str] = collections.Counter()
-    place_name, rows = _rows(pathlib.Path(path))
+    place_name, rows = _rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
     for number, line in rows:
         try:
             record, stripped = parse(_decode(line))
             if record.id in places:
                 raise RowError('duplicate id', f'{record.id!r} is also at {place_name} {places[record.id]}')
+            if check is not None:
+                _check_record(record, check)
         except RowError as error:
             if on_bad_rows == 'raise':
                 raise RowError(error.reason, error.detail, f'{path}, {place_name} {number}: ') from None
@@ -311,10 +332,23 @@ def _read(
     return records, counts
 
 
-def _rows(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
+def _check_record(record: Conversation | Preference, check: Check) -> None:
+    if isinstance(record, Conversation):
+        messages, texts = record.messages, {} if record.intent is None else {'intent': record.intent}
+    else:
+        messages, texts = record.prompt, {'chosen': record.chosen, 'rejected': record.rejected}
+    texts = {f'message {i}': message.content for i, message in enumerate(messages)} | texts
+    for where, text in texts.items():
+        try:
+            check(text)
+        except ValueError as error:
+            raise RowError('unusable text', f'{record.id!r}, {where}: {error}') from None
+
+
+def _rows(path: pathlib.Path, fields: Sequence[str]) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
     """Reads rows with their numbers, counted from 1; also the word for such a number: 'line' or 'row'."""
     if path.suffix == '.parquet':
-        return 'row', _parquet_rows(path)
+        return 'row', _parquet_rows(path, fields)
     if path.name.endswith('.jsonl'):
         return 'line', _lines(path, path.open('rb'))
     if path.name.endswith('.jsonl.gz'):
@@ -333,17 +367,34 @@ def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f'{path}: the compressed file is damaged after line {number}: {error}') from error
 
 
-def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Reads only `fields`; other columns are None."""
     number = 0
     with path.open('rb') as file:
-        # Arrow raises any of these for a damaged file, and never names the file.
+        # Arrow raises any of these for a damaged file or an impossible value, and never names the file.
         try:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
+            parquet = pyarrow.parquet.ParquetFile(file)
+            others = dict.fromkeys(name for name in parquet.schema_arrow.names if name not in fields)
+            columns = _columns([parquet.schema.column(i).path for i in range(len(parquet.schema))], fields)
+            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
+                for row in batch.to_pylist() if columns else [{}] * batch.num_rows:
                     number += 1
-                    yield number, row
-        except (pyarrow.ArrowException, ValueError, OSError) as error:
+                    yield number, others | row
+        except (pyarrow.ArrowException, ValueError, OSError, OverflowError) as error:
             raise ValueError(f'{path}: not a Parquet file, or damaged after row {number}: {error}') from error
+
+
+def _columns(paths: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Chooses the columns of `fields`, and of messages those that a message has."""
+    columns: list[str] = []
+    for field in fields:
+        of_field = [path for path in paths if path.split('.')[0] == field]
+        # Where messages are a list of objects, their fields' names are as deep as their shortest path: messages.list.
+        # element.role. Any other column is read whole.
+        depth = min((path.count('.') for path in of_field), default=0)
+        of_message = [path for path in of_field if path.split('.')[depth] in MESSAGE_FIELDS]
+        columns += of_message or of_field
+    return columns
 
 
 def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -351,7 +402,7 @@ def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
         return line
     try:
         row = json.loads(line)
-    except ValueError as error:  # includes bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, or deep nesting
         raise RowError('not JSON', f'{error}, found {line[:60]!r}') from None
     if not isinstance(row, dict):
         raise RowError('not JSON', f'expected an object, found {line[:60]!r}')

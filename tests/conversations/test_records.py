@@ -9,6 +9,8 @@ import sys
 import tempfile
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +72,65 @@ def test_dropped_rows_are_counted_by_reason(tmp_path):
     found, counts = records.read_conversations(path, on_bad_rows='drop')
     assert [conversation.id for conversation in found] == ['first', 'last']
     assert counts == dict.fromkeys(BAD_ROWS, 1) | {'wrong type': 2}
+
+
+NULL = {'role': 'assistant', 'content': None, 'tool_calls': []}
+
+
+@pytest.mark.parametrize(
+    ('change', 'fault'),
+    [
+        ({'messages': [USER, NULL]}, 'missing field: message 1: content: expected a string, found null'),
+        ({'messages': [USER, {'role': 'assistant'}]}, r"missing field: message 1: expected 'content', found only "),
+        ({'messages': [USER, {'role': None, 'content': 'x'}]}, 'missing field: message 1: role: .* found null'),
+        ({'messages': [USER, {'role': 'assistant', 'content': ['x']}]}, 'message 1: content: .* string, found list'),
+        ({'messages': None}, 'missing field: messages: expected a list, found null'),
+        ({'id': None}, 'missing field: id: expected a string, found null'),
+        ({'id': 'c\ud800'}, 'not Unicode: id: found half of a surrogate pair at 1'),
+        ({'source': '\udc00'}, 'not Unicode: source: found half of a surrogate pair at 0'),
+        ({'intent': 'x\ud800'}, 'not Unicode: intent: found half of a surrogate pair at 1'),
+    ],
+)
+def test_a_fault_names_message_and_field(tmp_path, change, fault):
+    path = write_lines(tmp_path / 'rows.jsonl', ROW, ROW | {'id': 'b'} | change)
+    with pytest.raises(RowError, match=f'line 2: .*{fault}'):
+        records.read_conversations(path)
+    found, counts = records.read_conversations(path, on_bad_rows='drop')
+    assert (len(found), counts.total()) == (1, 1)
+
+
+def test_deep_json_is_a_bad_row(tmp_path):
+    deep = json.dumps(ROW).encode()[:-1] + b', "raw": ' + b'[' * 100_000 + b']' * 100_000 + b'}'
+    path = write_lines(tmp_path / 'rows.jsonl', ROW | {'id': 'b'}, deep)
+    with pytest.raises(RowError, match='line 2: not JSON: maximum recursion depth exceeded'):
+        records.read_conversations(path)
+    found, counts = records.read_conversations(path, on_bad_rows='drop')
+    assert (len(found), counts) == (1, {'not JSON': 1})
+
+
+def refuse(text: str) -> None:
+    if 'é' in text:
+        raise ValueError(f'cannot encode {text!r}')
+
+
+@pytest.mark.parametrize(
+    ('row', 'where'),
+    [
+        (ROW | {'messages': [USER, {'role': 'assistant', 'content': 'café'}]}, 'message 1'),
+        (ROW | {'intent': 'café'}, 'intent'),
+        (PAIR | {'prompt': [{'role': 'user', 'content': 'café'}]}, 'message 0'),
+        (PAIR | {'chosen': 'café'}, 'chosen'),
+        (PAIR | {'rejected': 'café'}, 'rejected'),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_a_bad_row(tmp_path, row, where):
+    read = records.read_preferences if 'chosen' in row else records.read_conversations
+    path = write_lines(tmp_path / 'rows.jsonl', (PAIR if 'chosen' in row else ROW) | {'id': 'good'}, row)
+    assert len(read(path)[0]) == 2
+    with pytest.raises(RowError, match=f"line 2: unusable text: 'a', {where}: cannot encode 'café'"):
+        read(path, check=refuse)
+    found, counts = read(path, on_bad_rows='drop', check=refuse)
+    assert ([record.id for record in found], counts) == (['good'], {'unusable text': 1})
 
 
 @pytest.mark.parametrize(
@@ -228,6 +289,42 @@ def test_parquet_is_that_of_datasets(tmp_path):
     records.write_conversations(tmp_path / 'ours.parquet', found)
     theirs = datasets.Dataset.from_parquet(str(tmp_path / 'ours.parquet'), cache_dir=str(tmp_path / 'cache'))
     assert theirs[1]['messages'] == [{'role': 'user', 'content': 'Hello', 'truncated': True}]
+
+
+OUT_OF_RANGE = pyarrow.array([253402300800000000], pyarrow.timestamp('us'))  # the year 10000
+
+
+def test_only_needed_columns_of_parquet_are_read(tmp_path):
+    scores = {'role': 'user', 'content': 'Hello', 'moderation': [{'content': 0.5, 'at': 1}]}
+    table = pyarrow.Table.from_pylist([ROW | {'messages': [scores, ASSISTANT]}]).append_column('expires', OUT_OF_RANGE)
+    pyarrow.parquet.write_table(table, tmp_path / 'rows.parquet')
+    paths = ['id', 'expires', *(f'messages.list.element.{x}' for x in ('role', 'content', 'scores.list.element.role'))]
+    assert records._columns(paths, ('id', 'messages')) == ['id', *paths[2:4]]
+    assert records._columns(['messages.role.list.element'], ('id', 'messages')) == ['messages.role.list.element']
+    (found,), _ = records.read_conversations(tmp_path / 'rows.parquet')
+    assert [message.content for message in found.messages] == ['Hello', 'Hi.']
+
+    pyarrow.parquet.write_table(table.drop_columns(['split']), tmp_path / 'without.parquet')
+    with pytest.raises(RowError, match=r"row 1: missing field: expected 'split', found only .*'expires'"):
+        records.read_conversations(tmp_path / 'without.parquet')
+    pyarrow.parquet.write_table(table.select(['expires']), tmp_path / 'others.parquet')
+    assert records.read_conversations(tmp_path / 'others.parquet', on_bad_rows='drop') == ([], {'missing field': 1})
+    columns = {'role': [['user']], 'content': [['Hello']]}
+    struct = table.set_column(4, 'messages', pyarrow.StructArray.from_arrays(list(columns.values()), list(columns)))
+    pyarrow.parquet.write_table(struct, tmp_path / 'struct.parquet')
+    with pytest.raises(RowError, match=r"wrong type: messages: expected a list of objects, found {'role': "):
+        records.read_conversations(tmp_path / 'struct.parquet')
+    pyarrow.parquet.write_table(table.set_column(0, 'id', OUT_OF_RANGE), tmp_path / 'id.parquet')
+    with pytest.raises(ValueError, match=r'id\.parquet: .* after row 0: date value out of range'):
+        records.read_conversations(tmp_path / 'id.parquet')
+
+
+def test_parquet_is_read_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, 'PARQUET_ROWS', 2)
+    rows = [ROW | {'id': str(i)} for i in range(5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'rows.parquet')
+    found, _ = records.read_conversations(tmp_path / 'rows.parquet')
+    assert [conversation.id for conversation in found] == list('01234')
 
 
 def test_bad_parquet_rows_are_named(tmp_path):
