@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simrl.evaluation.results import INITIAL, AssistantResult
-from simrl.evaluation.statistics import cluster_bootstraps
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 
 COUNTS = ('assistant_turns', 'truncated', 'user_truncated')
@@ -133,20 +133,24 @@ def summarise(
     Args:
         outcomes: of each assistant, 'initial' among them.
         compared: of each but the initial one, from `compare`.
-        level, resamples, seed: of the bootstrap over clusters; all estimates share its draws.
+        level: of all intervals.
+        resamples, seed: of the bootstrap over clusters, for all but win rates; all estimates share its draws.
     """
     values: dict[tuple[str, str], np.ndarray] = {}
+    shares: dict[tuple[str, str], np.ndarray] = {}
     for name, found in outcomes.items():
         values[name, 'score'] = found.score
         values.update({(name, f'parts.{part}'): x for part, x in found.parts.items()})
         if name in compared:
             values[name, 'gain'] = compared[name].gain
-            values[name, 'win_rate'] = compared[name].preferred
+            shares[name, 'win_rate'] = compared[name].preferred
             if (higher := compared[name].higher) is not None:
-                values[name, 'strict_win_rate'] = higher
+                shares[name, 'strict_win_rate'] = higher
     clusters = outcomes[INITIAL].clusters
     bootstrapped = cluster_bootstraps(list(values.values()), clusters, level=level, resamples=resamples, seed=seed)
     estimates = dict(zip(values, bootstrapped, strict=True))
+    if shares:
+        estimates |= zip(shares, cluster_shares(list(shares.values()), clusters, level=level), strict=True)
     ends = sorted({end for found in outcomes.values() for end in found.end})
     kinds = {
         label: sorted({kind for found in outcomes.values() for kind in found.labels[label]})

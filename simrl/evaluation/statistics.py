@@ -144,6 +144,53 @@ def cluster_bootstraps(
     ]
 
 
+def cluster_shares(
+    measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95
+) -> list[Estimate]:
+    """The means of values from 0 to 1 with intervals that hold their level near 0 and 1 (Korn & Graubard 1998).
+
+    A percentile interval has no width where all observations are 1, and too little nearby. This one is Clopper &
+    Pearson's (1934) of as many independent yes-or-no observations as would have the variance that the clusters show:
+    more than there are clusters where values are graded, or differ within a cluster. The evidence for that is weighed
+    against z^2 clusters of yes or no alone, so that values which happen to be all alike are not taken for certain.
+
+    Args:
+        measures: [K][N] numbers from 0 to 1.
+        clusters: [N], the cluster of each observation.
+        level: nominal coverage, in (0, 1).
+
+    Raises:
+        ValueError: as `cluster_bootstrap`, or a value is not from 0 to 1.
+    """
+    data = _finite('cluster_shares', measures, len(clusters))
+    check_level('cluster_shares', level)
+    if data.size and not (data.min() >= 0 and data.max() <= 1):
+        raise ValueError(f'cluster_shares: expected values from 0 to 1, found {data.min():g} to {data.max():g}')
+    totals, counts = _cluster_sums(data, clusters)
+    return [
+        Estimate(share, *_share_interval(share, total, counts, level), len(clusters), len(counts), level)
+        for share, total in zip(data.mean(1).tolist(), totals.T, strict=True)
+    ]
+
+
+def _share_interval(
+    share: float, totals: np.ndarray, counts: np.ndarray, level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of `cluster_shares`, from the sum and the number of each cluster's observations."""
+    number, inside = len(counts), 0 < share < 1
+    if number == 1 or (inside and not _differ(totals / counts)):
+        return None, None
+    found = np.square((totals - share * counts) / counts.mean()).sum()  # of cluster means, times their number
+    expected = number * share * (1 - share)  # the same where each cluster is one yes or no
+    squared = float(scipy.stats.norm.ppf((1 + level) / 2)) ** 2
+    middle = (number * share + squared / 2) / (number + squared)
+    alone = squared * middle * (1 - middle)
+    size = number * (expected + alone) / (found + alone)
+    low = scipy.stats.beta.ppf((1 - level) / 2, size * share, size * (1 - share) + 1) if share > 0 else 0.0
+    high = scipy.stats.beta.ppf((1 + level) / 2, size * share + 1, size * (1 - share)) if share < 1 else 1.0
+    return float(low), float(high)
+
+
 def cluster_ratio(
     totals: np.ndarray, counts: np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
@@ -188,18 +235,23 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     Returns:
         [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired.
     """
+    total, count = _cluster_sums(measures, clusters)
+    equal_shares = np.full(len(count), 1 / len(count))
+    random = np.random.default_rng(seed)
+    means = np.empty((resamples, len(measures)))
+    for start in range(0, resamples, _DRAWS_AT_ONCE):
+        draws = random.multinomial(len(count), equal_shares, min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
+        means[start : start + len(draws)] = (draws @ total) / (draws @ count)[:, None]
+    return means.T
+
+
+def _cluster_sums(measures: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of each cluster's observations, [clusters, K], and their number, float64 [clusters]."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
     total = np.zeros((len(index), len(measures)))
     np.add.at(total, member, measures.T)
-    count = np.bincount(member).astype(np.float64)
-    equal_shares = np.full(len(index), 1 / len(index))
-    random = np.random.default_rng(seed)
-    means = np.empty((resamples, len(measures)))
-    for start in range(0, resamples, _DRAWS_AT_ONCE):
-        draws = random.multinomial(len(index), equal_shares, min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
-        means[start : start + len(draws)] = (draws @ total) / (draws @ count)[:, None]
-    return means.T
+    return total, np.bincount(member).astype(np.float64)
 
 
 def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None) -> SeedEstimate:

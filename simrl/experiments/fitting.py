@@ -10,7 +10,7 @@ from typing import Any, Literal
 from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
-from simrl.evaluation.statistics import cluster_bootstrap
+from simrl.evaluation.statistics import cluster_shares
 from simrl.experiments.outputs import metric_lines, save_params, save_result
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Data, Model, print_counts, subsample
@@ -179,7 +179,7 @@ def fit_reward_model(
     )
     openings = [pair.opening for pair in measured]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-    accuracy, length = cluster_bootstrap(right, openings), cluster_bootstrap(longer_wins(measured), openings)
+    accuracy, length = cluster_shares([right, longer_wins(measured)], openings)
     print(f'held-out accuracy {accuracy}; "longer wins" {length}', flush=True)
     save_result(
         folder,

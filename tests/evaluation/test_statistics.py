@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.evaluation.statistics import cluster_bootstrap, cluster_ratio
+from simrl.evaluation.statistics import cluster_bootstrap, cluster_ratio, cluster_shares
 from simrl.evaluation.win_rate import preferences
 
 
@@ -65,6 +65,44 @@ def test_one_cluster_or_clusters_that_do_not_differ_have_no_interval(values, clu
     assert 'no interval' in str(estimate)
     nats = cluster_ratio(np.array([2.0, 4.0]), np.array([1, 2]), resamples=100)
     assert (nats.mean, nats.low, nats.high) == (2.0, None, None)
+
+
+def test_shares_of_textbooks():
+    """Clopper & Pearson's intervals, where each cluster is one yes or no."""
+    bounds = {(50, 50): (0.9289, 1.0), (0, 50): (0.0, 0.0711), (2, 2): (0.1581, 1.0), (49, 50): (0.8935, 0.9995)}
+    for (right, number), expected in bounds.items():
+        values = [1.0] * right + [0.0] * (number - right)
+        (found,) = cluster_shares([values], range(number))
+        assert (found.low, found.high) == pytest.approx(expected, abs=1e-3)
+        assert (found.mean, found.num_observations, found.num_clusters) == (right / number, number, number)
+
+
+def test_shares_of_clusters():
+    person = [0, 0, 1, 1, 2, 2]
+    alone, twice = (cluster_shares([[1.0] * n], c)[0] for n, c in ((3, range(3)), (6, person)))
+    assert (twice.low, twice.high) == (alone.low, alone.high), 'the same person again may say the same again'
+    ties, one = cluster_shares([[0.5] * 6], person)[0], cluster_shares([[1.0] * 4], ['x'] * 4)[0]
+    assert (ties.sign, one.sign) == (None, None)
+    with pytest.raises(ValueError, match=r'cluster_shares: expected values from 0 to 1, found 0 to 1.5'):
+        cluster_shares([[0.0, 1.5]], range(2))
+
+
+@pytest.mark.parametrize(('share', 'graded'), [(0.5, False), (0.97, False), (0.99, False), (0.98, True)])
+def test_shares_hold_their_level_near_the_ends(share, graded):
+    """Of 50 people, also where all but a few are nearly sure; a percentile interval covers .99 in 4 of 10 samples."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(600):
+        values = np.where(random.random(50) < share, random.uniform(0.99, 1, 50) if graded else 1.0, 0.0)
+        (found,) = cluster_shares([values], range(50))
+        covered += found.low <= share * (0.995 if graded else 1.0) <= found.high
+    assert covered / 600 >= 0.94
+
+
+def test_shares_of_many_people_have_the_interval_of_their_variance():
+    values = np.clip(np.random.default_rng(0).normal(0.55, 0.2, 2000), 0, 1)
+    (found,) = cluster_shares([values], range(2000))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 2000**0.5, rel=0.04)
 
 
 def test_wins_losses_and_ties():
