@@ -23,6 +23,8 @@ from typing import Any
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
 
+from simrl.run.metrics import TENSORBOARD_FOLDER
+
 POLL_SECONDS = 0.001
 START_SECONDS = 3.0  # roughly, from the start of a process to its first step
 
@@ -167,11 +169,12 @@ def assert_same_run(unbroken: pathlib.Path, broken: pathlib.Path) -> None:
 
 
 def _run_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [*folder.glob('**/*.jsonl'), *folder.glob('**/*tfevents*')]
+    """Files of lines, and folders of TensorBoard files: these have one for each process."""
+    return [*folder.glob('**/*.jsonl'), *folder.glob(f'**/{TENSORBOARD_FOLDER}')]
 
 
 def _contents(path: pathlib.Path) -> list[Any]:
-    if 'tfevents' in path.name:
+    if path.name == TENSORBOARD_FOLDER:
         return events(path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if path.name == 'metrics.jsonl':
@@ -180,15 +183,16 @@ def _contents(path: pathlib.Path) -> list[Any]:
     return [{key: value for key, value in row.items() if not key.startswith('time/')} for row in rows]
 
 
-def events(path: pathlib.Path) -> list[tuple[int, str, Any]]:
-    """(step, tag, value) of a file as TensorBoard reads it; without `time/` and the times of the hyperparameters."""
+def events(folder: pathlib.Path) -> list[tuple[int, str, Any]]:
+    """(step, tag, value) as TensorBoard reads a folder; without `time/` and the times of the hyperparameters."""
     found = []
-    for event in EventFileLoader(str(path)).Load():
-        for value in event.summary.value:
-            if value.tag.startswith('_hparams_'):
-                found.append((event.step, value.tag, None))
-            elif not value.tag.startswith('time/'):
-                found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).tolist()))
+    for path in sorted(folder.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag.startswith('_hparams_'):
+                    found.append((event.step, value.tag, None))
+                elif not value.tag.startswith('time/'):
+                    found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).tolist()))
     return found
 
 

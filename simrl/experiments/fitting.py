@@ -11,7 +11,7 @@ from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_shares
-from simrl.experiments.outputs import metric_lines, save_params, save_result
+from simrl.experiments.outputs import lines_at, save_params, save_result
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Data, Model, print_counts, subsample
 from simrl.models.transformer import Params, TransformerConfig
@@ -97,11 +97,11 @@ def fit_role(
         hyperparameters=hyperparameters,
     )
     save_params(folder, partition.whole_decoder(params, state.params, config, settings.lora, mesh))
-    measured = [line for line in metric_lines(folder) if 'held_out/loss' in line]
+    lines = dict(zip(('before', 'after'), lines_at(folder, (0, settings.steps)), strict=True))
     return {
         f'held_out_{name}_{when}': line[f'held_out/{name}']
         for name in ('loss', 'content_loss')
-        for when, line in (('before', measured[0]), ('after', measured[-1]))
+        for when, line in lines.items()
     }
 
 

@@ -16,6 +16,8 @@ from simrl.models import sharding, transformer
 from simrl.models.checkpoint import Checkpoints
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
+from simrl.run.metrics import METRICS_FILE
+from simrl.run.stage_files import WorkdirError
 
 PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
 
@@ -66,4 +68,19 @@ def load_params(
 
 def metric_lines(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Reads what a stage's training logged, in the order of its steps."""
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding='utf-8').splitlines()]
+
+
+def lines_at(folder: pathlib.Path, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Reads what a stage's training logged at these steps.
+
+    Raises:
+        WorkdirError: a line is missing.
+    """
+    lines = {line['step']: line for line in metric_lines(folder)}
+    if missing := [step for step in steps if step not in lines]:
+        raise WorkdirError(
+            f'{folder / METRICS_FILE}: expected a line of step {missing[0]}, found none: the file was changed. '
+            f'Delete {folder} to start anew'
+        )
+    return [lines[step] for step in steps]

@@ -14,7 +14,6 @@ import collections
 import dataclasses
 import math
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -154,8 +153,8 @@ def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     results_lib.write(results, workdir)
     report = write_report(results, workdir)
     table = console_table(results)
-    shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)  # of an earlier call
     with Writer(workdir) as writer:
+        writer.truncate_events({}, 0)  # of an earlier call
         for name, png in figure_pngs(results).items():
             writer.image(0, f'report/{name}', png, *png_size(png))
         writer.text(0, 'report/table', '\n'.join(f'    {line}' for line in table.splitlines()))

@@ -51,7 +51,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         seed=seed,
         rows_in_flight=compute.rows_in_flight,
         mesh=mesh,
-        hyperparameters=config_lib.to_dict(settings),
+        hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
     )
     policy = assistant.policy
     save_params(folder, partition.whole_decoder(policy.params, state.params, policy.spec.config, settings.lora, mesh))

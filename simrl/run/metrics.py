@@ -4,9 +4,13 @@ A metric is an unreduced sum and its weight, so that microbatches, hosts, ragged
 the mean. A checkpoint stores the length of every file (`offsets`); a resumed run truncates the files to these lengths
 (`truncate`), so that no step is written twice and none is missing.
 
-    metrics.jsonl                        one line per logged step: {"step": 10, "loss": 2.5, ..., "time/seconds": 1.2}
-    tensorboard/events.out.tfevents.simrl   the same as scalars; conversations as text; hyperparameters; images
-    conversations/NAME.jsonl             one line per conversation
+    metrics.jsonl               one line per logged step: {"step": 10, "loss": 2.5, ..., "time/seconds": 1.2}
+    tensorboard/events.out...   the same as scalars; conversations as text; hyperparameters; images
+    conversations/NAME.jsonl    one line per conversation
+
+TensorBoard reads the files of a folder in the order of their names, each once and to its end. So each process writes a
+file of its own, no name is used twice, and each file starts with the first step of its process: a TensorBoard that is
+open then drops that step and later ones, which a killed process wrote and no checkpoint has.
 
 Metrics named `time/...` depend on the clock; two runs of one config agree on all others.
 """
@@ -16,8 +20,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import jax
@@ -31,10 +34,13 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from simrl.run.stage_files import WorkdirError, named_errors
+
 Metrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, weight): scalars, on the device or off it
 
 METRICS_FILE = 'metrics.jsonl'
-EVENTS_FILE = 'tensorboard/events.out.tfevents.simrl'  # TensorBoard looks for 'tfevents' in the name
+TENSORBOARD_FOLDER = 'tensorboard'
+EVENTS_NAME = 'events.out.tfevents.simrl'  # and a number; TensorBoard looks for 'tfevents' in the name
 CONVERSATIONS_FOLDER = 'conversations'
 
 
@@ -77,7 +83,10 @@ class Writer:
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = pathlib.Path(folder)
         self._files: dict[str, BinaryIO] = {}
+        self._sizes: dict[str, int] = {}  # of the files that are open, though others may change them
         self._writes = jax.process_index() == 0
+        self._first_step = 0
+        self._events_file = self._new_events_file(self._existing())
 
     def __enter__(self) -> 'Writer':
         return self
@@ -131,65 +140,96 @@ class Writer:
             self._append(f'{CONVERSATIONS_FOLDER}/{name}.jsonl', _json_line(row))
 
     def offsets(self) -> dict[str, int]:
-        """Flushes and syncs all files; their sizes in bytes."""
+        """Flushes and syncs all files; their sizes in bytes, as written."""
         for name, file in self._files.items():
-            with _named(self._folder / name):
+            with named_errors(self._folder / name):
                 file.flush()
                 os.fsync(file.fileno())
-        return {name: (self._folder / name).stat().st_size for name in self._existing()}
+        return {name: (self._folder / name).stat().st_size for name in self._existing()} | self._sizes
 
-    def truncate(self, offsets: Mapping[str, int]) -> None:
+    def truncate(self, offsets: Mapping[str, int], first_step: int) -> None:
         """Truncates every file to its offset and deletes files without one.
 
+        Prints a line for each conversations or TensorBoard file that has lost what the checkpoint knows of.
+
+        Args:
+            offsets: of the checkpoint that the run resumes from; empty: it starts anew.
+            first_step: the first step that is logged from now on.
+
         Raises:
-            ValueError: a file is missing or shorter than its offset, so it is another file. Nothing was truncated.
+            WorkdirError: metrics.jsonl, of which results are made, has lost lines. Nothing was truncated.
         """
         if not self._writes:
             return
         self.close()
-        existing = self._existing()
+        sizes = {name: (self._folder / name).stat().st_size for name in self._existing()}
         for name, offset in offsets.items():
-            size = (self._folder / name).stat().st_size if name in existing else 0
-            if size < offset:
-                raise ValueError(
-                    f'{self._folder / name}: expected at least the {offset} bytes of the checkpoint, '
-                    f'found {size}: the file was changed or is of another run'
+            size = sizes.get(name, 0)
+            if name == METRICS_FILE and not _is_whole(self._folder / name, offset):
+                raise WorkdirError(
+                    f'{self._folder / name}: expected the {offset} bytes of the checkpoint, found {size} or other '
+                    f'lines: it was changed, and results need it. Restore it, or delete {self._folder} to start anew'
                 )
-        for name in existing:
+            if size < offset:
+                lost = f'expected the {offset} bytes of the checkpoint, found {size}; the rest is lost'
+                print(f'{self._folder / name}: {lost}', flush=True)
+        self.truncate_events(offsets, first_step)
+        for name, size in sizes.items():
             if name in offsets:
-                os.truncate(self._folder / name, offsets[name])
-            else:
+                os.truncate(self._folder / name, min(size, offsets[name]))
+            elif not name.startswith(TENSORBOARD_FOLDER):
                 (self._folder / name).unlink()
 
+    def truncate_events(self, offsets: Mapping[str, int], first_step: int) -> None:
+        """Does the same for TensorBoard's files only. Files without an offset stay, empty: no name is used twice."""
+        existing = [name for name in self._existing() if name.startswith(TENSORBOARD_FOLDER)]
+        for name in existing:
+            path = self._folder / name
+            os.truncate(path, min(path.stat().st_size, offsets.get(name, 0)))
+        self._first_step = first_step
+        self._events_file = self._new_events_file([*existing, *offsets])
+
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        files, self._files, self._sizes = self._files, {}, {}
+        for name, file in files.items():
+            with named_errors(self._folder / name):
+                file.close()
 
     def _existing(self) -> list[str]:
         """Paths of the files that exist, relative to the folder."""
-        found = [name for name in (METRICS_FILE, EVENTS_FILE) if (self._folder / name).exists()]
-        conversations = sorted((self._folder / CONVERSATIONS_FOLDER).glob('*.jsonl'))
-        return found + [f'{CONVERSATIONS_FOLDER}/{path.name}' for path in conversations]
+        events = [f'{TENSORBOARD_FOLDER}/{EVENTS_NAME}{number}' for number in ('', '.[0-9][0-9][0-9][0-9]')]
+        patterns = (METRICS_FILE, *events, f'{CONVERSATIONS_FOLDER}/*.jsonl')
+        found = [path for pattern in patterns for path in sorted(self._folder.glob(pattern))]
+        return [path.relative_to(self._folder).as_posix() for path in found]
+
+    def _new_events_file(self, names: Iterable[str]) -> str:
+        """The TensorBoard file after those of these names."""
+        numbers = [name.rpartition('.')[2] for name in names if name.startswith(f'{TENSORBOARD_FOLDER}/{EVENTS_NAME}.')]
+        return f'{TENSORBOARD_FOLDER}/{EVENTS_NAME}.{max(map(int, numbers), default=-1) + 1:04d}'
 
     def _append(self, name: str, data: bytes) -> None:
         if not self._writes:
             return
         path = self._folder / name
-        with _named(path):
+        with named_errors(path):
             if name not in self._files:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._files[name] = open(path, 'ab')  # noqa: SIM115  (closed by `close`)
-            self._files[name].write(data)
+                self._sizes[name] = self._files[name].tell()
+            self._sizes[name] += self._files[name].write(data)
             self._files[name].flush()  # readers and kills see whole lines
 
     def _append_summary(self, step: int, summary: summary_pb2.Summary) -> None:
-        """Appends a record to our one events file; TensorBoard's own writer starts a new file in every process."""
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        records = [event]
-        if EVENTS_FILE not in self._files and not (self._folder / EVENTS_FILE).exists():
-            records.insert(0, event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2'))
-        self._append(EVENTS_FILE, b''.join(map(_record, records)))
+        now = time.time()
+        records = [event_pb2.Event(wall_time=now, step=step, summary=summary)]
+        if self._events_file not in self._files:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            records = [
+                event_pb2.Event(wall_time=now, file_version='brain.Event:2'),
+                event_pb2.Event(wall_time=now, step=self._first_step, session_log=start),
+                *records,
+            ]
+        self._append(self._events_file, b''.join(map(_record, records)))
 
 
 class _Buffer:
@@ -208,13 +248,15 @@ def _record(event: event_pb2.Event) -> bytes:
     return buffer.data
 
 
-@contextmanager
-def _named(path: pathlib.Path) -> Iterator[None]:
-    """Adds the file's path to an OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f'could not write {path}: {error.strerror}') from error
+def _is_whole(path: pathlib.Path, size: int) -> bool:
+    """True if so many bytes of a file exist and end a line."""
+    if not size:
+        return True
+    if not path.exists():
+        return False
+    with open(path, 'rb') as file:
+        file.seek(size - 1)
+        return file.read(1) == b'\n'
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:

@@ -6,8 +6,8 @@
 2. Each worker builds the list of stages anew and runs what it can (`stages.run_stages`). It skips stages that are done,
    that wait for others, or that another process has locked, be it of this command or of another one.
 3. Workers write their output to workers/worker-K.log in the run directory and send their events to the parent.
-4. If a worker fails, or the parent receives SIGTERM or SIGINT, the workers get SIGTERM, save and exit. If the parent is
-   killed, the workers notice and do the same.
+4. If a worker fails, or the parent receives SIGTERM, SIGINT or SIGHUP, the workers get SIGTERM, save and exit. If the
+   parent is killed, the workers notice and do the same.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -88,7 +88,7 @@ def run_side_by_side(
     Raises:
         ConfigError: there are fewer CPUs than workers.
         WorkerError: a worker was killed.
-        SystemExit: this process received SIGTERM or SIGINT; the exit code is 128 + the signal.
+        SystemExit: this process received SIGTERM, SIGINT or SIGHUP; the exit code is 128 + the signal.
         Exception: what a stage raised, with the worker's traceback as its cause.
     """
     shares = cpu_shares(num_workers)
@@ -157,8 +157,8 @@ def _start(number: int, share: Collection[int], job: tuple[Build, Any, pathlib.P
 
 @contextmanager
 def _inherited(share: Collection[int]) -> Iterator[None]:
-    """A process started inside runs on these CPUs and ignores SIGINT, which a terminal also sends to the workers."""
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A process started inside runs on these CPUs and blocks what a terminal sends to the workers, too."""
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         if not hasattr(os, 'sched_setaffinity'):
             yield
@@ -182,7 +182,8 @@ def _watch(
         ready = connection.wait(list(running), timeout=POLL_SECONDS)
         if signals:
             name = signal.Signals(signals[0]).name
-            tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes')
+            with suppress(OSError):  # the signal may have ended the terminal or pipe as well
+                tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes')
             raise SystemExit(128 + signals[0])
         done = sum(stages.is_done(workdir / name) for name in names)  # by any process
         bar.update(done - bar.n)
@@ -232,11 +233,12 @@ def _bar(total: int, done: int) -> tqdm.tqdm:
 
 @contextmanager
 def _recorded_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT while workers run."""
+    """Collects SIGTERM, SIGINT and SIGHUP while workers run; what is ignored (`nohup`) stays ignored."""
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield received

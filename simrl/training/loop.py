@@ -8,12 +8,15 @@ Randomness and data position are functions of the step, so (state, step) is all 
 log line or a checkpoint is the number of steps done: checkpoint 10 comes after steps 0..9.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import signal
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -86,7 +89,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Stopped(SystemExit):
-    """The run saved its state and stopped on SIGTERM. The exit code is 128 + SIGTERM = 143."""
+    """The run saved its state and stopped on a signal. The exit code is 128 + the signal: 143 for SIGTERM."""
 
 
 def run(
@@ -117,9 +120,10 @@ def run(
 
     Raises:
         NonFiniteError: `settings.max_nonfinite` consecutive updates were skipped. That state is not saved.
-        Stopped: SIGTERM arrived; the state was saved after the step in progress.
+        Stopped: SIGTERM, SIGINT or SIGHUP arrived; the state was saved after the step in progress.
         CheckpointError: a checkpoint could not be saved or read; older ones are intact.
-        ValueError: impossible arguments, or files that do not match the checkpoint.
+        WorkdirError: metrics.jsonl does not match the checkpoint.
+        ValueError: impossible arguments.
     """
     if (evaluate_fn is None) != (settings.evaluate_every == 0):
         raise ValueError('LoopSettings.evaluate_every: expected 0 if and only if there is no evaluate_fn')
@@ -140,8 +144,8 @@ def run(
             raise ValueError(
                 f'{folder}: expected a run of at most {num_steps} steps, found a checkpoint of step {step}'
             )
-        writer.truncate(meta['offsets'])
-        recorder = _Recorder(writer, settings, num_steps, name, meta['totals'])
+        writer.truncate(meta['offsets'], 0 if restored is None else step + 1)
+        recorder = _Recorder(writer, settings, num_steps, name, meta['totals'], stop)
         if restored is None:
             if hyperparameters is not None:
                 writer.hyperparameters(hyperparameters)
@@ -169,8 +173,11 @@ def run(
                         writer.finished(step)
                     checkpoints.save(step, state, {'offsets': writer.offsets(), 'totals': recorder.totals})
                 if stopping:
-                    print(f'{name}: stopped by SIGTERM after step {step} of {num_steps}, saved in {folder}', flush=True)
-                    raise Stopped(128 + signal.SIGTERM)
+                    number = stop.received or signal.SIGTERM
+                    how = f'stopped by {signal.Signals(number).name} after step {step} of {num_steps}'
+                    with contextlib.suppress(OSError):  # the signal may have ended the terminal or pipe as well
+                        print(f'{name}: {how}, saved in {folder}', flush=True)
+                    raise Stopped(128 + number)
     return state
 
 
@@ -202,11 +209,18 @@ class _Recorder:
     """
 
     def __init__(
-        self, writer: Writer, settings: LoopSettings, num_steps: int, name: str, totals: Mapping[str, Any]
+        self,
+        writer: Writer,
+        settings: LoopSettings,
+        num_steps: int,
+        name: str,
+        totals: Mapping[str, Any],
+        stop: '_Signal',
     ) -> None:
         self.totals: dict[str, tuple[float, float]] = {key: (x, weight) for key, (x, weight) in totals.items()}
         self.progress: Progress | None = None
         self._writer, self._settings, self._num_steps, self._name = writer, settings, num_steps, name
+        self._stop = stop
         self._pending: _Pending | None = None
         self._started_at = self._line_at = time.monotonic()
         self._line_tokens = self._line_steps = 0
@@ -244,7 +258,7 @@ class _Recorder:
             raise ValueError(f'{self._name}: the step and the evaluation both have metrics named {sorted(twice)}')
         if line or evaluation:
             self._writer.log(step, line | dict(evaluation))
-        if self.progress is not None:
+        if self.progress is not None and self._stop.received is None:  # see where `Stopped` is raised
             self.progress.update(tokens=int(tokens), note=self._note)
         if broken:
             shown = ', '.join(f'{key} {x:.4g}' for key, x in metrics_lib.mean(values).items())
@@ -267,40 +281,48 @@ class _Recorder:
 
 
 class _Signal:
-    """Records SIGTERM while the loop runs; the loop stops after the step in progress.
+    """Records SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal closed); the loop stops after the step in progress.
 
-    Several processes must stop at the same step, on which JAX's preemption service agrees. A single process sets a
-    handler. Off the main thread no handler can be set, and SIGTERM ends the process as usual.
+    A second SIGINT raises KeyboardInterrupt at once. A signal that the process ignores stays ignored: `nohup`, and a
+    shell that starts a job in the background, set that. Several processes must stop at the same step, on which JAX's
+    preemption service agrees; it knows only SIGTERM. Off the main thread no handler can be set, and signals end the
+    process as usual.
     """
 
     def __init__(self) -> None:
-        self._received = False
-        self._previous: Any = None
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> '_Signal':
-        if not self._several:
-            try:
-                self._previous = signal.signal(signal.SIGTERM, self._handle)
-            except ValueError:  # not the main thread
-                self._previous = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (*(() if self._several else (signal.SIGTERM,)), signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            if self._received and error is None:
-                signal.raise_signal(
-                    signal.SIGTERM
-                )  # it arrived after the last step's check and must still end the process
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self.received is not None and error is None:
+            signal.raise_signal(self.received)  # it arrived after the last step's check and must still end the process
 
-    def _handle(self, _: int, __: FrameType | None) -> None:
-        self._received = True
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
+        elif number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        else:
+            self.received = number
+            if number == signal.SIGINT:
+                os.write(
+                    2, b'\nstops after this step; Ctrl-C again: at once, without saving\n'
+                )  # `print` may be running
 
     def requested(self, step: int) -> bool:
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        return self.received is not None
 
 
 def _markdown(row: Mapping[str, Any]) -> str:

@@ -4,13 +4,18 @@ import io
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing import event_accumulator, plugin_event_multiplexer
+from tensorboard.backend.event_processing import (
+    event_accumulator,
+    plugin_event_accumulator,
+    plugin_event_multiplexer,
+)
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
@@ -18,7 +23,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, metadata
 from tensorboard.util import tensor_util
 
 from simrl.run import metrics
-from simrl.run.metrics import EVENTS_FILE, Writer
+from simrl.run.metrics import EVENTS_NAME, Writer
+from simrl.run.stage_files import WorkdirError
 from tests import kills
 
 
@@ -110,34 +116,97 @@ def test_truncated_files_continue_as_if_unbroken(tmp_path: pathlib.Path) -> None
         writer.conversations('late', [{'step': 6}])  # a file without an offset
     with open(broken / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 7, "los')  # a kill in the middle of a line
-    with open(broken / EVENTS_FILE, 'ab') as file:
+    with open(broken / 'tensorboard' / f'{EVENTS_NAME}.0000', 'ab') as file:
         file.write(b'\x10\0\0')
 
     with Writer(broken) as writer:
-        writer.truncate(json.loads(json.dumps(offsets)))
+        writer.truncate(json.loads(json.dumps(offsets)), 4)
         assert writer.offsets() == offsets
         write_some(writer, 4, 9)
     kills.assert_same_run(unbroken, broken)
     assert (broken / 'metrics.jsonl').read_bytes() == (unbroken / 'metrics.jsonl').read_bytes()
 
     with Writer(broken) as writer:
-        writer.truncate({})
-        assert writer.offsets() == {}
+        writer.truncate({}, 0)
+        assert sum(writer.offsets().values()) == 0
 
 
-def test_files_of_another_run_are_refused(tmp_path: pathlib.Path) -> None:
+def curve(events: plugin_event_accumulator.EventAccumulator) -> list[tuple[int, float]]:
+    """The steps and losses that TensorBoard shows."""
+    events.Reload()
+    return [(event.step, tensor_util.make_ndarray(event.tensor_proto).item()) for event in events.Tensors('loss')]
+
+
+def test_an_open_tensorboard_shows_what_a_resumed_run_writes(tmp_path: pathlib.Path) -> None:
+    """With TensorBoard's own loader: open throughout, and opened at the end."""
+
+    def losses(steps: range, process: int) -> list[tuple[int, float]]:
+        return [(step, step + 1000.0 * process) for step in steps]
+
+    def process(number: int, offsets: dict[str, int], first: int, last: int, saves: int) -> dict[str, int]:
+        """Logs its steps and is killed within the next record; the files' lengths at step `saves`."""
+        with Writer(tmp_path) as writer:
+            writer.truncate(offsets, first)
+            for step, loss in losses(range(first, last + 1), number):
+                writer.log(step, {'loss': loss})
+                if step == saves:
+                    offsets = writer.offsets()
+        with open(sorted((tmp_path / 'tensorboard').iterdir())[-1], 'ab') as file:
+            file.write(b'\x10\0\0')
+        return offsets
+
+    offsets = process(0, {}, 0, 7, saves=-1)  # killed before its first checkpoint
+    live = plugin_event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
+    assert curve(live) == losses(range(8), 0)
+    offsets = process(1, offsets, 0, 10, saves=5)
+    assert curve(live) == losses(range(11), 1)
+    process(2, offsets, 6, 8, saves=-1)  # killed before its first checkpoint; TensorBoard sees the next one, too
+    true = losses(range(6), 1)
+    assert curve(live) == true + losses(range(6, 9), 2)
+    with Writer(tmp_path) as writer:
+        writer.truncate(offsets, 6)  # killed before its first line
+    process(4, offsets, 6, 20, saves=15)
+    for events in (live, plugin_event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))):
+        assert curve(events) == true + losses(range(6, 21), 4)
+
+
+def test_lost_logs_are_said_and_lost_lines_of_metrics_refused(tmp_path: pathlib.Path, capsys) -> None:
     with Writer(tmp_path) as writer:
         write_some(writer, 1, 3)
         offsets = writer.offsets()
         write_some(writer, 3, 4)
     (tmp_path / 'conversations' / 'rl.jsonl').write_text('')
-    size = (tmp_path / 'metrics.jsonl').stat().st_size
-    with (
-        Writer(tmp_path) as writer,
-        pytest.raises(ValueError, match=rf'rl\.jsonl: expected at least the {offsets["conversations/rl.jsonl"]} bytes'),
-    ):
-        writer.truncate(offsets)
-    assert (tmp_path / 'metrics.jsonl').stat().st_size == size  # all files are checked before any is truncated
+    shutil.rmtree(tmp_path / 'tensorboard')
+    lines = (tmp_path / 'metrics.jsonl').read_text()
+    for changed in ('', lines[:20], lines.replace('1', '10')):  # as an offset within a line shows
+        (tmp_path / 'metrics.jsonl').write_text(changed)
+        size = offsets['metrics.jsonl']
+        message = rf'metrics\.jsonl: expected the {size} bytes of the checkpoint, found {len(changed)} or other lines'
+        with Writer(tmp_path) as writer, pytest.raises(WorkdirError, match=rf'{message}.* delete {tmp_path} to start'):
+            writer.truncate(offsets, 3)
+        assert (tmp_path / 'metrics.jsonl').read_text() == changed
+    (tmp_path / 'metrics.jsonl').write_text(lines)
+    capsys.readouterr()
+    with Writer(tmp_path) as writer:
+        writer.truncate(offsets, 3)
+        write_some(writer, 3, 4)
+    lost = [name for name in offsets if name != 'metrics.jsonl']
+    assert len(lost) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        f'{tmp_path / name}: expected the {offsets[name]} bytes of the checkpoint, found 0; the rest is lost'
+        for name in lost
+    ]
+    assert [path.name for path in (tmp_path / 'tensorboard').iterdir()] == [f'{EVENTS_NAME}.0001']
+    assert json.loads((tmp_path / 'conversations' / 'rl.jsonl').read_text())['step'] == 3
+
+
+def test_offsets_are_what_was_written_though_a_file_is_emptied_meanwhile(tmp_path: pathlib.Path) -> None:
+    with Writer(tmp_path) as writer:
+        writer.log(1, {'loss': 1.0})
+        size = (tmp_path / 'metrics.jsonl').stat().st_size
+        (tmp_path / 'metrics.jsonl').write_text('')
+        writer.log(2, {'loss': 1.0})
+        assert writer.offsets()['metrics.jsonl'] == 2 * size
 
 
 def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
@@ -147,7 +216,8 @@ def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
         writer._files['metrics.jsonl'] = open('/dev/full', 'wb')  # noqa: SIM115
         with pytest.raises(OSError, match=r'could not write .*metrics\.jsonl: No space left on device'):
             writer.log(2, {'loss': 1.0})
-        del writer._files['metrics.jsonl']
+        with pytest.raises(OSError, match=r'could not write .*metrics\.jsonl: No space left on device'):
+            writer.close()  # it tries once more
 
 
 def test_a_metric_may_not_be_called_step(tmp_path: pathlib.Path) -> None:

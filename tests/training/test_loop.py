@@ -1,12 +1,15 @@
 """The loop goes on after kills, signals, faults and full disks; what it writes equals an unbroken run's."""
 
 import gzip
+import io
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from simrl.models.checkpoint import CheckpointError, Checkpoints
+from simrl.run import progress
 from simrl.training import loop
 from tests import kills
 from tests.training import tiny_job
@@ -53,9 +57,7 @@ def test_an_unbroken_run_writes_every_line(unbroken: pathlib.Path) -> None:
     assert {key for key in rows[0] if not key.startswith('time/')} == {'step', 'evaluation/loss'}
     assert 'evaluation/loss' in rows[-1]
     assert rows[-1]['loss'] < rows[1]['loss'] - 0.1  # it learns
-    events = {
-        (step, tag): value for step, tag, value in kills.events(unbroken / 'tensorboard/events.out.tfevents.simrl')
-    }
+    events = {(step, tag): value for step, tag, value in kills.events(unbroken / 'tensorboard')}
     for row in rows:
         for name in ('loss', 'evaluation/loss'):
             if name in row:
@@ -82,8 +84,8 @@ def test_the_comparison_notices(tmp_path: pathlib.Path, unbroken: pathlib.Path) 
     for broken in (lines[:3] + lines[2:], lines[:2] + lines[3:], [*lines[:2], changed, *lines[3:]]):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         (folder / 'conversations').mkdir(parents=True)
-        (folder / 'tensorboard').mkdir()
-        for path in kills._run_files(unbroken):
+        shutil.copytree(unbroken / 'tensorboard', folder / 'tensorboard')
+        for path in unbroken.glob('**/*.jsonl'):
             (folder / path.relative_to(unbroken)).write_bytes(path.read_bytes())
         kills.assert_same_run(unbroken, folder)
         (folder / 'metrics.jsonl').write_text(''.join(broken))
@@ -192,6 +194,66 @@ def test_impossible_settings() -> None:
 def test_evaluations_must_be_possible(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r'LoopSettings\.evaluate_every: expected 0 if and only if'):
         loop.run(tmp_path, tiny_job.init_state(), counting, settings(evaluate_every=2), num_steps=4, name='count')
+
+
+def signalled(*numbers: int) -> Callable[[tiny_job.TrainState, int], tuple[tiny_job.TrainState, loop.StepResult]]:
+    """A step function; signals arrive in the third step."""
+
+    def step_fn(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+        for number in numbers if step == 2 else ():
+            signal.raise_signal(number)
+        return counting(state, step)
+
+    return step_fn
+
+
+class Gone(io.StringIO):
+    """The output of a process whose terminal or pipe has ended."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_save_even_where_nobody_reads_the_output(tmp_path: pathlib.Path, monkeypatch, number: int) -> None:
+    handlers = [signal.signal(number, signal.default_int_handler)]  # not ignored, whatever started the tests
+    monkeypatch.setattr(progress, 'LINE_SECONDS', 0.0)
+    monkeypatch.setattr(sys, 'stdout', Gone())
+    step_fn = signalled(number)
+
+    def and_nobody_reads(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+        if step == 2:
+            monkeypatch.setattr(sys.stderr, 'write', Gone().write)
+        return step_fn(state, step)
+
+    try:
+        with pytest.raises(loop.Stopped) as stopped:
+            loop.run(tmp_path, tiny_job.init_state(), and_nobody_reads, settings(), num_steps=9, name='count')
+        assert stopped.value.code == 128 + number
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, handlers[0])
+    with Checkpoints(tmp_path / 'checkpoints', keep=1) as checkpoints:
+        assert checkpoints.steps == [3]
+
+
+def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
+    """As `nohup` and the background jobs of a shell have them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        loop.run(tmp_path, tiny_job.init_state(), signalled(*before), settings(), num_steps=4, name='count')
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert metrics_of(tmp_path)[-1]['step'] == 4
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: pathlib.Path, capfd) -> None:
+    step_fn = signalled(signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(tmp_path, tiny_job.init_state(), step_fn, settings(), num_steps=9, name='count')
+    assert 'stops after this step; Ctrl-C again: at once' in capfd.readouterr().err
+    assert not list((tmp_path / 'checkpoints').iterdir())
 
 
 def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
