@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from simrl.conversations.chat import ROLE_CODES, TEMPLATE, Chat, Header
+from simrl.conversations.chat import ROLE_CODES, TEMPLATE, Chat, EncodingError, Header
 from simrl.conversations.records import Conversation, End, Message, Preference
 
 View = Literal['natural', 'swapped']
@@ -255,7 +255,10 @@ def _rows(
     rows: list[Rendered] = []
     counts: collections.Counter[str] = collections.Counter()
     for conversation in conversations:
-        row = _until_last_trained(render_row(conversation))
+        try:
+            row = _until_last_trained(render_row(conversation))
+        except EncodingError as error:
+            raise ValueError(f'conversation {conversation.id}: {error}') from error
         if len(row) > max_length:
             if on_long == 'error':
                 raise ValueError(
@@ -303,10 +306,13 @@ def preference_rows(
             counts[NO_SYSTEM] += 1
             continue
         prompt = [message for message in preference.prompt if message.role != 'system']
-        chosen, rejected = (
-            render(chat, [*prompt, Message('assistant', reply)], system=system)
-            for reply in (preference.chosen, preference.rejected)
-        )
+        try:
+            chosen, rejected = (
+                render(chat, [*prompt, Message('assistant', reply)], system=system)
+                for reply in (preference.chosen, preference.rejected)
+            )
+        except EncodingError as error:
+            raise ValueError(f'preference {preference.id}: {error}') from error
         row = PreferenceRow(chosen, rejected, preference.opening)
         if len(row) <= max_length:
             rows.append(row)

@@ -6,12 +6,13 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import preference_rows
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings, pairs_of, rows_of
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Data, Model
+from simrl.experiments.sources import Model, of_split
 from simrl.models import sharding
 from simrl.models.transformer import TransformerConfig
 from simrl.rl.train import RLSettings
@@ -80,11 +81,13 @@ def check_fitting(
     check_split(f'{field}.batch.batch_size', settings.batch.batch_size * rows_per_item, compute)
 
 
-def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Data, compute: Compute) -> None:
+def check_user_sft(
+    field: str, settings: UserSFTSettings, model: Model, people: Sequence[Conversation], compute: Compute
+) -> None:
     """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
     check_fitting(f'{field}.sft', settings.sft, model.config.max_positions, compute)
     for split in ('train', 'test'):
-        conversations = data.conversations_of(split)
+        conversations = of_split(people, split)
         try:
             found = any(rows_of([conversation], settings, model)[0] for conversation in conversations)
         except ValueError as error:
@@ -96,12 +99,17 @@ def check_user_sft(field: str, settings: UserSFTSettings, model: Model, data: Da
             )
 
 
-def check_reward_model(field: str, settings: RewardModelSettings, model: Model, data: Data, compute: Compute) -> None:
+def check_reward_model(
+    field: str, settings: RewardModelSettings, model: Model, preferences: Sequence[Preference], compute: Compute
+) -> None:
     """`check_fitting`; and refuses data without a pair to train on, or to measure on."""
     check_fitting(f'{field}.preference', settings.preference, model.config.max_positions, compute, rows_per_item=2)
     longest = settings.preference.batch.lengths[-1]
     halves = f"the split 'train', half={settings.half!r}"
-    for where, pairs in ((halves, pairs_of(settings.half, data)), ("the split 'test'", data.preferences_of('test'))):
+    for where, pairs in (
+        (halves, pairs_of(settings.half, preferences)),
+        ("the split 'test'", of_split(preferences, 'test')),
+    ):
         if not any(preference_rows([pair], model.chat, longest, on_long='drop')[0] for pair in pairs):
             raise ConfigError(
                 f'{field}: expected a pair of {where} that fits into preference.batch.lengths={longest} tokens, '

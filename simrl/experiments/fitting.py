@@ -13,7 +13,7 @@ from simrl.conversations.views import OnLong, Rendered, assistant_rows, preferen
 from simrl.evaluation.statistics import cluster_shares
 from simrl.experiments.outputs import lines_at, save_params, save_result
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Data, Model, print_counts, subsample
+from simrl.experiments.sources import Model, of_split, print_counts, subsample
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
 from simrl.training import partition, preference, sft
@@ -58,9 +58,9 @@ def half_of(pair: Preference) -> Half:
     return HALVES[hashlib.sha256(pair.opening.encode()).digest()[0] % len(HALVES)]
 
 
-def pairs_of(half: Half, data: Data) -> list[Preference]:
+def pairs_of(half: Half, preferences: Sequence[Preference]) -> list[Preference]:
     """The training pairs of a half, or of both."""
-    return [pair for pair in data.preferences_of('train') if half in ('both', half_of(pair))]
+    return [pair for pair in of_split(preferences, 'train') if half in ('both', half_of(pair))]
 
 
 def fit_role(
@@ -113,10 +113,16 @@ def rows_of(
     return to_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
 
 
-def fine_tune_user(folder: pathlib.Path, model: Model, data: Data, settings: UserSFTSettings, compute: Compute) -> None:
+def fine_tune_user(
+    folder: pathlib.Path,
+    model: Model,
+    people: Sequence[Conversation],
+    settings: UserSFTSettings,
+    compute: Compute,
+) -> None:
     """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
-    rows, counts = rows_of(data.conversations_of('train'), settings, model)
-    held_out, held_out_counts = rows_of(data.conversations_of('test'), settings, model)
+    rows, counts = rows_of(of_split(people, 'train'), settings, model)
+    held_out, held_out_counts = rows_of(of_split(people, 'test'), settings, model)
     print_counts('rows to train on', len(rows), counts)
     print_counts('rows held out', len(held_out), held_out_counts)
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
@@ -145,12 +151,16 @@ def fine_tune_user(folder: pathlib.Path, model: Model, data: Data, settings: Use
 
 
 def fit_reward_model(
-    folder: pathlib.Path, model: Model, data: Data, settings: RewardModelSettings, compute: Compute
+    folder: pathlib.Path,
+    model: Model,
+    preferences: Sequence[Preference],
+    settings: RewardModelSettings,
+    compute: Compute,
 ) -> None:
     """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
     chat, mesh = model.chat, compute.mesh.make()
     batch = settings.preference.batch
-    rows, counts = preference_rows(pairs_of(settings.half, data), chat, batch.lengths[-1], on_long='drop')
+    rows, counts = preference_rows(pairs_of(settings.half, preferences), chat, batch.lengths[-1], on_long='drop')
     print_counts('pairs to train on', len(rows), counts)
     state = preference.fit(
         folder,
@@ -167,7 +177,7 @@ def fit_reward_model(
 
     fits: list[Preference] = []
     held_out_counts: collections.Counter[str] = collections.Counter()
-    for pair in data.preferences_of('test'):
+    for pair in of_split(preferences, 'test'):
         rendered, dropped = preference_rows([pair], chat, batch.lengths[-1], on_long='drop')
         fits += [pair] if rendered else []
         held_out_counts += dropped

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import Chat
-from simrl.conversations.records import Example, example_of
+from simrl.conversations.chat import Chat, EncodingError
+from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
 from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import prefer_higher
@@ -28,7 +28,7 @@ from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.replies import ScoredReplies, outcome_columns, scored_replies
 from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Data, Model, ModelSettings, subsample
+from simrl.experiments.sources import Model, ModelSettings, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
@@ -79,11 +79,18 @@ class PretrainedScene:
         return _opened('config.model', self.settings.model)
 
     @functools.cached_property
-    def data(self) -> Data:
+    def conversations(self) -> list[Conversation]:
         try:
-            return sources.read(self.settings.data)
-        except ValueError as error:
-            raise ConfigError(f'config.data: {error}') from error
+            return sources.conversations_of(self.settings.data, self.chat.check)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'config.data.conversations: {error}') from error
+
+    @functools.cached_property
+    def preferences(self) -> list[Preference]:
+        try:
+            return sources.preferences_of(self.settings.data, self.chat.check)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f'config.data.preferences: {error}') from error
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process)
     def simulator_model(self, arm: str) -> Model:
@@ -106,13 +113,20 @@ class PretrainedScene:
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def check(self) -> None:
+        self._check_without_preferences()
+        for field in ('reward_model', 'held_out_reward_model'):
+            checks.check_reward_model(
+                f'config.{field}', getattr(self.settings, field), self.model, self.preferences, self.compute
+            )
+
+    @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
+    def _check_without_preferences(self) -> None:
+        """Check of stages that read no preferences: fine-tuning needs no such file."""
         s, model, compute = self.settings, self.model, self.compute
         checks.check_xla_flags(compute)
         checks.check_mesh(self.model_configs(), compute)
         if any(settings.simulator == 'fine_tuned' for settings in s.arms.values()):
-            checks.check_user_sft('config.user_sft', s.user_sft, model, self.data, compute)
-        for field in ('reward_model', 'held_out_reward_model'):
-            checks.check_reward_model(f'config.{field}', getattr(s, field), model, self.data, compute)
+            checks.check_user_sft('config.user_sft', s.user_sft, model, self.conversations, compute)
         training, held_out = len(self._openings('train')), len(self._openings('test'))
         checks.check_rl_steps(s.rl, training, compute)
         found = training if s.scale.openings is None else min(training, s.scale.openings)
@@ -145,7 +159,10 @@ class PretrainedScene:
             raise ConfigError(f'{field}: {error}') from error
         for split in ('train', 'test'):
             for example in self._openings(split):
-                found = len(agent.prompt(example).tokens)
+                try:
+                    found = len(agent.prompt(example).tokens)
+                except EncodingError as error:  # texts of people were checked when they were read
+                    raise ConfigError(f'{field}.instructions: {error}') from error
                 if found > self.limits.prompt_tokens:
                     raise ConfigError(
                         f'{field}: its prompt for example {example.id} has {found} tokens, expected at most '
@@ -160,8 +177,11 @@ class PretrainedScene:
         decide, but the simulators of `conversation`; an arm with a longer prompt is refused.
         """
         size, usual = self.limits.prompt_tokens, usual_agents(self.settings, self.model)
-        examples = [example_of(conversation) for conversation in self.data.conversations_of(split)]
-        kept, dropped = fitting_examples(examples, usual, self.chat, size)
+        examples = [example_of(conversation) for conversation in of_split(self.conversations, split)]
+        try:
+            kept, dropped = fitting_examples(examples, usual, self.chat, size)
+        except EncodingError as error:  # texts of people were checked when they were read
+            raise ConfigError(f'config.conversation.role_play: {error}') from error
         if not kept:
             raise ConfigError(
                 f'config.conversation.limits.prompt_tokens: expected room for at least one opening of the split '
@@ -180,10 +200,12 @@ class PretrainedScene:
         }
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
-        """The files that stages read: a hub's model is named in the identity, not hashed."""
-        data, source = self.settings.data, sources.local_source(self.settings.model)
-        files = {'conversations': data.folder / data.conversations, 'preferences': data.folder / data.preferences}
-        return files | ({} if source is None else {'model': source})
+        """Files that all stages but the reward models read: a hub's model is named in the identity, not hashed."""
+        return {'conversations': sources.conversations_file(self.settings.data)} | self._model_file()
+
+    def _model_file(self) -> dict[str, pathlib.Path]:
+        source = sources.local_source(self.settings.model)
+        return {} if source is None else {'model': source}
 
     def setup(self) -> list[Stage]:
         s = self.settings
@@ -194,36 +216,35 @@ class PretrainedScene:
             self._scale(),
         ]
 
-    def _stage(
-        self,
-        name: str,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, pathlib.Path],
-        run: Callable[[pathlib.Path], None],
-    ) -> Stage:
-        return Stage(name, {**self.identity(), **settings}, {**self.inputs(), **inputs}, run, self.check)
-
     def _fine_tune(self, arm: str) -> Stage:
         s = self.settings
 
         def run(folder: pathlib.Path) -> None:
             model = self.simulator_model(arm)
-            fitting.fine_tune_user(folder, model, self.data, s.user_sft, self.compute)
+            fitting.fine_tune_user(folder, model, self.conversations, s.user_sft, self.compute)
 
-        identity = {**self._model_identity(arm), 'user_sft': s.user_sft}
-        return self._stage(sft_stage(arm), identity, self._model_inputs(arm), run)
+        identity = {**self.identity(), **self._model_identity(arm), 'user_sft': s.user_sft}
+        inputs = {**self.inputs(), **self._model_inputs(arm)}
+        return Stage(sft_stage(arm), identity, inputs, run, self._check_without_preferences)
 
     def _reward_model(self, name: str, settings: RewardModelSettings) -> Stage:
         def run(folder: pathlib.Path) -> None:
-            fitting.fit_reward_model(folder, self.model, self.data, settings, self.compute)
+            fitting.fit_reward_model(folder, self.model, self.preferences, settings, self.compute)
 
-        return self._stage(name, {'reward_model': settings}, {}, run)
+        inputs = {'preferences': sources.preferences_file(self.settings.data), **self._model_file()}
+        return Stage(name, {**self.identity(), 'reward_model': settings}, inputs, run, self.check)
 
     def _scale(self) -> Stage:
         s = self.settings
-        identity = {'assistant_sampling': s.conversation.assistant, 'limits': self.limits, 'scale': s.scale}
-        identity |= self.examples_identity('train')
-        return self._stage(SCALE_STAGE, identity, {'reward_model': self.workdir / REWARD_STAGE}, self._measure_scale)
+        identity = {
+            **self.identity(),
+            **self.examples_identity('train'),
+            'assistant_sampling': s.conversation.assistant,
+            'limits': self.limits,
+            'scale': s.scale,
+        }
+        inputs = {**self.inputs(), 'reward_model': self.workdir / REWARD_STAGE}
+        return Stage(SCALE_STAGE, identity, inputs, self._measure_scale, self.check)
 
     def _measure_scale(self, folder: pathlib.Path) -> None:
         """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
@@ -383,7 +404,7 @@ class PretrainedScene:
         lengths = settings.sft.batch.lengths
         swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
         rows, counts = user_rows(
-            self.data.conversations_of('test'),
+            of_split(self.conversations, 'test'),
             self.chat,
             lengths[-1],
             on_long='cut',

@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat, Rewrites, chat_from_huggingface
-from simrl.conversations.records import Conversation, OnBadRows, Preference, read_conversations, read_preferences
+from simrl.conversations.records import Check, Conversation, OnBadRows, Preference, read_conversations, read_preferences
 from simrl.models import sharding, transformer
 from simrl.models.files.load import load_config, load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
 
 T = TypeVar('T')
+Record = TypeVar('Record', Conversation, Preference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +107,23 @@ def open_model(settings: ModelSettings) -> Model:
     """
     config, tokenizer = load_config(settings.source, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
+    _check_rows(settings.source, config, chat)
     if settings.random is not None:
         config = settings.random.transformer_config(config.vocab_size)
     config = dataclasses.replace(config, vocab_size=max(config.vocab_size, chat.size))
     return Model(settings, config, chat, tokenizer)
+
+
+def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:
+    """Refuses tokens without a row of the embedding, except special tokens that neither texts nor the template have."""
+    runs = (*chat.headers.values(), *chat.first_headers.values(), chat.default_prefix, chat.system_header or ())
+    written = {*chat.end_of_turn.values(), chat.system_end, *(i for run in runs for i in run)}
+    beyond = set(range(config.vocab_size, chat.tokenizer.size)) - (chat.reserved - written)
+    if beyond:
+        raise ValueError(
+            f'{source}: expected an embedding row for each of the {chat.tokenizer.size} tokens of the tokenizer, found '
+            f'vocab_size={config.vocab_size} rows; token {min(beyond)} is {chat.decode([min(beyond)])!r}'
+        )
 
 
 def local_source(settings: ModelSettings) -> pathlib.Path | None:
@@ -140,31 +154,36 @@ class DataSettings:
     on_bad_rows: OnBadRows = 'raise'  # 'drop' counts them by reason
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Conversations and pairs of replies, in the order of their files."""
-
-    conversations: Sequence[Conversation]
-    preferences: Sequence[Preference]
-
-    def conversations_of(self, split: str) -> list[Conversation]:
-        return [conversation for conversation in self.conversations if conversation.split == split]
-
-    def preferences_of(self, split: str) -> list[Preference]:
-        return [preference for preference in self.preferences if preference.split == split]
+def conversations_file(settings: DataSettings) -> pathlib.Path:
+    return settings.folder / settings.conversations
 
 
-def read(settings: DataSettings) -> Data:
-    """Reads both files and prints what was dropped or changed, by reason."""
-    conversations, conversation_counts = read_conversations(
-        settings.folder / settings.conversations, on_bad_rows=settings.on_bad_rows
+def preferences_file(settings: DataSettings) -> pathlib.Path:
+    return settings.folder / settings.preferences
+
+
+def conversations_of(settings: DataSettings, check: Check) -> list[Conversation]:
+    """Reads the conversations and prints how many rows were dropped or changed, by reason.
+
+    Args:
+        check: raises ValueError for a text that cannot be used, such as `Chat.check`.
+    """
+    conversations, counts = read_conversations(
+        conversations_file(settings), on_bad_rows=settings.on_bad_rows, check=check
     )
-    preferences, preference_counts = read_preferences(
-        settings.folder / settings.preferences, on_bad_rows=settings.on_bad_rows
-    )
-    print_counts('conversations', len(conversations), conversation_counts)
-    print_counts('preferences', len(preferences), preference_counts)
-    return Data(conversations, preferences)
+    print_counts('conversations', len(conversations), counts)
+    return conversations
+
+
+def preferences_of(settings: DataSettings, check: Check) -> list[Preference]:
+    """Reads the preferences as `conversations_of` reads conversations."""
+    preferences, counts = read_preferences(preferences_file(settings), on_bad_rows=settings.on_bad_rows, check=check)
+    print_counts('preferences', len(preferences), counts)
+    return preferences
+
+
+def of_split(records: Sequence[Record], split: str) -> list[Record]:
+    return [record for record in records if record.split == split]
 
 
 def print_counts(what: str, kept: int, counts: collections.Counter[str]) -> None:

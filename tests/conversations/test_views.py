@@ -248,6 +248,15 @@ def test_preference_rows(chat):
         preference_rows([pair], chat, longest - 1)
 
 
+def test_a_character_without_a_token_names_its_row():
+    chat = chat_from_huggingface(byte_tokenizer(without='Ĕ'))  # U+0014
+    hello, reply = Message('user', 'Hi'), Message('assistant', 'x\x14y')
+    with pytest.raises(ValueError, match=r"^conversation c: cannot encode .* '\\x14' \(U\+0014\)"):
+        views.user_rows([Conversation('c', 'made up', 'train', (hello, reply))], chat, 99)
+    with pytest.raises(ValueError, match=r"^preference p: cannot encode .* '\\x14' \(U\+0014\)"):
+        preference_rows([Preference('p', 'made up', 'train', (hello,), 'yes', reply.content)], chat, 99)
+
+
 def test_rows_with_a_system_text_that_the_template_has_no_place_for_are_counted():
     plain = chat_from_huggingface(byte_tokenizer(template=CHATML_WITHOUT_SYSTEM))
     told = Message('system', 'Be brief.')

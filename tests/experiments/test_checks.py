@@ -13,7 +13,7 @@ from simrl.experiments import checks, fitting
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
 from simrl.experiments.pretrained_settings import ReplySettings
 from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
-from simrl.experiments.sources import Data, Model, ModelSettings
+from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
@@ -62,7 +62,7 @@ def pairs(*splits: str, opening: str = 'ask') -> list[Preference]:
     ]
 
 
-DATA = Data(people(), pairs('train', 'test'))
+PEOPLE, PAIRS = people(), pairs('train', 'test')
 
 
 def changed(settings, path: str, value):
@@ -72,8 +72,8 @@ def changed(settings, path: str, value):
 
 
 def test_what_can_be_done_passes():
-    checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, COMPUTE)
-    checks.check_reward_model('config.judge', REWARD, MODEL, DATA, COMPUTE)
+    checks.check_user_sft('config.user_sft', USER_SFT, MODEL, PEOPLE, COMPUTE)
+    checks.check_reward_model('config.judge', REWARD, MODEL, PAIRS, COMPUTE)
     checks.check_rl_steps(RL, 2, COMPUTE)
 
 
@@ -87,10 +87,10 @@ def test_what_can_be_done_passes():
 def test_fits_that_would_fail_are_named(path, value, message):
     user_sft = changed(USER_SFT, f'sft.{path}', value)
     with pytest.raises(ConfigError, match=r'^config\.user_sft\.sft\.' + message):
-        checks.check_user_sft('config.user_sft', user_sft, MODEL, DATA, COMPUTE)
+        checks.check_user_sft('config.user_sft', user_sft, MODEL, PEOPLE, COMPUTE)
     judge = changed(REWARD, f'preference.{path}', value)
     with pytest.raises(ConfigError, match=r'^config\.judge\.preference\.' + message):
-        checks.check_reward_model('config.judge', judge, MODEL, DATA, COMPUTE)
+        checks.check_reward_model('config.judge', judge, MODEL, PAIRS, COMPUTE)
 
 
 def compute_on(data: int, model: int):
@@ -106,8 +106,8 @@ def test_rows_divide_by_the_devices():
         match=r'^config\.user_sft\.sft\.batch\.batch_size: .* the 8 devices of config\.compute\.mesh\.data, found 4 '
         r'rows; with --config\.compute\.mesh\.data=4',
     ):
-        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, DATA, many)
-    checks.check_reward_model('config.judge', REWARD, MODEL, DATA, many)  # four pairs are eight rows
+        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, PEOPLE, many)
+    checks.check_reward_model('config.judge', REWARD, MODEL, PAIRS, many)  # four pairs are eight rows
     with pytest.raises(ConfigError, match=r'^config\.scale\.batch_size: .* found 6 rows; with .*data=2 they'):
         checks.check_split('config.scale.batch_size', 6, many)
     with pytest.raises(ConfigError, match=r'^config\.rl\.prompts_per_step x samples_per_prompt: .* found 4 rows'):
@@ -133,17 +133,17 @@ def test_models_that_a_mesh_cannot_split_are_named():
 )
 def test_a_split_with_nothing_to_learn_is_named(conversations, message):
     with pytest.raises(ConfigError, match=r'^config\.user_sft: expected .*' + message):
-        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, Data(conversations, ()), COMPUTE)
+        checks.check_user_sft('config.user_sft', USER_SFT, MODEL, conversations, COMPUTE)
 
 
 def test_a_half_or_a_split_without_pairs_is_named():
     (pair,) = pairs('train')
     empty = next(half for half in fitting.HALVES if half != fitting.half_of(pair))
     with pytest.raises(ConfigError, match=f"split 'train', half='{empty}'.* found none among 0"):
-        checks.check_reward_model('config.judge', changed(REWARD, 'half', empty), MODEL, DATA, COMPUTE)
+        checks.check_reward_model('config.judge', changed(REWARD, 'half', empty), MODEL, PAIRS, COMPUTE)
     with pytest.raises(ConfigError, match=r"split 'test'.* found none among 0"):
-        checks.check_reward_model('config.judge', REWARD, MODEL, Data((), pairs('train')), COMPUTE)
-    long = Data((), pairs('train', 'test', opening='x' * 200))
+        checks.check_reward_model('config.judge', REWARD, MODEL, pairs('train'), COMPUTE)
+    long = pairs('train', 'test', opening='x' * 200)
     with pytest.raises(ConfigError, match=r'batch\.lengths=128 tokens, found none among 1'):
         checks.check_reward_model('config.judge', REWARD, MODEL, long, COMPUTE)
 

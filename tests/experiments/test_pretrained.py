@@ -251,11 +251,18 @@ def test_a_plan_says_what_is_done_and_what_cannot_be_and_writes_nothing(files, f
     assert not (tmp_path / 'run').exists()
 
 
+def test_fine_tuning_needs_no_preferences(files, tmp_path):
+    config = config_of(files)
+    config.data.preferences = 'nowhere.jsonl.gz'
+    experiment.run(config, tmp_path / 'run', only=('sft',), show_plan=True)
+    with pytest.raises(ConfigError, match=r"its input 'preferences' at .*nowhere\.jsonl\.gz, found nothing"):
+        experiment.run(config, tmp_path / 'run', only=('reward_model/train',), show_plan=True)
+
+
 def test_the_two_reward_models_share_no_opening(files):
-    data = sources.read(from_config_dict(sources.DataSettings, {'folder': str(files)}, 'data'))
-    halves = [
-        {p.opening for p in data.preferences_of('train') if fitting.half_of(p) == half} for half in fitting.HALVES
-    ]
+    settings = from_config_dict(sources.DataSettings, {'folder': str(files)}, 'data')
+    preferences = sources.of_split(sources.preferences_of(settings, str.encode), 'train')
+    halves = [{p.opening for p in preferences if fitting.half_of(p) == half} for half in fitting.HALVES]
     assert all(halves)
     assert not halves[0] & halves[1]
 
