@@ -287,7 +287,7 @@ def _content(workdir: pathlib.Path, name: str) -> Any:
         raise config_lib.ConfigError(f'{path}: expected the results of a finished run, found no such file')
     try:
         return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise config_lib.ConfigError(f'{path}: expected JSON, found an error: {error}') from error
 
 

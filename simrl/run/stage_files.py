@@ -254,7 +254,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkdirError(f'{path}: expected JSON, found {error}') from error
     if not isinstance(value, dict):
         raise WorkdirError(f'{path}: expected a JSON object, found {type(value).__name__}')

@@ -37,6 +37,21 @@ def test_special_tokens_that_nothing_writes_need_no_row(tmp_path):
     assert model.config.vocab_size == model.chat.size == 262
 
 
+def test_a_tokenizer_of_a_newer_library_names_its_folder(tmp_path):
+    settings = model_folder(tmp_path, 259)
+    state = json.loads((tmp_path / 'tokenizer.json').read_text())
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(state | {'pre_tokenizer': {'type': 'FutureSplit'}}))
+    with pytest.raises(ValueError, match=rf'^{tmp_path}: expected the files of a tokenizer, found: data did not match'):
+        sources.open_model(settings)
+
+
+def test_deep_json_of_a_model_names_its_file(tmp_path):
+    settings = model_folder(tmp_path, 259)
+    (tmp_path / 'config.json').write_text('[' * 100_000)
+    with pytest.raises(ValueError, match=r'config\.json: expected JSON, found: maximum recursion depth exceeded'):
+        sources.open_model(settings)
+
+
 def test_conversations_that_the_tokenizer_cannot_write_are_bad_rows(tmp_path, capsys):
     check = chat_from_huggingface(byte_tokenizer(without='Ĕ')).check  # U+0014
     write_conversations(

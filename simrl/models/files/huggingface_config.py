@@ -200,7 +200,7 @@ def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
         value = json.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise FileNotFoundError(f'{file}: expected this file, found none') from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested deeply
         raise ValueError(f'{file}: expected JSON, found: {error}') from None
     if not isinstance(value, dict):
         raise ValueError(f'{file}: expected a JSON object, found {type(value).__name__}')
