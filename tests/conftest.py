@@ -1,15 +1,33 @@
-"""Shared pytest set-up: parity tests may be required not to skip."""
+"""Shared pytest set-up: programs are compiled quickly and once, and comparisons may be required not to skip.
+
+Compilation is most of the tests' time. Programs are not optimized, which takes a fifth of the time, and the test
+processes and the commands that tests start share them, in a folder of this run; JAX_COMPILATION_CACHE_DIR names
+another, which a developer keeps between runs. JAX reads these variables when it is imported.
+"""
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 
-import jax
 import pytest
+
+QUICK = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
+    os.environ['XLA_FLAGS'] = f'{QUICK} {_flags}'.strip()
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # else a worker of pytest-xdist, whose parent made the folder
+    _programs = tempfile.TemporaryDirectory(prefix='simrl-programs-', ignore_cleanup_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+import jax  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'parity: compares with an independent implementation (torch, transformers)')
+    config.addinivalue_line('markers', 'long: takes minutes; `python -m tools.soak tests` runs it')
+    config.addinivalue_line('markers', 'optimized: its programs are, since they compute for longer than they compile')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -21,6 +39,17 @@ def pytest_runtest_makereport(item, call):
         report.outcome = 'failed'
         report.longrepr = f'{item.nodeid}: a parity test was skipped: {report.longrepr}'
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Optimizes the programs of a test that is marked so."""
+    quickly = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', quickly and not item.get_closest_marker('optimized'))
+    try:
+        return (yield)
+    finally:
+        jax.config.update('jax_disable_most_optimizations', quickly)
 
 
 @pytest.fixture(autouse=True, scope='module')

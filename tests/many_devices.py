@@ -14,21 +14,17 @@ EIGHT_DEVICES = {
     'JAX_NUM_CPU_DEVICES': '8',
     'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false',
     'NPROC': '32',
-    'XLA_FLAGS': '--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 '
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_collective_call_warn_stuck_timeout_seconds=60 '
     '--xla_cpu_collective_call_terminate_timeout_seconds=500',
 }
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run(module: str, *arguments: str, **variables: str) -> str:
-    """What a module of the tests prints that runs, and ends well, in a process with eight devices of its own.
-
-    Args:
-        variables: of its environment, instead of those of `EIGHT_DEVICES`.
-    """
+def run(module: str, *arguments: str) -> str:
+    """What a module of the tests prints that runs, and ends well, in a process with eight devices of its own."""
     done = subprocess.run(
         [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', module, *arguments],
-        env=os.environ | EIGHT_DEVICES | variables,
+        env=os.environ | EIGHT_DEVICES,
         cwd=ROOT,  # where `-m` finds the tests
         capture_output=True,
         text=True,

@@ -1,7 +1,12 @@
-"""Long checks of what must hold: `kill -9` at random moments, each followed by the same command.
+"""Long checks of what must hold: long tests, README's commands, and `kill -9` at random moments.
 
+    python -m tools.soak tests
+    python -m tools.soak commands --model=SmolLM2-135M-Instruct.gguf --workdir=DIR
     python -m tools.soak stages --model=SmolLM2-135M-Instruct.gguf --data=FOLDER --workdir=DIR [--kills=10] [--seed=0]
     python -m tools.soak quickstart --workdir=DIR [--kills=20] [--seed=0]
+
+`tests` runs the tests that `python -m pytest` leaves out: those marked `long`. `commands` runs those of README that
+`.ci/run` leaves out, in small forms.
 
 `stages` runs fine-tuning of the user simulator and RL of an assistant once without and once with kills (a small random
 model, the given tokenizer and conversations), prints step and phase of each kill, and compares every value and step of
@@ -9,7 +14,8 @@ metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time
 
 `quickstart` does the same with quickstart.py:smoke, whose workers die with it, and compares the bytes of
 results/*.json except timings.json. A third of the kills each is aimed at a process's start-up, at stages, and at the
-finish, where results are written; the phase of each is printed. After each kill, the results that exist must be whole.
+finish, where results are written; the phase of each is printed. After each kill, the results that exist must be whole,
+and the same command resumes.
 """
 
 import argparse
@@ -34,6 +40,28 @@ TIMINGS = 'timings.json'
 PHASES = ('start-up', 'stages', 'finish')  # of a process, in order
 AIMS = ('stages', 'finish', 'start-up', 'finish', 'stages', 'start-up')  # of kills, over and over
 POLL_SECONDS = 0.01
+
+
+def check_tests(options: argparse.Namespace) -> None:
+    subprocess.run([sys.executable, '-m', 'pytest', '-m', 'long'], check=True)
+
+
+def check_commands(options: argparse.Namespace) -> None:
+    controls, evaluation = options.workdir / 'controls', '--config.evaluation'
+    quickstart, concierge, smollm2 = (f'--config=configs/{x}.py:smoke' for x in ('quickstart', 'concierge', 'smollm2'))
+    sample = [f'--config.model.source={options.model}', '--config.data.folder=tests/data/sample']
+    sizes = [f'{evaluation}.people=4', f'{evaluation}.matrix=4', f'{evaluation}.batch_size=4']
+    few = ['--batch=4', '--context=96', '--repeats=2']
+    for module, *words in (
+        ['simrl.main', concierge, f'--workdir={options.workdir}/concierge'],
+        ['tools.controls', 'dial', quickstart, f'--workdir={controls}', '--dials', '0', '1', '--seeds', *'0123'],
+        ['tools.controls', 'twice', f'--run={controls}/dial-1'],
+        ['simrl.main', smollm2, f'--workdir={options.workdir}/sample', *sample, *sizes, '--only=sft/fine_tuned'],
+        ['tools.benchmark', f'--output={options.workdir}/benchmark', '--model=random:tiny', '--peers=none', *few],
+        ['tools.curves', f'--output={options.workdir}/curves', '--repeats=1', '--rows=2', '--message-tokens=4'],
+    ):
+        print('python -m', module, *words, flush=True)
+        subprocess.run([sys.executable, '-m', module, *words], check=True)
 
 
 def command(options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
@@ -154,19 +182,29 @@ def compare_results(first: pathlib.Path, second: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     checks = parser.add_subparsers(dest='check', required=True)
+    checks.add_parser('tests', help='tests that are marked long')
+    commands = checks.add_parser('commands', help="README's commands in small forms")
+    commands.add_argument('--model', required=True, help='as --config.model.source')
     stages = checks.add_parser('stages', help='fine-tuning and RL')
     stages.add_argument('--model', required=True, help='as --config.model.source')
     stages.add_argument('--data', required=True, help='as --config.data.folder')
     quickstart = checks.add_parser('quickstart', help='the whole experiment with a known answer')
     quickstart.add_argument('--unbroken', type=pathlib.Path, help='a finished run to compare with; None makes one')
-    for check, kills in ((stages, 10), (quickstart, 20)):
+    for check in (commands, stages, quickstart):
         check.add_argument('--workdir', required=True, type=pathlib.Path, help='a new folder')
+    for check, kills in ((stages, 10), (quickstart, 20)):
         check.add_argument('--kills', type=int, default=kills, help='of each job')
         check.add_argument('--seed', type=int, default=0, help='of the moments')
     options = parser.parse_args()
-    if options.workdir.exists():
+    if 'workdir' in options and options.workdir.exists():
         raise SystemExit(f'{options.workdir}: expected no such folder yet, found one')
-    {'stages': check_stages, 'quickstart': check_quickstart}[options.check](options)
+    of_check = {
+        'commands': check_commands,
+        'quickstart': check_quickstart,
+        'stages': check_stages,
+        'tests': check_tests,
+    }
+    of_check[options.check](options)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,14 @@ def settings(config: str = 'quickstart', arg: str = 'smoke', **changes: Any) -> 
     return settings_of(plain)
 
 
+def tiny_settings(arms: Mapping[str, Mapping[str, Any]], **changes: Any) -> Any:
+    """Settings of arms in the concierge world, smaller still than the smoke test's: batches of one shape."""
+    user = to_dict(settings().users['medium'])
+    user['base']['batch']['lengths'] = user['fine_tuning']['batch']['lengths'] = [128]
+    one_shape = {'assistant__sft__batch__lengths': (128,), 'rl__row_buckets': (200,), 'rl__steps': 1}
+    return settings(users={'medium': user}, arms=arms, **one_shape | changes)
+
+
 def identity(stage: Stage) -> str:
     """What a stage depends on: its settings and the paths of its inputs."""
     inputs = {name: str(path) for name, path in stage.inputs.items()}

@@ -9,7 +9,7 @@ import pytest
 from simrl.experiments import experiment
 from simrl.experiments.experiment import build_stages, scene_of
 from simrl.run.config import ConfigError, to_dict
-from tests.experiments.scene import settings
+from tests.experiments.scene import settings, tiny_settings
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 WORKDIR = pathlib.Path('run')
@@ -37,7 +37,7 @@ def modules(tmp_path, monkeypatch) -> pathlib.Path:
 def test_the_example_of_the_readme_runs_in_the_concierge_world_with_workers(modules, tmp_path):
     (modules / 'own_simulators.py').write_text(readme_example())
     own = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurried')}
-    experiment.run(to_dict(settings(arms=own, workers=2)), tmp_path / 'run')
+    experiment.run(to_dict(tiny_settings(own, workers=2)), tmp_path / 'run')
     fidelity = json.loads((tmp_path / 'run' / 'results' / 'fidelity.json').read_text())
     assert fidelity['simulators']['terse']['nats_per_token'] is None  # off the device
     assert fidelity['simulators']['hurried']['nats_per_token']['mean'] > 0

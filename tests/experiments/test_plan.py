@@ -9,7 +9,7 @@ from simrl.experiments.experiment import build_stages, scene_of
 from simrl.run import stages as stages_lib
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.stages import Stage
-from tests.experiments.scene import CONCIERGE_ARMS, arms, fields_without_effect, identity, settings
+from tests.experiments.scene import CONCIERGE_ARMS, arms, fields_without_effect, identity, settings, tiny_settings
 
 WORKDIR = pathlib.Path('run')
 
@@ -97,17 +97,8 @@ def test_other_text_changes_the_stage_that_makes_it_alone(field, refused):
 
 
 def two_names(simulator: str, seeds: tuple[int, ...]) -> experiment.ExperimentSettings:
-    """Two arms that are equal but for their names, smaller still than the smoke test's."""
-    user = to_dict(settings().users['medium'])
-    user['base']['batch']['lengths'] = [128]
-    return settings(
-        users={'medium': user},
-        arms={name: {'simulator': simulator} for name in (simulator, f'{simulator}-copy')},
-        seeds=seeds,
-        assistant__sft__batch__lengths=(128,),
-        rl__row_buckets=(200,),
-        rl__steps=1,
-    )
+    """Two arms that are equal but for their names."""
+    return tiny_settings({name: {'simulator': simulator} for name in (simulator, f'{simulator}-copy')}, seeds=seeds)
 
 
 def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):

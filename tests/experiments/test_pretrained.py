@@ -259,6 +259,13 @@ def test_fine_tuning_needs_no_preferences(files, tmp_path):
         experiment.run(config, tmp_path / 'run', only=('reward_model/train',), show_plan=True)
 
 
+def test_the_sample_of_the_readme_has_rows_of_every_split():
+    data = sources.read(from_config_dict(sources.DataSettings, {'folder': str(ROOT / 'tests/data/sample')}, 'data'))
+    for split in ('train', 'dev', 'test'):
+        assert data.conversations_of(split)
+        assert data.preferences_of(split)
+
+
 def test_the_two_reward_models_share_no_opening(files):
     settings = from_config_dict(sources.DataSettings, {'folder': str(files)}, 'data')
     preferences = sources.of_split(sources.preferences_of(settings, str.encode), 'train')
@@ -402,6 +409,7 @@ def test_a_template_without_system_text_has_fine_tuned_simulators_only(files, tm
     experiment.run(config, tmp_path / 'run', show_plan=True)
 
 
+@pytest.mark.long
 def test_a_killed_job_leaves_the_shared_stages_to_the_other(files, tmp_path):
     """Two jobs of the command line on one workdir; one is killed with a stage in hand, the other ends the run."""
     command = [

@@ -118,11 +118,12 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
     return [json.loads(line)['reward/mean'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 PPO = AlgorithmSettings(advantage='gae', kl='k3', kl_coef=1e-3, minibatches=2)
 GRPO = AlgorithmSettings(advantage='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
 
 
-@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('seed', SEEDS)
 @pytest.mark.parametrize('update', [PPO, GRPO], ids=['ppo', 'grpo'])
 def test_raises_a_true_reward_of_the_assistant(tmp_path, chat, seed, update):
     rewards = learn(tmp_path, chat, seed, 'assistant', update, steps=40)
@@ -130,7 +131,7 @@ def test_raises_a_true_reward_of_the_assistant(tmp_path, chat, seed, update):
     assert np.mean(rewards[-5:]) > 0.9
 
 
-@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('seed', SEEDS)
 def test_the_same_core_trains_the_user_model(tmp_path, chat, seed):
     rewards = learn(tmp_path, chat, seed, 'user', PPO, steps=40)
     assert rewards[0] < 0.4

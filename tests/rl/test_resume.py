@@ -5,14 +5,11 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, Chat
@@ -46,21 +43,6 @@ class FaultyRows(list):
             raise FaultError
         self._good_reads -= 1
         return super().__getitem__(index)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The three runs of a training are the same programs: the later ones take them from the disk."""
-    folder, seconds = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('cache')))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.config.update('jax_disable_most_optimizations', True)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update('jax_compilation_cache_dir', folder)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', seconds)
-    jax.config.update('jax_disable_most_optimizations', False)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')

@@ -46,14 +46,12 @@ def make_params(seed=0, *, value_head=True):
 
 @pytest.fixture(autouse=True, scope='module')
 def compiles():
-    """The names of the functions that JAX compiled in this file; quickly, as nearly all of the time here is that."""
+    """The names of the functions that JAX compiled in this file."""
     names = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **kwargs: names.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
     )
-    jax.config.update('jax_disable_most_optimizations', True)
     yield names
-    jax.config.update('jax_disable_most_optimizations', False)
     jax.monitoring.clear_event_listeners()
 
 

@@ -273,9 +273,7 @@ def test_from_the_middle_with_repeated_rows() -> None:
 
 def test_devices_do_not_matter() -> None:
     """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
-    # The last of the flags compiles faster.
-    flags = f'{many_devices.EIGHT_DEVICES["XLA_FLAGS"]} --xla_backend_optimization_level=0'
-    printed = many_devices.run('tests.rollouts.eight_devices', XLA_FLAGS=flags)
+    printed = many_devices.run('tests.rollouts.eight_devices')
     found = json.loads(printed.splitlines()[-1])
     rows = found['rows']
     assert found['messages'] == _host().messages[rows].tolist()

@@ -107,6 +107,17 @@ def test_two_commands_at_once_run_each_stage_once_and_in_order(start, tmp_path) 
 
 
 @two_cpus
+def test_a_killed_command_leaves_its_stages_to_the_other(start) -> None:
+    killed, other = start('--seconds=1'), start('--seconds=1')
+    until(lambda: len(killed.works()) > 1)  # a stage after the first: both commands run
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.end()
+    assert other.end()[0] == 0
+    assert {name for name, _, _ in other.works()} == set(NAMES)
+    assert all(stages.is_done(other.folder / 'run' / name) for name in NAMES)
+
+
+@two_cpus
 def test_a_killed_worker_is_reported_and_the_same_command_resumes(start) -> None:
     command = start('--seconds=1')
     until(lambda: len({pid for _, pid, _ in command.works()[1:][-2:]}) == 2)  # both workers run a stage
