@@ -2,7 +2,7 @@
 
 Compilation is most of the tests' time. Programs are not optimized, which takes a fifth of the time, and the test
 processes and the commands that tests start share them, in a folder of this run; JAX_COMPILATION_CACHE_DIR names
-another, which a developer keeps between runs. JAX reads these variables when it is imported.
+another, which a developer keeps between runs.
 """
 
 import gc
@@ -10,18 +10,23 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import jax
 import pytest
 
-QUICK = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
-if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
-    os.environ['XLA_FLAGS'] = f'{QUICK} {_flags}'.strip()
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # else a worker of pytest-xdist, whose parent made the folder
     _programs = tempfile.TemporaryDirectory(prefix='simrl-programs-', ignore_cleanup_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-
-import jax  # noqa: E402
+# JAX read its variables when it was imported; XLA reads its own when it starts.
+jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+jax.config.update(
+    'jax_persistent_cache_min_compile_time_secs', float(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'])
+)
+jax.config.update('jax_disable_most_optimizations', os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1')
+QUICK = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
+    os.environ['XLA_FLAGS'] = f'{QUICK} {_flags}'.strip()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -147,8 +147,8 @@ def test_both_views():
         '<s><|system|>want cheap please<|end|><|user|>try thai cheap north<|end|><|assistant|>ok thanks<|end|>'
     )
     for number, role in ((1, ASSISTANT), (2, USER)):
-        said = [row.tokens[(row.message == number) & (row.role == role)].tolist() for row in (natural, swapped)]
-        assert said[0] == said[1] == [*CHAT.encode(talk[number].content), CHAT.end_of_turn['user']]
+        contents = [row.tokens[(row.message == number) & (row.role == role)].tolist() for row in (natural, swapped)]
+        assert contents[0] == contents[1] == [*CHAT.encode(talk[number].content), CHAT.end_of_turn['user']]
     assert (natural.role == TEMPLATE).sum() == len(CHAT.system_prefix('thai cheap')) + 3
     prompt = natural_prompt(CHAT, None, 'thai cheap')
     assert (*prompt.tokens, *CHAT.first_header('user', 'thai cheap')) == tuple(natural.tokens[: len(prompt) + 1])

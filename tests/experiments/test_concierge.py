@@ -64,8 +64,10 @@ def test_people_answer_what_they_heard_and_nothing_else(scene):
     conversations = [HostConversation(example, 0, heard) for example in examples]
     replies = people_agent(scene.settings.world, scene.limits).reply(conversations, seeds)
     for example, seed, reply in zip(examples, seeds.tolist(), replies, strict=True):
-        said = world_program.speak(person_of(scene.settings.world, example.id), ['which food?', 'try cheap thai'], seed)
-        assert (reply.text, reply.ends) == (said.text, said.end is not None)
+        expected = world_program.speak(
+            person_of(scene.settings.world, example.id), ['which food?', 'try cheap thai'], seed
+        )
+        assert (reply.text, reply.ends) == (expected.text, expected.end is not None)
 
 
 def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
@@ -76,8 +78,8 @@ def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
     texts = [('thai', proposal, 'ok thanks'), ('thai', proposal, 'forget it'), ('thai', 'hm'), ('thai', '')]
     messages = np.zeros((4, 10, 20), np.int32)
     lengths = np.zeros((4, 10), np.int32)
-    for row, said in enumerate(texts):
-        for number, text in enumerate(said):
+    for row, contents in enumerate(texts):
+        for number, text in enumerate(contents):
             ids = scene.chat.encode(text) + ([scene.chat.terminal] if number == 2 else [])
             messages[row, number, : len(ids)] = ids
             lengths[row, number] = len(ids)
@@ -88,7 +90,7 @@ def test_the_reward_is_the_satisfaction_of_whoever_the_row_is_about(scene):
             'messages': messages,
             'message_length': lengths,
             'truncated': np.zeros((4, 10), bool),
-            'num_messages': np.array([len(said) for said in texts]),
+            'num_messages': np.array([len(contents) for contents in texts]),
             'end_reason': np.array([EndReason.SIGNAL, EndReason.SIGNAL, EndReason.TURNS, EndReason.TURNS]),
             'example_id': np.array([example_hash(examples[i].id) for i in order], np.uint32),
         }

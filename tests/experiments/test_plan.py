@@ -110,7 +110,7 @@ def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):
     )
 
     def left(arm: str) -> list[bytes]:
-        """What was said in training, and what came out with people."""
+        """Conversations and result of training, and the result with people."""
         names = ('conversations/rl.jsonl', 'result.json'), ('block-0/result.json',)
         return [
             (tmp_path / kind / arm / name).read_bytes()

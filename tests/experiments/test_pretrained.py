@@ -131,8 +131,8 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
     page = (finished / 'report.html').read_text()
     assert 'role_play' in page
     assert 'openings' in page
-    said = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()
-    row = json.loads(said[0])
+    rows = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    row = json.loads(rows[0])
     assert {'messages', 'end_reason', 'reward', 'parts', 'seed', 'example', 'step', 'told'} <= set(row)
     assert row['told'].startswith('Play. End with [END]. line')
 

@@ -15,8 +15,8 @@ from simrl.models.transformer import Params, project
 
 ROWS, TIME, DIM, VOCABULARY = 3, 16, 16, 128
 RANDOM = np.random.default_rng(0)
-ALLOWED = (np.arange(VOCABULARY) % 3 != 0) & (np.arange(VOCABULARY) < 100)
-TARGETS = RANDOM.choice(np.flatnonzero(ALLOWED), (ROWS, TIME)).astype(np.int32)
+TOKEN_MASK = (np.arange(VOCABULARY) % 3 != 0) & (np.arange(VOCABULARY) < 100)
+TARGETS = RANDOM.choice(np.flatnonzero(TOKEN_MASK), (ROWS, TIME)).astype(np.int32)
 HIDDEN = RANDOM.normal(size=(ROWS, TIME, DIM)).astype(np.float32)
 WEIGHTS = RANDOM.normal(size=(VOCABULARY, DIM)).astype(np.float32)
 SOME = RANDOM.random((ROWS, TIME)) < 0.4
@@ -40,7 +40,7 @@ def plain(params: Params, hidden: Any, targets: Any, trained: Any, token_mask: A
 def loss(
     function: Any, factors: Any, params: Params, hidden: Any, trained: Any, temperature: Any
 ) -> tuple[jax.Array, Any]:
-    found = function(params, hidden, TARGETS, trained, ALLOWED, temperature)
+    found = function(params, hidden, TARGETS, trained, TOKEN_MASK, temperature)
     return factors[0] @ found[0].ravel() + factors[1] @ found[1].ravel(), found
 
 
@@ -74,8 +74,8 @@ def test_values_and_gradients_are_the_plain_ones(chunk: int, mask: str, tied: bo
     found = differentiated(chunk)(*arguments)
     assert_same(found, differentiated(None)(*arguments))
     weights = np.asarray(found[1][0]['decoder']['embedding' if tied else 'head'])
-    assert not weights[~ALLOWED].any()  # masked rows learn nothing
-    assert weights[ALLOWED].any() == (mask != 'none')
+    assert not weights[~TOKEN_MASK].any()  # masked rows learn nothing
+    assert weights[TOKEN_MASK].any() == (mask != 'none')
 
 
 @pytest.mark.parametrize('factors', [(1, 0), (0, 1)], ids=['log_prob', 'entropy'])
@@ -113,10 +113,10 @@ def test_masked_tokens_have_no_probability() -> None:
     @jax.jit
     def prob_of(token: Any) -> Any:
         everywhere = MASKS['all']
-        return jnp.exp(token_log_probs(model(), HIDDEN, jnp.full_like(TARGETS, token), everywhere, ALLOWED)[0])
+        return jnp.exp(token_log_probs(model(), HIDDEN, jnp.full_like(TARGETS, token), everywhere, TOKEN_MASK)[0])
 
     assert not any(np.any(prob_of(token)) for token in (0, 3, 100, 127))
-    np.testing.assert_allclose(sum(np.asarray(prob_of(token)) for token in np.flatnonzero(ALLOWED)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(sum(np.asarray(prob_of(token)) for token in np.flatnonzero(TOKEN_MASK)), 1.0, rtol=1e-5)
 
 
 def compiled(vocabulary: int, time: int, chunk: int, *, frozen: bool = False, dim: int = 64) -> Any:

@@ -68,14 +68,14 @@ def watched(run: Callable[..., TrainState], counts: list[int]) -> Callable[..., 
 
 
 def trained(folder: Path, chat: Chat, mesh: Mesh) -> dict[str, Any]:
-    """By training: metrics, shards, and compiles by step. The last params, and what was said, go to TRAINING.npz."""
+    """By training: metrics, shards, and compiles by step. The last params and all tokens go to TRAINING.npz."""
     results = {}
     for name in ('reinforce', 'adapt', 'fine_tune', 'fit'):
         counts: list[int] = []
-        said = []
+        tokens = []
 
-        def score(batch: Any, said: list[np.ndarray] = said) -> Any:
-            said.append(np.asarray(batch.tokens))
+        def score(batch: Any, tokens: list[np.ndarray] = tokens) -> Any:
+            tokens.append(np.asarray(batch.tokens))
             return scene.share_of_low_ids(batch)
 
         evaluation = {'evaluate_every': STEPS} if name == 'fine_tune' else {}
@@ -90,7 +90,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh) -> dict[str, Any]:
             )
         lines = [json.loads(line) for line in (folder / name / 'metrics.jsonl').read_text().splitlines()]
         params = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
-        np.savez(folder / f'{name}.npz', **jax.device_get(params), **{f'said_{i}': x for i, x in enumerate(said)})
+        np.savez(folder / f'{name}.npz', **jax.device_get(params), **{f'tokens_{i}': x for i, x in enumerate(tokens)})
         results[name] = {
             'lines': [{key: x for key, x in line.items() if not key.startswith('time/')} for line in lines],
             'compiles': counts,

@@ -92,9 +92,9 @@ def sides(chat: Chat) -> tuple[ModelAgent, ModelAgent]:
 def share_of_low_ids(batch: Trajectories) -> Rewards:
     """The share of the assistant's tokens that are among the first quarter of the ids."""
     messages, length = batch.messages[:, 1::2], batch.message_length[:, 1::2]
-    said = jnp.arange(messages.shape[2]) < length[:, :, None]
-    right = jnp.sum(said & (messages < 64), axis=(1, 2), dtype=jnp.float32)
-    value = right / jnp.maximum(jnp.sum(said, axis=(1, 2)), 1)
+    content = jnp.arange(messages.shape[2]) < length[:, :, None]
+    right = jnp.sum(content & (messages < 64), axis=(1, 2), dtype=jnp.float32)
+    value = right / jnp.maximum(jnp.sum(content, axis=(1, 2)), 1)
     return Rewards(value=value, valid=jnp.ones(value.shape, bool), parts={}, cause=jnp.zeros(value.shape, jnp.int32))
 
 

@@ -1,4 +1,4 @@
-"""Training by adapters: what is learnt, what is held and saved, and what stays as it was."""
+"""Training by adapters: what is learnt, what is stored and saved, and what stays as it was."""
 
 import dataclasses
 import json
@@ -67,8 +67,8 @@ def test_the_loss_falls_from_that_of_the_base_model(tuned: Run, chat: Chat) -> N
 def test_state_and_checkpoints_hold_adapters_and_nothing_else(tuned: Run, chat: Chat) -> None:
     numbers = sum(x.size for x in jax.tree.leaves(lora.init(jax.random.key(0), scene.config_of(chat), scene.LORA)))
     assert numbers < sum(x.size for x in jax.tree.leaves(tuned.start)) / 5
-    held = sum(x.size for x in jax.tree.leaves(tuned.state))
-    assert held == 3 * numbers + 3  # parameters and two moments; the counts of updates, of steps and of faults
+    found = sum(x.size for x in jax.tree.leaves(tuned.state))
+    assert found == 3 * numbers + 3  # parameters and two moments; the counts of updates, of steps and of faults
     assert set(tuned.state.params) == set(tuned.state.opt_state) == {'adapters'}
     assert set(tuned.state.params['adapters']) == set(scene.LORA.targets)
     with Checkpoints(tuned.folder / 'checkpoints', keep=2) as checkpoints:

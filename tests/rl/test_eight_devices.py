@@ -48,10 +48,10 @@ def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: st
     """Up to the order of float32 sums; at a rate of 1e-2 params move by 1e-3 and more."""
     arrays, expected = (found[name].arrays[training] for name in (mesh, '1x1'))
     assert arrays.keys() == expected.keys()
-    said = [name for name in arrays if name.startswith('said')]
-    assert len(said) == (2 if training in ('reinforce', 'adapt') else 0)
+    tokens = [name for name in arrays if name.startswith('tokens')]
+    assert len(tokens) == (2 if training in ('reinforce', 'adapt') else 0)
     for name in arrays:
-        if name in said:
+        if name in tokens:
             np.testing.assert_array_equal(arrays[name], expected[name])
         else:
             np.testing.assert_allclose(arrays[name], expected[name], atol=5e-6, err_msg=name)

@@ -75,12 +75,12 @@ def share_of_letters(role: int):
 
     def score(batch: Trajectories) -> Rewards:
         messages, length = batch.messages[:, first::2], batch.message_length[:, first::2]
-        said = jnp.arange(messages.shape[2]) < length[:, :, None]
+        content = jnp.arange(messages.shape[2]) < length[:, :, None]
         if first == 0:
-            said = said.at[:, 0].set(False)  # the opening is given
-        right = jnp.sum(said & (messages < 64), axis=(1, 2), dtype=jnp.float32)
+            content = content.at[:, 0].set(False)  # the opening is given
+        right = jnp.sum(content & (messages < 64), axis=(1, 2), dtype=jnp.float32)
         # A message that is empty, or a conversation ended at once, is worth nothing: silence must not pay.
-        value = right / jnp.maximum(jnp.sum(said, axis=(1, 2)), 4)
+        value = right / jnp.maximum(jnp.sum(content, axis=(1, 2)), 4)
         return Rewards(
             value=value, valid=jnp.ones(value.shape, bool), parts={}, cause=jnp.zeros(value.shape, jnp.int32)
         )

@@ -146,7 +146,7 @@ def test_rows_in_flight_must_divide_the_rows(tmp_path: pathlib.Path, chat: Chat,
 
 
 def test_a_reward_for_each_turn(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, reinforced: pathlib.Path) -> None:
-    """A whole step, its rows two by two: what was said is what it is without; one turn's judge fails."""
+    """A whole step, its rows two by two: the messages are what they are without; one turn's judge fails."""
 
     def score(batch: Trajectories) -> Rewards:
         value = jnp.tile(jnp.array([0.25, 0.5]), (scene.ROWS, 1))

@@ -79,8 +79,8 @@ def people(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list
 def share_of_tea(batch: Trajectories) -> Rewards:
     """Of the assistant's tokens, those that 'tea' is made of; far more for conversations that failed."""
     tea = jnp.asarray(CHAT.encode('tea'))
-    said = jnp.arange(batch.messages.shape[2]) < batch.message_length[:, 1::2, None]
-    share = jnp.mean(said & jnp.isin(batch.messages[:, 1::2], tea), axis=(1, 2), dtype=jnp.float32)
+    content = jnp.arange(batch.messages.shape[2]) < batch.message_length[:, 1::2, None]
+    share = jnp.mean(content & jnp.isin(batch.messages[:, 1::2], tea), axis=(1, 2), dtype=jnp.float32)
     value = jnp.where(batch.end_reason == EndReason.FAILURE, 1000.0, share)
     return Rewards(value, jnp.ones(value.shape, bool), {'share': share}, jnp.zeros(value.shape, jnp.int32))
 

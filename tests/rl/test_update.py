@@ -25,7 +25,7 @@ CONFIG = TransformerConfig(
     vocab_size=20, model_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, max_positions=64
 )
 EXECUTION = Execution(log_prob_chunk=8)
-ALLOWED = np.arange(CONFIG.padded_vocab_size) < 17  # 17..19 are special, the rest padding
+TOKEN_MASK = np.arange(CONFIG.padded_vocab_size) < 17  # 17..19 are special, the rest padding
 ROWS, TIME = 8, 16
 ADAMW = optimizer.make_optimizer(OptimizerSettings(learning_rate=1e-2), 100)
 BASE = AlgorithmSettings(epochs=2, minibatches=2, kl='k3', kl_coef=0.1)
@@ -116,7 +116,7 @@ def steps_of(settings, length, seed=3, widths=(TIME,)):
 def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TIME,)):
     """With the sampler's log-probabilities taken to be those of the training graph, plus 0.01."""
     trained = trained_tokens(jnp.asarray(rows['role']), jnp.asarray(rows['length']), trained_role)
-    sampled = jit_score(params, CONFIG, EXECUTION, rows['tokens'], trained, ALLOWED, 0.8).log_prob + 0.01
+    sampled = jit_score(params, CONFIG, EXECUTION, rows['tokens'], trained, TOKEN_MASK, 0.8).log_prob + 0.01
     num_microbatches = settings.minibatches * settings.microbatches
     return preparing_of(settings, trained_role)(
         params,
@@ -124,7 +124,7 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
         trajectories(rows, sampled),
         rewards,
         microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, num_microbatches),
-        token_mask=ALLOWED,
+        token_mask=TOKEN_MASK,
         temperature=0.8,
     )
 
@@ -143,7 +143,7 @@ def assembled(settings, rewards=REWARDS, rows=None):
     headed_reference = {**reference(), 'value_head': policy()['value_head']}  # one tree, one program
 
     def scores(params):
-        return jit_score(params, CONFIG, EXECUTION, rows['tokens'], sampled, ALLOWED, 0.8)
+        return jit_score(params, CONFIG, EXECUTION, rows['tokens'], sampled, TOKEN_MASK, 0.8)
 
     old = scores(policy())
     passes = Passes(
@@ -160,7 +160,7 @@ def jitted(settings, adamw):
 def updated(settings, batch, params=None, adamw=ADAMW, steps=None):
     """The state and the metrics after one batch, from step 0."""
     state = optimizer.init_state(jax.tree.map(jnp.array, params or policy()), adamw)  # a copy: the state is donated
-    return jitted(settings, adamw)(state, batch, steps or steps_of(settings, LENGTH), ALLOWED, 0.8)
+    return jitted(settings, adamw)(state, batch, steps or steps_of(settings, LENGTH), TOKEN_MASK, 0.8)
 
 
 def mean(metrics):
@@ -187,15 +187,15 @@ def test_trained_tokens_are_the_roles_own_within_length_and_never_the_first(role
 def test_scores_are_those_of_the_tempered_softmax_one_position_before():
     rows = conversations()
     trained = np.asarray(trained_tokens(rows['role'], rows['length'], ASSISTANT))
-    scores = jit_score(policy(), CONFIG, EXECUTION, rows['tokens'], trained, ALLOWED, 0.8)
+    scores = jit_score(policy(), CONFIG, EXECUTION, rows['tokens'], trained, TOKEN_MASK, 0.8)
     hidden, _ = jax.jit(transformer.apply, static_argnums=(1, 2))(policy(), CONFIG, EXECUTION, rows['tokens'])
-    logits = np.where(ALLOWED, transformer.project(policy(), hidden) / 0.8, -np.inf)
+    logits = np.where(TOKEN_MASK, transformer.project(policy(), hidden) / 0.8, -np.inf)
     log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     values = np.asarray(transformer.apply_head(policy()['value_head'], hidden))
     scores = jax.device_get(scores)
     for i, t in np.argwhere(trained):
         assert scores.log_prob[i, t] == pytest.approx(log_probs[i, t - 1, rows['tokens'][i, t]], abs=1e-5)
-        row = log_probs[i, t - 1][ALLOWED]
+        row = log_probs[i, t - 1][TOKEN_MASK]
         assert scores.entropy[i, t] == pytest.approx(-np.sum(np.exp(row) * row), abs=1e-5)
         assert scores.value[i, t] == pytest.approx(values[i, t - 1], abs=1e-6)
     for x in (scores.log_prob, scores.entropy, scores.value):
@@ -356,7 +356,7 @@ def first_loss(settings, batch, params=None):
         config=CONFIG,
         execution=EXECUTION,
         settings=settings,
-        token_mask=ALLOWED,
+        token_mask=TOKEN_MASK,
         temperature=0.8,
     )
 
@@ -401,7 +401,7 @@ def test_microbatching_changes_no_gradient(aggregation):
                 np.ones(ROWS, bool),
                 microbatch.rows,
                 0,
-                ALLOWED,
+                TOKEN_MASK,
                 0.8,
                 {},
                 width=microbatch.width,
@@ -552,7 +552,7 @@ def test_critic_warmup_moves_the_value_head_only():
     state, _ = updated(settings, batch, adamw=adamw)
     assert distance(state.params['decoder'], policy()['decoder']) == 0
     assert distance(state.params['value_head'], policy()['value_head']) > 1e-3
-    state, _ = jitted(settings, adamw)(state, batch, steps_of(settings, LENGTH), ALLOWED, 0.8)  # steps 2 and 3
+    state, _ = jitted(settings, adamw)(state, batch, steps_of(settings, LENGTH), TOKEN_MASK, 0.8)  # steps 2 and 3
     assert distance(state.params['decoder'], policy()['decoder']) > 1e-3
 
 
@@ -616,7 +616,7 @@ def test_a_program_for_each_width_and_two_more(compiles):
     for seed in range(6):
         steps = steps_of(settings, LENGTH, seed, widths)
         met |= {part.width for step in steps for part in step}
-        state, _ = updates(state, batch, steps, ALLOWED, 0.8)
+        state, _ = updates(state, batch, steps, TOKEN_MASK, 0.8)
     new = compiles[before:]
     assert len(met) > 1
     assert new.count('jit(add_gradients)') == len(met) <= len(widths)

@@ -21,8 +21,8 @@ from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
 CONTENT = range(105, 135)  # on both sides of a sampler block's border
-PAIR_SIGNALS = tuple((a + 1, a) for a in CONTENT[1:-1:2])
-TRIPLE_SIGNAL = (121, 115, 123)  # a run that occurs
+PAIR_STOPS = tuple((a + 1, a) for a in CONTENT[1:-1:2])
+TRIPLE_STOP = (121, 115, 123)  # a run that occurs
 TURNS = 3
 ROWS = 8
 OPENINGS = {0: (110, 111, 112), 2: (120,), 5: (107, 108, 109, 106), 6: (133, 105)}
@@ -46,7 +46,7 @@ USER_SPEC = GenerationSpec(
     end_of_turn=EOT_ASSISTANT,
     partner_end_of_turn=EOT_USER,
     max_new_tokens=7,
-    stop_sequences=((TERMINAL,), *PAIR_SIGNALS, TRIPLE_SIGNAL),
+    stop_sequences=((TERMINAL,), *PAIR_STOPS, TRIPLE_STOP),
     top_k=24,
     top_p=0.95,
     min_p=0.01,

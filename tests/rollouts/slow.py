@@ -31,7 +31,7 @@ class Conversation:
     truncated: list[bool]
     end: str = 'running'
     steps: int = 0
-    signal: tuple[int, ...] = ()
+    stop: tuple[int, ...] = ()
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -114,7 +114,7 @@ def converse(
             content.append(token)
             found = [run for run in spec.stop_sequences if content[-len(run) :] == list(run)]
             if found:
-                talk.end, talk.signal = 'signal', found[0]
+                talk.end, talk.stop = 'signal', found[0]
                 break
         talk.messages.append(content)
         talk.truncated.append(not ended and talk.end == 'running')
@@ -126,10 +126,10 @@ def converse(
 
         first = other[-1].message == -1
         header = partner.partner_first_header if first else partner.partner_header
-        speaker = USER if side == 0 else ASSISTANT
+        role = USER if side == 0 else ASSISTANT
         other += [Token(t, TEMPLATE, number) for t in header]
-        other += [Token(t, speaker, number) for t in content]
-        other.append(Token(partner.partner_end_of_turn, speaker if ended else TEMPLATE, number))
+        other += [Token(t, role, number) for t in content]
+        other.append(Token(partner.partner_end_of_turn, role if ended else TEMPLATE, number))
         if len(talk.messages) == 2 * turns:
             talk.end = 'turns'
     return talk

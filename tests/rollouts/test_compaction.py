@@ -20,7 +20,7 @@ from simrl.rollouts.trajectories import rollout_metrics
 from tests.rollouts import scene
 
 ROWS = [row for row in range(8) for _ in range(5)]  # of the scene; no power of two
-CONTENT_WITHOUT_STOPS = [token for token in scene.CONTENT if token % 2 and token not in scene.TRIPLE_SIGNAL]
+CONTENT_WITHOUT_STOPS = [token for token in scene.CONTENT if token % 2 and token not in scene.TRIPLE_STOP]
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -71,15 +71,15 @@ def _assert_same_conversation(dialogue: Dialogue, row: int, other: Dialogue, oth
         np.testing.assert_allclose(mine.log_prob, theirs.log_prob, atol=2e-5)
 
 
-# What is said.
+# Messages.
 
 
 def test_equals_plain_python_token_by_token_without_a_cache() -> None:
     dialogue = _host()
     for row, expected in enumerate(_slow()):
         count = int(dialogue.num_messages[row])
-        said = [dialogue.messages[row, i, : dialogue.message_length[row, i]].tolist() for i in range(count)]
-        assert said == expected.messages
+        messages = [dialogue.messages[row, i, : dialogue.message_length[row, i]].tolist() for i in range(count)]
+        assert messages == expected.messages
         assert dialogue.truncated[row, :count].tolist() == expected.truncated
         assert EndReason(dialogue.end_reason[row]).name.lower() == expected.end
         assert dialogue.decoded_steps[row] == expected.steps
@@ -93,10 +93,10 @@ def test_equals_plain_python_token_by_token_without_a_cache() -> None:
 def test_the_scene_holds_every_case() -> None:
     """Without them the other tests here would prove less."""
     talks = _slow()
-    signals = [talk.signal for talk in talks]
-    assert (scene.TERMINAL,) in signals
-    assert scene.TRIPLE_SIGNAL in signals
-    assert any(signal in scene.PAIR_SIGNALS for signal in signals)
+    stops = [talk.stop for talk in talks]
+    assert (scene.TERMINAL,) in stops
+    assert scene.TRIPLE_STOP in stops
+    assert any(stop in scene.PAIR_STOPS for stop in stops)
     assert any(talk.end == 'turns' for talk in talks)
     assert {True, False} == {cut for talk in talks for cut in talk.truncated}
     assert any(not message for talk in talks for message in talk.messages)
@@ -133,21 +133,21 @@ def test_both_views_hold_the_same_messages() -> None:
     for row in ALL:
         reason = dialogue.end_reason[row]
         for number in range(dialogue.num_messages[row]):
-            said = dialogue.messages[row, number, : dialogue.message_length[row, number]].tolist()
-            speaker = (USER, ASSISTANT)[number % 2]
+            ids = dialogue.messages[row, number, : dialogue.message_length[row, number]].tolist()
+            sender = (USER, ASSISTANT)[number % 2]
             for side, view in enumerate(_views(dialogue, row)):
                 here = view.message == number
-                tokens = view.tokens[here & ((view.role == speaker) | np.isin(view.tokens, EOT))].tolist()
+                tokens = view.tokens[here & ((view.role == sender) | np.isin(view.tokens, EOT))].tolist()
                 silent = reason == EndReason.SIGNAL and number == dialogue.num_messages[row] - 1
                 if silent:
-                    assert tokens == (said if side == number % 2 else [])
+                    assert tokens == (ids if side == number % 2 else [])
                 elif number < dialogue.num_given[row] and side == 0 and row not in scene.IN_BOTH_VIEWS:
                     assert tokens == []
                 else:
                     # Each view ends the message in its own way.
                     spec = scene.SPECS[side]
                     end = spec.end_of_turn if side == number % 2 else spec.partner_end_of_turn
-                    assert tokens == [*said, end]
+                    assert tokens == [*ids, end]
 
 
 def test_roles_past_the_length_are_0_and_nowhere_else() -> None:
@@ -196,17 +196,17 @@ def test_a_signal_ends_the_message_where_a_search_of_the_record_finds_it() -> No
     dialogue = _host()
     for row in ALL:
         for number in range(dialogue.num_messages[row]):
-            said = dialogue.messages[row, number, : dialogue.message_length[row, number]].tolist()
+            ids = dialogue.messages[row, number, : dialogue.message_length[row, number]].tolist()
             ends = [
                 at
-                for at in range(1, len(said) + 1)
+                for at in range(1, len(ids) + 1)
                 for run in scene.USER_SPEC.stop_sequences
-                if tuple(said[max(0, at - len(run)) : at]) == run
+                if tuple(ids[max(0, at - len(run)) : at]) == run
             ]
             last = number == dialogue.num_messages[row] - 1
             if number % 2 == 0 and number >= dialogue.num_given[row]:
                 signalled = last and dialogue.end_reason[row] == EndReason.SIGNAL
-                assert ends == ([len(said)] if signalled else [])
+                assert ends == ([len(ids)] if signalled else [])
 
 
 # What must not matter.
@@ -259,13 +259,13 @@ def test_from_the_middle_with_repeated_rows() -> None:
             jax.random.key_data(scene.keys(range(50, 58))),
         )
     )
-    for said in (2, 3):
-        middle = gather_rows(_by_messages()[said - 1], np.array(rows))
+    for number in (2, 3):
+        middle = gather_rows(_by_messages()[number - 1], np.array(rows))
         other = scene.without_caches(_roll(middle, keys))
         for place, row in enumerate(rows):
             if place % 2 == 0:
                 _assert_same_conversation(_host(), row, other, place)
-            before = _by_messages()[said - 1].num_messages[row]
+            before = _by_messages()[number - 1].num_messages[row]
             assert np.array_equal(other.messages[place, :before], _host().messages[row, :before])
         assert not np.array_equal(other.messages[1::2], other.messages[::2])
         assert np.array_equal(other.num_given, _host().num_given[rows])  # what was sampled before is still trained on
@@ -459,10 +459,10 @@ def test_transcripts_and_missed_signals() -> None:
         ]
         assert [message['truncated'] for message in row['messages']] == talk.truncated
         assert row['end_reason'] == talk.end
-    signal = decode(list(scene.TRIPLE_SIGNAL))
-    assert missed_signals(rows, signal) == 0
+    stop_text = decode(list(scene.TRIPLE_STOP))
+    assert missed_signals(rows, stop_text) == 0
     unseen = [{**row, 'end_reason': 'turns'} for row in rows]
-    assert missed_signals(unseen, signal) == 1
+    assert missed_signals(unseen, stop_text) == 1
 
 
 def test_metrics_count_ends_cuts_and_useful_steps() -> None:

@@ -17,8 +17,8 @@ from simrl.rollouts.token_sampling import Sampling, sample_token
 from tests.rollouts import scene, slow
 
 V = 256
-ALLOWED = np.zeros(V, bool)
-ALLOWED[3:200:2] = True
+TOKEN_MASK = np.zeros(V, bool)
+TOKEN_MASK[3:200:2] = True
 _sample = jax.jit(sample_token, static_argnames=('top_k', 'top_p', 'min_p'))
 
 
@@ -27,7 +27,7 @@ def _logits(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def _prob(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    tempered = np.where(ALLOWED, logits.astype(np.float64) / temperature, -np.inf)
+    tempered = np.where(TOKEN_MASK, logits.astype(np.float64) / temperature, -np.inf)
     prob = np.exp(tempered - tempered.max(-1, keepdims=True))
     return prob / prob.sum(-1, keepdims=True)
 
@@ -37,7 +37,7 @@ def _grid_draws(temperature: float = 1.0, **filters: float) -> tuple[np.ndarray,
     """One row of logits, drawn from at 4,096 evenly spaced numbers."""
     uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
     logits = np.repeat(_logits(1), len(uniform), axis=0)
-    token, log_prob = _sample(logits, ALLOWED, uniform, temperature, **filters)
+    token, log_prob = _sample(logits, TOKEN_MASK, uniform, temperature, **filters)
     return np.asarray(token), np.asarray(log_prob)
 
 
@@ -52,7 +52,7 @@ def test_tokens_come_in_id_order_each_as_often_as_it_is_probable() -> None:
 def test_random_keys_give_the_distribution() -> None:
     keys = jax.random.split(jax.random.key(1), 4096)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys)
-    token, _ = _sample(np.repeat(_logits(1), 4096, axis=0), ALLOWED, uniform, 1.0)
+    token, _ = _sample(np.repeat(_logits(1), 4096, axis=0), TOKEN_MASK, uniform, 1.0)
     prob = _prob(_logits(1))[0]
     counts = np.bincount(np.asarray(token), minlength=V)
     common = prob * 4096 >= 5
@@ -84,8 +84,8 @@ def test_padding_the_vocabulary_changes_no_token() -> None:
 def test_a_row_does_not_see_its_batch_mates() -> None:
     logits, uniform = _logits(4096, 3), np.random.default_rng(3).random(4096, np.float32)
     order = np.random.default_rng(4).permutation(4096)
-    token, log_prob = _sample(logits, ALLOWED, uniform, 1.0)
-    shuffled, shuffled_log_prob = _sample(logits[order], ALLOWED, uniform[order], 1.0)
+    token, log_prob = _sample(logits, TOKEN_MASK, uniform, 1.0)
+    shuffled, shuffled_log_prob = _sample(logits[order], TOKEN_MASK, uniform[order], 1.0)
     assert np.array_equal(np.asarray(token)[order], shuffled)
     assert np.array_equal(np.asarray(log_prob)[order], shuffled_log_prob)
 
@@ -93,26 +93,26 @@ def test_a_row_does_not_see_its_batch_mates() -> None:
 def test_only_allowed_tokens_come_even_at_the_ends_of_the_unit_interval() -> None:
     uniform = np.tile(np.array([0, 1e-45, 2**-24, 1 - 2**-24], np.float32), 1024)
     logits = 20 * _logits(4096, 5)  # most probabilities underflow to 0
-    token, log_prob = _sample(logits, ALLOWED, uniform, 1.0)
-    assert ALLOWED[np.asarray(token)].all()
+    token, log_prob = _sample(logits, TOKEN_MASK, uniform, 1.0)
+    assert TOKEN_MASK[np.asarray(token)].all()
     assert np.isfinite(np.asarray(log_prob)).all()
 
 
 def test_temperature_zero_takes_the_most_probable_token() -> None:
     logits, uniform = _logits(4096, 6), np.random.default_rng(6).random(4096, np.float32)
-    token, log_prob = (np.asarray(x) for x in _sample(logits, ALLOWED, uniform, 0.0))
-    best = np.argmax(np.where(ALLOWED, logits, -np.inf), axis=1)
+    token, log_prob = (np.asarray(x) for x in _sample(logits, TOKEN_MASK, uniform, 0.0))
+    best = np.argmax(np.where(TOKEN_MASK, logits, -np.inf), axis=1)
     assert np.array_equal(token, best)
     assert np.all(log_prob == 0)
-    assert not np.array_equal(_sample(logits, ALLOWED, uniform, 1.0)[0], best)
+    assert not np.array_equal(_sample(logits, TOKEN_MASK, uniform, 1.0)[0], best)
 
 
 @pytest.mark.parametrize('filters', [{'top_k': 5}, {'top_p': 0.6}, {'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}])
 def test_filters_leave_what_they_should(filters: dict[str, float]) -> None:
     token, log_prob = _grid_draws(**filters)
     prob = _prob(_logits(1))[0]
-    kept = slow.kept(prob, **filters) & ALLOWED
-    assert 1 < kept.sum() < ALLOWED.sum()
+    kept = slow.kept(prob, **filters) & TOKEN_MASK
+    assert 1 < kept.sum() < TOKEN_MASK.sum()
     counts = np.bincount(token, minlength=V)
     assert np.abs(counts - 4096 * np.where(kept, prob, 0) / prob[kept].sum()).max() < 1.01
     np.testing.assert_allclose(log_prob, np.log(prob[token]), atol=1e-5)  # of the unfiltered distribution
@@ -123,7 +123,7 @@ def test_filters_keep_all_that_tie() -> None:
     logits[:, 3:23] = 4  # ten allowed tokens, of which five or seven would do
     uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
     for filters in ({'top_k': 5}, {'top_p': 0.6}):
-        token, _ = _sample(logits, ALLOWED, uniform, 1.0, **filters)
+        token, _ = _sample(logits, TOKEN_MASK, uniform, 1.0, **filters)
         assert np.array_equal(np.unique(token), np.arange(3, 23, 2))
 
 
@@ -135,9 +135,9 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
     uniform = random.random(4096, np.float32)
     everywhere = np.ones((16, 1), bool)
     for temperature in (0.5, 2.0):
-        drawn = _sample(logits, ALLOWED, uniform, temperature, top_k=5)
+        drawn = _sample(logits, TOKEN_MASK, uniform, temperature, top_k=5)
         token, log_prob = (np.asarray(x)[::256] for x in drawn)
-        expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, ALLOWED, temperature)
+        expected, _ = token_log_probs(params, hidden, token[:, None], everywhere, TOKEN_MASK, temperature)
         np.testing.assert_allclose(log_prob, expected[:, 0], atol=1e-5)
 
 

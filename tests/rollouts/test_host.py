@@ -135,15 +135,15 @@ def partner_of(reply: Callable[[HostConversation, int], Reply], max_new_tokens: 
 
 @pytest.mark.parametrize('name', ['user', 'assistant'])
 def test_a_partner_that_plays_back_a_model_is_that_model(name: str) -> None:
-    """The side `name` is on the device; what its partner's model said in the jitted rollout is said by the host."""
+    """The side `name` is on the device; the host replays its partner's messages of the jitted rollout."""
     expected = on_device(ROLES[name])
     row_of = {(e.id, s): i * SAMPLES + s for i, e in enumerate(EXAMPLES) for s in range(SAMPLES)}
 
     def reply(conversation: HostConversation, seed: int) -> Reply:
         row, number = row_of[conversation.example.id, conversation.sample], len(conversation.messages)
-        said = transcripts(expected, CHAT.decode)[row]['messages'][: number + 1]
-        assert conversation.messages == tuple((m['role'], m['content']) for m in said[:number])
-        text = said[number]['content']
+        messages = transcripts(expected, CHAT.decode)[row]['messages'][: number + 1]
+        assert conversation.messages == tuple((m['role'], m['content']) for m in messages[:number])
+        text = messages[number]['content']
         return Reply(text.removesuffix(TERMINAL_TEXT), ends=text.endswith(TERMINAL_TEXT))
 
     partner = partner_of(reply, LIMITS.assistant_tokens if name == 'user' else LIMITS.user_tokens)
@@ -165,10 +165,10 @@ def test_the_played_conversations_hold_every_case() -> None:
     assert np.any(signalled & (last == 1))
     assert np.any(signalled & (last > 1))
     assert np.any(batch.end_reason == EndReason.TURNS)
-    said = np.arange(2 * LIMITS.turns) < batch.num_messages[:, None]
+    written = np.arange(2 * LIMITS.turns) < batch.num_messages[:, None]
     for side in (0, 1):
-        assert {True, False} == set(batch.truncated[:, side::2][said[:, side::2]].tolist())
-        assert np.any(said[:, side::2] & (batch.message_length[:, side::2] == 0))
+        assert {True, False} == set(batch.truncated[:, side::2][written[:, side::2]].tolist())
+        assert np.any(written[:, side::2] & (batch.message_length[:, side::2] == 0))
 
 
 def chatty(conversation: HostConversation, seed: int) -> Reply:
@@ -253,7 +253,7 @@ def scripted_talk() -> tuple[Trajectories, Mapping[int, str]]:
     return talk(ASSISTANT, partner_of(scripted))
 
 
-def said(batch: Trajectories, row: int, number: int) -> list[int]:
+def ids_of(batch: Trajectories, row: int, number: int) -> list[int]:
     return batch.messages[row, number, : batch.message_length[row, number]].tolist()
 
 
@@ -277,8 +277,8 @@ def test_failures_end_their_conversations_and_no_others() -> None:
     assert batch.end_reason[0] == EndReason.TURNS
     total, rows = rollout_metrics(batch)['rollout/end_failure']
     assert (float(total), float(rows)) == (2, ROWS)
-    for row in (1, 2):  # what was said before is there, and nothing after it
-        reply = said(batch, row, 1)
+    for row in (1, 2):  # earlier messages are there, and nothing after them
+        reply = ids_of(batch, row, 1)
         cut = bool(batch.truncated[row, 1])
         own = [*CHAT.header('assistant'), *reply, END_ASSISTANT]
         assert view(batch, row) == [BEGIN, *heard(0, [10, 11]), *own]
@@ -297,7 +297,7 @@ def test_the_message_that_ends_a_conversation_is_said_and_not_heard(row: int, co
     batch, _ = scripted_talk()
     assert batch.end_reason[row] == EndReason.SIGNAL
     assert batch.num_messages[row] == 3
-    assert said(batch, row, 2) == [*content, CHAT.terminal]  # within the budget of 5, as where it is sampled
+    assert ids_of(batch, row, 2) == [*content, CHAT.terminal]  # within the budget of 5, as where it is sampled
     assert batch.truncated[row, 2] == truncated
     assert batch.role[row, batch.length[row] - 1] != USER
     assert CHAT.terminal not in view(batch, row)
@@ -315,10 +315,10 @@ def test_the_message_that_ends_a_conversation_is_said_and_not_heard(row: int, co
 )
 def test_texts_are_cut_to_the_budget_with_an_end_that_nobody_meant(row: int, content: list, truncated: bool) -> None:
     batch, _ = scripted_talk()
-    assert said(batch, row, 2) == content
+    assert ids_of(batch, row, 2) == content
     assert batch.truncated[row, 2] == truncated
     run = heard(2, content)
-    own = [*CHAT.header('assistant'), *said(batch, row, 1), END_ASSISTANT]
+    own = [*CHAT.header('assistant'), *ids_of(batch, row, 1), END_ASSISTANT]
     start = 1 + len(heard(0, [10, 11])) + len(own)
     assert view(batch, row)[start : start + len(run)] == run
     roles = batch.role[row, start : start + len(run)].tolist()

@@ -1,4 +1,4 @@
-"""Both simulators in one conversation with an assistant: what each of them sees is its view of what was said."""
+"""Both simulators in one conversation with an assistant: what each of them sees is its view of the messages."""
 
 import jax
 import numpy as np
@@ -77,21 +77,21 @@ def test_each_view_is_the_rendering_of_what_was_said(chat, talk, name, role):
     batch = talk['batches'][name, role]
     for i, row in enumerate(transcripts(batch, chat.decode)):
         example = EXAMPLES[i // 2]
-        said = [batch.messages[i, m, : batch.message_length[i, m]].tolist() for m in range(batch.num_messages[i])]
+        messages = [batch.messages[i, m, : batch.message_length[i, m]].tolist() for m in range(batch.num_messages[i])]
         swapped = name == 'role_play' and role == 2
         system = None
         if swapped:
             system = INSTRUCTIONS.replace('{signal}', '[E]').replace('{opening}', example.opening)
         # Rebuilt from ids, since sampled bytes need not be text: headers as the chat has them, contents as they are.
         expected = list(chat.system_prefix(system))
-        heard = said[:-1] if row['end_reason'] == 'signal' and role == 3 else said
+        heard = messages[:-1] if row['end_reason'] == 'signal' and role == 3 else messages
         first = 1 if swapped else 0
         for number, ids in enumerate(heard):
             if number < first:
                 continue
-            speaker = ('user', 'assistant')[(number + swapped) % 2]
-            header = chat.first_header(speaker, system) if number == first else chat.header(speaker)
-            expected += [*header, *ids, chat.end_of_turn[speaker]]
+            sender = ('user', 'assistant')[(number + swapped) % 2]
+            header = chat.first_header(sender, system) if number == first else chat.header(sender)
+            expected += [*header, *ids, chat.end_of_turn[sender]]
         if row['end_reason'] == 'signal' and role == 2:
             expected.pop()  # the signal itself is the end
         assert batch.tokens[i, : batch.length[i]].tolist() == expected

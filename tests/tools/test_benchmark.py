@@ -104,7 +104,7 @@ def test_a_conversation_feeds_every_token_once(tmp_path, model):
     counts = inputs.Counts(prompt=20, own_header=3, partner_header=4)
     phases = plan.phases(job, counts, limits.weights_of(CONFIG))
     weights = limits.weights_of(CONFIG)
-    # Of each message: what its speaker has cached, the row when its first token is sampled, and what is fed in between,
+    # Of each message: what its sender has cached, the row when its first token is sampled, and what is fed in between,
     # less the last token, which makes the first logits. The row is 20 + 3, then + 5 + 1 + 4, then + 5 + 1 + 3.
     expected = [(0, 23, 22), (0, 33, 32), (23 + 5 - 1, 42, 14)]
     assert len(phases) == 3 * (1 + 5)
@@ -400,7 +400,7 @@ def test_the_files(tmp_path):
 
 
 def test_unknown_names_are_errors(tmp_path, capsys):
-    for argument, said in (
+    for argument, message in (
         (
             '--cases=tea',
             f"--cases: expected some of {', '.join(CASES)}, found 'tea'",
@@ -413,4 +413,4 @@ def test_unknown_names_are_errors(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             tool.parse([f'--output={tmp_path}', *argument.split()])
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_the_config_of_the_dial_is_another_with_two_arms():
 
 
 @pytest.mark.parametrize(
-    ('at_first', 'said'),
+    ('at_first', 'words'),
     [
         # Four seeds of the same sign are not nothing, though their interval holds 0: it is a bound.
         (
@@ -95,9 +95,9 @@ def test_the_config_of_the_dial_is_another_with_two_arms():
         ((-0.1, -0.11, -0.09, -0.1), r'fine-tuning gains nothing, it loses: −0\.100 \[−0\.1.*above 0 in 0 of 4 seeds'),
     ],
 )
-def test_what_is_gained_at_the_first_dial_in_words(at_first, said):
+def test_what_is_gained_at_the_first_dial_in_words(at_first, words):
     first, *_ = controls.verdict(opening((0.0, 1.0), np.array([at_first, (0.39, 0.4, 0.41, 0.4)]))).splitlines()
-    assert re.search(rf'^At the first dial {said}', first)
+    assert re.search(rf'^At the first dial {words}', first)
 
 
 @pytest.mark.parametrize('dials', [['1'], ['0', '1', '0'], ['0', '0.0'], ['0', '1.5']])

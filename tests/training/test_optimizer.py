@@ -144,18 +144,18 @@ def test_an_inactive_update_moves_nothing_and_is_no_fault():
     assert (flat(moved.params) != flat(state.params)).all()  # momentum alone would have
 
 
-@pytest.mark.parametrize('held', [1, 20])
-def test_a_held_decoder_starts_as_a_fresh_adam_would_and_heads_go_on(held):
+@pytest.mark.parametrize('warmup_steps', [1, 20])
+def test_a_held_decoder_starts_as_a_fresh_adam_would_and_heads_go_on(warmup_steps):
     adamw = optimizer.make_optimizer(dataclasses.replace(SETTINGS, clip_norm=None), 100)
     start = optimizer.init_state(make_params(), adamw)
     gradients = constant_like(start.params, 0.3)
     state = start
-    for _ in range(held):
+    for _ in range(warmup_steps):
         state, metrics = jit_apply(state, gradients, adamw, loss=jnp.array(0.5), hold_decoder=jnp.array(True))
         np.testing.assert_array_equal(flat(state.params['decoder']), flat(start.params['decoder']))
         moved = flat(state.params['value_head']) - flat(start.params['value_head'])
         assert (moved != 0).all()
-    if held == 1:
+    if warmup_steps == 1:
         assert metrics['update_norm'][0] == pytest.approx(np.linalg.norm(moved), rel=1e-5)  # of what moved
     after, _ = jit_apply(state, gradients, adamw, loss=jnp.array(0.5))
     fresh, _ = jit_apply(start, gradients, adamw, loss=jnp.array(0.5))

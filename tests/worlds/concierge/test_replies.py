@@ -95,7 +95,7 @@ def test_manners_and_remarks_come_by_chance():
     assert is_near(sum('please' in text for text in texts), len(texts), 0.3)
     assert is_near(sum('please' in text for text in greeted), len(greeted), 0.3)
     assert is_near(sum(text.endswith(language.REMARKS) for text in texts), len(texts), 0.2)
-    later = [said.text for said in replies(someone(polite=0.3, remarks=0.2), 'which food?')]
+    later = [reply.text for reply in replies(someone(polite=0.3, remarks=0.2), 'which food?')]
     assert not any(text.startswith(language.GREETINGS) for text in later)
     assert is_near(sum('please' in text for text in later), len(later), 0.3)
     assert is_near(sum(text.endswith(language.REMARKS) for text in later), len(later), 0.2)
@@ -120,7 +120,7 @@ def test_attributes_come_in_any_order_with_small_words_half_of_the_time():
 @pytest.mark.parametrize('spread', [0.0, 0.6])
 def test_values_are_spelled_by_chance(spread):
     who = someone('food thai price any area any time dinner', vague=0, synonyms=0.3, typos=0.2, typo_spread=spread)
-    texts = [said.text for said in replies(who, 'which food?', told={3})]
+    texts = [reply.text for reply in replies(who, 'which food?', told={3})]
     found = collections.Counter(word for text in texts for word in words(text))
     for word, chance in (('thai', 0.7), ('satay', 0.3)):
         assert is_near(found[word], len(texts), chance * 0.8)
@@ -142,11 +142,11 @@ def test_values_are_spelled_by_chance(spread):
     ],
 )
 def test_a_proposal_with_nothing_wrong_is_accepted_with_the_last_patience(intent, text):
-    said = replies(someone(intent), text, patience=1e-6)
-    texts = collections.Counter(s.text for s in said)
-    assert all(s.end == 'accepted' for s in said)
+    answers = replies(someone(intent), text, patience=1e-6)
+    texts = collections.Counter(s.text for s in answers)
+    assert all(s.end == 'accepted' for s in answers)
     assert set(texts) == set(language.ACCEPTANCES)
-    assert all(is_near(count, len(said), 1 / 3) for count in texts.values())
+    assert all(is_near(count, len(answers), 1 / 3) for count in texts.values())
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_proposal_with_nothing_wrong_is_accepted_with_the_last_patience(intent
     ],
 )
 def test_wrong_proposals_are_tolerated_by_chance_unless_nothing_is_right(text, chance):
-    said = replies(someone(tolerance=0.6), text)
-    assert is_near(sum(s.end == 'accepted' for s in said), len(said), chance)
-    assert not any(s.end == 'left' for s in said)
+    answers = replies(someone(tolerance=0.6), text)
+    assert is_near(sum(s.end == 'accepted' for s in answers), len(answers), chance)
+    assert not any(s.end == 'left' for s in answers)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_patience_is_spent_as_stated(text, told, expected):
     if text == RIGHT:
         return
     who = someone(THREE)
-    mind, said = answer(who, Mind(expected + 0.01, frozenset(told), 1), text, 0)
-    assert said.end is None
+    mind, reply = answer(who, Mind(expected + 0.01, frozenset(told), 1), text, 0)
+    assert reply.end is None
     assert mind.patience == pytest.approx(0.01)
     assert answer(who, Mind(expected, frozenset(told), 1), text, 0)[1] == Said('forget it', 'left')
 
@@ -212,8 +212,8 @@ def test_the_default_never_leaves():
 
 @pytest.mark.parametrize('corrects_more', [0.0, 0.4])
 def test_a_wrong_proposal_is_corrected(corrects_more):
-    said = replies(someone(THREE, corrects_more=corrects_more), 'try cheap thai near park for lunch')
-    texts = [s.text for s in said]
+    answers = replies(someone(THREE, corrects_more=corrects_more), 'try cheap thai near park for lunch')
+    texts = [s.text for s in answers]
     check_attributes(texts, (2, 3), (), corrects_more)
     assert all(
         read == Statement(2, 'station') or read == Statement(3, 'dinner') for t in texts for read in read_user(t)
@@ -223,9 +223,9 @@ def test_a_wrong_proposal_is_corrected(corrects_more):
 
 
 def test_a_wrong_value_is_denied_by_chance():
-    said = replies(someone(THREE, denies=0.3, corrects_more=1.0), 'try cheap thai near park for lunch')
-    denied = [list(read_user(s.text)) for s in said if s.text.startswith('no not ')]
-    assert is_near(len(denied), len(said), 0.3)
+    answers = replies(someone(THREE, denies=0.3, corrects_more=1.0), 'try cheap thai near park for lunch')
+    denied = [list(read_user(s.text)) for s in answers if s.text.startswith('no not ')]
+    assert is_near(len(denied), len(answers), 0.3)
     kinds = collections.Counter(tuple(statements) for statements in denied)
     assert set(kinds) == {(Statement(2, 'park', denied=True),), (Statement(3, 'lunch', denied=True),)}
     assert all(is_near(count, len(denied), 0.5) for count in kinds.values())
@@ -241,7 +241,7 @@ def test_what_was_corrected_is_told_and_what_was_denied_is_not():
 
 def test_questions_are_answered():
     who = someone(THREE, discloses=0.3)
-    texts = [said.text for said in replies(who, 'which price and time?', told={0})]
+    texts = [reply.text for reply in replies(who, 'which price and time?', told={0})]
     assert all({1, 3} <= set(stated(text)) for text in texts)
     assert all('any price' in text for text in texts)
     assert is_near(sum(2 in stated(text) for text in texts), len(texts), 0.3)
@@ -249,14 +249,14 @@ def test_questions_are_answered():
 
 
 def test_two_attributes_of_a_question_are_answered():
-    said = replies(someone(discloses=0), 'what time, area, food and price?')
-    assert all(sorted(stated(s.text)) == [2, 3] for s in said)
+    answers = replies(someone(discloses=0), 'what time, area, food and price?')
+    assert all(sorted(stated(s.text)) == [2, 3] for s in answers)
     mind, _ = answer(someone(discloses=0), Mind(NEVER, frozenset(), 1), 'what time, area, food and price?', 0)
     assert mind.told == {2, 3}
 
 
 def test_answers_are_beside_the_point_by_chance():
-    texts = [said.text for said in replies(someone(beside=0.4, discloses=0), 'which food?', told={1})]
+    texts = [reply.text for reply in replies(someone(beside=0.4, discloses=0), 'which food?', told={1})]
     beside = [text for text in texts if stated(text) != [0]]
     assert is_near(len(beside), len(texts), 0.4)
     found = collections.Counter(tuple(stated(text)) for text in beside)
@@ -272,8 +272,8 @@ def test_answers_are_beside_the_point_by_chance():
 @pytest.mark.parametrize('text', ['what would you like?', 'let me think', 'thai?', '', '\ud800 \x00'])
 def test_to_all_else_something_is_told(text):
     who = someone(discloses=0.3)
-    check_attributes([said.text for said in replies(who, text, told={0})], (1, 2, 3), (), 0.3)
-    check_attributes([said.text for said in replies(who, text, told={0, 1, 2, 3})], (0, 1, 2, 3), (), 0.3)
+    check_attributes([reply.text for reply in replies(who, text, told={0})], (1, 2, 3), (), 0.3)
+    check_attributes([reply.text for reply in replies(who, text, told={0, 1, 2, 3})], (0, 1, 2, 3), (), 0.3)
 
 
 # Whole conversations
@@ -295,15 +295,15 @@ def anyone(draw: st.DrawFn) -> Person:
 @settings(max_examples=100, deadline=None)
 @given(anyone(), st.lists(TEXTS, max_size=6), st.integers(0, 2**63))
 def test_a_person_replays_itself_whatever_it_hears(who, heard, seed):
-    said = [speak(who, heard[:number], seed) for number in range(len(heard) + 1)]
+    answers = [speak(who, heard[:number], seed) for number in range(len(heard) + 1)]
     mind, step = open_talk(who, seed)
     for number, text in enumerate(heard):
-        assert said[number] == step
+        assert answers[number] == step
         if step.end is not None:
             break
         mind, step = answer(who, mind, text, seed)
-    assert all(later == step for later in said[mind.said - 1 :]), 'nothing new is said after the end'
-    for message in said:
+    assert all(later == step for later in answers[mind.said - 1 :]), 'nothing new is said after the end'
+    for message in answers:
         assert re.fullmatch(r'[a-z]([a-z ,]*[a-z])?', message.text)
         assert len(words(message.text)) <= 15
         assert (message.end == 'accepted') == (message.text in language.ACCEPTANCES)
@@ -319,7 +319,7 @@ def test_other_seeds_and_other_people_draw_anew():
 
 
 def test_every_trait_is_used():
-    """Changing any one changes what is said."""
+    """Changing any one changes the replies."""
     heard = ['which food?', 'try thai near park', 'what would you like?']
     names = [field.name for field in dataclasses.fields(Traits)]
     base = Traits(**dict.fromkeys(names, 0.4) | {'patience': 4.0})

@@ -109,9 +109,9 @@ def test_the_user_is_the_person_who_speaks():
         user = person(WORLD, 'dev', seed)
         found = scripted.scripted_conversation(user, 'chatty', seed, identity='x')
         heard = [turn.content for turn in found.messages if turn.role == 'assistant']
-        said = [turn.content for turn in found.messages if turn.role == 'user']
-        spoken = [replies.speak(user, heard[:number], seed) for number in range(len(said))]
-        assert [message.text for message in spoken] == said
+        texts = [turn.content for turn in found.messages if turn.role == 'user']
+        spoken = [replies.speak(user, heard[:number], seed) for number in range(len(texts))]
+        assert [message.text for message in spoken] == texts
         assert (spoken[-1].end is not None) == (found.end == 'natural')
 
 
