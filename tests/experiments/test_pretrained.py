@@ -260,10 +260,10 @@ def test_fine_tuning_needs_no_preferences(files, tmp_path):
 
 
 def test_the_sample_of_the_readme_has_rows_of_every_split():
-    data = sources.read(from_config_dict(sources.DataSettings, {'folder': str(ROOT / 'tests/data/sample')}, 'data'))
-    for split in ('train', 'dev', 'test'):
-        assert data.conversations_of(split)
-        assert data.preferences_of(split)
+    folder = str(ROOT / 'tests' / 'data' / 'sample')
+    settings = from_config_dict(sources.DataSettings, {'folder': folder}, 'data')
+    for rows in (sources.conversations_of(settings, str.encode), sources.preferences_of(settings, str.encode)):
+        assert all(sources.of_split(rows, split) for split in ('train', 'dev', 'test'))
 
 
 def test_the_two_reward_models_share_no_opening(files):
