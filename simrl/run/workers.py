@@ -11,13 +11,16 @@
 """
 
 import dataclasses
+import math
 import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
@@ -32,6 +35,8 @@ from simrl.run.stages import Event, Stage
 
 LOGS_FOLDER = 'workers'
 POLL_SECONDS = 0.5  # between two counts of the stages that are done
+CGROUPS = pathlib.Path('/sys/fs/cgroup')
+OWN_CGROUPS = pathlib.Path('/proc/self/cgroup')
 
 Build = Callable[
     [Any, pathlib.Path], list[Stage]
@@ -129,8 +134,36 @@ def cpu_shares(num_workers: int) -> list[frozenset[int]]:
 
 
 def cpus() -> list[int]:
-    """The CPUs that this process may use; on systems without affinity (macOS) all of them."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+    """The CPUs that this process may use: by its affinity, and as many as its quota is worth, but at least one."""
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+    quota = cpu_quota()
+    if quota >= len(own):
+        return own
+    start = zlib.crc32(socket.gethostname().encode()) % len(own)  # so that containers of a host use different ones
+    return sorted((own + own)[start : start + max(1, int(quota))])
+
+
+def cpu_quota() -> float:
+    """The CPUs whose time the control groups of this process may use (`docker --cpus`); inf if that is not limited."""
+    quotas = [math.inf]
+    lines = OWN_CGROUPS.read_text(encoding='utf-8').splitlines() if OWN_CGROUPS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(':', 2)
+        if controllers == '' or 'cpu' in controllers.split(','):  # version 2; version 1
+            root = CGROUPS / 'cpu' if controllers else CGROUPS
+            folder = root / path.lstrip('/')
+            quotas += [_quota_of(each) for each in (folder, *folder.parents) if each.is_relative_to(root)]
+    return min(quotas)
+
+
+def _quota_of(cgroup: pathlib.Path) -> float:
+    if (cgroup / 'cpu.max').exists():
+        quota, period = (cgroup / 'cpu.max').read_text(encoding='utf-8').split()
+    elif (cgroup / 'cpu.cfs_quota_us').exists():
+        quota, period = ((cgroup / f'cpu.cfs_{name}_us').read_text(encoding='utf-8') for name in ('quota', 'period'))
+    else:
+        return math.inf
+    return math.inf if quota == 'max' or int(quota) < 0 else int(quota) / int(period)
 
 
 def _run(

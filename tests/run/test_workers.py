@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -19,16 +19,25 @@ from tests.run import worker_job
 from tests.run.worker_job import NAMES, PickyError, Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
-two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two workers need two CPUs')
+two_cpus = pytest.mark.skipif(len(workers.cpus()) < 2, reason='two workers need two CPUs')
 
 
 class Command:
     """A process of `tests.run.worker_job`; all commands of a test share one log."""
 
-    def __init__(self, folder: pathlib.Path, *options: str, num_workers: int = 2) -> None:
+    def __init__(self, folder: pathlib.Path, *options: str, num_workers: int = 2, prefix: Sequence[str] = ()) -> None:
         self.folder, self.log = folder, folder / 'log'
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'tests.run.worker_job', f'{folder}/run', str(self.log), str(num_workers), *options],
+            [
+                *prefix,
+                sys.executable,
+                '-m',
+                'tests.run.worker_job',
+                f'{folder}/run',
+                self.log,
+                str(num_workers),
+                *options,
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,8 +76,8 @@ def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Command]]:
     """Starts commands, and kills them after the test."""
     commands: list[Command] = []
 
-    def start(*options: str, num_workers: int = 2) -> Command:
-        commands.append(Command(tmp_path, *options, num_workers=num_workers))
+    def start(*options: str, num_workers: int = 2, prefix: Sequence[str] = ()) -> Command:
+        commands.append(Command(tmp_path, *options, num_workers=num_workers, prefix=prefix))
         return commands[-1]
 
     yield start
@@ -137,11 +146,11 @@ def test_a_killed_worker_is_reported_and_the_same_command_resumes(start) -> None
 
 
 @two_cpus
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_workers_save_and_exit_with_their_parent(start, number) -> None:
     command = start('--seconds=20')
     until(lambda: command.works())  # the first stage; the other worker waits
-    if number == signal.SIGINT:  # a terminal sends it to the whole process group
+    if number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends it to the whole process group
         os.killpg(command.process.pid, number)
     else:
         command.process.send_signal(number)
@@ -151,6 +160,15 @@ def test_workers_save_and_exit_with_their_parent(start, number) -> None:
     (_, pid, _), saved = command.works()
     assert saved == ('first', pid, ['saved'])
     until(lambda: not is_alive(pid))
+
+
+@two_cpus
+def test_nohup_keeps_a_run_from_the_end_of_its_terminal(start) -> None:
+    command = start('--seconds=0.5', prefix=['nohup'])
+    until(lambda: command.works())
+    os.killpg(command.process.pid, signal.SIGHUP)
+    assert command.end()[0] == 0
+    assert_in_order([name for name, _, _ in command.works()])
 
 
 @two_cpus
@@ -187,6 +205,53 @@ def test_changed_outputs_and_stages_to_select_and_rerun(tmp_path) -> None:
     assert ran(rerun=('side/3',)) == ['side/3', 'last']
 
 
+@pytest.fixture
+def cgroups(tmp_path: pathlib.Path, monkeypatch) -> Callable[..., None]:
+    """Gives this process eight CPUs and control groups with these files."""
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(10, 18)))
+    monkeypatch.setattr(workers, 'CGROUPS', tmp_path / 'cgroup')
+    monkeypatch.setattr(workers, 'OWN_CGROUPS', tmp_path / 'own')
+
+    def make(own: str, files: dict[str, str]) -> None:
+        (tmp_path / 'own').write_text(own)
+        for name, text in files.items():
+            (tmp_path / 'cgroup' / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'cgroup' / name).write_text(f'{text}\n')
+
+    return make
+
+
+V1 = '9:name=systemd:/\n2:cpuset:/\n1:{}:/docker/abc\n'
+QUOTAS = {
+    'none': ('0::/\n', {}, 8),
+    'unlimited': ('0::/\n', {'cpu.max': 'max 100000'}, 8),
+    'as a container sees it': ('0::/\n', {'cpu.max': '250000 100000'}, 2),
+    'less than one': ('0::/\n', {'cpu.max': '50000 100000'}, 1),
+    'more than there are': ('0::/\n', {'cpu.max': '1600000 100000'}, 8),
+    'of a slice': ('0::/a/b\n', {'a/cpu.max': '300000 100000', 'a/b/cpu.max': 'max 100000'}, 3),
+    'version 1': (V1.format('cpu,cpuacct'), {'cpu/cpu.cfs_quota_us': '400000', 'cpu/cpu.cfs_period_us': '100000'}, 4),
+    'version 1, seen from the host': (
+        V1.format('cpu'),
+        {'cpu/docker/abc/cpu.cfs_quota_us': '100000', 'cpu/docker/abc/cpu.cfs_period_us': '50000'},
+        2,
+    ),
+    'version 1, unlimited': (V1.format('cpu'), {'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'}, 8),
+}
+
+
+@pytest.mark.parametrize('case', QUOTAS)
+def test_no_more_cpus_than_the_quota_is_worth(cgroups, case) -> None:
+    own, files, expected = QUOTAS[case]
+    cgroups(own, files)
+    found = workers.cpus()
+    assert len(set(found)) == expected
+    assert set(found) <= set(range(10, 18))
+    assert found == workers.cpus() == sorted(found)
+    with pytest.raises(ConfigError, match=rf'expected at most {expected}, the number of CPUs'):
+        workers.cpu_shares(expected + 1)
+
+
+@pytest.mark.usefixtures('cgroups')
 @pytest.mark.parametrize(('cpus', 'number', 'sizes'), [(8, 2, 4), (7, 2, 3), (3, 3, 1), (5, 1, 5)])
 def test_shares_are_even_and_apart(monkeypatch, cpus, number, sizes) -> None:
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {10 + i for i in range(cpus)})
@@ -196,6 +261,7 @@ def test_shares_are_even_and_apart(monkeypatch, cpus, number, sizes) -> None:
     assert frozenset().union(*shares) <= {10 + i for i in range(cpus)}
 
 
+@pytest.mark.usefixtures('cgroups')
 def test_more_workers_than_cpus(monkeypatch) -> None:
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1, 2})
     with pytest.raises(ConfigError, match=r'config\.workers: expected at most 3, the number of CPUs, found 4'):
