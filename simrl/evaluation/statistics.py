@@ -144,9 +144,7 @@ def cluster_bootstraps(
     ]
 
 
-def cluster_shares(
-    measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95
-) -> list[Estimate]:
+def cluster_shares(measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95) -> list[Estimate]:
     """The means of values from 0 to 1 with intervals that hold their level near 0 and 1 (Korn & Graubard 1998).
 
     A percentile interval has no width where all observations are 1, and too little nearby. This one is Clopper &
