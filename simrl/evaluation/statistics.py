@@ -165,9 +165,11 @@ def cluster_shares(measures: Sequence[Vector], clusters: Sequence[Hashable], *, 
     if data.size and not (data.min() >= 0 and data.max() <= 1):
         raise ValueError(f'cluster_shares: expected values from 0 to 1, found {data.min():g} to {data.max():g}')
     totals, counts = _cluster_sums(data, clusters)
+    shares = data.mean(1).tolist()
+    bounds = [_share_interval(share, total, counts, level) for share, total in zip(shares, totals.T, strict=True)]
     return [
-        Estimate(share, *_share_interval(share, total, counts, level), len(clusters), len(counts), level)
-        for share, total in zip(data.mean(1).tolist(), totals.T, strict=True)
+        Estimate(share, low, high, len(clusters), len(counts), level)
+        for share, (low, high) in zip(shares, bounds, strict=True)
     ]
 
 

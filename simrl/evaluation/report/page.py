@@ -141,7 +141,8 @@ def details(title: str, *parts: str, opened: bool = False) -> str:
 def talk(title: str, colour: str, messages: Sequence[tuple[str, str]], outcome: str) -> str:
     """One conversation as chat bubbles; `messages` are (role, text)."""
     bubbles = '\n'.join(
-        f'<div class="bubble {escape(who)}"><span class="who">{escape(who)}</span>{escape(text)}</div>'
+        f'<div class="bubble {escape(who)}" dir="auto"><span class="who" dir="ltr">{escape(who)}</span>'
+        f'{escape(text)}</div>'
         for who, text in messages
     )
     return (
