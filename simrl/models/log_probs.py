@@ -234,7 +234,7 @@ def _is_pair(x: Any) -> bool:
 
 def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tuple[Any, Any, None, None]:
     weights, hidden, rows, token_mask, entropy, normalizer, wanted = kept
-    given = [jnp.zeros(entropy.shape) if isinstance(x, SymbolicZero) else x for x in gradients]
+    given = [jnp.zeros_like(entropy) if isinstance(x, SymbolicZero) else x for x in gradients]
     by_position = jnp.stack([entropy, normalizer, *given])
     backward = functools.partial(_backward, chunk=chunk, weights_wanted=wanted is not None)
     arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)

@@ -9,6 +9,7 @@ import functools
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import Chat
@@ -69,7 +70,8 @@ class HostReplies:
         """The agent's messages in the conversations that wait for `role`.
 
         A reply's text is encoded as it is. The end of a conversation is the terminal token after it, which the
-        transcript holds as it does a simulator's. Text that the tokenizer cannot encode is a failure.
+        transcript holds as it does a simulator's. What is not text, or text that the tokenizer cannot encode, is a
+        failure.
 
         Args:
             transcript: of A rows on the device.
@@ -116,8 +118,12 @@ class HostReplies:
 
     def _write(self, message: HostMessage, place: int, reply: Reply) -> str | None:
         """Writes a reply into its row of a message, or returns why there is none."""
+        if not isinstance(reply, Reply):
+            raise TypeError(f'HostAgent.reply: expected a list of Reply, found {type(reply).__name__}: {reply!r:.80}')
         if reply.failure is not None:
-            return reply.failure
+            return str(reply.failure).encode(errors='backslashreplace').decode()
+        if not isinstance(reply.text, str):
+            return f'expected text, found {reply.text!r:.80}'
         try:
             ids = self.chat.encode(reply.text)
         except ValueError as error:
@@ -146,4 +152,4 @@ def cut_reply(ids: list[int], max_new_tokens: int, terminal: int | None) -> tupl
 def agent_seeds(row_keys: jax.Array) -> jax.Array:
     """The seeds of a host agent, uint32 `[B]`, by its conversations' keys."""
     streams = jax.vmap(jax.random.fold_in, (0, None))(row_keys, np.uint32(SEED_STREAM))
-    return jax.vmap(jax.random.bits)(streams)
+    return jax.vmap(functools.partial(jax.random.bits, dtype=jnp.uint32))(streams)

@@ -1,5 +1,6 @@
 """This process: XLA's flags, JAX's devices, the cache of compiled programs on the disk, the encoding of its output."""
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -8,7 +9,7 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -86,6 +87,22 @@ def tolerate_encoding() -> None:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's stream takes all characters
             stream.reconfigure(errors='replace')
+
+
+@contextlib.contextmanager
+def numeric_defaults() -> Iterator[None]:
+    """Sets what decides JAX's numbers to its defaults, whatever the environment says: a run is the same everywhere.
+
+    JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, JAX_DEFAULT_PRNG_IMPL and JAX_NUMPY_DTYPE_PROMOTION would otherwise
+    change what people and models say, within one run unnoticed.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.default_prng_impl('threefry2x32'),
+        jax.numpy_dtype_promotion('standard'),
+    ):
+        yield
 
 
 def cache_folder() -> pathlib.Path:

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 from simrl.run import config, stage_files
+from simrl.run.runtime import numeric_defaults
 from simrl.run.stage_files import (
     DONE_FILE,
     EMPTYING_FILE,
@@ -161,7 +162,8 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Ca
         if started is None:
             stage_files.write_json(folder / STAGE_FILE, identity)
         start = time.monotonic()
-        stage.run(folder)
+        with numeric_defaults():
+            stage.run(folder)
         seconds = time.monotonic() - start
         outputs = stage_files.describe_outputs(folder)
         stage_files.write_json(

@@ -18,7 +18,8 @@ from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, Mo
 from simrl.rollouts.collect import collect
 from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.dialogue import add_message, add_reply, check_agents
-from simrl.rollouts.state import EndReason
+from simrl.rollouts.host import agent_seeds
+from simrl.rollouts.state import EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 
@@ -216,6 +217,15 @@ def test_a_partner_keeps_its_seed_and_is_asked_only_while_its_conversation_goes_
             assert batch.num_messages[i * SAMPLES + sample] == (3 if sample == 1 else 6)
 
 
+def test_seeds_of_partners_are_the_same_with_64_bits() -> None:
+    keys = row_keys(SEED, STEP, jnp.arange(3, dtype=jnp.uint32), jnp.zeros(3, jnp.int32))
+    expected = agent_seeds(keys)
+    with jax.enable_x64(True):
+        found = agent_seeds(keys)
+    assert found.dtype == expected.dtype == jnp.uint32
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_was_given_stays_good() -> None:
     """Views are donated from message to message, parameters never, even where they are on the device already."""
     user, assistant = agent_of(USER), agent_of(ASSISTANT)
@@ -238,6 +248,9 @@ def scripted(conversation: HostConversation, seed: int) -> Reply:
     cases = {
         ('example-0', 1): Reply('', failure='the line is dead'),
         ('example-0', 2): Reply('12 what 13'),
+        ('example-0', 3): Reply(None),  # type: ignore[arg-type]  # of an interface without an answer
+        ('example-2', 0): Reply('12 \ud83c'),  # half of an emoji
+        ('example-4', 0): Reply('', failure='no answer: \ud83c'),
         ('example-2', 1): Reply('12 13', ends=True),
         ('example-2', 2): Reply('12 13 14 15 16 17', ends=True),
         ('example-2', 3): Reply('', ends=True),
@@ -269,15 +282,19 @@ def test_failures_end_their_conversations_and_no_others() -> None:
     batch, failures = scripted_talk()
     assert failures == {
         1: 'the line is dead',
-        2: "cannot encode '12 what 13': a part of it has no token of its own, only '0'",
+        2: "cannot encode '12 what 13': the tokenizer has no token for '1' (U+0031)",  # of these ids a lone 1 is none
+        3: 'expected text, found None',
+        8: "cannot encode '12 \\ud83c': the tokenizer has no token for '\\ud83c' (U+D83C)",
+        16: r'no answer: \ud83c',
     }
+    assert all(reason.isascii() for reason in failures.values()), 'they can be printed'
     failed = batch.end_reason == EndReason.FAILURE
-    assert np.flatnonzero(failed).tolist() == [1, 2]
-    assert batch.num_messages[failed].tolist() == [2, 2]
+    assert np.flatnonzero(failed).tolist() == list(failures)
+    assert batch.num_messages[failed].tolist() == [2] * len(failures)
     assert batch.end_reason[0] == EndReason.TURNS
     total, rows = rollout_metrics(batch)['rollout/end_failure']
-    assert (float(total), float(rows)) == (2, ROWS)
-    for row in (1, 2):  # earlier messages are there, and nothing after them
+    assert (float(total), float(rows)) == (len(failures), ROWS)
+    for row in failures:  # earlier messages are there, and nothing after them
         reply = ids_of(batch, row, 1)
         cut = bool(batch.truncated[row, 1])
         own = [*CHAT.header('assistant'), *reply, END_ASSISTANT]
@@ -334,6 +351,8 @@ def test_bad_partners_and_prompts() -> None:
         HostAgent(lambda conversations, seeds: [], 0)
     with pytest.raises(ValueError, match=rf'HostAgent.reply: expected {ROWS - 2 * SAMPLES} replies, found 0'):
         talk(ASSISTANT, HostAgent(lambda conversations, seeds: [], LIMITS.user_tokens))
+    with pytest.raises(TypeError, match=r"HostAgent.reply: expected a list of Reply, found str: 'fine'"):
+        talk(ASSISTANT, HostAgent(lambda conversations, seeds: ['fine'] * len(conversations), LIMITS.user_tokens))
     own = agent_of(ASSISTANT)
     with pytest.raises(ValueError, match='view: expected an agent on the device, found a HostAgent'):
         conversations_of(partner_of(chatty), own, USER)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
@@ -19,6 +20,7 @@ from simrl.models.transformer import Execution
 from simrl.run import runtime
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.runtime import missing_xla_flags, use_xla_flags
+from simrl.run.stages import Stage, open_workdir, run_stages
 from simrl.training.loop import LoopSettings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -253,3 +255,21 @@ def test_main_sets_the_flags_of_a_config(tmp_path: pathlib.Path) -> None:
     done = run(MAIN, *command, "--config.compute.xla_flags=('xla_a',)", flags=None)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith('error: config.compute.xla_flags: expected flags such as')
+
+
+def test_what_decides_numbers_is_the_same_whatever_the_environment_says(tmp_path: pathlib.Path) -> None:
+    """Of a stage's work, and of a default process."""
+
+    def drawn() -> tuple[list[str], list[list[float]]]:
+        key = jax.random.key(3)
+        found = (jax.random.bits(key, (2,)), jax.random.normal(key, (2,)), jnp.arange(2) / 3)
+        return [str(x.dtype) for x in found], [x.tolist() for x in found]
+
+    expected = drawn()
+    seen = []
+    with jax.enable_x64(True), jax.threefry_partitionable(False), jax.default_prng_impl('rbg'):
+        assert drawn() != expected
+        stage = Stage('stage', {}, {}, lambda folder: seen.append(drawn()))
+        open_workdir(tmp_path, {}, [stage])
+        run_stages(tmp_path, [stage])
+    assert seen == [expected]
