@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from simrl.conversations.records import RowError
 from simrl.experiments import experiment
 from simrl.models.checkpoint import CheckpointError
-from simrl.rl.train import NothingJudgedError
+from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError
 from simrl.run.runtime import tolerate_encoding, use_xla_flags
 from simrl.run.stages import WorkdirError
@@ -20,7 +20,7 @@ from simrl.training.loop import NonFiniteError
 
 # What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
 USER_ERRORS = (
-    *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, NothingJudgedError, RowError, OSError),
+    *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, ConversationError, RowError, OSError),
 )
 
 

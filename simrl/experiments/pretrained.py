@@ -36,6 +36,7 @@ from simrl.rewards.rewards import Rewards
 from simrl.rl.train import check_trained
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
+from simrl.rollouts.collect import ConversationError
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
@@ -253,8 +254,11 @@ class PretrainedScene:
         batches = self._scored_replies(self.assistant(None), examples, REWARD_STAGE, settings.batch_size, settings.seed)
         scores = np.concatenate([score for _, _, score in batches])
         spread = float(np.std(scores, ddof=1))
-        if not spread > 0:
-            raise ValueError(f'{folder}: the reward model gives all {len(scores)} replies the same score: no scale')
+        if not 0 < spread < np.inf:
+            raise ValueError(
+                f'{folder}: expected finite scores of the reward model that differ, found a standard deviation of '
+                f'{spread} over {len(scores)} replies'
+            )
         mean = float(np.mean(scores))
         save_result(folder, {'mean': mean, 'std': spread, 'replies': len(scores)})
 
@@ -365,7 +369,9 @@ class PretrainedScene:
             rewards = placement.to_host(self._evaluation_reward(batch))
         for example, judged in zip(examples, rewards.valid, strict=False):
             if not judged:
-                raise RuntimeError(f'example {example.id}: expected a reply to score, found a conversation without one')
+                raise ConversationError(
+                    f'example {example.id}: expected a reply to score, found a conversation without one'
+                )
         return outcome_columns(examples, rows, rewards.value), {}
 
     @functools.cached_property

@@ -4,6 +4,7 @@ Each function gets its stage's folder first and leaves `result.json` there; trai
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from simrl.experiments.scene import Measure, Scene
 from simrl.models import placement
 from simrl.rl import train as rl
 from simrl.rollouts.agents import Agent, ModelAgent, fitting
-from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.collect import ConversationError, collect_batches
 from simrl.rollouts.trajectories import transcripts
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError
@@ -65,7 +66,7 @@ def measure_assistant(
 ) -> None:
     """Measures an assistant on people that no simulator saw, the same for every assistant."""
     examples = scene.held_out_examples(numbers)
-    save_result(folder, measure.run(scene.assistant(_folder(scene, stage)), examples, shown))
+    _save_outcomes(folder, measure.run(scene.assistant(_folder(scene, stage)), examples, shown))
 
 
 def meet_simulator(folder: pathlib.Path, *, scene: Scene, stage: str | None, arm: str, seed: int) -> None:
@@ -74,10 +75,20 @@ def meet_simulator(folder: pathlib.Path, *, scene: Scene, stage: str | None, arm
     examples = scene.held_out_examples(range(settings.matrix))
     assistant = scene.assistant(_folder(scene, stage))
     user = fitting_simulator(scene, arm, seed, examples)
-    save_result(
-        folder,
-        conversations_with(user, assistant, examples, scene, name='simulator', step=MATRIX_STEP),
-    )
+    _save_outcomes(folder, conversations_with(user, assistant, examples, scene, name='simulator', step=MATRIX_STEP))
+
+
+def _save_outcomes(folder: pathlib.Path, result: dict[str, Any]) -> None:
+    """Saves a measure's result.
+
+    Raises:
+        ConversationError: a score is not finite.
+    """
+    outcomes = result['outcomes']
+    for example, score in zip(outcomes['example'], outcomes['score'], strict=True):
+        if not math.isfinite(score):
+            raise ConversationError(f'example {example}: expected a finite score, found {score}')
+    save_result(folder, result)
 
 
 def fitting_simulator(scene: Scene, arm: str, seed: int, examples: Sequence[Example]) -> Agent:
@@ -109,7 +120,7 @@ def conversations_with(
     """Holds one conversation per example and says what it was worth: `outcomes`, `statistics` and those `shown`.
 
     Raises:
-        RuntimeError: an agent failed in a conversation.
+        ConversationError: an agent failed in a conversation.
     """
     settings = scene.settings.evaluation
     columns: dict[str, list[Any]] = {}

@@ -1,4 +1,4 @@
-"""The reward of a conversation, and the one place where failures are masked."""
+"""The reward of a conversation, and the one place where conversations without one are masked."""
 
 import dataclasses
 
@@ -10,7 +10,8 @@ from simrl.rollouts.state import EndReason
 
 NO_REPLY = 'the conversation holds no assistant message'
 FAILED = 'a failure ended the conversation'
-CAUSES = ('', NO_REPLY, FAILED)  # indexed by `Rewards.cause`
+NOT_FINITE = 'the reward is not finite'
+CAUSES = ('', NO_REPLY, FAILED, NOT_FINITE)  # indexed by `Rewards.cause`
 
 
 @flax.struct.dataclass
@@ -30,17 +31,20 @@ class Rewards:
     cause: jax.Array
 
 
-def mask_failures(rewards: Rewards, end_reason: jax.Array) -> Rewards:
-    """Masks the conversations that a failure ended, whatever a score function made of them.
+def mask_invalid(rewards: Rewards, end_reason: jax.Array) -> Rewards:
+    """Masks the conversations that a failure ended, whatever a score function made of them, and NaN and infinity.
 
     Args:
         end_reason: int `[B]`, an `EndReason`.
     """
     failed = end_reason == EndReason.FAILURE
-    valid = rewards.valid & ~failed.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    finite = jnp.isfinite(rewards.value)
+    broken = jnp.any((rewards.valid & ~finite).reshape(len(failed), -1), axis=1)
+    valid = rewards.valid & finite & ~failed.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    cause = jnp.where(broken, CAUSES.index(NOT_FINITE), rewards.cause)
     return dataclasses.replace(
         rewards,
         valid=valid,
         value=jnp.where(valid, rewards.value, 0.0),
-        cause=jnp.where(failed, CAUSES.index(FAILED), rewards.cause),
+        cause=jnp.where(failed, CAUSES.index(FAILED), cause),
     )

@@ -1,11 +1,13 @@
 """Settings of the RL algorithm."""
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from simrl.rl import losses
 
 Advantage = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
+GROUPED: tuple[Advantage, ...] = ('grpo', 'dr_grpo', 'rloo')  # compare the conversations of one prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class AlgorithmSettings:
             if not fine:
                 raise ValueError(f'AlgorithmSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
 
+        for name, value in vars(self).items():
+            check(name, not isinstance(value, float) or math.isfinite(value), 'a finite number')
         for field, kind in (('advantage', Advantage), ('aggregation', losses.Aggregation), ('kl', losses.KL)):
             check(field, getattr(self, field) in get_args(kind), f'one of {", ".join(get_args(kind))}')
         if self.aggregation == 'constant':
@@ -59,6 +63,8 @@ class AlgorithmSettings:
         for field in ('epochs', 'minibatches', 'microbatches'):
             check(field, getattr(self, field) >= 1, 'at least 1')
         check('critic_warmup_steps', self.critic_warmup_steps >= 0, 'at least 0')
+        if self.critic_warmup_steps:
+            check('value_coef', self.value_coef > 0, 'a number above 0 (critic_warmup_steps trains the critic alone)')
         if self.advantage != 'gae':
             expected = f'0 (advantage is {self.advantage!r}, which has no critic)'
             check('critic_warmup_steps', self.critic_warmup_steps == 0, expected)

@@ -3,7 +3,7 @@
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both agents converse (`collect`).
-3. The conversations are scored by a function of the caller's; those that a failure ended are masked.
+3. The conversations are scored by a function of the caller's; those that failed, or have no finite reward, are masked.
 4. Rewards become advantages (`prepare`), then the update (`update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
@@ -26,13 +26,13 @@ from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params
-from simrl.rewards.rewards import Rewards, mask_failures
+from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, mask_invalid
 from simrl.rl import microbatches
-from simrl.rl.algorithm import AlgorithmSettings
+from simrl.rl.algorithm import GROUPED, AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.update import jit_update
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
-from simrl.rollouts.collect import collect, for_sampling, rows_at_once
+from simrl.rollouts.collect import ConversationError, collect, for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.training import loop, partition
@@ -61,15 +61,27 @@ class RLSettings:
                 raise ValueError(f'RLSettings.{field}: expected at least 1, found {getattr(self, field)}')
         if not self.row_buckets or list(self.row_buckets) != sorted(set(self.row_buckets)):
             raise ValueError(f'RLSettings.row_buckets: expected rising lengths, found {self.row_buckets}')
-        self.algorithm.rows_per_microbatch(self.prompts_per_step * self.samples_per_prompt)
+        rows, algorithm = self.prompts_per_step * self.samples_per_prompt, self.algorithm
+        algorithm.rows_per_microbatch(rows)
+        if algorithm.advantage in GROUPED and self.samples_per_prompt < 2:
+            raise ValueError(
+                f'RLSettings.samples_per_prompt: expected at least 2 (advantage {algorithm.advantage!r} compares the '
+                f'conversations of a prompt), found {self.samples_per_prompt}'
+            )
+        if algorithm.advantage == 'reinforce_pp' and rows < 2:
+            raise ValueError(
+                "RLSettings.prompts_per_step x samples_per_prompt: expected at least 2 (advantage 'reinforce_pp' "
+                f'compares the conversations of a step), found {rows}'
+            )
+        if algorithm.critic_warmup_steps >= (updates := self.steps * algorithm.updates_per_batch):
+            raise ValueError(
+                f'RLSettings.algorithm.critic_warmup_steps: expected fewer than the {updates} updates of the run, of '
+                f'which the first train the critic alone, found {algorithm.critic_warmup_steps}'
+            )
 
     @property
     def role(self) -> int:
         return ASSISTANT if self.trained == 'assistant' else USER
-
-
-class NothingJudgedError(RuntimeError):
-    """No conversation of a step has a reward: the agents, or the reward, failed in all of them."""
 
 
 def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> list[int]:
@@ -85,15 +97,35 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
 
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The mean reward and its parts over what has one, and the share that has none."""
-    count = jnp.sum(rewards.valid, dtype=jnp.float32)
 
-    def total(x: jax.Array) -> jax.Array:
-        return jnp.sum(x, where=rewards.valid, dtype=jnp.float32)
+    def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        present = rewards.valid & jnp.isfinite(x)
+        return jnp.sum(x, where=present, dtype=jnp.float32), jnp.sum(present, dtype=jnp.float32)
 
-    metrics = {f'reward/{name}': (total(part), count) for name, part in rewards.parts.items()}
-    metrics['reward/mean'] = (total(rewards.value), count)
+    metrics = {f'reward/{name}': total(part) for name, part in rewards.parts.items()}
+    metrics['reward/mean'] = _, count = total(rewards.value)
     metrics['reward/unjudged'] = (rewards.valid.size - count, jnp.float32(rewards.valid.size))
     return metrics
+
+
+def check_judged(rewards: Rewards, failures: Mapping[int, str], max_unjudged: float, step: int) -> None:
+    """Prints how many rewards of a step are not finite, and stops a run in which too many conversations have none.
+
+    Args:
+        rewards: on the host.
+        failures: by row, the reason why an agent off the device failed.
+        max_unjudged: of `LoopSettings`.
+    """
+    unjudged = np.flatnonzero(~np.asarray(rewards.valid).reshape(len(rewards.valid), -1).any(axis=1)).tolist()
+    causes = [CAUSES[cause] for cause in np.asarray(rewards.cause).tolist()]
+    if number := causes.count(NOT_FINITE):
+        print(f'step {step}: {number} conversations are not learned from: {NOT_FINITE}', flush=True)
+    if len(unjudged) >= max_unjudged * len(rewards.valid):
+        reasons = {failures.get(row) or causes[row] or 'the reward gave none a value' for row in unjudged}
+        raise ConversationError(
+            f'step {step}: {len(unjudged)} of {len(rewards.valid)} conversations have no reward '
+            f'(config.compute.loop.max_unjudged={max_unjudged:g}): {", ".join(sorted(reasons))}'
+        )
 
 
 def train(
@@ -131,7 +163,7 @@ def train(
 
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
-        NothingJudgedError: no conversation of a step has a reward.
+        ConversationError: too many conversations of a step have no reward.
     """
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
@@ -186,7 +218,7 @@ def train(
         )
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
-        rewards = mask_failures(score(batch), batch.end_reason)
+        rewards = mask_invalid(score(batch), batch.end_reason)
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         num_microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
@@ -199,9 +231,7 @@ def train(
             token_mask=own_token_mask,
             temperature=temperature,
         )
-        if not placement.to_host(rewards.valid).any():
-            causes = ', '.join(sorted(set(failures.values()))) or 'the reward gave none a value'
-            raise NothingJudgedError(f'step {step}: none of {len(length)} conversations has a reward: {causes}')
+        check_judged(placement.to_host(rewards), failures, loop_settings.max_unjudged, step)
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)

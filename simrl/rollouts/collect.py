@@ -34,6 +34,10 @@ _Agent = TypeVar('_Agent', bound=Agent)
 _cast = functools.lru_cache(placement.for_sampling)
 
 
+class ConversationError(RuntimeError):
+    """Conversations failed, or were not scored: too many for a step of training, or one that is to be measured."""
+
+
 def for_sampling(agent: _Agent, mesh: Mesh) -> _Agent:
     """The agent with its parameters in the sampler's dtype and shards, and its mask on the devices."""
     if not isinstance(agent, ModelAgent):
@@ -122,7 +126,7 @@ def collect_batches(
         to be left out.
 
     Raises:
-        RuntimeError: an agent off the device failed.
+        ConversationError: an agent off the device failed.
     """
     check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
@@ -135,7 +139,11 @@ def collect_batches(
                 user, assistant, padded, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh
             )
             if failures:
-                raise RuntimeError(f'{name}: {len(failures)} conversations failed, the first: {min(failures.items())}')
+                row, reason = min(failures.items())
+                raise ConversationError(
+                    f'{name}: {len(failures)} of {len(chosen)} conversations failed, the first, with example '
+                    f'{padded[row].id}: {reason}'
+                )
             yield chosen, batch
             progress.update(tokens=float(np.sum(placement.to_host(batch.length)[: len(chosen)])))
 

@@ -32,7 +32,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < np.inf:
             raise ValueError(f'Sampling.temperature: expected 0 (greedy) or more, found {self.temperature}')
         if self.top_k < 0:
             raise ValueError(f'Sampling.top_k: expected 0 (off) or more, found {self.top_k}')

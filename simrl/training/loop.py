@@ -55,6 +55,7 @@ class LoopSettings:
     evaluate_every: int = 0  # steps between evaluations; also before the first step and after the last; 0: never
     keep_checkpoints: int = 1  # number of latest checkpoints kept
     max_nonfinite: int = 5  # skipped updates in a row that stop the run
+    max_unjudged: float = 0.5  # RL: share of a step's conversations without a reward that stops the run, at most 1
     saved_conversations: int = 8  # conversations of each step that are written to conversations/*.jsonl
     shown_conversations: int = 2  # conversations of each step, of those written, that TensorBoard shows as text
     profile_step: int = 0  # step that is written to profile/, once a run, counted from 1 in each process; 0: none
@@ -63,6 +64,8 @@ class LoopSettings:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
             if getattr(self, field) < 1:
                 raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
+        if not 0 < self.max_unjudged <= 1:
+            raise ValueError(f'LoopSettings.max_unjudged: expected a share in (0, 1], found {self.max_unjudged}')
         for field in ('evaluate_every', 'saved_conversations', 'shown_conversations', 'profile_step'):
             if getattr(self, field) < 0:
                 raise ValueError(f'LoopSettings.{field}: expected at least 0, found {getattr(self, field)}')

@@ -8,6 +8,7 @@ Everything here is float32.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, ParamSpec
 
@@ -42,7 +43,12 @@ class OptimizerSettings:
         name = 'OptimizerSettings'
         if self.schedule not in ('constant', 'cosine', 'linear'):
             raise ValueError(f"{name}.schedule: expected 'constant', 'cosine' or 'linear', found {self.schedule!r}")
-        for field in ('learning_rate', 'warmup_steps', 'weight_decay'):
+        for field, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f'{name}.{field}: expected a finite number, found {value}')
+        if not self.learning_rate > 0:
+            raise ValueError(f'{name}.learning_rate: expected a number above 0, found {self.learning_rate}')
+        for field in ('warmup_steps', 'weight_decay'):
             if not getattr(self, field) >= 0:
                 raise ValueError(f'{name}.{field}: expected at least 0, found {getattr(self, field)}')
         for field in ('b1', 'b2'):

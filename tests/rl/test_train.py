@@ -1,8 +1,11 @@
 """RL against people off the device: it runs, goes on after a kill as if unbroken, and learns nothing from failures."""
 
+import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from simrl.conversations.records import Example
 from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import CAUSES, Rewards
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
@@ -155,6 +158,94 @@ def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbro
         assert row['messages'][0]['content'] == 'i want tea'
         if row['end_reason'] == 'signal':
             assert row['messages'][-1]['content'] == 'ok thanks<|endconversation|>'
+
+
+def test_a_reward_that_is_not_finite_is_no_reward(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other conversations of the step, and of the group, are learned from."""
+
+    def broken(batch: Trajectories) -> Rewards:
+        rewards = share_of_tea(batch)
+        return dataclasses.replace(
+            rewards,
+            value=rewards.value.at[0].set(jnp.nan),
+            parts={'share': rewards.parts['share'].at[1].set(jnp.inf)},
+        )
+
+    monkeypatch.setattr(sys.modules[__name__], 'STEPS', 1)
+    train_tea(tmp_path, broken)
+    (line,) = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert line['reward/unjudged'] == (SAMPLES + 1) / 16
+    assert line['masked_rows'] == SAMPLES + 1
+    assert (line['skipped'], line['empty_updates']) == (0, 0)
+    assert all(line[name] is not None for name in ('loss', 'reward/mean', 'reward/share'))
+    rows = [json.loads(line) for line in (tmp_path / 'conversations' / 'rl.jsonl').read_text().splitlines()]
+    assert rows[0]['reward'] is None
+    assert rows[1]['reward'] is not None
+    assert 'step 0: 1 conversations are not learned from: the reward is not finite' in capsys.readouterr().out
+
+
+def test_too_many_conversations_without_a_reward_stop_a_run() -> None:
+    def judged(number: int, *, of: int = 4, cause: int = 0) -> Rewards:
+        valid = np.arange(of) < number
+        return Rewards(np.zeros(of), valid, {}, np.where(valid, 0, cause))
+
+    train.check_judged(judged(3), {3: REASON}, 0.5, 7)
+    train.check_judged(judged(1), {1: REASON}, 1.0, 7)
+    with pytest.raises(
+        train.ConversationError,
+        match=r'^step 7: 2 of 4 conversations have no reward \(config.compute.loop.max_unjudged=0.5\): '
+        'no line to person-3, the reward gave none a value$',
+    ):
+        train.check_judged(judged(2), {3: REASON}, 0.5, 7)
+    for cause in (1, 3):
+        with pytest.raises(train.ConversationError, match=rf'step 7: 4 of 4 .*=1\): {CAUSES[cause]}$'):
+            train.check_judged(judged(0, cause=cause), {}, 1.0, 7)
+    by_turn = Rewards(np.zeros((2, 2)), np.array([[True, False], [False, True]]), {}, np.zeros(2, int))
+    train.check_judged(by_turn, {}, 0.1, 7)
+    for share in (0.0, 1.5, float('nan')):
+        with pytest.raises(ValueError, match=r'LoopSettings.max_unjudged: expected a share in \(0, 1\], found '):
+            LoopSettings(max_unjudged=share)
+
+
+@pytest.mark.parametrize(
+    ('algorithm', 'changes', 'message'),
+    [
+        ({'advantage': 'grpo'}, {'samples_per_prompt': 1}, 'samples_per_prompt: expected at least 2'),
+        ({'advantage': 'dr_grpo'}, {'samples_per_prompt': 1}, 'samples_per_prompt: expected at least 2'),
+        ({'advantage': 'rloo'}, {'samples_per_prompt': 1}, "samples_per_prompt: expected at least 2 .*'rloo'"),
+        (
+            {'advantage': 'reinforce_pp'},
+            {'samples_per_prompt': 1, 'prompts_per_step': 1},
+            'prompts_per_step x samples_per_prompt: expected at least 2',
+        ),
+        (
+            {'critic_warmup_steps': 6, 'epochs': 2},
+            {'steps': 3},
+            'algorithm.critic_warmup_steps: expected fewer than the 6 updates of the run',
+        ),
+        ({'minibatches': 16}, {}, None),
+        ({'minibatches': 8}, {'samples_per_prompt': 1}, None),
+    ],
+)
+def test_settings_under_which_nothing_can_be_learned(
+    algorithm: dict[str, Any], changes: dict[str, int], message: str | None
+) -> None:
+    sizes = {'steps': 3, 'prompts_per_step': 4, 'samples_per_prompt': 2} | changes
+    expected = rf'RLSettings\.{message}' if message else r'expected to divide the \d rows of a batch'
+    with pytest.raises(ValueError, match=expected):
+        RLSettings(
+            **sizes,
+            row_buckets=(64,),
+            algorithm=AlgorithmSettings(**algorithm),
+            optimizer=OptimizerSettings(learning_rate=1e-2),
+        )
+
+
+def test_one_conversation_of_a_prompt_is_enough_for_what_compares_none() -> None:
+    for advantage in ('gae', 'reinforce_pp'):
+        RLSettings(1, 2, 1, (64,), AlgorithmSettings(advantage), OptimizerSettings(1e-2))  # type: ignore[arg-type]
 
 
 def test_only_an_agent_on_the_device_is_trained(tmp_path: pathlib.Path) -> None:

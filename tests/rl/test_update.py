@@ -708,6 +708,9 @@ def test_golden_numbers_of_one_ppo_step():
         ({'epochs': 0}, 'epochs'), ({'minibatches': 0}, 'minibatches'), ({'microbatches': 0}, 'microbatches'),
         ({'critic_warmup_steps': -1}, 'critic_warmup_steps'),
         ({'advantage': 'rloo', 'critic_warmup_steps': 5}, 'critic_warmup_steps'),
+        ({'critic_warmup_steps': 5, 'value_coef': 0.0}, 'value_coef'), ({'clip_high': float('inf')}, 'clip_high'),
+        ({'kl': 'k3', 'kl_coef': float('inf')}, 'kl_coef'), ({'value_clip': float('inf')}, 'value_clip'),
+        ({'aggregation': 'constant', 'aggregation_constant': float('inf')}, 'aggregation_constant'),
     ],
 )  # fmt: skip
 def test_impossible_settings_name_the_field(change, field):

@@ -208,6 +208,7 @@ def test_every_field_changes_the_result(change):
     [
         ('learning_rate', -1.0), ('learning_rate', float('nan')), ('schedule', 'step'), ('warmup_steps', -1),
         ('end_fraction', 1.5), ('b1', 1.0), ('b2', -0.1), ('epsilon', 0.0), ('weight_decay', -0.1), ('clip_norm', 0.0),
+        ('learning_rate', 0.0), ('learning_rate', float('inf')), ('epsilon', float('inf')), ('clip_norm', float('inf')),
     ],
 )  # fmt: skip
 def test_impossible_settings_name_the_field(field, value):
