@@ -302,7 +302,7 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
     zero_variance = None
     if 'groups_zero_variance' in result:
         pairs = zip(result['groups_zero_variance'], result['groups'], strict=True)
-        zero_variance = tuple(x / n if n else 0.0 for x, n in pairs)
+        zero_variance = tuple(x / n if n else None for x, n in pairs)
     return TrainingCurve(
         step=tuple(result['step']),
         reward=tuple(result['reward/mean']),

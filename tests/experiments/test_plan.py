@@ -157,6 +157,15 @@ def test_sizes_have_user_models_of_their_own():
         ({'evaluation__people': 65}, r'config.evaluation.people: expected a multiple of block=64, found 65'),
         ({'evaluation__shown': 65}, r'config.evaluation.shown: expected 0 to 64, .* found 65'),
         ({'rl_people': 7}, r'config.rl.prompts_per_step: expected at most the 7 examples .* found 8'),
+        (
+            {'rl__samples_per_prompt': 1},
+            r"config.rl.samples_per_prompt: expected at least 2 \(advantage 'grpo' .* found 1",
+        ),
+        (
+            {'rl__optimizer__learning_rate': 0.0},
+            r'config.rl.optimizer.learning_rate: expected a number above 0, found 0',
+        ),
+        ({'compute__loop__max_unjudged': 0.0}, r'config.compute.loop.max_unjudged: expected a share in \(0, 1\]'),
         ({'rl__optimizer__warmup_steps': 99}, r'config.rl.optimizer.warmup_steps: expected fewer than the 6 updates'),
         ({'users__medium__base__optimizer__warmup_steps': 99}, r'config.users.medium.base.optimizer.warmup_steps'),
         ({'assistant__sft__batch__lengths': (40, 1024)}, r'config.assistant.sft.batch.lengths: expected at most'),

@@ -1,15 +1,21 @@
-"""TensorBoard knows a training's arm and seed; a result needs all the lines that it is made of."""
+"""TensorBoard knows a training's arm and seed; a result needs all the lines, and all the scores, that it is made of."""
 
 import json
 import pathlib
 from typing import Any
 from unittest import mock
 
+import jax
 import pytest
 
 from configs import quickstart
+from simrl.conversations.records import Example
 from simrl.experiments import experiment, work
 from simrl.experiments.outputs import lines_at
+from simrl.models import sharding
+from simrl.rollouts import collect
+from simrl.rollouts.agents import HostAgent
+from simrl.rollouts.collect import ConversationError
 from simrl.run.stage_files import WorkdirError
 
 
@@ -30,6 +36,39 @@ def test_arm_and_seed_are_hyperparameters_of_a_training(tmp_path: pathlib.Path, 
     (found,) = started.value.args
     assert (found['arm'], found['seed']) == ('persona', 3)
     assert found['algorithm']['advantage'] == settings.rl.algorithm.advantage
+
+
+@pytest.mark.parametrize('score', [float('nan'), float('inf')])
+def test_a_measure_with_a_score_that_is_not_finite_is_not_done(tmp_path: pathlib.Path, score: float) -> None:
+    outcomes = {'example': ['a', 'b'], 'score': [0.5, score]}
+    measure = mock.Mock(run=lambda *_: {'outcomes': outcomes, 'statistics': {}, 'shown': []})
+    with pytest.raises(ConversationError, match=rf'^example b: expected a finite score, found {score}$'):
+        work.measure_assistant(tmp_path, scene=mock.Mock(), measure=measure, stage=None, numbers=None, shown=0)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_measure_in_which_conversations_failed_is_not_done(monkeypatch) -> None:
+    """None of them is left out: assistants are compared on the same examples."""
+    examples = [Example(f'person-{i}', None, None, i, 'test', 'test') for i in range(3)]
+    monkeypatch.setattr(collect, 'check_agents', mock.Mock())
+    monkeypatch.setattr(collect, 'collect', lambda *_, **__: (None, {1: 'no line'}))
+    agent, mesh = HostAgent(mock.Mock(), 1), sharding.make_mesh(1, 1, jax.devices()[:1])
+    batches = collect.collect_batches(
+        agent,
+        agent,
+        examples,
+        chat=mock.Mock(),
+        limits=mock.Mock(),
+        seed=0,
+        step=0,
+        batch_size=3,
+        mesh=mesh,
+        name='people',
+    )
+    with pytest.raises(
+        ConversationError, match=r'^people: 1 of 3 conversations failed, the first, with example person-1: no line$'
+    ):
+        next(batches)
 
 
 def test_a_missing_line_is_named(tmp_path: pathlib.Path) -> None:
