@@ -1,7 +1,7 @@
 """Decoder-only transformer as pure functions: tokens and a KV cache in, hidden states and the cache out.
 
-One decoder covers Llama 3, Mistral, SmolLM2, Qwen2/2.5 and Qwen3 by configuration. Rows are left-aligned: the position
-of a token is its index in the row, so padding comes after every real token and the causal mask alone hides it.
+One decoder covers Llama, Mistral, SmolLM2, Qwen2/2.5, Qwen3 and OLMo 2 by configuration. Rows are left-aligned: the
+position of a token is its index in the row, so padding comes after every real token and the causal mask alone hides it.
 
 Dimension letters, used in every einsum and shape comment:
   B batch, T query time, S cache time, L layers, N query heads, K key/value heads, G = N / K query heads per key/value
@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models.attention import attend, causal_attention, rotate, write_cache
-from simrl.models.layouts import PRODUCT, OutputMajor, Weights, dense, layers_apart, output_matrix, stored_array
+from simrl.models.layouts import (
+    MATRICES,
+    PRODUCT,
+    OutputMajor,
+    Weights,
+    dense,
+    layers_apart,
+    output_matrix,
+    stored_array,
+)
 from simrl.models.rows import shard_rows
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and
@@ -49,12 +58,14 @@ class TransformerConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
-    max_positions: int  # most tokens per row
+    max_positions: int  # positions that the model was made for; see `max_row_tokens`
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None  # tokens that a query attends to, its own included; Mistral. None: all
     norm_epsilon: float = 1e-5
-    qkv_bias: bool = False  # True in Qwen2
-    qk_norm: bool = False  # True in Qwen3
+    norm_placement: Literal['before', 'after'] = 'before'  # of attention and MLP; after in OLMo 2
+    qk_norm: Literal['none', 'head', 'all_heads'] = 'none'  # numbers normed together: Qwen3 a head's, OLMo 2 all heads'
+    biases: tuple[str, ...] = ()  # matrices with a bias, in the order of `MATRICES`; query, key and value in Qwen2
     tied_embedding: bool = False
 
     def __post_init__(self) -> None:
@@ -68,6 +79,27 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f'TransformerConfig.head_dim: expected an even number (RoPE), found {self.head_dim}')
+        if self.biases != tuple(name for name in MATRICES if name in self.biases):
+            raise ValueError(
+                f'TransformerConfig.biases: expected names of {", ".join(MATRICES)}, in this order, '
+                f'found {", ".join(self.biases)}'
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f'TransformerConfig.sliding_window: expected at least 1, or None, found {self.sliding_window}'
+            )
+
+    @property
+    def max_row_tokens(self) -> int:
+        """Most tokens per row. The window holds every token of such a row, so attention is computed without it."""
+        return min(self.max_positions, self.sliding_window or self.max_positions)
+
+    @property
+    def row_limit(self) -> str:
+        """`max_row_tokens` in errors, with the name of the field that decides it."""
+        if self.max_row_tokens == self.max_positions:
+            return f'max_positions={self.max_positions}'
+        return f'sliding_window={self.sliding_window} (of max_positions={self.max_positions})'
 
     @property
     def padded_vocab_size(self) -> int:
@@ -146,9 +178,10 @@ def _normal(fan_in: int) -> nn.initializers.Initializer:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """RMSNorm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+    """RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467) over the last axes, those of `scale`, computed in float32."""
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    axes = tuple(range(-scale.ndim, 0))
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + epsilon)
     return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
@@ -187,25 +220,41 @@ class Block(nn.Module):
                 found = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
             return found.astype(dtype)
 
-        def head_weights(name: str, heads: int, axis: str) -> Weights:
-            return weight(name, (c.model_dim, heads, c.head_dim), ('embed', axis, 'head_dim'), _normal(c.model_dim))
+        sizes = {
+            'embed': c.model_dim,
+            'heads': c.num_heads,
+            'kv_heads': c.num_kv_heads,
+            'head_dim': c.head_dim,
+            'mlp': c.mlp_dim,
+        }
 
-        def adapter(name: str) -> Params | None:
-            return jax.tree.map(lambda part: part.astype(dtype), self.get_variable('adapters', name))
+        def linear(name: str, x: jax.Array, *axes: str) -> jax.Array:
+            shape, num_inputs = tuple(sizes[axis] for axis in axes), MATRICES[name]
+            weights: Weights = weight(name, shape, axes, _normal(math.prod(shape[:num_inputs])))
+            adapter = jax.tree.map(lambda part: part.astype(dtype), self.get_variable('adapters', name))
+            product = dense(x, weights, adapter)
+            if name in c.biases:
+                # 'embed' is sharded in training. A vector is small: replicated, as those of norms.
+                outputs = tuple('norm' if axis == 'embed' else axis for axis in axes[num_inputs:])
+                product += weight(f'{name}_bias', shape[num_inputs:], outputs, nn.initializers.zeros)
+            return product
+
+        def norm(name: str, x: jax.Array, *axes: str) -> jax.Array:
+            return rms_norm(x, weight(name, x.shape[-len(axes) :], axes, nn.initializers.ones), c.norm_epsilon)
+
+        def placed_norm(placement: str, name: str, x: jax.Array) -> jax.Array:
+            return norm(name, x, 'norm') if c.norm_placement == placement else x
 
         with jax.named_scope('attention'):
-            ones, zeros = nn.initializers.ones, nn.initializers.zeros
-            normed = rms_norm(x, weight('attention_norm', (c.model_dim,), ('norm',), ones), c.norm_epsilon)
-            query = dense(normed, head_weights('query', c.num_heads, 'heads'), adapter('query'))
-            key = dense(normed, head_weights('key', c.num_kv_heads, 'kv_heads'), adapter('key'))
-            value = dense(normed, head_weights('value', c.num_kv_heads, 'kv_heads'), adapter('value'))
-            if c.qkv_bias:
-                query += weight('query_bias', (c.num_heads, c.head_dim), ('heads', 'head_dim'), zeros)
-                key += weight('key_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
-                value += weight('value_bias', (c.num_kv_heads, c.head_dim), ('kv_heads', 'head_dim'), zeros)
-            if c.qk_norm:
-                query = rms_norm(query, weight('query_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
-                key = rms_norm(key, weight('key_norm', (c.head_dim,), ('norm',), ones), c.norm_epsilon)
+            inputs = placed_norm('before', 'attention_norm', x)
+            query = linear('query', inputs, 'embed', 'heads', 'head_dim')
+            key = linear('key', inputs, 'embed', 'kv_heads', 'head_dim')
+            value = linear('value', inputs, 'embed', 'kv_heads', 'head_dim')
+            if c.qk_norm == 'head':
+                query, key = norm('query_norm', query, 'norm'), norm('key_norm', key, 'norm')
+            elif c.qk_norm == 'all_heads':
+                query = norm('query_norm', query, 'heads', 'head_dim')
+                key = norm('key_norm', key, 'kv_heads', 'head_dim')
             frequency = rope_frequencies(c)
             query, key = rotate(query, positions, frequency), rotate(key, positions, frequency)
 
@@ -215,19 +264,14 @@ class Block(nn.Module):
                 cache = write_cache(*cache, positions, key, value)
                 causal = jnp.arange(cache[1].shape[2]) <= positions[:, :, None]
                 mixed = attend(query, *cache, causal)
-            output_axes = ('heads', 'head_dim', 'embed')
-            output = weight(
-                'output', (c.num_heads, c.head_dim, c.model_dim), output_axes, _normal(c.num_heads * c.head_dim)
-            )
-            x = shard_rows(x + dense(mixed, output, adapter('output')))
+            output = linear('output', mixed, 'heads', 'head_dim', 'embed')
+            x = shard_rows(x + placed_norm('after', 'attention_norm', output))
 
         with jax.named_scope('mlp'):
-            normed = rms_norm(x, weight('mlp_norm', (c.model_dim,), ('norm',), ones), c.norm_epsilon)
-            gate = weight('gate', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
-            up = weight('up', (c.model_dim, c.mlp_dim), ('embed', 'mlp'), _normal(c.model_dim))
-            down = weight('down', (c.mlp_dim, c.model_dim), ('mlp', 'embed'), _normal(c.mlp_dim))
-            gated = nn.silu(dense(normed, gate, adapter('gate'))) * dense(normed, up, adapter('up'))
-            x = shard_rows(x + dense(gated, down, adapter('down')))
+            inputs = placed_norm('before', 'mlp_norm', x)
+            gate, up = linear('gate', inputs, 'embed', 'mlp'), linear('up', inputs, 'embed', 'mlp')
+            down = linear('down', nn.silu(gate) * up, 'mlp', 'embed')
+            x = shard_rows(x + placed_norm('after', 'mlp_norm', down))
         return x, cache
 
 

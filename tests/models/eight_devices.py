@@ -27,7 +27,7 @@ CONFIG = TransformerConfig(
     head_dim=4,
     mlp_dim=48,
     max_positions=64,
-    qkv_bias=True,
+    biases=('query', 'key', 'value'),
 )
 HEADS = ('value_head',)
 BATCH = {'tokens': np.random.default_rng(0).integers(0, 150, (8, 12)).astype(np.int32)}

@@ -19,8 +19,8 @@ CONFIG = TransformerConfig(
     head_dim=8,
     mlp_dim=24,
     max_positions=64,
-    qkv_bias=True,
-    qk_norm=True,
+    biases=('query', 'key', 'value'),
+    qk_norm='head',
 )
 ROWS, TIME = 3, 16
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, TIME)), jnp.int32)

@@ -25,7 +25,7 @@ CONFIG = TransformerConfig(
     head_dim=6,
     mlp_dim=40,
     max_positions=32,
-    qkv_bias=True,
+    biases=('query', 'key', 'value'),
     tied_embedding=True,
 )
 EXECUTION = Execution()

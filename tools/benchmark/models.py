@@ -49,7 +49,7 @@ SHAPES = {
         max_positions=32_768,
         rope_theta=1_000_000.0,
         norm_epsilon=1e-6,
-        qkv_bias=True,
+        biases=('query', 'key', 'value'),
         tied_embedding=True,
     ),
 }

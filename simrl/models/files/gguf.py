@@ -1,4 +1,4 @@
-"""Loads GGUF files (llama.cpp's format) of the llama family: config, params and tokenizer.
+"""Loads GGUF files (llama.cpp's format) of the known architectures: config, params and tokenizer.
 
 1. `gguf_file.py` reads metadata and the tensor table.
 2. The metadata become a `TransformerConfig`. Unsupported features (experts, windows, other RoPE scalings) are refused.
@@ -9,22 +9,42 @@ The dimension letters are those of `transformer.py`.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from transformers import PreTrainedTokenizerFast
 
 from simrl.models.files import gguf_tokenizer
 from simrl.models.files.gguf_file import Tensor, read
+from simrl.models.layouts import MATRICES
 from simrl.models.transformer import Params, RopeScaling, TransformerConfig, init_params, rope_frequencies
 
-TENSOR_TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K')
 
-# `llama.*` keys of the metadata that `config_from_metadata` reads.
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Structure that a `general.architecture` gives the decoder."""
+
+    rope_pairs: Literal['neighbours', 'halves'] = 'halves'  # rows of a head in Q and K that RoPE rotates together
+    norm_placement: Literal['before', 'after'] = 'before'
+    qk_norm: Literal['none', 'head', 'all_heads'] = 'none'
+    biases: tuple[str, ...] = ()  # matrices that have a bias where the file has one
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    'llama': Architecture(rope_pairs='neighbours', biases=tuple(MATRICES)),
+    'qwen2': Architecture(biases=('query', 'key', 'value')),
+    'qwen3': Architecture(qk_norm='head'),
+    'olmo2': Architecture(norm_placement='after', qk_norm='all_heads'),
+}
+
+# `<architecture>.*` keys of the metadata that `config_from_metadata` reads.
 _READ_KEYS = (
     'block_count',
     'context_length',
@@ -39,7 +59,7 @@ _READ_KEYS = (
     'rope.freq_base',
     'vocab_size',
 )
-# `llama.*` keys with the values at which they have no effect. All other keys are refused.
+# `<architecture>.*` keys with the values at which they have no effect. All other keys are refused.
 _NEUTRAL_KEYS = {
     'expert_count': 0,
     'expert_used_count': 0,
@@ -63,7 +83,8 @@ def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokeniz
     """
     metadata, tensors = read(path)
     config, tokenizer = _config_and_tokenizer(path, metadata, tensors)
-    return config, params_from_tensors(path, config, tensors), tokenizer
+    architecture = metadata['general.architecture']
+    return config, params_from_tensors(path, architecture, config, tensors), tokenizer
 
 
 def load_config(path: str | Path) -> tuple[TransformerConfig, PreTrainedTokenizerFast]:
@@ -87,40 +108,41 @@ def config_from_metadata(
     path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> TransformerConfig:
     """Reads the config from the metadata, and from tensors whose presence or shape decides it."""
-    architecture = metadata.get('general.architecture')
-    if architecture != 'llama':
-        raise ValueError(f"{path}: general.architecture: expected 'llama', found {architecture!r}")
+    name = metadata.get('general.architecture')
+    architecture = ARCHITECTURES.get(str(name))
+    if architecture is None:
+        raise ValueError(f'{path}: general.architecture: expected one of {", ".join(ARCHITECTURES)}, found {name!r}')
 
     def get(key: str, kind: type, default: Any = None) -> Any:
-        value = metadata.get(f'llama.{key}', default)
+        value = metadata.get(f'{name}.{key}', default)
         if type(value) is not kind:
-            raise ValueError(f'{path}: llama.{key}: expected {kind.__name__}, found {value!r}')
+            raise ValueError(f'{path}: {name}.{key}: expected {kind.__name__}, found {value!r}')
         return value
 
-    for key, value in metadata.items():
-        name = key.removeprefix('llama.')
-        if name == key or name in _READ_KEYS:
+    for full_key, value in metadata.items():
+        key = full_key.removeprefix(f'{name}.')
+        if key == full_key or key in _READ_KEYS:
             continue
-        if name not in _NEUTRAL_KEYS:
-            raise ValueError(f'{path}: {key}: expected none, found {value!r}: not supported')
-        if value != _NEUTRAL_KEYS[name]:
+        if key not in _NEUTRAL_KEYS:
+            raise ValueError(f'{path}: {full_key}: expected none, found {value!r}: not supported')
+        if value != _NEUTRAL_KEYS[key]:
             raise ValueError(
-                f'{path}: {key}: expected {_NEUTRAL_KEYS[name]!r}, found {value!r}, which is not supported'
+                f'{path}: {full_key}: expected {_NEUTRAL_KEYS[key]!r}, found {value!r}, which is not supported'
             )
 
     model_dim, num_heads = get('embedding_length', int), get('attention.head_count', int)
     head_dim = get('attention.key_length', int, model_dim // max(num_heads, 1))
     for key in ('attention.value_length', 'rope.dimension_count'):
         if get(key, int, head_dim) != head_dim:
-            found = metadata[f'llama.{key}']
-            raise ValueError(f'{path}: llama.{key}: expected the head dimension {head_dim}, found {found}')
+            found = metadata[f'{name}.{key}']
+            raise ValueError(f'{path}: {name}.{key}: expected the head dimension {head_dim}, found {found}')
     if 'token_embd.weight' not in tensors:
         raise ValueError(f'{path}: tensor token_embd.weight: expected [vocabulary, {model_dim}], found none')
     vocab_size = tensors['token_embd.weight'].shape[0]
     if get('vocab_size', int, vocab_size) != vocab_size:
-        found = metadata['llama.vocab_size']
+        found = metadata[f'{name}.vocab_size']
         raise ValueError(
-            f'{path}: llama.vocab_size: expected the {vocab_size} rows of token_embd.weight, found {found}'
+            f'{path}: {name}.vocab_size: expected the {vocab_size} rows of token_embd.weight, found {found}'
         )
     try:
         config = TransformerConfig(
@@ -134,6 +156,9 @@ def config_from_metadata(
             max_positions=get('context_length', int),
             rope_theta=get('rope.freq_base', float, 10_000.0),
             norm_epsilon=get('attention.layer_norm_rms_epsilon', float),
+            norm_placement=architecture.norm_placement,
+            qk_norm=architecture.qk_norm,
+            biases=tuple(x for x in architecture.biases if f'blk.0.{_MATRICES[x]}.bias' in tensors),
             tied_embedding='output.weight' not in tensors,
         )
     except ValueError as error:
@@ -173,6 +198,22 @@ def _rope_scaling(path: str | Path, config: TransformerConfig, tensor: Tensor) -
 
 _CHUNK = 1 << 22  # number of weights dequantised at a time
 
+# Matrices of a layer: our name and the file's.
+_MATRICES = {
+    'query': 'attn_q',
+    'key': 'attn_k',
+    'value': 'attn_v',
+    'output': 'attn_output',
+    'gate': 'ffn_gate',
+    'up': 'ffn_up',
+    'down': 'ffn_down',
+}
+_NORMS = {
+    'before': {'attention_norm': 'attn_norm', 'mlp_norm': 'ffn_norm'},
+    'after': {'attention_norm': 'post_attention_norm', 'mlp_norm': 'post_ffw_norm'},
+}
+_QK_NORMS = {'query_norm': 'attn_q_norm', 'key_norm': 'attn_k_norm'}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
@@ -187,35 +228,37 @@ def _as_is(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _transposed(array: np.ndarray) -> np.ndarray:
-    return array.T
+def _layer_targets(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> dict[str, _Target]:
+    """Targets of the tensors `blk.<layer>.<name>`, by name, from the shapes of a layer's arrays."""
+
+    def neighbours(array: np.ndarray) -> np.ndarray:
+        # The file's rows 2i and 2i + 1 of a head are rows i and i + H/2 of our half-split order. So a head has the axes
+        # (H/2, 2) there and (2, H/2) here.
+        heads, head_dim, *others = array.shape
+        return array.reshape(heads, 2, head_dim // 2, *others).swapaxes(1, 2)
+
+    targets = {}
+    for ours, name in (_NORMS[architecture.norm_placement] | _QK_NORMS).items():
+        if ours in shapes:
+            targets[f'{name}.weight'] = _Target(ours, (math.prod(shapes[ours]),), _as_is)
+    for ours, name in _MATRICES.items():
+        shape, num_inputs = shapes[ours], MATRICES[ours]
+        order = neighbours if ours in ('query', 'key') and architecture.rope_pairs == 'neighbours' else _as_is
+
+        def outputs_first(array: np.ndarray, inputs: int = num_inputs, order: Any = order) -> np.ndarray:
+            outputs: np.ndarray = order(np.moveaxis(array, range(inputs), range(-inputs, 0)))
+            return outputs
+
+        size = math.prod(shape[num_inputs:])
+        targets[f'{name}.weight'] = _Target(ours, (size, math.prod(shape[:num_inputs])), outputs_first)
+        if f'{ours}_bias' in shapes:
+            targets[f'{name}.bias'] = _Target(f'{ours}_bias', (size,), order)
+    return targets
 
 
-def _layer_targets(config: TransformerConfig) -> dict[str, _Target]:
-    """Targets of the tensors `blk.<layer>.<name>.weight`, by name."""
-    c = config
-    query_dim, kv_dim = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-
-    def neighbours(num_heads: int) -> Callable[[np.ndarray], np.ndarray]:
-        # In llama.cpp RoPE rotates neighbouring rows of Q and K: its rows 2i and 2i + 1 of a head are rows i and
-        # i + H/2 of our half-split order. So a head has the axes (H/2, 2) there and (2, H/2) here.
-        split = (c.model_dim, num_heads, 2, c.head_dim // 2)
-        return lambda array: array.reshape(split).transpose(1, 3, 2, 0)
-
-    return {
-        'attn_norm': _Target('attention_norm', (c.model_dim,), _as_is),
-        'attn_q': _Target('query', (query_dim, c.model_dim), neighbours(c.num_heads)),
-        'attn_k': _Target('key', (kv_dim, c.model_dim), neighbours(c.num_kv_heads)),
-        'attn_v': _Target('value', (kv_dim, c.model_dim), lambda array: array.transpose(1, 2, 0)),
-        'attn_output': _Target('output', (c.model_dim, query_dim), lambda array: array.transpose(2, 0, 1)),
-        'ffn_norm': _Target('mlp_norm', (c.model_dim,), _as_is),
-        'ffn_gate': _Target('gate', (c.mlp_dim, c.model_dim), _transposed),
-        'ffn_up': _Target('up', (c.mlp_dim, c.model_dim), _transposed),
-        'ffn_down': _Target('down', (c.model_dim, c.mlp_dim), _transposed),
-    }
-
-
-def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Mapping[str, Tensor]) -> Params:
+def params_from_tensors(
+    path: str | Path, architecture: str, config: TransformerConfig, tensors: Mapping[str, Tensor]
+) -> Params:
     """Reads the parameter tree, float32 numpy arrays; rows of the vocabulary's padding are zero.
 
     All tensors are checked before any is read. Each is used once (the RoPE factors by `config_from_metadata`).
@@ -228,7 +271,9 @@ def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Ma
     }
     if not c.tied_embedding:
         targets['output.weight'] = _Target('head', vocabulary_shape, lambda array: array[: c.vocab_size])
-    layer_targets = _layer_targets(c)
+    abstract = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
+    shapes = {name: leaf.shape[1:] for name, leaf in abstract['decoder']['layers'].items()}
+    layer_targets = _layer_targets(shapes, ARCHITECTURES[architecture])
 
     wanted = {'rope_freqs.weight'} if c.rope_scaling is not None else set()
     for name, target in targets.items():
@@ -236,24 +281,23 @@ def params_from_tensors(path: str | Path, config: TransformerConfig, tensors: Ma
         wanted.add(name)
     for layer in range(c.num_layers):
         for short, target in layer_targets.items():
-            name = f'blk.{layer}.{short}.weight'
+            name = f'blk.{layer}.{short}'
             _check_tensor(path, name, tensors.get(name), target.shape)
             wanted.add(name)
     for name in tensors:
         if name not in wanted:
             raise ValueError(
-                f'{path}: tensor {name}: expected none of this name in a llama of {c.num_layers} layers, '
+                f'{path}: tensor {name}: expected none of this name in a {architecture} of {c.num_layers} layers, '
                 f'found {_describe(tensors[name])}'
             )
 
-    abstract = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract)
     decoder = params['decoder']
     for name, target in targets.items():
         _dequantise_into(target.view(decoder[target.ours]), tensors[name])
     for layer in range(c.num_layers):
         for short, target in layer_targets.items():
-            _dequantise_into(target.view(decoder['layers'][target.ours][layer]), tensors[f'blk.{layer}.{short}.weight'])
+            _dequantise_into(target.view(decoder['layers'][target.ours][layer]), tensors[f'blk.{layer}.{short}'])
     return params
 
 
@@ -266,14 +310,28 @@ def _check_tensor(path: str | Path, name: str, tensor: Tensor | None, shape: tup
         raise ValueError(f'{path}: tensor {name}: expected {list(shape)}, found none')
     if tensor.shape != shape:
         raise ValueError(f'{path}: tensor {name}: expected {list(shape)}, found {_describe(tensor)}')
-    if tensor.type.name not in TENSOR_TYPES:
-        raise ValueError(f'{path}: tensor {name}: expected one of the types {TENSOR_TYPES}, found {_describe(tensor)}')
+    if not can_dequantise(tensor.type):
+        raise ValueError(
+            f'{path}: tensor {name}: expected a type of numbers that the gguf package dequantises, '
+            f'found {_describe(tensor)}'
+        )
+
+
+@functools.cache
+def can_dequantise(kind: GGMLQuantizationType) -> bool:
+    """Asks the gguf package by one block of zeros."""
+    try:
+        dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _dequantise_into(target: np.ndarray, tensor: Tensor) -> None:
     """Writes a tensor into `target`, a view of our array with flattened axes in the tensor's order."""
-    if target.ndim == 1:
-        target = target[None]
+    if len(tensor.shape) == 1:
+        target[...] = dequantize(tensor.data, tensor.type).reshape(target.shape)
+        return
     rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     rows_each = len(rows) // len(target)  # rows of the tensor per index of the first axis of `target`
     step = max(1, _CHUNK // (target.size // len(target)))

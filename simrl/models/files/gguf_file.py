@@ -1,7 +1,8 @@
-"""Reads the metadata of a GGUF file and maps its tensors.
+"""Reads the metadata of a GGUF file, or of all its shards, and maps its tensors.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file has a header, keys and values, a table of
-tensors, and their data. Reading is strict: every size is checked against the file's, every name occurs once.
+tensors, and their data; a model may be split over several. Reading is strict: every size is checked against the file's,
+every name occurs once.
 
 Only constants come from the gguf package. Its GGUFReader reads a truncated string as a shorter one, does not name a
 truncated tensor, and takes seconds for the hundred thousand strings of a vocabulary.
@@ -10,6 +11,7 @@ truncated tensor, and takes seconds for the hundred thousand strings of a vocabu
 import dataclasses
 import math
 import mmap
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -79,8 +81,63 @@ class _Cursor:
         return float(str(np.float32(value))) if kind == 6 else value
 
 
+_SHARD_NAME = re.compile(r'(.+)-(\d{5})-of-(\d{5})\.gguf')
+
+
+def shard_paths(path: str | Path) -> list[Path]:
+    """Names of all shards of a model by the name of one, as llama.cpp writes them; of a single file, its own."""
+    path = Path(path)
+    if (parts := _SHARD_NAME.fullmatch(path.name)) is None:
+        return [path]
+    count = int(parts[3])
+    return [path.with_name(f'{parts[1]}-{number:05}-of-{count:05}.gguf') for number in range(1, count + 1)]
+
+
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads metadata and tensors, by name, of a GGUF file (version 2 or 3, little-endian)."""
+    """Reads metadata and tensors, by name, of a GGUF file or, given one of its shards, of the whole model.
+
+    The metadata are those of the first shard; the others have none of the model's.
+
+    Raises:
+        FileNotFoundError: no such file, or another shard is missing.
+        ValueError: a damaged file, or shards that do not fit together.
+    """
+    metadata, tensors = _read_file(path)
+    if metadata.get('split.count', 1) == 1:
+        return metadata, tensors
+    number, count = metadata.get('split.no'), metadata['split.count']
+    paths = shard_paths(path)
+    if len(paths) != count or Path(path) not in paths or paths.index(Path(path)) != number:
+        raise ValueError(
+            f'{path}: shard {number} of {count} (split.no, split.count; from 0): expected a name that ends with the '
+            'number from 1 and the count, as in -00001-of-00002.gguf, by which the other shards are found'
+        )
+    shards = {}
+    for i, shard in enumerate(paths):
+        if not shard.is_file():
+            raise FileNotFoundError(f'{shard}: expected shard {i + 1} of {count} beside {Path(path).name}, found none')
+        shards[shard] = found, own = (metadata, tensors) if i == number else _read_file(shard)
+        if (found.get('split.no'), found.get('split.count')) != (i, count):
+            raise ValueError(
+                f'{shard}: split.no, split.count: expected {i} of {count}, found {found.get("split.no")} of '
+                f'{found.get("split.count")}'
+            )
+    whole: dict[str, Tensor] = {}
+    for shard, (_, own) in shards.items():
+        if twice := sorted(whole.keys() & own):
+            raise ValueError(f'{shard}: tensor {twice[0]}: expected each tensor in one shard, found it in two')
+        whole |= own
+    metadata = shards[paths[0]][0]
+    if metadata.get('split.tensors.count', len(whole)) != len(whole):
+        raise ValueError(
+            f'{paths[0]}: split.tensors.count: expected the {len(whole)} tensors of all shards, '
+            f'found {metadata["split.tensors.count"]}'
+        )
+    return metadata, whole
+
+
+def _read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads metadata and tensors of one file (version 2 or 3, little-endian)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path}: expected a GGUF file, found none')
     if Path(path).stat().st_size == 0:

@@ -38,14 +38,14 @@ class PreTokenizer:
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-_LLAMA3 = PreTokenizer(
-    split=rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}', ignore_merges=True, add_bos=True
-)
+_GPT4 = rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}'
+_LLAMA3 = PreTokenizer(split=_GPT4, ignore_merges=True, add_bos=True)
 PRE_TOKENIZERS = {
     'smollm': PreTokenizer(digits=True),
     'llama-bpe': _LLAMA3,
     'llama-v3': _LLAMA3,
     'llama3': _LLAMA3,
+    'dbrx': PreTokenizer(split=_GPT4),  # also OLMo 2's
     'qwen2': PreTokenizer(split=rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}', nfc=True),
 }
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ import safetensors
 import safetensors.numpy
 
 from simrl.models.files.huggingface_config import config_from_json, read_json
-from simrl.models.transformer import Params, TransformerConfig
+from simrl.models.transformer import Params, TransformerConfig, rope_frequencies
 
 HEADS_FILE = 'simrl_heads.safetensors'
 HEADS = ('value_head', 'reward_head')
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
+_FREQUENCY_NAME = re.compile(r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq')
 FLOAT_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}  # safetensors' names -> numpy's
 
 
@@ -47,35 +49,42 @@ class Row:
         return '{layer}' in self.name
 
 
+# Matrices of a layer: module in the file, rows (outputs) and columns (inputs).
+_MATRICES = {
+    'query': ('self_attn.q_proj', 'NH', 'D'),
+    'key': ('self_attn.k_proj', 'KH', 'D'),
+    'value': ('self_attn.v_proj', 'KH', 'D'),
+    'output': ('self_attn.o_proj', 'D', 'NH'),
+    'gate': ('mlp.gate_proj', 'F', 'D'),
+    'up': ('mlp.up_proj', 'F', 'D'),
+    'down': ('mlp.down_proj', 'D', 'F'),
+}
+
+
 def weight_table(config: TransformerConfig) -> tuple[Row, ...]:
     """Lists a row for every array of a model of this config."""
 
     def layer(name: str, ours_name: str, stored: str, ours: str) -> Row:
         return Row('model.layers.{layer}.' + name, ('layers', ours_name), stored, ours)
 
+    norms = {
+        'before': ('input_layernorm', 'post_attention_layernorm'),
+        'after': ('post_attention_layernorm', 'post_feedforward_layernorm'),
+    }[config.norm_placement]
     rows = [
         Row('model.embed_tokens.weight', ('embedding',), 'V D', 'VD'),
         Row('model.norm.weight', ('final_norm',), 'D', 'D'),
-        layer('input_layernorm.weight', 'attention_norm', 'D', 'D'),
-        layer('self_attn.q_proj.weight', 'query', 'NH D', 'DNH'),
-        layer('self_attn.k_proj.weight', 'key', 'KH D', 'DKH'),
-        layer('self_attn.v_proj.weight', 'value', 'KH D', 'DKH'),
-        layer('self_attn.o_proj.weight', 'output', 'D NH', 'NHD'),
-        layer('post_attention_layernorm.weight', 'mlp_norm', 'D', 'D'),
-        layer('mlp.gate_proj.weight', 'gate', 'F D', 'DF'),
-        layer('mlp.up_proj.weight', 'up', 'F D', 'DF'),
-        layer('mlp.down_proj.weight', 'down', 'D F', 'FD'),
+        *(layer(f'{n}.weight', ours, 'D', 'D') for n, ours in zip(norms, ('attention_norm', 'mlp_norm'), strict=True)),
     ]
-    if config.qkv_bias:
+    for ours, (name, outputs, inputs) in _MATRICES.items():
+        rows.append(layer(f'{name}.weight', ours, f'{outputs} {inputs}', inputs + outputs))
+        if ours in config.biases:
+            rows.append(layer(f'{name}.bias', f'{ours}_bias', outputs, outputs))
+    if config.qk_norm != 'none':
+        query, key = {'head': ('H', 'H'), 'all_heads': ('NH', 'KH')}[config.qk_norm]
         rows += [
-            layer('self_attn.q_proj.bias', 'query_bias', 'NH', 'NH'),
-            layer('self_attn.k_proj.bias', 'key_bias', 'KH', 'KH'),
-            layer('self_attn.v_proj.bias', 'value_bias', 'KH', 'KH'),
-        ]
-    if config.qk_norm:
-        rows += [
-            layer('self_attn.q_norm.weight', 'query_norm', 'H', 'H'),
-            layer('self_attn.k_norm.weight', 'key_norm', 'H', 'H'),
+            layer('self_attn.q_norm.weight', 'query_norm', query, query),
+            layer('self_attn.k_norm.weight', 'key_norm', key, key),
         ]
     if not config.tied_embedding:
         rows.append(Row('lm_head.weight', ('head',), 'V D', 'VD'))
@@ -138,8 +147,10 @@ def load_params(
 ) -> Params:
     """Reads the weights of a Hugging Face model folder.
 
-    Tensor names must be exactly those of the config's table. A tied model's file may also contain the embedding as
-    `lm_head.weight`, as Qwen3's do, with equal numbers. Rows of the vocabulary's padding are 0.
+    Tensor names must be exactly those of the config's table, with two exceptions. A tied model's file may contain the
+    embedding as `lm_head.weight`, alone or, as Qwen3's do, beside it with equal numbers. Files of older versions of
+    transformers also contain RoPE's frequencies (`inv_freq`), which must be those of the config. Rows of the
+    vocabulary's padding are 0.
 
     Args:
         folder: with `model.safetensors`, or `model.safetensors.index.json` and the files that it names; perhaps with
@@ -165,9 +176,13 @@ def load_params(
         tensors = _open_checkpoint(folder, stack)
         expected = {name: stored_shape(row, sizes) for row in table for name in tensor_names(row, config)}
         duplicate = tensors.pop('lm_head.weight', None) if config.tied_embedding else None
+        if duplicate is not None:
+            tensors.setdefault('model.embed_tokens.weight', duplicate)
+        frequencies = [tensors.pop(name) for name in list(tensors) if _FREQUENCY_NAME.fullmatch(name)]
         _check_tensors(tensors, expected, folder)
         if duplicate is not None:
             _check_tied(duplicate, tensors['model.embed_tokens.weight'])
+        _check_frequencies(frequencies, config)
         heads = _load_heads(folder, config, dtype)
         placed = None if shardings is None else shardings(heads=tuple(heads))
         decoder: dict[str, Any] = {}
@@ -193,18 +208,26 @@ def _shard(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def read_index(folder: Path) -> dict[str, str] | None:
+    """Reads the index of a folder's weights: tensor names and their files; None if the folder has no index."""
+    file = folder / INDEX_FILE
+    if not file.exists():
+        return None
+    listed = read_json(file).get('weight_map')
+    if not isinstance(listed, dict) or not all(str(name).endswith('.safetensors') for name in listed.values()):
+        raise ValueError(f'{file}: weight_map: expected an object of names to files (.safetensors)')
+    return listed
+
+
 def _open_checkpoint(folder: Path, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
     """Opens all tensors of a model folder, by name; the files stay open until the stack closes."""
-    if (folder / INDEX_FILE).exists():
-        index = read_json(folder / INDEX_FILE)
-        listed = index.get('weight_map')
-        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
-            raise ValueError(f'{folder / INDEX_FILE}: weight_map: expected an object of names to files')
+    listed = read_index(folder)
+    if listed is not None:
         if (folder / SINGLE_FILE).exists() and SINGLE_FILE not in listed.values():
             raise ValueError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found both, with different weights')
         files = sorted(set(listed.values()))
     elif (folder / SINGLE_FILE).exists():
-        listed, files = None, [SINGLE_FILE]
+        files = [SINGLE_FILE]
     else:
         found = sorted(file.name for file in folder.glob('*')) if folder.is_dir() else 'no such folder'
         raise FileNotFoundError(f'{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found {found}')
@@ -261,6 +284,21 @@ def _check_tied(duplicate: _Tensor, embedding: _Tensor) -> None:
             f'{duplicate.file}: {duplicate.name}: expected the numbers of {embedding.name} (the config ties them), '
             f'found others'
         )
+
+
+def _check_frequencies(stored: list[_Tensor], config: TransformerConfig) -> None:
+    """Holds stored RoPE frequencies, perhaps in half precision, against those of the config."""
+    for tensor in stored:
+        found, expected = tensor.slices[:].astype(np.float32), np.asarray(rope_frequencies(config))
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0.01, atol=1e-7):
+            raise ValueError(
+                f'{tensor.file}: {tensor.name}: expected the RoPE frequencies of the config, {_shorten(expected)}, '
+                f'found {_shorten(found)}'
+            )
+
+
+def _shorten(array: np.ndarray) -> str:
+    return f'{list(array.shape)} from {array.max():.3g} to {array.min():.3g}'
 
 
 def _read_array(

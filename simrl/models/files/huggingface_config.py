@@ -4,22 +4,57 @@ Only settings that this decoder computes are accepted. Every setting of the know
 checked: a model is either computed correctly or refused with the field's name.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from simrl.models.layouts import MATRICES
 from simrl.models.transformer import RopeScaling, TransformerConfig
 
-KNOWN_MODEL_TYPES = ('llama', 'mistral', 'qwen2', 'qwen3')
 
-# Optional settings with the values that the decoder computes.
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Structure that a `model_type` gives the decoder, and the settings of config.json that change it."""
+
+    architecture: str  # transformers' class
+    norm_placement: Literal['before', 'after'] = 'before'
+    qk_norm: Literal['none', 'head', 'all_heads'] = 'none'
+    biases: tuple[str, ...] = ()  # matrices that always have a bias
+    bias_fields: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # that give matrices a bias
+    windows: Literal['none', 'all', 'by_layer'] = 'none'  # layers with `sliding_window`; by_layer: fields decide
+    norm_epsilon: float = 1e-6  # default of `rms_norm_eps`
+    required: tuple[str, ...] = ()  # fields whose default would be that of a large model
+
+
+_QKV = ('query', 'key', 'value')
+_ATTENTION_BIAS = {'attention_bias': (*_QKV, 'output')}
+_LARGE_MODEL = ('num_key_value_heads',)
+FAMILIES: Mapping[str, Family] = {
+    'llama': Family('LlamaForCausalLM', bias_fields=_ATTENTION_BIAS | {'mlp_bias': ('gate', 'up', 'down')}),
+    'mistral': Family('MistralForCausalLM', windows='all', required=_LARGE_MODEL),
+    'qwen2': Family('Qwen2ForCausalLM', biases=_QKV, windows='by_layer', required=_LARGE_MODEL),
+    'qwen3': Family(
+        'Qwen3ForCausalLM',
+        qk_norm='head',
+        bias_fields=_ATTENTION_BIAS,
+        windows='by_layer',
+        required=(*_LARGE_MODEL, 'head_dim'),
+    ),
+    'olmo2': Family(
+        'Olmo2ForCausalLM',
+        norm_placement='after',
+        qk_norm='all_heads',
+        bias_fields=_ATTENTION_BIAS,
+        norm_epsilon=1e-5,
+    ),
+}
+
+# Optional settings with the values that the decoder computes, in every family.
 _ONLY: dict[str, tuple[Any, ...]] = {
     'hidden_act': ('silu', 'swish'),  # two names of one function
-    'attention_bias': (False, None),  # of query, key, value and output; Qwen2's biases follow from its model_type
-    'mlp_bias': (False, None),
-    'use_sliding_window': (False, None),
     'pretraining_tp': (1, None),
     'partial_rotary_factor': (1, 1.0, None),
     'quantization_config': (None,),
@@ -27,10 +62,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     'add_cross_attention': (False, None),
     'tie_encoder_decoder': (False, None),
 }
-
-# Defaults of transformers for missing fields, equal in all known families.
-_DEFAULTS: dict[str, Any] = {'rms_norm_eps': 1e-6, 'tie_word_embeddings': False}
 _DEFAULT_ROPE_THETA = 10_000.0
+_DEFAULT_WINDOW, _DEFAULT_FIRST_WINDOWED_LAYER = 4096, 28
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
 
 def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = 'config.json') -> TransformerConfig:
@@ -42,67 +76,107 @@ def config_from_json(fields: Mapping[str, Any], file: str | os.PathLike[str] = '
 
     Raises:
         ValueError: an unknown `model_type`, a missing or wrongly typed field, or a setting that this decoder does not
-            compute (sliding windows below the model's positions, other activations, RoPE types, biases, quantization).
+            compute (sliding windows of some layers, other activations, RoPE types, biases, quantization).
     """
 
     def wrong(field: str, expected: str, found: Any) -> ValueError:
         return ValueError(f'{file}: {field}: expected {expected}, found {found!r}')
 
-    model_type = fields.get('model_type')
-    if model_type not in KNOWN_MODEL_TYPES:
-        raise wrong('model_type', f'one of {", ".join(KNOWN_MODEL_TYPES)}', model_type)
+    family = FAMILIES.get(str(fields.get('model_type')))
+    if family is None:
+        raise wrong('model_type', f'one of {", ".join(FAMILIES)}', fields.get('model_type'))
+    settings = _Settings(fields, wrong)
     for field, allowed in _ONLY.items():
         if field in fields and fields[field] not in allowed:
             raise wrong(field, ' or '.join(repr(value) for value in allowed), fields[field])
-    other_layers = sorted(set(fields.get('layer_types') or ()) - {'full_attention'})
-    if other_layers:
-        raise wrong('layer_types', "'full_attention' in every layer", other_layers)
-
-    def number(field: str, default: int | float | None = None) -> int | float:
-        value = fields.get(field)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong(field, 'a number', value)
-        return value
-
-    def count(field: str, default: int | None = None) -> int:
-        value = number(field, default)
-        if not isinstance(value, int) or value < 1:
-            raise wrong(field, 'a whole number of at least 1', value)
-        return value
+    biases = set(family.biases)
+    for field in ('attention_bias', 'mlp_bias'):
+        if settings.flag(field, known=field in family.bias_fields):
+            biases |= set(family.bias_fields[field])
 
     model_dim, num_heads, max_positions = (
-        count(field) for field in ('hidden_size', 'num_attention_heads', 'max_position_embeddings')
+        settings.count(field) for field in ('hidden_size', 'num_attention_heads', 'max_position_embeddings')
     )
-    # Mistral has no `use_sliding_window`. A window of all positions has no effect.
-    if model_type == 'mistral':
-        window = fields.get('sliding_window', 4096)  # transformers' default
-        if window is not None and window < max_positions:
-            raise wrong('sliding_window', f'null or at least max_position_embeddings={max_positions}', window)
-
-    tied = fields.get('tie_word_embeddings', _DEFAULTS['tie_word_embeddings'])
+    for field in family.required:
+        settings.count(field)
+    if fields.get('head_dim') is None and model_dim % num_heads:
+        raise wrong('head_dim', 'a number', None)
+    tied = fields.get('tie_word_embeddings', False)
     if not isinstance(tied, bool):
         raise wrong('tie_word_embeddings', 'true or false', tied)
-    if fields.get('head_dim') is None and (model_type == 'qwen3' or model_dim % num_heads):
-        raise wrong('head_dim', 'a number', fields.get('head_dim'))
+    num_layers = settings.count('num_hidden_layers')
     theta, scaling = _rope(fields, wrong)
     return TransformerConfig(
-        vocab_size=count('vocab_size'),
+        vocab_size=settings.count('vocab_size'),
         model_dim=model_dim,
-        num_layers=count('num_hidden_layers'),
+        num_layers=num_layers,
         num_heads=num_heads,
-        # The other families' defaults are those of a large model, so the field is required.
-        num_kv_heads=count('num_key_value_heads', num_heads if model_type == 'llama' else None),
-        head_dim=count('head_dim', model_dim // num_heads),
-        mlp_dim=count('intermediate_size'),
+        num_kv_heads=settings.count('num_key_value_heads', num_heads),
+        head_dim=settings.count('head_dim', model_dim // num_heads),
+        mlp_dim=settings.count('intermediate_size'),
         max_positions=max_positions,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_epsilon=float(number('rms_norm_eps', _DEFAULTS['rms_norm_eps'])),
-        qkv_bias=model_type == 'qwen2',
-        qk_norm=model_type == 'qwen3',
+        sliding_window=_sliding_window(settings, family, num_layers, max_positions),
+        norm_epsilon=float(settings.number('rms_norm_eps', family.norm_epsilon)),
+        norm_placement=family.norm_placement,
+        qk_norm=family.qk_norm,
+        biases=tuple(name for name in MATRICES if name in biases),
         tied_embedding=tied,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Typed access to the fields of a config; null is a missing field."""
+
+    fields: Mapping[str, Any]
+    wrong: Callable[[str, str, Any], ValueError]
+
+    def number(self, field: str, default: int | float | None = None) -> int | float:
+        value = self.fields.get(field)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(field, 'a number', value)
+        return value
+
+    def count(self, field: str, default: int | None = None, *, least: int = 1) -> int:
+        value = self.number(field, default)
+        if not isinstance(value, int) or value < least:
+            raise self.wrong(field, f'a whole number of at least {least}', value)
+        return value
+
+    def flag(self, field: str, *, known: bool) -> bool:
+        """Reads a setting that is off unless stated; a family that does not know it must not state it."""
+        value, expected = self.fields.get(field), (True, False, None) if known else (False, None)
+        if not any(value is allowed for allowed in expected):
+            raise self.wrong(field, ' or '.join(map(repr, expected)), value)
+        return bool(value)
+
+
+def _sliding_window(settings: _Settings, family: Family, num_layers: int, max_positions: int) -> int | None:
+    """Reads the window of all layers; None if no layer has one, or it holds every position."""
+    fields, window = settings.fields, None
+    used = settings.flag('use_sliding_window', known=family.windows == 'by_layer') or family.windows == 'all'
+    if used and fields.get('sliding_window', _DEFAULT_WINDOW) is not None:
+        window = settings.count('sliding_window', _DEFAULT_WINDOW)
+    kinds = fields.get('layer_types') or []
+    known = {_FULL, _SLIDING} if window is not None and family.windows == 'by_layer' else {_FULL}
+    if others := sorted(set(map(str, kinds)) - known):
+        raise settings.wrong('layer_types', f'{" or ".join(map(repr, sorted(known)))} in every layer', others)
+    if window is None or window >= max_positions:
+        return None
+    if family.windows == 'all':
+        return window
+    first = settings.count('max_window_layers', _DEFAULT_FIRST_WINDOWED_LAYER, least=0)
+    windowed = [kind == _SLIDING for kind in kinds] or [layer >= first for layer in range(num_layers)]
+    if any(windowed) and not all(windowed):
+        raise settings.wrong(
+            'layer_types' if kinds else 'max_window_layers',
+            f'sliding_window={window}, less than max_position_embeddings={max_positions}, in all layers or in none',
+            f'it in {sum(windowed)} of {num_layers}',
+        )
+    return window if any(windowed) else None
 
 
 def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError]) -> tuple[float, RopeScaling | None]:
@@ -150,17 +224,8 @@ def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError
 def config_to_json(config: TransformerConfig, vocab_size: int, dtype: str) -> dict[str, Any]:
     """Makes the `config.json` object of transformers 5 for a model with `vocab_size` rows stored in `dtype`.
 
-    QK norm makes the family Qwen3 and QKV bias makes it Qwen2; everything else is Llama. Mistral without a sliding
-    window computes the same as Llama.
+    The family is the first whose `config.json` reads back as this config: Mistral without a window is a Llama.
     """
-    if config.qkv_bias and config.qk_norm:
-        raise ValueError('TransformerConfig: no known Hugging Face family has both qkv_bias and qk_norm')
-    if config.qk_norm:
-        model_type, architecture = 'qwen3', 'Qwen3ForCausalLM'
-    elif config.qkv_bias:
-        model_type, architecture = 'qwen2', 'Qwen2ForCausalLM'
-    else:
-        model_type, architecture = 'llama', 'LlamaForCausalLM'
     rope: dict[str, Any] = {'rope_theta': config.rope_theta, 'rope_type': 'default'}
     if config.rope_scaling is not None:
         rope |= {
@@ -171,8 +236,6 @@ def config_to_json(config: TransformerConfig, vocab_size: int, dtype: str) -> di
             'original_max_position_embeddings': config.rope_scaling.original_max_positions,
         }
     fields = {
-        'architectures': [architecture],
-        'model_type': model_type,
         'dtype': dtype,
         'vocab_size': vocab_size,
         'hidden_size': config.model_dim,
@@ -187,11 +250,17 @@ def config_to_json(config: TransformerConfig, vocab_size: int, dtype: str) -> di
         'rope_parameters': rope,
         'tie_word_embeddings': config.tied_embedding,
     }
-    if model_type == 'llama':
-        fields |= {'attention_bias': False, 'mlp_bias': False}
-    else:
-        fields |= {'use_sliding_window': False, 'sliding_window': None}
-    return fields
+    for model_type, family in FAMILIES.items():
+        own: dict[str, Any] = {'model_type': model_type, 'architectures': [family.architecture]}
+        own |= {field: set(names) <= set(config.biases) for field, names in family.bias_fields.items()}
+        if family.windows != 'none':
+            own['sliding_window'] = config.sliding_window
+        if family.windows == 'by_layer':
+            own['use_sliding_window'] = config.sliding_window is not None
+            own['max_window_layers'] = 0 if config.sliding_window else config.num_layers
+        if config_from_json(fields | own) == dataclasses.replace(config, vocab_size=vocab_size):
+            return fields | own
+    raise ValueError(f'TransformerConfig: no family of {", ".join(FAMILIES)} has the structure of {config}')
 
 
 def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:

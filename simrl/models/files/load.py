@@ -5,6 +5,8 @@ A source is the name of a model on the Hugging Face hub, a local Hugging Face fo
 
 import dataclasses
 import functools
+import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ from simrl.models import sharding
 from simrl.models.files import gguf, huggingface
 from simrl.models.transformer import Params, TransformerConfig
 
-# Files downloaded from the hub: no pickles, no code, no second copy of the weights.
-WEIGHTS = ('model.safetensors', 'model-*-of-*.safetensors', huggingface.HEADS_FILE)
-HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', *WEIGHTS)
+# Files downloaded from the hub, besides those that an index of weights names: no pickles, no code, no other weights.
+HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', huggingface.SINGLE_FILE, huggingface.HEADS_FILE)
 
 
 def load_model(
@@ -84,10 +85,20 @@ def find_folder(source: str, revision: str | None = None) -> Path:
 
     if huggingface_hub.constants.HF_HUB_CACHE.startswith('~'):  # would become a folder of that name, here
         raise FileNotFoundError(f'{source}: no home folder for models of the hub; set HOME or HF_HOME')
-    try:
-        return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
-    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise FileNotFoundError(f'{source}: no such folder, and the hub has no model of this name: {error}') from error
+
+    def download(patterns: Iterable[str], revision: str | None) -> Path:
+        try:
+            return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+        except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f'{source}: no such folder, and the hub has no model of this name: {error}'
+            ) from error
+
+    folder = download(HUB_FILES, revision)
+    if (listed := huggingface.read_index(folder)) is not None:
+        # The folder's name is the commit, from which the revision may have moved on.
+        download(sorted({glob.escape(file) for file in listed.values()}), folder.name)
+    return folder
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -1,5 +1,6 @@
 """Model folders in and out: parity with transformers, exact use of keys, and bad input."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -48,11 +49,16 @@ FAMILIES = {
         {'tie_word_embeddings': True, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e5}},
     ),
     'qwen2': ('Qwen2Config', {'tie_word_embeddings': True, 'rms_norm_eps': 1e-6}),
-    'qwen3': ('Qwen3Config', {'rms_norm_eps': 1e-6}),
+    'qwen3': ('Qwen3Config', {'rms_norm_eps': 1e-6, 'attention_bias': True}),
+    'olmo2': ('Olmo2Config', {'attention_bias': True}),
+    'llama with biases': ('LlamaConfig', {'attention_bias': True, 'mlp_bias': True}),
+    'mistral with a window': ('MistralConfig', {'sliding_window': 40}),  # as long as the rows
+    'qwen2 with a window': ('Qwen2Config', {'use_sliding_window': True, 'sliding_window': 40, 'max_window_layers': 0}),
 }
 CONFIG = TransformerConfig(
     vocab_size=150, model_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, max_positions=64
 )
+MIXED_LAYERS = ['full_attention', 'sliding_attention']
 TOKENS = np.random.default_rng(0).integers(0, 150, (2, 40)).astype(np.int32)
 
 
@@ -221,7 +227,7 @@ def test_config_forms_of_transformers_4_and_5_agree():
     assert config_from_json({**SIZES, 'model_type': 'llama', 'rope_scaling': None}).rope_theta == 10_000.0
 
 
-@pytest.mark.parametrize('name', ['LlamaConfig', 'MistralConfig', 'Qwen2Config', 'Qwen3Config'])
+@pytest.mark.parametrize('name', ['LlamaConfig', 'MistralConfig', 'Qwen2Config', 'Qwen3Config', 'Olmo2Config'])
 def test_absent_fields_mean_what_transformers_takes(name):
     import transformers
 
@@ -234,27 +240,55 @@ def test_absent_fields_mean_what_transformers_takes(name):
 
 
 def test_config_round_trip():
-    for change in ({}, {'qkv_bias': True}, {'qk_norm': True}, {'rope_scaling': RopeScaling(4.0, 1.0, 2.0, 16)}):
-        config = TransformerConfig(**{**CONFIG.__dict__, **change})
-        assert config_from_json(config_to_json(config, config.vocab_size, 'float32')) == config
-    with pytest.raises(ValueError, match='both qkv_bias and qk_norm'):
-        config_to_json(TransformerConfig(**{**CONFIG.__dict__, 'qkv_bias': True, 'qk_norm': True}), 150, 'float32')
+    attention, mlp = ('query', 'key', 'value', 'output'), ('gate', 'up', 'down')
+    olmo = {'norm_placement': 'after', 'qk_norm': 'all_heads'}
+    for change, model_type in (
+        ({}, 'llama'),
+        ({'rope_scaling': RopeScaling(4.0, 1.0, 2.0, 16)}, 'llama'),
+        ({'biases': attention}, 'llama'),
+        ({'biases': mlp}, 'llama'),
+        ({'biases': attention + mlp}, 'llama'),
+        ({'sliding_window': 32}, 'mistral'),
+        ({'biases': attention[:3]}, 'qwen2'),
+        ({'biases': attention[:3], 'sliding_window': 32}, 'qwen2'),
+        ({'qk_norm': 'head'}, 'qwen3'),
+        ({'qk_norm': 'head', 'biases': attention, 'sliding_window': 32}, 'qwen3'),
+        (olmo, 'olmo2'),
+        (olmo | {'biases': attention}, 'olmo2'),
+    ):
+        config = dataclasses.replace(CONFIG, **change)
+        fields = config_to_json(config, config.vocab_size, 'float32')
+        assert (fields['model_type'], config_from_json(fields)) == (model_type, config)
+    for change in ({'qk_norm': 'head', 'biases': attention[:3]}, {'biases': ('up',)}, {'norm_placement': 'after'}):
+        with pytest.raises(ValueError, match=r'no family of llama, .* has the structure of TransformerConfig'):
+            config_to_json(dataclasses.replace(CONFIG, **change), 150, 'float32')
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'model_type': 'gpt2'}, "model_type: expected one of llama, mistral, qwen2, qwen3, found 'gpt2'"),
+        ({'model_type': 'gpt2'}, "model_type: expected one of llama, mistral, qwen2, qwen3, olmo2, found 'gpt2'"),
         ({'model_type': None}, 'model_type: expected one of llama'),
         ({'hidden_act': 'gelu'}, "hidden_act: expected 'silu' or 'swish', found 'gelu'"),
-        ({'attention_bias': True}, 'attention_bias: expected False'),
-        ({'mlp_bias': True}, 'mlp_bias: expected False'),
+        ({'attention_bias': 1}, 'attention_bias: expected True or False or None, found 1'),
+        ({'model_type': 'mistral', 'attention_bias': True}, 'attention_bias: expected False or None, found True'),
+        ({'model_type': 'qwen2', 'attention_bias': True}, 'attention_bias: expected False'),
+        ({'model_type': 'olmo2', 'mlp_bias': True}, 'mlp_bias: expected False'),
         ({'pretraining_tp': 2}, 'pretraining_tp: expected 1'),
         ({'quantization_config': {'bits': 4}}, 'quantization_config: expected None'),
-        ({'model_type': 'mistral', 'sliding_window': 32}, 'sliding_window: expected null or at least .*=64, found 32'),
-        ({'model_type': 'mistral', 'max_position_embeddings': 8192}, 'sliding_window: .* found 4096'),
-        ({'model_type': 'qwen2', 'use_sliding_window': True}, 'use_sliding_window: expected False'),
-        ({'layer_types': ['full_attention', 'sliding_attention']}, r"layer_types: .* found \['sliding_attention'\]"),
+        ({'model_type': 'mistral', 'sliding_window': 0}, 'sliding_window: expected a whole number of at least 1'),
+        ({'use_sliding_window': True}, 'use_sliding_window: expected False'),
+        ({'model_type': 'olmo2', 'use_sliding_window': True}, 'use_sliding_window: expected False'),
+        (
+            {'model_type': 'qwen2', 'use_sliding_window': True, 'sliding_window': 32, 'max_window_layers': 1},
+            'max_window_layers: expected sliding_window=32, less than .*=64, in all layers or in none, .*1 of 2',
+        ),
+        (
+            {'model_type': 'qwen3', 'use_sliding_window': True, 'sliding_window': 32, 'layer_types': MIXED_LAYERS},
+            'layer_types: expected sliding_window=32, less than .*=64, in all layers or in none, .*1 of 2',
+        ),
+        ({'model_type': 'qwen3', 'layer_types': MIXED_LAYERS}, r"layer_types: .* found \['sliding_attention'\]"),
+        ({'layer_types': MIXED_LAYERS}, r"layer_types: .* found \['sliding_attention'\]"),
         ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope_scaling.rope_type: .* found 'linear'"),
         ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "rope_parameters.rope_type: .* found 'yarn'"),
         ({'rope_parameters': {**LLAMA3_ROPE, 'factor': None}}, 'rope_parameters.factor: expected a number, found None'),
@@ -275,9 +309,28 @@ def test_configs_that_we_do_not_compute_are_refused(change, message):
         config_from_json({**SIZES, 'model_type': 'llama', **change})
 
 
-def test_a_window_of_all_positions_is_no_window():
+def test_a_window_that_no_row_reaches_is_none():
     fields = {**SIZES, 'model_type': 'mistral', 'sliding_window': 64}
     assert config_from_json(fields) == config_from_json({**fields, 'sliding_window': None})
+    for model_type in ('qwen2', 'qwen3'):
+        plain = {**SIZES, 'model_type': model_type}
+        for windows in (
+            {'sliding_window': 64, 'max_window_layers': 1},
+            {'max_window_layers': 0},  # 4096 of 64 positions
+            {'sliding_window': 16, 'max_window_layers': 2},
+            {'sliding_window': 16},  # from layer 28 of 2
+            {'sliding_window': 16, 'max_window_layers': 0, 'layer_types': ['full_attention'] * 2},
+            {'sliding_window': None, 'max_window_layers': 0},
+            {'sliding_window': 64, 'layer_types': MIXED_LAYERS},
+        ):
+            assert config_from_json(plain | {'use_sliding_window': True} | windows) == config_from_json(plain)
+
+
+def test_rows_of_a_model_with_a_window_are_within_it():
+    config = config_from_json({**SIZES, 'model_type': 'mistral', 'max_position_embeddings': 8192})
+    assert (config.max_positions, config.sliding_window, config.max_row_tokens) == (8192, 4096, 4096)
+    assert config.row_limit == 'sliding_window=4096 (of max_positions=8192)'
+    assert (CONFIG.max_row_tokens, CONFIG.row_limit) == (64, 'max_positions=64')
 
 
 @pytest.mark.parametrize('text', ['{"model_type": ', '[1, 2]', '\xff\xfe'])
@@ -358,6 +411,30 @@ def test_tied_model_with_a_head_of_its_own(tmp_path):
     rewrite(tmp_path / 'model', lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight'] + 1}))
     with pytest.raises(ValueError, match=r'lm_head\.weight: expected the numbers of model\.embed_tokens\.weight'):
         load_params(tmp_path / 'model', config)
+
+
+def test_tied_model_that_stores_only_its_head(tmp_path):
+    config = dataclasses.replace(CONFIG, tied_embedding=True)
+    params = random_params(config)
+    export(params, config, None, tmp_path / 'model')
+    rewrite(tmp_path / 'model', lambda t: t.update({'lm_head.weight': t.pop('model.embed_tokens.weight')}))
+    loaded = load_params(tmp_path / 'model', config)
+    assert_equal_trees(without_padding(loaded, config), without_padding(params, config))
+    rewrite(tmp_path / 'model', lambda t: t.pop('lm_head.weight'))
+    with pytest.raises(ValueError, match=r'expected the tensor model\.embed_tokens\.weight, found none'):
+        load_params(tmp_path / 'model', config)
+
+
+@pytest.mark.parametrize('name', ['model.layers.1.self_attn.rotary_emb.inv_freq', 'model.rotary_emb.inv_freq'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_stored_rope_frequencies_are_those_of_the_config(folder, params, name, dtype):
+    frequencies = (10_000.0 ** -(np.arange(0, 8, 2) / 8)).astype(jnp.dtype(dtype))
+    rewrite(folder, lambda tensors: tensors.update({name: frequencies}))
+    assert_equal_trees(without_padding(load_params(folder, CONFIG), CONFIG), without_padding(params, CONFIG))
+    for wrong in (frequencies / 2, frequencies[:-1]):  # linear scaling by 2; another head dimension
+        rewrite(folder, lambda tensors, wrong=wrong: tensors.update({name: wrong}))
+        with pytest.raises(ValueError, match=rf'{name}: expected the RoPE frequencies of the config, \[4\] from 1 to'):
+            load_params(folder, CONFIG)
 
 
 class TestIndex:
@@ -466,7 +543,7 @@ def test_export_refuses_a_folder_that_exists_and_params_of_another_config(folder
     with pytest.raises(FileExistsError, match='expected no such folder yet'):
         export(params, CONFIG, None, folder)
     assert (folder / 'model.safetensors').read_bytes() == before
-    for change in ({'mlp_dim': 32}, {'qk_norm': True}, {'tied_embedding': True}):
+    for change in ({'mlp_dim': 32}, {'qk_norm': 'head'}, {'tied_embedding': True}):
         with pytest.raises(ValueError, match=r'params decoder/.*: expected shape'):
             export(params, TransformerConfig(**{**CONFIG.__dict__, **change}), None, tmp_path / 'other')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model']
@@ -511,23 +588,54 @@ def test_a_user_without_a_home_folder_has_no_place_for_models_of_the_hub(monkeyp
         load_model('a/b')
 
 
-def test_hub_names_go_to_the_hub_without_code_or_pickles(folder, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, params, monkeypatch):
+    """A folder that stands for a repository of the hub, and the calls of its download."""
     import huggingface_hub
 
-    asked = []
+    repository, commit, asked = tmp_path / 'repository', tmp_path / 'snapshots' / 'commit', []
+    export(params, CONFIG, tokenizer_of(150), repository, max_file_bytes=8_000)
 
     def snapshot(name, *, revision, allow_patterns):
         asked.append((name, revision, allow_patterns))
-        return str(folder)
+        commit.mkdir(parents=True, exist_ok=True)
+        for file in huggingface_hub.utils.filter_repo_objects(
+            sorted(path.name for path in repository.iterdir()), allow_patterns=allow_patterns
+        ):
+            shutil.copy(repository / file, commit)
+        return str(commit)
 
-    tokenizer_of(150).save_pretrained(folder)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    return repository, commit, asked
+
+
+def test_hub_names_go_to_the_hub_without_code_or_pickles(hub):
+    repository, commit, asked = hub
+    for name in ('pytorch_model.bin', 'modeling.py', 'consolidated.safetensors', 'weights.pt'):
+        (repository / name).write_text('not to be read')
     config, _, tokenizer = load_model('someone/model', revision='abc')
     assert config == CONFIG
     assert len(tokenizer) == 150
-    (name, revision, patterns) = asked[0]
-    assert (name, revision) == ('someone/model', 'abc')
-    assert not any(pattern.endswith(('.bin', '.py', '.pt', '*')) for pattern in patterns)
+    assert [(name, revision) for name, revision, _ in asked] == [('someone/model', 'abc'), ('someone/model', 'commit')]
+    assert {path.name for path in repository.iterdir()} - {path.name for path in commit.iterdir()} == {
+        'pytorch_model.bin',
+        'modeling.py',
+        'consolidated.safetensors',
+        'weights.pt',
+    }
+
+
+def test_weights_of_a_hub_model_are_those_that_its_index_names(hub, params):
+    repository, _, _ = hub
+    index = repository / 'model.safetensors.index.json'
+    for file in sorted(repository.glob('model-*.safetensors')):
+        number, _, count = file.stem.removeprefix('model-').partition('-of-')
+        file.rename(renamed := repository / f'model.safetensors-{number}-of-{count} [1].safetensors')
+        index.write_text(index.read_text().replace(file.name, renamed.name))
+    assert_equal_trees(without_padding(load_model('someone/model')[1], CONFIG), without_padding(params, CONFIG))
+    index.write_text(index.read_text().replace('[1].safetensors', '[1].bin'))
+    with pytest.raises(ValueError, match=r'index\.json: weight_map: expected an object of names to files'):
+        load_model('someone/model')
 
 
 # The terminal token.
