@@ -54,25 +54,27 @@ def check_mesh(models: Mapping[str, TransformerConfig], compute: Compute) -> Non
             raise ConfigError(f'config.compute.{error} ({name})') from error
 
 
+def check_row_lengths(field: str, lengths: Sequence[int], config: TransformerConfig) -> None:
+    """Refuses rows that may be longer than the model's positions, or than its sliding window."""
+    if lengths[-1] > config.max_row_tokens:
+        raise ConfigError(f"{field}: expected at most the model's {config.row_limit} tokens, found {lengths[-1]}")
+
+
 def check_fitting(
     field: str,
     settings: SFTSettings | PreferenceSettings,
-    max_positions: int,
+    config: TransformerConfig,
     compute: Compute,
     *,
     rows_per_item: int = 1,
 ) -> None:
-    """Refuses rows that may be longer than the model's positions, a warm-up without end, and uneven batches.
+    """Refuses rows that may be too long for the model, a warm-up without end, and uneven batches.
 
     Args:
-        max_positions: of the model.
+        config: of the model.
         rows_per_item: rows for each of a batch's `batch_size`: a pair has two.
     """
-    longest = settings.batch.lengths[-1]
-    if longest > max_positions:
-        raise ConfigError(
-            f"{field}.batch.lengths: expected at most the model's max_positions={max_positions} tokens, found {longest}"
-        )
+    check_row_lengths(f'{field}.batch.lengths', settings.batch.lengths, config)
     if settings.optimizer.warmup_steps >= settings.steps:
         raise ConfigError(
             f'{field}.optimizer.warmup_steps: expected fewer than steps={settings.steps}, '
@@ -85,7 +87,7 @@ def check_user_sft(
     field: str, settings: UserSFTSettings, model: Model, people: Sequence[Conversation], compute: Compute
 ) -> None:
     """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
-    check_fitting(f'{field}.sft', settings.sft, model.config.max_positions, compute)
+    check_fitting(f'{field}.sft', settings.sft, model.config, compute)
     for split in ('train', 'test'):
         conversations = of_split(people, split)
         try:
@@ -103,7 +105,7 @@ def check_reward_model(
     field: str, settings: RewardModelSettings, model: Model, preferences: Sequence[Preference], compute: Compute
 ) -> None:
     """`check_fitting`; and refuses data without a pair to train on, or to measure on."""
-    check_fitting(f'{field}.preference', settings.preference, model.config.max_positions, compute, rows_per_item=2)
+    check_fitting(f'{field}.preference', settings.preference, model.config, compute, rows_per_item=2)
     longest = settings.preference.batch.lengths[-1]
     halves = f"the split 'train', half={settings.half!r}"
     for where, pairs in (

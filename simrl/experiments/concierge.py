@@ -117,11 +117,13 @@ class ConciergeScene:
         s, compute = self.settings, self.compute
         check_xla_flags(compute)
         check_mesh(self.model_configs(), compute)
-        own = s.assistant
-        check_fitting('config.assistant.sft', own.sft, own.model.max_positions, compute)
+        vocab_size = s.corpora.vocabulary + 1  # the terminal token
+        config = s.assistant.model.transformer_config(vocab_size)
+        check_fitting('config.assistant.sft', s.assistant.sft, config, compute)
         for size, user in s.users.items():
+            config = user.model.transformer_config(vocab_size)
             for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
-                check_fitting(f'config.users.{size}.{name}', fitting, user.model.max_positions, compute)
+                check_fitting(f'config.users.{size}.{name}', fitting, config, compute)
         check_rl_steps(s.rl, s.rl_people, compute)
         check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         for arm in s.arms:

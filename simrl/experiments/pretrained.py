@@ -158,6 +158,9 @@ class PretrainedScene:
             check_agents(agent, check_trained(assistant_agent(self.settings, self.model, {})), self.chat, self.limits)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
+        # Every simulator is scored on people's messages in rows of these lengths; see `likelihood_rows`.
+        lengths, config = self.settings.user_sft.sft.batch.lengths, self.simulator_model(arm).config
+        checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
         for split in ('train', 'test'):
             for example in self._openings(split):
                 try:

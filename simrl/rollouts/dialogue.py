@@ -186,7 +186,7 @@ def _replicated(rows: _Tree) -> _Tree:
 def capacity(
     spec: GenerationSpec, partner_max_new_tokens: int, prompt_length: int, turns: int, name: str = 'spec'
 ) -> int:
-    """A context's room, in tokens, so that every conversation fits, checked against the model's positions.
+    """A context's room, in tokens, so that every conversation fits, checked against the model's longest row.
 
     It is what they take, rounded up, which may be a little more than there are positions; the surplus is never written.
     A turn takes at most both headers, both messages, and both forced ends of turn, which `max_new_tokens` leaves out.
@@ -201,9 +201,9 @@ def capacity(
     own_header, partner_header = header_lengths(spec)
     per_turn = room_to_send(spec) + room_to_receive(spec, partner_max_new_tokens)
     needed = prompt_length + turns * per_turn
-    if needed > spec.config.max_positions:
+    if needed > spec.config.max_row_tokens:
         raise ValueError(
-            f'{name}: expected conversations of at most max_positions={spec.config.max_positions} tokens, found that '
+            f'{name}: expected conversations of at most {spec.config.row_limit} tokens, found that '
             f'one may take {needed}: prompt_length={prompt_length} + turns={turns} x {per_turn}, a turn being own '
             f'header {own_header} + own message {spec.max_new_tokens} + 1 + partner header {partner_header} + its '
             f'message {partner_max_new_tokens} + 1'

@@ -34,7 +34,7 @@ INCOMPLETE = '\N{REPLACEMENT CHARACTER}'  # what decoding makes of a character w
 
 
 class TooLongError(ValueError):
-    """A conversation has more tokens than its model has positions."""
+    """A conversation has more tokens than its model has positions, or than its sliding window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelView:
             TooLongError: the prompt has more tokens than the model has positions.
         """
         self._policy, self._spec, self._chat, self._stop_text = agent.policy, agent.policy.spec, chat, agent.stop_text
-        self._positions = self._spec.config.max_positions
+        self._max_tokens = self._spec.config.max_row_tokens
         self._row_keys = _row_keys(example, seed, sample)
         self._number = 0 if example.opening is None else 1  # of the next message
         self._context: Context | None = None
@@ -112,7 +112,7 @@ class ModelView:
         self._check_room(self.length + len(header) + 2, 'the shortest message')
         self._append(header, [TEMPLATE] * len(header), self._number)
         assert self._context is not None
-        room = self._positions - self.length - 1  # the last token is an end-of-turn
+        room = self._max_tokens - self.length - 1  # the last token is an end-of-turn
         limit = spec.max_new_tokens + 1 if room > spec.max_new_tokens else room
         context, state = _begin(policy, self._context)
         text, ids = _Text(self._chat.decode, self._stop_text), list[int]()
@@ -154,12 +154,12 @@ class ModelView:
         self.length = 0 if self._context is None else int(self._context.length[0])
 
     def _with_room(self, context: Context, tokens: int) -> Context:
-        return grow_cache(context, min(max(LEAST_CACHE, 1 << (tokens - 1).bit_length()), self._positions))
+        return grow_cache(context, min(max(LEAST_CACHE, 1 << (tokens - 1).bit_length()), self._max_tokens))
 
     def _check_room(self, needed: int, what: str) -> None:
-        if needed > self._positions:
+        if needed > self._max_tokens:
             raise TooLongError(
-                f'the conversation is too long: expected at most {self._positions} tokens, the positions of the model, '
+                f"the conversation is too long: expected at most the model's {self._spec.config.row_limit} tokens, "
                 f'found {needed} with {what}'
             )
 

@@ -93,6 +93,15 @@ def test_fits_that_would_fail_are_named(path, value, message):
         checks.check_reward_model('config.judge', judge, MODEL, PAIRS, COMPUTE)
 
 
+def test_rows_are_held_against_a_sliding_window():
+    model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, sliding_window=127))
+    found = r'expected at most the model.s sliding_window=127 \(of max_positions=2000\) tokens, found 128'
+    with pytest.raises(ConfigError, match=r'^config\.user_sft\.sft\.batch\.lengths: ' + found):
+        checks.check_user_sft('config.user_sft', USER_SFT, model, PEOPLE, COMPUTE)
+    with pytest.raises(ConfigError, match=r'^config\.judge\.preference\.batch\.lengths: ' + found):
+        checks.check_reward_model('config.judge', REWARD, model, PAIRS, COMPUTE)
+
+
 def compute_on(data: int, model: int):
     """Settings whose mesh has more devices than this machine; its shape is all that checks read."""
     mesh = AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)

@@ -27,7 +27,9 @@ CONFIG = TransformerConfig(
     head_dim=4,
     mlp_dim=48,
     max_positions=64,
-    biases=('query', 'key', 'value'),
+    norm_placement='after',
+    qk_norm='all_heads',
+    biases=('query', 'key', 'value', 'output'),
 )
 HEADS = ('value_head',)
 BATCH = {'tokens': np.random.default_rng(0).integers(0, 150, (8, 12)).astype(np.int32)}

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from simrl.models import lora, placement, sharding
+from simrl.models.layouts import MATRICES
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import TransformerConfig
 from tests import many_devices
@@ -24,8 +25,9 @@ def shape_only(data, model):
     return jax.sharding.AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
 
 
-def test_every_parameter_has_axes_for_its_dimensions():
-    config = TransformerConfig(**{**CONFIG.__dict__, 'qkv_bias': True, 'qk_norm': True})
+@pytest.mark.parametrize('qk_norm', ['head', 'all_heads'])
+def test_every_parameter_has_axes_for_its_dimensions(qk_norm):
+    config = TransformerConfig(**{**CONFIG.__dict__, 'biases': tuple(MATRICES), 'qk_norm': qk_norm})
     axes = sharding.logical_axes(config, ('value_head', 'reward_head'), tuple(lora.TARGETS))
     settings = LoRASettings(rank=3, alpha=6.0, targets=tuple(lora.TARGETS))
     shapes = jax.eval_shape(
@@ -119,6 +121,9 @@ def test_shards_are_really_split(eight_devices, mesh):
         'query': [2, 32 // data, 8 // model, 4],
         'key': [2, 32 // data, kv, 4],
         'value_bias': [2, kv, 4],
+        'output_bias': [2, 32],
+        'query_norm': [2, 8 // model, 4],
+        'key_norm': [2, kv, 4],
         'output': [2, 8 // model, 4, 32 // data],
         'gate': [2, 32 // data, 48 // model],
         'down': [2, 48 // model, 32 // data],
@@ -138,6 +143,8 @@ def test_shards_are_really_split(eight_devices, mesh):
         'query': [8 // model, 4, 32],
         'key': [kv, 4, 32],
         'value_bias': [kv, 4],
+        'output_bias': [32],
+        'query_norm': [8 // model, 4],
         'output': [32, 8 // model, 4],
         'gate': [48 // model, 32],
         'down': [32, 48 // model],

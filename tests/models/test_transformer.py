@@ -1,5 +1,6 @@
 """The decoder: cached against full passes, causality and remat."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simrl.models import lora
+from simrl.models.layouts import MATRICES
 from simrl.models.transformer import (
     Execution,
     RopeScaling,
@@ -160,6 +163,39 @@ def test_dots_keeps_what_matrices_give(params):
     assert more == c.num_layers * ROWS * TIME * given
 
 
+# Another structure: OLMo 2's norms, and all biases.
+
+
+def test_norms_after_and_over_all_heads_decode_train_and_take_adapters():
+    config = dataclasses.replace(CONFIG, norm_placement='after', qk_norm='all_heads', biases=tuple(MATRICES))
+    params = random_params(config)
+    layers = params['decoder']['layers']
+    assert (layers['query_norm'].shape, layers['key_norm'].shape) == ((2, 4, 8), (2, 2, 8))
+    assert {f'{name}_bias' for name in MATRICES} <= layers.keys()
+    adapters = lora.init(jax.random.key(0), config, lora.LoRASettings(rank=2, alpha=2.0))
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
+    params = params | {'adapters': adapters, 'adapter_scale': jnp.float32(1.0)}
+
+    def loss(params, execution):
+        return jnp.mean(jnp.square(project(params, apply(params, config, execution, TOKENS)[0])))
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    found, expected = gradient(params, Execution(remat='full')), gradient(params, EXECUTION)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), found, expected)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(expected['decoder']['layers'])[0]:
+        assert np.all(np.any(leaf, axis=tuple(range(1, leaf.ndim)))), path
+
+    hidden = jax.jit(lambda params: apply(params, config, EXECUTION, TOKENS)[0])(params)
+    merged = lora.merged(params, 'float32')
+    decode = jax.jit(functools.partial(apply, config=config, execution=EXECUTION))
+    cache, parts = init_cache(config, ROWS, TIME, 'float32'), []
+    for start in range(0, TIME, 4):
+        positions = jnp.broadcast_to(jnp.arange(start, start + 4), (ROWS, 4))
+        part, cache = decode(merged, tokens=TOKENS[:, start : start + 4], positions=positions, cache=cache)
+        parts.append(part)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), hidden, atol=2e-5)
+
+
 # Parts.
 
 
@@ -191,6 +227,9 @@ def test_llama3_frequencies_at_both_ends():
         ({'num_heads': 3}, 'num_heads: expected a multiple of num_kv_heads=2, found 3'),
         ({'head_dim': 7}, 'head_dim: expected an even number'),
         ({'num_layers': 0}, 'num_layers: expected at least 1, found 0'),
+        ({'biases': ('up', 'query')}, 'biases: expected names of query, .*, in this order, found up, query'),
+        ({'biases': ('head',)}, 'biases: expected names of query, .*, found head'),
+        ({'sliding_window': 0}, 'sliding_window: expected at least 1, or None, found 0'),
     ],
 )
 def test_impossible_sizes(change, message):

@@ -428,6 +428,10 @@ def test_capacity_is_what_the_longest_conversation_takes() -> None:
     assert capacity(fewer, partner_max_new_tokens=5, prompt_length=250 - turns, turns=4) == 256
     with pytest.raises(ValueError, match=r'at most max_positions=250 tokens, found .* 251'):
         capacity(fewer, partner_max_new_tokens=5, prompt_length=251 - turns, turns=4)
+    windowed = dataclasses.replace(spec, config=dataclasses.replace(spec.config, sliding_window=240))
+    assert capacity(windowed, partner_max_new_tokens=5, prompt_length=240 - turns, turns=4) == 240
+    with pytest.raises(ValueError, match=r'at most sliding_window=240 \(of max_positions=256\) tokens, found .* 241'):
+        capacity(windowed, partner_max_new_tokens=5, prompt_length=241 - turns, turns=4)
 
 
 def test_prompts_longer_than_the_capacity_are_refused() -> None:

@@ -133,7 +133,7 @@ def test_a_conversation_longer_than_the_positions_is_refused() -> None:
     view.receive(CHAT.encode('ab'))
     list(view.stream())
     before = view.length
-    expected = 'the conversation is too long: expected at most 64 tokens, the positions of the model, found [0-9]+ with'
+    expected = 'the conversation is too long: expected at most the model.s max_positions=64 tokens, found [0-9]+ with'
     with pytest.raises(TooLongError, match=f'^{expected} this message and the shortest reply$'):
         view.receive(CHAT.encode('a' * 60))
     assert view.length == before
