@@ -89,7 +89,7 @@ def test_results_of_stages_by_hand(spec, tmp_path):
     assert found.fidelity.simulators['b'].nats_per_token is None, 'off the device there are no likelihoods'
     assert found.fidelity.simulators['a'].perplexity == math.exp(2)
     assert found.fidelity.simulators['a'].statistics == {'words_per_message': 1.5, 'typos': None}
-    assert found.training.assistants['b/seed-0'].zero_variance == (0.25, 0.0)
+    assert found.training.assistants['b/seed-0'].zero_variance == (0.25, None)
     (shown,) = found.conversations.measures['reply']
     assert shown.example == 'p2'
     assert {who: (x.messages[1].content, x.score) for who, x in shown.conversations.items()} == {
