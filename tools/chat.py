@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from simrl.conversations.chat import ASSISTANT, USER
+from simrl.conversations.chat import ASSISTANT, HEADERS, USER
 from simrl.main import USER_ERRORS
 from simrl.rollouts.agents import ModelAgent
 from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
@@ -114,7 +114,7 @@ class Talk:
             elif line:
                 (partner,) = self.views.values()
                 (of,) = self.agents.values()
-                partner.receive(of.chat.encode(line))
+                partner.receive(of.chat.encode(line, HEADERS[role]))
                 self.number += 1
         except ValueError as error:
             note(str(error))
@@ -165,8 +165,10 @@ class Talk:
                 note(f'the {NAMES[role]} has ended the conversation')
             elif not alone:
                 other = ASSISTANT if role == USER else USER
-                same = self.share_tokenizer
-                self.views[other].receive(view.sent.ids if same else self.agents[other].chat.encode(view.sent.text))
+                ids = view.sent.ids
+                if not self.share_tokenizer:
+                    ids = tuple(self.agents[other].chat.encode(view.sent.text, HEADERS[role]))
+                self.views[other].receive(ids)
                 if self.number >= 2 * self.turns:
                     self.ended = True
                     note(f'{self.turns} turns are over')

@@ -6,7 +6,7 @@ Two views of one conversation:
   the role-play text with the opening in it, so the first rendered message is the assistant's reply (number 1).
 
 In both views messages are numbered from the user's opening (0), `role` is the speaker whatever the header, and contents
-are the same ids.
+are the same ids, unless the template's headers make a text be encoded in several ways (`Chat.elsewhere`).
 """
 
 import collections
@@ -113,6 +113,8 @@ def render(
         spoken_as = speaker if view == 'natural' else _OTHER[speaker]
         header = chat.first_header(spoken_as, system) if number == first else chat.header(spoken_as)
         code = ROLE_CODES[speaker]
+        if train == speaker:
+            chat.check_ends(spoken_as)
         tokens.extend((*header, *content, chat.end_of_turn[spoken_as]))
         role.extend([TEMPLATE] * len(header) + [code] * len(content) + [code if ends else TEMPLATE])
         message.extend([number] * (len(header) + len(content) + 1))
@@ -121,7 +123,8 @@ def render(
         if number >= first:
             last = number == len(messages) - 1
             speaker: Header = 'assistant' if given.role == 'assistant' else 'user'
-            content = chat.encode(given.content)
+            spoken_as = speaker if view == 'natural' else _OTHER[speaker]
+            content = chat.encode(given.content, 'first' if number == first and system is not None else spoken_as)
             if last and ends_here and speaker == 'user' and not given.truncated:
                 content.append(chat.terminal)
             append(number, speaker, content, not given.truncated and not (last and end == 'cut'))

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from simrl.conversations.chat import Chat, Header
+from simrl.conversations.chat import ROLE_CODES, Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_shares
@@ -93,7 +93,7 @@ def fit_role(
         # Always before and after, whatever the loop's own setting.
         loop_settings=dataclasses.replace(compute.loop, evaluate_every=compute.loop.evaluate_every or settings.steps),
         mesh=mesh,
-        ends=(chat.terminal, *sorted(set(chat.end_of_turn.values()))),
+        ends=(chat.terminal, *sorted({chat.end_of_turn[role] for role in ROLE_CODES if chat.ends(role)})),
         hyperparameters=hyperparameters,
     )
     save_params(folder, partition.whole_decoder(params, state.params, config, settings.lora, mesh))

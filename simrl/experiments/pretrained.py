@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import Chat, EncodingError
+from simrl.conversations.chat import ROLE_CODES, Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
 from simrl.evaluation.results import MeasureWords
@@ -106,7 +106,11 @@ class PretrainedScene:
                 f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
                 f'token ids'
             )
-        if (model.chat.headers, model.chat.end_of_turn) != (self.chat.headers, self.chat.end_of_turn):
+        chats = (model.chat, self.chat)
+        if any(
+            len({(chat.headers[role], chat.end_of_turn[role], *chat.encode('a', role)) for chat in chats}) > 1
+            for role in ROLE_CODES
+        ):
             raise ConfigError(f'{field}: expected the headers of config.model in the chat template, found others')
         return model
 

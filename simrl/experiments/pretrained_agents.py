@@ -47,7 +47,9 @@ def usual_agents(settings: PretrainedSettings, model: Model) -> list[ModelAgent]
     Raises:
         ConfigError: the model cannot role-play under `conversation.role_play`.
     """
-    agents = [assistant_agent(settings, model, {}), _fine_tuned(settings, model, {}, None)]
+    agents = [assistant_agent(settings, model, {})]
+    if model.chat.ends('user'):
+        agents.append(_fine_tuned(settings, model, {}, None))
     if model.chat.system_header is None:
         return agents
     try:

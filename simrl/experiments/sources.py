@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import Chat, Rewrites, chat_from_huggingface
+from simrl.conversations.chat import Chat
+from simrl.conversations.huggingface_tokenizer import terminal_id
 from simrl.conversations.records import Check, Conversation, OnBadRows, Preference, read_conversations, read_preferences
+from simrl.conversations.templates import Rewrites, chat_from_huggingface
 from simrl.models import sharding, transformer
 from simrl.models.files.load import load_config, load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
@@ -67,7 +69,7 @@ class Model:
         settings: where it comes from.
         config: of the decoder, the terminal token included.
         chat: its tokenizer and template.
-        tokenizer: the transformers tokenizer that the chat was made of, without the terminal token.
+        tokenizer: the transformers tokenizer that the chat was made of; only exported models have the terminal token.
     """
 
     settings: ModelSettings
@@ -75,8 +77,13 @@ class Model:
     chat: Chat
     tokenizer: Any
 
+    @property
+    def knows_terminal(self) -> bool:
+        """True for a model that was exported with the terminal token: its row is kept."""
+        return terminal_id(self.tokenizer) is not None
+
     def load_params(self, mesh: Mesh | None = None) -> Params:
-        """Reads the weights. The terminal token starts as a copy of the user's end-of-turn.
+        """Reads the weights. The terminal token starts as a copy of the user's end-of-turn, unless the model knows it.
 
         Args:
             mesh: where given, the params are read, or made, straight into the shards of training on it.
@@ -95,7 +102,9 @@ class Model:
                 params = transformer.init_params(key, config)
             else:
                 params = sharding.init_sharded(key, config, mesh, sharding.TRAINING_RULES)
-        params, _ = resize_vocabulary(params, config, self.chat.size, self.chat.end_of_turn['user'])
+        if self.knows_terminal and config.vocab_size >= self.chat.size:
+            return params
+        params, _ = resize_vocabulary(params, config, self.chat.size, self.chat.terminal_start)
         return params
 
 
@@ -116,7 +125,8 @@ def open_model(settings: ModelSettings) -> Model:
 
 def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:
     """Refuses tokens without a row of the embedding, except special tokens that neither texts nor the template have."""
-    runs = (*chat.headers.values(), *chat.first_headers.values(), chat.default_prefix, chat.system_header or ())
+    headers = (chat.headers, chat.first_headers, chat.headers_after_system)
+    runs = (*(run for by_role in headers for run in by_role.values()), chat.default_prefix, chat.system_header or ())
     written = {*chat.end_of_turn.values(), chat.system_end, *(i for run in runs for i in run)}
     beyond = set(range(config.vocab_size, chat.tokenizer.size)) - (chat.reserved - written)
     if beyond:

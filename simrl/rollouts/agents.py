@@ -211,7 +211,8 @@ def model_agent(
         stop_text: the text by which it ends a conversation: the terminal token's, or one that a prompt asks for.
 
     Raises:
-        ValueError: a stop text that no message has room for, or a swapped view without a system text.
+        ValueError: a stop text that no message has room for, a swapped view without a system text, or a header under
+            which no model can speak.
     """
     if view == 'swapped' and system is None:
         raise ValueError('swapped view: expected a system text that asks for the other role, found none')
@@ -219,6 +220,7 @@ def model_agent(
     own: Header = 'user' if (role == USER) != swapped else 'assistant'
     partner: Header = 'assistant' if own == 'user' else 'user'
     terminal = stop_text == TERMINAL_TEXT
+    chat.check_ends(own)
 
     def prompt(example: Example) -> Rendered:
         if system is None:
@@ -235,15 +237,15 @@ def model_agent(
                 f'stop text {stop_text!r}: expected at most the {max_new_tokens} tokens of a message, found at least '
                 f'{min(map(len, runs))}'
             )
+    given = None if system is None else ''  # the first header depends on whether there is a system text, not on which
     spec = GenerationSpec(
         config=config,
         execution=execution,
         role=role,
         own_header=chat.header(own),
         partner_header=chat.header(partner),
-        # Where a system text precedes, the first header is as any other.
-        own_first_header=chat.first_header(own) if system is None else chat.header(own),
-        partner_first_header=chat.first_header(partner) if system is None else chat.header(partner),
+        own_first_header=chat.first_header(own, given),
+        partner_first_header=chat.first_header(partner, given),
         end_of_turn=chat.end_of_turn[own],
         partner_end_of_turn=chat.end_of_turn[partner],
         max_new_tokens=max_new_tokens,

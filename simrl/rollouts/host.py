@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import Chat
+from simrl.conversations.chat import HEADERS, Chat
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.state import Transcript, waiting_for
 
@@ -100,7 +100,7 @@ class HostReplies:
             failed=np.zeros(len(rows), np.bool_),
         )
         for place, reply in zip(places, replies, strict=True):
-            failure = self._write(message, place, reply)
+            failure = self._write(message, place, reply, role)
             if failure is not None:
                 message.failed[place] = True
                 self.failures[int(rows[place])] = failure
@@ -116,7 +116,7 @@ class HostReplies:
         ]
         self.conversations[row] = dataclasses.replace(conversation, messages=(*conversation.messages, *new))
 
-    def _write(self, message: HostMessage, place: int, reply: Reply) -> str | None:
+    def _write(self, message: HostMessage, place: int, reply: Reply, role: int) -> str | None:
         """Writes a reply into its row of a message, or returns why there is none."""
         if not isinstance(reply, Reply):
             raise TypeError(f'HostAgent.reply: expected a list of Reply, found {type(reply).__name__}: {reply!r:.80}')
@@ -125,7 +125,7 @@ class HostReplies:
         if not isinstance(reply.text, str):
             return f'expected text, found {reply.text!r:.80}'
         try:
-            ids = self.chat.encode(reply.text)
+            ids = self.chat.encode(reply.text, HEADERS[role])
         except ValueError as error:
             return str(error)
         content, truncated = cut_reply(ids, self.max_new_tokens, self.chat.terminal if reply.ends else None)

@@ -14,9 +14,8 @@ import pathlib
 from collections.abc import Iterable
 
 import jax
-import numpy as np
 
-from simrl.conversations.chat import TERMINAL_TEXT, USER, Chat
+from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.experiments import experiment, plan, sources
 from simrl.experiments.scene import Scene
@@ -179,16 +178,10 @@ def _execution() -> Execution:
 
 def _simulator(model: Model) -> ModelAgent:
     """A model outside a run as the user: fine-tuned where it has a terminal token of its own, else prompted."""
-    terminal = model.tokenizer.get_added_vocab().get(TERMINAL_TEXT)
     parts = (model.chat, model.config, model.load_params(), _execution())
-    if terminal is None:
-        return role_play(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=RolePlaySettings())
-    agent = fine_tuned(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=FineTunedSettings())
-    policy = agent.policy
-    token_mask = np.array(policy.token_mask)
-    token_mask[[terminal, model.chat.terminal]] = True, False
-    spec = dataclasses.replace(policy.spec, stop_sequences=((terminal,),))
-    return dataclasses.replace(agent, policy=dataclasses.replace(policy, token_mask=token_mask, spec=spec))
+    if model.knows_terminal:
+        return fine_tuned(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=FineTunedSettings())
+    return role_play(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=RolePlaySettings())
 
 
 def _ready(agent: Agent) -> Agent:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, Chat
+from simrl.conversations.chat import ASSISTANT, HEADERS, TEMPLATE, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import transformer
 from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, HostConversation, ModelAgent, Policy
@@ -189,7 +189,8 @@ class HostView:
         if reply.failure is not None:
             raise RuntimeError(f'the agent failed: {reply.failure}')
         terminal = self._chat.terminal if reply.ends else None
-        ids, truncated = cut_reply(self._chat.encode(reply.text), self._agent.max_new_tokens, terminal)
+        ids = self._chat.encode(reply.text, HEADERS[self._role])
+        ids, truncated = cut_reply(ids, self._agent.max_new_tokens, terminal)
         text = self._chat.decode(ids[:-1] if reply.ends else ids)
         self._append(self._role, text)
         self.sent = Sent(tuple(ids), text, reply.ends, truncated)

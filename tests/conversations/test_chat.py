@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations import chat as chat_lib
-from simrl.conversations.chat import EncodingError, chat_from_huggingface
+from simrl.conversations.chat import EncodingError
 from simrl.conversations.records import Message
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
+from simrl.models.files.load import load_tokenizer
 from tests.tiny import CHATML, CHATML_TOKENS, FAMILY_TOKENS, byte_tokenizer, family_tokenizer
 
 DATA = os.environ.get('SIMRL_DATA')
@@ -165,16 +167,25 @@ def test_todays_date_is_pinned():
     with pytest.raises(ValueError, match="today's date; pin it with `date`"):
         chat_from_huggingface(tokenizer)
     assert '1 Jan 2020' in chat_from_huggingface(tokenizer, date='1 Jan 2020').default_system
-    unpinnable = byte_tokenizer(template="{{ strftime_now('%d') }}" + CHATML)
-    with pytest.raises(ValueError, match="today's date and reads no date_string"):
-        chat_from_huggingface(unpinnable, date=DATE)
+
+
+def test_todays_date_is_pinned_where_the_template_only_asks_the_clock():
+    tokenizer = byte_tokenizer(template="{{ strftime_now('%A, %Y-%m-%d') }}" + CHATML)
+    assert chat_from_huggingface(tokenizer, date=DATE).default_system == 'Friday, 2024-07-26'
+    with pytest.raises(ValueError, match="today's date; pin it with `date`"):
+        chat_from_huggingface(tokenizer)
+    with pytest.raises(ValueError, match="date: expected one such as '26 Jul 2024', found 'today'"):
+        chat_from_huggingface(tokenizer, date='today')
+    unknown = byte_tokenizer(template="{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML)
+    with pytest.raises(ValueError, match="today's date in a format that is not written in it"):
+        chat_from_huggingface(unknown, date=DATE)
 
 
 HEADER = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
 GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 BAD_TEMPLATES = {
     'has no chat template': None,
-    'expected a special token at the end of the user': (
+    'expected a special token at the end of the assistant': (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     ),
@@ -209,10 +220,21 @@ def test_a_template_that_is_not_constant_runs_is_an_error(error):
         chat_from_huggingface(byte_tokenizer(template=BAD_TEMPLATES[error]), rewrites='keep')
 
 
-def test_a_template_of_several_is_an_error():
+@pytest.mark.parametrize('others', [{}, {'tool_use': '{{ messages[-1] }}'}])
+def test_the_default_is_taken_of_several_templates(tmp_path, others):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = {'default': CHATML, 'tool_use': CHATML}
-    with pytest.raises(ValueError, match=r"expected one chat template, found \['default', 'tool_use'\]"):
+    tokenizer.chat_template = {'default': CHATML, **others}
+    tokenizer.save_pretrained(tmp_path / 'files')  # chat_template.jinja and additional_chat_templates/
+    tokenizer.save_pretrained(tmp_path / 'list', save_jinja_files=False)
+    expected = chat_from_huggingface(byte_tokenizer())
+    for found in (tokenizer, load_tokenizer(tmp_path / 'files'), load_tokenizer(tmp_path / 'list')):
+        assert chat_from_huggingface(found).headers == expected.headers
+
+
+def test_several_templates_without_a_default_are_an_error():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {'rag': CHATML, 'tool_use': CHATML}
+    with pytest.raises(ValueError, match=r"expected a chat template named 'default', found \['rag', 'tool_use'\]"):
         chat_from_huggingface(tokenizer)
 
 
@@ -231,7 +253,7 @@ def test_tokens_that_join_header_and_content_are_an_error():
         chat_from_huggingface(byte_tokenizer(template=template, merges=[('P', 'P')]))
 
 
-def test_system_text_inside_the_first_message_is_not_a_system_message():
+def test_system_text_inside_the_first_message():
     template = (
         "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] + '\n' %}"
         "{% set messages = messages[1:] %}{% else %}{% set s = '' %}{% endif %}"
@@ -240,7 +262,19 @@ def test_system_text_inside_the_first_message_is_not_a_system_message():
     )
     chat = chat_from_huggingface(byte_tokenizer(template=template))
     assert chat.system_prefix() == ()
-    with pytest.raises(ValueError, match=r"takes no system text .*not with a message of its own.*found 'Greet.'"):
+    rendered = render(chat, [Message('user', 'Hi'), Message('assistant', 'Yes?')], system='Greet.')
+    expected = '<|im_start|>user\nGreet.\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>'
+    assert chat.decode(rendered.tokens) == expected
+
+
+def test_a_system_text_that_runs_into_the_first_message_is_not_taken():
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% set messages = messages[1:] %}"
+        "{% else %}{% set s = '' %}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{{ (s if loop.first else '') + m['content'] + '<|im_end|>\n' }}{% endfor %}" + GENERATION
+    )
+    chat = chat_from_huggingface(byte_tokenizer(template=template))
+    with pytest.raises(ValueError, match=r"takes no system text .*writes nothing after one.*found 'Greet.'"):
         chat.system_prefix('Greet.')
 
 

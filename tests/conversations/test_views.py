@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from simrl.conversations import records, views
-from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, chat_from_huggingface
+from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.conversations.records import Conversation, Message, Preference
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import natural_prompt, preference_rows, render, swapped_prompt
 from tests.tiny import CHATML, CHATML_WITHOUT_SYSTEM, byte_tokenizer
 

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from simrl.conversations.batches import BatchSettings
-from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Message, Preference
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import checks, fitting
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
 from simrl.experiments.pretrained_settings import ReplySettings

@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import natural_prompt, swapped_prompt
 from simrl.experiments.experiment import SCENES, settings_of
 from simrl.models.files.load import load_model

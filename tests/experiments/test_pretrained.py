@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import experiment, fitting, sources
 from simrl.models import transformer
 from simrl.models.files.export import export, read_generation_config

@@ -3,12 +3,17 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
-from simrl.conversations.chat import chat_from_huggingface
+from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, RowError, write_conversations
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import sources
 from simrl.experiments.sources import DataSettings, ModelSettings
+from simrl.models import transformer
+from simrl.models.files.export import export
 from simrl.models.files.huggingface_config import config_to_json
 from simrl.models.transformer import TransformerConfig
 from tests.tiny import CHATML_TOKENS, byte_tokenizer
@@ -35,6 +40,38 @@ def test_tokens_without_a_row_are_refused(tmp_path, rows, first):
 def test_special_tokens_that_nothing_writes_need_no_row(tmp_path):
     model = sources.open_model(model_folder(tmp_path, 259, '<extra 1>', '<extra 2>'))
     assert model.config.vocab_size == model.chat.size == 262
+
+
+def test_an_exported_simulator_keeps_its_terminal_token(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    config = dataclasses.replace(CONFIG, vocab_size=260)
+    params = transformer.init_params(jax.random.key(0), config)
+    export(params, config, tokenizer, tmp_path / 'simulator')
+    model = sources.open_model(ModelSettings(str(tmp_path / 'simulator')))
+    assert (model.chat.terminal, model.chat.size, model.config) == (259, 260, config)
+    assert model.chat.token_mask(260, terminal=True, header='user')[259]
+    assert not model.chat.token_mask(260, terminal=False)[259]
+    assert 259 not in model.chat.encode(TERMINAL_TEXT)
+    loaded = model.load_params()
+    np.testing.assert_array_equal(loaded['decoder']['embedding'][:260], params['decoder']['embedding'][:260])
+    assert model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True) == 0  # as the export of its next stage does
+    export(loaded, model.config, model.tokenizer, tmp_path / 'again')
+    assert sources.open_model(ModelSettings(str(tmp_path / 'again'))).chat.terminal == 259
+
+
+def test_a_new_terminal_token_starts_as_an_end_of_turn(tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=259)
+    params = transformer.init_params(jax.random.key(0), config)
+    export(params, config, byte_tokenizer(), tmp_path / 'model')
+    model = sources.open_model(ModelSettings(str(tmp_path / 'model')))
+    rows = model.load_params()['decoder']['embedding']
+    np.testing.assert_array_equal(rows[model.chat.terminal], rows[model.chat.end_of_turn['user']])
+
+
+def test_tokens_after_the_terminal_token_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='as the last token, of id 260, found it as 259'):
+        sources.open_model(model_folder(tmp_path, 261, TERMINAL_TEXT, '<extra>'))
 
 
 def test_a_tokenizer_of_a_newer_library_names_its_folder(tmp_path):

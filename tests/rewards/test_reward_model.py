@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import chat_from_huggingface
 from simrl.conversations.records import Message
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.batches import BatchSettings
-from simrl.conversations.chat import USER, Chat, chat_from_huggingface
+from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import PreferenceRow, Rendered
 from simrl.models import transformer
 from simrl.models.lora import LoRASettings

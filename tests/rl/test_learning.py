@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
+from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.conversations.records import Example
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import Rewards

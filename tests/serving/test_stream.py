@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, chat_from_huggingface
+from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER
 from simrl.conversations.records import Example
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts.agents import HostAgent, Limits, ModelAgent, Reply, model_agent

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import TERMINAL_TEXT, chat_from_huggingface
+from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Example, Message
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.placement import shard_batch

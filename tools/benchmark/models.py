@@ -5,7 +5,9 @@ import pathlib
 import jax
 import numpy as np
 
-from simrl.conversations.chat import Chat, chat_from_huggingface
+from simrl.conversations.chat import Chat
+from simrl.conversations.huggingface_tokenizer import terminal_id
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.models.files.load import load_model, resize_vocabulary
@@ -80,7 +82,7 @@ def prepare(source: str, folder: pathlib.Path, dtype: Dtype) -> tuple[Transforme
         tokenizer.pad_token = '<|endoftext|>'
         params = jax.tree.map(np.asarray, jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(0), config))
     chat = chat_from_huggingface(tokenizer)
-    if chat.size != config.vocab_size:
-        params, config = resize_vocabulary(params, config, chat.size, chat.end_of_turn['user'])
+    if terminal_id(tokenizer) is None and chat.size != config.vocab_size:
+        params, config = resize_vocabulary(params, config, chat.size, chat.terminal_start)
     export(params, config, tokenizer, folder, dtype=dtype)
     return config, chat

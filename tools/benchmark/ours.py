@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.batches import stack
-from simrl.conversations.chat import ASSISTANT, Chat, chat_from_huggingface
+from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.conversations.records import Example
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import Rendered
 from simrl.models import placement, sharding
 from simrl.models.files.load import load_model

@@ -1,0 +1,190 @@
+"""A fast Hugging Face tokenizer as a `Tokenizer`: content is encoded as in the place where a chat template writes it.
+
+1. In content special tokens are plain text, as in `encode(text, split_special_tokens=True)`.
+2. Sentencepiece tokenizers put a space before a text, and join a space before it with its first word. `at` makes the
+   tokenizer of a place: what precedes content there decides.
+3. The terminal token, which exported models have, is not counted: `Chat` adds it to every vocabulary.
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tokenizers
+import transformers
+
+from simrl.conversations.chat import TERMINAL_TEXT, EncodingError
+
+Spans = list[tuple[int, int, int]]  # tokens: id, and start and end of its text
+
+
+class HuggingFaceTokenizer:
+    """A fast Hugging Face tokenizer, and its copies that encode content."""
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, template_ids: Iterable[int] = ()) -> None:
+        """Copies the tokenizer for content.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            template_ids: ids that the template writes; added tokens among them are treated as special.
+
+        Raises:
+            ValueError: a slow tokenizer, or one with the terminal token before the end of its vocabulary.
+        """
+        backend = getattr(tokenizer, 'backend_tokenizer', None)
+        if backend is None:
+            raise ValueError(f'{name_of(tokenizer)}: expected a fast tokenizer, found {type(tokenizer).__name__}')
+        state = json.loads(backend.to_str())
+        state |= {'post_processor': None, 'truncation': None, 'padding': None}
+        ids = set(tokenizer.get_vocab().values())
+        self.size = max(ids) + 1
+        self.added: dict[int, Any] = dict(tokenizer.added_tokens_decoder)
+        terminal = terminal_id(tokenizer)
+        if terminal is not None:
+            if terminal != self.size - 1:
+                raise ValueError(
+                    f'{name_of(tokenizer)}: expected {TERMINAL_TEXT} as the last token, of id {self.size - 1}, found '
+                    f'it as {terminal}'
+                )
+            self.size = terminal
+            del self.added[terminal]
+        special = {*tokenizer.all_special_ids, *template_ids}
+        for token in state['added_tokens']:
+            token['special'] = token['special'] or token['id'] in special
+        self.special = frozenset(token['id'] for token in state['added_tokens'] if token['special']) - {terminal}
+        unknown = state['model'].get('unk_id'), backend.token_to_id(state['model'].get('unk_token') or '')
+        # Ids of no token, and of the unknown token.
+        self.without_text = frozenset(set(range(self.size)) - ids | {i for i in unknown if i is not None})
+        self.lead = self.trail = self._strip_lead = self._strip_trail = ''
+        self.inside = False
+        self._whole = tokenizer
+        self._alone = _text_tokenizer(state)
+        inner = state | {key: _without_prefix(state[key]) for key in ('normalizer', 'pre_tokenizer')}
+        self.has_prefix = inner != state  # whether it puts a space before a text
+        self._inside = _text_tokenizer(inner) if self.has_prefix else self._alone
+        self._model = state['model']['type']
+        self._kept: set[str] = set()  # characters that are not dropped
+
+    def at(self, lead: str = '', trail: str = '', *, inside: bool = False) -> 'HuggingFaceTokenizer':
+        """The tokenizer of a place.
+
+        Args:
+            lead: text, usually one space, that the template writes before content and the tokenizer joins with it.
+            trail: space that the template writes after content, before a special token.
+            inside: True where other text precedes, so that the tokenizer puts no space before the content.
+        """
+        place = copy.copy(self)
+        place.lead, place.trail, place.inside = lead, trail, inside
+        return place.stripping(lead, trail)
+
+    def stripping(self, lead: str, trail: str) -> 'HuggingFaceTokenizer':
+        """The same; decoding leaves out these spaces before and after a content."""
+        made = copy.copy(self)
+        made._strip_lead, made._strip_trail = lead, trail
+        return made
+
+    def encodes_as(self, other: 'HuggingFaceTokenizer') -> bool:
+        """Returns True if the other place gives every text the same tokens."""
+        return (self.lead, self.trail, self.inside) == (other.lead, other.trail, other.inside)
+
+    @property
+    def _content(self) -> tokenizers.Tokenizer:
+        return self._inside if self.inside else self._alone
+
+    def encode(self, text: str) -> list[int]:
+        # A BPE drops bytes that its vocabulary lacks. Other models have an unknown token.
+        if self._model == 'BPE' and not self._kept.issuperset(text):
+            self._check(text)
+        return self.encode_unchecked(text)
+
+    def _check(self, text: str) -> None:
+        """Raises an error for a character that does not come back from its tokens."""
+        for character in dict.fromkeys(text):
+            if character not in self._kept:
+                decoded = self.decode(self.encode_unchecked(f'0{character}0'))  # some decoders strip outer spaces
+                normalizer = self._content.normalizer
+                normalized = character if normalizer is None else normalizer.normalize_str(character)
+                if character not in decoded and normalized not in decoded:
+                    raise EncodingError(text, character)
+                self._kept.add(character)
+
+    def encode_unchecked(self, text: str) -> list[int]:
+        """Encodes a text without what the vocabulary lacks."""
+        return [i for i, *_ in self.content_spans(text)]
+
+    def content_spans(self, text: str) -> Spans:
+        """The tokens of content with its lead and trail."""
+        encoding = self._content.encode(self.lead + text + self.trail, add_special_tokens=False)
+        return _spans(encoding.ids, encoding.offsets)
+
+    def encode_template(self, text: str, *, inside: bool = False) -> list[int]:
+        """Encodes template text, in which special tokens are special tokens.
+
+        Args:
+            text: of the template.
+            inside: True where content precedes.
+        """
+        return [i for i, *_ in self.template_spans(text, inside=inside)]
+
+    def template_spans(self, text: str, *, inside: bool = False) -> Spans:
+        """The tokens of `encode_template`."""
+        if not text:
+            return []
+        found = self._whole(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = _spans(found['input_ids'], found['offset_mapping'])
+        if not (inside and self.has_prefix):
+            return spans
+        start = next((start for i, start, _ in spans if i in self.added), len(text))
+        if start == 0:
+            return spans
+        before = self._inside.encode(text[:start], add_special_tokens=False)
+        return _spans(before.ids, before.offsets) + moved(self.template_spans(text[start:]), start)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = self._whole.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).removeprefix(self._strip_lead).removesuffix(self._strip_trail)
+
+
+def terminal_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+    """The id of the terminal token in a vocabulary that has it, as that of an exported model; None otherwise."""
+    found: int | None = tokenizer.get_added_vocab().get(TERMINAL_TEXT)
+    return found
+
+
+def name_of(tokenizer: Any) -> str:
+    """A tokenizer's name in errors."""
+    return getattr(tokenizer, 'name_or_path', '') or 'tokenizer'
+
+
+def moved(spans: Spans, by: int) -> Spans:
+    """The same tokens in a text that starts earlier."""
+    return [(i, start + by, end + by) for i, start, end in spans]
+
+
+def _spans(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Spans:
+    return [(i, start, end) for i, (start, end) in zip(ids, offsets, strict=True)]
+
+
+def _text_tokenizer(state: dict[str, Any]) -> tokenizers.Tokenizer:
+    """A tokenizer by its state, for which special tokens are plain text."""
+    made = tokenizers.Tokenizer.from_str(json.dumps(state))
+    made.encode_special_tokens = True
+    return made
+
+
+def _without_prefix(step: Any) -> Any:
+    """A normalizer or pre-tokenizer that puts no space before a text."""
+    if not isinstance(step, dict):
+        return step
+    match step['type']:
+        case 'Prepend':
+            return None
+        case 'Sequence':
+            key = 'normalizers' if 'normalizers' in step else 'pretokenizers'
+            return step | {key: [inner for inner in map(_without_prefix, step[key]) if inner is not None]}
+        case 'Metaspace':
+            return step | {'prepend_scheme': 'never'}
+        case 'ByteLevel':
+            return step | {'add_prefix_space': False}
+    return step
