@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeVar
 import pyarrow
 import pyarrow.parquet
 
+from simrl.run.stage_files import named_errors
+
 Check = Callable[[str], None]
 End = Literal['natural', 'cut', 'unknown']
 OnBadRows = Literal['raise', 'drop']
@@ -416,7 +418,7 @@ def _write(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     try:
-        with partial.open('wb') as file:
+        with named_errors(path), partial.open('wb') as file:
             if path.suffix == '.parquet':
                 pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
             elif path.suffix == '.gz':

@@ -26,6 +26,7 @@ from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.collect import collect_batches
 from simrl.rollouts.trajectories import transcripts
 from simrl.run import config as config_lib
+from simrl.run.stage_files import named_errors
 from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge import scripted
 from simrl.worlds.concierge.people import World
@@ -87,7 +88,8 @@ def make_world(
     assistants = scripted.assistant_corpus(world, assistant + held_out)
     users = scripted.base_user_corpus(world, base_user + held_out)
     texts = [text for c in (*assistants, *users) for text in (c.intent or '', *(turn.content for turn in c.messages))]
-    (folder / TOKENIZER_FILE).write_bytes(train_sentencepiece(texts, vocabulary))
+    with named_errors(folder / TOKENIZER_FILE):
+        (folder / TOKENIZER_FILE).write_bytes(train_sentencepiece(texts, vocabulary))
     write_conversations(folder / ASSISTANT_CORPUS, assistants)
     write_conversations(folder / BASE_USER_CORPUS, users)
     save_result(folder, {'assistant_conversations': len(assistants), 'user_conversations': len(users)})

@@ -17,14 +17,15 @@ from simrl.models.checkpoint import Checkpoints
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
 from simrl.run.metrics import METRICS_FILE
-from simrl.run.stage_files import WorkdirError
+from simrl.run.stage_files import WorkdirError, named_errors
 
 PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
 
 
 def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
     """Writes a stage's `result.json`."""
-    (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n', encoding='utf-8')
+    with named_errors(folder / RESULT_FILE):
+        (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n', encoding='utf-8')
 
 
 def read_result(folder: pathlib.Path) -> dict[str, Any]:

@@ -278,7 +278,7 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f'could not write {path}: {error.strerror}') from error
+        raise OSError(error.errno, f'could not write {path}: {error.strerror or error}') from error
 
 
 def _sync(folder: pathlib.Path) -> None:

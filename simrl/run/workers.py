@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, TextIO
 
 import tqdm
 
@@ -109,6 +109,7 @@ def run_side_by_side(
         workers: list[_Worker] = []
         try:
             for number in range(min(num_workers, len(missing))):
+                _open_log(workdir, number).close()  # a worker without a log cannot say why
                 workers.append(_start(number, shares[number], (build, settings, workdir, names)))
             _watch(workers, workdir, names, signals, bar)
         finally:
@@ -232,13 +233,21 @@ def _watch(
             _show(worker, message, [other.process.pid for other in workers], f'{done} of {len(names)} stages done')
 
 
+def _log_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    return workdir / LOGS_FOLDER / f'worker-{number}.log'
+
+
+def _open_log(workdir: pathlib.Path, number: int) -> TextIO:
+    return open(_log_file(workdir, number), 'a', 1, encoding='utf-8', errors='backslashreplace')
+
+
 def _check_exit(worker: _Worker, workdir: pathlib.Path) -> None:
     worker.process.join()
     code = worker.process.exitcode or 0
     if code:
         how = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
         when = f'while it ran {worker.stage}' if worker.stage else 'outside of a stage'
-        log = workdir / LOGS_FOLDER / f'worker-{worker.number}.log'
+        log = _log_file(workdir, worker.number)
         raise WorkerError(f'worker {worker.number} {how} {when}; see {log}. The same command resumes')
 
 
@@ -289,8 +298,7 @@ def _work(
     names: Collection[str],
 ) -> None:
     """The worker's process."""
-    path = workdir / LOGS_FOLDER / f'worker-{number}.log'
-    log = open(path, 'a', 1, encoding='utf-8', errors='backslashreplace')  # noqa: SIM115  (open until it exits)
+    log = _open_log(workdir, number)
     for stream in (1, 2):  # the output of C++ libraries, too
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log

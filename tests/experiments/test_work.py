@@ -11,7 +11,7 @@ import pytest
 from configs import quickstart
 from simrl.conversations.records import Example
 from simrl.experiments import experiment, work
-from simrl.experiments.outputs import lines_at
+from simrl.experiments.outputs import lines_at, save_result
 from simrl.models import sharding
 from simrl.rollouts import collect
 from simrl.rollouts.agents import HostAgent
@@ -69,6 +69,14 @@ def test_a_measure_in_which_conversations_failed_is_not_done(monkeypatch) -> Non
         ConversationError, match=r'^people: 1 of 3 conversations failed, the first, with example person-1: no line$'
     ):
         next(batches)
+
+
+def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'result.json').symlink_to('/dev/full')
+    with pytest.raises(
+        OSError, match=rf'^\[Errno 28\] could not write {tmp_path}/result\.json: No space left on device$'
+    ):
+        save_result(tmp_path, {})
 
 
 def test_a_missing_line_is_named(tmp_path: pathlib.Path) -> None:

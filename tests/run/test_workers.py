@@ -163,6 +163,13 @@ def test_workers_save_and_exit_with_their_parent(start, number) -> None:
 
 
 @two_cpus
+def test_a_log_that_cannot_be_written_is_named_before_a_worker_starts(tmp_path) -> None:
+    (log := tmp_path / 'run' / 'workers' / 'worker-0.log').mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=str(log)):
+        workers.run_side_by_side(worker_job.build, Settings(tmp_path / 'log'), tmp_path / 'run', NAMES, 2)
+
+
+@two_cpus
 def test_nohup_keeps_a_run_from_the_end_of_its_terminal(start) -> None:
     command = start('--seconds=0.5', prefix=['nohup'])
     until(lambda: command.works())

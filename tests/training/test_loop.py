@@ -252,6 +252,18 @@ def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
     assert metrics_of(tmp_path)[-1]['step'] == 4
 
 
+def test_several_processes_leave_a_signal_to_the_service_on_which_they_agree(monkeypatch) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    try:
+        with loop._Signal():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: pathlib.Path, capfd) -> None:
     step_fn = signalled(signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from simrl.evaluation.report import figures, page, sections, summary
 from simrl.evaluation.report.summary import interval, number
 from simrl.evaluation.results import MeasureResult, Results
+from simrl.run.stage_files import named_errors
 
 REPORT_FILE = 'report.html'
 CONSOLE_WIDTH = 120  # columns
@@ -21,8 +22,9 @@ def write_report(results: Results, workdir: pathlib.Path) -> pathlib.Path:
     settings = json.loads(config_file.read_text(encoding='utf-8')) if config_file.exists() else {}
     path = workdir / REPORT_FILE
     draft = path.with_suffix('.partial')
-    draft.write_text(page.document(sections.TITLE, sections.sections(results, settings)), encoding='utf-8')
-    os.replace(draft, path)
+    with named_errors(path):
+        draft.write_text(page.document(sections.TITLE, sections.sections(results, settings)), encoding='utf-8')
+        os.replace(draft, path)
     return path
 
 
