@@ -6,7 +6,7 @@ Each function gets its stage's folder first and leaves `result.json` there; trai
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,28 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         mesh=mesh,
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
     )
+    lines = metric_lines(folder)
+    check_learned(f'config.arms.{arm}', lines)
     policy = assistant.policy
     save_params(folder, partition.whole_decoder(policy.params, state.params, policy.spec.config, settings.lora, mesh))
-    lines = metric_lines(folder)
     names = [*CURVES, *sorted(name for name in lines[0] if name.startswith('reward/') and name not in CURVES)]
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
+
+
+def check_learned(field: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to call an assistant trained that had nothing to learn from.
+
+    Args:
+        field: what errors call the arm.
+        lines: of metrics.jsonl; a number is null where a line has nothing to measure.
+
+    Raises:
+        ConversationError: no update had a gradient.
+    """
+    if not any(line['grad_norm'] for line in lines):
+        tokens = sum(line['trained_tokens'] for line in lines)
+        found = 'rewards never differ' if tokens else 'no conversation with a reward has a message of the assistant'
+        raise ConversationError(f'{field}: expected something to learn from, found no gradient in any step: {found}')
 
 
 def measure_assistant(

@@ -38,6 +38,18 @@ def test_arm_and_seed_are_hyperparameters_of_a_training(tmp_path: pathlib.Path, 
     assert found['algorithm']['advantage'] == settings.rl.algorithm.advantage
 
 
+def test_a_training_without_a_gradient_is_not_done() -> None:
+    nothing = {'grad_norm': None, 'trained_tokens': 0.0}  # a simulator that ends every conversation at once
+    alike = {'grad_norm': 0.0, 'trained_tokens': 90.0}  # a reward that is the same for all
+    for lines, found in (
+        ([nothing] * 2, 'no conversation with a reward has a message'),
+        ([nothing, alike], 'rewards n'),
+    ):
+        with pytest.raises(ConversationError, match=f'^config.arms.mine: .* no gradient in any step: {found}'):
+            work.check_learned('config.arms.mine', lines)
+    work.check_learned('config.arms.mine', [nothing, alike, {'grad_norm': 1e-3, 'trained_tokens': 90.0}])
+
+
 @pytest.mark.parametrize('score', [float('nan'), float('inf')])
 def test_a_measure_with_a_score_that_is_not_finite_is_not_done(tmp_path: pathlib.Path, score: float) -> None:
     outcomes = {'example': ['a', 'b'], 'score': [0.5, score]}

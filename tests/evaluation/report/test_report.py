@@ -101,6 +101,9 @@ def test_one_file_that_loads_nothing_and_runs_nothing(run):
 def test_text_of_models_is_escaped(run):
     text = (run / REPORT_FILE).read_text()
     assert HOSTILE not in text
+    bubbles = text.count('class="bubble')
+    assert bubbles > 0
+    assert text.count('" dir="auto"><span class="who" dir="ltr">') == bubbles, 'right to left too'
     assert '&lt;script&gt;alert(&quot;&amp; no escape&quot;)&lt;/script&gt; $x_1$' in text
 
 
