@@ -2,7 +2,7 @@
 
 `config`: dataclasses <-> ConfigDict, strictly. `stages`: run what is missing, resume, rerun, plan; `stage_files`: the
 records, locks and hashes in a stage's folder; `workers`: stages side by side in processes. `metrics`, `progress` and
-`profiling`: what a stage logs. `runtime`: compilation cache and XLA flags.
+`profiling`: what a stage logs. `runtime`: XLA flags, devices, compilation cache, encoding of the output.
 
 Read `stages` first, then `config`.
 """

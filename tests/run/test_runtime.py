@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,19 @@ def test_signs_that_a_terminal_lacks_are_replaced(monkeypatch) -> None:
     print('win rate \u22120.5, \udce9', flush=True)  # a file's name may hold half surrogates
     assert terminal.buffer.getvalue() == b'win rate ?0.5, ?\n'
     assert sys.stdin.read() == 'caf\ufffd'
+
+
+def test_ctrl_c_outside_of_a_training_is_one_line(monkeypatch, capsys) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, 'run', run)
+    options = mock.MagicMock(config={'compute': {}}, workdir='run', only=[], rerun=[])
+    monkeypatch.setattr(main.flags, 'FLAGS', options)
+    with pytest.raises(SystemExit) as ended:
+        main.main(['simrl.main'])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == 'stopped by SIGINT; the same command resumes\n'
 
 
 def test_the_command_can_be_imported_anew() -> None:
