@@ -3,6 +3,7 @@
 import pathlib
 import signal
 import sys
+import traceback
 from typing import Any
 
 from absl import app, flags, logging
@@ -57,7 +58,6 @@ def main(argv: list[str]) -> None:
     if options.config is None:
         sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
     workdir = pathlib.Path(options.workdir or default_workdir(options['config'].config_filename))
-    print(f'workdir: {workdir}', flush=True)
     try:
         _set_xla_flags(options.config)
         experiment.run(
@@ -71,15 +71,33 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Reads the flags. Errors of a config file, or of a field that it lacks, are one line."""
+    """Reads the flags. An error in them, or in the config file's own code, is one line."""
     try:
-        return flags.FLAGS(arguments)
-    except KeyError as error:
-        name, _, hint = str(error.args[0]).partition('\n')
-        advice = hint or 'names such as arms are added in a config file'
-        sys.exit(f'error: --config: no field {name.strip(chr(39))!r} to set; {advice}')
-    except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:
-        sys.exit(f'error: {" ".join(str(error).split())}')
+        rest = flags.FLAGS(arguments)
+        getattr(flags.FLAGS.config, 'keys', None)  # raises the error of a file that cannot be read
+        return rest
+    except Exception as error:
+        sys.exit(f'error: {flag_error(error)}')
+
+
+def flag_error(error: BaseException) -> str:
+    """Why flags were refused, in one line; for an error in the code of a config file, with the place."""
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    cause, frame = chain[-1], traceback.extract_tb(chain[-1].__traceback__)[-1]
+    in_file = not {'absl', 'ml_collections'}.intersection(pathlib.Path(frame.filename).parts)
+    if in_file or 'parsing config file' in str(error):
+        place = f' ({frame.filename}:{frame.lineno})' if in_file and not isinstance(cause, SyntaxError) else ''
+        return f'--config: {type(cause).__name__}: {" ".join(str(cause).split())}{place}'
+    if unknown := [str(x.args[0]) for x in chain if isinstance(x, KeyError)]:
+        name, _, hint = unknown[0].partition('\n')
+        return f'--config: no field {name} to set; {hint or "names such as arms are added in a config file"}'
+    if isinstance(cause, OSError):
+        return f'--config: {str(cause).splitlines()[-1].strip()}'
+    if isinstance(cause, IndexError):
+        return f'--config: {cause}; set a tuple as a whole, for instance --config.seeds=(0,1)'
+    return ' '.join(str(error).split())
 
 
 if __name__ == '__main__':

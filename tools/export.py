@@ -21,7 +21,7 @@ from simrl.models import sharding
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
-from simrl.run import stages
+from simrl.run import directory, stages
 from simrl.run.runtime import start_backend, tolerate_encoding
 from simrl.serving.load import find_run
 
@@ -40,7 +40,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     """
     run = find_run(stage)
     if run is None:
-        raise ValueError(f'{stage}: expected a stage in a run directory with {stages.CONFIG_FILE}, found none')
+        raise ValueError(f'{stage}: expected a stage in a run directory with {directory.CONFIG_FILE}, found none')
     scene, name = run
     if not isinstance(scene, PretrainedScene):
         raise ValueError(

@@ -130,12 +130,7 @@ class ConciergeScene:
             self.simulator_identity(arm)
 
     def identity(self) -> Mapping[str, Any]:
-        compute = self.compute
-        return {
-            'world': self.settings.world,
-            'limits': self.limits,
-            'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
-        }
+        return {'world': self.settings.world, 'limits': self.limits, 'compute': self.compute}
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
         return {'world': self.workdir / concierge_setup.WORLD_STAGE}

@@ -19,7 +19,7 @@ from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.scene import Scene
 from simrl.experiments.settings import MAX_WORKERS, ExperimentSettings
 from simrl.run import config as config_lib
-from simrl.run import runtime, stage_files, stages, workers
+from simrl.run import directory, runtime, stage_files, stages, workers
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -27,6 +27,7 @@ SCENES: Mapping[str, tuple[type[ExperimentSettings], Any]] = {
     'concierge': (ConciergeSettings, ConciergeScene),
     'pretrained': (PretrainedSettings, PretrainedScene),
 }
+FIXED = ('scene',)  # fields of the config that a run directory keeps
 
 
 def settings_of(config: ml_collections.ConfigDict | Mapping[str, Any]) -> ExperimentSettings:
@@ -64,7 +65,7 @@ def run(
 
     Args:
         config: the settings; `scene` names the dataclass that they fill in.
-        workdir: the run directory.
+        workdir: the run directory, a local one; `~` is expanded.
         rerun: names of stages, or of folders of stages, to be cleared first with all that depend on them.
         only: names of stages, or of folders of stages, to run with what they need; empty: all.
         show_plan: print the stages with their state instead; nothing is written and no model loaded.
@@ -73,6 +74,11 @@ def run(
         ConfigError: a field is unknown, missing, of the wrong type or impossible, or JAX does not find its devices.
         WorkdirError: `workdir` is of another config, or something else.
     """
+    try:
+        workdir = config_lib.local_path(workdir)
+    except ValueError as error:
+        raise ConfigError(f'workdir: {error}') from error
+    print(f'workdir: {workdir}', flush=True)
     settings = settings_of(config)
     runtime.start_backend()
     scene = scene_of(settings, workdir)
@@ -80,18 +86,19 @@ def run(
     again = stages.stages_to_rerun(workdir, everything, rerun)
     selected = stages.select(workdir, everything, only) if only else everything
     num_workers = workers_of(settings)
+    plain = config_lib.to_dict(settings)
     if show_plan:
-        planned = stages.plan_of(workdir, selected, rerun=again)
-        print(stages.plan_text(planned), flush=True)
+        planned = directory.plan_of(workdir, plain, selected, fixed=FIXED, rerun=again)
+        print(directory.plan_text(planned), flush=True)
         if refused := {stage.reason: stage.name for stage in planned if stage.state == 'refused'}:
             raise ConfigError('; '.join(refused))
         return
     runtime.enable_compilation_cache()
-    stages.open_workdir(workdir, config_lib.to_dict(settings), selected, fixed=('scene',), rerun=again)
+    directory.open_workdir(workdir, plain, selected, fixed=FIXED, rerun=again)
     print(banner.banner(scene), flush=True)
     names = [stage.name for stage in selected]
     if num_workers == 1:
-        stages.run_stages(workdir, selected, if_locked='wait')
+        stages.run_stages(workdir, selected)
     else:
         workers.run_side_by_side(build_stages, settings, workdir, names, num_workers)
     if only:

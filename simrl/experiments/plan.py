@@ -123,7 +123,6 @@ def _train(scene: Scene, arm: str, seed: int) -> Stage:
         **scene.examples_identity('train'),
         'rl': settings.rl,
         'seed': seed,
-        'log_every': settings.compute.loop.log_every,  # decides which steps the curves have
     }
     inputs = {
         **_assistant_input(scene, INITIAL),

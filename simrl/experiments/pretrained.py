@@ -201,11 +201,7 @@ class PretrainedScene:
     # Stages before the first arm.
 
     def identity(self) -> Mapping[str, Any]:
-        compute = self.compute
-        return {
-            'model': sources.model_identity(self.settings.model),
-            'dtypes': {'training': compute.training.dtype, 'sampling': compute.sampling.dtype},
-        }
+        return {'model': sources.model_identity(self.settings.model), 'compute': self.compute}
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
         """Files that all stages but the reward models read: a hub's model is named in the identity, not hashed."""

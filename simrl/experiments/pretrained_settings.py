@@ -9,6 +9,7 @@ from simrl.experiments.settings import ExperimentSettings
 from simrl.experiments.sources import DataSettings, ModelSettings
 from simrl.rollouts.agents import Limits
 from simrl.rollouts.token_sampling import Sampling
+from simrl.run.config import NO_EFFECT
 from simrl.simulators.fine_tuned import FineTunedSettings
 from simrl.simulators.role_play import RolePlaySettings
 
@@ -41,7 +42,7 @@ class ReplySettings:
     """Single replies of the initial assistant to training openings."""
 
     openings: int | None = None  # number of openings; None: all that fit
-    batch_size: int = 64  # replies sampled at once
+    batch_size: int = dataclasses.field(default=64, metadata=NO_EFFECT)  # replies sampled at once
     seed: int = 0  # seed of the choice of openings, and of sampling
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class Scene(Protocol):
         """Raises ConfigError where a setting fits neither model nor data nor devices. Loads no weights."""
 
     def identity(self) -> Mapping[str, Any]:
-        """Settings that the results of all stages depend on."""
+        """Settings that the results of all stages depend on; fields with `config.NO_EFFECT` do not count."""
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
         """Inputs of all stages in which agents talk."""

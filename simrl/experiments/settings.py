@@ -12,7 +12,7 @@ from simrl.evaluation.results import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rl.train import RLSettings
-from simrl.run.config import ConfigError
+from simrl.run.config import NO_EFFECT, ConfigError
 from simrl.run.runtime import check_xla_flags
 from simrl.training.loop import LoopSettings
 
@@ -55,14 +55,21 @@ class MeshSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Computation and logging. But for the dtypes, no result depends on it beyond rounding."""
+    """Computation and logging. But for the dtypes, no result depends on it beyond rounding.
 
-    training: Execution = Execution()  # passes that are differentiated, and those compared with them
-    sampling: Execution = Execution()  # decoding
-    loop: LoopSettings = LoopSettings()
-    mesh: MeshSettings = MeshSettings()
-    rows_in_flight: int | None = None  # conversations of an RL step sampled at once, which bounds the caches; None: all
-    xla_flags: tuple[str, ...] = ()  # flags of XLA's compiler, '--xla_name=value', set before JAX starts
+    Attributes:
+        training: passes that are differentiated, and those compared with them.
+        sampling: decoding.
+        rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all.
+        xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
+    """
+
+    training: Execution = Execution()
+    sampling: Execution = Execution()
+    loop: LoopSettings = dataclasses.field(default=LoopSettings(), metadata=NO_EFFECT)
+    mesh: MeshSettings = dataclasses.field(default=MeshSettings(), metadata=NO_EFFECT)
+    rows_in_flight: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
+    xla_flags: tuple[str, ...] = dataclasses.field(default=(), metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         try:
@@ -78,7 +85,7 @@ class EvaluationSettings:
     people: int | None = None  # held-out people, or their openings, that every assistant meets; None: all there are
     block: int | None = None  # people in one stage: with more blocks no stage changes; None: all
     matrix: int = 64  # conversations of each simulator with each assistant
-    batch_size: int = 64  # conversations sampled at once
+    batch_size: int = dataclasses.field(default=64, metadata=NO_EFFECT)  # conversations sampled at once
     shown: int = 4  # people whose conversations the report shows
     seed: int = 0  # seed of sampling, and of the choice of `people` where there are more
 
@@ -117,7 +124,8 @@ class ExperimentSettings:
     rl: RLSettings
     evaluation: EvaluationSettings
     compute: Compute = Compute()
-    workers: int | None = None  # stages side by side; None: one per CPU, at most 8; 1 on an accelerator
+    # Stages side by side; None: one per CPU, at most 8; 1 on an accelerator.
+    workers: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         name = type(self).__name__

@@ -36,6 +36,20 @@ class RandomModel:
     tied_embedding: bool = True  # one matrix for input and output; tiny models learn to copy sooner with two
     seed: int = 0  # seed of the weights
 
+    def __post_init__(self) -> None:
+        for field in ('model_dim', 'num_layers', 'num_heads', 'num_kv_heads', 'mlp_dim', 'max_positions'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'RandomModel.{field}: expected at least 1, found {getattr(self, field)}')
+        if (size := self.model_dim // self.num_heads) % 2 or not size:
+            raise ValueError(
+                f'RandomModel.model_dim: expected heads of an even size, model_dim // num_heads, '
+                f'found {self.model_dim} // {self.num_heads} = {size}'
+            )
+        try:
+            self.transformer_config(vocab_size=1)
+        except ValueError as error:
+            raise ValueError(str(error).replace('TransformerConfig', 'RandomModel')) from error
+
     def transformer_config(self, vocab_size: int) -> TransformerConfig:
         return TransformerConfig(
             vocab_size=vocab_size,
@@ -59,6 +73,12 @@ class ModelSettings:
     date: str | None = None  # today, for a template that writes the date, such as '26 Jul 2024'
     revision: str | None = None  # revision of a hub model; None: its main branch
     random: RandomModel | None = None  # replaces the source's weights, for tests; the tokenizer stays
+
+    def __post_init__(self) -> None:
+        try:
+            config_lib.local_path(self.source)
+        except ValueError as error:
+            raise ValueError(f'ModelSettings.source: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +158,7 @@ def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:
 
 def local_source(settings: ModelSettings) -> pathlib.Path | None:
     """The file or folder that a model comes from; None for a hub's model."""
-    path = pathlib.Path(settings.source)
+    path = config_lib.local_path(settings.source)
     return path if path.exists() else None
 
 
@@ -159,8 +179,8 @@ class DataSettings:
     """People's conversations and choices; both files have rows of the splits train, dev and test."""
 
     folder: pathlib.Path
-    conversations: str = 'conversations.jsonl.gz'  # in the folder
-    preferences: str = 'preferences.jsonl.gz'
+    conversations: pathlib.Path = pathlib.Path('conversations.jsonl.gz')  # in the folder
+    preferences: pathlib.Path = pathlib.Path('preferences.jsonl.gz')
     on_bad_rows: OnBadRows = 'raise'  # 'drop' counts them by reason
 
 

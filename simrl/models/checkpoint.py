@@ -10,7 +10,9 @@ A state has no random keys: randomness is a function of the step.
 
 import logging
 import pathlib
+import re
 import shutil
+import tempfile
 import time
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 
 T = TypeVar('T')
+
+UNREADABLE = re.compile(r'[*?\[\\]')  # in a path: Orbax takes it for a pattern, TensorStore \ for a separator
 
 
 class CheckpointError(RuntimeError):
@@ -34,15 +38,17 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
         self._folder = pathlib.Path(folder).absolute()
+        self._plain: tempfile.TemporaryDirectory[str] | None = None
         logging.getLogger('absl').addFilter(_quiet)
         with _reported(f'could not open the checkpoints in {self._folder}'):
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
             )
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(self._plain_path(), options=options)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -50,6 +56,17 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
         self._remove_unfinished()  # of a failed save, whose threads have ended now
+        if self._plain is not None:
+            self._plain.cleanup()
+
+    def _plain_path(self) -> pathlib.Path:
+        """The folder, by a path that Orbax can read: a link to it, where its own path has special characters."""
+        if not UNREADABLE.search(str(self._folder)):
+            return self._folder
+        self._plain = tempfile.TemporaryDirectory(prefix='simrl-')
+        link = pathlib.Path(self._plain.name) / 'checkpoints'
+        link.symlink_to(self._folder, target_is_directory=True)
+        return link
 
     @property
     def steps(self) -> list[int]:

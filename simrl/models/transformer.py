@@ -29,6 +29,7 @@ from simrl.models.layouts import (
     stored_array,
 )
 from simrl.models.rows import shard_rows
+from simrl.run.config import NO_EFFECT
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and
 # 'adapter_scale'. The decoder's layout is that of training or of decoding (`layouts.py`).
@@ -113,9 +114,11 @@ class Execution:
     dtype: Literal['float32', 'bfloat16'] = (
         'float32'  # dtype of activations and matrix products; parameters are float32
     )
-    remat: Literal['none', 'full', 'dots'] = 'none'  # recomputed in backward passes; dots: all but outputs of `dense`
-    attention: Literal['xla', 'cudnn'] = 'xla'  # implementation in passes without a cache; cudnn: a GPU and bfloat16
-    log_prob_chunk: int = 512  # number of trained positions whose logits exist at once
+    # Recomputed in backward passes; dots: all but outputs of `dense`.
+    remat: Literal['none', 'full', 'dots'] = dataclasses.field(default='none', metadata=NO_EFFECT)
+    # Implementation in passes without a cache; cudnn: a GPU and bfloat16.
+    attention: Literal['xla', 'cudnn'] = dataclasses.field(default='xla', metadata=NO_EFFECT)
+    log_prob_chunk: int = dataclasses.field(default=512, metadata=NO_EFFECT)  # trained positions with logits at once
 
     def __post_init__(self) -> None:
         if self.attention == 'cudnn' and self.dtype != 'bfloat16':

@@ -5,6 +5,7 @@ import math
 from typing import Literal, get_args
 
 from simrl.rl import losses
+from simrl.run.config import NO_EFFECT
 
 Advantage = Literal['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp']
 GROUPED: tuple[Advantage, ...] = ('grpo', 'dr_grpo', 'rloo')  # compare the conversations of one prompt
@@ -30,7 +31,7 @@ class AlgorithmSettings:
     whiten: bool = True  # gae only: normalise the batch's advantages to mean 0 and variance 1
     epochs: int = 1  # passes over each batch
     minibatches: int = 1  # optimizer steps per epoch, each on its own rows
-    microbatches: int = 1  # gradient accumulation steps per minibatch; they change no result
+    microbatches: int = dataclasses.field(default=1, metadata=NO_EFFECT)  # gradient accumulation steps per minibatch
     critic_warmup_steps: int = 0  # gae only: first optimizer steps of the run, which train only the value head
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
 from simrl.rollouts.collect import ConversationError, collect, for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
+from simrl.run.config import NO_EFFECT
 from simrl.training import loop, partition
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
@@ -49,7 +50,8 @@ class RLSettings:
     steps: int
     prompts_per_step: int
     samples_per_prompt: int  # conversations of each prompt: the group of the critic-free estimators
-    row_buckets: tuple[int, ...]  # tokens; rows of a microbatch are cut to the shortest that holds them
+    # Tokens; rows of a microbatch are cut to the shortest that fits them.
+    row_buckets: tuple[int, ...] = dataclasses.field(metadata=NO_EFFECT)
     algorithm: AlgorithmSettings
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'

@@ -1,8 +1,9 @@
 """A run directory and the process that works on it; knows nothing of models.
 
-`config`: dataclasses <-> ConfigDict, strictly. `stages`: run what is missing, resume, rerun, plan; `stage_files`: the
-records, locks and hashes in a stage's folder; `workers`: stages side by side in processes. `metrics`, `progress` and
-`profiling`: what a stage logs. `runtime`: XLA flags, devices, compilation cache, encoding of the output.
+`config`: dataclasses <-> ConfigDict, strictly. `stages`: run what is missing and resume; `directory`: open a run
+directory, rerun, plan; `stage_files`: the records, locks and hashes in a stage's folder; `workers`: stages side by side
+in processes. `metrics`, `progress` and `profiling`: what a stage logs. `runtime`: XLA flags, devices, compilation
+cache, encoding of the output.
 
 Read `stages` first, then `config`.
 """

@@ -2,19 +2,26 @@
 
 The dataclasses are defined in the rooms that use them. Every error is a `ConfigError` with the dotted name of the
 field (`config.rl.algorithm.clip_low`), what was expected and what was found.
+
+A field with `metadata=NO_EFFECT` changes speed, memory or logs, and no result beyond rounding: `identity` leaves it
+out, so that it may change when a run is resumed.
 """
 
 import dataclasses
 import difflib
 import pathlib
+import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
 T = TypeVar('T')
+NO_EFFECT = {'changes_results': False}
+URL = re.compile(r'file:|[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib shortens gs:// to gs:/
 _Mapping = (ConfigDict, Mapping)  # a ConfigDict is no Mapping
 
 
@@ -52,9 +59,9 @@ def _to_config(hint: Any, value: Any) -> Any:
 def from_config_dict(cls: type[T], config: ConfigDict | Mapping[str, Any], name: str) -> T:
     """Returns the dataclass `cls` with the fields of a config.
 
-    Field types: int, float (an int is converted), bool, str, `pathlib.Path` (from a str), `Literal`, `tuple[X, ...]`,
-    `dict[str, X]`, dataclasses, and `X | None` of these. A dataclass that may be None is None where all of its fields
-    are None. Where only some are, these have their defaults.
+    Field types: int, float (finite; an int is converted), bool, str, `pathlib.Path` (from a str, by `local_path`),
+    `Literal`, `tuple[X, ...]`, `dict[str, X]`, dataclasses, and `X | None` of these. A dataclass that may be None is
+    None where all of its fields are None. Where only some are, these have their defaults.
 
     Args:
         cls: a dataclass; fields that `config` leaves out have their defaults.
@@ -100,15 +107,36 @@ def _from_config(hint: Any, value: Any, name: str) -> Any:
         return {key: _from_config(args[1], value[key], f'{name}.{key}') for key in value}
     if origin is tuple and isinstance(value, tuple | list):
         return tuple(_from_config(args[0], x, f'{name}[{i}]') for i, x in enumerate(value))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:
+            raise ConfigError(f'{name}: expected a finite number, found {_show(value)}')
         return float(value)
     if kind is pathlib.Path and isinstance(value, str | pathlib.Path):
-        return pathlib.Path(value)
+        try:
+            return local_path(value)
+        except ValueError as error:
+            raise ConfigError(f'{name}: {error}') from error
     if kind in (int, float, bool, str) and type(value) is kind:
         return value
     if origin is Literal and any(type(value) is type(option) and value == option for option in args):
         return value
     raise ConfigError(f'{name}: expected {expected}, found {_show(value)}')
+
+
+def local_path(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns a path of this machine's file system, with `~` expanded.
+
+    Raises:
+        ValueError: it is a URL, empty, or `~` is of no user.
+    """
+    if URL.match(str(path)):
+        raise ValueError(f'expected a local path, found the URL {str(path)!r}: mount it, or copy it here')
+    if not str(path).strip():
+        raise ValueError(f'expected a path, found {str(path)!r}')
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f'expected a path, found {str(path)!r}: {error}') from error
 
 
 def _split_none(hint: Any) -> tuple[Any, bool]:
@@ -152,12 +180,22 @@ def _show(value: Any) -> str:
 
 def to_dict(value: Any) -> Any:
     """Returns a dataclass as the plain dict that JSON stores: tuples become lists, paths become str."""
+    return _plain(value, lambda field: True)
+
+
+def identity(value: Any) -> Any:
+    """Returns `to_dict` without the fields that change no result (`NO_EFFECT`)."""
+    return _plain(value, lambda field: field.metadata.get('changes_results', True))
+
+
+def _plain(value: Any, keep: Callable[[dataclasses.Field[Any]], bool]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        kept = filter(keep, dataclasses.fields(value))
+        return {field.name: _plain(getattr(value, field.name), keep) for field in kept}
     if isinstance(value, _Mapping):
-        return {str(key): to_dict(value[key]) for key in value}
+        return {str(key): _plain(value[key], keep) for key in value}
     if isinstance(value, tuple | list):
-        return [to_dict(x) for x in value]
+        return [_plain(x, keep) for x in value]
     if isinstance(value, pathlib.Path):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):

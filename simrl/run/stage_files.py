@@ -11,7 +11,8 @@ rerun therefore invalidates the stages that read it only if it writes other byte
 contain times.)
 
 An output with the size and mtime of done.json is taken as unchanged and not hashed again. Files that others put into
-the folder of a finished stage are ignored.
+the folder of a finished stage are ignored, and hidden files (.DS_Store, .ipynb_checkpoints/) everywhere. So are
+tensorboard/ and profile/, which no stage reads and to which viewers add files.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from typing import Any
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
 EMPTYING_FILE = 'stage.emptying'  # what stage.json is renamed to while a stage is emptied
 SCRATCH_FOLDER = 'checkpoints'
+NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile')  # folders of a stage that nothing depends on
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
 POLL_SECONDS = 0.2  # between two attempts to take a lock
 LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes
@@ -77,7 +79,7 @@ def is_stage(path: pathlib.Path) -> bool:
 
 def check_is_stage(folder: pathlib.Path) -> None:
     """Raises WorkdirError if the folder contains files but no stage."""
-    names = {path.name for path in folder.iterdir() if not is_new(path)}
+    names = {path.name for path in folder.iterdir() if not is_foreign(path)}
     if not names & {STAGE_FILE, EMPTYING_FILE} and (others := sorted(names - {LOCK_FILE})):
         raise WorkdirError(f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {shorten(others)}')
 
@@ -147,7 +149,7 @@ def describe_outputs(folder: pathlib.Path) -> dict[str, Any]:
     """Hash, size and mtime of every file that a stage wrote, by its path in the folder."""
     outputs = {}
     for name, file in _files(folder):
-        if not (name in (STAGE_FILE, DONE_FILE, LOCK_FILE) or is_new(file) or name.startswith(f'{SCRATCH_FOLDER}/')):
+        if not (name in (STAGE_FILE, DONE_FILE, LOCK_FILE) or is_new(file) or name.split('/')[0] in NO_OUTPUTS):
             size, mtime_ns = _size_and_mtime(file)
             outputs[name] = {'hash': _hash_file(file), 'size': size, 'mtime_ns': mtime_ns}
     return outputs
@@ -164,7 +166,9 @@ def hash_path(path: pathlib.Path) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    return [(file.relative_to(folder).as_posix(), file) for file in sorted(folder.rglob('*')) if file.is_file()]
+    """All files below a folder by path, but hidden ones."""
+    paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob('*')) if path.is_file())
+    return [(name.as_posix(), path) for name, path in paths if not any(part.startswith('.') for part in name.parts)]
 
 
 def _size_and_mtime(path: pathlib.Path) -> list[int]:
@@ -292,6 +296,11 @@ def _sync(folder: pathlib.Path) -> None:
 def is_new(path: pathlib.Path) -> bool:
     """True if the file is a leftover of a killed `write_json`."""
     return path.name.endswith(NEW_SUFFIX)
+
+
+def is_foreign(path: pathlib.Path) -> bool:
+    """Whether the file is hidden, as those that file managers and editors leave, or a leftover of a killed process."""
+    return path.name.startswith('.') or is_new(path)
 
 
 def shorten(names: Sequence[str]) -> str:

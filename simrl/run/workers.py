@@ -86,7 +86,7 @@ def run_side_by_side(
     Args:
         build: an importable function; every worker calls it, so it loads no model.
         settings: its argument; can be pickled.
-        workdir: the run directory, opened (`stages.open_workdir`).
+        workdir: the run directory, opened (`directory.open_workdir`).
         names: of the stages to run, with all that they need.
         num_workers: how many processes.
 
@@ -175,7 +175,7 @@ def _run(
     on_event: Callable[[Event], None],
 ) -> None:
     chosen = [stage for stage in build(settings, workdir) if stage.name in names]
-    stages.run_stages(workdir, chosen, if_locked='wait', on_event=on_event)
+    stages.run_stages(workdir, chosen, on_event=on_event)
 
 
 def _start(number: int, share: Collection[int], job: tuple[Build, Any, pathlib.Path, Collection[str]]) -> _Worker:

@@ -25,7 +25,7 @@ from simrl.models.transformer import Execution
 from simrl.rollouts.agents import Agent, ModelAgent, assistant, model_agent
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.token_sampling import Sampling
-from simrl.run import stage_files, stages
+from simrl.run import directory, stage_files, stages
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 
@@ -126,12 +126,12 @@ def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
     """
     path = path.absolute()
     for workdir in (path, *path.parents):
-        if not (workdir / stages.CONFIG_FILE).is_file():
+        if not (workdir / directory.CONFIG_FILE).is_file():
             continue
-        config = stage_files.read_json(workdir / stages.CONFIG_FILE)
+        config = stage_files.read_json(workdir / directory.CONFIG_FILE)
         if config is None or not config.keys() >= RUN_FIELDS:
             continue  # a Hugging Face folder has a file of that name, too
-        config = stages.stored_config(workdir)
+        config = directory.stored_config(workdir)
         assert config is not None
         settings = experiment.settings_of({key: x for key, x in config.items() if key not in RUN_FIELDS})
         # One conversation is no batch to split over devices.

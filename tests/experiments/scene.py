@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simrl.experiments.experiment import build_stages, settings_of
+from simrl.run import config
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.stages import Stage
 
@@ -23,9 +24,9 @@ def arms(*names: str) -> dict[str, dict[str, Any]]:
     return {name: CONCIERGE_ARMS[name] for name in names}
 
 
-def settings(config: str = 'quickstart', arg: str = 'smoke', **changes: Any) -> Any:
+def settings(name: str = 'quickstart', arg: str = 'smoke', **changes: Any) -> Any:
     """The settings of a config; a change is named by its dotted field, with '__' for each dot."""
-    plain = to_dict(importlib.import_module(f'configs.{config}').get_config(arg))
+    plain = to_dict(importlib.import_module(f'configs.{name}').get_config(arg))
     for field, value in changes.items():
         part = plain
         *path, last = field.split('__')
@@ -46,7 +47,7 @@ def tiny_settings(arms: Mapping[str, Mapping[str, Any]], **changes: Any) -> Any:
 def identity(stage: Stage) -> str:
     """What a stage depends on: its settings and the paths of its inputs."""
     inputs = {name: str(path) for name, path in stage.inputs.items()}
-    return json.dumps([to_dict(stage.settings), inputs], sort_keys=True)
+    return json.dumps([config.identity(stage.settings), inputs], sort_keys=True)
 
 
 def leaves(plain: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -62,6 +63,12 @@ def changed(plain: Mapping[str, Any], field: str, value: Any) -> dict[str, Any]:
     """The settings with one dotted field of another value."""
     name, _, rest = field.partition('.')
     return {**plain, name: changed(plain[name], rest, value) if rest else value}
+
+
+def without_effect(settings: Any) -> set[str]:
+    """The fields that are declared to change no result (`NO_EFFECT`)."""
+    every, kept = (dict(leaves(plain)) for plain in (to_dict(settings), config.identity(settings)))
+    return every.keys() - kept.keys()
 
 
 OTHER = {bool: lambda x: not x, int: lambda x: 2 * x + 2, float: lambda x: 0.9 * x or 0.25, str: lambda x: f'{x} else'}

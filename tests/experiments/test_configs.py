@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import typing
@@ -14,12 +15,14 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from simrl import main
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import natural_prompt, swapped_prompt
+from simrl.experiments import experiment
 from simrl.experiments.experiment import SCENES, settings_of
 from simrl.models.files.load import load_model
 from simrl.models.lora import LoRASettings
-from simrl.run import stages
+from simrl.run import directory
 from simrl.run.config import ConfigError, from_config_dict, to_config_dict, to_dict
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -162,6 +165,57 @@ def test_rows_of_the_cpu_size_fit_into_its_longest_bucket():
     assert 192 < longest <= settings.rl.row_buckets[-1] == 256
 
 
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('--config.rl.step=3', """--config: no field 'step' to set; Did you mean "steps" instead of "step"?"""),
+        ('--config.nothing=3', "--config: no field 'nothing' to set; names such as arms are added in a config file"),
+        (
+            '--config.seeds[0]=3',
+            "--config: 0 is not a valid index for <class 'tuple'> (in: seeds[0]); set a",
+        ),
+        ('--config.rl.steps=1.5', "flag --config.rl.steps=1.5: invalid literal for int() with base 10: '1.5'"),
+        ('--config.rl=3', "flag --config.rl=3: Failed to parse '3' as a ConfigDict"),
+    ],
+)
+def test_a_slip_in_a_flag_is_one_line(override, message):
+    with pytest.raises(Exception) as error:  # noqa: PT011  (of many kinds)
+        parsed('quickstart', 'smoke', override)
+    line = main.flag_error(error.value)
+    assert line.startswith(message)
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('def get_config(:', r'SyntaxError: .*\(config\.py, line 1\)'),
+        ('def get_config(arg=None):\n    return {}["arms"]', r"KeyError: 'arms' \(.*config\.py:2\)"),
+        ('def get_config(arg=None):\n    raise ValueError("two\\nlines")', r'ValueError: two lines \(.*config\.py:2\)'),
+        ('import nothing_of_this_name', r"ModuleNotFoundError: No module named 'nothing_of_this_name' \(.*py:1\)"),
+        ('def get_config(arg):\n    return {}', r"TypeError: get_config\(\) missing 1 required .* 'arg'"),
+        (None, r"\[Errno 2\] No such file or directory: '.*config\.py'"),
+    ],
+)
+def test_a_fault_of_a_config_file_is_one_line(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / 'config.py').write_text(text)
+    values = flags.FlagValues()
+    command = ['simrl', f'--config={tmp_path}/config.py']
+    config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=command)
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        bool(values(command) and values['config'].value.anything)
+    assert re.fullmatch(f'--config: {message}', main.flag_error(error.value))
+
+
+def test_a_run_directory_is_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for workdir in ('gs://bucket/run', pathlib.Path('s3://bucket/run'), 'file:run'):
+        with pytest.raises(ConfigError, match=r'^workdir: expected a local path, found the URL'):
+            experiment.run({}, workdir)
+    assert not list(tmp_path.iterdir())
+
+
 def run_main(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, '-m', 'simrl.main', *arguments], cwd=ROOT, capture_output=True, text=True, check=False
@@ -186,7 +240,7 @@ def test_main_says_in_one_line_what_a_person_can_mend(tmp_path):
 
 
 def test_main_refuses_the_workdir_of_another_scene(tmp_path):
-    stages.open_workdir(tmp_path / 'run', to_dict(settings_of(parsed('smollm2', 'smoke'))))
+    directory.open_workdir(tmp_path / 'run', to_dict(settings_of(parsed('smollm2', 'smoke'))))
     done = run_main('--config=configs/quickstart.py:smoke', f'--workdir={tmp_path}/run')
     assert done.returncode == 1
     assert "scene: 'pretrained' -> 'concierge'" in done.stderr.splitlines()[-1]

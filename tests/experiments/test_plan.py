@@ -1,5 +1,6 @@
 """The plan of an experiment: equal arms, growth without repetition, and what cannot be."""
 
+import math
 import pathlib
 
 import pytest
@@ -9,7 +10,15 @@ from simrl.experiments.experiment import build_stages, scene_of
 from simrl.run import stages as stages_lib
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.stages import Stage
-from tests.experiments.scene import CONCIERGE_ARMS, arms, fields_without_effect, identity, settings, tiny_settings
+from tests.experiments.scene import (
+    CONCIERGE_ARMS,
+    arms,
+    fields_without_effect,
+    identity,
+    settings,
+    tiny_settings,
+    without_effect,
+)
 
 WORKDIR = pathlib.Path('run')
 
@@ -20,7 +29,7 @@ def stages(**changes) -> dict[str, Stage]:
 
 def test_every_stage_comes_after_what_it_reads():
     seen: set[pathlib.Path] = set()
-    for name, stage in stages(config='concierge', arg='').items():
+    for name, stage in stages(name='concierge', arg='').items():
         assert set(stage.inputs.values()) <= seen, name
         seen.add(WORKDIR / name)
 
@@ -43,11 +52,18 @@ def test_an_addition_computes_only_what_is_new(before, after, new):
 
 
 def test_a_stage_knows_every_setting_that_it_depends_on():
-    """But for those that change no result beyond rounding, or only which people there are at once."""
+    """But for those that are declared to change no result beyond rounding."""
     without, skipped = fields_without_effect(to_dict(settings()))
-    ours = {field for field in without if not field.startswith('compute.') and field != 'workers'}
-    assert ours == {'evaluation.batch_size', 'arms.oracle.size'}  # people have no model
-    assert 'compute.loop.log_every' not in without  # decides which steps the curves have
+    declared = without_effect(settings())
+    assert without - declared == {'arms.oracle.size'}  # people have no model
+    assert declared <= without | skipped
+    assert declared >= {
+        'evaluation.batch_size',
+        'rl.algorithm.microbatches',
+        'rl.row_buckets',
+        'compute.loop.log_every',
+    }
+    assert {'compute.training.dtype', 'rl.algorithm.minibatches', 'evaluation.shown'}.isdisjoint(declared)
     assert len(skipped) < 50
 
 
@@ -130,7 +146,7 @@ def test_a_fine_tuned_simulator_under_two_names_is_made_of_equal_settings():
 
 
 def test_sizes_have_user_models_of_their_own():
-    listed = stages(config='concierge')
+    listed = stages(name='concierge')
     assert listed['rl/fine_tuned-large/seed-0'].inputs['simulator'] == WORKDIR / 'sft/fine_tuned-large/seed-0'
     assert listed['rl/role_play-small/seed-0'].inputs['simulator'] == WORKDIR / 'sft/base_user-small'
     dims = {name: to_dict(s.settings)['model']['model_dim'] for name, s in listed.items() if 'sft/base_user' in name}
@@ -180,6 +196,24 @@ def test_sizes_have_user_models_of_their_own():
             r'config.assistant.model.max_positions: expected at least the 2096 tokens.*found 512',
         ),
         ({'rl_people': 0}, r'config.rl_people: expected at least 1, found 0'),
+        ({'assistant__model__num_heads': 0}, r'^config.assistant.model.num_heads: expected at least 1, found 0'),
+        (
+            {'assistant__model__num_kv_heads': 3},
+            r'^config.assistant.model.num_heads: expected a multiple of num_kv_heads=3, found',
+        ),
+        (
+            {'users__medium__model__num_kv_heads': 3},
+            r'^config.users.medium.model.num_heads: expected a multiple of num_kv_heads=3, found',
+        ),
+        (
+            {'users__medium__model__num_layers': -1},
+            r'^config.users.medium.model.num_layers: expected at least 1, found -',
+        ),
+        (
+            {'users__medium__model__model_dim': 4, 'users__medium__model__num_heads': 4},
+            r'^config.users.medium.model.model_dim: expected heads of an even size, .*, found 4 // 4 = 1',
+        ),
+        ({'rl__optimizer__learning_rate': math.inf}, r'^config.rl.optimizer.learning_rate: expected a finite number'),
         ({'evaluation__seed': -1}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found -1'),
         ({'evaluation__seed': 2**31}, r'config.evaluation.seed: expected a number from 0 to 2147483647, found 2147483'),
         ({'scene': 'somewhere'}, r"config.scene: expected one of concierge, pretrained, found 'somewhere'"),

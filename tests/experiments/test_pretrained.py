@@ -25,7 +25,7 @@ from simrl.run import stage_files
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.training import loop
-from tests.experiments.scene import fields_without_effect
+from tests.experiments.scene import fields_without_effect, without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, byte_tokenizer
 from tools import export as export_tool
 
@@ -171,11 +171,26 @@ def test_an_edited_simulator_is_run_again_and_no_other_arm(files, finished, tmp_
 
 
 def test_a_stage_knows_every_setting_that_it_depends_on(files):
-    without, skipped = fields_without_effect(to_dict(experiment.settings_of(config_of(files))))
-    ours = {field for field in without if not field.startswith('compute.')}
+    settings = experiment.settings_of(config_of(files))
+    without, skipped = fields_without_effect(to_dict(settings))
+    declared = without_effect(settings)
     # A template without dates ignores the date; that bad rows are dropped shows in the data, whose hash is an input.
-    assert ours <= {'workers', 'evaluation.batch_size', 'evaluation.people', 'model.source', 'data.on_bad_rows'}
+    assert without - declared <= {'evaluation.people', 'model.source', 'data.on_bad_rows'}
+    assert declared <= without | skipped
+    assert 'scale.batch_size' in declared
     assert len(skipped) < 60
+
+
+def test_less_at_once_and_other_logs_resume_a_run(files, finished):
+    """As after running out of memory. That tokens and gradients stay the same is for tests of `rl` to show."""
+    before, config = contents(finished), config_of(files)
+    config.rl.algorithm.microbatches *= 2
+    config.rl.row_buckets = (128, 256)
+    config.compute.rows_in_flight = 4
+    config.compute.loop.log_every = 2
+    config.scale.batch_size = config.evaluation.batch_size = 3
+    experiment.run(config, finished)
+    assert contents(finished) == before
 
 
 def test_more_people_are_the_same_and_others(files, tmp_path):

@@ -63,6 +63,20 @@ class Pair(NamedTuple):
     second: jax.Array
 
 
+@pytest.mark.parametrize('name', ['seeds=[0, 1]', 'back\\slash', 'st*r?'])
+def test_any_name_of_a_folder(tmp_path: pathlib.Path, name: str) -> None:
+    folder, state = tmp_path / name / 'params', make_state()
+    for step in (1, 2):
+        with Checkpoints(folder, keep=1) as checkpoints:
+            checkpoints.save(step, state, {})
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.steps == [2]
+        restored = checkpoints.restore(state)
+    assert restored is not None
+    assert_equal(restored[1], state)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # and no other folder
+
+
 def test_another_state_is_refused_by_field(tmp_path: pathlib.Path) -> None:
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, make_state(), {})

@@ -87,14 +87,15 @@ def test_fills_in_nested_fields_and_defaults() -> None:
     assert parse({}) == Outer(inner=Inner(rate=0.5), flag=True)
 
 
-inners = st.builds(Inner, rate=st.integers(-9, 9) | st.floats(allow_nan=False), steps=st.integers(1))
+finite = st.floats(allow_nan=False, allow_infinity=False)
+inners = st.builds(Inner, rate=st.integers(-9, 9) | finite, steps=st.integers(1))
 names = st.lists(st.text()).map(tuple)
 paths = st.sampled_from([pathlib.Path('a/b'), pathlib.Path('/c')])
 outers = st.builds(
     Outer,
     inner=inners,
     names=names,
-    rates=st.none() | st.lists(st.floats(allow_nan=False)).map(tuple),
+    rates=st.none() | st.lists(finite).map(tuple),
     parts=st.dictionaries(st.text('ab-_', min_size=1), inners),
     path=paths,
     elsewhere=st.none() | paths,
@@ -181,6 +182,11 @@ def test_plain_and_frozen_dicts_are_configs_too() -> None:
         ({'inner': {}}, r'config\.outer\.inner\.rate: missing; Inner needs rate'),
         ({'inner': 3}, r'config\.outer\.inner: expected the fields of Inner, found 3 \(int\)'),
         ({'inner': {'rate': '1'}}, r"config\.outer\.inner\.rate: expected float, found '1' \(str\)"),
+        ({'inner': {'rate': float('nan')}}, r'config\.outer\.inner\.rate: expected a finite number, found nan'),
+        ({'rates': (1, float('inf'))}, r'config\.outer\.rates\[1\]: expected a finite number, found inf'),
+        ({'rates': (-(10**400),)}, r'config\.outer\.rates\[0\]: expected a finite number, found -1000'),
+        ({'path': 's3://bucket/x'}, r"config\.outer\.path: expected a local path, found the URL 's3://bucket/x'"),
+        ({'elsewhere': ''}, r"config\.outer\.elsewhere: expected a path, found ''"),
         ({'inner': {'rate': True}}, r'config\.outer\.inner\.rate: expected float, found True \(bool\)'),
         ({'inner': {'rate': 1, 'steps': 2.0}}, r'config\.outer\.inner\.steps: expected int, found 2\.0 \(float\)'),
         ({'inner': {'rate': 1, 'steps': False}}, r'config\.outer\.inner\.steps: expected int, found False \(bool\)'),
@@ -204,6 +210,42 @@ def test_plain_and_frozen_dicts_are_configs_too() -> None:
 def test_mistakes_are_named(updates: dict, message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         parse(updates)
+
+
+@pytest.mark.parametrize(
+    ('path', 'found'),
+    [
+        ('~/runs/x', '/home/me/runs/x'),
+        ('~', '/home/me'),
+        (pathlib.Path('~/x'), '/home/me/x'),
+        ('runs/~/x', 'runs/~/x'),
+        ('gs', 'gs'),
+        ('a b/seeds=[0, 1]/c:d', 'a b/seeds=[0, 1]/c:d'),
+        ('/gs://x', '/gs:/x'),
+    ],
+)
+def test_paths_are_local_and_in_the_home_folder(path, found, monkeypatch) -> None:
+    monkeypatch.setenv('HOME', '/home/me')
+    assert config.local_path(path) == pathlib.Path(found)
+
+
+@pytest.mark.parametrize('url', ['gs://b/run', 's3://b', 'hdfs://h:1/x', 'file:///x', 'file:x', pathlib.Path('gs://b')])
+def test_a_url_is_no_path(url) -> None:
+    with pytest.raises(ValueError, match='expected a local path, found the URL '):
+        config.local_path(url)
+    with pytest.raises(ValueError, match="expected a path, found '~nobody-of-this-name'"):
+        config.local_path('~nobody-of-this-name')
+
+
+def test_fields_that_change_no_result_are_declared_where_they_are_defined() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Passes:
+        steps: int
+        at_once: int = dataclasses.field(default=8, metadata=config.NO_EFFECT)
+
+    settings = {'passes': Passes(3), 'seed': 0, 'parts': (Passes(1, 2),)}
+    assert config.identity(settings) == {'passes': {'steps': 3}, 'seed': 0, 'parts': [{'steps': 1}]}
+    assert config.to_dict(settings)['passes'] == {'steps': 3, 'at_once': 8}
 
 
 def test_missing_fields_are_listed() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from simrl.run import stages, workers
+from simrl.run import directory, stages, workers
 from simrl.run.config import ConfigError
 from simrl.run.stages import WorkdirError
 from tests.run import worker_job
@@ -208,7 +208,7 @@ def test_changed_outputs_and_stages_to_select_and_rerun(tmp_path) -> None:
     for _ in range(2):  # first nothing is to run, then a stage
         with pytest.raises(WorkdirError, match=r'side/3, found that result\.json was changed; --rerun=side/3'):
             worker_job.run(settings, workdir, 2)
-        stages.open_workdir(workdir, {}, rerun=['last'])
+        directory.open_workdir(workdir, {}, rerun=['last'])
     assert ran(rerun=('side/3',)) == ['side/3', 'last']
 
 

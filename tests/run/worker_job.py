@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from simrl.run import stages, workers
+from simrl.run import directory, stages, workers
 from simrl.run.stages import Stage
 
 NAMES = ('first', *(f'side/{i}' for i in range(6)), 'last')
@@ -70,7 +70,7 @@ def run(
 ) -> None:
     plan = build(settings, workdir)
     again = stages.stages_to_rerun(workdir, plan, rerun)
-    stages.open_workdir(workdir, {}, plan, rerun=again)
+    directory.open_workdir(workdir, {}, plan, rerun=again)
     chosen = stages.select(workdir, plan, only) if only else plan
     workers.run_side_by_side(build, settings, workdir, [stage.name for stage in chosen], num_workers)
 

@@ -19,7 +19,7 @@ from simrl.models.files.export import export
 from simrl.models.transformer import TransformerConfig
 from simrl.rollouts.agents import ModelAgent
 from simrl.run import config as config_lib
-from simrl.run import stages
+from simrl.run import directory
 from simrl.serving import load
 from simrl.serving.load import Loaded, load_assistant, load_simulator, with_persona
 from tests.serving.test_stream import CHAT, EXAMPLES, LIMITS, agent
@@ -154,9 +154,9 @@ def test_what_is_too_long_is_refused_and_the_conversation_continues(monkeypatch,
 
 def run_of(folder, config: str, **changes):
     plain = config_lib.to_dict(importlib.import_module(f'configs.{config}').get_config('smoke'))
-    content = {'format': stages.FORMAT, 'version': '0', **plain, **changes}
+    content = {'format': directory.FORMAT, 'version': '0', **plain, **changes}
     folder.mkdir(exist_ok=True)
-    (folder / stages.CONFIG_FILE).write_text(json.dumps(content))
+    (folder / directory.CONFIG_FILE).write_text(json.dumps(content))
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from simrl.run import config as config_lib
-from simrl.run import stages
+from simrl.run import directory
 from tools import export
 
 
@@ -45,8 +45,8 @@ def test_a_stage_takes_no_revision(tmp_path, capsys):
 def test_what_is_no_stage_of_a_model_is_refused(tmp_path, config, expected):
     if config is not None:
         plain = config_lib.to_dict(importlib.import_module(f'configs.{config}').get_config('smoke'))
-        content = {'format': stages.FORMAT, 'version': '0', **plain}
-        (tmp_path / stages.CONFIG_FILE).write_text(json.dumps(content))
+        content = {'format': directory.FORMAT, 'version': '0', **plain}
+        (tmp_path / directory.CONFIG_FILE).write_text(json.dumps(content))
     stage = tmp_path / 'rl' / 'role_play' / 'seed-0'
     with pytest.raises(SystemExit, match=f'^error: {stage}: {expected}'):
         export.main([f'--stage={stage}', f'--output={tmp_path / "out"}'])

@@ -17,6 +17,7 @@ import numpy as np
 from simrl.models import sharding
 from simrl.models.files import gguf, huggingface
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.run.config import local_path
 
 # Files downloaded from the hub, besides those that an index of weights names: no pickles, no code, no other weights.
 HUB_FILES = ('*.json', '*.jinja', '*.txt', 'tokenizer.model', huggingface.SINGLE_FILE, huggingface.HEADS_FILE)
@@ -45,9 +46,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: `source` or one of its files does not exist.
-        ValueError: the files are invalid, or this decoder does not compute their model.
+        ValueError: the files are invalid, or this decoder does not compute their model; or `source` is a URL.
     """
-    path = Path(source)
+    path = local_path(source)
     if path.suffix == '.gguf':
         if not path.is_file():
             raise FileNotFoundError(f'{source}: expected a GGUF file, found none')
@@ -65,7 +66,7 @@ def load_model(
 
 def load_config(source: str, *, revision: str | None = None) -> tuple[TransformerConfig, Any]:
     """Reads the config and the tokenizer of a model source, without its weights; see `load_model`."""
-    path = Path(source)
+    path = local_path(source)
     if path.suffix == '.gguf':
         if not path.is_file():
             raise FileNotFoundError(f'{source}: expected a GGUF file, found none')
@@ -76,7 +77,7 @@ def load_config(source: str, *, revision: str | None = None) -> tuple[Transforme
 
 def find_folder(source: str, revision: str | None = None) -> Path:
     """Finds the folder of a model source other than a GGUF file; downloads a hub model into the hub's cache."""
-    path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         return path
     if source.count('/') != 1 or source.startswith(('.', '/', '~')):
