@@ -1,9 +1,9 @@
 """Conversations as words and as tokens.
 
 Words: `records` (conversations, preferences, examples; strict readers). Tokens: `chat` (a chat template as constant
-token runs around messages), `templates` (finds the runs of a Hugging Face template; `huggingface_tokenizer` encodes
-content), `sentencepiece` (the same for a sentencepiece tokenizer), `views` (training rows and prompts), `batches` (rows
-in length buckets).
+token runs around messages), `templates` (finds the runs of a Hugging Face template, with `template_probes` and
+`huggingface_tokenizer`), `sentencepiece` (the same for a sentencepiece tokenizer), `views` (training rows and
+prompts), `batches` (rows in length buckets).
 
 Read `records`, `chat`, `templates`, `views`.
 """

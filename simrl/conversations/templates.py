@@ -9,23 +9,18 @@
 """
 
 import dataclasses
-import datetime
 import itertools
-import json
-import re
 import string
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Literal
+from typing import Literal
 
 import transformers
 
 from simrl.conversations.chat import Chat, Place
-from simrl.conversations.huggingface_tokenizer import HuggingFaceTokenizer, Spans, moved, name_of
+from simrl.conversations.huggingface_tokenizer import HuggingFaceTokenizer, Spans, moved
+from simrl.conversations.template_probes import PROBES, Rendering, Template, render_probes
 
 Rewrites = Literal['error', 'keep', 'omit']
-
-PROBES = ('Probe one', '2, 3?', 'Über: "x"\n\ny.', '(four)', '漢字 5', '-- six')
-SYSTEM_PROBES = ('Say: probe!', 'Be brief')
 
 
 def chat_from_huggingface(
@@ -46,92 +41,7 @@ def chat_from_huggingface(
     """
     if rewrites not in ('error', 'keep', 'omit'):
         raise ValueError(f"rewrites: expected 'error', 'keep' or 'omit', found {rewrites!r}")
-    return _build(_Template.of(tokenizer, date), rewrites)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Template:
-    """A chat template; `text` has the date in it, or reads it as `date_string`."""
-
-    tokenizer: transformers.PreTrainedTokenizerBase
-    name: str
-    text: str
-    date: str | None
-
-    @classmethod
-    def of(cls, tokenizer: transformers.PreTrainedTokenizerBase, date: str | None) -> '_Template':
-        name, text = name_of(tokenizer), getattr(tokenizer, 'chat_template', None)
-        if not text:
-            raise ValueError(f'{name}: the tokenizer has no chat template')
-        if isinstance(text, Mapping):
-            if 'default' not in text:
-                raise ValueError(f"{name}: expected a chat template named 'default', found {sorted(text)}")
-            text = text['default']
-        if 'strftime_now' in text and date is None:
-            raise ValueError(
-                f"{name}: the chat template writes today's date; pin it with `date`, such as '26 Jul 2024'"
-            )
-        if 'strftime_now' in text and 'date_string' not in text:
-            text = _pinned(name, text, str(date))
-        return cls(tokenizer, name, text, date)
-
-    def render(self, contents: Sequence[str], *, told: bool) -> list[str]:
-        """Texts before, between and after the messages' contents; `told`: the first one is a system text."""
-        roles = (['system'] if told else []) + [('user', 'assistant')[i % 2] for i in range(len(contents) - told)]
-        messages = [{'role': role, 'content': content} for role, content in zip(roles, contents, strict=True)]
-        dated: dict[str, Any] = {} if self.date is None else {'date_string': self.date}
-        try:
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.text,
-                    tokenize=False,
-                    add_generation_prompt=roles[-1] == 'user',
-                    enable_thinking=False,
-                    **dated,
-                )
-            )
-        except Exception as error:  # a template's code may raise anything: TypeError, RecursionError
-            kind = type(error).__name__
-            raise ValueError(
-                f'{self.name}: the chat template refuses messages by {", ".join(roles)}: {kind}: {error}'
-            ) from error
-        runs: list[str] = []
-        cursor = 0
-        for content in contents:
-            found = text.find(content, cursor)
-            if found < 0 or text.count(content) != 1:
-                raise ValueError(f'{self.name}: the chat template drops, repeats or moves a message: {text!r}')
-            runs.append(text[cursor:found])
-            cursor = found + len(content)
-        return [*runs, text[cursor:]]
-
-
-def _pinned(name: str, template: str, date: str) -> str:
-    """A template with the date in place of each call that asks for today's."""
-    try:
-        day = datetime.datetime.strptime(date, '%d %b %Y')
-    except ValueError:
-        raise ValueError(f"date: expected one such as '26 Jul 2024', found {date!r}") from None
-    call = r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)"""
-    pinned = re.sub(call, lambda found: json.dumps(day.strftime(found[1] or found[2] or '')), template)
-    if re.search(r'strftime_now\s*\(', pinned):
-        raise ValueError(f"{name}: the chat template writes today's date in a format that is not written in it")
-    return pinned
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rendering:
-    """A dialogue and the template's texts around its contents; `told`: the first one is a system text."""
-
-    contents: tuple[str, ...]
-    runs: tuple[str, ...]
-    told: bool
-
-    @property
-    def places(self) -> list[Place]:
-        messages: list[Place] = [('user', 'assistant')[i % 2] for i in range(len(self.contents) - self.told)]
-        return ['system', 'first', *messages[1:]] if self.told else messages
+    return _build(Template.of(tokenizer, date), rewrites)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,17 +59,7 @@ class _Survey:
 Places = Mapping[Place, HuggingFaceTokenizer]
 
 
-def _probe(template: _Template, told: bool) -> list[_Rendering]:
-    """Renders dialogues of one to five probe messages, so that every position gets different texts."""
-    renderings = []
-    for length in range(1, 6):
-        for start in range(2):
-            contents = (*SYSTEM_PROBES[start : start + told], *PROBES[start : start + length])
-            renderings.append(_Rendering(contents, tuple(template.render(contents, told=told)), told))
-    return renderings
-
-
-def _places(content: HuggingFaceTokenizer, renderings: Sequence[_Rendering]) -> dict[Place, HuggingFaceTokenizer]:
+def _places(content: HuggingFaceTokenizer, renderings: Sequence[Rendering]) -> dict[Place, HuggingFaceTokenizer]:
     """The tokenizer of each place, by what the template writes before and after content there."""
     longest = renderings[-2]
     found: dict[Place, HuggingFaceTokenizer] = {}
@@ -189,7 +89,7 @@ def _place(content: HuggingFaceTokenizer, before: str, after: str, leads: Sequen
     return content.at('', trail)
 
 
-def _stripped(rendering: _Rendering, places: Places) -> list[str]:
+def _stripped(rendering: Rendering, places: Places) -> list[str]:
     """The texts around contents without leads and trails; also of a reply to be generated, if there is one."""
     tokenizers = [places[place] for place in rendering.places]
     leads = [*(tokenizer.lead for tokenizer in tokenizers), places['assistant'].lead]
@@ -200,7 +100,7 @@ def _stripped(rendering: _Rendering, places: Places) -> list[str]:
     ]
 
 
-def _survey(name: str, renderings: Sequence[_Rendering], places: Places) -> _Survey:
+def _survey(name: str, renderings: Sequence[Rendering], places: Places) -> _Survey:
     """The text around contents, or an error if it varies."""
     seen: dict[str, set[str]] = {field.name: set() for field in dataclasses.fields(_Survey)}
     for rendering in renderings:
@@ -226,10 +126,10 @@ def _survey(name: str, renderings: Sequence[_Rendering], places: Places) -> _Sur
     return _Survey(**{place: found.pop() for place, found in seen.items()})
 
 
-def _build(template: _Template, rewrites: Rewrites) -> Chat:
+def _build(template: Template, rewrites: Rewrites) -> Chat:
     name = template.name
     content = HuggingFaceTokenizer(template.tokenizer)
-    renderings = _probe(template, told=False)
+    renderings = render_probes(template, told=False)
     places = _places(content, renderings)
     plain = _survey(name, renderings, places)
 
@@ -268,7 +168,7 @@ def _build(template: _Template, rewrites: Rewrites) -> Chat:
     system_end, reason = user_end, ''
     headers_after_system: dict[str, tuple[int, ...]] = {}
     try:
-        told = _probe(template, told=True)
+        told = render_probes(template, told=True)
         places_told = _places(content, told)
         with_system = _survey(name, told, places_told)
         for rendering in told:
@@ -329,7 +229,7 @@ def _first_headers(
     return ids[:start], {'user': ids[start:], 'assistant': tuple(assistant_header[len(footer) :])}
 
 
-def _check(name: str, content: HuggingFaceTokenizer, rendering: _Rendering, places: Places) -> None:
+def _check(name: str, content: HuggingFaceTokenizer, rendering: Rendering, places: Places) -> None:
     """Refuses runs and contents whose tokens differ from those of the whole rendering."""
     *runs, _ = _stripped(rendering, places)
     ours: Spans = []

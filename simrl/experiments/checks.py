@@ -88,10 +88,6 @@ def check_user_sft(
 ) -> None:
     """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
     check_fitting(f'{field}.sft', settings.sft, model.config, compute)
-    try:
-        model.chat.check_ends(settings.role)
-    except ValueError as error:
-        raise ConfigError(f'{field}.role: {error}') from error
     for split in ('train', 'test'):
         conversations = of_split(people, split)
         try:

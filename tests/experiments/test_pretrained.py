@@ -26,7 +26,7 @@ from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.training import loop
 from tests.experiments.scene import fields_without_effect, without_effect
-from tests.tiny import CHATML_WITHOUT_SYSTEM, byte_tokenizer
+from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer
 from tools import export as export_tool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -422,6 +422,19 @@ def test_a_template_without_system_text_has_fine_tuned_simulators_only(files, tm
     with config.unlocked():
         del config.arms['role_play']
     experiment.run(config, tmp_path / 'run', show_plan=True)
+
+
+def test_a_template_whose_user_messages_end_with_text_has_prompted_simulators_only(files, tmp_path):
+    tokenizer = byte_tokenizer(template=TEXT_TEMPLATES['tulu'], bos_token='<|endoftext|>', eos_token='<|im_end|>')
+    model = load_config(files / 'model')
+    export(transformer.init_params(jax.random.key(0), model), model, tokenizer, tmp_path / 'model')
+    config = config_of(files)
+    config.model.source = str(tmp_path / 'model')
+    with pytest.raises(ConfigError, match=r"config\.arms\.fine_tuned: no model can speak under the user's header"):
+        experiment.run(config, tmp_path / 'run')
+    with config.unlocked():
+        del config.arms['fine_tuned']
+    assert experiment.scene_of(experiment.settings_of(config), tmp_path / 'run').check() is None
 
 
 @pytest.mark.long
