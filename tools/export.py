@@ -23,7 +23,7 @@ from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
 from simrl.run import directory, stages
 from simrl.run.runtime import start_backend, tolerate_encoding
-from simrl.serving.load import find_run
+from simrl.serving.load import check_model, find_run
 
 
 def generation_config_of(source: str, revision: str | None) -> dict | None:
@@ -36,7 +36,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
 
     Raises:
         ValueError: not a finished stage that left a model, or its tokenizer has no Hugging Face form.
-        WorkdirError, ConfigError: the run is of another version.
+        WorkdirError, ConfigError: the run is of another version, or the stage of another model.
     """
     run = find_run(stage)
     if run is None:
@@ -50,6 +50,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     if not stages.is_done(stage) or not (stage / PARAMS_FOLDER).exists():
         raise ValueError(f'{stage}: expected a finished stage that left a model, found none')
     arms = {sft_stage(arm): arm for arm in scene.settings.arms}
+    check_model(scene, stage, (arms[name], scene.settings.seeds[0]) if name in arms else None)
     model = scene.simulator_model(arms[name]) if name in arms else scene.model
     heads = ('reward_head',) if name in (REWARD_STAGE, HELD_OUT_STAGE) else ()
     mesh = scene.compute.mesh.make()

@@ -208,8 +208,7 @@ class PretrainedScene:
         return {'conversations': sources.conversations_file(self.settings.data)} | self._model_file()
 
     def _model_file(self) -> dict[str, pathlib.Path]:
-        source = sources.local_source(self.settings.model)
-        return {} if source is None else {'model': source}
+        return sources.model_files('model', self.settings.model)
 
     def setup(self) -> list[Stage]:
         s = self.settings
@@ -311,8 +310,7 @@ class PretrainedScene:
     def _model_inputs(self, arm: str) -> dict[str, pathlib.Path]:
         """The files of a simulator's own model."""
         own = self.settings.arms[arm].model
-        source = None if own is None else sources.local_source(own)
-        return {} if source is None else {'simulator_model': source}
+        return {} if own is None else sources.model_files('simulator_model', own)
 
     def simulator_per_seed(self, arm: str) -> bool:
         return False

@@ -15,6 +15,7 @@ from simrl.conversations.huggingface_tokenizer import terminal_id
 from simrl.conversations.records import Check, Conversation, OnBadRows, Preference, read_conversations, read_preferences
 from simrl.conversations.templates import Rewrites, chat_from_huggingface
 from simrl.models import sharding, transformer
+from simrl.models.files.gguf_file import shard_paths
 from simrl.models.files.load import load_config, load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
@@ -156,10 +157,16 @@ def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:
         )
 
 
-def local_source(settings: ModelSettings) -> pathlib.Path | None:
-    """The file or folder that a model comes from; None for a hub's model."""
+def model_files(name: str, settings: ModelSettings) -> dict[str, pathlib.Path]:
+    """The file or folder that a model comes from, as an input of stages; of a GGUF file in shards, each of them.
+
+    A hub's model has none: it is known by its name and revision.
+    """
     path = config_lib.local_path(settings.source)
-    return path if path.exists() else None
+    if not path.exists():
+        return {}
+    first, *others = shard_paths(path) if path.suffix == '.gguf' else [path]
+    return {name: first, **{f'{name} shard {number}': shard for number, shard in enumerate(others, start=2)}}
 
 
 def model_identity(settings: ModelSettings) -> dict[str, Any]:
@@ -169,7 +176,7 @@ def model_identity(settings: ModelSettings) -> dict[str, Any]:
     wherever it lies.
     """
     plain: dict[str, Any] = config_lib.to_dict(settings)
-    if local_source(settings) is not None:
+    if model_files('model', settings):
         del plain['source'], plain['revision']
     return plain
 

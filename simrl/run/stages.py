@@ -186,6 +186,27 @@ def check_identity(name: str, folder: pathlib.Path, found: Mapping[str, Any], id
         )
 
 
+def check_same(
+    folder: pathlib.Path, settings: Mapping[str, Any], inputs: Mapping[str, pathlib.Path], names: Collection[str]
+) -> None:
+    """Refuses a finished stage for which settings or inputs of some names were others; its other ones may differ.
+
+    Args:
+        settings, inputs: present ones, as those of a `Stage`.
+        names: of those that must be the same. An input in several files is named by the first word, as 'model shard 2'.
+    """
+    done, hashes = stage_files.read_done(folder), Hashes()
+
+    def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name.partition(' ')[0] in names}
+
+    lines = config.differences(chosen(done['settings']), config.to_dict(chosen(settings)))
+    present = {name: hashes.of(path) for name, path in chosen(inputs).items()}
+    lines += [f'input {line}' for line in config.differences(chosen(done['inputs']), present)]
+    if lines:
+        raise WorkdirError(f'{folder}: made with another model or tokenizer than is here now: {"; ".join(lines)}')
+
+
 def stage_seconds(folder: pathlib.Path) -> float:
     """Seconds that a finished stage took; if it was killed and resumed, in the last process."""
     return float(stage_files.read_done(folder)['seconds'])

@@ -11,7 +11,6 @@ A folder whose tokenizer has the terminal token, as `tools/export.py` writes a f
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterable
 
 import jax
 
@@ -78,7 +77,9 @@ def load_assistant(name: str) -> Loaded:
         raise ValueError('{}: expected an assistant of the run ({}); --simulator takes {}'.format(name, *names))
     stage = stages_by_name[found]
     folder = None if stage is None else scene.workdir / stage
-    _check_done(name, scene, [] if folder is None else [folder])
+    if folder is not None:
+        _check_done(name, scene, folder)
+        check_model(scene, folder)
     agent = scene.assistant(folder)
     return Loaded(name, _ready(agent), scene.chat, BLANK)
 
@@ -107,7 +108,10 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
     found = _simulators_by_stage(scene).get(part, part)
     if found not in arms:
         raise ValueError(f'{name}: expected a simulator of the run ({", ".join(arms)})')
-    _check_done(name, scene, scene.simulator_inputs(*arms[found]).values())
+    for folder in scene.simulator_inputs(*arms[found]).values():
+        if folder.is_relative_to(scene.workdir):
+            _check_done(name, scene, folder)
+            check_model(scene, folder, arms[found])
     agent = scene.simulator(*arms[found])
     if persona is None:
         people = scene.settings.evaluation.people
@@ -141,11 +145,29 @@ def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
     return None
 
 
-def _check_done(name: str, scene: Scene, inputs: Iterable[pathlib.Path]) -> None:
-    for folder in inputs:
-        if folder.is_relative_to(scene.workdir) and not stages.is_done(folder):
-            stage = folder.relative_to(scene.workdir).as_posix()
-            raise ValueError(f'{name}: expected the finished stage {stage}, found none')
+def _check_done(name: str, scene: Scene, folder: pathlib.Path) -> None:
+    if not stages.is_done(folder):
+        stage = folder.relative_to(scene.workdir).as_posix()
+        raise ValueError(f'{name}: expected the finished stage {stage}, found none')
+
+
+def check_model(scene: Scene, folder: pathlib.Path, simulator: tuple[str, int] | None = None) -> None:
+    """Refuses a finished stage that was made with another model or tokenizer than the run's config names now.
+
+    A later command may change the config of a run for some of its stages, and other files may replace a local model.
+
+    Args:
+        simulator: arm and training seed, for a stage that left a simulator.
+
+    Raises:
+        WorkdirError: the model is another one.
+    """
+    settings, inputs, names = dict(scene.identity()), dict(scene.inputs()), ['model', 'world']
+    if simulator is not None:
+        settings |= scene.simulator_identity(simulator[0])
+        inputs |= scene.simulator_inputs(*simulator)
+        names.append('simulator_model')
+    stages.check_same(folder, settings, inputs, names)
 
 
 def simulators(scene: Scene) -> dict[str, tuple[str, int]]:

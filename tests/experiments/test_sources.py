@@ -1,4 +1,4 @@
-"""A model and people's files: what does not fit together is refused, and only what is needed is read."""
+"""Models and data that are opened, and the files that stages depend on."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, RowError, write_conversations
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import sources
-from simrl.experiments.sources import DataSettings, ModelSettings
+from simrl.experiments.sources import DataSettings, ModelSettings, model_files, model_identity
 from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.models.files.huggingface_config import config_to_json
@@ -100,3 +100,20 @@ def test_conversations_that_the_tokenizer_cannot_write_are_bad_rows(tmp_path, ca
     found = sources.conversations_of(DataSettings(tmp_path, on_bad_rows='drop'), check)
     assert [conversation.id for conversation in found] == ['a']
     assert capsys.readouterr().out == 'conversations: 1; unusable text: 1\n'
+
+
+def test_the_files_of_a_model_are_inputs_of_stages(tmp_path):
+    names = [f'm-0000{number}-of-00003.gguf' for number in (1, 2, 3)]
+    for name in ('model.gguf', *names):
+        (tmp_path / name).touch()
+    (tmp_path / 'folder').mkdir()
+    for name in ('model.gguf', 'folder'):
+        assert model_files('model', ModelSettings(str(tmp_path / name))) == {'model': tmp_path / name}
+    keys = ('simulator_model', 'simulator_model shard 2', 'simulator_model shard 3')
+    for name in names:  # whichever shard is named
+        settings = ModelSettings(str(tmp_path / name))
+        assert model_files('simulator_model', settings) == dict(zip(keys, (tmp_path / n for n in names), strict=True))
+        assert 'source' not in model_identity(settings)
+    hub = ModelSettings('owner/model', revision='abc')
+    assert model_files('model', hub) == {}
+    assert (model_identity(hub)['source'], model_identity(hub)['revision']) == ('owner/model', 'abc')
