@@ -69,7 +69,7 @@ class RandomModel:
 class ModelSettings:
     """The model that all sides of an experiment start from."""
 
-    source: str  # a hub name OWNER/MODEL, a local Hugging Face folder, or a .gguf file
+    source: str  # a hub name OWNER/MODEL, a local Hugging Face folder, or a .gguf file (any of its shards)
     rewrites: Rewrites = 'error'  # rule for a template that rewrites history; see `chat_from_huggingface`
     date: str | None = None  # today, for a template that writes the date, such as '26 Jul 2024'
     revision: str | None = None  # revision of a hub model; None: its main branch

@@ -1,6 +1,6 @@
 """Exports params as a Hugging Face model folder that transformers 5 and `huggingface.load_params` read.
 
-Tensor names and layouts are those of `huggingface.weight_table`. The folder is written atomically: under a temporary
+Tensor names and layouts are those of `huggingface_table.py`. The folder is written atomically: under a temporary
 name, flushed to disk, then renamed. The vocabulary's padding is stripped.
 
 Hugging Face has no standard form for a value or reward head. Heads go to `simrl_heads.safetensors` in the same folder,
@@ -22,21 +22,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from simrl.models.files.huggingface import (
-    HEADS,
-    HEADS_FILE,
-    INDEX_FILE,
-    SINGLE_FILE,
-    Row,
-    array_shape,
-    at_path,
-    axis_sizes,
-    dtype_of,
-    stored_shape,
-    tensor_names,
-    weight_table,
-)
+from simrl.models.files.huggingface import HEADS, HEADS_FILE, INDEX_FILE, SINGLE_FILE, at_path, dtype_of
 from simrl.models.files.huggingface_config import config_to_json, read_json
+from simrl.models.files.huggingface_table import Row, array_shape, axis_sizes, stored_shape, tensor_names, weight_table
 from simrl.models.transformer import Params, TransformerConfig
 
 

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from simrl.models.files import export as export_module
 from simrl.models.files.export import export, read_generation_config
-from simrl.models.files.huggingface import load_config, load_params, tensor_names, weight_table
+from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.files.huggingface_config import config_from_json, config_to_json
+from simrl.models.files.huggingface_table import tensor_names, weight_table
 from simrl.models.files.load import load_model, resize_vocabulary
 from simrl.models.transformer import Execution, RopeScaling, TransformerConfig, apply, init_head, init_params, project
 
