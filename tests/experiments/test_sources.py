@@ -1,4 +1,4 @@
-"""Models and data that are opened, and the files that stages depend on."""
+"""A model and people's files: what does not fit together is refused, and only what is needed is read."""
 
 import dataclasses
 import json
