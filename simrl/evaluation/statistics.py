@@ -89,33 +89,6 @@ class SeedEstimate(_Interval):
         return f'{self.mean:.3f} {self.bounds_text()} (seeds={self.num_seeds})'
 
 
-def cluster_bootstrap(
-    values: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """The mean of `values` with a percentile interval from resampling whole clusters (Efron & Tibshirani 1993, ch. 8).
-
-    There is no interval where all resamples have the same mean.
-
-    Args:
-        values: one finite number per observation.
-        clusters: the cluster of each observation; observations of one cluster stay together.
-        level: nominal coverage, in (0, 1).
-        resamples: number of bootstrap resamples.
-        seed: of the random draws.
-
-    Raises:
-        ValueError: with no observation, a value that is not finite, or lengths that differ.
-    """
-    if len(values) != len(clusters):
-        raise ValueError(f'cluster_bootstrap: expected one cluster per value, found {len(clusters)} for {len(values)}')
-    return cluster_bootstraps([values], clusters, level=level, resamples=resamples, seed=seed)[0]
-
-
 def cluster_bootstraps(
     measures: Sequence[Vector],
     clusters: Sequence[Hashable],
@@ -124,18 +97,22 @@ def cluster_bootstraps(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[Estimate]:
-    """`cluster_bootstrap` of several measures of the same observations, which share their resamples.
+    """The means of measures with percentile intervals from resampling whole clusters (Efron & Tibshirani 1993, ch. 8).
+
+    All measures share their resamples. There is no interval where all resamples have the same mean.
 
     Args:
         measures: [K][N] finite numbers.
-        clusters: [N], the cluster of each observation.
-        level, resamples, seed: as for `cluster_bootstrap`.
+        clusters: [N], the cluster of each observation; observations of one cluster stay together.
+        level: nominal coverage, in (0, 1).
+        resamples: number of bootstrap resamples.
+        seed: of the random draws.
 
     Raises:
-        ValueError: as `cluster_bootstrap`.
+        ValueError: no observation, a value that is not finite, or lengths that differ.
     """
-    data = _finite('cluster_bootstrap', measures, len(clusters))
-    check_level('cluster_bootstrap', level)
+    data = _finite('cluster_bootstraps', measures, len(clusters))
+    check_level('cluster_bootstraps', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
     bounds = [percentile_interval(draws, level=level) for draws in means]
     return [
@@ -158,7 +135,7 @@ def cluster_shares(measures: Sequence[Vector], clusters: Sequence[Hashable], *, 
         level: nominal coverage, in (0, 1).
 
     Raises:
-        ValueError: as `cluster_bootstrap`, or a value is not from 0 to 1.
+        ValueError: as `cluster_bootstraps`, or a value is not from 0 to 1.
     """
     data = _finite('cluster_shares', measures, len(clusters))
     check_level('cluster_shares', level)
@@ -196,14 +173,14 @@ def cluster_ratio(
 ) -> Estimate:
     """The mean over observations, from their sum in each cluster: sum(totals) / sum(counts).
 
-    Its percentile interval resamples clusters: the same as `cluster_bootstrap` of the observations themselves.
+    Its percentile interval resamples clusters: the same as `cluster_bootstraps` of the observations themselves.
 
     Args:
         totals, counts: [clusters], the sum over each cluster's observations, and their number.
-        level, resamples, seed: as for `cluster_bootstrap`.
+        level, resamples, seed: as for `cluster_bootstraps`.
 
     Raises:
-        ValueError: as `cluster_bootstrap`, or a cluster without observations.
+        ValueError: as `cluster_bootstraps`, or a cluster without observations.
     """
     data = _finite('cluster_ratio', [totals, counts], len(totals))
     check_level('cluster_ratio', level)

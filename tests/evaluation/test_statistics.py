@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.evaluation.statistics import cluster_bootstrap, cluster_ratio, cluster_shares
+from simrl.evaluation.statistics import Estimate, cluster_bootstraps, cluster_ratio, cluster_shares
 from simrl.evaluation.win_rate import preferences
+
+
+def cluster_bootstrap(values, clusters, **options) -> Estimate:
+    return cluster_bootstraps([values], clusters, **options)[0]
 
 
 def test_covers_the_mean_at_the_nominal_rate_where_observations_come_in_clusters():
@@ -39,7 +43,7 @@ def test_holds_the_mean_and_does_not_depend_on_names_of_clusters(rows):
     ('values', 'clusters', 'message'),
     [
         ([], [], 'at least one observation'),
-        ([1.0], [0, 1], 'one cluster per value, found 2 for 1'),
+        ([1.0], [0, 1], r'expected 2 values of each measure, found \[1, 2\]'),
         ([1.0, float('nan')], [0, 1], 'finite values, found nan'),
     ],
 )
