@@ -7,6 +7,7 @@
 """
 
 import copy
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import transformers
 
 from simrl.conversations.chat import TERMINAL_TEXT, EncodingError
 
+RECENT_TEXTS = 256  # texts whose ids are remembered: an opening is in the prompts of several agents
 Spans = list[tuple[int, int, int]]  # tokens: id, and start and end of its text
 
 
@@ -65,6 +67,7 @@ class HuggingFaceTokenizer:
         self._inside = _text_tokenizer(inner) if self.has_prefix else self._alone
         self._model = state['model']['type']
         self._kept: set[str] = set()  # characters that are not dropped
+        self._ids = functools.lru_cache(RECENT_TEXTS)(self._encode)
 
     def at(self, lead: str = '', trail: str = '', *, inside: bool = False) -> 'HuggingFaceTokenizer':
         """The tokenizer of a place.
@@ -111,7 +114,11 @@ class HuggingFaceTokenizer:
 
     def encode_unchecked(self, text: str) -> list[int]:
         """Encodes a text without what the vocabulary lacks."""
-        return [i for i, *_ in self.content_spans(text)]
+        return list(self._ids(self.lead + text + self.trail, self.inside))
+
+    def _encode(self, text: str, inside: bool) -> list[int]:
+        """The same for all places, which share the texts that are remembered."""
+        return (self._inside if inside else self._alone).encode(text, add_special_tokens=False).ids
 
     def content_spans(self, text: str) -> Spans:
         """The tokens of content with its lead and trail."""

@@ -64,7 +64,6 @@ class PreferenceRow:
 
     chosen: Rendered
     rejected: Rendered
-    opening: str  # the first user text; pairs with the same opening are not independent
 
     def __len__(self) -> int:
         return max(len(self.chosen), len(self.rejected))
@@ -316,7 +315,7 @@ def preference_rows(
             )
         except EncodingError as error:
             raise ValueError(f'preference {preference.id}: {error}') from error
-        row = PreferenceRow(chosen, rejected, preference.opening)
+        row = PreferenceRow(chosen, rejected)
         if len(row) <= max_length:
             rows.append(row)
         elif on_long == 'drop':

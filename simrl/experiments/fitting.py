@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from simrl.conversations.chat import ROLE_CODES, Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_shares
+from simrl.experiments.kept_rows import kept_pairs, kept_rows
 from simrl.experiments.outputs import lines_at, save_params, save_result
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, print_counts, subsample
@@ -121,8 +123,11 @@ def fine_tune_user(
     compute: Compute,
 ) -> None:
     """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
-    rows, counts = rows_of(of_split(people, 'train'), settings, model)
-    held_out, held_out_counts = rows_of(of_split(people, 'test'), settings, model)
+    files = {split: folder / f'{split}_rows.npz' for split in ('train', 'test')}
+    (rows, counts), (held_out, held_out_counts) = (
+        kept_rows(file, functools.partial(rows_of, of_split(people, split), settings, model))
+        for split, file in files.items()
+    )
     print_counts('rows to train on', len(rows), counts)
     print_counts('rows held out', len(held_out), held_out_counts)
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
@@ -138,6 +143,8 @@ def fine_tune_user(
         compute=compute,
         hyperparameters=config_lib.to_dict(settings),
     )
+    for file in files.values():
+        file.unlink(missing_ok=True)  # with several processes, another one deletes it
     save_result(
         folder,
         losses
@@ -160,7 +167,8 @@ def fit_reward_model(
     """Trains a reward model, and measures its accuracy on held-out pairs beside that of "longer wins"."""
     chat, mesh = model.chat, compute.mesh.make()
     batch = settings.preference.batch
-    rows, counts = preference_rows(pairs_of(settings.half, preferences), chat, batch.lengths[-1], on_long='drop')
+    pairs, file = pairs_of(settings.half, preferences), folder / 'train_rows.npz'
+    rows, counts = kept_pairs(file, lambda: preference_rows(pairs, chat, batch.lengths[-1], on_long='drop'))
     print_counts('pairs to train on', len(rows), counts)
     state = preference.fit(
         folder,
@@ -174,6 +182,7 @@ def fit_reward_model(
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, state.params)
+    file.unlink(missing_ok=True)  # with several processes, another one deletes it
 
     fits: list[Preference] = []
     held_out_counts: collections.Counter[str] = collections.Counter()

@@ -155,7 +155,8 @@ class PretrainedScene:
     def _check_arm(self, arm: str) -> None:
         """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
         self.simulator_identity(arm)
-        if is_own(self.settings.arms[arm].simulator):
+        own = self.settings.arms[arm]
+        if is_own(own.simulator):
             return
         field, agent = f'config.arms.{arm}', simulator_agent(self.settings, arm, self.simulator_model(arm), {})
         try:
@@ -165,6 +166,8 @@ class PretrainedScene:
         # Every simulator is scored on people's messages in rows of these lengths; see `likelihood_rows`.
         lengths, config = self.settings.user_sft.sft.batch.lengths, self.simulator_model(arm).config
         checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
+        if (own.model, own.instructions) == (None, None):
+            return  # `_openings` are those that fit into its prompts
         for split in ('train', 'test'):
             for example in self._openings(split):
                 try:

@@ -297,9 +297,9 @@ def fitting(
     """The examples whose prompts fit into `prompt_tokens` for every agent, and the number of those that do not."""
 
     def fits(example: Example) -> bool:
-        opening = 0 if example.opening is None else len(chat.encode(example.opening))
-        prompts = (len(agent.prompt(example)) for agent in agents if isinstance(agent, ModelAgent))
-        return max([opening, *prompts]) <= prompt_tokens
+        if example.opening is not None and len(chat.encode(example.opening)) > prompt_tokens:
+            return False
+        return all(len(agent.prompt(example)) <= prompt_tokens for agent in agents if isinstance(agent, ModelAgent))
 
     kept = [example for example in examples if fits(example)]
     return kept, len(examples) - len(kept)

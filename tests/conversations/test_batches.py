@@ -101,7 +101,7 @@ def test_arrays_of_a_batch():
 
 
 def test_pairs_stay_together():
-    rows = [PreferenceRow(row(2, fill=10 + i), row(3 + i, fill=20 + i), 'opening') for i in range(3)]
+    rows = [PreferenceRow(row(2, fill=10 + i), row(3 + i, fill=20 + i)) for i in range(3)]
     batches = Batches(rows, BatchSettings(2, LENGTHS), stack_preferences)
     met = []
     for step in range(len(batches)):

@@ -236,7 +236,6 @@ def test_preference_rows(chat):
     prompt = (Message('system', 'Be brief.'), *TALK[:3])
     pair = Preference('p', 's', 'train', prompt, 'See you!', 'No')
     (row,), counts = preference_rows([pair], chat, 1000)
-    assert row.opening == 'Hello'
     assert not counts
     for reply, rendered in (('See you!', row.chosen), ('No', row.rejected)):
         expected = render(chat, [*TALK[:3], Message('assistant', reply)], system='Be brief.')

@@ -165,7 +165,7 @@ def sft_rows(number: int = 5 * ROWS, seed: int = 0) -> list[Rendered]:
 
 def preference_rows(number: int = 5 * ROWS // 2) -> list[PreferenceRow]:
     rng = np.random.default_rng(2)
-    return [PreferenceRow(rendered(rng), rendered(rng), f'opening {i}') for i in range(number)]
+    return [PreferenceRow(rendered(rng), rendered(rng)) for _ in range(number)]
 
 
 def fine_tune(
