@@ -118,17 +118,10 @@ class HostReplies:
 
     def _write(self, message: HostMessage, place: int, reply: Reply, role: int) -> str | None:
         """Writes a reply into its row of a message, or returns why there is none."""
-        if not isinstance(reply, Reply):
-            raise TypeError(f'HostAgent.reply: expected a list of Reply, found {type(reply).__name__}: {reply!r:.80}')
-        if reply.failure is not None:
-            return str(reply.failure).encode(errors='backslashreplace').decode()
-        if not isinstance(reply.text, str):
-            return f'expected text, found {reply.text!r:.80}'
         try:
-            ids = self.chat.encode(reply.text, HEADERS[role])
-        except ValueError as error:
+            content, truncated = encode_reply(reply, self.chat, role, self.max_new_tokens)
+        except FailedReplyError as error:
             return str(error)
-        content, truncated = cut_reply(ids, self.max_new_tokens, self.chat.terminal if reply.ends else None)
         message.tokens[place, : len(content)] = content
         message.content_length[place] = len(content)
         message.replied[place] = True
@@ -137,14 +130,31 @@ class HostReplies:
         return None
 
 
-def cut_reply(ids: list[int], max_new_tokens: int, terminal: int | None) -> tuple[list[int], bool]:
+class FailedReplyError(ValueError):
+    """A host agent's reply is a failure, no text, or text that the tokenizer cannot encode; the reason is printable."""
+
+
+def encode_reply(reply: Reply, chat: Chat, role: int, max_new_tokens: int) -> tuple[list[int], bool]:
     """A host agent's message as a model would have sampled it, and whether it was cut: it counts an end of its own.
 
     Args:
-        ids: of its text.
-        terminal: the id that ends the conversation; None where it does not end.
+        role: USER or ASSISTANT, who replies.
+
+    Raises:
+        FailedReplyError: there is no message.
+        TypeError: it is no `Reply`.
     """
-    content = ids[:max_new_tokens] if terminal is None else [*ids[: max_new_tokens - 1], terminal]
+    if not isinstance(reply, Reply):
+        raise TypeError(f'HostAgent.reply: expected a list of Reply, found {type(reply).__name__}: {reply!r:.80}')
+    if reply.failure is not None:
+        raise FailedReplyError(str(reply.failure).encode(errors='backslashreplace').decode())
+    if not isinstance(reply.text, str):
+        raise FailedReplyError(f'expected text, found {reply.text!r:.80}')
+    try:
+        ids = chat.encode(reply.text, HEADERS[role])
+    except ValueError as error:
+        raise FailedReplyError(str(error)) from error
+    content = [*ids[: max_new_tokens - 1], chat.terminal] if reply.ends else ids[:max_new_tokens]
     return content, len(ids) >= max_new_tokens
 
 

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, HEADERS, TEMPLATE, USER, Chat
+from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import transformer
 from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, HostConversation, ModelAgent, Policy
 from simrl.rollouts.compaction import without_caches
 from simrl.rollouts.context import PREFIX, Context, extend, grow_cache
 from simrl.rollouts.generate import Decoding, begin_message, decode, end_message
-from simrl.rollouts.host import agent_seeds, cut_reply
+from simrl.rollouts.host import FailedReplyError, agent_seeds, encode_reply
 from simrl.rollouts.state import example_hash, row_keys
 
 BLOCK = 4  # tokens sampled between two pieces of text
@@ -186,11 +186,10 @@ class HostView:
             RuntimeError: the agent failed.
         """
         (reply,) = self._agent.reply([self._conversation], self._seeds)
-        if reply.failure is not None:
-            raise RuntimeError(f'the agent failed: {reply.failure}')
-        terminal = self._chat.terminal if reply.ends else None
-        ids = self._chat.encode(reply.text, HEADERS[self._role])
-        ids, truncated = cut_reply(ids, self._agent.max_new_tokens, terminal)
+        try:
+            ids, truncated = encode_reply(reply, self._chat, self._role, self._agent.max_new_tokens)
+        except FailedReplyError as error:
+            raise RuntimeError(f'the agent failed: {error}') from error
         text = self._chat.decode(ids[:-1] if reply.ends else ids)
         self._append(self._role, text)
         self.sent = Sent(tuple(ids), text, reply.ends, truncated)

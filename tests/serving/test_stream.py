@@ -190,6 +190,7 @@ def test_an_agent_off_the_device() -> None:
     messages, _, texts = streamed(HostAgent(reply, max_new_tokens=9), agent(ASSISTANT), example, 0)
     assert [texts[0], texts[2]] == ['0', '2']
     assert messages[0] == CHAT.encode('0')
-    failing = view_of(HostAgent(lambda c, s: [Reply('', failure='tired')], 9), CHAT, example, USER, seed=0)
-    with pytest.raises(RuntimeError, match=r'^the agent failed: tired$'):
-        list(failing.stream())
+    for reason, failure in (('tired', Reply('', failure='tired')), ('expected text, found None', Reply(None))):  # type: ignore[arg-type]
+        failing = view_of(HostAgent(lambda c, s, failure=failure: [failure], 9), CHAT, example, USER, seed=0)
+        with pytest.raises(RuntimeError, match=rf'^the agent failed: {reason}$'):
+            list(failing.stream())
