@@ -101,7 +101,7 @@ class PretrainedScene:
             return self.model
         field = f'config.arms.{arm}.model'
         model = _opened(field, own)
-        if model.tokenizer.get_vocab() != self.model.tokenizer.get_vocab():
+        if model.vocabulary != self.model.vocabulary:
             raise ConfigError(
                 f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
                 f'token ids'

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import Chat
+from simrl.conversations.chat import TERMINAL_TEXT, Chat
 from simrl.conversations.huggingface_tokenizer import terminal_id
 from simrl.conversations.records import Check, Conversation, OnBadRows, Preference, read_conversations, read_preferences
 from simrl.conversations.templates import Rewrites, chat_from_huggingface
@@ -102,6 +102,11 @@ class Model:
     def knows_terminal(self) -> bool:
         """True for a model that was exported with the terminal token: its row is kept."""
         return terminal_id(self.tokenizer) is not None
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token, without the terminal token."""
+        return {token: i for token, i in self.tokenizer.get_vocab().items() if token != TERMINAL_TEXT}
 
     def load_params(self, mesh: Mesh | None = None) -> Params:
         """Reads the weights. The terminal token starts as a copy of the user's end-of-turn, unless the model knows it.

@@ -1,5 +1,6 @@
 """The experiment on a tiny pretrained model and made-up people: it runs, resumes, grows, and refuses."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import experiment, fitting, sources
@@ -299,6 +301,18 @@ def test_a_trained_stage_exports_with_the_terminal_token(finished, tmp_path):
     assert read_generation_config(tmp_path / 'simulator') == {'eos_token_id': ends}
     export_tool.main([f'--stage={finished}/rl/role_play/seed-0', f'--output={tmp_path}/assistant'])
     assert read_generation_config(tmp_path / 'assistant') == {'eos_token_id': [chat.end_of_turn['assistant']]}
+
+
+def test_an_exported_simulator_may_be_the_model_of_an_arm(files, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    config = dataclasses.replace(load_config(files / 'model'), vocab_size=len(tokenizer))
+    export(transformer.init_params(jax.random.key(0), config), config, tokenizer, tmp_path / 'simulator')
+    run = config_of(files)
+    run.arms.fine_tuned.model.source, run.arms.fine_tuned.model.rewrites = str(tmp_path / 'simulator'), 'error'
+    scene = experiment.scene_of(experiment.settings_of(run), tmp_path / 'run')
+    assert scene.simulator_model('fine_tuned').knows_terminal
+    assert scene.simulator_model('fine_tuned').chat.terminal == scene.chat.terminal
 
 
 def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
