@@ -231,6 +231,7 @@ class Block(nn.Module):
             'mlp': c.mlp_dim,
         }
 
+        # `axes` are the logical axes of the named weights.
         def linear(name: str, x: jax.Array, *axes: str) -> jax.Array:
             shape, num_inputs = tuple(sizes[axis] for axis in axes), MATRICES[name]
             weights: Weights = weight(name, shape, axes, _normal(math.prod(shape[:num_inputs])))
