@@ -1,10 +1,14 @@
-"""Processes with eight devices on one CPU, and what a compiled program sends between devices."""
+"""Processes with many devices, many processes, and what a compiled program sends between devices."""
 
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
 
 # Each device's programs run on threads of XLA's pools, which have as many threads as there are cores or devices, and a
 # collective holds a thread until all devices have come. The pools are made larger (NPROC) so that threads are left to
@@ -33,6 +37,49 @@ def run(module: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def run_processes(module: str, number: int, **variables: str) -> list[str]:
+    """Runs a module of the tests in `number` processes that JAX joins over loopback, one device each.
+
+    Returns:
+        The output of each process; all of them ended well.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', module, address, str(number), str(index)],
+            env=os.environ | EIGHT_DEVICES | {'JAX_NUM_CPU_DEVICES': '1'} | variables,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(number)
+    ]
+    try:
+        with ThreadPoolExecutor(number) as threads:
+            ended = list(threads.map(lambda process: process.communicate(timeout=600), processes))
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), '\n'.join(error[-2000:] for _, error in ended)
+    return [printed for printed, _ in ended]
+
+
+def join() -> None:
+    """Joins this process, started by `run_processes`, with the others. Call it before anything computes."""
+    address, number, index = sys.argv[1:]
+    jax.distributed.initialize(address, int(number), int(index))
+
+
+def meet() -> None:
+    """Waits for the other processes. Gloo, which joins them at their first exchange, gives up after 30 seconds."""
+    from jax._src import distributed  # no public barrier is without Gloo
+
+    distributed.global_state.client.wait_at_barrier('meet', timeout_in_ms=500_000)
 
 
 def collectives(program: str) -> list[tuple[str, tuple[int, ...]]]:

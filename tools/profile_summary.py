@@ -35,7 +35,7 @@ DEVICE_LINES = ('Stream', 'XLA Ops')  # a GPU's queues, a TPU's operations; the 
 TELLING = ('dot', 'convolution', 'custom-call', 'sort', 'scatter', 'gather', 'dynamic-update-slice', 'reduce')
 PRODUCTS = TELLING[:2]
 ADDED_BY_JAX = re.compile(
-    r'while|body|cond|closed_call|checkpoint|rematted_computation|custom_[jv]+p_call|branch_\d+_fun'
+    r'while|body|cond|closed_call|eval_jaxpr|checkpoint|rematted_computation|custom_[jv]+p_call|branch_\d+_fun'
     r'|[\w.,]+->[\w.]*'  # an einsum's subscripts
 )
 TRANSFORM = re.compile(r'(\w+)\((.*)\)')

@@ -28,7 +28,7 @@ from simrl.models.layouts import (
     output_matrix,
     stored_array,
 )
-from simrl.models.rows import shard_rows
+from simrl.models.rows import shard_columns, shard_rows
 from simrl.run.config import NO_EFFECT
 
 # A nested dict of arrays: {'decoder', 'value_head'?, 'reward_head'?}, and with LoRA (`lora.py`) 'adapters' and
@@ -313,12 +313,13 @@ class Decoder(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
-        x, _ = layers(c, self.execution, name='layers')(_embed(embedding, tokens, self.execution), positions, None)
+        x = shard_rows(shard_columns(_embed(embedding, tokens, self.execution)))
+        x, _ = layers(c, self.execution, name='layers')(x, positions, None)
         return rms_norm(x, final_norm, c.norm_epsilon)
 
 
 def _embed(embedding: Weights, tokens: jax.Array, execution: Execution) -> jax.Array:
-    return shard_rows(jnp.take(stored_array(embedding), tokens, axis=0).astype(jnp.dtype(execution.dtype)))
+    return jnp.take(stored_array(embedding), tokens, axis=0).astype(jnp.dtype(execution.dtype))
 
 
 def _apply_by_layer(
@@ -339,7 +340,7 @@ def _apply_by_layer(
         decoder = layers_apart(decoder)
     adapters = layers_apart(variables['adapters'])['layers'] if 'adapters' in variables else None
     block: Any = Block(config, execution)
-    x = _embed(decoder['embedding'], tokens, execution)
+    x = shard_rows(_embed(decoder['embedding'], tokens, execution))
     written = []
     for layer, weights in enumerate(decoder['layers']):
         own = {'params': weights} if adapters is None else {'params': weights, 'adapters': adapters[layer]}

@@ -15,6 +15,7 @@ from simrl.models import placement, sharding
 from simrl.models.files.export import export
 from simrl.models.files.huggingface import load_params
 from simrl.models.files.load import resize_vocabulary
+from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
 from tests.many_devices import collectives
 
@@ -112,11 +113,32 @@ def main(out):
     ]
     results['smallest_matrix'] = min(matrices)
 
+    results['log_probs'] = {f'{data}x{model}': log_probs_difference(data, model) for data, model in ((1, 2), (2, 2))}
     for data, model in ((4, 2), (2, 4)):
         mesh = sharding.make_mesh(data, model)
         with jax.set_mesh(mesh):
             results[f'{data}x{model}'] = on_mesh(mesh, key, expected, gradient, logits, out / 'model', from_host)
     (out / 'results.json').write_text(json.dumps(results))
+
+
+def log_probs_difference(data, model):
+    """Of the gradient of log-probabilities and entropies on a mesh, from that without one."""
+    random = np.random.default_rng(1)
+    hidden, weights = (random.normal(size=shape).astype(np.float32) for shape in ((4, 6, 16), (32, 16)))
+    targets, trained = random.integers(0, 32, (4, 6)), random.random((4, 6)) < 0.5
+
+    def total(hidden, weights):
+        params = {'decoder': {'embedding': weights}}
+        found = token_log_probs(params, hidden, targets, trained, np.ones(32, bool), chunk=5)
+        return sum(jnp.sum(jnp.square(x)) for x in found)
+
+    gradient = jax.grad(total, argnums=(0, 1))
+    expected = jax.device_get(gradient(hidden, weights))
+    mesh = sharding.make_mesh(data, model, jax.devices()[: data * model])
+    with jax.set_mesh(mesh):
+        shardings = [jax.NamedSharding(mesh, jax.P(*axes)) for axes in (('data',), ('model', 'data'))]
+        placed = sharding.shard([hidden, weights], shardings)
+        return difference(jax.jit(gradient, out_shardings=tuple(shardings))(*placed), expected)
 
 
 def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):

@@ -111,6 +111,13 @@ def test_eight_devices_compute_what_one_does(eight_devices, mesh):
     assert result['decoded'] == result['decoded_apart'] == eight_devices['1x1']['decoded']
 
 
+def test_log_probs_on_a_mesh_are_those_of_one_device(eight_devices):
+    """Also where `data` has one device and `model` more."""
+    differences = eight_devices['log_probs']
+    assert set(differences) == {'1x2', '2x2'}
+    assert max(differences.values()) < 1e-5
+
+
 @pytest.mark.parametrize('mesh', MESHES)
 def test_shards_are_really_split(eight_devices, mesh):
     data, model = (int(size) for size in mesh.split('x'))

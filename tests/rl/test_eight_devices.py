@@ -1,4 +1,4 @@
-"""RL, fine-tuning and preference steps on eight fake devices against one, in processes of their own."""
+"""RL, fine-tuning and preference steps on eight and four fake devices against one, in processes of their own."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ import pytest
 from tests import many_devices
 from tests.rl import eight_devices
 
-MESHES = ['4x2', '2x4']  # data x model; the two key/value heads are split by the first, whole in the second
+# data x model; the two key/value heads are split by the first, whole in the second, which has four of the devices.
+MESHES = ['4x2', '1x4']
 TRAININGS = ['reinforce', 'adapt', 'fine_tune', 'fit']
 
 

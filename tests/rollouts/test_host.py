@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -22,6 +23,7 @@ from simrl.rollouts.host import agent_seeds
 from simrl.rollouts.state import EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
+from tests import many_devices
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
 CONTENT = range(10, 18)
@@ -236,6 +238,20 @@ def test_what_was_given_stays_good() -> None:
             if other is user:
                 np.testing.assert_array_equal(found.tokens, on_device(ASSISTANT).tokens)
         assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+
+
+def test_processes_do_not_matter() -> None:
+    """In two processes each row's first turn is that of one process. A partner off the device is refused there."""
+    from tests.rollouts import two_processes  # which imports this scene
+
+    printed = many_devices.run_processes(two_processes.__name__, 2, XLA_FLAGS='--xla_backend_optimization_level=0')
+    first, second = (json.loads(lines.splitlines()[-1]) for lines in printed)  # after what Gloo prints
+    assert first == second
+    expected = on_device(ASSISTANT).messages[:, :2]
+    np.testing.assert_array_equal(first['model'], expected)
+    given = np.repeat([example.opening is not None for example in EXAMPLES], SAMPLES)
+    np.testing.assert_array_equal(first['given'], expected[given])
+    assert first['refused'] == 'agents off the device: expected one process, found 2'
 
 
 # What a partner may say.

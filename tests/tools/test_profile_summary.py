@@ -109,6 +109,7 @@ SCOPES = {
     'jit(f)/dot_general': '(no scope)',
     'jit(f)/outer/jit(softmax)/exp': 'outer',
     'jit(f)/rollout/decode/while/body/closed_call/attention/dot_general': 'rollout/decode/attention',
+    'jit(f)/decode/while/body/eval_jaxpr/attention/dot_general': 'decode/attention',  # from JAX 0.12 on
     'jit(f)/jvp(update/passes)/mlp/mul': 'update/passes/mlp',
     'jit(f)/transpose(jvp(update/passes))/mlp/mul': 'update/passes/mlp (backward)',
     'jit(f)/transpose(jvp(a))/while/body/checkpoint/rematted_computation/b/mul': 'a/b (recomputed)',
