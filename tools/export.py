@@ -56,8 +56,9 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     mesh = scene.compute.mesh.make()
     params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)
     model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
-    if len(model.tokenizer) != model.chat.size:
-        raise ValueError(f'{stage}: expected {model.chat.size} tokens, found {len(model.tokenizer)}')
+    found = model.tokenizer.convert_tokens_to_ids(TERMINAL_TEXT)
+    if found != model.chat.terminal:  # a vocabulary with holes may give an id that another token has
+        raise ValueError(f'{stage}: expected {TERMINAL_TEXT} as token {model.chat.terminal}, found it as {found}')
     role = scene.settings.user_sft.role if name in arms else 'assistant'
     export(
         params,

@@ -43,7 +43,8 @@ def export(
 
     Args:
         params: a params tree of `config`, sharded or not; a head goes to `simrl_heads.safetensors`.
-        config: the vocabulary's padding is stripped: `max(config.vocab_size, len(tokenizer))` rows are written.
+        config: the vocabulary's padding is stripped: rows are written for `config.vocab_size` ids and all of the
+            tokenizer's.
         tokenizer: a transformers tokenizer, saved beside the weights; None for no tokenizer files.
         folder: must not exist yet.
         dtype: of the stored weights (heads stay float32).
@@ -55,7 +56,7 @@ def export(
         FileExistsError: `folder` exists.
         ValueError: params of another config, or a tokenizer with more tokens than rows.
     """
-    num_rows = max(config.vocab_size, 0 if tokenizer is None else len(tokenizer))
+    num_rows = max(config.vocab_size, 0 if tokenizer is None else 1 + max(tokenizer.get_vocab().values()))
     if num_rows > config.padded_vocab_size:
         raise ValueError(
             f'export: expected a tokenizer of at most {config.padded_vocab_size} tokens (the rows of the embedding), '
