@@ -31,6 +31,7 @@ from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, sa
 from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
 from simrl.run import config
+from simrl.run.config import local_path
 from simrl.run.runtime import tolerate_encoding
 
 ARMS = ('role_play', 'fine_tuned')
@@ -176,9 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     controls = parser.add_subparsers(dest='control', required=True)
     same = controls.add_parser('twice', help='one simulator twice')
-    same.add_argument('--run', required=True, type=pathlib.Path, help='a finished run of at least four seeds')
+    same.add_argument('--run', required=True, type=local_path, help='a finished run of at least four seeds')
     dial = controls.add_parser('dial', help='from the stereotype to people')
-    dial.add_argument('--workdir', required=True, type=pathlib.Path, help='of all runs')
+    dial.add_argument('--workdir', required=True, type=local_path, help='of all runs')
     dial.add_argument('--config', default='configs/quickstart.py')
     dial.add_argument('--dials', type=float, nargs='+', default=[0.0, 0.5, 0.8, 0.9, 1.0])
     dial.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3])

@@ -22,6 +22,7 @@ from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
 from simrl.run import directory, stages
+from simrl.run.config import local_path
 from simrl.run.runtime import start_backend, tolerate_encoding
 from simrl.serving.load import check_model, find_run
 
@@ -76,8 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('--source', help='hub name, Hugging Face folder or .gguf file')
     parser.add_argument('--revision', help='of a hub model; default: its main branch')
-    which.add_argument('--stage', type=Path, help='finished stage folder of a run')
-    parser.add_argument('--output', required=True, type=Path, help='folder to write; must not exist')
+    which.add_argument('--stage', type=local_path, help='finished stage folder of a run')
+    parser.add_argument('--output', required=True, type=local_path, help='folder to write; must not exist')
     parser.add_argument('--dtype', default='float32', choices=sorted(FLOAT_DTYPES.values()), help='of the weights')
     options = parser.parse_args(arguments)
     if options.stage is not None and options.revision is not None:

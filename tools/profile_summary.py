@@ -26,6 +26,7 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
+from simrl.run.config import local_path
 from simrl.run.runtime import tolerate_encoding
 
 UNKNOWN, OUTSIDE = '?', '(no scope)'
@@ -327,7 +328,7 @@ def summary(path: pathlib.Path, top: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=pathlib.Path, help='with a profile somewhere below')
+    parser.add_argument('folder', type=local_path, help='with a profile somewhere below')
     parser.add_argument('--top', type=int, default=20, help='rows of a table')
     options = parser.parse_args()
     try:

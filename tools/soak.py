@@ -31,6 +31,7 @@ import sys
 import time
 
 from simrl.evaluation.results import RESULTS_FOLDER
+from simrl.run.config import local_path
 from simrl.run.runtime import tolerate_encoding
 from simrl.run.stage_files import LOCK_FILE, is_done
 from tests.kills import assert_same_run, run_with_kills
@@ -189,9 +190,9 @@ def main() -> None:
     stages.add_argument('--model', required=True, help='as --config.model.source')
     stages.add_argument('--data', required=True, help='as --config.data.folder')
     quickstart = checks.add_parser('quickstart', help='the whole experiment with a known answer')
-    quickstart.add_argument('--unbroken', type=pathlib.Path, help='a finished run to compare with; None makes one')
+    quickstart.add_argument('--unbroken', type=local_path, help='a finished run to compare with; None makes one')
     for check in (commands, stages, quickstart):
-        check.add_argument('--workdir', required=True, type=pathlib.Path, help='a new folder')
+        check.add_argument('--workdir', required=True, type=local_path, help='a new folder')
     for check, kills in ((stages, 10), (quickstart, 20)):
         check.add_argument('--kills', type=int, default=kills, help='of each job')
         check.add_argument('--seed', type=int, default=0, help='of the moments')

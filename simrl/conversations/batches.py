@@ -29,6 +29,8 @@ class BatchSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f'BatchSettings.batch_size: expected at least 1, found {self.batch_size}')
+        if self.seed < 0:
+            raise ValueError(f'BatchSettings.seed: expected at least 0, found {self.seed}')
         if not self.lengths or self.lengths[0] < 1 or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f'BatchSettings.lengths: expected ascending positive lengths, found {self.lengths}')
 

@@ -39,6 +39,8 @@ class UserSFTSettings:
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f'UserSFTSettings.held_out: expected at least 1, or None, found {self.held_out}')
+        if self.held_out_seed < 0:
+            raise ValueError(f'UserSFTSettings.held_out_seed: expected at least 0, found {self.held_out_seed}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,8 @@ class RewardModelSettings:
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f'RewardModelSettings.held_out: expected at least 1, or None, found {self.held_out}')
+        if self.held_out_seed < 0:
+            raise ValueError(f'RewardModelSettings.held_out_seed: expected at least 0, found {self.held_out_seed}')
 
 
 def half_of(pair: Preference) -> Half:

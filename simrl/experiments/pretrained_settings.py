@@ -5,7 +5,7 @@ from typing import Literal
 
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
 from simrl.experiments.scene import is_own
-from simrl.experiments.settings import ExperimentSettings
+from simrl.experiments.settings import MAX_SEED, ExperimentSettings
 from simrl.experiments.sources import DataSettings, ModelSettings
 from simrl.rollouts.agents import Limits
 from simrl.rollouts.token_sampling import Sampling
@@ -50,6 +50,8 @@ class ReplySettings:
             raise ValueError(f'ReplySettings.openings: expected at least 2, or None, found {self.openings}')
         if self.batch_size < 1:
             raise ValueError(f'ReplySettings.batch_size: expected at least 1, found {self.batch_size}')
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f'ReplySettings.seed: expected a number from 0 to {MAX_SEED}, found {self.seed}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

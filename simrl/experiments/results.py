@@ -107,7 +107,7 @@ class ResultsSpec:
         assistants: the trained ones, by 'ARM/seed-K'.
         measures: the first one is the headline.
         simulators: by ARM, or by 'ARM/seed-K' where trained anew for each training seed.
-        matrix: assistants with simulators; None where they do not meet.
+        matrix: assistants with simulators.
         rates: statistics of users' messages by name, each the ratio of two counts of a stage's 'statistics'.
         caution: what the numbers do not show, as sentences for the top of the report.
         seconds: of each stage.
@@ -117,7 +117,7 @@ class ResultsSpec:
     assistants: Mapping[str, AssistantSpec]
     measures: Mapping[str, MeasureSpec]
     simulators: Mapping[str, SimulatorSpec]
-    matrix: MatrixSpec | None
+    matrix: MatrixSpec
     rates: Mapping[str, tuple[str, str]]
     caution: str
     seconds: Mapping[str, float]
@@ -174,9 +174,9 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
     }
     met = {
         who: {simulator: read_result(workdir / stage) for simulator, stage in stages.items()}
-        for who, stages in (spec.matrix.stages if spec.matrix else {}).items()
+        for who, stages in spec.matrix.stages.items()
     }
-    people = parts[spec.matrix.people][INITIAL] if spec.matrix and spec.matrix.people else []
+    people = parts[spec.matrix.people][INITIAL] if spec.matrix.people else []
     return Results(
         experiment=ExperimentResult(
             arms=dict(spec.arms),
@@ -193,7 +193,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
                 for name, found in outcomes.items()
             }
         ),
-        matrix=_matrix(spec, spec.matrix, met, outcomes) if spec.matrix else None,
+        matrix=_matrix(spec, spec.matrix, met, outcomes),
         fidelity=_fidelity(spec, workdir, met.get(INITIAL, {}), people),
         training=TrainingResult({name: _curve(read_result(workdir / x.rl)) for name, x in spec.assistants.items()}),
         conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),

@@ -25,6 +25,7 @@ from simrl.rollouts.agents import Agent, ModelAgent, assistant, model_agent
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run import directory, stage_files, stages
+from simrl.run.config import local_path
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
 
@@ -57,7 +58,7 @@ def load_assistant(name: str) -> Loaded:
     Raises:
         FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
     """
-    if (run := find_run(pathlib.Path(name))) is None:
+    if (run := find_run(local_path(name))) is None:
         model = _open_model(name)
         agent = assistant(
             model.chat,
@@ -96,7 +97,7 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
     """
     agent: Agent
     example = dataclasses.replace(BLANK, persona_seed=number)
-    if (run := find_run(pathlib.Path(name))) is None:
+    if (run := find_run(local_path(name))) is None:
         model = _open_model(name)
         agent = _simulator(model)
         if persona is None and agent.system is not None:

@@ -172,6 +172,14 @@ def test_too_few_openings_are_named():
             r'EvaluationSettings\.people: expected a multiple of block=3, found None',
         ),
         (lambda: changed(USER_SFT, 'held_out', 0), r'UserSFTSettings\.held_out: expected at least 1, or None'),
+        (lambda: changed(REWARD, 'held_out_seed', -1), r'RewardModelSettings\.held_out_seed: expected at least 0'),
+        (lambda: changed(USER_SFT, 'held_out_seed', -1), r'UserSFTSettings\.held_out_seed: expected at least 0'),
+        (lambda: changed(USER_SFT, 'sft.batch.seed', -1), r'BatchSettings\.seed: expected at least 0, found -1'),
+        (lambda: ReplySettings(seed=2**31), r'ReplySettings\.seed: expected a number from 0 to 2147483647'),
+        (
+            lambda: ModelSettings('s3://bucket/model'),
+            r"ModelSettings\.source: expected a local path, found the URL 's3:",
+        ),
         (lambda: changed(REWARD, 'held_out', 0), r'RewardModelSettings\.held_out: expected at least 1, or None'),
     ],
 )

@@ -34,6 +34,7 @@ import jax
 
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import TransformerConfig
+from simrl.run.config import local_path
 from simrl.run.runtime import tolerate_encoding
 from simrl.run.workers import cpus
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m tools.benchmark', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--output', required=True, type=pathlib.Path, help='a new folder')
+    parser.add_argument('--output', required=True, type=local_path, help='a new folder')
     parser.add_argument(
         '--model',
         nargs='+',
@@ -77,9 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--attention', choices=('xla', 'cudnn'), default='xla', help='of simrl in training')
     parser.add_argument('--gpu', action='store_true', help='on a GPU, in bfloat16')
     parser.add_argument('--peers', choices=('torch', 'none'), default='torch', help='none: simrl alone')
-    parser.add_argument(
-        '--peer-env', type=pathlib.Path, help="the peers' virtual environment; made where it is missing"
-    )
+    parser.add_argument('--peer-env', type=local_path, help="the peers' virtual environment; made where it is missing")
     options = parser.parse_args(arguments)
     for name in ('repeats', 'threads', 'devices', 'new_tokens', 'samples', 'batch', 'context', 'turns'):
         values = getattr(options, name)

@@ -26,6 +26,7 @@ import jax
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.state import Dialogue
+from simrl.run.config import local_path
 from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
 from tools.benchmark import inputs, limits, plan, rates
 from tools.benchmark.job import Remat
@@ -216,7 +217,7 @@ def draw(output: pathlib.Path, names: Sequence[str], options: argparse.Namespace
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=pathlib.Path, required=True, help='a new folder')
+    parser.add_argument('--output', type=local_path, required=True, help='a new folder')
     parser.add_argument('--curves', nargs='+', choices=tuple(CURVES), default=tuple(CURVES))
     parser.add_argument('--repeats', type=int, default=9, help='of each point')
     parser.add_argument('--model', default='random:tiny', help='a shape of tools/benchmark, or what load_model takes')

@@ -118,8 +118,8 @@ def training_curves(results: Results, looks: Mapping[str, Look]) -> list[Drawing
                 if len(curves) > 1:
                     for curve in curves:
                         axis.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, **style)
-                steps = sorted({step for curve in curves for step in curve})
-                mean = [np.mean([curve[step] for curve in curves if step in curve]) for step in steps]
+                steps = sorted(set.intersection(*map(set, curves)))  # seeds may have been logged at other intervals
+                mean = [np.mean([curve[step] for curve in curves]) for step in steps]
                 every = max(1, len(steps) // 5)
                 style |= {'marker': look.marker, 'markevery': every, 'markersize': 5}
                 axis.plot(steps, mean, linewidth=2, label=arm, **style)
