@@ -80,7 +80,7 @@ def test_commands(monkeypatch, capsys):
 def test_what_cannot_be_told_changes_nothing(monkeypatch, capsys):
     agents = {ASSISTANT: loaded(ASSISTANT, positions=64)}
     lines = talk(monkeypatch, capsys, agents, ['/system ' + 'a' * 70, '/system', 'a', '/system b', '/system'])
-    assert lines[1].startswith('[the conversation is too long: expected at most 64 tokens')
+    assert lines[1].startswith("[the conversation is too long: expected at most the model's max_positions=64 tokens")
     assert lines[3] == '[<|endoftext|>]'
     assert lines[5].startswith('assistant> ')
     assert lines[8] == '[b]'
@@ -148,7 +148,7 @@ def test_ctrl_c_stops_a_message_and_enter_continues(monkeypatch, capsys):
 def test_what_is_too_long_is_refused_and_the_conversation_continues(monkeypatch, capsys):
     short = {ASSISTANT: loaded(ASSISTANT, positions=64)}
     lines = talk(monkeypatch, capsys, short, ['a' * 70, 'a'])
-    assert lines[1].startswith('[the conversation is too long: expected at most 64 tokens')
+    assert lines[1].startswith("[the conversation is too long: expected at most the model's max_positions=64 tokens")
     assert lines[3].startswith('assistant> ')
 
 
