@@ -81,7 +81,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def flag_error(error: BaseException) -> str:
-    """Why flags were refused, in one line; for an error in the code of a config file, with the place."""
+    """The reason why flags were refused, in one line; for an error in the code of a config file, with the place."""
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)

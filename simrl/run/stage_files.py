@@ -299,7 +299,7 @@ def is_new(path: pathlib.Path) -> bool:
 
 
 def is_foreign(path: pathlib.Path) -> bool:
-    """Whether the file is hidden, as those that file managers and editors leave, or a leftover of a killed process."""
+    """True if the file is hidden, as those that file managers and editors leave, or a leftover of a killed process."""
     return path.name.startswith('.') or is_new(path)
 
 

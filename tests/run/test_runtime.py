@@ -203,7 +203,8 @@ def test_flags_are_in_no_stages_settings_and_may_change(flags: pytest.MonkeyPatc
 
 
 def run(program: str, *arguments: str, flags: str | None) -> subprocess.CompletedProcess[str]:
-    environment = {key: x for key, x in os.environ.items() if key != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    tests_own = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
+    environment = {key: x for key, x in os.environ.items() if key not in tests_own} | {'JAX_PLATFORMS': 'cpu'}
     return subprocess.run(
         [sys.executable, '-c', program, *arguments],
         capture_output=True,
