@@ -5,12 +5,14 @@ import io
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
 import tokenizers
 import transformers
 
 from simrl.models.files.load import load_tokenizer
+from simrl.models.transformer import TransformerConfig
 
 CHATML_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 CHATML = (
@@ -18,6 +20,12 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_WITHOUT_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+
+
+def tiny_config(vocab_size: int, **changes: Any) -> TransformerConfig:
+    """A decoder of one layer with a key/value head for two query heads."""
+    sizes = {'model_dim': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 8, 'mlp_dim': 16}
+    return TransformerConfig(vocab_size, **sizes | {'max_positions': 256} | changes)
 
 
 def byte_tokenizer(

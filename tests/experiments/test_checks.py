@@ -14,7 +14,7 @@ from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
 from simrl.experiments.pretrained_settings import ReplySettings
 from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
 from simrl.experiments.sources import Model, ModelSettings
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models.transformer import Execution
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
 from simrl.run.config import ConfigError
@@ -22,7 +22,7 @@ from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
-from tests.tiny import CHATML, byte_tokenizer
+from tests.tiny import CHATML, byte_tokenizer, tiny_config
 
 COMPUTE = Compute(Execution(), Execution(), LoopSettings(), MeshSettings(1, 1))
 USER_SFT = UserSFTSettings(SFTSettings(10, BatchSettings(4, (64, 128)), OptimizerSettings(1e-3)))
@@ -34,16 +34,7 @@ def model_of(template: str = CHATML) -> Model:
     """A model that is never computed: checks look at its sizes and its chat."""
     tokenizer = byte_tokenizer(template=template)
     chat = chat_from_huggingface(tokenizer)
-    config = TransformerConfig(
-        vocab_size=chat.size,
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=32,
-        max_positions=2000,
-    )
+    config = tiny_config(chat.size, mlp_dim=32, max_positions=2000)
     return Model(ModelSettings('nowhere'), config, chat, tokenizer)
 
 

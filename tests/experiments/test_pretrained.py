@@ -28,7 +28,7 @@ from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.training import loop
 from tests.experiments.scene import fields_without_effect, without_effect
-from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer
+from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer, tiny_config
 from tools import export as export_tool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,17 +42,7 @@ def files(tmp_path_factory) -> pathlib.Path:
     """A folder with a tiny model and people of all splits."""
     folder = tmp_path_factory.mktemp('files')
     tokenizer = byte_tokenizer()
-    config = TransformerConfig(
-        vocab_size=len(tokenizer),
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=32,
-        max_positions=512,
-        tied_embedding=True,
-    )
+    config = tiny_config(len(tokenizer), mlp_dim=32, max_positions=512, tied_embedding=True)
     export(transformer.init_params(jax.random.key(0), config), config, tokenizer, folder / 'model')
     splits = ['train'] * 12 + ['test'] * 6
     write_conversations(
@@ -340,15 +330,8 @@ def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
 
 def test_a_simulator_has_a_model_of_its_own(files, tmp_path):
     """Of other sizes and another dtype than the assistant's; of another vocabulary it is refused."""
-    config = TransformerConfig(
-        vocab_size=len(byte_tokenizer()),
-        model_dim=24,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=12,
-        mlp_dim=16,
-        max_positions=512,
+    config = tiny_config(
+        len(byte_tokenizer()), model_dim=24, num_layers=2, num_kv_heads=2, head_dim=12, max_positions=512
     )
     export(transformer.init_params(jax.random.key(1), config), config, byte_tokenizer(), tmp_path / 'large')
     run = config_of(files)

@@ -15,12 +15,9 @@ from simrl.experiments.sources import DataSettings, ModelSettings, model_files, 
 from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.models.files.huggingface_config import config_to_json
-from simrl.models.transformer import TransformerConfig
-from tests.tiny import CHATML_TOKENS, byte_tokenizer
+from tests.tiny import CHATML_TOKENS, byte_tokenizer, tiny_config
 
-CONFIG = TransformerConfig(
-    vocab_size=259, model_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16, max_positions=64
-)
+CONFIG = tiny_config(259, max_positions=64)
 
 
 def model_folder(folder, rows, *more_tokens):

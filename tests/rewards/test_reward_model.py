@@ -9,7 +9,7 @@ from simrl.conversations.records import Message
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
 from simrl.models import transformer
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models.transformer import Execution
 from simrl.rewards.reward_model import (
     RewardScale,
     assemble,
@@ -22,7 +22,7 @@ from simrl.rewards.reward_model import (
 from simrl.rewards.rewards import CAUSES, NO_REPLY
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_config
 
 CONVERSATIONS = [
     ['hi', 'hello there', 'how?', 'so'],
@@ -39,16 +39,7 @@ def chat():
 
 @pytest.fixture(scope='module')
 def model(chat):
-    config = TransformerConfig(
-        vocab_size=chat.size,
-        model_dim=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=32,
-        max_positions=256,
-    )
+    config = tiny_config(chat.size, num_layers=2, mlp_dim=32)
     params = transformer.init_params(jax.random.key(0), config)
     head = {'kernel': jax.random.normal(jax.random.key(1), (config.model_dim,)), 'bias': jnp.float32(0.25)}
     return config, params | {'reward_head': head}

@@ -16,7 +16,7 @@ from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Example
 from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.models import sharding, transformer
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models.transformer import Execution
 from simrl.rewards.rewards import CAUSES, Rewards
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
@@ -29,6 +29,7 @@ from simrl.rollouts.trajectories import Trajectories
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from tests import kills
+from tests.tiny import tiny_config
 
 CHAT = sentencepiece_chat(
     train_sentencepiece(['i want tea', 'no , tea', 'ok thanks', 'forget it', 'try tea or coffee ?'] * 9, 50)
@@ -46,16 +47,7 @@ class KillError(Exception):
 
 
 def helper() -> ModelAgent:
-    config = TransformerConfig(
-        vocab_size=CHAT.size,
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=16,
-        max_positions=64,
-    )
+    config = tiny_config(CHAT.size, max_positions=64)
     return assistant(
         CHAT,
         config,

@@ -4,26 +4,32 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat
 from simrl.conversations.records import Example
-from simrl.models import sharding, transformer
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models import placement, sharding, transformer
+from simrl.models.transformer import Execution
 from simrl.rollouts import collect as collect_lib
+from simrl.rollouts import dialogue as dialogue_lib
 from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Reply, model_agent
 from simrl.rollouts.collect import collect
 from simrl.rollouts.compaction import batch_sizes
-from simrl.rollouts.dialogue import add_message, add_reply, check_agents
+from simrl.rollouts.dialogue import Side, add_message, add_reply, check_agents
 from simrl.rollouts.host import agent_seeds
-from simrl.rollouts.state import EndReason, row_keys
+from simrl.rollouts.prompts import Prompts
+from simrl.rollouts.state import Dialogue, EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
 from tests import many_devices
+from tests.tiny import tiny_config
 
 UNKNOWN, END_USER, END_ASSISTANT, BEGIN = 0, 1, 2, 3
 CONTENT = range(10, 18)
@@ -67,16 +73,7 @@ CHAT = Chat(
 @functools.cache
 def agent_of(role: int) -> ModelAgent:
     """A tiny random model that says a few kinds of tokens, so that ends of turn and of conversations are frequent."""
-    config = TransformerConfig(
-        vocab_size=CHAT.size,
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=16,
-        max_positions=128,
-    )
+    config = tiny_config(CHAT.size, max_positions=128)
     decoder = jax.tree.map(np.asarray, transformer.init_params(jax.random.key(role), config))['decoder']
     strong = {**decoder, 'head': decoder['head'] * 8, 'embedding': decoder['embedding'] * 50}
     token_mask = np.zeros(config.padded_vocab_size, bool)
@@ -228,16 +225,33 @@ def test_seeds_of_partners_are_the_same_with_64_bits() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_what_was_given_stays_good() -> None:
-    """Views are donated from message to message, parameters never, even where they are on the device already."""
-    user, assistant = agent_of(USER), agent_of(ASSISTANT)
-    params = jax.tree.map(jnp.array, assistant.policy.params)
-    for other in (user, partner_of(chatty)):
-        for _ in range(2):
-            found, _ = conversations_of(other, assistant.with_params(params), ASSISTANT)
-            if other is user:
-                np.testing.assert_array_equal(found.tokens, on_device(ASSISTANT).tokens)
-        assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+@pytest.mark.parametrize('off_device', [False, True])
+def test_messages_donate_the_dialogue_and_nothing_else(monkeypatch: pytest.MonkeyPatch, off_device: bool) -> None:
+    """The caches are donated from message to message; prompts and parameters never, though they are on the device."""
+    placed: list[Prompts] = []
+    dialogues: list[Dialogue] = []
+
+    def shard_batch(rows: Prompts, mesh: Mesh) -> Prompts:
+        placed.append(placement.shard_batch(rows, mesh))
+        return placed[-1]
+
+    def converse(user: Side, assistant: Side, dialogue: Dialogue, *args: Any, **kwargs: Any) -> Dialogue:
+        dialogues.append(dialogue)
+        return dialogue_lib.converse(user, assistant, dialogue, *args, **kwargs)
+
+    monkeypatch.setattr(collect_lib, 'placement', SimpleNamespace(**vars(placement) | {'shard_batch': shard_batch}))
+    monkeypatch.setattr(collect_lib, 'converse', converse)
+    user = partner_of(chatty) if off_device else agent_of(USER)
+    params = jax.tree.map(jnp.array, agent_of(ASSISTANT).policy.params)
+    for _ in range(2):
+        found, _ = conversations_of(user, agent_of(ASSISTANT).with_params(params), ASSISTANT)
+        if not off_device:
+            np.testing.assert_array_equal(found.tokens, on_device(ASSISTANT).tokens)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((placed, params)) if isinstance(x, jax.Array))
+    assert [x for x in jax.tree.leaves(placed) if isinstance(x, jax.Array)]
+    np.testing.assert_array_equal(placed[0].assistant.tokens, placed[1].assistant.tokens)
+    for dialogue in dialogues:
+        assert all(x.is_deleted() for x in jax.tree.leaves(dialogue.assistant.cache))
 
 
 def test_processes_do_not_matter() -> None:

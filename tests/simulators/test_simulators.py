@@ -11,7 +11,7 @@ from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.placement import shard_batch
 from simrl.models.sharding import make_mesh
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models.transformer import Execution
 from simrl.rl.train import examples_of_step
 from simrl.rollouts.agents import Limits, assistant, fitting
 from simrl.rollouts.collect import collect
@@ -20,7 +20,7 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.simulators.role_play import RolePlaySettings, role_play
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_config
 
 INSTRUCTIONS = 'Play a person; end with {signal}. They said: {opening}'
 LIMITS = Limits(turns=3, prompt_tokens=128, assistant_tokens=6, user_tokens=6)
@@ -37,16 +37,7 @@ def chat():
 @pytest.fixture(scope='module')
 def talk(chat):
     """Conversations of each simulator with the same assistant, in the user's view and in the assistant's."""
-    config = TransformerConfig(
-        vocab_size=chat.size,
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        mlp_dim=32,
-        max_positions=512,
-    )
+    config = tiny_config(chat.size, num_kv_heads=2, mlp_dim=32, max_positions=512)
     params = transformer.init_params(jax.random.key(0), config)
     common = (chat, config, params, Execution())
     plain = Sampling()

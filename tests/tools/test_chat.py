@@ -16,14 +16,13 @@ import pytest
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER
 from simrl.models import transformer
 from simrl.models.files.export import export
-from simrl.models.transformer import TransformerConfig
 from simrl.rollouts.agents import ModelAgent
 from simrl.run import config as config_lib
 from simrl.run import directory
 from simrl.serving import load
 from simrl.serving.load import Loaded, load_assistant, load_simulator, with_persona
 from tests.serving.test_stream import CHAT, EXAMPLES, LIMITS, agent
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_config
 from tools import chat
 
 
@@ -196,16 +195,7 @@ def model_folder(folder, special_tokens: Sequence[str] = ()):
     tokenizer = byte_tokenizer()
     if special_tokens:
         tokenizer.add_tokens(list(special_tokens), special_tokens=True)
-    config = TransformerConfig(
-        vocab_size=len(tokenizer),
-        model_dim=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        mlp_dim=16,
-        max_positions=128,
-    )
+    config = tiny_config(len(tokenizer), max_positions=128)
     export(transformer.init_params(jax.random.key(0), config), config, tokenizer, folder)
     return folder
 
