@@ -149,7 +149,7 @@ def output_major(shardings: Params) -> Params:
 def init_sharded(
     key: jax.Array, config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()
 ) -> Params:
-    """Initialises random float32 params in their shards, with equal numbers on every mesh. Heads are zero."""
+    """Initialises random float32 params in their shards, equal on every mesh but for rounding. Heads are zero."""
 
     def init(key: jax.Array) -> Params:
         return nn.meta.unbox(init_boxed_params(key, config)) | {head: init_head(config) for head in heads}
