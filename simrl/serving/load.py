@@ -68,7 +68,7 @@ def load_assistant(name: str) -> Loaded:
             max_new_tokens=MAX_NEW_TOKENS,
             sampling=SAMPLING,
         )
-        return Loaded(name, _ready(agent), model.chat, BLANK)
+        return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, BLANK)
     scene, part = run
     stages_by_name = {found: of.stage for found, of in plan.assistants(scene).items()}
     by_stage = {stage: found for found, stage in stages_by_name.items() if stage is not None}
@@ -82,7 +82,7 @@ def load_assistant(name: str) -> Loaded:
         _check_done(name, scene, folder)
         check_model(scene, folder)
     agent = scene.assistant(folder)
-    return Loaded(name, _ready(agent), scene.chat, BLANK)
+    return Loaded(name, _ready(agent, scene.compute.mesh), scene.chat, BLANK)
 
 
 def load_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Loaded:
@@ -103,7 +103,7 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
         if persona is None and agent.system is not None:
             raise ValueError(f'{name}: expected --persona, the message that the simulated user opens with, found none')
         example = example if persona is None else with_persona(agent, example, persona)
-        return Loaded(name, _ready(agent), model.chat, example)
+        return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, example)
     scene, part = run
     arms = simulators(scene)
     found = _simulators_by_stage(scene).get(part, part)
@@ -120,7 +120,7 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
         example = examples[number % len(examples)]
     else:
         example = with_persona(agent, example, persona)
-    return Loaded(name, _ready(agent), scene.chat, example)
+    return Loaded(name, _ready(agent, scene.compute.mesh), scene.chat, example)
 
 
 def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
@@ -207,8 +207,9 @@ def _simulator(model: Model) -> ModelAgent:
     return role_play(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=RolePlaySettings())
 
 
-def _ready(agent: Agent) -> Agent:
-    return for_sampling(agent, MeshSettings().make())
+def _ready(agent: Agent, mesh: MeshSettings) -> Agent:
+    """The agent on the devices that its params are on."""
+    return for_sampling(agent, mesh.make())
 
 
 def with_persona(agent: Agent, example: Example, text: str) -> Example:

@@ -216,6 +216,12 @@ def test_a_model_folder_is_an_assistant_and_plays_the_user_if_it_is_prompted(tmp
     assert 'What is love?' in user.agent.system(user.example)
 
 
+def test_a_chat_needs_one_of_a_machines_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'device_count', lambda: 2)
+    found = load_assistant(str(model_folder(tmp_path / 'model'))).agent.policy.params
+    assert {device for x in jax.tree.leaves(found) for device in x.devices()} == {jax.devices()[0]}
+
+
 def test_an_exported_simulator_ends_by_its_own_terminal_token(tmp_path):
     user = load_simulator(str(model_folder(tmp_path / 'model', [TERMINAL_TEXT])))
     spec = user.agent.policy.spec
