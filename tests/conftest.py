@@ -7,6 +7,7 @@ another, which a developer keeps between runs.
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -55,6 +56,16 @@ def pytest_runtest_call(item):
         return (yield)
     finally:
         jax.config.update('jax_disable_most_optimizations', quickly)
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Handles signals as in a terminal. Background jobs of a shell, tests among them, ignore SIGINT; `nohup` SIGHUP."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -175,7 +175,7 @@ def test_an_adapter_starts_the_same_whatever_else_is_adapted():
         ('targets', (), r'expected at least one of query, key, .* found \(\)'),
         ('rank', 0, 'expected at least 1, found 0'),
         ('alpha', 0.0, 'expected a number above 0, found 0.0'),
-        ('alpha', float('nan'), 'expected a number above 0, found nan'),
+        ('alpha', float('nan'), 'expected a finite number, found nan'),
         ('alpha', None, 'expected float, found None'),
     ],
 )

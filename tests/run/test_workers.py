@@ -19,6 +19,7 @@ from tests.run import worker_job
 from tests.run.worker_job import NAMES, PickyError, Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures('default_signals')
 two_cpus = pytest.mark.skipif(len(workers.cpus()) < 2, reason='two workers need two CPUs')
 
 

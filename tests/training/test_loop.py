@@ -23,6 +23,7 @@ from tests import kills
 from tests.training import tiny_job
 
 STEPS = 96
+pytestmark = pytest.mark.usefixtures('default_signals')
 
 
 @pytest.fixture(scope='module')
