@@ -38,6 +38,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def covers(self, text: str) -> bool:
+        """Returns True if each character is known to have tokens, whatever its neighbours; False: `encode` decides."""
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
@@ -66,7 +69,6 @@ class Chat:
             follows a space, or other text.
         headers_after_system: run between `system_end` and the content of the first message, where it differs from that
             between later messages.
-        known: characters that `check` found to have tokens.
     """
 
     tokenizer: Tokenizer
@@ -80,7 +82,6 @@ class Chat:
     reserved: frozenset[int]
     elsewhere: Mapping[Place, Tokenizer] = dataclasses.field(default_factory=dict)
     headers_after_system: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    known: set[str] = dataclasses.field(default_factory=set, init=False, repr=False)
 
     @property
     def terminal(self) -> int:
@@ -128,14 +129,9 @@ class Chat:
         return ids
 
     def check(self, text: str) -> None:
-        """Raises the `EncodingError` that `encode` would; texts of known characters are not encoded."""
-        new = set(text) - self.known
-        if new:
-            try:
-                self.encode(''.join(sorted(new)))
-            except EncodingError:  # the text decides: a tokenizer may know words and not their letters
-                self.encode(text)
-            self.known.update(new)
+        """Raises the `EncodingError` that `encode` would; most texts need not be encoded for that."""
+        if not self.tokenizer.covers(text):
+            self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids, with special tokens and the terminal token written out."""

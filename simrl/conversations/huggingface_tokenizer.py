@@ -97,9 +97,12 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         # A BPE drops bytes that its vocabulary lacks. Other models have an unknown token.
-        if self._model == 'BPE' and not self._kept.issuperset(text):
+        if self._model == 'BPE' and not self.covers(text):
             self._check(text)
         return self.encode_unchecked(text)
+
+    def covers(self, text: str) -> bool:
+        return self._model == 'BPE' and self._kept.issuperset(text)
 
     def _check(self, text: str) -> None:
         """Raises an error for a character that does not come back from its tokens."""
@@ -108,7 +111,7 @@ class HuggingFaceTokenizer:
                 decoded = self.decode(self.encode_unchecked(f'0{character}0'))  # some decoders strip outer spaces
                 normalizer = self._content.normalizer
                 normalized = character if normalizer is None else normalizer.normalize_str(character)
-                if character not in decoded and normalized not in decoded:
+                if character not in decoded and (not normalized or normalized not in decoded):
                     raise EncodingError(text, character)
                 self._kept.add(character)
 

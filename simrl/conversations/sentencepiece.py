@@ -97,6 +97,9 @@ class SentencePieceTokenizer:
                 f'{_PROBE!r} into {found!r} and not {expected!r}'
             )
 
+    def covers(self, text: str) -> bool:
+        return False
+
     def encode(self, text: str) -> list[int]:
         """Encodes a text; a character without a piece gives the unknown id."""
         _check_text(text)

@@ -19,6 +19,7 @@ Vector = np.ndarray | Sequence[float]
 
 MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are enumerated, more are sampled
 _DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
+_NOTHING = 1e-12  # differences of scores are not smaller but for rounding
 _ROUNDING = 1e-9  # numbers that differ by less than this share of the largest are equal but for rounding
 
 
@@ -297,7 +298,7 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
 
 def _differ(values: np.ndarray) -> bool:
     """True if some numbers differ by more than rounding."""
-    return bool(np.ptp(values) > _ROUNDING * np.abs(values).max())
+    return bool(np.ptp(values) > max(_ROUNDING * np.abs(values).max(), _NOTHING))
 
 
 def check_level(caller: str, level: float) -> None:

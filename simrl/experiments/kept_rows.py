@@ -23,22 +23,18 @@ Counts = collections.Counter[str]
 
 
 def kept_rows(path: pathlib.Path, render: Callable[[], tuple[list[Rendered], Counts]]) -> tuple[list[Rendered], Counts]:
-    """Reads the rows and counts of a file; without one, renders and writes them.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not path.exists():
-        rows, counts = render()
-        _write(path, rows, counts)
-        return rows, counts
-    try:
-        with np.load(path) as stored:
-            ends, counts = np.cumsum(stored['lengths']), collections.Counter(json.loads(str(stored['counts'])))
-            columns = [np.split(stored[field], ends[:-1]) for field in FIELDS]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path}: expected the rows of this stage, found {error}; delete the file') from error
-    return [Rendered(*parts) for parts in zip(*columns, strict=True)] if len(ends) else [], counts
+    """Reads the rows and counts of a file; without one, or with a damaged one, renders and writes them."""
+    if path.exists():
+        try:
+            with np.load(path) as stored:
+                ends, counts = np.cumsum(stored['lengths']), collections.Counter(json.loads(str(stored['counts'])))
+                columns = [np.split(stored[field], ends[:-1]) for field in FIELDS]
+            return [Rendered(*parts) for parts in zip(*columns, strict=True)] if len(ends) else [], counts
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            print(f'{path}: expected the rows of this stage, found {error}; they are rendered again', flush=True)
+    rows, counts = render()
+    _write(path, rows, counts)
+    return rows, counts
 
 
 def kept_pairs(

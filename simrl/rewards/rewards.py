@@ -32,15 +32,14 @@ class Rewards:
 
 
 def mask_invalid(rewards: Rewards, end_reason: jax.Array) -> Rewards:
-    """Masks the conversations that a failure ended, whatever a score function made of them, and NaN and infinity.
+    """Masks conversations that a failure ended, whatever a score function made of them, and those with NaN or infinity.
 
     Args:
         end_reason: int `[B]`, an `EndReason`.
     """
     failed = end_reason == EndReason.FAILURE
-    finite = jnp.isfinite(rewards.value)
-    broken = jnp.any((rewards.valid & ~finite).reshape(len(failed), -1), axis=1)
-    valid = rewards.valid & finite & ~failed.reshape(-1, *[1] * (rewards.valid.ndim - 1))
+    broken = jnp.any((rewards.valid & ~jnp.isfinite(rewards.value)).reshape(len(failed), -1), axis=1)
+    valid = rewards.valid & ~(failed | broken).reshape(-1, *[1] * (rewards.valid.ndim - 1))
     cause = jnp.where(broken, CAUSES.index(NOT_FINITE), rewards.cause)
     return dataclasses.replace(
         rewards,

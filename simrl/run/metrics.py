@@ -182,6 +182,8 @@ class Writer:
 
     def truncate_events(self, offsets: Mapping[str, int], first_step: int) -> None:
         """Does the same for TensorBoard's files only. Files without an offset stay, empty: no name is used twice."""
+        if not self._writes:
+            return
         existing = [name for name in self._existing() if name.startswith(TENSORBOARD_FOLDER)]
         for name in existing:
             path = self._folder / name

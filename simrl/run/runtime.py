@@ -93,16 +93,21 @@ def tolerate_encoding() -> None:
 def numeric_defaults() -> Iterator[None]:
     """Sets what decides JAX's numbers to its defaults, whatever the environment says: a run is the same everywhere.
 
-    JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, JAX_DEFAULT_PRNG_IMPL and JAX_NUMPY_DTYPE_PROMOTION would otherwise
-    change what people and models say, within one run unnoticed.
+    JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, JAX_DEFAULT_PRNG_IMPL, JAX_NUMPY_DTYPE_PROMOTION and
+    JAX_RANDOM_SEED_OFFSET would otherwise change what people and models say, within one run unnoticed.
     """
+    offset = jax.config.values['jax_random_seed_offset']
     with (
         jax.enable_x64(False),
         jax.threefry_partitionable(True),
         jax.default_prng_impl('threefry2x32'),
         jax.numpy_dtype_promotion('standard'),
     ):
-        yield
+        jax.config.update('jax_random_seed_offset', 0)  # it has no public context manager
+        try:
+            yield
+        finally:
+            jax.config.update('jax_random_seed_offset', offset)
 
 
 def cache_folder() -> pathlib.Path:

@@ -30,7 +30,8 @@ from typing import Any
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
 EMPTYING_FILE = 'stage.emptying'  # what stage.json is renamed to while a stage is emptied
 SCRATCH_FOLDER = 'checkpoints'
-NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile')  # folders of a stage that nothing depends on
+# Folders of a stage that nothing depends on.
+NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile', 'profile.unfinished')
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
 POLL_SECONDS = 0.2  # between two attempts to take a lock
 LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes

@@ -200,7 +200,7 @@ def check_same(
     def chosen(values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name.partition(' ')[0] in names}
 
-    lines = config.differences(chosen(done['settings']), config.to_dict(chosen(settings)))
+    lines = config.differences(chosen(done['settings']), config.identity(chosen(settings)))
     present = {name: hashes.of(path) for name, path in chosen(inputs).items()}
     lines += [f'input {line}' for line in config.differences(chosen(done['inputs']), present)]
     if lines:

@@ -212,8 +212,8 @@ def _watch(
 ) -> None:
     """Prints events until all workers have ended."""
     running = {worker.messages: worker for worker in workers}
-    while running:
-        ready = connection.wait(list(running), timeout=POLL_SECONDS)
+    while running or signals:
+        ready = connection.wait(list(running), timeout=POLL_SECONDS) if running else []
         if signals:
             name = signal.Signals(signals[0]).name
             with suppress(OSError):  # the signal may have ended the terminal or pipe as well

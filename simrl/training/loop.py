@@ -318,9 +318,8 @@ class _Signal:
         else:
             self.received = number
             if number == signal.SIGINT:
-                os.write(
-                    2, b'\nstops after this step; Ctrl-C again: at once, without saving\n'
-                )  # `print` may be running
+                with contextlib.suppress(OSError):  # of a pipe, whose reader the signal has ended as well
+                    os.write(2, b'\nstops after this step; Ctrl-C again: at once, without saving\n')
 
     def requested(self, step: int) -> bool:
         if self._several:

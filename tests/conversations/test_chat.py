@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from simrl.conversations import chat as chat_lib
 from simrl.conversations.chat import EncodingError
+from simrl.conversations.huggingface_tokenizer import HuggingFaceTokenizer
 from simrl.conversations.records import Message
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
@@ -509,6 +510,22 @@ def test_a_byte_that_the_vocabulary_lacks_is_an_error(normalizer):
         assert chat.encode(text) == tokenizer.encode(text, add_special_tokens=False)
     with pytest.raises(EncodingError, match=r"cannot encode 'ok\\ud800'.* for '\\ud800' \(U\+D800\)"):
         chat.encode('ok\ud800')
+
+
+def test_what_a_normalizer_deletes_is_an_error():
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace('x', '')
+    with pytest.raises(EncodingError, match="no token for 'x'"):
+        chat_from_huggingface(tokenizer).encode('axa')
+
+
+def test_words_without_tokens_for_their_letters_are_judged_as_words():
+    words = {'<unk>': 0, '<|im_start|>': 1, '<|im_end|>': 2, 'ab': 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='<unk>'))
+    content = HuggingFaceTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='<unk>'))
+    assert not content.covers('ab')
+    assert content.encode('ab') == [3]
+    assert not content.covers('ba')
 
 
 def test_stop_sequences_need_no_character_that_the_vocabulary_lacks():

@@ -59,6 +59,7 @@ def test_bad_input(values, clusters, message):
         ([1.0, 0.0, 1.0, 1.0], ['one opening'] * 4),
         ([0.3, 0.3, 0.3], range(3)),
         ([0.1 + 0.2, 0.3, 0.3], range(3)),  # but for rounding
+        ([0.1 + 0.2 - 0.3, 0.0, 0.0], range(3)),  # nor do differences
         ([0.0, 1.0, 1.0, 0.0], ['a', 'a', 'b', 'b']),  # no cluster differs from another
     ],
 )

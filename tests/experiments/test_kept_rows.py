@@ -46,10 +46,13 @@ def test_pairs_are_rendered_once(tmp_path):
     assert same([pair.rejected for pair in again], [pair.rejected for pair in pairs])
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_named_and_rendered_again(tmp_path, capsys):
     path = tmp_path / 'rows.npz'
     kept_rows(path, lambda: ([row('Yes.')], COUNTS))
     for content in (path.read_bytes()[:100], b'', b'not this'):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r'rows\.npz: expected the rows of this stage, found'):
-            kept_rows(path, lambda: pytest.fail('rendered twice'))
+        again, counts = kept_rows(path, lambda: ([row('Yes.')], COUNTS))
+        assert same(again, [row('Yes.')])
+        assert counts == COUNTS
+        assert f'{path}: expected the rows of this stage, found' in capsys.readouterr().out
+        kept_rows(path, lambda: pytest.fail('rendered twice'))

@@ -27,5 +27,5 @@ def test_a_reward_that_is_not_finite_is_none() -> None:
     assert [CAUSES[cause] for cause in masked.cause.tolist()] == [NOT_FINITE, FAILED, NOT_FINITE, '']
     by_turn = jnp.stack([value, jnp.zeros(4)], axis=1)
     masked = mask_invalid(Rewards(by_turn, jnp.ones((4, 2), bool), {}, jnp.zeros(4, jnp.int32)), ends)
-    assert masked.valid.tolist() == [[False, True], [False, False], [False, True], [True, True]]
+    assert masked.valid.tolist() == [[False, False], [False, False], [False, False], [True, True]]
     assert [CAUSES[cause] for cause in masked.cause.tolist()] == [NOT_FINITE, FAILED, NOT_FINITE, '']

@@ -285,7 +285,10 @@ def test_what_decides_numbers_is_the_same_whatever_the_environment_says(tmp_path
     seen = []
     with jax.enable_x64(True), jax.threefry_partitionable(False), jax.default_prng_impl('rbg'):
         assert drawn() != expected
+        jax.config.update('jax_random_seed_offset', 1)
         stage = Stage('stage', {}, {}, lambda folder: seen.append(drawn()))
         open_workdir(tmp_path, {}, [stage])
         run_stages(tmp_path, [stage])
+        assert jax.config.values['jax_random_seed_offset'] == 1
+        jax.config.update('jax_random_seed_offset', 0)
     assert seen == [expected]

@@ -273,6 +273,18 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: pathlib.Path, capfd) -> None:
     assert not list((tmp_path / 'checkpoints').iterdir())
 
 
+def test_ctrl_c_saves_though_the_reader_of_a_pipe_has_ended(tmp_path: pathlib.Path, monkeypatch) -> None:
+    def gone(*_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(loop.os, 'write', gone)
+    with pytest.raises(loop.Stopped):
+        loop.run(tmp_path, tiny_job.init_state(), signalled(signal.SIGINT), settings(), num_steps=9, name='count')
+    monkeypatch.undo()
+    with Checkpoints(tmp_path / 'checkpoints', keep=1) as checkpoints:
+        assert checkpoints.steps == [3]
+
+
 def test_another_models_checkpoint(tmp_path: pathlib.Path) -> None:
     loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
     other = tiny_job.init_state().replace(params={'embedding': jnp.zeros((3, 3))})

@@ -6,6 +6,7 @@ checked: a model is either computed correctly or refused with the field's name.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -136,7 +137,7 @@ class _Settings:
     def number(self, field: str, default: int | float | None = None) -> int | float:
         value = self.fields.get(field)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise self.wrong(field, 'a number', value)
         return value
 
@@ -161,6 +162,8 @@ def _sliding_window(settings: _Settings, family: Family, num_layers: int, max_po
     if used and fields.get('sliding_window', _DEFAULT_WINDOW) is not None:
         window = settings.count('sliding_window', _DEFAULT_WINDOW)
     kinds = fields.get('layer_types') or []
+    if not isinstance(kinds, list) or (kinds and len(kinds) != num_layers):
+        raise settings.wrong('layer_types', f'a list with one entry for each of the {num_layers} layers', kinds)
     known = {_FULL, _SLIDING} if window is not None and family.windows == 'by_layer' else {_FULL}
     if others := sorted(set(map(str, kinds)) - known):
         raise settings.wrong('layer_types', f'{" or ".join(map(repr, sorted(known)))} in every layer', others)
@@ -191,12 +194,20 @@ def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError
         raise wrong('rope_scaling', f'the same as rope_parameters={blocks["rope_parameters"]}', blocks['rope_scaling'])
     name, block = next(iter(blocks.items())) if blocks else ('rope_parameters', {})
 
-    thetas = {source['rope_theta'] for source in (fields, block) if source.get('rope_theta') is not None}
+    def positive(source: Mapping[str, Any], name: str, field: str) -> int | float:
+        value = source.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise wrong(name, 'a number above 0', value)
+        return value
+
+    thetas = {
+        positive(source, 'rope_theta', 'rope_theta')
+        for source in (fields, block)
+        if source.get('rope_theta') is not None
+    }
     if len(thetas) > 1:
         raise wrong('rope_theta', 'one value', sorted(thetas))
     theta = next(iter(thetas), _DEFAULT_ROPE_THETA)
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise wrong('rope_theta', 'a number', theta)
 
     kind = block.get('rope_type', block.get('type', 'default'))
     known = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
@@ -207,11 +218,8 @@ def _rope(fields: Mapping[str, Any], wrong: Callable[[str, str, Any], ValueError
     elif kind == 'llama3':
         scaling_fields = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
         known |= set(scaling_fields)
-        for field in scaling_fields:
-            if isinstance(block.get(field), bool) or not isinstance(block.get(field), int | float):
-                raise wrong(f'{name}.{field}', 'a number', block.get(field))
-        factor, low, high, original = (block[field] for field in scaling_fields)
-        if not 0 < low < high:
+        factor, low, high, original = (positive(block, f'{name}.{field}', field) for field in scaling_fields)
+        if not low < high:
             raise wrong(f'{name}.high_freq_factor', f'more than low_freq_factor={low}, both above 0', high)
         scaling = RopeScaling(float(factor), float(low), float(high), int(original))
     else:
