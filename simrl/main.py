@@ -19,7 +19,7 @@ from simrl.run.stages import WorkdirError
 from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
 
-# What a person at the command line can mend: one line says what it is, and a traceback would only hide that.
+# Errors that the user can fix: one line names the fault, which a traceback would hide.
 USER_ERRORS = (
     *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, ConversationError, RowError, OSError),
 )
@@ -42,7 +42,7 @@ def default_workdir(config_file: str) -> pathlib.Path:
 
 
 def _set_xla_flags(config: ConfigDict) -> None:
-    """Sets `compute.xla_flags`, where there are some, before JAX starts; what else is wrong there, the job tells."""
+    """Sets `compute.xla_flags`, where there are some, before JAX starts; the job reports other faults of the config."""
     try:
         use_xla_flags(config.get('compute', {}).get('xla_flags', ()))
     except ValueError as error:
@@ -52,7 +52,7 @@ def _set_xla_flags(config: ConfigDict) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
-    logging.set_verbosity(logging.WARNING)  # what libraries tell of themselves is not this program's output
+    logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
     tolerate_encoding()
     options: Any = flags.FLAGS
     if options.config is None:

@@ -73,7 +73,7 @@ def test_docstrings_begin_with_a_verb_or_a_name() -> None:
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [
         f'{path.relative_to(ROOT)}: {text.splitlines()[0]}'
-        for path in SOURCES
+        for path in (*SOURCES, *sorted((ROOT / 'tools').rglob('*.py')))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, nodes) and (text := ast.get_docstring(node)) and text.split()[0] in questions
     ]

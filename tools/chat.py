@@ -23,7 +23,7 @@ from typing import Any
 from simrl.conversations.chat import ASSISTANT, HEADERS, USER
 from simrl.main import USER_ERRORS
 from simrl.rollouts.agents import ModelAgent
-from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
+from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend, tolerate_encoding
 from simrl.serving.load import Loaded, load_assistant, load_simulator, resampled, with_persona, with_system
 from simrl.serving.stream import view_of
 
@@ -179,7 +179,7 @@ class Talk:
 
 
 def system_text(of: Loaded) -> str:
-    """What an agent is told before the conversation."""
+    """The system text of an agent."""
     if of.agent.system is not None:
         return of.agent.system(of.example)
     return of.chat.default_system.strip() if isinstance(of.agent, ModelAgent) else 'nothing'
@@ -236,10 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start_backend()
         enable_compilation_cache()
         print('loading; the first message of a model on this machine takes a while to compile', flush=True)
-        agents = load(options)
-        you = ', '.join(f'you are the {name}' for role, name in NAMES.items() if role not in agents)
-        print(f'{you or "they talk with each other"}; /help lists the commands')
-        Talk(agents, seed=options.seed, turns=options.turns).run()
+        with numeric_defaults():
+            agents = load(options)
+            you = ', '.join(f'you are the {name}' for role, name in NAMES.items() if role not in agents)
+            print(f'{you or "they talk with each other"}; /help lists the commands')
+            Talk(agents, seed=options.seed, turns=options.turns).run()
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Where the device's time goes in a profile: by named scope, by kind of operation and by program, in per cent.
+"""Summary of the device's time in a profile: by named scope, by kind of operation and by program, in per cent.
 
     python -m tools.profile_summary FOLDER [--top=20]
 
@@ -44,7 +44,7 @@ TRANSFORM = re.compile(r'(\w+)\((.*)\)')
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What an event is an execution of."""
+    """The operation that an event is an execution of."""
 
     program: str  # the name of its HLO module, such as jit_update
     scope: str
@@ -223,7 +223,7 @@ def _parts(op_name: str) -> list[str]:
 
 
 def events_of(data: ProfileData, known: Mapping[str, Mapping[str, Operation]]) -> list[list[Event]]:
-    """What the device did, by line: a GPU's or TPU's, or where there is none the CPU's."""
+    """The device's events by line: a GPU's or TPU's, or where there is none the CPU's."""
     planes = [plane for plane in data.planes if plane.name.startswith(DEVICE_PLANES)]
     on_host = not planes
     if on_host:

@@ -88,7 +88,7 @@ def check_stages(options: argparse.Namespace) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What was seen of a process: when each phase began, in seconds from its start, and how it ended."""
+    """Phases of a process, by the seconds from its start at which each began, and its end."""
 
     began: dict[str, float]
     seconds: float  # that it lived

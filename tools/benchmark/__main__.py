@@ -1,4 +1,4 @@
-"""How fast simrl is, beside torch, transformers and TRL on the same weights and tokens, and beside the machine's limit.
+"""Speed of simrl beside torch, transformers and TRL on the same weights and tokens, and beside the machine's limit.
 
     python -m tools.benchmark --output=DIR [--model=SmolLM2-135M-Instruct.gguf] [--cases sampling update_full ...]
     python -m tools.benchmark --output=DIR --gpu
@@ -106,7 +106,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was measured before the cases.
+    """Measurements before the cases.
 
     Attributes:
         rates: the better of what JAX and torch reach.

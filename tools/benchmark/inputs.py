@@ -1,4 +1,4 @@
-"""What a case is computed on, the same for every side: openings of one length in text and ids, or rows to learn from.
+"""Inputs of a case, the same for every side: openings of one length in text and ids, or rows to learn from.
 
 Openings are words of one token each, so that a template writes them as the ids that they were made of. Ends of messages
 are never sampled, so that all messages have the length of their budget and every side samples equally many tokens.
@@ -25,7 +25,7 @@ SPANS = 6  # of a ragged row, its prompt the first
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How much there is to do, a row's where not said otherwise; the zeros are of other cases.
+    """Sizes of a case, of one row where not said otherwise; the zeros are of other cases.
 
     Attributes:
         prompt: tokens before the first header of a sampled message.
@@ -94,7 +94,7 @@ def _write_openings(job: Job, chat: Chat, vocab_size: int) -> Counts:
 
 
 def content_ids(chat: Chat, vocab_size: int) -> np.ndarray:
-    """What every side samples from, and scores over: the ids that text may have, bool `[V]`. No end is among them."""
+    """Ids that every side samples from and scores over, those of text, bool `[V]`. No end is among them."""
     token_mask = chat.token_mask(vocab_size, terminal=False, header='assistant')
     token_mask[[*chat.end_of_turn.values()]] = False
     return token_mask

@@ -1,4 +1,4 @@
-"""What one side measures, as a file that both sides read. Nothing here needs simrl or torch."""
+"""Measurements of one side, as a file that both sides read. Nothing here needs simrl or torch."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ class Job:
 
 
 def peers_remat(remat: Remat) -> Remat:
-    """What peers recompute where simrl recomputes `remat`: all of a layer or nothing, as they have no more ways."""
+    """Recomputation of peers where simrl has `remat`: all of a layer or nothing, as they have no more ways."""
     return 'full' if remat == 'full' else 'none'
 
 

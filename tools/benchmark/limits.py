@@ -1,4 +1,4 @@
-"""What the machine allows: the least bytes and floating-point operations of each case, and the memory that it takes.
+"""Limits of the machine: the least bytes and floating-point operations of each case, and the memory that it takes.
 
 A case is a list of phases, one after the other. A phase cannot be faster than its operations at the measured rate of
 matrix products, nor than its bytes at the measured bandwidth; its limit is the larger of the two, and that of a case
@@ -35,7 +35,7 @@ class TooLarge(SystemExit):
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What was measured on this machine, in this run."""
+    """Rates measured on this machine, in this run."""
 
     flops: float  # per second, of matrix products in the dtype of the run
     bandwidth: float  # bytes per second
@@ -73,7 +73,7 @@ def limit_of(phases: Sequence[Phase], rates: Rates) -> Limit:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How many numbers of a model are multiplied, or stored.
+    """Numbers of a model that are multiplied, or stored.
 
     Attributes:
         layers: of the matrices of all layers.

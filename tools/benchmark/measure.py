@@ -40,7 +40,7 @@ class Disagreement(SystemExit):
 
 @dataclasses.dataclass(frozen=True)
 class SideResult:
-    """What one side took.
+    """Time and memory of one side.
 
     Attributes:
         seconds: of each timed run.
@@ -69,11 +69,11 @@ class SideResult:
 
     @property
     def memory(self) -> int:
-        """What a run takes at its peak over the process at rest, bytes; of an accelerator the peak itself."""
+        """Peak memory of a run over the process at rest, bytes; of an accelerator the peak itself."""
         return self.device_peak_bytes or max(self.peak_bytes - self.rest_bytes, 0)
 
     def decoding(self) -> 'SideResult | None':
-        """What follows the first token: the runs less the median of those to it. None where noise leaves nothing."""
+        """Seconds after the first token: the runs less the median of those to it. None where noise leaves nothing."""
         first = statistics.median(self.first_seconds)
         if min(self.seconds) <= first:
             return None
@@ -183,7 +183,7 @@ def check_scores(job: Job, sides: Sequence[Side], vocab_size: int) -> None:
 
 
 def check_sampled(job: Job, sides: Sequence[Side]) -> None:
-    """What simrl sampled in its last run is as probable to the others as it says."""
+    """Checks that the others give the samples of simrl's last run the log-probabilities that it reports."""
     ours, *others = sides
     if not others:
         return

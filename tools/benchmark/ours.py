@@ -52,7 +52,7 @@ OPTIMIZER = OptimizerSettings(LEARNING_RATE, clip_norm=CLIP_NORM)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """What is known of the model besides its parameters, and how it is computed."""
+    """The model without its parameters, and its execution."""
 
     config: TransformerConfig
     chat: Chat
@@ -62,7 +62,7 @@ class Model:
 
     @property
     def whole_vocabulary(self) -> jax.Array:
-        """What the softmax of training runs over, bool `[V]`: all ids, as a peer's does."""
+        """Ids that the softmax of training runs over, bool `[V]`: all ids, as a peer's does."""
         return jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
 
 
@@ -137,7 +137,7 @@ def limits_of(job: Job, new_tokens: int, user_tokens: int) -> Limits:
 
 
 def sampled_tokens(batch: Trajectories) -> int:
-    """How many tokens of messages were sampled, given openings left out; waits for the device."""
+    """Number of tokens of messages that were sampled, without given openings; waits for the device."""
     length, said = jax.device_get((batch.message_length, batch.num_messages))
     index = np.arange(length.shape[1])
     return int(np.sum(length, where=(index > 0) & (index < said[:, None])))

@@ -1,4 +1,4 @@
-"""Which case runs at which sizes, against whom, and what each of them needs at the least."""
+"""Plan of the cases: sizes, peers, and the least that each of them needs."""
 
 import dataclasses
 import itertools
@@ -205,7 +205,7 @@ def _conversation(job: Job, counts: Counts, weights: Weights, item: int) -> list
 
 
 def processed_tokens(job: Job, counts: Counts) -> int:
-    """What a run's speed is told in: tokens sampled, or in an update real tokens of the rows."""
+    """Unit of a run's speed: tokens sampled, or in an update real tokens of the rows."""
     if job.case in ('update_full', 'update_ragged', 'sft'):
         return counts.tokens
     return job.batch * job.new_tokens * (2 * job.turns - 1)

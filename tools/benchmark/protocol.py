@@ -71,7 +71,7 @@ def return_free_memory() -> None:
 
 
 def rest(_: Message) -> Message:
-    """What the process holds between two runs."""
+    """Memory of the process between two runs."""
     return_free_memory()
     return {'rest_bytes': resident_bytes()}
 

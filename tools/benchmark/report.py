@@ -71,7 +71,7 @@ class Row:
 
     @property
     def ratio(self) -> tuple[float, float, float] | None:
-        """How many times as fast as the peer: of the medians, and the least and the largest of the pairs."""
+        """Speed over the peer's: of the medians, and the least and the largest of the pairs."""
         if self.peer is None:
             return None
         pairs = [peer / own for own, peer in zip(self.ours.seconds, self.peer.seconds, strict=True)]

@@ -1,4 +1,4 @@
-"""How time and memory grow with what ought to cost nothing, or no more than its share.
+"""Curves of time and memory over sizes that ought to cost nothing, or no more than their share.
 
     python -m tools.curves --output=DIR [--curves capacity turns trained memory] [--repeats=9] [--model=random:tiny]
 
@@ -44,7 +44,7 @@ Key = TypeVar('Key')
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """The settings of a measurement."""
 
     rows: int = 16  # conversations, or rows of an update
     opening_words: int = 8
@@ -174,7 +174,7 @@ def trained(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
 
 
 def memory(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:
-    """What the compiler plans is the same each time: there are no repeats."""
+    """The memory that the compiler plans; it is the same each time, so there are no repeats."""
     lines: dict[str, list[Point]] = {}
     for length in sizes.memory_lengths:
         whole = sizes.rows * length * FLOAT32 / 2**20

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What was measured at one place: repeats, one after the other."""
+    """Measurements at one point of a curve: repeats, one after the other."""
 
     x: float
     values: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What the curves measure, through the entry points that jobs use: all calls of these are here.
+"""The work that the curves measure, through the entry points that jobs use: all calls of these are here.
 
 Conversations are of two speakers with the same weights that never end a message of their own accord, so that every
 message has the length of its budget. Updates are GRPO's of rows of random tokens.

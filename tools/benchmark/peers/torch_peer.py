@@ -182,7 +182,7 @@ def rows_of(job: Job, device: Any) -> dict[str, torch.Tensor]:
 
 
 def inputs_of(rows: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the model's forward pass is given in training: no cache, which it would make by default."""
+    """Arguments of the model's forward pass in training: no cache, which it would make by default."""
     return {'input_ids': rows['tokens'], 'attention_mask': rows['attention'], 'use_cache': False}
 
 
