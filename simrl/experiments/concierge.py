@@ -106,22 +106,24 @@ class ConciergeScene:
             )
         return chat
 
+    @property
+    def _vocab_size(self) -> int:
+        return self.settings.corpora.vocabulary + 1  # the terminal token
+
     def model_configs(self) -> Mapping[str, TransformerConfig]:
-        size = self.settings.corpora.vocabulary + 1  # the terminal token
         sizes = {settings.size for arm, settings in self.settings.arms.items() if not self.is_people(arm)}
         users = {f'user model {name}': user.model for name, user in self.settings.users.items() if name in sizes}
         models = {'assistant': self.settings.assistant.model, **users}
-        return {name: model.transformer_config(size) for name, model in models.items()}
+        return {name: model.transformer_config(self._vocab_size) for name, model in models.items()}
 
     def check(self) -> None:
         s, compute = self.settings, self.compute
         check_xla_flags(compute)
         check_mesh(self.model_configs(), compute)
-        vocab_size = s.corpora.vocabulary + 1  # the terminal token
-        config = s.assistant.model.transformer_config(vocab_size)
+        config = s.assistant.model.transformer_config(self._vocab_size)
         check_fitting('config.assistant.sft', s.assistant.sft, config, compute)
         for size, user in s.users.items():
-            config = user.model.transformer_config(vocab_size)
+            config = user.model.transformer_config(self._vocab_size)
             for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
                 check_fitting(f'config.users.{size}.{name}', fitting, config, compute)
         check_rl_steps(s.rl, s.rl_people, compute)
