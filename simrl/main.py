@@ -12,6 +12,8 @@ from ml_collections import ConfigDict, config_flags
 from simrl.conversations.records import RowError
 from simrl.experiments import experiment
 from simrl.models.checkpoint import CheckpointError
+from simrl.remote.cache import CacheError
+from simrl.remote.settings import EndpointError
 from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError
 from simrl.run.runtime import tolerate_encoding, use_xla_flags
@@ -22,6 +24,7 @@ from simrl.training.loop import NonFiniteError
 # Errors that the user can fix: one line names the fault, which a traceback would hide.
 USER_ERRORS = (
     *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, ConversationError, RowError, OSError),
+    *(EndpointError, CacheError),
 )
 
 

@@ -1,0 +1,396 @@
+"""Calls of an endpoint: at most so many in flight, each with bounded tries and a deadline, every outcome counted.
+
+1. `submit` returns at once; a thread of the endpoint asks the cache, then the server.
+2. A try that may succeed later (`answers.TRIED_AGAIN`) is repeated after a jittered exponential back-off, or after the
+   server's Retry-After, until the call's tries or its deadline are over. A call keeps its place in flight while it
+   waits, so an endpoint that limits its rate is asked less often.
+3. `Pending.result` returns answers and failures in the order of the requests; the failure of one loses no other.
+
+Built on httpx2 alone, which huggingface_hub installs. The openai package rests on it too; its own tries would be turned
+off (they know no deadline of a call), and its types leave out what servers add: reasoning, token ids.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import email.utils
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import httpx2
+
+from simrl.conversations.records import Message
+from simrl.remote.answers import TRIED_AGAIN, Answer, Cause, Failure, Outcome, read_reply, shown, with_value
+from simrl.remote.cache import Cache
+from simrl.remote.requests import ChatRequest, Request, body_of, key_of
+from simrl.remote.settings import EndpointError, EndpointSettings, read_key
+from simrl.rollouts.token_sampling import Sampling
+from simrl.run.progress import Progress
+
+CONNECT_SECONDS = 10.0
+POLL_SECONDS = 1.0  # between two looks at the progress of calls
+LISTED = 20  # models that an error lists
+
+
+class SpendCapError(EndpointError):
+    """The spend cap is reached. `outcomes`: of all calls; those that were not sent have the cause 'spend_cap'."""
+
+    def __init__(self, text: str, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(text)
+        self.outcomes = outcomes
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Sums over the calls of an endpoint since it was opened.
+
+    Attributes:
+        calls: that are over.
+        cached: calls that the cache answered.
+        tries: requests that were sent.
+        failures: calls without an answer, by cause.
+        failed_tries: tries that failed but may be repeated, by cause; their calls may have been answered later.
+        cost: in the currency of the prices.
+    """
+
+    calls: int = 0
+    cached: int = 0
+    tries: int = 0
+    failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    failed_tries: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts of the finished calls among those of a `submit`; the endpoint's thread writes them."""
+
+    finished: int = 0
+    failed: int = 0
+    tokens: int = 0  # sampled for them
+
+    def add(self, outcome: Outcome) -> None:
+        self.failed += isinstance(outcome, Failure)
+        self.tokens += 0 if isinstance(outcome, Answer) and outcome.cached else outcome.output_tokens
+        self.finished += 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pending:
+    """Calls that were submitted."""
+
+    size: int
+    future: concurrent.futures.Future[list[Outcome]]
+    tally: Tally
+    settings: EndpointSettings
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def result(self, name: str = '') -> list[Outcome]:
+        """The outcomes, in the order of the requests, once all calls are over.
+
+        Args:
+            name: of the progress lines. Empty: none.
+
+        Raises:
+            SpendCapError: calls were not sent.
+            EndpointError: the server counts no tokens, though there is a cap.
+            CacheError: the cache cannot be written.
+        """
+        if name:
+            self._show(name)
+        outcomes = self.future.result()
+        if unsent := sum(isinstance(outcome, Failure) and outcome.cause == 'spend_cap' for outcome in outcomes):
+            raise SpendCapError(
+                f'{self.settings.url}: spend_cap of {self.settings.spend_cap:g} reached: {unsent} of {self.size} calls '
+                'were not sent. Answers in the cache stay: raise spend_cap, and the same command continues',
+                outcomes,
+            )
+        return outcomes
+
+    def _show(self, name: str) -> None:
+        """Shows progress until all calls are over."""
+        start, calls, tokens, over = time.monotonic(), 0, 0, False
+        with Progress(name, self.size) as progress:
+            while not over:
+                over = bool(concurrent.futures.wait([self.future], timeout=POLL_SECONDS).done)
+                tally = dataclasses.replace(self.tally)
+                if tally.finished > calls:
+                    rate = tally.finished / max(time.monotonic() - start, 1e-9)
+                    note = f'{rate:.1f} calls/s' + (f', {tally.failed} failed' if tally.failed else '')
+                    progress.update(tally.finished - calls, tokens=tally.tokens - tokens, note=note)
+                    calls, tokens = tally.finished, tally.tokens
+
+
+class Endpoint:
+    """A client of one model, with a thread of its own, for use in a `with` statement.
+
+    Args:
+        cache: where answers are kept; the caller closes it. None: nowhere.
+
+    Raises:
+        EndpointError: its key is not in the environment.
+    """
+
+    def __init__(self, settings: EndpointSettings, *, cache: Cache | None = None) -> None:
+        self.settings = settings
+        self._cache = cache
+        key = read_key(settings)
+        self._hide = _hiding(key)
+        self._client = httpx2.AsyncClient(
+            base_url=settings.url,
+            headers=_headers(key),
+            verify=settings.url.startswith('https:'),  # without TLS its certificates are not read
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),  # tries have a time limit as wholes
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=settings.in_flight),
+        )
+        self._slots = asyncio.Semaphore(settings.in_flight)
+        self._jitter = random.Random()  # no part of any result
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._failures: collections.Counter[str] = collections.Counter()
+        self._failed_tries: collections.Counter[str] = collections.Counter()
+        self._cost = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f'endpoint {settings.model}', daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> 'Endpoint':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the calls in flight, and the thread."""
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def submit(self, requests: Sequence[Request]) -> Pending:
+        """Begins calls and returns at once."""
+        calls, tally = [(request, body_of(request, self.settings)) for request in requests], Tally()
+        future = asyncio.run_coroutine_threadsafe(self._all(calls, tally), self._loop)
+        return Pending(len(calls), future, tally, self.settings)
+
+    def call(self, requests: Sequence[Request], name: str = '') -> list[Outcome]:
+        """`submit`, then `Pending.result`."""
+        return self.submit(requests).result(name)
+
+    def usage(self) -> Usage:
+        return Usage(
+            **{name: self._counts[name] for name in ('calls', 'cached', 'tries', 'input_tokens', 'output_tokens')},
+            failures=dict(self._failures),
+            failed_tries=dict(self._failed_tries),
+            cost=self._cost,
+        )
+
+    async def _shut(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _all(self, calls: Sequence[tuple[Request, dict[str, Any]]], tally: Tally) -> list[Outcome]:
+        async def one(request: Request, body: dict[str, Any]) -> Outcome:
+            outcome = await self._answer(request, body)
+            self._counts['calls'] += 1
+            if isinstance(outcome, Failure):
+                self._failures[outcome.cause] += 1
+            tally.add(outcome)
+            return outcome
+
+        tasks = [asyncio.ensure_future(one(*call)) for call in calls]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:  # no failure of a call: the others would be lost
+            for task in tasks:
+                task.cancel()
+            raise
+
+    async def _answer(self, request: Request, body: dict[str, Any]) -> Outcome:
+        """The outcome of one call: of the cache, or of the server."""
+        key, content = key_of(request, body), json.dumps(body).encode()
+        if (cached := self._cached(key, request)) is not None:
+            return cached
+        async with self._slots:
+            if self._over_cap():
+                return Failure('spend_cap', f'expected to spend at most {self.settings.spend_cap:g}')
+            return await self._call(request, key, content)
+
+    def _cached(self, key: str, request: Request) -> Answer | None:
+        found = None if self._cache is None else self._cache.get(key)
+        if found is None:
+            return None
+        self._counts['cached'] += 1
+        return with_value(_stored(found, cached=True), request)
+
+    def _over_cap(self) -> bool:
+        cap, cache = self.settings.spend_cap, self._cache
+        return cap is not None and (self._cost if cache is None else cache.spent(self.settings.model)) >= cap
+
+    async def _call(self, request: Request, key: str, content: bytes) -> Outcome:
+        """Tries until there is an outcome that stays, the tries are over, or the deadline is."""
+        settings, clock = self.settings, self._loop.time
+        start, number = clock(), 0
+        while True:
+            left = start + settings.deadline - clock()
+            outcome, retry_after = await self._try(request, content, min(left, settings.try_seconds))
+            outcome = self._paid(outcome, request, key)
+            if isinstance(outcome, Answer) or outcome.cause not in TRIED_AGAIN:
+                return outcome
+            self._failed_tries[outcome.cause] += 1
+            wait, number = self._pause(number, retry_after), number + 1
+            if number == settings.tries or clock() - start + wait >= settings.deadline:
+                asked = '' if retry_after is None else f', asked to wait {retry_after:.0f} s'
+                detail = f'{outcome.detail}; tries: {number}, {clock() - start:.1f} s{asked}'
+                return dataclasses.replace(outcome, detail=detail)
+            await asyncio.sleep(wait)
+
+    def _paid(self, outcome: Outcome, request: Request, key: str) -> Outcome:
+        """Counts what a try cost, and keeps its answer, or the text that was refused."""
+        settings = self.settings
+        cost = settings.cost(outcome.input_tokens, outcome.output_tokens)
+        self._counts['tries'] += 1
+        self._counts['input_tokens'] += outcome.input_tokens
+        self._counts['output_tokens'] += outcome.output_tokens
+        self._cost += cost
+        if isinstance(outcome, Failure):
+            if self._cache is not None and (outcome.raw or cost):
+                self._cache.put_failure(
+                    key, outcome.cause, outcome.detail, outcome.raw, model=settings.model, cost=cost
+                )
+            return outcome
+        if settings.spend_cap is not None and not outcome.input_tokens:
+            raise EndpointError(
+                f'{settings.url}: expected the usage in each reply, by which spend_cap is kept, found none: set '
+                'spend_cap to None'
+            )
+        if self._cache is None:
+            return outcome
+        plain = dataclasses.asdict(outcome)
+        kept = {name: value for name, value in plain.items() if name not in ('value', 'cached')}
+        return with_value(_stored(self._cache.put(key, kept, model=settings.model, cost=cost)), request)
+
+    def _pause(self, number: int, retry_after: float | None) -> float:
+        """Seconds before the next try: at least those that the server asks for; jitter spreads the calls."""
+        settings = self.settings
+        backoff = min(settings.backoff * 2**number, settings.max_backoff)
+        if retry_after is not None:
+            return retry_after + self._jitter.uniform(0, settings.backoff)
+        return backoff * self._jitter.uniform(0.5, 1)
+
+    async def _try(self, request: Request, content: bytes, seconds: float) -> tuple[Outcome, float | None]:
+        """One request to the server; also the seconds after which it asks for the next."""
+        began = False
+        cause: Cause
+        try:
+            async with asyncio.timeout(seconds):
+                async with self._client.stream('POST', request.path.lstrip('/'), content=content) as response:
+                    began = True
+                    text = self._hide(_text(await response.aread()))
+        except TimeoutError:
+            return Failure('timeout', f'no reply in {seconds:.1f} s'), None
+        except httpx2.HTTPError as error:  # connections, and what is no HTTP
+            cause, what = ('cut', 'the reply ended early') if began else ('connection', 'no reply')
+            return Failure(cause, f'{what}: {type(error).__name__} {shown(str(error))}'), None
+        if response.status_code == 200:
+            return read_reply(text, request), None
+        cause = _cause(response.status_code)
+        return Failure(cause, f'status {response.status_code}, {shown(text)}'), _retry_after(response.headers)
+
+
+def check(settings: EndpointSettings) -> None:
+    """Asks an endpoint for its models.
+
+    Raises:
+        EndpointError: no key, no reply, or the model is not among them.
+    """
+    key = read_key(settings)
+    try:
+        response = httpx2.get(f'{settings.url.rstrip("/")}/models', headers=_headers(key), timeout=CONNECT_SECONDS)
+    except httpx2.HTTPError as error:
+        raise EndpointError(f'{settings.url}: expected a reply, found none: {type(error).__name__} {error}') from error
+    text = _hiding(key)(_text(response.content))
+    if response.status_code != 200:
+        raise EndpointError(f'{settings.url}: expected its models, found status {response.status_code}, {shown(text)}')
+    try:
+        models = [str(model['id']) for model in json.loads(text)['data']]
+    except (ValueError, TypeError, KeyError):
+        raise EndpointError(f'{settings.url}: expected its models, found {shown(text)}') from None
+    if settings.model not in models:
+        more = f' and {len(models) - LISTED} more' if len(models) > LISTED else ''
+        found = ', '.join(models[:LISTED]) + more
+        raise EndpointError(f'{settings.url}: expected the model {settings.model!r}, found {found or "none"}')
+
+
+def complete(
+    endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version: str, name: str = ''
+) -> Callable[[Sequence[Sequence[Message]]], list[str | Failure]]:
+    """The function from chats to their next messages that rooms without a client take.
+
+    Args:
+        version: of the prompts.
+        name: of the progress lines; empty: none.
+    """
+
+    def complete_all(chats: Sequence[Sequence[Message]]) -> list[str | Failure]:
+        requests = [
+            ChatRequest(messages=tuple(chat), max_tokens=max_tokens, sampling=sampling, version=version)
+            for chat in chats
+        ]
+        outcomes = endpoint.call(requests, name)
+        return [outcome if isinstance(outcome, Failure) else outcome.text for outcome in outcomes]
+
+    return complete_all
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {'Content-Type': 'application/json'} | ({} if key is None else {'Authorization': f'Bearer {key}'})
+
+
+def _text(content: bytes) -> str:
+    """The text of a reply; bytes that are not UTF-8 become surrogates, which no answer may hold."""
+    return content.decode(errors='surrogateescape')
+
+
+def _hiding(key: str | None) -> Callable[[str], str]:
+    """Takes the key out of a text: a server may repeat it, and its replies are stored and shown."""
+    return lambda text: text if key is None else text.replace(key, '[key]')
+
+
+def _cause(status: int) -> Cause:
+    if status == 429:
+        return 'rate_limit'
+    if status == 408:
+        return 'timeout'
+    return 'server' if status >= 500 else 'refused'
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or a date; None without one that can be read."""
+    value = headers.get('retry-after', '')
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _stored(found: Mapping[str, Any], cached: bool = False) -> Answer:
+    """An answer from its stored fields; JSON has no tuples."""
+    tuples = {name: tuple(found[name]) for name in ('tokens', 'log_probs')}
+    return Answer(**{**found, **tuples}, cached=cached)
