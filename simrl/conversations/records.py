@@ -172,25 +172,19 @@ def read_preferences(
 
 def write_conversations(path: str | os.PathLike[str], conversations: Iterable[Conversation]) -> None:
     """Writes a file for `read_conversations`, atomically, in the format of its suffix."""
-    _write(
-        path,
-        [
-            {
-                'id': c.id,
-                'source': c.source,
-                'split': c.split,
-                'end': c.end,
-                'intent': c.intent,
-                'messages': [dataclasses.asdict(message) for message in c.messages],
-            }
-            for c in conversations
-        ],
-    )
+    write_rows(path, map(conversation_row, conversations))
+
+
+def conversation_row(conversation: Conversation) -> dict[str, Any]:
+    """The row of a conversation in a file."""
+    c = conversation
+    messages = [dataclasses.asdict(message) for message in c.messages]
+    return {'id': c.id, 'source': c.source, 'split': c.split, 'end': c.end, 'intent': c.intent, 'messages': messages}
 
 
 def write_preferences(path: str | os.PathLike[str], preferences: Iterable[Preference]) -> None:
     """Writes a file for `read_preferences`, atomically, in the format of its suffix."""
-    _write(path, [dataclasses.asdict(preference) for preference in preferences])
+    write_rows(path, map(dataclasses.asdict, preferences))
 
 
 def parse_conversation(row: Mapping[str, Any]) -> tuple[Conversation, int]:
@@ -314,10 +308,10 @@ def _read(
     records: list[_Record] = []
     places: dict[str, int] = {}
     counts: collections.Counter[str] = collections.Counter()
-    place_name, rows = _rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
+    place_name, rows = raw_rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
     for number, line in rows:
         try:
-            record, stripped = parse(_decode(line))
+            record, stripped = parse(decode_row(line))
             if record.id in places:
                 raise RowError('duplicate id', f'{record.id!r} is also at {place_name} {places[record.id]}')
             if check is not None:
@@ -347,7 +341,7 @@ def _check_record(record: Conversation | Preference, check: Check) -> None:
             raise RowError('unusable text', f'{record.id!r}, {where}: {error}') from None
 
 
-def _rows(path: pathlib.Path, fields: Sequence[str]) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
+def raw_rows(path: pathlib.Path, fields: Sequence[str]) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
     """Reads rows with their numbers, counted from 1; also the word for such a number: 'line' or 'row'."""
     if path.suffix == '.parquet':
         return 'row', _parquet_rows(path, fields)
@@ -379,11 +373,21 @@ def _parquet_rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[tuple[i
             others = dict.fromkeys(name for name in parquet.schema_arrow.names if name not in fields)
             columns = _columns([parquet.schema.column(i).path for i in range(len(parquet.schema))], fields)
             for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-                for row in batch.to_pylist() if columns else [{}] * batch.num_rows:
+                for row in batch_rows(batch) if columns else [{}] * batch.num_rows:
                     number += 1
                     yield number, others | row
         except (pyarrow.ArrowException, ValueError, OSError, OverflowError) as error:
             raise ValueError(f'{path}: not a Parquet file, or damaged after row {number}: {error}') from error
+
+
+def batch_rows(batch: Any) -> list[dict[str, Any]]:
+    """Rows of an Arrow batch. Times are cut to microseconds, as Python's are."""
+    for i, field in enumerate(batch.schema):
+        if pyarrow.types.is_timestamp(field.type) and field.type.unit == 'ns':
+            column = batch.column(i).cast(pyarrow.timestamp('us', field.type.tz), safe=False)
+            batch = batch.set_column(i, field.name, column)
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows
 
 
 def _columns(paths: Sequence[str], fields: Sequence[str]) -> list[str]:
@@ -399,7 +403,8 @@ def _columns(paths: Sequence[str], fields: Sequence[str]) -> list[str]:
     return columns
 
 
-def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
+def decode_row(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parses a row of `raw_rows`. Raises `RowError` for one that is no JSON object."""
     if isinstance(line, Mapping):
         return line
     try:
@@ -411,7 +416,8 @@ def _decode(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     return row
 
 
-def _write(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows atomically, in the format of the file's suffix; one at a time, except into Parquet."""
     path = pathlib.Path(path)
     if path.suffix != '.parquet' and not path.name.endswith(('.jsonl', '.jsonl.gz')):
         raise ValueError(f'{path}: expected a name that ends in .jsonl, .jsonl.gz or .parquet')
@@ -420,7 +426,7 @@ def _write(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
     try:
         with named_errors(path), partial.open('wb') as file:
             if path.suffix == '.parquet':
-                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
             elif path.suffix == '.gz':
                 with gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as zipped:  # equal rows, equal bytes
                     zipped.writelines(_json_lines(rows))

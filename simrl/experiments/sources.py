@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.chat import TERMINAL_TEXT, Chat
 from simrl.conversations.huggingface_tokenizer import terminal_id
+from simrl.conversations.manifest import check_data
 from simrl.conversations.records import Check, Conversation, OnBadRows, Preference, read_conversations, read_preferences
 from simrl.conversations.templates import Rewrites, chat_from_huggingface
 from simrl.models import sharding, transformer
@@ -209,17 +210,21 @@ def conversations_of(settings: DataSettings, check: Check) -> list[Conversation]
 
     Args:
         check: raises ValueError for a text that cannot be used, such as `Chat.check`.
+
+    Raises:
+        RowError, OSError: as `read_conversations`.
+        ValueError: the file is not the one that the manifest beside it describes.
     """
-    conversations, counts = read_conversations(
-        conversations_file(settings), on_bad_rows=settings.on_bad_rows, check=check
-    )
+    check_data(path := conversations_file(settings))
+    conversations, counts = read_conversations(path, on_bad_rows=settings.on_bad_rows, check=check)
     print_counts('conversations', len(conversations), counts)
     return conversations
 
 
 def preferences_of(settings: DataSettings, check: Check) -> list[Preference]:
     """Reads the preferences as `conversations_of` reads conversations."""
-    preferences, counts = read_preferences(preferences_file(settings), on_bad_rows=settings.on_bad_rows, check=check)
+    check_data(path := preferences_file(settings))
+    preferences, counts = read_preferences(path, on_bad_rows=settings.on_bad_rows, check=check)
     print_counts('preferences', len(preferences), counts)
     return preferences
 
