@@ -33,15 +33,16 @@ def add_settings(parser: argparse.ArgumentParser, default: Any, prefix: str = ''
     hints = typing.get_type_hints(type(default))
     for field in dataclasses.fields(default):
         value, name = getattr(default, field.name), f'{prefix}{field.name}'
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         if dataclasses.is_dataclass(value):
             add_settings(parser, value, f'{name}.')
         else:
             parser.add_argument(
                 f'--{name}',
                 dest=f'settings.{name}',
-                type=type(value),
+                type=kinds[0] if value is None else type(value),
                 default=value,
-                choices=typing.get_args(hints[field.name]) or None,
+                choices=None if value is None else kinds or None,
                 help=f'default: {value}',
             )
 

@@ -47,9 +47,7 @@ def split_of(key: int, settings: SplitSettings) -> str:
     return 'test' if position < settings.test else 'dev' if position < settings.test + settings.dev else 'train'
 
 
-def split_users(
-    address: np.ndarray, country: np.ndarray, countries: Sequence[str], settings: UserSplits
-) -> tuple[np.ndarray, dict[str, int]]:
+def split_users(address: np.ndarray, country: np.ndarray, countries: Sequence[str], settings: UserSplits) -> np.ndarray:
     """Splits rows by user, stratified by country; neither the order of rows nor that of names matters.
 
     The users of a country are sorted by a hash of seed and address. The first are tested on, the next are for
@@ -61,7 +59,7 @@ def split_users(
         country: uint16 [rows], indices into `countries`.
 
     Returns:
-        An index into SPLITS of each row, int8 [rows]; and the number of users by split.
+        An index into SPLITS of each row, int8 [rows].
     """
     order = np.argsort(countries)
     rank = np.empty(len(countries), np.int64)
@@ -70,14 +68,14 @@ def split_users(
     country = rank[country]
     user = address
     if settings.user == 'hashed_ip+country':
-        user = _mix(address + np.array([hash64(name) for name in names], np.uint64)[country])
+        user = mix(address + np.array([hash64(name) for name in names], np.uint64)[country])
     users, row_user = np.unique(user, return_inverse=True)
     pairs, rows_of_pair = np.unique(np.stack([row_user, country]), axis=1, return_counts=True)
     best = np.lexsort((pairs[1], -rows_of_pair, pairs[0]))
     _, first = np.unique(pairs[0][best], return_index=True)
     country_of_user = pairs[1][best][first]
 
-    key = _mix(users ^ np.uint64(hash64(f'seed {settings.seed}')))
+    key = mix(users ^ np.uint64(hash64(f'seed {settings.seed}')))
     by_country = np.lexsort((key, country_of_user))
     strata, begin, size = np.unique(country_of_user[by_country], return_index=True, return_counts=True)
     offset = np.array([hash64(f'{settings.seed} {names[stratum]}') / 2**64 for stratum in strata])
@@ -87,10 +85,10 @@ def split_users(
     bounds = (('test', settings.test), ('dev', settings.test + settings.dev), ('train', np.inf))
     splits = np.array([SPLITS.index(name) for name, _ in bounds], np.int8)
     split_of_user = splits[np.searchsorted([bound for _, bound in bounds], position, 'right')]
-    return split_of_user[row_user], {name: int(np.sum(split_of_user == i)) for i, name in enumerate(SPLITS)}
+    return split_of_user[row_user]
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray) -> np.ndarray:
     """Maps uint64 one to one to numbers whose bits all depend on all bits (the finalizer of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

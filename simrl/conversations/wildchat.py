@@ -9,7 +9,8 @@ Rules, in this order; a dropped row counts under the first that drops it:
 4. its first user message is that of a WildBench task;
 5. an earlier row that passed 1 to 4 has its conversation hash;
 6. its first user message has an n-gram that is in more than `max_openings` first user messages of rows that passed 1
-   to 5.
+   to 5;
+7. a draw of `max_conversations`, after users are split, so that the draw changes no split.
 
 The first pass over the data finds out which rows stay and their splits, the second writes them. A killed first pass
 starts anew; a finished one is kept in unfinished/, so that only the second pass is repeated.
@@ -25,6 +26,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -36,7 +38,7 @@ from simrl.conversations import manifest, raw_rows, records
 from simrl.conversations.openings import NgramFiles, ngram_hashes, opening_key
 from simrl.conversations.raw_rows import HubParts, RawData, read_time
 from simrl.conversations.records import SPLITS, STRIPPED, Conversation, RowError
-from simrl.conversations.splits import UserSplits, hash64, split_users
+from simrl.conversations.splits import UserSplits, hash64, mix, split_users
 from simrl.run.stage_files import named_errors
 
 Policy = Literal['keep', 'drop']
@@ -48,7 +50,7 @@ FIELDS = (
 )
 WILDBENCH, WILDBENCH_PARTS = 'allenai/WildBench', HubParts(splits=('test',), config='v2')
 OUTPUT = 'conversations.jsonl.gz'
-DECISIONS = 'decisions.npz'
+DECISIONS, NGRAMS = 'decisions.npz', 'ngrams'  # in unfinished/
 DROPPED = -1  # beside indices into SPLITS
 
 
@@ -62,10 +64,11 @@ class WildChatSettings:
     ngram: int = 7  # words
     max_openings: int = 100  # a conversation whose first message has an n-gram of more first messages is dropped
     splits: UserSplits = UserSplits()
+    max_conversations: int | None = None  # at most so many, drawn by seed; None: all
 
     def __post_init__(self) -> None:
-        for field in ('ngram', 'max_openings'):
-            if getattr(self, field) < 1:
+        for field in ('ngram', 'max_openings', 'max_conversations'):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f'WildChatSettings.{field}: expected at least 1, found {getattr(self, field)}')
 
 
@@ -102,6 +105,7 @@ def prepare(
         if decisions is None:
             decisions = _first_pass(source, data, unfinished, settings, tasks)
             _write_decisions(unfinished / DECISIONS, decisions)
+        shutil.rmtree(unfinished / NGRAMS, ignore_errors=True)
         return _second_pass(data, output / OUTPUT, decisions, settings)
 
     return manifest.prepare(output, 'wildchat', settings, inputs, make, [OUTPUT])
@@ -223,7 +227,7 @@ class Decisions:
 
 
 def decide(facts: Facts, settings: WildChatSettings, ngrams: NgramFiles) -> Decisions:
-    """Applies rules 5 and 6, and splits the users of the rows that stay."""
+    """Applies rules 5 to 7, and splits the users of the rows that stay."""
     dropped = {reason: int(np.sum(facts.fault == i)) for i, reason in enumerate(facts.reasons, start=1)}
     stays = facts.fault == 0
     duplicate = stays.copy()
@@ -232,20 +236,25 @@ def decide(facts: Facts, settings: WildChatSettings, ngrams: NgramFiles) -> Deci
     stays &= ~duplicate
     frequent = ngrams.frequent_rows(stays, settings.max_openings)
     stays &= ~frequent
-    for reason, rows in (('duplicate conversation', duplicate), ('frequent first message', frequent)):
+    split = np.full(len(stays), DROPPED, np.int8)
+    split[stays] = split_users(facts.address[stays], facts.country[stays], facts.countries, settings.splits)
+    undrawn = np.zeros(len(stays), bool)
+    if settings.max_conversations is not None:
+        order = mix(facts.id ^ np.uint64(settings.splits.seed))[passed := np.flatnonzero(stays)].argsort()
+        undrawn[passed[order[settings.max_conversations :]]] = True
+    stays &= ~undrawn
+    split[undrawn] = DROPPED
+    reasons = ('duplicate conversation', 'frequent first message', 'not drawn')
+    for reason, rows in zip(reasons, (duplicate, frequent, undrawn), strict=True):
         if rows.any():
             dropped[reason] = int(rows.sum())
-    split = np.full(len(stays), DROPPED, np.int8)
-    split[stays], users = split_users(facts.address[stays], facts.country[stays], facts.countries, settings.splits)
-    # An address is in as many splits as it has different pairs with one.
     pairs = np.unique(np.stack([facts.address[stays], split[stays].astype(np.uint64)]), axis=1)
-    addresses, splits_of_address = np.unique(pairs[0], return_counts=True)
+    _, splits_of_address = np.unique(pairs[0], return_counts=True)
     counts = {
         'rows': len(stays),
         'kept': int(stays.sum()),
         'dropped': dict(sorted(dropped.items())),
-        'users': users,
-        'addresses': len(addresses),
+        'addresses': {name: int(np.sum(pairs[1] == i)) for i, name in enumerate(SPLITS)},
         'addresses in several splits': int(np.sum(splits_of_address > 1)),
     }
     return Decisions(split, counts)
@@ -254,7 +263,7 @@ def decide(facts: Facts, settings: WildChatSettings, ngrams: NgramFiles) -> Deci
 def _first_pass(
     source: str, data: RawData, unfinished: pathlib.Path, settings: WildChatSettings, tasks: set[int]
 ) -> Decisions:
-    ngrams = NgramFiles(unfinished / 'ngrams')
+    ngrams = NgramFiles(unfinished / NGRAMS)
     facts = read_facts(_shown(data.rows(), 'reading'), settings, tasks, ngrams)
     decisions = decide(facts, settings, ngrams)
     if not decisions.counts['kept']:
@@ -287,7 +296,7 @@ def _second_pass(data: RawData, path: pathlib.Path, decisions: Decisions, settin
                 'user': f'{hash64(row["hashed_ip"]):016x}',
                 'country': row['country'],
                 'model': row['model'],
-                'timestamp': when and when.isoformat(),
+                'timestamp': None if when is None else when.isoformat(),
             }
 
     records.write_rows(path, kept())

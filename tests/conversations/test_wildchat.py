@@ -12,7 +12,7 @@ import huggingface_hub
 import pyarrow
 import pytest
 
-from simrl.conversations import raw_rows, wildchat
+from simrl.conversations import choices, raw_rows, wildchat
 from simrl.conversations.records import RowError, read_conversations
 from simrl.conversations.splits import UserSplits
 from simrl.conversations.wildchat import WildChatSettings
@@ -119,8 +119,8 @@ def test_every_planted_row_counts_under_its_reason(tmp_path, wildbench, suffix):
     assert [name for name in ends if ends[name] != 'natural'] == ['keep-unanswered']
     assert ends['keep-unanswered'] == 'cut'
     assert sum(made['conversations'].values()) == len(KEPT)
-    assert made['users'] == {name: made['users'][name] for name in ('train', 'dev', 'test')}
-    assert sum(made['users'].values()) == made['addresses'] == 2  # alice and carol; bob's only row is a duplicate
+    assert sum(made['addresses'].values()) == 2  # alice and carol; bob's only row is a duplicate
+    assert made['addresses in several splits'] == 0
     assert json.loads((tmp_path / 'out' / 'manifest.json').read_text()) == made
 
 
@@ -136,6 +136,22 @@ def test_toxic_and_redacted_rows_follow_the_policy(tmp_path):
     assert {'toxic', 'task-1', 'task-2'} <= set(names)
     with pytest.raises(RowError, match="toxic: expected true or false, found 'yes'"):
         wildchat.parse_row(raw_row('a', 'Hi', 'Hi.', toxic='yes'), SETTINGS)
+
+
+def test_a_draw_changes_no_split_and_does_not_depend_on_the_order_of_rows(tmp_path):
+    rows = [raw_row(f'{i}', f'Hello {i}', 'Hi.', user=f'user {i % 40}') for i in range(100)]
+    settings = WildChatSettings(splits=UserSplits(dev=0.2, test=0.3))
+    found = []
+    for name, number, given in (('all', None, rows), ('some', 30, rows), ('turned', 30, rows[::-1])):
+        source = str(write_jsonl(tmp_path / f'{name}.jsonl', given))
+        settings = dataclasses.replace(settings, max_conversations=number)
+        made = wildchat.prepare(source, tmp_path / name, settings, wildbench=None)
+        assert made['dropped'] == ({} if number is None else {'not drawn': 70})
+        found.append({row['id']: row['split'] for row in read_jsonl(tmp_path / name / 'conversations.jsonl.gz')})
+        assert made['kept'] == len(found[-1])
+    assert found[1] == found[2]
+    assert found[1].items() < found[0].items()
+    assert set(found[0].values()) == {'train', 'dev', 'test'}
 
 
 NUMBER = int(WHEN.timestamp())
@@ -331,7 +347,11 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ('change', 'fault'),
-    [({'ngram': 0}, 'ngram: expected at least 1'), ({'max_openings': 0}, 'max_openings: expected at least 1')],
+    [
+        ({'ngram': 0}, 'ngram: expected at least 1'),
+        ({'max_openings': 0}, 'max_openings: expected at least 1'),
+        ({'max_conversations': 0}, 'max_conversations: expected at least 1'),
+    ],
 )
 def test_impossible_settings(change, fault):
     with pytest.raises(ValueError, match=fault):
@@ -339,7 +359,7 @@ def test_impossible_settings(change, fault):
 
 
 class Hub:
-    """Data sets of a hub, each a local Parquet file, behind the two calls that reach for the network."""
+    """Data sets of a hub, each a local file, behind the two calls that reach for the network."""
 
     def __init__(self, files: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple] = []
@@ -349,13 +369,14 @@ class Hub:
             if name not in files:
                 raise ConnectionError('no such data set')
             lfs = {'size': 1, 'sha256': f'sha of {name}', 'pointerSize': 1}
-            siblings = [{'rfilename': 'README.md'}, {'rfilename': 'data/train.parquet', 'lfs': lfs}]
+            siblings = [{'rfilename': 'README.md'}, {'rfilename': f'data/train{files[name].suffix}', 'lfs': lfs}]
             return huggingface_hub.DatasetInfo(id=name, sha=revision or 'main-commit', siblings=siblings, tags=[])
 
         def load_dataset(path: str, **options: object) -> object:
             self.calls.append((path, options))
-            kept = {key: options[key] for key in ('streaming', 'columns', 'batch_size')}
-            return load('parquet', data_files=str(files[path]), split='train', **kept)
+            kept = {key: options[key] for key in ('streaming', 'columns', 'batch_size') if key in options}
+            kind = 'parquet' if files[path].suffix == '.parquet' else 'json'
+            return load(kind, data_files=str(files[path]), split='train', **kept)
 
         monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', dataset_info)
         monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
@@ -383,3 +404,16 @@ def test_a_hub_data_set_is_streamed_at_one_commit(tmp_path, wildbench, monkeypat
         FileNotFoundError, match=r'owner/name: .* the hub gives no data set of this name: ConnectionError'
     ):
         wildchat.prepare('owner/name', tmp_path / 'out', SETTINGS)
+
+
+def test_json_of_the_hub_is_streamed_from_its_folder_and_splits(tmp_path, monkeypatch):
+    texts = [f'\n\nHuman: {i}\n\nAssistant: ' for i in range(9)]
+    rows = [{'chosen': f'{text}Yes.', 'rejected': f'{text}No.'} for text in texts]
+    source = write_jsonl(tmp_path / 'train.jsonl', rows)
+    hub = Hub({choices.HH_RLHF: source}, monkeypatch)
+    made = choices.prepare_hh_rlhf(choices.HH_RLHF, tmp_path / 'out', choices.HHSettings(), revision='abc')
+    assert made['dropped'] == {'duplicate pair': 9}  # both splits are the same file here
+    assert [(options['split'], options['data_dir'], options['revision']) for _, options in hub.calls] == [
+        ('train', 'helpful-base', 'abc'),
+        ('test', 'helpful-base', 'abc'),
+    ]
