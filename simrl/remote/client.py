@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx2
 
+from simrl.conversations.completion import Complete, Failed, NoText
 from simrl.conversations.records import Message
 from simrl.remote.answers import TRIED_AGAIN, Answer, Cause, Failure, Outcome, read_reply, shown, with_value
 from simrl.remote.cache import Cache
@@ -145,14 +146,21 @@ class Endpoint:
         self._cache = cache
         key = read_key(settings)
         self._hide = _hiding(key)
-        self._client = httpx2.AsyncClient(
-            base_url=settings.url,
-            headers=_headers(key),
-            verify=settings.url.startswith('https:'),  # without TLS its certificates are not read
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),  # tries have a time limit as wholes
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=settings.in_flight),
-        )
-        self._slots = asyncio.Semaphore(settings.in_flight)
+        verify = httpx2.create_ssl_context() if settings.url.startswith('https:') else False  # no TLS, no certificates
+        # A client of one connection for each call in flight: the work of a pool grows with its connections.
+        self._clients = [
+            httpx2.AsyncClient(
+                base_url=settings.url,
+                headers=_headers(key),
+                verify=verify,
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),  # tries have a time limit as wholes
+                limits=httpx2.Limits(max_connections=1),
+            )
+            for _ in range(settings.in_flight)
+        ]
+        self._free: asyncio.LifoQueue[httpx2.AsyncClient] = asyncio.LifoQueue()
+        for client in self._clients:
+            self._free.put_nowait(client)
         self._jitter = random.Random()  # no part of any result
         self._counts: collections.Counter[str] = collections.Counter()
         self._failures: collections.Counter[str] = collections.Counter()
@@ -199,7 +207,8 @@ class Endpoint:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def _all(self, calls: Sequence[tuple[Request, dict[str, Any]]], tally: Tally) -> list[Outcome]:
         async def one(request: Request, body: dict[str, Any]) -> Outcome:
@@ -223,10 +232,13 @@ class Endpoint:
         key, content = key_of(request, body), json.dumps(body).encode()
         if (cached := self._cached(key, request)) is not None:
             return cached
-        async with self._slots:
+        client = await self._free.get()
+        try:
             if self._over_cap():
                 return Failure('spend_cap', f'expected to spend at most {self.settings.spend_cap:g}')
-            return await self._call(request, key, content)
+            return await self._call(client, request, key, content)
+        finally:
+            self._free.put_nowait(client)
 
     def _cached(self, key: str, request: Request) -> Answer | None:
         found = None if self._cache is None else self._cache.get(key)
@@ -239,13 +251,13 @@ class Endpoint:
         cap, cache = self.settings.spend_cap, self._cache
         return cap is not None and (self._cost if cache is None else cache.spent(self.settings.model)) >= cap
 
-    async def _call(self, request: Request, key: str, content: bytes) -> Outcome:
+    async def _call(self, client: httpx2.AsyncClient, request: Request, key: str, content: bytes) -> Outcome:
         """Tries until there is an outcome that stays, the tries are over, or the deadline is."""
         settings, clock = self.settings, self._loop.time
         start, number = clock(), 0
         while True:
             left = start + settings.deadline - clock()
-            outcome, retry_after = await self._try(request, content, min(left, settings.try_seconds))
+            outcome, retry_after = await self._try(client, request, content, min(left, settings.try_seconds))
             outcome = self._paid(outcome, request, key)
             if isinstance(outcome, Answer) or outcome.cause not in TRIED_AGAIN:
                 return outcome
@@ -290,13 +302,15 @@ class Endpoint:
             return retry_after + self._jitter.uniform(0, settings.backoff)
         return backoff * self._jitter.uniform(0.5, 1)
 
-    async def _try(self, request: Request, content: bytes, seconds: float) -> tuple[Outcome, float | None]:
+    async def _try(
+        self, client: httpx2.AsyncClient, request: Request, content: bytes, seconds: float
+    ) -> tuple[Outcome, float | None]:
         """One request to the server; also the seconds after which it asks for the next."""
         began = False
         cause: Cause
         try:
             async with asyncio.timeout(seconds):
-                async with self._client.stream('POST', request.path.lstrip('/'), content=content) as response:
+                async with client.stream('POST', request.path.lstrip('/'), content=content) as response:
                     began = True
                     text = self._hide(_text(await response.aread()))
         except TimeoutError:
@@ -334,23 +348,25 @@ def check(settings: EndpointSettings) -> None:
         raise EndpointError(f'{settings.url}: expected the model {settings.model!r}, found {found or "none"}')
 
 
-def complete(
-    endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version: str, name: str = ''
-) -> Callable[[Sequence[Sequence[Message]]], list[str | Failure]]:
-    """The function from chats to their next messages that rooms without a client take.
+def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version: str, name: str = '') -> Complete:
+    """The function from chats to their next messages; a message that max_tokens cut is a failure.
 
     Args:
         version: of the prompts.
         name: of the progress lines; empty: none.
     """
 
-    def complete_all(chats: Sequence[Sequence[Message]]) -> list[str | Failure]:
+    def text(outcome: Outcome) -> str | Failed:
+        if isinstance(outcome, Failure):
+            return outcome
+        return NoText('length') if outcome.truncated else outcome.text
+
+    def complete_all(chats: Sequence[Sequence[Message]]) -> list[str | Failed]:
         requests = [
             ChatRequest(messages=tuple(chat), max_tokens=max_tokens, sampling=sampling, version=version)
             for chat in chats
         ]
-        outcomes = endpoint.call(requests, name)
-        return [outcome if isinstance(outcome, Failure) else outcome.text for outcome in outcomes]
+        return list(map(text, endpoint.call(requests, name)))
 
     return complete_all
 

@@ -1,0 +1,143 @@
+"""Writes conversations with a sentence each of what their user came for, by an endpoint or a model on the device.
+
+    python -m tools.intents --data=people.jsonl --output=intents.jsonl \\
+        --endpoint.url=http://127.0.0.1:8000/v1 --endpoint.model=Qwen/Qwen3-32B --endpoint.in_flight=64
+    python -m tools.intents --data=people.jsonl --output=intents.jsonl --model=HuggingFaceTB/SmolLM2-135M-Instruct
+
+The output is a file of conversations, for instance the data of configs/smollm2.py. Conversations without a usable
+sentence are left out and counted by cause. After a kill, the same command continues. The answers of an endpoint are
+kept in OUTPUT.answers.sqlite, where other settings of this tool find those that are equal.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+
+from simrl.conversations.completion import Complete
+from simrl.conversations.intents import VERSION, IntentSettings, write_intents
+from simrl.conversations.records import read_conversations
+from simrl.experiments.settings import MeshSettings
+from simrl.main import USER_ERRORS
+from simrl.remote.cache import Cache
+from simrl.remote.client import Endpoint, check
+from simrl.remote.client import complete as complete_at
+from simrl.remote.settings import EndpointSettings
+from simrl.rollouts.agents import ModelAgent
+from simrl.rollouts.completion import complete as complete_on_device
+from simrl.rollouts.token_sampling import Sampling
+from simrl.run.config import from_config_dict, local_path
+from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend, tolerate_encoding
+from simrl.serving.load import load_assistant, resampled
+
+SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
+CALLS = 16  # for each place in flight, between two writes: at the end of a batch some places are idle
+DEFAULTS = {'sampling.temperature': 0.7, 'sampling.top_p': 0.9}  # of arXiv:2605.09808, appendix C
+
+
+def add_fields(parser: argparse.ArgumentParser, name: str, settings: type) -> None:
+    """Adds a flag for each field of a dataclass: `--endpoint.url`."""
+    hints = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        hint = hints[field.name]
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+        kind = str if typing.get_origin(hint) is Literal else kinds[0]
+        parser.add_argument(f'--{name}.{field.name}', type=kind, default=DEFAULTS.get(f'{name}.{field.name}'))
+
+
+def settings_of(options: argparse.Namespace, name: str) -> Any:
+    """The dataclass of the flags of that name; None where none was given."""
+    given = {
+        flag.removeprefix(f'{name}.'): value
+        for flag, value in vars(options).items()
+        if flag.startswith(f'{name}.') and value is not None
+    }
+    return from_config_dict(SETTINGS[name], given, f'--{name}') if given else None
+
+
+@contextlib.contextmanager
+def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int]]:
+    """The model that was asked for, the name of all that decides its answers, and the number of chats for a call."""
+    sampling, endpoint = settings_of(options, 'sampling'), settings_of(options, 'endpoint')
+    sampled = f'max_tokens={options.max_tokens} {sampling}'
+    if endpoint is not None:
+        check(endpoint)
+        path = pathlib.Path(f'{options.output}.answers.sqlite')
+        with Cache(path) as cache, Endpoint(endpoint, cache=cache) as client:
+            complete = complete_at(client, max_tokens=options.max_tokens, sampling=sampling, version=VERSION)
+            yield (
+                complete,
+                f'{endpoint.model} {endpoint.extra} {sampled}'.replace('  ', ' '),
+                CALLS * endpoint.in_flight,
+            )
+        return
+    if sampling.top_k or sampling.min_p:
+        raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')
+    start_backend()
+    enable_compilation_cache()
+    with numeric_defaults():
+        loaded = load_assistant(options.model)
+        assert isinstance(loaded.agent, ModelAgent)
+        agent = resampled(
+            loaded.agent,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=options.max_tokens,
+        )
+        assert isinstance(agent, ModelAgent)
+        yield (
+            complete_on_device(
+                agent,
+                loaded.chat,
+                prompt_tokens=options.prompt_tokens,
+                batch_size=options.rows,
+                mesh=MeshSettings(data=1).make(),
+                seed=options.seed,
+            ),
+            f'{options.model} seed={options.seed} {jax.default_backend()} {sampled}',
+            options.rows,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', required=True, type=local_path, help='conversations: .jsonl, .jsonl.gz or .parquet')
+    parser.add_argument('--output', required=True, type=local_path, help='file to write, in the same formats')
+    parser.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder or a .gguf file')
+    parser.add_argument('--max-tokens', type=int, default=512, help='of an answer, reasoning included')
+    parser.add_argument('--prompt-tokens', type=int, default=4096, help='max tokens of a prompt; beside --model only')
+    parser.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
+    parser.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
+    for name, kind in SETTINGS.items():
+        add_fields(parser, name, kind)
+    options = parser.parse_args(arguments)
+    has_endpoint = any(name.startswith('endpoint.') and x is not None for name, x in vars(options).items())
+    if has_endpoint == (options.model is not None):
+        parser.error('expected either --endpoint.url and --endpoint.model, or --model')
+    try:
+        conversations, _ = read_conversations(options.data)
+        settings = settings_of(options, 'intents') or IntentSettings()
+        with completing(options) as (complete, model, batch_size):
+            counts = write_intents(
+                conversations, options.output, complete, settings, model=model, batch_size=batch_size
+            )
+    except (*USER_ERRORS, ValueError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('stopped; the same command continues', file=sys.stderr)
+        sys.exit(130)
+    written = counts.pop('written')
+    print(f'{options.output}: written, {written} of {len(conversations)} conversations')
+    for cause, count in counts.most_common():
+        print(f'left out: {count} ({cause})')
+
+
+if __name__ == '__main__':
+    tolerate_encoding()
+    main()
