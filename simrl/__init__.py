@@ -4,3 +4,5 @@ The rooms, in the order in which data passes through them and imports point: `ru
 `models`, `rollouts` (conversations of two agents), `simulators`, `rewards`, `training`, `rl`, `worlds`, `evaluation`,
 and `experiments`, which puts them together. `main` is the command line.
 """
+
+__version__ = '0.1.0'

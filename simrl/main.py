@@ -4,6 +4,7 @@ import pathlib
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -16,7 +17,7 @@ from simrl.remote.cache import CacheError
 from simrl.remote.settings import EndpointError
 from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError
-from simrl.run.runtime import tolerate_encoding, use_xla_flags
+from simrl.run.runtime import open_missing_streams, tolerate_encoding, use_xla_flags
 from simrl.run.stages import WorkdirError
 from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
@@ -33,8 +34,10 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
     flags.DEFINE_string('workdir', None, 'The run directory; default runs/NAME[-arg].')
     flags.DEFINE_bool('plan', False, 'Print the stages with their state and seconds; run and write nothing.')
-    flags.DEFINE_list('only', [], 'Stages, or folders of stages, to run with what they need, e.g. rl/persona.')
-    flags.DEFINE_list('rerun', [], 'Stages to do again, with those that depend on them, e.g. rl/fine_tuned/seed-0.')
+    flags.DEFINE_multi_string('only', [], 'Stages, or folders of stages, to run with what they need, e.g. rl/persona.')
+    flags.DEFINE_multi_string(
+        'rerun', [], 'Stages to do again, with those that depend on them, e.g. rl/oracle,rl/persona.'
+    )
 
 
 def default_workdir(config_file: str) -> pathlib.Path:
@@ -42,6 +45,11 @@ def default_workdir(config_file: str) -> pathlib.Path:
     path, _, arg = config_file.partition(':')
     name = pathlib.Path(path).stem
     return pathlib.Path('runs') / (f'{name}-{arg}' if arg else name)
+
+
+def _names(values: Sequence[str]) -> tuple[str, ...]:
+    """Splits the values of a flag, which may be given several times, at commas."""
+    return tuple(name.strip() for value in values for name in value.split(',') if name.strip())
 
 
 def _set_xla_flags(config: ConfigDict) -> None:
@@ -56,6 +64,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
     logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
+    open_missing_streams()
     tolerate_encoding()
     options: Any = flags.FLAGS
     if options.config is None:
@@ -64,7 +73,7 @@ def main(argv: list[str]) -> None:
     try:
         _set_xla_flags(options.config)
         experiment.run(
-            options.config, workdir, rerun=tuple(options.rerun), only=tuple(options.only), show_plan=options.plan
+            options.config, workdir, rerun=_names(options.rerun), only=_names(options.only), show_plan=options.plan
         )
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')

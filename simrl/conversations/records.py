@@ -410,7 +410,7 @@ def decode_row(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, or deep nesting
-        raise RowError('not JSON', f'{error}, found {line[:60]!r}') from None
+        raise RowError('not JSON', f'expected an object a line, in UTF-8: {error}, found {line[:60]!r}') from None
     if not isinstance(row, dict):
         raise RowError('not JSON', f'expected an object, found {line[:60]!r}')
     return row

@@ -53,6 +53,7 @@ def build_stages(settings: ExperimentSettings, workdir: pathlib.Path) -> list[St
     return plan.plan(scene_of(settings, workdir))
 
 
+@runtime.numeric_defaults()
 def run(
     config: ml_collections.ConfigDict | Mapping[str, Any],
     workdir: pathlib.Path,

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_dict
 T = TypeVar('T')
 NO_EFFECT = {'changes_results': False}
 URL = re.compile(r'file:|[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib shortens gs:// to gs:/
+VARIABLE = re.compile(r'\$([A-Za-z_]\w*|\{\w+\})')  # of a shell
 _Mapping = (ConfigDict, Mapping)  # a ConfigDict is no Mapping
 
 
@@ -127,12 +128,15 @@ def local_path(path: str | pathlib.Path) -> pathlib.Path:
     """Returns a path of this machine's file system, with `~` expanded.
 
     Raises:
-        ValueError: it is a URL, empty, or `~` is of no user.
+        ValueError: it is a URL, empty, has a variable that no shell has expanded, or `~` is of no user.
     """
     if URL.match(str(path)):
         raise ValueError(f'expected a local path, found the URL {str(path)!r}: mount it, or copy it here')
     if not str(path).strip():
         raise ValueError(f'expected a path, found {str(path)!r}')
+    for place in (pathlib.Path(path), *pathlib.Path(path).parents):
+        if (variable := VARIABLE.search(place.name)) and not place.exists():
+            raise ValueError(f'expected a path, found {str(path)!r}: {variable[0]} is not expanded here')
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:

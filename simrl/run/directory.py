@@ -6,12 +6,12 @@
 """
 
 import dataclasses
-import importlib.metadata
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
+import simrl
 from simrl.run import config, stage_files
 from simrl.run import stages as stages_lib
 from simrl.run.stage_files import STAGE_FILE, Hashes, WorkdirError, is_done, shorten
@@ -58,7 +58,7 @@ def open_workdir(
         for folder in folders:
             stages_lib.lock(locks, folder)
             stage_files.check_is_stage(folder)
-        wanted = {'format': FORMAT, 'version': importlib.metadata.version('simrl'), **config_dict}
+        wanted = {'format': FORMAT, 'version': simrl.__version__, **config_dict}
         if stored != wanted:
             workdir.mkdir(parents=True, exist_ok=True)
             stage_files.write_json(workdir / CONFIG_FILE, wanted)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from simrl.run.config import ConfigError
+from simrl.run.config import URL, ConfigError, local_path
 
 FLAG = re.compile(r'--xla_\w+(=[^\s\'"]*)?')
 VARIABLE = 'XLA_FLAGS'
@@ -82,6 +82,19 @@ def start_backend() -> None:
         ) from error
 
 
+def open_missing_streams() -> None:
+    """Opens the null device for streams that the process was started without, as by `<&- >&- 2>&-`.
+
+    The next files to be opened would else have their numbers, and libraries would write messages into them.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            stream = open(number, 'w' if number else 'r', encoding='utf-8', closefd=False)  # noqa: SIM115 (it stays)
+            setattr(sys, name, stream)
+
+
 def tolerate_encoding() -> None:
     """Replaces characters that the encoding of the terminal or log lacks, which would else end the process."""
     for stream in (sys.stdin, sys.stdout):
@@ -95,6 +108,7 @@ def numeric_defaults() -> Iterator[None]:
 
     JAX_ENABLE_X64, JAX_THREEFRY_PARTITIONABLE, JAX_DEFAULT_PRNG_IMPL, JAX_NUMPY_DTYPE_PROMOTION and
     JAX_RANDOM_SEED_OFFSET would otherwise change what people and models say, within one run unnoticed.
+    JAX_NUMPY_RANK_PROMOTION and JAX_TRANSFER_GUARD, set for code of another style, would end it.
     """
     offset = jax.config.values['jax_random_seed_offset']
     with (
@@ -102,6 +116,8 @@ def numeric_defaults() -> Iterator[None]:
         jax.threefry_partitionable(True),
         jax.default_prng_impl('threefry2x32'),
         jax.numpy_dtype_promotion('standard'),
+        jax.numpy_rank_promotion('allow'),
+        jax.transfer_guard('allow'),
     ):
         jax.config.update('jax_random_seed_offset', 0)  # it has no public context manager
         try:
@@ -111,39 +127,47 @@ def numeric_defaults() -> Iterator[None]:
 
 
 def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/simrl` (XDG_CACHE_HOME defaults to ~/.cache); may be deleted at any time.
+    """`$XDG_CACHE_HOME/simrl`; may be deleted at any time. XDG_CACHE_HOME is ~/.cache where it is no absolute path.
 
     Raises:
         OSError: the user has no home folder, as in some containers.
     """
+    chosen = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
     try:
-        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+        return (chosen if chosen.is_absolute() else pathlib.Path.home() / '.cache') / 'simrl'
     except RuntimeError as error:
         raise OSError('no home folder for caches; set HOME or XDG_CACHE_HOME') from error
-    return home / 'simrl'
 
 
-def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | None:
+def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path | str | None:
     """Caches compiled programs on the disk, so that later processes need not compile. Call it before anything compiles.
 
     The environment variable JAX_COMPILATION_CACHE_DIR overrides `folder`. The default is `cache_folder()/xla/CPU`, with
     CPU the kind of processor: machines that share a home folder must not run each other's machine code.
 
     Returns:
-        The folder; None, with a warning, if there is none or it is not writable: then every process compiles.
+        The folder, or the URL of the variable, which JAX opens itself; None, with a warning, if there is none or it is
+        not writable: then every process compiles.
     """
     chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    place: pathlib.Path | str | None = chosen
+    if not (chosen and URL.match(chosen)):
+        place = _local_cache(chosen, folder)
+    jax.config.update('jax_compilation_cache_dir', None if place is None else str(place))
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
+    return place
+
+
+def _local_cache(chosen: str | None, folder: pathlib.Path | None) -> pathlib.Path | None:
     try:
-        place = pathlib.Path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
+        place = local_path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(f'{place} is not writable')
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning('no compilation cache: %s', error)
         return None
-    jax.config.update('jax_compilation_cache_dir', str(place))
-    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
     return place
 
 

@@ -15,6 +15,7 @@ the folder of a finished stage are ignored, and hidden files (.DS_Store, .ipynb_
 tensorboard/ and profile/, which no stage reads and to which viewers add files.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,7 @@ SCRATCH_FOLDER = 'checkpoints'
 # Folders of a stage that nothing depends on.
 NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile', 'profile.unfinished')
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
+NFS_PREFIX = '.nfs'  # of a deleted file that NFS keeps while a process, such as TensorBoard, has it open
 POLL_SECONDS = 0.2  # between two attempts to take a lock
 LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes
 
@@ -80,7 +82,8 @@ def is_stage(path: pathlib.Path) -> bool:
 
 def check_is_stage(folder: pathlib.Path) -> None:
     """Raises WorkdirError if the folder contains files but no stage."""
-    names = {path.name for path in folder.iterdir() if not is_foreign(path)}
+    paths = [path for path in folder.iterdir() if not is_foreign(path)]
+    names = {path.name for path in paths if path.is_file() or _files(path)}
     if not names & {STAGE_FILE, EMPTYING_FILE} and (others := sorted(names - {LOCK_FILE})):
         raise WorkdirError(f'{folder}: expected an empty folder or a stage ({STAGE_FILE}), found {shorten(others)}')
 
@@ -93,15 +96,24 @@ def empty(folder: pathlib.Path) -> None:
     """Deletes all files of a stage but its lock. The stage is at once not started; after a kill, call it again."""
     if (folder / STAGE_FILE).exists():
         os.replace(folder / STAGE_FILE, folder / EMPTYING_FILE)
-        _sync(folder)
-    for path in folder.iterdir():
-        if path.name in (LOCK_FILE, EMPTYING_FILE):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        sync(folder)
+    for path in list(folder.iterdir()):
+        if path.name not in (LOCK_FILE, EMPTYING_FILE):
+            _delete(path)
     (folder / EMPTYING_FILE).unlink()
+
+
+def _delete(path: pathlib.Path) -> None:
+    """Deletes a file or a folder, except what NFS keeps and the folders around it."""
+    if path.name.startswith(NFS_PREFIX):
+        return
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    for inner in list(path.iterdir()):
+        _delete(inner)
+    if not any(path.iterdir()):
+        path.rmdir()
 
 
 class Hashes:
@@ -274,7 +286,7 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any] | Sequence[Any]) -> 
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -286,10 +298,14 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
         raise OSError(error.errno, f'could not write {path}: {error.strerror or error}') from error
 
 
-def _sync(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk. Some file systems (SMB, FUSE) flush no folders."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -37,6 +38,8 @@ LOGS_FOLDER = 'workers'
 POLL_SECONDS = 0.5  # between two counts of the stages that are done
 CGROUPS = pathlib.Path('/sys/fs/cgroup')
 OWN_CGROUPS = pathlib.Path('/proc/self/cgroup')
+QUOTA = re.compile(r'\s*(?P<quota>[1-9]\d*)(\s+(?P<period>[1-9]\d*))?')  # microseconds of CPU time in each period
+DEFAULT_PERIOD = 100_000  # of the kernel
 
 Build = Callable[
     [Any, pathlib.Path], list[Stage]
@@ -158,13 +161,12 @@ def cpu_quota() -> float:
 
 
 def _quota_of(cgroup: pathlib.Path) -> float:
-    if (cgroup / 'cpu.max').exists():
-        quota, period = (cgroup / 'cpu.max').read_text(encoding='utf-8').split()
-    elif (cgroup / 'cpu.cfs_quota_us').exists():
-        quota, period = ((cgroup / f'cpu.cfs_{name}_us').read_text(encoding='utf-8') for name in ('quota', 'period'))
-    else:
-        return math.inf
-    return math.inf if quota == 'max' or int(quota) < 0 else int(quota) / int(period)
+    """The quota of one control group. Sandboxes may write the file empty, or without the period."""
+    names = ('cpu.max',) if (cgroup / 'cpu.max').exists() else ('cpu.cfs_quota_us', 'cpu.cfs_period_us')
+    files = [cgroup / name for name in names]
+    text = ' '.join(file.read_text(encoding='utf-8') for file in files if file.exists())
+    found = QUOTA.match(text)  # not where it is 'max', or -1
+    return int(found['quota']) / int(found['period'] or DEFAULT_PERIOD) if found else math.inf
 
 
 def _run(

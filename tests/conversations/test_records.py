@@ -99,10 +99,21 @@ def test_a_fault_names_message_and_field(tmp_path, change, fault):
     assert (len(found), counts.total()) == (1, 1)
 
 
+def test_a_json_file_that_is_not_a_row_a_line_is_told_the_form(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    for text in (json.dumps([ROW], indent=1), json.dumps(ROW, indent=1), json.dumps([ROW])):
+        for encoding in ('utf-8', 'utf-16'):
+            path.write_bytes(f'{text}\n'.encode(encoding))
+            with pytest.raises(RowError, match=r'rows\.jsonl, line 1: not JSON: expected an object'):
+                records.read_conversations(path)
+
+
 def test_deep_json_is_a_bad_row(tmp_path):
     deep = json.dumps(ROW).encode()[:-1] + b', "raw": ' + b'[' * 100_000 + b']' * 100_000 + b'}'
     path = write_lines(tmp_path / 'rows.jsonl', ROW | {'id': 'b'}, deep)
-    with pytest.raises(RowError, match='line 2: not JSON: maximum recursion depth exceeded'):
+    with pytest.raises(
+        RowError, match='line 2: not JSON: expected an object a line, in UTF-8: maximum recursion depth exceeded'
+    ):
         records.read_conversations(path)
     found, counts = records.read_conversations(path, on_bad_rows='drop')
     assert (len(found), counts) == (1, {'not JSON': 1})

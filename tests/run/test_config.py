@@ -237,6 +237,17 @@ def test_a_url_is_no_path(url) -> None:
         config.local_path('~nobody-of-this-name')
 
 
+@pytest.mark.parametrize('path', ['$SCRATCH/x', '${HOME}/runs', 'runs/$USER', '/a/$x/b', pathlib.Path('$A')])
+def test_a_variable_that_no_shell_has_expanded_is_no_path(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a path, found '.*': \$[\w{}]+ is not expanded here"):
+        config.local_path(path)
+    for name in ('cash$', 'C$/x', 'price$5', '$'):
+        assert config.local_path(name) == pathlib.Path(name)
+    (tmp_path / '$name').mkdir()
+    assert config.local_path('$name/new') == pathlib.Path('$name/new')
+
+
 def test_fields_that_change_no_result_are_declared_where_they_are_defined() -> None:
     @dataclasses.dataclass(frozen=True)
     class Passes:

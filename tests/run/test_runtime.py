@@ -11,6 +11,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import quickstart
@@ -81,6 +82,53 @@ def test_a_user_without_a_home_folder_compiles_anew(monkeypatch, caplog) -> None
     monkeypatch.setattr(pathlib.Path, 'home', no_home)
     assert runtime.enable_compilation_cache() is None
     assert 'no compilation cache: no home folder for caches; set HOME or XDG_CACHE_HOME' in caplog.text
+
+
+@pytest.fixture
+def cache_setting():
+    """Restores the folder of JAX's cache."""
+    before = jax.config.values['jax_compilation_cache_dir']
+    yield
+    jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.mark.usefixtures('cache_setting')
+def test_the_place_of_the_cache_is_a_folder_of_the_user_or_a_url_for_jax(tmp_path, monkeypatch, caplog) -> None:
+    def chosen(place: str) -> str | None:
+        monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', place)
+        found = runtime.enable_compilation_cache()
+        assert jax.config.values['jax_compilation_cache_dir'] == (None if found is None else str(found))
+        return None if found is None else str(found)
+
+    home, here = tmp_path / 'home', tmp_path / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.setenv('XDG_CACHE_HOME', '~/.cache')  # no absolute path: the default counts
+    assert chosen('gs://bucket/jax') == 'gs://bucket/jax'
+    assert chosen('~/jax') == str(home / 'jax')
+    assert chosen('$SCRATCH/jax') is None
+    assert 'no compilation cache: expected a path, found' in caplog.text
+    assert runtime.cache_folder() == home / '.cache' / 'simrl'
+    assert list(here.iterdir()) == []
+
+
+def test_streams_that_were_closed_are_the_null_device(monkeypatch) -> None:
+    """Else the next file that is opened is the output of libraries."""
+    saved = os.dup(0)
+    try:
+        os.close(0)
+        monkeypatch.setattr(sys, 'stdin', None)
+        runtime.open_missing_streams()
+        assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
+        assert os.get_inheritable(0)
+        assert sys.stdin.read() == ''
+        standing = sys.stdout
+        runtime.open_missing_streams()
+        assert sys.stdout is standing
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
 
 
 def test_devices_that_are_not_there_are_named_with_their_variable(monkeypatch) -> None:
@@ -254,7 +302,7 @@ from simrl import main
 from simrl.experiments import experiment
 
 def run(config, workdir, **options):
-    print(os.environ.get('XLA_FLAGS'), config.compute.xla_flags)
+    print(os.environ.get('XLA_FLAGS'), config.compute.xla_flags, *options['only'])
 
 experiment.run = run
 main.define_flags()
@@ -266,8 +314,8 @@ def test_main_sets_the_flags_of_a_config(tmp_path: pathlib.Path) -> None:
     command = [f'--workdir={tmp_path}', '--config=configs/quickstart.py:smoke']
     done = run(MAIN, *command, f"--config.compute.xla_flags=('{HARMLESS}',)", flags=None)
     assert done.stdout.splitlines() == [f"{HARMLESS} ('{HARMLESS}',)"], done.stderr
-    done = run(MAIN, *command, flags=None)
-    assert done.stdout.splitlines() == ['None ()'], done.stderr
+    done = run(MAIN, *command, '--only=a,b', '--only=c', flags=None)  # a flag of names may be given several times
+    assert done.stdout.splitlines() == ['None () a b c'], done.stderr
     done = run(MAIN, *command, "--config.compute.xla_flags=('xla_a',)", flags=None)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith('error: config.compute.xla_flags: expected flags such as')
@@ -292,3 +340,5 @@ def test_what_decides_numbers_is_the_same_whatever_the_environment_says(tmp_path
         assert jax.config.values['jax_random_seed_offset'] == 1
         jax.config.update('jax_random_seed_offset', 0)
     assert seen == [expected]
+    with jax.numpy_rank_promotion('raise'), jax.transfer_guard('disallow'), runtime.numeric_defaults():
+        assert (jnp.ones((2, 3)) + np.ones(3)).shape == (2, 3)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 from typing import Any
@@ -94,6 +95,48 @@ def test_files_of_viewers_are_no_outputs(tmp_path: pathlib.Path) -> None:
     for name in names[1::2]:
         (folder / name).unlink()
     assert run_one(folder, SETTINGS, {}, work) == 'skipped'
+
+
+def test_a_file_that_nfs_keeps_does_not_stop_a_rerun(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS a deleted file that a process has open becomes a hidden one, which cannot be deleted until that ends."""
+    folder, kept = tmp_path / 'sft', '.nfs0001'
+
+    def work(where: pathlib.Path) -> None:
+        (where / 'tensorboard').mkdir(exist_ok=True)
+        (where / 'tensorboard' / 'events').write_text('first')
+        (where / 'result.json').write_text('first')
+
+    def unlink(path: pathlib.Path, missing_ok: bool = False) -> None:
+        if path.name == kept:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        os.rename(path, path.with_name(kept)) if path.name == 'events' else os.unlink(path)
+
+    run_one(folder, SETTINGS, {}, work)
+    monkeypatch.setattr(pathlib.Path, 'unlink', unlink)
+    stage_files.empty(folder)
+    assert sorted(path.name for path in folder.rglob('*')) == [kept, 'stage.lock', 'tensorboard']
+    monkeypatch.undo()
+    assert run_one(folder, SETTINGS, {}, work) == 'finished'
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_flushes_no_folders(tmp_path: pathlib.Path, monkeypatch, number: int) -> None:
+    """SMB and some FUSE file systems; a failing disk is an error, and so are files that are not flushed."""
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match='Input/output error'):
+            stage_files.write_json(tmp_path / 'a.json', {})
+    else:
+        stage_files.write_json(tmp_path / 'a.json', {'a': 1})
+        assert stage_files.read_json(tmp_path / 'a.json') == {'a': 1}
+    monkeypatch.setattr(os, 'fsync', lambda _: fsync(os.open(tmp_path, os.O_RDONLY)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        stage_files.sync(tmp_path / 'a.json')
 
 
 def test_hash_of_folders_and_large_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,10 @@ QUOTAS = {
     'as a container sees it': ('0::/\n', {'cpu.max': '250000 100000'}, 2),
     'less than one': ('0::/\n', {'cpu.max': '50000 100000'}, 1),
     'more than there are': ('0::/\n', {'cpu.max': '1600000 100000'}, 8),
+    'without a period': ('0::/\n', {'cpu.max': '200000'}, 2),
+    'unlimited, without a period': ('0::/\n', {'cpu.max': 'max'}, 8),
+    'empty': ('0::/\n', {'cpu.max': ''}, 8),
+    'with a burst': ('0::/\n', {'cpu.max': '300000 100000 0'}, 3),
     'of a slice': ('0::/a/b\n', {'a/cpu.max': '300000 100000', 'a/b/cpu.max': 'max 100000'}, 3),
     'version 1': (V1.format('cpu,cpuacct'), {'cpu/cpu.cfs_quota_us': '400000', 'cpu/cpu.cfs_period_us': '100000'}, 4),
     'version 1, seen from the host': (
@@ -243,6 +247,7 @@ QUOTAS = {
         {'cpu/docker/abc/cpu.cfs_quota_us': '100000', 'cpu/docker/abc/cpu.cfs_period_us': '50000'},
         2,
     ),
+    'version 1, without a period': (V1.format('cpu'), {'cpu/cpu.cfs_quota_us': '500000'}, 5),
     'version 1, unlimited': (V1.format('cpu'), {'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'}, 8),
 }
 

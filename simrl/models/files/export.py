@@ -26,6 +26,7 @@ from simrl.models.files.huggingface import HEADS, HEADS_FILE, INDEX_FILE, SINGLE
 from simrl.models.files.huggingface_config import config_to_json, read_json
 from simrl.models.files.huggingface_table import Row, array_shape, axis_sizes, stored_shape, tensor_names, weight_table
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.run.stage_files import sync
 
 
 def export(
@@ -172,18 +173,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp makes private folders
         for path in itertools.chain(temporary.rglob('*'), [temporary]):
-            _flush(path)
+            sync(path)
         os.rename(temporary, folder)
-        _flush(folder.parent)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _flush(path: Path) -> None:
-    """Flushes a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -79,7 +79,10 @@ def find_folder(source: str, revision: str | None = None) -> Path:
     """Finds the folder of a model source other than a GGUF file; downloads a hub model into the hub's cache."""
     path = local_path(source)
     if path.is_dir():
+        _check_adapter(path)
         return path
+    if path.exists():
+        raise FileNotFoundError(f'{source}: expected a folder or a .gguf file, found another file; give its folder')
     if source.count('/') != 1 or source.startswith(('.', '/', '~')):
         raise FileNotFoundError(f'{source}: expected a folder, a .gguf file or a hub name OWNER/MODEL, found none')
     import huggingface_hub
@@ -91,15 +94,23 @@ def find_folder(source: str, revision: str | None = None) -> Path:
         try:
             return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
         except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f'{source}: no such folder, and the hub has no model of this name: {error}'
-            ) from error
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+            raise FileNotFoundError(f'{source}: no such folder, and nothing from the hub: {reason}') from error
 
     folder = download(HUB_FILES, revision)
+    _check_adapter(folder)
     if (listed := huggingface.read_index(folder)) is not None:
         # The folder's name is the commit, from which the revision may have moved on.
         download(sorted({glob.escape(file) for file in listed.values()}), folder.name)
     return folder
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuses the folder of a LoRA adapter, which has no weights of its own."""
+    file = folder / 'adapter_config.json'
+    if file.exists() and not (folder / 'config.json').exists():
+        base = huggingface.read_json(file).get('base_model_name_or_path')
+        raise ValueError(f'{folder}: expected a whole model, found a LoRA adapter of {base}: merge it into that model')
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -591,6 +591,29 @@ def test_sources_that_are_no_model(tmp_path, folder):
         load_model(str(folder))
 
 
+def test_an_adapter_and_a_file_of_a_model_are_no_model(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r'model\.safetensors: expected a folder or a \.gguf file.* its folder'):
+        load_model(str(folder / 'model.safetensors'))
+    (folder / 'config.json').unlink()
+    (folder / 'adapter_config.json').write_text('{"base_model_name_or_path": "owner/base"}')
+    with pytest.raises(ValueError, match='expected a whole model, found a LoRA adapter of owner/base: merge it'):
+        load_model(str(folder))
+
+
+def test_why_nothing_came_from_the_hub_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError('Connection refused\nPlease check your connection.')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+    expected = (
+        r'^a/b: no such folder, and nothing from the hub: LocalEntryNotFoundError: Connection refused Please check'
+    )
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_model('a/b')
+
+
 def test_a_user_without_a_home_folder_has_no_place_for_models_of_the_hub(monkeypatch):
     import huggingface_hub
 
