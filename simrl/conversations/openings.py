@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from simrl.conversations.splits import hash64
+from simrl.run.stage_files import named_errors
 
 BUCKETS = 64  # a power of two
 BUFFER = 2**20  # n-grams that are in memory before they are written
@@ -65,7 +66,7 @@ class NgramFiles:
         bits = np.uint64(64 - BUCKETS.bit_length() + 1)
         ends = np.searchsorted(pairs['ngram'] >> bits, np.arange(BUCKETS, dtype=np.uint64), 'right')
         for path, some in zip(self._paths, np.split(pairs, ends[:-1]), strict=True):
-            with path.open('ab') as file:
+            with named_errors(path), path.open('ab') as file:
                 file.write(some.tobytes())
         self._pairs, self._buffered = [], 0
 

@@ -127,8 +127,8 @@ def first_user_text(messages: Any) -> str | None:
     return None
 
 
-def parse_row(row: Mapping[str, Any], settings: WildChatSettings) -> tuple[Conversation, int]:
-    """Parses a row, with the split 'train', by rules 1 to 3; also counts its stripped texts.
+def parse_row(row: Mapping[str, Any], settings: WildChatSettings, split: str = 'train') -> tuple[Conversation, int]:
+    """Parses a row by rules 1 to 3; also counts its stripped texts.
 
     Raises:
         RowError: a rule drops it.
@@ -145,13 +145,16 @@ def parse_row(row: Mapping[str, Any], settings: WildChatSettings) -> tuple[Conve
         raise RowError('no user', f'hashed_ip: expected a string, found {row["hashed_ip"]!r}')
     if row['timestamp'] is not None:
         read_time(row['timestamp'])
-    fields = {'id': row['conversation_hash'], 'source': 'wildchat', 'split': 'train', 'messages': row['conversation']}
-    conversation, stripped = records.parse_conversation(fields)
+    messages = row['conversation']
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    end = 'cut' if isinstance(last, Mapping) and last.get('role') == 'user' else 'natural'
+    conversation, stripped = records.parse_conversation(
+        {'id': row['conversation_hash'], 'source': 'wildchat', 'split': split, 'messages': messages, 'end': end}
+    )
     said = sum(message.role == 'user' for message in conversation.messages)
     if row['turn'] is not None and row['turn'] != said:
         raise RowError('another number of turns', f'turn: expected {said}, found {row["turn"]!r}')
-    end: records.End = 'natural' if conversation.messages[-1].role == 'assistant' else 'cut'
-    return dataclasses.replace(conversation, end=end), stripped
+    return conversation, stripped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,8 +288,7 @@ def _second_pass(data: RawData, path: pathlib.Path, decisions: Decisions, settin
         for row, split in zip(_shown(data.rows(), 'writing'), decisions.split, strict=True):
             if split == DROPPED:
                 continue
-            conversation, changed = parse_row(row, settings)
-            conversation = dataclasses.replace(conversation, split=SPLITS[split])
+            conversation, changed = parse_row(row, settings, SPLITS[split])
             when = None if row['timestamp'] is None else read_time(row['timestamp'])
             if when is not None:
                 times[:] = [min([when, *times]), max([when, *times])]

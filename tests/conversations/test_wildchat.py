@@ -138,6 +138,26 @@ def test_toxic_and_redacted_rows_follow_the_policy(tmp_path):
         wildchat.parse_row(raw_row('a', 'Hi', 'Hi.', toxic='yes'), SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ('change', 'fault'),
+    [
+        ({'conversation': ['Hi']}, 'wrong type: messages: expected a list of objects'),
+        ({'conversation': 'Hi'}, 'wrong type: messages: expected a list of objects'),
+        ({'conversation': None}, 'missing field: messages'),
+        ({'conversation': [{'role': 'user'}]}, "missing field: message 0: expected 'content'"),
+        ({'conversation_hash': None}, 'missing field: id: expected a string, found null'),
+        ({'hashed_ip': 7}, 'no user: hashed_ip: expected a string, found 7'),
+        ({'turn': '1'}, "another number of turns: turn: expected 1, found '1'"),
+    ],
+)
+def test_a_row_of_other_types_is_dropped_with_its_reason(tmp_path, change, fault):
+    with pytest.raises(RowError, match=fault):
+        wildchat.parse_row(raw_row('a', 'Hi', 'Hi.') | change, SETTINGS)
+    source = write_jsonl(tmp_path / 'wildchat.jsonl', [raw_row('a', 'Hi', 'Hi.'), raw_row('b', 'Hi', 'Hi.') | change])
+    made = wildchat.prepare(str(source), tmp_path / 'out', wildbench=None)
+    assert (made['kept'], made['dropped']) == (1, {fault.partition(':')[0]: 1})
+
+
 def test_a_draw_changes_no_split_and_does_not_depend_on_the_order_of_rows(tmp_path):
     rows = [raw_row(f'{i}', f'Hello {i}', 'Hi.', user=f'user {i % 40}') for i in range(100)]
     settings = WildChatSettings(splits=UserSplits(dev=0.2, test=0.3))
@@ -201,7 +221,7 @@ def test_only_the_columns_of_the_rules_are_read(tmp_path, monkeypatch):
     source = str(write_parquet(tmp_path / 'wildchat.parquet', planted()))
     seen = []
     parse = wildchat.parse_row
-    monkeypatch.setattr(wildchat, 'parse_row', lambda row, settings: seen.append(row) or parse(row, settings))
+    monkeypatch.setattr(wildchat, 'parse_row', lambda row, *rest: seen.append(row) or parse(row, *rest))
     wildchat.prepare(source, tmp_path / 'out', SETTINGS, wildbench=None)
     assert {name for row in seen for name, value in row.items() if value is not None} == set(wildchat.FIELDS)
     assert {name for row in seen for message in row['conversation'] for name in message} == {'role', 'content'}
