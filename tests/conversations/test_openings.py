@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations import openings
@@ -18,6 +18,7 @@ def slow_ngrams(text: str, size: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(1, 4), st.integers(0, 4), st.data())
 def test_frequent_rows_are_those_of_a_slow_loop(tmp_path_factory, texts, size, limit, data):
     counted = data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))

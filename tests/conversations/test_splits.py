@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations.splits import SplitSettings, UserSplits, hash64, split_of, split_users
@@ -14,23 +14,25 @@ COUNTRIES = ('Peru', 'Chile', 'Benin', 'Kenya')
 ROWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, len(COUNTRIES) - 1)), min_size=1, max_size=120)
 
 
-def split(rows: list[tuple[int, int]], settings: UserSplits, countries: tuple[str, ...] = COUNTRIES) -> list[int]:
+def split(rows: list[tuple[int, int]], chosen: UserSplits, countries: tuple[str, ...] = COUNTRIES) -> list[int]:
     address = np.array([hash64(f'user {user}') for user, _ in rows], np.uint64)
-    found = split_users(address, np.array([country for _, country in rows], np.uint16), countries, settings)
+    found = split_users(address, np.array([country for _, country in rows], np.uint16), countries, chosen)
     return found.tolist()
 
 
+@settings(deadline=None)
 @given(ROWS, st.randoms(use_true_random=False), st.sampled_from(['hashed_ip', 'hashed_ip+country']))
 def test_neither_the_order_of_rows_nor_that_of_countries_matters(rows, random, user):
-    settings = UserSplits(dev=0.2, test=0.3, user=user)
-    found = split(rows, settings)
+    chosen = UserSplits(dev=0.2, test=0.3, user=user)
+    found = split(rows, chosen)
     order, names = list(range(len(rows))), list(range(len(COUNTRIES)))
     random.shuffle(order)
     random.shuffle(names)
     moved = [(rows[i][0], names.index(rows[i][1])) for i in order]
-    assert split(moved, settings, tuple(COUNTRIES[i] for i in names)) == [found[i] for i in order]
+    assert split(moved, chosen, tuple(COUNTRIES[i] for i in names)) == [found[i] for i in order]
 
 
+@settings(deadline=None)
 @given(ROWS, st.floats(0, 0.4), st.floats(0, 0.5), st.integers(0, 5))
 def test_a_user_is_in_one_split_and_each_country_is_split_in_proportion(rows, dev, test, seed):
     found = split(rows, UserSplits(dev=dev, test=test, seed=seed))
