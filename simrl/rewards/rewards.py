@@ -11,7 +11,8 @@ from simrl.rollouts.state import EndReason
 NO_REPLY = 'the conversation holds no assistant message'
 FAILED = 'a failure ended the conversation'
 NOT_FINITE = 'the reward is not finite'
-CAUSES = ('', NO_REPLY, FAILED, NOT_FINITE)  # indexed by `Rewards.cause`
+INCOMPLETE = 'an assistant turn has no reward'
+CAUSES = ('', NO_REPLY, FAILED, NOT_FINITE, INCOMPLETE)  # indexed by `Rewards.cause`
 
 
 @flax.struct.dataclass

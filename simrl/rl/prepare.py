@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from simrl.models.rows import shard_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import CAUSES, INCOMPLETE, Rewards
 from simrl.rl import advantages, losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.microbatches import Microbatch, gather_rows, scatter_rows
@@ -67,6 +67,22 @@ class Passes:
     sampler_log_prob: jax.Array
     old: Scores | None
     ref_log_prob: jax.Array | None
+
+
+def mask_incomplete(
+    rewards: Rewards, trajectories: Trajectories, *, trained_role: int, settings: AlgorithmSettings
+) -> Rewards:
+    """Masks all rewards of a conversation that `gae` cannot use since one of its turns has none."""
+    if settings.advantage != 'gae' or rewards.valid.ndim == 1:
+        return rewards
+    sampled = trained_tokens(trajectories.role, trajectories.length, trained_role)
+    whole = advantages.valid_rows(rewards.valid, sampled, trajectories.turn)
+    return dataclasses.replace(
+        rewards,
+        valid=rewards.valid & whole[:, None],
+        value=jnp.where(whole[:, None], rewards.value, 0.0),
+        cause=jnp.where(jnp.any(rewards.valid, axis=1) & ~whole, CAUSES.index(INCOMPLETE), rewards.cause),
+    )
 
 
 def check_params(params: Params, settings: AlgorithmSettings) -> None:

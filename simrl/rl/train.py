@@ -3,7 +3,7 @@
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both agents converse (`collect`).
-3. The conversations are scored by a function of the caller's; those that failed, or have no finite reward, are masked.
+3. The conversations are scored by a function of the caller's; those without a reward that can be used are masked.
 4. Rewards become advantages (`prepare`), then the update (`update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
@@ -29,7 +29,7 @@ from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, mask_invalid
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
-from simrl.rl.prepare import jit_prepare
+from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
 from simrl.rollouts.collect import ConversationError, collect, for_sampling, rows_at_once
@@ -98,15 +98,16 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
 
 
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The mean reward and its parts over what has one, and the share that has none."""
+    """The mean reward and its parts over what has one, and the share of conversations without any."""
 
     def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         present = rewards.valid & jnp.isfinite(x)
         return jnp.sum(x, where=present, dtype=jnp.float32), jnp.sum(present, dtype=jnp.float32)
 
     metrics = {f'reward/{name}': total(part) for name, part in rewards.parts.items()}
-    metrics['reward/mean'] = _, count = total(rewards.value)
-    metrics['reward/unjudged'] = (rewards.valid.size - count, jnp.float32(rewards.valid.size))
+    metrics['reward/mean'] = total(rewards.value)
+    judged = jnp.any(rewards.valid.reshape(len(rewards.valid), -1), axis=1)
+    metrics['reward/unjudged'] = (jnp.sum(~judged, dtype=jnp.float32), jnp.float32(len(judged)))
     return metrics
 
 
@@ -220,7 +221,9 @@ def train(
         )
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
-        rewards = mask_invalid(score(batch), batch.end_reason)
+        rewards = mask_incomplete(
+            mask_invalid(score(batch), batch.end_reason), batch, trained_role=settings.role, settings=settings.algorithm
+        )
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         num_microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches

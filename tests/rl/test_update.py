@@ -11,8 +11,8 @@ import pytest
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Execution, TransformerConfig
-from simrl.rewards.rewards import Rewards
-from simrl.rl import losses, masked, microbatches, update
+from simrl.rewards.rewards import CAUSES, INCOMPLETE, Rewards
+from simrl.rl import losses, masked, microbatches, train, update
 from simrl.rl import prepare as preparing
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import Passes
@@ -261,6 +261,28 @@ def test_turn_rewards_reach_the_returns_of_their_turn_and_those_before():
     assert mean(metrics)['masked_rows'] == 1
     # Rows too short for their second reward, of those that are not masked and say that they have it.
     assert mean(metrics)['unplaced_rewards'] == np.sum(short) - 1
+
+
+@pytest.mark.parametrize(('advantage', 'unused'), [('gae', [0, 1]), ('grpo', [1])])
+def test_conversations_that_are_not_learned_from_are_counted_as_unjudged(advantage, unused):
+    valid = np.ones((ROWS, 2), bool)
+    valid[0, 1] = False  # of a turn that happened
+    valid[1] = False
+    valid[2, 1] = False  # of a turn that did not
+    settings = AlgorithmSettings(advantage=advantage)
+    rewards = rewards_of(np.where(valid, 0.5, 0), valid)
+    rewards = preparing.mask_incomplete(
+        rewards, trajectories(conversations()), trained_role=ASSISTANT, settings=settings
+    )
+    assert np.flatnonzero(~np.any(rewards.valid, axis=1)).tolist() == unused
+    assert [CAUSES[i] for i in rewards.cause.tolist()] == [INCOMPLETE if len(unused) > 1 else '', *[''] * (ROWS - 1)]
+    batch, metrics = assembled(settings, rewards)
+    assert np.flatnonzero(~np.any(batch.trained, axis=1)).tolist() == unused
+    unjudged, rows = train.reward_metrics(rewards)['reward/unjudged']
+    assert (unjudged, rows, mean(metrics)['masked_rows']) == (len(unused), ROWS, len(unused))
+    train.check_judged(rewards, {}, (len(unused) + 1) / ROWS, 0)
+    with pytest.raises(train.ConversationError, match=f'{len(unused)} of {ROWS} conversations have no reward'):
+        train.check_judged(rewards, {}, len(unused) / ROWS, 0)
 
 
 @pytest.mark.parametrize('advantage', ['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'])
