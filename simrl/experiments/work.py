@@ -73,8 +73,12 @@ def check_learned(field: str, lines: Sequence[Mapping[str, Any]]) -> None:
         ConversationError: no update had a gradient.
     """
     if not any(line['grad_norm'] for line in lines):
-        tokens = sum(line['trained_tokens'] for line in lines)
-        found = 'rewards never differ' if tokens else 'no conversation with a reward has a message of the assistant'
+        if any(line['skipped'] for line in lines):
+            found = 'updates were skipped, whose loss or gradients were not finite'
+        elif any(line['trained_tokens'] for line in lines):
+            found = 'rewards never differ'
+        else:
+            found = 'no conversation with a reward has a message of the assistant'
         raise ConversationError(f'{field}: expected something to learn from, found no gradient in any step: {found}')
 
 

@@ -39,15 +39,21 @@ def test_arm_and_seed_are_hyperparameters_of_a_training(tmp_path: pathlib.Path, 
 
 
 def test_a_training_without_a_gradient_is_not_done() -> None:
-    nothing = {'grad_norm': None, 'trained_tokens': 0.0}  # a simulator that ends every conversation at once
-    alike = {'grad_norm': 0.0, 'trained_tokens': 90.0}  # a reward that is the same for all
+    nothing = {
+        'grad_norm': None,
+        'trained_tokens': 0.0,
+        'skipped': 0.0,
+    }  # a simulator that ends every conversation at once
+    alike = {'grad_norm': 0.0, 'trained_tokens': 90.0, 'skipped': 0.0}  # a reward that is the same for all
+    broken = {'grad_norm': None, 'trained_tokens': 90.0, 'skipped': 0.5}  # gradients of NaN
     for lines, found in (
         ([nothing] * 2, 'no conversation with a reward has a message'),
         ([nothing, alike], 'rewards n'),
+        ([alike, broken], 'updates were skipped, whose loss or gradients were not finite'),
     ):
         with pytest.raises(ConversationError, match=f'^config.arms.mine: .* no gradient in any step: {found}'):
             work.check_learned('config.arms.mine', lines)
-    work.check_learned('config.arms.mine', [nothing, alike, {'grad_norm': 1e-3, 'trained_tokens': 90.0}])
+    work.check_learned('config.arms.mine', [broken, alike, alike | {'grad_norm': 1e-3}])
 
 
 @pytest.mark.parametrize('score', [float('nan'), float('inf')])
