@@ -1,7 +1,6 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
 import pathlib
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from simrl.remote.cache import CacheError
 from simrl.remote.settings import EndpointError
 from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError
-from simrl.run.runtime import open_missing_streams, tolerate_encoding, use_xla_flags
+from simrl.run.program import run_program
+from simrl.run.runtime import use_xla_flags
 from simrl.run.stages import WorkdirError
 from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
@@ -64,8 +64,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'expected only flags, found {argv[1:]}')
     logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
-    open_missing_streams()
-    tolerate_encoding()
     options: Any = flags.FLAGS
     if options.config is None:
         sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
@@ -77,9 +75,6 @@ def main(argv: list[str]) -> None:
         )
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('stopped by SIGINT; the same command resumes', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -114,4 +109,4 @@ def flag_error(error: BaseException) -> str:
 
 if __name__ == '__main__':
     define_flags()
-    app.run(main, flags_parser=_parse)
+    run_program(lambda: app.run(main, flags_parser=_parse), advice='; the same command resumes')

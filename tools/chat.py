@@ -23,7 +23,8 @@ from typing import Any
 from simrl.conversations.chat import ASSISTANT, HEADERS, USER
 from simrl.main import USER_ERRORS
 from simrl.rollouts.agents import ModelAgent
-from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend, tolerate_encoding
+from simrl.run.program import run_program
+from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.load import Loaded, load_assistant, load_simulator, resampled, with_persona, with_system
 from simrl.serving.stream import view_of
 
@@ -243,10 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Talk(agents, seed=options.seed, turns=options.turns).run()
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

@@ -17,7 +17,6 @@ import argparse
 import json
 import pathlib
 import runpy
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,7 @@ from simrl.evaluation.report import summary
 from simrl.evaluation.statistics import SeedEstimate
 from simrl.run import config
 from simrl.run.config import local_path
-from simrl.run.runtime import tolerate_encoding
+from simrl.run.program import run_child, run_program
 
 ARMS = ('role_play', 'fine_tuned')
 PAIR = ('fine_tuned', 'role_play')
@@ -75,7 +74,7 @@ def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
         f'--config.seeds=({", ".join(map(str, options.seeds))},)',
         *(() if options.people is None else (f'--config.evaluation.people={options.people}',)),
     ]
-    subprocess.run(command, check=True)
+    run_child(command)
     return workdir
 
 
@@ -191,5 +190,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

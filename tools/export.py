@@ -23,7 +23,8 @@ from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
 from simrl.run import directory, stages
 from simrl.run.config import local_path
-from simrl.run.runtime import start_backend, tolerate_encoding
+from simrl.run.program import run_program
+from simrl.run.runtime import start_backend
 from simrl.serving.load import check_model, find_run
 
 
@@ -99,5 +100,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

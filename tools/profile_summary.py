@@ -27,7 +27,7 @@ from typing import Any
 from jax.profiler import ProfileData
 
 from simrl.run.config import local_path
-from simrl.run.runtime import tolerate_encoding
+from simrl.run.program import run_program
 
 UNKNOWN, OUTSIDE = '?', '(no scope)'
 METADATA_PLANE, HOST_PLANE, DEVICE_PLANES = '/host:metadata', '/host:CPU', ('/device:GPU', '/device:TPU')
@@ -338,5 +338,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

@@ -32,7 +32,7 @@ import time
 
 from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.run.config import local_path
-from simrl.run.runtime import tolerate_encoding
+from simrl.run.program import run_child, run_program
 from simrl.run.stage_files import LOCK_FILE, is_done
 from tests.kills import assert_same_run, run_with_kills
 
@@ -44,7 +44,7 @@ POLL_SECONDS = 0.01
 
 
 def check_tests(options: argparse.Namespace) -> None:
-    subprocess.run([sys.executable, '-m', 'pytest', '-m', 'long'], check=True)
+    run_child([sys.executable, '-m', 'pytest', '-m', 'long'])
 
 
 def check_commands(options: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def check_commands(options: argparse.Namespace) -> None:
         ['tools.curves', f'--output={options.workdir}/curves', '--repeats=1', '--rows=2', '--message-tokens=4'],
     ):
         print('python -m', module, *words, flush=True)
-        subprocess.run([sys.executable, '-m', module, *words], check=True)
+        run_child([sys.executable, '-m', module, *words])
 
 
 def command(options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
@@ -78,7 +78,7 @@ def command(options: argparse.Namespace, workdir: pathlib.Path) -> list[str]:
 def check_stages(options: argparse.Namespace) -> None:
     unbroken, broken = options.workdir / 'unbroken', options.workdir / 'killed'
     started = time.monotonic()
-    subprocess.run(command(options, unbroken), check=True)
+    run_child(command(options, unbroken))
     print(f'unbroken: {time.monotonic() - started:.0f} s', flush=True)
     run_with_kills(command(options, broken), broken, options.kills, options.seed, lines=3, span=2.0)
     for stage in STAGES:
@@ -105,18 +105,22 @@ def watch(workdir: pathlib.Path, log: pathlib.Path, aim: str | None = None, wait
     with open(log, 'w', encoding='utf-8') as output:
         process = subprocess.Popen(command, stdout=output, start_new_session=True)
     start, began, killed = time.monotonic(), {PHASES[0]: 0.0}, False
-    while process.poll() is None:
-        now = time.monotonic() - start
-        if any(line.startswith('== ') for line in log.read_text(encoding='utf-8').splitlines()):
-            began.setdefault('stages', now)
-        lock = workdir / RESULTS_FOLDER / LOCK_FILE
-        if lock.exists() and lock.read_text(encoding='utf-8').startswith(f'process {process.pid} '):
-            began.setdefault('finish', now)
-        if aim in began and now >= began[aim] + wait:
+    try:
+        while process.poll() is None:
+            now = time.monotonic() - start
+            if any(line.startswith('== ') for line in log.read_text(encoding='utf-8').splitlines()):
+                began.setdefault('stages', now)
+            lock = workdir / RESULTS_FOLDER / LOCK_FILE
+            if lock.exists() and lock.read_text(encoding='utf-8').startswith(f'process {process.pid} '):
+                began.setdefault('finish', now)
+            if aim in began and now >= began[aim] + wait:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed = process.wait() == -signal.SIGKILL
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.poll() is None:  # at Ctrl-C, which its own session does not get
             os.killpg(process.pid, signal.SIGKILL)
-            killed = process.wait() == -signal.SIGKILL
-            break
-        time.sleep(POLL_SECONDS)
     if process.returncode and not killed:
         raise SystemExit(f'quickstart: expected it to go on, found exit code {process.returncode}; see {log}')
     return Seen(began, time.monotonic() - start, killed)
@@ -209,5 +213,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

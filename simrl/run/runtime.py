@@ -1,14 +1,12 @@
-"""This process: XLA's flags, JAX's devices, the cache of compiled programs on the disk, the encoding of its output."""
+"""This process: XLA's flags, JAX's devices, the cache of compiled programs on the disk."""
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import pathlib
 import platform
 import re
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -80,26 +78,6 @@ def start_backend() -> None:
             f'{" ".join(asked)}: expected devices that JAX finds here, found none{f" ({reason})" if reason else ""}. '
             f'Unset {asked[0].partition("=")[0]} to use what there is, or set it to cpu'
         ) from error
-
-
-def open_missing_streams() -> None:
-    """Opens the null device for streams that the process was started without, as by `<&- >&- 2>&-`.
-
-    The next files to be opened would else have their numbers, and libraries would write messages into them.
-    """
-    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
-        if getattr(sys, name) is None:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            os.set_inheritable(number, True)
-            stream = open(number, 'w' if number else 'r', encoding='utf-8', closefd=False)  # noqa: SIM115 (it stays)
-            setattr(sys, name, stream)
-
-
-def tolerate_encoding() -> None:
-    """Replaces characters that the encoding of the terminal or log lacks, which would else end the process."""
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream takes all characters
-            stream.reconfigure(errors='replace')
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@
    that wait for others, or that another process has locked, be it of this command or of another one.
 3. Workers write their output to workers/worker-K.log in the run directory and send their events to the parent.
 4. If a worker fails, or the parent receives SIGTERM, SIGINT or SIGHUP, the workers get SIGTERM, save and exit. If the
-   parent is killed, the workers notice and do the same.
+   parent is killed, the workers notice and do the same. A second SIGINT kills them.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
+from types import FrameType
 from typing import Any, TextIO
 
 import tqdm
@@ -97,6 +98,7 @@ def run_side_by_side(
         ConfigError: there are fewer CPUs than workers.
         WorkerError: a worker was killed.
         SystemExit: this process received SIGTERM, SIGINT or SIGHUP; the exit code is 128 + the signal.
+        KeyboardInterrupt: it received a second SIGINT.
         Exception: what a stage raised, with the worker's traceback as its cause.
     """
     shares = cpu_shares(num_workers)
@@ -108,8 +110,8 @@ def run_side_by_side(
     print(
         f'{num_workers} workers of {len(shares[0])} CPUs each; their output is in {workdir / LOGS_FOLDER}', flush=True
     )
-    with _recorded_signals() as signals, _bar(len(names), len(names) - len(missing)) as bar:
-        workers: list[_Worker] = []
+    workers: list[_Worker] = []
+    with _recorded_signals(workers) as signals, _bar(len(names), len(names) - len(missing)) as bar:
         try:
             for number in range(min(num_workers, len(missing))):
                 _open_log(workdir, number).close()  # a worker without a log cannot say why
@@ -149,15 +151,24 @@ def cpus() -> list[int]:
 
 def cpu_quota() -> float:
     """The CPUs whose time the control groups of this process may use (`docker --cpus`); inf if that is not limited."""
-    quotas = [math.inf]
+    return min(map(_quota_of, cgroups('cpu')), default=math.inf)
+
+
+def cgroups(controller: str) -> list[pathlib.Path]:
+    """The folders of the control groups that may limit this process, its own and those around it.
+
+    Args:
+        controller: the resource, such as 'cpu' or 'memory'.
+    """
+    folders: list[pathlib.Path] = []
     lines = OWN_CGROUPS.read_text(encoding='utf-8').splitlines() if OWN_CGROUPS.exists() else []
     for line in lines:
         _, controllers, path = line.split(':', 2)
-        if controllers == '' or 'cpu' in controllers.split(','):  # version 2; version 1
-            root = CGROUPS / 'cpu' if controllers else CGROUPS
+        if controllers == '' or controller in controllers.split(','):  # version 2; version 1
+            root = CGROUPS / controller if controllers else CGROUPS
             folder = root / path.lstrip('/')
-            quotas += [_quota_of(each) for each in (folder, *folder.parents) if each.is_relative_to(root)]
-    return min(quotas)
+            folders += [each for each in (folder, *folder.parents) if each.is_relative_to(root)]
+    return folders
 
 
 def _quota_of(cgroup: pathlib.Path) -> float:
@@ -219,7 +230,8 @@ def _watch(
         if signals:
             name = signal.Signals(signals[0]).name
             with suppress(OSError):  # the signal may have ended the terminal or pipe as well
-                tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes')
+                again = '; Ctrl-C again: at once, without saving' if signals[0] == signal.SIGINT else ''
+                tqdm.tqdm.write(f'stopped by {name}: the workers save; the same command resumes{again}')
             raise SystemExit(128 + signals[0])
         done = sum(stages.is_done(workdir / name) for name in names)  # by any process
         bar.update(done - bar.n)
@@ -276,11 +288,22 @@ def _bar(total: int, done: int) -> tqdm.tqdm:
 
 
 @contextmanager
-def _recorded_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM, SIGINT and SIGHUP while workers run; what is ignored (`nohup`) stays ignored."""
+def _recorded_signals(workers: Sequence[_Worker]) -> Iterator[list[int]]:
+    """Collects SIGTERM, SIGINT and SIGHUP while workers run; what is ignored (`nohup`) stays ignored.
+
+    A second SIGINT kills the workers.
+    """
     received: list[int] = []
+
+    def record(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in received:
+            for worker in workers:
+                worker.process.kill()
+            raise KeyboardInterrupt
+        received.append(number)
+
     previous = {
-        number: signal.signal(number, lambda number, _: received.append(number))
+        number: signal.signal(number, record)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         if signal.getsignal(number) != signal.SIG_IGN
     }

@@ -288,8 +288,8 @@ class _Signal:
 
     A second SIGINT raises KeyboardInterrupt at once. A signal that the process ignores stays ignored: `nohup`, and a
     shell that starts a job in the background, set that. Several processes must stop at the same step, on which JAX's
-    preemption service agrees; it knows only SIGTERM. Off the main thread no handler can be set, and signals end the
-    process as usual.
+    preemption service agrees; it knows only SIGTERM. There a second SIGINT ends the process, which may be waiting for
+    one that is gone. Off the main thread no handler can be set, and signals end the process as usual.
     """
 
     def __init__(self) -> None:
@@ -311,15 +311,17 @@ class _Signal:
             signal.raise_signal(self.received)  # it arrived after the last step's check and must still end the process
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._several:
-            signal.raise_signal(signal.SIGTERM)
-        elif number == signal.SIGINT == self.received:
+        if number == signal.SIGINT == self.received:
             raise KeyboardInterrupt
-        else:
+        if number == signal.SIGINT:
+            with contextlib.suppress(OSError):  # of a pipe, whose reader the signal has ended as well
+                os.write(2, b'\nstops after this step; Ctrl-C again: at once, without saving\n')
+        if not self._several:
             self.received = number
-            if number == signal.SIGINT:
-                with contextlib.suppress(OSError):  # of a pipe, whose reader the signal has ended as well
-                    os.write(2, b'\nstops after this step; Ctrl-C again: at once, without saving\n')
+            return
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         if self._several:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import importlib
-import io
 import os
 import pathlib
 import subprocess
 import sys
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -113,24 +111,6 @@ def test_the_place_of_the_cache_is_a_folder_of_the_user_or_a_url_for_jax(tmp_pat
     assert list(here.iterdir()) == []
 
 
-def test_streams_that_were_closed_are_the_null_device(monkeypatch) -> None:
-    """Else the next file that is opened is the output of libraries."""
-    saved = os.dup(0)
-    try:
-        os.close(0)
-        monkeypatch.setattr(sys, 'stdin', None)
-        runtime.open_missing_streams()
-        assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
-        assert os.get_inheritable(0)
-        assert sys.stdin.read() == ''
-        standing = sys.stdout
-        runtime.open_missing_streams()
-        assert sys.stdout is standing
-    finally:
-        os.dup2(saved, 0)
-        os.close(saved)
-
-
 def test_devices_that_are_not_there_are_named_with_their_variable(monkeypatch) -> None:
     def fail(error: Exception) -> None:
         def devices() -> None:
@@ -152,29 +132,6 @@ def test_devices_that_are_not_there_are_named_with_their_variable(monkeypatch) -
     fail(unknown)
     with pytest.raises(RuntimeError, match='foo'):  # nobody asked: it is JAX's own
         runtime.start_backend()
-
-
-def test_signs_that_a_terminal_lacks_are_replaced(monkeypatch) -> None:
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
-    monkeypatch.setattr(sys, 'stdout', terminal)
-    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'caf\xe9'), encoding='utf-8'))
-    runtime.tolerate_encoding()
-    print('win rate \u22120.5, \udce9', flush=True)  # a file's name may hold half surrogates
-    assert terminal.buffer.getvalue() == b'win rate ?0.5, ?\n'
-    assert sys.stdin.read() == 'caf\ufffd'
-
-
-def test_ctrl_c_outside_of_a_training_is_one_line(monkeypatch, capsys) -> None:
-    def run(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, 'run', run)
-    options = mock.MagicMock(config={'compute': {}}, workdir='run', only=[], rerun=[])
-    monkeypatch.setattr(main.flags, 'FLAGS', options)
-    with pytest.raises(SystemExit) as ended:
-        main.main(['simrl.main'])
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == 'stopped by SIGINT; the same command resumes\n'
 
 
 def test_the_command_can_be_imported_anew() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
 
 import pytest
 
@@ -161,6 +162,20 @@ def test_workers_save_and_exit_with_their_parent(start, number) -> None:
     (_, pid, _), saved = command.works()
     assert saved == ('first', pid, ['saved'])
     until(lambda: not is_alive(pid))
+
+
+@pytest.mark.usefixtures('default_signals')
+def test_a_second_ctrl_c_kills_the_workers() -> None:
+    process = mock.Mock()
+    with workers._recorded_signals([mock.Mock(process=process)]) as signals:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals == [signal.SIGINT, signal.SIGTERM]
+        assert not process.kill.called
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert process.kill.called
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 @two_cpus

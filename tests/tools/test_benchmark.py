@@ -12,6 +12,7 @@ import pytest
 
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import TransformerConfig
+from simrl.run import workers
 from tools.benchmark import __main__ as tool
 from tools.benchmark import environment, inputs, limits, measure, models, ours, plan, report
 from tools.benchmark.job import CASES, Job
@@ -172,6 +173,32 @@ def test_sizes_over_memory_are_refused_before_anything_is_allocated(tmp_path, mo
         tool.main([f'--output={tmp_path / "out"}', '--cases', 'update_full', '--batch=64', '--context=4096'])
     assert 'expected at most 3.6 GiB (90% of the 4.0 GiB there are)' in str(e.value)
     assert '--peers=none' in str(e.value)
+
+
+CGROUPS = {
+    'version 2': ('0::/\n', {'memory.max': '3000\n'}, 3000),
+    'version 2, of a slice': ('0::/a/b\n', {'a/memory.max': '3000\n', 'a/b/memory.max': 'max\n'}, 3000),
+    'version 1': ('4:memory:/docker/abc\n', {'memory/memory.limit_in_bytes': '3000\n'}, 3000),
+    'version 1, unlimited': ('4:memory:/\n', {'memory/memory.limit_in_bytes': f'{2**63 - 4096}\n'}, 8192),
+    'more than there is': ('0::/\n', {'memory.max': '9000\n'}, 8192),
+}
+
+
+@pytest.mark.parametrize('case', CGROUPS)
+def test_the_memory_of_a_control_group_is_the_limit(tmp_path, monkeypatch, capsys, case):
+    own, files, expected = CGROUPS[case]
+    for name, text in {'own': own, 'meminfo': 'MemTotal: 9 kB\nMemAvailable: 8 kB\n', **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(workers, 'CGROUPS', tmp_path)
+    monkeypatch.setattr(workers, 'OWN_CGROUPS', tmp_path / 'own')
+    monkeypatch.setattr(limits, 'MEMINFO', tmp_path / 'meminfo')
+    assert limits.available_bytes() == expected
+    (tmp_path / 'own').unlink()
+    (tmp_path / 'meminfo').unlink()
+    assert limits.available_bytes() is None
+    limits.check_memory('a case', 2**30, None, 1, 'advice')
+    assert capsys.readouterr().out == 'a case: an estimated 1.0 GiB; the memory there is: unknown\n'
 
 
 # Our side.

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from simrl.models.checkpoint import CheckpointError, Checkpoints
-from simrl.run import progress
+from simrl.run import program, progress
 from simrl.training import loop
 from tests import kills
 from tests.training import tiny_job
@@ -242,6 +243,27 @@ def test_signals_save_even_where_nobody_reads_the_output(tmp_path: pathlib.Path,
         assert checkpoints.steps == [3]
 
 
+def test_a_print_that_nobody_reads_saves(tmp_path: pathlib.Path, monkeypatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, 'stdout', os.fdopen(writer, 'w'))
+    monkeypatch.setattr(sys, 'stderr', sys.stderr)
+
+    def step_fn(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
+        if step == 2:
+            os.close(reader)
+        print('steps', step, flush=True)
+        return counting(state, step)
+
+    def train() -> None:
+        loop.run(tmp_path, tiny_job.init_state(), step_fn, settings(), num_steps=9, name='count')
+
+    with pytest.raises(loop.Stopped) as stopped:
+        program.run_program(train)
+    assert stopped.value.code == 128 + signal.SIGHUP
+    with Checkpoints(tmp_path / 'checkpoints', keep=1) as checkpoints:
+        assert checkpoints.steps == [3]
+
+
 def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
     """As `nohup` and the background jobs of a shell have them."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
@@ -259,10 +281,13 @@ def test_several_processes_leave_a_signal_to_the_service_on_which_they_agree(mon
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     try:
         with loop._Signal():
+            signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a second one ends the process, whatever it does
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert received == [signal.SIGTERM]
+    assert received == [signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: pathlib.Path, capfd) -> None:

@@ -35,7 +35,7 @@ import jax
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import TransformerConfig
 from simrl.run.config import local_path
-from simrl.run.runtime import tolerate_encoding
+from simrl.run.program import run_program
 from simrl.run.workers import cpus
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
 from tools.benchmark.job import CASES, Job, Remat, peers_remat
@@ -190,7 +190,7 @@ def sizes(options: argparse.Namespace, case: str) -> list[Size]:
     return plan.sizes_of(case, defaults, options.batch, options.context, options.turns, options.sweep)
 
 
-def check_memory(options: argparse.Namespace, config: TransformerConfig, available: int) -> None:
+def check_memory(options: argparse.Namespace, config: TransformerConfig, available: int | None) -> None:
     """Refuses before anything is allocated, whichever case it is that is too large."""
     for case in options.cases:
         peers = PEERS[case] if options.peers != 'none' else ()
@@ -291,5 +291,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

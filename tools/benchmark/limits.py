@@ -20,12 +20,14 @@ import pathlib
 from collections.abc import Sequence
 
 from simrl.models.transformer import TransformerConfig
+from simrl.run.workers import cgroups
 from tools.benchmark.job import Remat
 
 ITEM_BYTES = {'float32': 4, 'bfloat16': 2}
 STATE_BYTES = 16  # of a parameter in training: itself, its gradient and two moments, float32
 OPTIMIZER_BYTES = 32  # moved by a parameter's update: three numbers read and written, and the gradient both
 PROCESS_BYTES = 600 * 2**20  # of a Python process with its libraries
+MEMINFO = pathlib.Path('/proc/meminfo')
 HEADROOM = 0.9  # of the memory there is, that a run may take
 
 
@@ -183,35 +185,35 @@ def memory_of_gradients(
     return PROCESS_BYTES + STATE_BYTES * weights.stored + activations
 
 
-def available_bytes() -> int:
-    """The memory that this machine can still give, bytes; that of a control group where it is less."""
+def available_bytes() -> int | None:
+    """The memory that this machine can still give, bytes; that of a control group where it is less; None if unknown."""
     limits = []
-    for path, name in (('/proc/meminfo', 'MemAvailable'), ('/sys/fs/cgroup/memory.max', '')):
-        try:
-            text = pathlib.Path(path).read_text(encoding='utf-8')
-        except OSError:
-            continue
-        if name:
-            limits += [1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith(f'{name}:')]
-        elif text.strip().isdigit():
-            limits.append(int(text))
-    if not limits:
-        raise OSError('expected /proc/meminfo to tell how much memory there is, found none')
-    return min(limits)
+    if MEMINFO.exists():
+        lines = MEMINFO.read_text(encoding='utf-8').splitlines()
+        limits = [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')]
+    for folder in cgroups('memory'):
+        for file in (folder / 'memory.max', folder / 'memory.limit_in_bytes'):  # version 2, version 1
+            if file.exists() and (text := file.read_text(encoding='utf-8').strip()).isdigit():
+                limits.append(int(text))
+    # Without a limit the file of version 1 has the largest whole number of pages.
+    return min((limit for limit in limits if limit < 2**62), default=None)
 
 
-def check_memory(what: str, needed: int, available: int, sides: int, advice: str) -> None:
+def check_memory(what: str, needed: int, available: int | None, sides: int, advice: str) -> None:
     """Refuses sizes before anything of them is allocated.
 
     Args:
         what: the case and its sizes, for the message.
         needed: the estimate for all sides together, bytes; they are loaded at the same time.
-        available: bytes.
+        available: bytes; None: unknown, which is printed and refuses nothing.
         advice: what would help, for the message.
 
     Raises:
         TooLarge: they need more than `HEADROOM` of it.
     """
+    if available is None:
+        print(f'{what}: an estimated {needed / 2**30:.1f} GiB; the memory there is: unknown', flush=True)
+        return
     limit = int(HEADROOM * available)
     if needed > limit:
         processes = 'one process' if sides == 1 else f'{sides} processes at once'

@@ -27,7 +27,8 @@ import jax
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.state import Dialogue
 from simrl.run.config import local_path
-from simrl.run.runtime import enable_compilation_cache, start_backend, tolerate_encoding
+from simrl.run.program import run_program
+from simrl.run.runtime import enable_compilation_cache, start_backend
 from tools.benchmark import inputs, limits, plan, rates
 from tools.benchmark.job import Remat
 from tools.benchmark.plan import Size
@@ -247,5 +248,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)
