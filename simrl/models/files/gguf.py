@@ -34,12 +34,12 @@ class Architecture:
     rope_pairs: Literal['neighbours', 'halves'] = 'halves'  # rows of a head in Q and K that RoPE rotates together
     norm_placement: Literal['before', 'after'] = 'before'
     qk_norm: Literal['none', 'head', 'all_heads'] = 'none'
-    biases: tuple[str, ...] = ()  # matrices that have a bias where the file has one
+    bias_groups: tuple[tuple[str, ...], ...] = ()  # matrices that have biases where the file has one for any of them
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    'llama': Architecture(rope_pairs='neighbours', biases=tuple(MATRICES)),
-    'qwen2': Architecture(biases=('query', 'key', 'value')),
+    'llama': Architecture('neighbours', bias_groups=(('query', 'key', 'value', 'output'), ('gate', 'up', 'down'))),
+    'qwen2': Architecture(bias_groups=(('query', 'key', 'value'),)),
     'qwen3': Architecture(qk_norm='head'),
     'olmo2': Architecture(norm_placement='after', qk_norm='all_heads'),
 }
@@ -158,7 +158,7 @@ def config_from_metadata(
             norm_epsilon=get('attention.layer_norm_rms_epsilon', float),
             norm_placement=architecture.norm_placement,
             qk_norm=architecture.qk_norm,
-            biases=tuple(x for x in architecture.biases if f'blk.0.{_MATRICES[x]}.bias' in tensors),
+            biases=_biases(architecture, tensors),
             tied_embedding='output.weight' not in tensors,
         )
     except ValueError as error:
@@ -166,6 +166,12 @@ def config_from_metadata(
     if 'rope_freqs.weight' not in tensors:
         return config
     return dataclasses.replace(config, rope_scaling=_rope_scaling(path, config, tensors['rope_freqs.weight']))
+
+
+def _biases(architecture: Architecture, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The matrices with biases: all of a group, as `config.json` has them, though llama.cpp takes any of them."""
+    found = [group for group in architecture.bias_groups if any(f'blk.0.{_MATRICES[x]}.bias' in tensors for x in group)]
+    return tuple(x for x in MATRICES if any(x in group for group in found))
 
 
 def _rope_scaling(path: str | Path, config: TransformerConfig, tensor: Tensor) -> RopeScaling:
@@ -273,7 +279,12 @@ def params_from_tensors(
         targets['output.weight'] = _Target('head', vocabulary_shape, lambda array: array[: c.vocab_size])
     abstract = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
     shapes = {name: leaf.shape[1:] for name, leaf in abstract['decoder']['layers'].items()}
-    layer_targets = _layer_targets(shapes, ARCHITECTURES[architecture])
+    layer_targets = {
+        short: target
+        for short, target in _layer_targets(shapes, ARCHITECTURES[architecture]).items()
+        # A bias that no layer has is zero.
+        if not short.endswith('.bias') or any(f'blk.{layer}.{short}' in tensors for layer in range(c.num_layers))
+    }
 
     wanted = {'rope_freqs.weight'} if c.rope_scaling is not None else set()
     for name, target in targets.items():

@@ -25,7 +25,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from simrl.models import transformer
-from simrl.models.files import gguf, gguf_file
+from simrl.models.files import gguf, gguf_file, huggingface
+from simrl.models.files.export import export
 
 SPECIAL = ('<|im_start|>', '<|im_end|>')
 USER_DEFINED = '<think>'
@@ -603,6 +604,25 @@ def test_bad_metadata_is_refused(tmp_path: Path, case: str) -> None:
     metadata, message = BAD_METADATA[case]
     with pytest.raises(ValueError, match=rf'model\.gguf: .*{message}'):
         gguf.load(write(tmp_path / 'model.gguf', random_tensors(), metadata))
+
+
+def test_biases_that_a_file_lacks_are_zero_so_that_the_model_exports(tmp_path: Path) -> None:
+    biases = {
+        f'blk.{i}.{name}.bias': (np.full(size, i + 1.0, np.float32), F32)
+        for i in range(CONFIG.num_layers)
+        for name, size in (('attn_v', 16), ('ffn_up', 256))
+    }
+    config, params, _ = gguf.load(write(tmp_path / 'model.gguf', random_tensors() | biases))
+    assert config.biases == ATTENTION + MLP
+    layers = params['decoder']['layers']
+    for name in config.biases:
+        expected = [1.0, 2.0] if name in ('value', 'up') else [0.0, 0.0]
+        assert [np.unique(layer).tolist() for layer in layers[f'{name}_bias']] == [[x] for x in expected]
+    export(params, config, None, tmp_path / 'model')
+    again = huggingface.load_config(tmp_path / 'model')
+    assert again == config
+    loaded = huggingface.load_params(tmp_path / 'model', again)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 BAD_TENSORS = {
