@@ -1,5 +1,6 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
+import itertools
 import pathlib
 import sys
 import traceback
@@ -77,8 +78,18 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
 
 
+def find_neighbours(arguments: Sequence[str]) -> None:
+    """Lets a config file import those beside it by the name of their folder, wherever the program is started."""
+    for argument, following in itertools.pairwise([*arguments, '']):
+        name, is_whole, value = argument.partition('=')
+        if name in ('--config', '-config'):
+            file = pathlib.Path((value if is_whole else following).partition(':')[0])
+            sys.path.append(str(file.absolute().parent.parent))
+
+
 def _parse(arguments: list[str]) -> list[str]:
     """Reads the flags. An error in them, or in the config file's own code, is one line."""
+    find_neighbours(arguments)
     try:
         rest = flags.FLAGS(arguments)
         getattr(flags.FLAGS.config, 'keys', None)  # raises the error of a file that cannot be read

@@ -204,7 +204,7 @@ class PretrainedScene:
     # Stages before the first arm.
 
     def identity(self) -> Mapping[str, Any]:
-        return {'model': sources.model_identity(self.settings.model), 'compute': self.compute}
+        return {'model': sources.model_identity(self.model.settings), 'compute': self.compute}
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
         """Files that all stages but the reward models read: a hub's model is named in the identity, not hashed."""
@@ -290,7 +290,9 @@ class PretrainedScene:
 
     def _model_identity(self, arm: str) -> dict[str, Any]:
         own = self.settings.arms[arm]
-        model = {} if own.model is None else {'simulator_model': sources.model_identity(own.model)}
+        model = (
+            {} if own.model is None else {'simulator_model': sources.model_identity(self.simulator_model(arm).settings)}
+        )
         return model | ({} if own.dtype is None else {'simulator_dtype': own.dtype})
 
     def simulator_identity(self, arm: str) -> Mapping[str, Any]:

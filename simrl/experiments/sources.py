@@ -17,7 +17,7 @@ from simrl.conversations.records import Check, Conversation, OnBadRows, Preferen
 from simrl.conversations.templates import Rewrites, chat_from_huggingface
 from simrl.models import sharding, transformer
 from simrl.models.files.gguf_file import shard_paths
-from simrl.models.files.load import load_config, load_model, resize_vocabulary
+from simrl.models.files.load import find_folder, load_config, load_model, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
 
@@ -88,7 +88,7 @@ class Model:
     """A model whose vocabulary has the terminal token. Its weights are read by `load_params` alone.
 
     Attributes:
-        settings: where it comes from.
+        settings: where it comes from, with the commit as the revision of a hub's model.
         config: of the decoder, the terminal token included.
         chat: its tokenizer and template.
         tokenizer: the transformers tokenizer that the chat was made of; only exported models have the terminal token.
@@ -138,9 +138,16 @@ class Model:
 def open_model(settings: ModelSettings) -> Model:
     """Reads a model's config, tokenizer and chat template, and none of its weights.
 
+    Returns:
+        The model. The revision in its settings is the commit, for a hub's model: weights that are read later, and the
+        next run, are those of this one.
+
     Raises:
         FileNotFoundError, ValueError: as `load_model`; or the chat template cannot be used.
     """
+    if not model_files('model', settings):
+        # Without the network it is the commit in the hub's cache.
+        settings = dataclasses.replace(settings, revision=find_folder(settings.source, settings.revision).name)
     config, tokenizer = load_config(settings.source, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
     _check_rows(settings.source, config, chat)
@@ -166,7 +173,7 @@ def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:
 def model_files(name: str, settings: ModelSettings) -> dict[str, pathlib.Path]:
     """The file or folder that a model comes from, as an input of stages; of a GGUF file in shards, each of them.
 
-    A hub's model has none: it is known by its name and revision.
+    A hub's model has none: it is known by its name and commit.
     """
     path = config_lib.local_path(settings.source)
     if not path.exists():
@@ -178,8 +185,11 @@ def model_files(name: str, settings: ModelSettings) -> dict[str, pathlib.Path]:
 def model_identity(settings: ModelSettings) -> dict[str, Any]:
     """Settings of a model that a stage's results depend on.
 
-    A hub's model is known by its name and revision. One that is here is an input of the stage, known by its contents,
+    A hub's model is known by its name and commit. One that is here is an input of the stage, known by its contents,
     wherever it lies.
+
+    Args:
+        settings: of a `Model`.
     """
     plain: dict[str, Any] = config_lib.to_dict(settings)
     if model_files('model', settings):

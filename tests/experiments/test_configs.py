@@ -208,6 +208,21 @@ def test_a_fault_of_a_config_file_is_one_line(text, message, tmp_path):
     assert re.fullmatch(f'--config: {message}', main.flag_error(error.value))
 
 
+@pytest.mark.parametrize('form', [['--config={}:x'], ['--config', '{}:x']])
+def test_a_config_file_imports_those_beside_it_from_anywhere(tmp_path, monkeypatch, form):
+    folder = tmp_path / f'my_configs_{len(form)}'
+    folder.mkdir()
+    (folder / 'base.py').write_text('def get_config(arg):\n    return {"arg": arg}')
+    (folder / 'own.py').write_text(f'from {folder.name}.base import get_config')
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.chdir('/')
+    values, command = flags.FlagValues(), ['simrl', *(part.format(folder / 'own.py') for part in form)]
+    config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=command)
+    main.find_neighbours(command)
+    values(command)
+    assert values['config'].value['arg'] == 'x'
+
+
 def test_a_run_directory_is_local(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for workdir in ('gs://bucket/run', pathlib.Path('s3://bucket/run'), 'file:run'):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -111,6 +112,34 @@ def test_the_files_of_a_model_are_inputs_of_stages(tmp_path):
         settings = ModelSettings(str(tmp_path / name))
         assert model_files('simulator_model', settings) == dict(zip(keys, (tmp_path / n for n in names), strict=True))
         assert 'source' not in model_identity(settings)
-    hub = ModelSettings('owner/model', revision='abc')
-    assert model_files('model', hub) == {}
-    assert (model_identity(hub)['source'], model_identity(hub)['revision']) == ('owner/model', 'abc')
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    """Its main branch moves between two runs; within a run it is one model."""
+    commits = {'main': 'a' * 40}
+    for commit in ('a' * 40, 'b' * 40):
+        (tmp_path / commit).mkdir()
+        model_folder(tmp_path / commit, 259)
+        params = transformer.init_params(jax.random.key(ord(commit[0])), CONFIG)
+        export(params, CONFIG, None, tmp_path / f'{commit} weights')
+        (tmp_path / f'{commit} weights' / 'model.safetensors').rename(tmp_path / commit / 'model.safetensors')
+
+    def snapshot(name, revision, allow_patterns):
+        assert name == 'owner/model'
+        return str(tmp_path / commits.get(revision or 'main', revision))
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    settings = ModelSettings('owner/model')
+    assert model_files('model', settings) == {}
+    first = sources.open_model(settings)
+    commits['main'] = 'b' * 40
+    second = sources.open_model(settings)
+    identities = [model_identity(model.settings) for model in (first, second)]
+    assert [(identity['source'], identity['revision']) for identity in identities] == [
+        ('owner/model', commit * 40) for commit in 'ab'
+    ]
+    rows = [model.load_params()['decoder']['embedding'][:259] for model in (first, second)]
+    assert not np.array_equal(*rows)
+    pinned = sources.open_model(dataclasses.replace(settings, revision='a' * 40))
+    assert model_identity(pinned.settings) == identities[0]
+    np.testing.assert_array_equal(pinned.load_params()['decoder']['embedding'][:259], rows[0])
