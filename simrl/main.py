@@ -99,15 +99,15 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def flag_error(error: BaseException) -> str:
-    """The reason why flags were refused, in one line; for an error in the code of a config file, with the place."""
+    """The reason why flags were refused, in one line; for an error in the code of a config file, with its line."""
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
     cause, frame = chain[-1], traceback.extract_tb(chain[-1].__traceback__)[-1]
     in_file = not {'absl', 'ml_collections'}.intersection(pathlib.Path(frame.filename).parts)
     if in_file or 'parsing config file' in str(error):
-        place = f' ({frame.filename}:{frame.lineno})' if in_file and not isinstance(cause, SyntaxError) else ''
-        return f'--config: {type(cause).__name__}: {" ".join(str(cause).split())}{place}'
+        line = f' ({frame.filename}:{frame.lineno})' if in_file and not isinstance(cause, SyntaxError) else ''
+        return f'--config: {type(cause).__name__}: {" ".join(str(cause).split())}{line}'
     if unknown := [str(x.args[0]) for x in chain if isinstance(x, KeyError)]:
         name, _, hint = unknown[0].partition('\n')
         return f'--config: no field {name} to set; {hint or "names such as arms are added in a config file"}'

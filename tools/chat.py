@@ -126,14 +126,14 @@ class Talk:
         Raises:
             ValueError: it cannot be followed.
         """
-        told = ASSISTANT if ASSISTANT in self.agents else USER  # whom /system is about
+        owner = ASSISTANT if ASSISTANT in self.agents else USER  # of the text of /system
         if command == '/reset':
             self.begin()
         elif command == '/system' and not text:
-            note(system_text(self.agents[told]))
+            note(system_text(self.agents[owner]))
         elif command == '/system':
-            of = self.agents[told]
-            self.change(told, agent=with_system(of.agent, of.chat, text))
+            of = self.agents[owner]
+            self.change(owner, agent=with_system(of.agent, of.chat, text))
         elif command == '/persona' and USER not in self.agents:
             raise ValueError('/persona is about a simulator, and you are the user')
         elif command == '/persona' and not text:

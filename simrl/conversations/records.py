@@ -41,8 +41,8 @@ STRIPPED = 'texts stripped of outer white space'  # key of this count, beside th
 class RowError(ValueError):
     """An invalid row. `reason` is a short text, equal for all rows with this fault."""
 
-    def __init__(self, reason: str, detail: str, place: str = '') -> None:
-        super().__init__(f'{place}{reason}: {detail}')
+    def __init__(self, reason: str, detail: str, row: str = '') -> None:
+        super().__init__(f'{row}{reason}: {detail}')
         self.reason = reason
         self.detail = detail
 
@@ -306,22 +306,22 @@ def _read(
     if on_bad_rows not in ('raise', 'drop'):
         raise ValueError(f"on_bad_rows: expected 'raise' or 'drop', found {on_bad_rows!r}")
     records: list[_Record] = []
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     counts: collections.Counter[str] = collections.Counter()
-    place_name, rows = raw_rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
+    unit, rows = raw_rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
     for number, line in rows:
         try:
             record, stripped = parse(decode_row(line))
-            if record.id in places:
-                raise RowError('duplicate id', f'{record.id!r} is also at {place_name} {places[record.id]}')
+            if record.id in numbers:
+                raise RowError('duplicate id', f'{record.id!r} is also at {unit} {numbers[record.id]}')
             if check is not None:
                 _check_record(record, check)
         except RowError as error:
             if on_bad_rows == 'raise':
-                raise RowError(error.reason, error.detail, f'{path}, {place_name} {number}: ') from None
+                raise RowError(error.reason, error.detail, f'{path}, {unit} {number}: ') from None
             counts[error.reason] += 1
             continue
-        places[record.id] = number
+        numbers[record.id] = number
         records.append(record)
         if stripped:
             counts[STRIPPED] += stripped

@@ -46,9 +46,11 @@ class Template:
             text = _pinned(name, text, str(date))
         return cls(tokenizer, name, text, date)
 
-    def render(self, contents: Sequence[str], *, told: bool) -> list[str]:
-        """Texts before, between and after the messages' contents; `told`: the first one is a system text."""
-        roles = (['system'] if told else []) + [('user', 'assistant')[i % 2] for i in range(len(contents) - told)]
+    def render(self, contents: Sequence[str], *, with_system: bool) -> list[str]:
+        """Texts before, between and after the messages' contents; `with_system`: the first one is a system text."""
+        roles = (['system'] if with_system else []) + [
+            ('user', 'assistant')[i % 2] for i in range(len(contents) - with_system)
+        ]
         messages = [{'role': role, 'content': content} for role, content in zip(roles, contents, strict=True)]
         dated: dict[str, Any] = {} if self.date is None else {'date_string': self.date}
         try:
@@ -93,23 +95,25 @@ def _pinned(name: str, template: str, date: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Rendering:
-    """A dialogue and the template's texts around its contents; `told`: the first one is a system text."""
+    """A dialogue and the template's texts around its contents; `with_system`: the first one is a system text."""
 
     contents: tuple[str, ...]
     runs: tuple[str, ...]
-    told: bool
+    with_system: bool
 
     @property
     def places(self) -> list[Place]:
-        messages: list[Place] = [('user', 'assistant')[i % 2] for i in range(len(self.contents) - self.told)]
-        return ['system', 'first', *messages[1:]] if self.told else messages
+        messages: list[Place] = [('user', 'assistant')[i % 2] for i in range(len(self.contents) - self.with_system)]
+        return ['system', 'first', *messages[1:]] if self.with_system else messages
 
 
-def render_probes(template: Template, told: bool) -> list[Rendering]:
+def render_probes(template: Template, with_system: bool) -> list[Rendering]:
     """Renders dialogues of one to five probe messages, so that every position gets different texts."""
     renderings = []
     for length in range(1, 6):
         for start in range(2):
-            contents = (*SYSTEM_PROBES[start : start + told], *PROBES[start : start + length])
-            renderings.append(Rendering(contents, tuple(template.render(contents, told=told)), told))
+            contents = (*SYSTEM_PROBES[start : start + with_system], *PROBES[start : start + length])
+            renderings.append(
+                Rendering(contents, tuple(template.render(contents, with_system=with_system)), with_system)
+            )
     return renderings

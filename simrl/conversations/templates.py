@@ -105,7 +105,7 @@ def _survey(name: str, renderings: Sequence[Rendering], places: Places) -> _Surv
     seen: dict[str, set[str]] = {field.name: set() for field in dataclasses.fields(_Survey)}
     for rendering in renderings:
         runs = _stripped(rendering, places)
-        if not rendering.told:
+        if not rendering.with_system:
             runs.insert(0, '')
         length = len(runs) - 2
         seen['before_system'].add(runs[0])
@@ -129,7 +129,7 @@ def _survey(name: str, renderings: Sequence[Rendering], places: Places) -> _Surv
 def _build(template: Template, rewrites: Rewrites) -> Chat:
     name = template.name
     content = HuggingFaceTokenizer(template.tokenizer)
-    renderings = render_probes(template, told=False)
+    renderings = render_probes(template, with_system=False)
     places = _places(content, renderings)
     plain = _survey(name, renderings, places)
 
@@ -168,25 +168,25 @@ def _build(template: Template, rewrites: Rewrites) -> Chat:
     system_end, reason = user_end, ''
     headers_after_system: dict[str, tuple[int, ...]] = {}
     try:
-        told = render_probes(template, told=True)
-        places_told = _places(content, told)
-        with_system = _survey(name, told, places_told)
-        for rendering in told:
-            _check(name, content, rendering, places_told)
+        renderings_with_system = render_probes(template, with_system=True)
+        places_with_system = _places(content, renderings_with_system)
+        survey = _survey(name, renderings_with_system, places_with_system)
+        for rendering in renderings_with_system:
+            _check(name, content, rendering, places_with_system)
     except ValueError as error:
         reason = str(error)
     else:
-        end, *first = tokens(with_system.opening) or [-1]
-        around = [dataclasses.replace(survey, before_system='', opening='') for survey in (plain, with_system)]
+        end, *first = tokens(survey.opening) or [-1]
+        around = [dataclasses.replace(x, before_system='', opening='') for x in (plain, survey)]
         if around[0] != around[1]:
             reason = 'it writes other headers when one is given'
         elif end < 0:
             reason = 'it writes nothing after one'
         else:
-            system_header, system_end = tuple(content.encode_template(with_system.before_system)), end
+            system_header, system_end = tuple(content.encode_template(survey.before_system)), end
             headers_after_system = {'user': tuple(first)} if first != user_header else {}
-            places |= {place: places_told[place] for place in ('system', 'first')}
-            runs += dataclasses.astuple(with_system)
+            places |= {place: places_with_system[place] for place in ('system', 'first')}
+            runs += dataclasses.astuple(survey)
     # Text must not pose as a header, even where the tokenizer does not call its tokens special. A think block that is
     # only written before a reply is ordinary text elsewhere.
     written = {i for run in runs if run != plain.generated or run == plain.assistant for i in tokens(run)}

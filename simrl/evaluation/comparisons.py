@@ -53,7 +53,7 @@ def compare_arms(
         return [values[name] for name in runs[arm].values()]
 
     arms = tuple(runs)
-    pairs = [(second, first) for place, second in enumerate(arms) for first in arms[:place]]
+    pairs = [(second, first) for number, second in enumerate(arms) for first in arms[:number]]
     shared = {pair: sorted(runs[pair[0]].keys() & runs[pair[1]].keys()) for pair in pairs}
     shared = {pair: seeds for pair, seeds in shared.items() if seeds}
 

@@ -123,13 +123,13 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise CheckpointError(f'{self._folder}: expected a checkpoint of step {step}, found steps {steps}')
-        place = self._folder / str(step)
+        folder = self._folder / str(step)
         earlier = 'the previous checkpoint' if steps.index(step) else 'the start: there is no earlier checkpoint'
-        advice = f'could not read {place}; delete that folder to resume from {earlier}'
+        advice = f'could not read {folder}; delete that folder to resume from {earlier}'
         with _reported(advice):
             stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
         wanted = {name: ocp.utils.to_shape_dtype_struct(array) for name, array in _flatten(like).items()}
-        _check_tree(place, stored['tree'], {name: _describe(array) for name, array in wanted.items()})
+        _check_tree(folder, stored['tree'], {name: _describe(array) for name, array in wanted.items()})
         with _reported(advice):
             arrays = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
         state = jax.tree.unflatten(jax.tree.structure(like), [arrays['state'][name] for name in wanted])
@@ -190,7 +190,7 @@ def _describe(array: Any) -> str:
     return f'{array.dtype}[{",".join(map(str, array.shape))}]'
 
 
-def _check_tree(place: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+def _check_tree(folder: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
     problems = [
         f'{name}: expected {wanted.get(name, "nothing")}, found {stored.get(name, "nothing")}'
         for name in [*wanted, *(name for name in stored if name not in wanted)]
@@ -198,4 +198,4 @@ def _check_tree(place: pathlib.Path, stored: dict[str, str], wanted: dict[str, s
     ]
     if problems:
         more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
-        raise CheckpointError(f'{place}: the checkpoint has another structure: {"; ".join(problems[:8])}{more}')
+        raise CheckpointError(f'{folder}: the checkpoint has another structure: {"; ".join(problems[:8])}{more}')

@@ -92,9 +92,9 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
     An epoch's last examples that do not fill a step are left to later epochs, so that no step has an example twice:
     its conversations would be the same ones.
     """
-    epoch, place = divmod(step, num_examples // per_step)
+    epoch, step_of_epoch = divmod(step, num_examples // per_step)
     order = np.random.default_rng([seed, epoch]).permutation(num_examples)
-    return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
+    return [int(i) for i in order[step_of_epoch * per_step : (step_of_epoch + 1) * per_step]]
 
 
 def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -87,7 +87,7 @@ class ActiveBatch(Generic[_Dialogue]):
     Attributes:
         active: a tree of arrays with A rows, caches among them.
         inputs: a tree of the other arrays that a message depends on, A rows.
-        index: int `[shards, A / shards]`, the place of each active row in its part of all rows.
+        index: int `[shards, A / shards]`, the index of each active row in its part of all rows.
         num_rows: B.
         stored: as `active` without caches, B rows, the inactive ones up to date; None while all are active.
     """
@@ -100,7 +100,7 @@ class ActiveBatch(Generic[_Dialogue]):
 
     @property
     def rows(self) -> np.ndarray:
-        """The place of each active row among all rows, int `[A]`."""
+        """The index of each active row among all rows, int `[A]`."""
         shards = self.index.shape[0]
         return (self.index + np.arange(shards)[:, None] * (self.num_rows // shards)).reshape(-1)
 

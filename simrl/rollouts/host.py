@@ -75,7 +75,7 @@ class HostReplies:
 
         Args:
             transcript: of A rows on the device.
-            rows: int `[A]`, the place of each among all rows.
+            rows: int `[A]`, the index of each among all rows.
         """
         if jax.process_count() > 1:
             raise ValueError(f'agents off the device: expected one process, found {jax.process_count()}')
@@ -83,14 +83,14 @@ class HostReplies:
         messages, length, num_messages, waiting = jax.device_get(
             (*(getattr(transcript, name) for name in names), waiting_for(transcript, role))
         )
-        places = np.flatnonzero(waiting).tolist()
-        for place in places:
-            contents = [messages[place, i, : length[place, i]] for i in range(num_messages[place])]
-            self._read(int(rows[place]), contents)
-        asked = rows[places]
+        indices = np.flatnonzero(waiting).tolist()
+        for index in indices:
+            contents = [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
+            self._read(int(rows[index]), contents)
+        asked = rows[indices]
         replies = self.agent.reply([self.conversations[row] for row in asked.tolist()], self.seeds[asked])
-        if len(replies) != len(places):
-            raise ValueError(f'HostAgent.reply: expected {len(places)} replies, found {len(replies)}')
+        if len(replies) != len(indices):
+            raise ValueError(f'HostAgent.reply: expected {len(indices)} replies, found {len(replies)}')
         message = HostMessage(
             tokens=np.zeros((len(rows), self.max_new_tokens + 1), np.int32),
             content_length=np.zeros(len(rows), np.int32),
@@ -99,11 +99,11 @@ class HostReplies:
             truncated=np.zeros(len(rows), np.bool_),
             failed=np.zeros(len(rows), np.bool_),
         )
-        for place, reply in zip(places, replies, strict=True):
-            failure = self._write(message, place, reply, role)
+        for index, reply in zip(indices, replies, strict=True):
+            failure = self._write(message, index, reply, role)
             if failure is not None:
-                message.failed[place] = True
-                self.failures[int(rows[place])] = failure
+                message.failed[index] = True
+                self.failures[int(rows[index])] = failure
         return message
 
     def _read(self, row: int, contents: list[np.ndarray]) -> None:
@@ -116,17 +116,17 @@ class HostReplies:
         ]
         self.conversations[row] = dataclasses.replace(conversation, messages=(*conversation.messages, *new))
 
-    def _write(self, message: HostMessage, place: int, reply: Reply, role: int) -> str | None:
+    def _write(self, message: HostMessage, index: int, reply: Reply, role: int) -> str | None:
         """Writes a reply into its row of a message, or returns why there is none."""
         try:
             content, truncated = encode_reply(reply, self.chat, role, self.max_new_tokens)
         except FailedReplyError as error:
             return str(error)
-        message.tokens[place, : len(content)] = content
-        message.content_length[place] = len(content)
-        message.replied[place] = True
-        message.ends[place] = reply.ends
-        message.truncated[place] = truncated
+        message.tokens[index, : len(content)] = content
+        message.content_length[index] = len(content)
+        message.replied[index] = True
+        message.ends[index] = reply.ends
+        message.truncated[index] = truncated
         return None
 
 

@@ -128,25 +128,25 @@ def enable_compilation_cache(folder: pathlib.Path | None = None) -> pathlib.Path
         not writable: then every process compiles.
     """
     chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    place: pathlib.Path | str | None = chosen
+    cache: pathlib.Path | str | None = chosen
     if not (chosen and URL.match(chosen)):
-        place = _local_cache(chosen, folder)
-    jax.config.update('jax_compilation_cache_dir', None if place is None else str(place))
+        cache = _local_cache(chosen, folder)
+    jax.config.update('jax_compilation_cache_dir', None if cache is None else str(cache))
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)  # the default, 1 s, skips tiny models
-    return place
+    return cache
 
 
 def _local_cache(chosen: str | None, folder: pathlib.Path | None) -> pathlib.Path | None:
     try:
-        place = local_path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise PermissionError(f'{place} is not writable')
+        cache = local_path(chosen) if chosen else folder or cache_folder() / 'xla' / _processor()
+        cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK):
+            raise PermissionError(f'{cache} is not writable')
     except (OSError, ValueError) as error:
         logging.getLogger(__name__).warning('no compilation cache: %s', error)
         return None
-    return place
+    return cache
 
 
 def _processor() -> str:

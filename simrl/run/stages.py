@@ -271,8 +271,8 @@ def files_read(workdir: pathlib.Path, stage: Stage) -> list[str]:
 
 def _name_in(workdir: pathlib.Path, path: pathlib.Path) -> str | None:
     """The name of a path in the run directory, in which folders may be links to other places; None: it is elsewhere."""
-    for place in (os.path.abspath, os.path.realpath):
-        root, found = pathlib.Path(place(workdir)), pathlib.Path(place(path))
+    for absolute in (os.path.abspath, os.path.realpath):
+        root, found = pathlib.Path(absolute(workdir)), pathlib.Path(absolute(path))
         if found.is_relative_to(root):
             return found.relative_to(root).as_posix()
     return None

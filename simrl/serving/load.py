@@ -221,8 +221,8 @@ def with_persona(agent: Agent, example: Example, text: str) -> Example:
     if not isinstance(agent, ModelAgent):
         raise ValueError('persona: expected a model as the simulator, found one that is told nothing')
     if agent.system is not None:
-        told = [agent.system(dataclasses.replace(example, opening='.', intent=intent)) for intent in ('a', 'b')]
-        if told[0] != told[1]:
+        texts = [agent.system(dataclasses.replace(example, opening='.', intent=intent)) for intent in ('a', 'b')]
+        if texts[0] != texts[1]:
             return dataclasses.replace(example, opening=None, intent=text)
     return dataclasses.replace(example, opening=text)
 
@@ -237,7 +237,7 @@ def with_system(agent: Agent, chat: Chat, text: str) -> ModelAgent:
         raise ValueError('system: expected a model, found an agent off the device')
     chat.system_prefix(text)
     policy = agent.policy
-    told = model_agent(
+    with_text = model_agent(
         chat,
         policy.spec.config,
         policy.params,
@@ -249,9 +249,9 @@ def with_system(agent: Agent, chat: Chat, text: str) -> ModelAgent:
         system=lambda example: text,
         stop_text=agent.stop_text,
     )
-    headers = {name: getattr(told.policy.spec, name) for name in ('own_first_header', 'partner_first_header')}
+    headers = {name: getattr(with_text.policy.spec, name) for name in ('own_first_header', 'partner_first_header')}
     return dataclasses.replace(
-        told, policy=dataclasses.replace(policy, spec=dataclasses.replace(policy.spec, **headers))
+        with_text, policy=dataclasses.replace(policy, spec=dataclasses.replace(policy.spec, **headers))
     )
 
 

@@ -180,10 +180,10 @@ def plot(folder: pathlib.Path, rows: Sequence[Row]) -> None:
         middle = [ratio[0] for _, ratio in compared if ratio]
         below = [ratio[0] - min(ratio) for _, ratio in compared if ratio]
         above = [max(ratio) - ratio[0] for _, ratio in compared if ratio]
-        places = range(len(compared))
-        axes.barh(places, middle, xerr=[below, above], color='#4878a8', capsize=3)
+        positions = range(len(compared))
+        axes.barh(positions, middle, xerr=[below, above], color='#4878a8', capsize=3)
         axes.axvline(1, color='black', linewidth=0.8)
-        axes.set_yticks(places, names, fontsize=7)
+        axes.set_yticks(positions, names, fontsize=7)
         axes.invert_yaxis()
         axes.set_xlabel('times as fast as the peer (median; whiskers: all pairs)')
         figure.savefig(folder / 'ratios.png', dpi=150)

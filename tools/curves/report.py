@@ -69,8 +69,8 @@ def write(folder: pathlib.Path, environment: Mapping[str, Any], curves: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     plain = {'environment': dict(environment), 'curves': [dataclasses.asdict(curve) for curve in curves]}
     (folder / 'curves.json').write_text(json.dumps(plain, indent=1) + '\n', encoding='utf-8')
-    told = ', '.join(f'{name} {value}' for name, value in environment.items())
-    parts = [f'{told}. Medians over repeats, in brackets the least and the largest.']
+    facts = ', '.join(f'{name} {value}' for name, value in environment.items())
+    parts = [f'{facts}. Medians over repeats, in brackets the least and the largest.']
     for curve in curves:
         parts.append(f'## {curve.title}\n\n{curve.y}.\n\n{table(curve)}\n\n![{curve.title}]({curve.name}.png)')
         figure(curve).savefig(folder / f'{curve.name}.png', dpi=120)

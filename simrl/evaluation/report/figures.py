@@ -54,9 +54,9 @@ def looks_of(experiment: ExperimentResult) -> dict[str, Look]:
     """The look of every arm, every assistant and every measure, by name."""
     looks = {INITIAL: Look(INITIAL_COLOUR, 'X', 'solid')}
     looks |= {measure: Look(PEOPLE_COLOUR, 'P', 'solid') for measure in experiment.measures}
-    for place, arm in enumerate(experiment.arms):
-        line = LINES[place // len(COLOURS) % len(LINES)]
-        looks[arm] = Look(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], line)
+    for position, arm in enumerate(experiment.arms):
+        line = LINES[position // len(COLOURS) % len(LINES)]
+        looks[arm] = Look(COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)], line)
         looks |= dict.fromkeys(experiment.assistants_of(arm), looks[arm])
     return looks
 
@@ -80,16 +80,16 @@ def win_rates(rows: Sequence[Row], score: str, looks: Mapping[str, Look]) -> lis
     strict = any(row.strict_win_rate for row in arms)
     with _style():
         wins_figure, wins = _panel(1.2 + 0.5 * len(rows), 'Win rate against the initial assistant')
-        for place, row in enumerate(arms):
-            _interval(wins, row.win_rate, place - 0.13 * strict, looks[row.name], filled=True)
-            _interval(wins, row.strict_win_rate, place + 0.2, looks[row.name], filled=False)
+        for position, row in enumerate(arms):
+            _interval(wins, row.win_rate, position - 0.13 * strict, looks[row.name], filled=True)
+            _interval(wins, row.strict_win_rate, position + 0.2, looks[row.name], filled=False)
         wins.axvline(0.5, color=INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
         _rows(wins, [row.name for row in arms])
         if strict:
             wins.set_xlabel('filled: preferred; hollow: higher score, ties ½')
         scores_figure, scores = _panel(1.2 + 0.5 * len(rows), f'Mean {score}')
-        for place, row in enumerate(rows):
-            _interval(scores, row.score, place, looks[row.name], filled=True)
+        for position, row in enumerate(rows):
+            _interval(scores, row.score, position, looks[row.name], filled=True)
         scores.axvline(initial.score.mean, color=INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
         _rows(scores, [row.name for row in rows])
     said = '; '.join(f'{row.name} {number(row.win_rate.mean)}' for row in arms if row.win_rate)
@@ -167,7 +167,7 @@ def by_arm(experiment: ExperimentResult, result: MatrixResult) -> tuple[list[str
     groups = {INITIAL: [INITIAL]} | {arm: experiment.assistants_of(arm) for arm in experiment.arms}
     groups = {arm: names for arm, names in groups.items() if names}
     columns = [[result.assistants.index(name) for name in names] for names in groups.values()]
-    return list(groups), np.array([means[:, places].mean(1) for places in columns])
+    return list(groups), np.array([means[:, own].mean(1) for own in columns])
 
 
 def svg(drawing: Drawing, name: str) -> str:
@@ -215,14 +215,14 @@ def _panel(height: float, title: str, *, width: float = WIDTH) -> tuple[Figure, 
     return figure, axis
 
 
-def _interval(axis: Axes, estimate: Interval | None, place: float, look: Look, *, filled: bool) -> None:
+def _interval(axis: Axes, estimate: Interval | None, position: float, look: Look, *, filled: bool) -> None:
     if estimate is None:
         return
     if estimate.low is not None and estimate.high is not None:
-        axis.plot([estimate.low, estimate.high], [place, place], color=look.colour, linewidth=2 if filled else 1)
+        axis.plot([estimate.low, estimate.high], [position, position], color=look.colour, linewidth=2 if filled else 1)
     face = look.colour if filled else 'white'
     style: dict[str, Any] = {'marker': look.marker, 'markersize': 7, 'color': look.colour, 'markerfacecolor': face}
-    axis.plot([estimate.mean], [place], zorder=3, **style)
+    axis.plot([estimate.mean], [position], zorder=3, **style)
 
 
 def _rows(axis: Axes, labels: Sequence[str]) -> None:

@@ -31,9 +31,9 @@ def write_report(results: Results, workdir: pathlib.Path) -> pathlib.Path:
 def figure_pngs(results: Results) -> dict[str, bytes]:
     """The report's figures as PNG files by name."""
     return {
-        name if len(drawings) == 1 else f'{name}_{place}': figures.png(drawing)
+        name if len(drawings) == 1 else f'{name}_{number}': figures.png(drawing)
         for name, drawings in figures.drawings_of(results).items()
-        for place, drawing in enumerate(drawings)
+        for number, drawing in enumerate(drawings)
     }
 
 

@@ -278,7 +278,7 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
     for name, examples in results.conversations.measures.items():
         words = results.measures[name].words
         shown = []
-        for place, example in enumerate(examples):
+        for position, example in enumerate(examples):
             traits = ', '.join(f'{trait.replace("_", " ")} {value:.2f}' for trait, value in example.traits.items())
             talks = [
                 page.talk(
@@ -297,7 +297,7 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
             ]
             about = page.paragraph(f'Traits: {traits}.', 'note') if traits else ''
             title = f'{example.example}: {example.intent}' if example.intent else example.example
-            shown.append(page.details(title, about, page.side_by_side(talks), opened=place == 0))
+            shown.append(page.details(title, about, page.side_by_side(talks), opened=position == 0))
         if shown:
             note = 'The example and the seed are the same in every column; messages are verbatim.'
             parts.append(
@@ -326,8 +326,8 @@ def _timings(results: Results) -> list[str]:
 
 def _drawn(name: str, drawings: Mapping[str, Sequence[Drawing]]) -> str:
     return page.panels(
-        (figures.svg(drawing, f'{name}-{place}'), drawing.text, drawing.figure.get_figwidth() * 96)  # CSS pixels
-        for place, drawing in enumerate(drawings[name])
+        (figures.svg(drawing, f'{name}-{position}'), drawing.text, drawing.figure.get_figwidth() * 96)  # CSS pixels
+        for position, drawing in enumerate(drawings[name])
     )
 
 

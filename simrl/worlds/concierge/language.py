@@ -123,8 +123,8 @@ def _draw_typos() -> dict[str, tuple[str, ...]]:
     for word in VALUE_OF:
         found: list[str] = []
         for change in rng.sample((_swap, _drop, _double), 3):
-            places = range(1, len(word) - (change is _swap))
-            typo = next(t for at in rng.sample(places, len(places)) if (t := change(word, at)) not in taken)
+            positions = range(1, len(word) - (change is _swap))
+            typo = next(t for at in rng.sample(positions, len(positions)) if (t := change(word, at)) not in taken)
             taken.add(typo)
             found.append(typo)
         typos[word] = tuple(found)

@@ -72,10 +72,10 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Mind:
-    """State of a person: patience left, numbers of the attributes told, number of messages said."""
+    """State of a person: patience left, numbers of the attributes disclosed, number of messages said."""
 
     patience: float
-    told: frozenset[int]
+    disclosed: frozenset[int]
     said: int
 
 
@@ -96,15 +96,15 @@ def speak(person: Person, heard: Sequence[str], seed: int) -> Said:
 def open_talk(person: Person, seed: int) -> tuple[Mind, Said]:
     """Returns the opening and the person's state after it."""
     rng, traits = _draws(person, seed, 0), person.traits
-    told: list[int]
+    disclosed: list[int]
     greeting = (rng.choice(language.GREETINGS),) if rng.random() < traits.polite else ()
     if rng.random() < traits.vague:
-        told, text = [], rng.choice(language.VAGUE_OPENINGS)
+        disclosed, text = [], rng.choice(language.VAGUE_OPENINGS)
     else:
-        told = _disclosed(traits, person.intent.cared, rng)
-        text = _told(person, told, rng)
+        disclosed = _disclosed(traits, person.intent.cared, rng)
+        text = _statement(person, disclosed, rng)
     text = ', '.join((*greeting, text))
-    return Mind(traits.patience, frozenset(told), 1), Said(_finished(traits, text, rng))
+    return Mind(traits.patience, frozenset(disclosed), 1), Said(_finished(traits, text, rng))
 
 
 def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said]:
@@ -113,32 +113,32 @@ def answer(person: Person, mind: Mind, text: str, seed: int) -> tuple[Mind, Said
     act = language.read_assistant(text)
     wrong = [number for number in intent.cared if act.values[number] != intent.values[number]]
     patience = mind.patience
-    told: list[int]
+    disclosed: list[int]
     if act.kind == 'propose' and _accepts(traits, len(wrong), len(intent.cared), rng):
-        told, said = [], Said(rng.choice(language.ACCEPTANCES), 'accepted')
+        disclosed, said = [], Said(rng.choice(language.ACCEPTANCES), 'accepted')
     else:
-        patience = round(patience - cost(act, intent, mind.told), 9)  # rounded so that .8 - 4 x .2 is 0
+        patience = round(patience - cost(act, intent, mind.disclosed), 9)  # rounded so that .8 - 4 x .2 is 0
         if patience <= 0:
-            told, said = [], Said(language.LEAVE, 'left')
+            disclosed, said = [], Said(language.LEAVE, 'left')
         elif act.kind == 'propose':
-            told, said = _correct(person, act, wrong, rng)
+            disclosed, said = _correct(person, act, wrong, rng)
         elif act.kind == 'ask':
-            told, said = _answer_question(person, act, mind.told, rng)
+            disclosed, said = _answer_question(person, act, mind.disclosed, rng)
         else:
-            untold = [number for number in intent.cared if number not in mind.told]
-            told = _disclosed(traits, untold or intent.cared, rng)
-            said = Said(_finished(traits, _told(person, told, rng), rng))
-    return Mind(patience, mind.told | set(told), mind.said + 1), said
+            undisclosed = [number for number in intent.cared if number not in mind.disclosed]
+            disclosed = _disclosed(traits, undisclosed or intent.cared, rng)
+            said = Said(_finished(traits, _statement(person, disclosed, rng), rng))
+    return Mind(patience, mind.disclosed | set(disclosed), mind.said + 1), said
 
 
-def cost(act: Act, intent: Intent, told: frozenset[int]) -> float:
-    """Cost of an act, in patience, for a person who has told these attributes."""
+def cost(act: Act, intent: Intent, disclosed: frozenset[int]) -> float:
+    """Cost of an act, in patience, for a person who has disclosed these attributes."""
     if act.kind == 'propose':
         return 0.5 + 0.5 * sum(act.values[number] != intent.values[number] for number in intent.cared)
     if act.kind == 'ask':
-        return 1.0 if told.issuperset(act.asked) else 0.2
+        return 1.0 if disclosed.issuperset(act.asked) else 0.2
     if act.kind == 'open':
-        return 1.0 if told.issuperset(intent.cared) else 0.3
+        return 1.0 if disclosed.issuperset(intent.cared) else 0.3
     return 1.0
 
 
@@ -147,15 +147,15 @@ def _accepts(traits: Traits, num_wrong: int, num_cared: int, rng: random.Random)
 
 
 def _correct(person: Person, act: Act, wrong: Sequence[int], rng: random.Random) -> tuple[list[int], Said]:
-    """Returns the numbers of the attributes told, and the message."""
+    """Returns the numbers of the attributes disclosed, and the message."""
     traits = person.traits
     first = rng.choice(wrong)
     named = act.values[first]
     if named is not None and rng.random() < traits.denies:
         return [], Said(_finished(traits, f'no not {_spelled(traits, named, rng)}', rng))
-    told = [first] + [number for number in wrong if number != first and rng.random() < traits.corrects_more]
-    text = f'{rng.choice(language.CORRECTIONS)} {_listed(person, told, rng)}'
-    return told, Said(_finished(traits, text, rng))
+    disclosed = [first] + [number for number in wrong if number != first and rng.random() < traits.corrects_more]
+    text = f'{rng.choice(language.CORRECTIONS)} {_listed(person, disclosed, rng)}'
+    return disclosed, Said(_finished(traits, text, rng))
 
 
 def _answer_question(person: Person, act: Act, before: frozenset[int], rng: random.Random) -> tuple[list[int], Said]:
@@ -164,10 +164,10 @@ def _answer_question(person: Person, act: Act, before: frozenset[int], rng: rand
     if rng.random() < traits.beside:
         if not others:
             return [], Said(rng.choice(language.REMARKS))
-        told = [rng.choice(others)]
+        disclosed = [rng.choice(others)]
     else:
-        told = [*act.asked[:MOST_ANSWERED], *(number for number in others if rng.random() < traits.discloses)]
-    return told, Said(_finished(traits, _told(person, told, rng), rng))
+        disclosed = [*act.asked[:MOST_ANSWERED], *(number for number in others if rng.random() < traits.discloses)]
+    return disclosed, Said(_finished(traits, _statement(person, disclosed, rng), rng))
 
 
 def _draws(person: Person, seed: int, number: int) -> random.Random:
@@ -180,15 +180,15 @@ def _disclosed(traits: Traits, candidates: Sequence[int], rng: random.Random) ->
     return [first] + [number for number in candidates if number != first and rng.random() < traits.discloses]
 
 
-def _told(person: Person, told: Sequence[int], rng: random.Random) -> str:
+def _statement(person: Person, disclosed: Sequence[int], rng: random.Random) -> str:
     lead_in = f'{rng.choice(language.LEAD_INS)} ' if rng.random() < 0.5 else ''
-    return lead_in + _listed(person, told, rng)
+    return lead_in + _listed(person, disclosed, rng)
 
 
-def _listed(person: Person, told: Sequence[int], rng: random.Random) -> str:
+def _listed(person: Person, disclosed: Sequence[int], rng: random.Random) -> str:
     """Words the attributes in random order: 'thai and near station', 'any price'."""
     items: list[str] = []
-    for number in rng.sample(told, len(told)):
+    for number in rng.sample(disclosed, len(disclosed)):
         value, attribute = person.intent.values[number], ATTRIBUTES[number]
         item = f'{ANY} {attribute.name}' if value == ANY else _spelled(person.traits, value, rng)
         if attribute.lead and value != ANY and items and rng.random() < 0.5:

@@ -236,7 +236,7 @@ def test_a_wrong_value_is_denied_by_chance():
 def test_what_was_corrected_is_told_and_what_was_denied_is_not():
     told, _ = answer(someone(THREE), Mind(NEVER, frozenset(), 1), 'try thai near park for dinner', 0)
     denied, _ = answer(someone(THREE, denies=1), Mind(NEVER, frozenset(), 1), 'try thai near park for dinner', 0)
-    assert (told.told, denied.told) == ({2}, set())
+    assert (told.disclosed, denied.disclosed) == ({2}, set())
 
 
 def test_questions_are_answered():
@@ -252,7 +252,7 @@ def test_two_attributes_of_a_question_are_answered():
     answers = replies(someone(discloses=0), 'what time, area, food and price?')
     assert all(sorted(stated(s.text)) == [2, 3] for s in answers)
     mind, _ = answer(someone(discloses=0), Mind(NEVER, frozenset(), 1), 'what time, area, food and price?', 0)
-    assert mind.told == {2, 3}
+    assert mind.disclosed == {2, 3}
 
 
 def test_answers_are_beside_the_point_by_chance():
