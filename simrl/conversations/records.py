@@ -279,6 +279,8 @@ def _name(row: Mapping[str, Any], field: str) -> str:
 
 def _messages(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], int]:
     given = _field(row, field, expected='a list')
+    if isinstance(given, Mapping):
+        given = _transposed(given, field)
     if not isinstance(given, list) or not all(isinstance(message, Mapping) for message in given):
         raise RowError('wrong type', f'{field}: expected a list of objects, found {str(given)[:60]}')
     messages, stripped = [], 0
@@ -291,6 +293,15 @@ def _messages(row: Mapping[str, Any], field: str) -> tuple[tuple[Message, ...], 
         messages.append(Message(role=_field(message, 'role', where), content=content, truncated=truncated or cut > 0))
         stripped += changed
     return tuple(messages), stripped
+
+
+def _transposed(columns: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+    """Makes objects of an object of lists, in which `datasets` stores a list of objects."""
+    lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+    if len(set(map(len, lists.values()))) != 1:
+        expected = 'a list of objects, or an object of lists of one length'
+        raise RowError('wrong type', f'{field}: expected {expected}, found {str(columns)[:60]}')
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 _Record = TypeVar('_Record', Conversation, Preference)

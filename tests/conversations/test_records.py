@@ -320,14 +320,30 @@ def test_only_needed_columns_of_parquet_are_read(tmp_path):
         records.read_conversations(tmp_path / 'without.parquet')
     pyarrow.parquet.write_table(table.select(['expires']), tmp_path / 'others.parquet')
     assert records.read_conversations(tmp_path / 'others.parquet', on_bad_rows='drop') == ([], {'missing field': 1})
-    columns = {'role': [['user']], 'content': [['Hello']]}
-    struct = table.set_column(4, 'messages', pyarrow.StructArray.from_arrays(list(columns.values()), list(columns)))
-    pyarrow.parquet.write_table(struct, tmp_path / 'struct.parquet')
-    with pytest.raises(RowError, match=r"wrong type: messages: expected a list of objects, found {'role': "):
-        records.read_conversations(tmp_path / 'struct.parquet')
     pyarrow.parquet.write_table(table.set_column(0, 'id', OUT_OF_RANGE), tmp_path / 'id.parquet')
     with pytest.raises(ValueError, match=r'id\.parquet: .* after row 0: date value out of range'):
         records.read_conversations(tmp_path / 'id.parquet')
+
+
+def test_parquet_with_a_list_for_each_field_of_the_messages(tmp_path):
+    """`datasets` before version 4 makes such files of a list of objects."""
+    table = pyarrow.Table.from_pylist([ROW | {'messages': None}])
+
+    def write(**lists):
+        struct = pyarrow.StructArray.from_arrays([[values] for values in lists.values()], list(lists))
+        index = table.column_names.index('messages')
+        pyarrow.parquet.write_table(table.set_column(index, 'messages', struct), tmp_path / 'rows.parquet')
+
+    write(role=['user', 'assistant'], content=['Hello', 'Hi.'], truncated=[None, True])
+    (found,), _ = records.read_conversations(tmp_path / 'rows.parquet')
+    assert found.messages == (Message('user', 'Hello'), Message('assistant', 'Hi.', truncated=True))
+    write(role=['user', 'assistant'], content=['Hello'])
+    with pytest.raises(RowError, match=r"row 1: .* an object of lists of one length, found {'role': \['user', "):
+        records.read_conversations(tmp_path / 'rows.parquet')
+    write(role=['user'], content=['Hello'])
+    assert len(records.read_conversations(tmp_path / 'rows.parquet')[0]) == 1
+    with pytest.raises(RowError, match=r"expected a list of objects, or .*, found {'role': 'user'"):
+        records.parse_conversation(ROW | {'messages': USER})
 
 
 def test_parquet_is_read_in_batches(tmp_path, monkeypatch):
