@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from simrl.conversations.chat import TERMINAL_TEXT
+from simrl.conversations.huggingface_tokenizer import with_terminal
 from simrl.experiments.outputs import PARAMS_FOLDER, load_params
 from simrl.experiments.pretrained import HELD_OUT_STAGE, REWARD_STAGE, PretrainedScene, sft_stage
 from simrl.main import USER_ERRORS
@@ -57,15 +57,12 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     heads = ('reward_head',) if name in (REWARD_STAGE, HELD_OUT_STAGE) else ()
     mesh = scene.compute.mesh.make()
     params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)
-    model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
-    found = model.tokenizer.convert_tokens_to_ids(TERMINAL_TEXT)
-    if found != model.chat.terminal:  # a vocabulary with holes may give an id that another token has
-        raise ValueError(f'{stage}: expected {TERMINAL_TEXT} as token {model.chat.terminal}, found it as {found}')
+    tokenizer = with_terminal(model.tokenizer, model.chat.terminal)
     role = scene.settings.user_sft.role if name in arms else 'assistant'
     export(
         params,
         model.config,
-        model.tokenizer,
+        tokenizer,
         output,
         dtype=dtype,
         generation_config=generation_config_of(model.settings.source, model.settings.revision),

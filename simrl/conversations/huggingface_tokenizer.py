@@ -32,14 +32,15 @@ class HuggingFaceTokenizer:
             template_ids: ids that the template writes; added tokens among them are treated as special.
 
         Raises:
-            ValueError: a slow tokenizer, or one with the terminal token before the end of its vocabulary.
+            ValueError: a slow tokenizer, one with an id of two tokens, or with the terminal token before the end of its
+                vocabulary.
         """
         backend = getattr(tokenizer, 'backend_tokenizer', None)
         if backend is None:
             raise ValueError(f'{name_of(tokenizer)}: expected a fast tokenizer, found {type(tokenizer).__name__}')
         state = json.loads(backend.to_str())
         state |= {'post_processor': None, 'truncation': None, 'padding': None}
-        ids = set(tokenizer.get_vocab().values())
+        ids = _checked_ids(tokenizer)
         self.size = max(ids) + 1
         self.added: dict[int, Any] = dict(tokenizer.added_tokens_decoder)
         terminal = terminal_id(tokenizer)
@@ -160,6 +161,37 @@ def terminal_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
     """The id of the terminal token in a vocabulary that has it, as that of an exported model; None otherwise."""
     found: int | None = tokenizer.get_added_vocab().get(TERMINAL_TEXT)
     return found
+
+
+def with_terminal(
+    tokenizer: transformers.PreTrainedTokenizerBase, terminal: int
+) -> transformers.PreTrainedTokenizerBase:
+    """A copy of a tokenizer whose vocabulary has the terminal token, for an exported model.
+
+    Raises:
+        ValueError: the tokenizer gives the terminal token another id than `terminal`. `tokenizers` counts tokens to
+            find a new id, which is another token's where the vocabulary has holes.
+    """
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    found = terminal_id(made)
+    if found != terminal:
+        holes = sorted(set(range(terminal)) - set(tokenizer.get_vocab().values()))
+        raise ValueError(
+            f'{name_of(tokenizer)}: expected {TERMINAL_TEXT} to become token {terminal}, found {found}, since the '
+            f'vocabulary has no tokens of the ids {holes[:8]}'
+        )
+    return made
+
+
+def _checked_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> set[int]:
+    """The ids of all tokens."""
+    tokens: dict[int, str] = {}
+    for token, i in tokenizer.get_vocab().items():
+        if i in tokens:
+            raise ValueError(f'{name_of(tokenizer)}: expected one token of id {i}, found {tokens[i]!r} and {token!r}')
+        tokens[i] = token
+    return set(tokens)
 
 
 def name_of(tokenizer: Any) -> str:

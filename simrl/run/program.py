@@ -53,10 +53,11 @@ def tolerate_encoding() -> None:
 
 
 class _Output(io.FileIO):
-    """A descriptor of a terminal, pipe or file, without closing it; see `run_program`."""
+    """The terminal, pipe or file of a stream, which stays open; see `run_program`."""
 
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, 'wb', closefd=False)
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.fileno(), 'wb', closefd=False)
+        self._stream = stream
 
     def write(self, data: Any) -> int:
         try:
@@ -78,7 +79,7 @@ def _until_gone(stream: TextIO) -> TextIO:
         return stream
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_Output(stream.fileno())),
+        io.BufferedWriter(_Output(stream)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

@@ -7,8 +7,11 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from simrl.conversations.chat import TERMINAL_TEXT
+from simrl.conversations.huggingface_tokenizer import terminal_id, with_terminal
 from simrl.conversations.records import Conversation, Message, RowError, write_conversations
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import sources
@@ -16,7 +19,7 @@ from simrl.experiments.sources import DataSettings, ModelSettings, model_files, 
 from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.models.files.huggingface_config import config_to_json
-from tests.tiny import CHATML_TOKENS, byte_tokenizer, tiny_config
+from tests.tiny import CHATML, CHATML_TOKENS, byte_tokenizer, tiny_config
 
 CONFIG = tiny_config(259, max_positions=64)
 
@@ -56,6 +59,32 @@ def test_an_exported_simulator_keeps_its_terminal_token(tmp_path):
     assert model.tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True) == 0  # as the export of its next stage does
     export(loaded, model.config, model.tokenizer, tmp_path / 'again')
     assert sources.open_model(ModelSettings(str(tmp_path / 'again'))).chat.terminal == 259
+
+
+def test_an_export_from_a_vocabulary_with_a_hole(tmp_path):
+    """tokenizers counts tokens to find a new id: that of the last one here, or with special tokens behind it a new one."""
+    tokens = {token: i for token, i in byte_tokenizer(without='Ĕ').get_vocab().items() if token not in CHATML_TOKENS}
+    model = tokenizers.models.BPE(
+        vocab={**tokens, 'ab': 259} | dict(zip(CHATML_TOKENS, (256, 257, 258), strict=True)), merges=[]
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = tokenizers.pre_tokenizers.ByteLevel(), tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(list(CHATML_TOKENS))
+    source = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    source.chat_template = CHATML
+    terminal = chat_from_huggingface(source).terminal
+    assert terminal == 260
+    for _ in range(2):  # the same whenever it is asked
+        with pytest.raises(ValueError, match=r'to become token 260, found 259, since .* no tokens of the ids \[\d+\]$'):
+            with_terminal(source, terminal)
+        assert terminal_id(source) is None
+    backend.add_special_tokens(['<extra>'])
+    source = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    source.chat_template = CHATML
+    with pytest.raises(ValueError, match="expected one token of id 259, found 'ab' and '<extra>'"):
+        chat_from_huggingface(source)
+    whole = with_terminal(byte_tokenizer(without='Ĕ'), 259)
+    assert chat_from_huggingface(whole).terminal == terminal_id(whole) == 259
 
 
 def test_a_new_terminal_token_starts_as_an_end_of_turn(tmp_path):

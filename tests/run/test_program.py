@@ -55,10 +55,11 @@ def terminal() -> tuple[int, int]:
 def begin(request, monkeypatch) -> Callable[[Callable[[], None]], None]:
     """Runs a program whose output's reader is gone after its first line."""
     output, reader = request.param()
-    monkeypatch.setattr(sys, 'stdout', os.fdopen(output, 'w'))
-    monkeypatch.setattr(sys, 'stderr', sys.stderr)
 
     def run(main: Callable[[], None]) -> None:
+        monkeypatch.setattr(sys, 'stdout', os.fdopen(output, 'w'))  # not before: pytest replaces it
+        monkeypatch.setattr(sys, 'stderr', sys.stderr)
+
         def until_gone() -> None:
             print('one', flush=True)
             assert os.read(reader, 9).split() == [b'one']
@@ -125,10 +126,10 @@ def test_a_child_that_fails_ends_its_program() -> None:
 
 @pytest.mark.usefixtures('default_signals')
 def test_a_child_saves_at_ctrl_c_and_is_killed_by_a_second_one(tmp_path: pathlib.Path) -> None:
-    saves = 'trap "touch saved; exit" TERM; kill -INT $PPID; while :; do sleep .05; done'
+    saves = 'trap "touch saved; exit" TERM; sleep .3; kill -INT $PPID; while :; do sleep .05; done'
     with pytest.raises(KeyboardInterrupt):
         program.run_child(['sh', '-c', f'cd {tmp_path}; {saves}'])
     assert (tmp_path / 'saved').exists()
-    hangs = 'trap "kill -INT $PPID" TERM; kill -INT $PPID; while :; do sleep .05; done'
+    hangs = 'trap "kill -INT $PPID" TERM; sleep .3; kill -INT $PPID; while :; do sleep .05; done'
     with pytest.raises(KeyboardInterrupt):
         program.run_child(['sh', '-c', hangs])
