@@ -62,7 +62,7 @@ def test_an_exported_simulator_keeps_its_terminal_token(tmp_path):
 
 
 def test_an_export_from_a_vocabulary_with_a_hole(tmp_path):
-    """tokenizers counts tokens to find a new id: that of the last one here, or with special tokens behind it a new one."""
+    """tokenizers counts tokens to find a new id, which here is that of the last one."""
     tokens = {token: i for token, i in byte_tokenizer(without='Ĕ').get_vocab().items() if token not in CHATML_TOKENS}
     model = tokenizers.models.BPE(
         vocab={**tokens, 'ab': 259} | dict(zip(CHATML_TOKENS, (256, 257, 258), strict=True)), merges=[]
