@@ -21,7 +21,7 @@ from typing import Any
 from simrl.conversations import choices, wildchat
 from simrl.run import config
 from simrl.run.config import ConfigError, local_path
-from simrl.run.runtime import tolerate_encoding
+from simrl.run.program import run_program
 from simrl.run.stage_files import WorkdirError
 
 SETTINGS = {'wildchat': wildchat.WildChatSettings, 'oasst1': choices.Oasst1Settings, 'hh-rlhf': choices.HHSettings}
@@ -89,5 +89,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)

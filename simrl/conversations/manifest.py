@@ -44,15 +44,15 @@ def check_data(path: pathlib.Path) -> None:
 
 
 def _compare(path: pathlib.Path, described: Any) -> None:
-    place = f'{path}: expected the file that {MANIFEST_FILE} beside it describes'
+    expected = f'{path}: expected the file that {MANIFEST_FILE} beside it describes'
     if not isinstance(described, Mapping) or not described.keys() >= {'size', 'sha256'}:
-        raise ValueError(f'{place}, found no size and sha256 in the manifest')
+        raise ValueError(f'{expected}, found no size and sha256 in the manifest')
     stat = path.stat()
     if stat.st_size != described['size']:
-        raise ValueError(f'{place}, of {described["size"]} bytes, found {stat.st_size} bytes')
+        raise ValueError(f'{expected}, of {described["size"]} bytes, found {stat.st_size} bytes')
     found = _known_hash(path, stat.st_size, stat.st_mtime_ns)
     if found != described['sha256']:
-        raise ValueError(f'{place}, with sha256 {described["sha256"]}, found {found}')
+        raise ValueError(f'{expected}, with sha256 {described["sha256"]}, found {found}')
 
 
 @functools.lru_cache(maxsize=64)
