@@ -187,7 +187,7 @@ def with_terminal(
 def _checked_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> set[int]:
     """The ids of all tokens."""
     tokens: dict[int, str] = {}
-    for token, i in tokenizer.get_vocab().items():
+    for token, i in sorted(tokenizer.get_vocab().items()):  # whose order differs between two calls
         if i in tokens:
             raise ValueError(f'{name_of(tokenizer)}: expected one token of id {i}, found {tokens[i]!r} and {token!r}')
         tokens[i] = token
