@@ -33,7 +33,8 @@ from simrl.rollouts.agents import ModelAgent
 from simrl.rollouts.completion import complete as complete_on_device
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import from_config_dict, local_path
-from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend, tolerate_encoding
+from simrl.run.program import run_program
+from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.load import load_assistant, resampled
 
 SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
@@ -139,5 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    tolerate_encoding()
-    main()
+    run_program(main)
