@@ -80,6 +80,7 @@ class _Worker:
     process: SpawnProcess
     messages: connection.Connection
     stage: str | None = None  # the one that it runs
+    began: bool = False  # it has sent a message
 
 
 def run_side_by_side(
@@ -238,6 +239,7 @@ def _watch(
         for worker in [worker for messages, worker in running.items() if messages in ready]:
             try:
                 message = worker.messages.recv()
+                worker.began = True
             except (EOFError, OSError):  # it ended; OSError: in the middle of a message
                 _check_exit(worker, workdir)
                 del running[worker.messages]
@@ -261,6 +263,10 @@ def _check_exit(worker: _Worker, workdir: pathlib.Path) -> None:
     if code:
         how = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
         when = f'while it ran {worker.stage}' if worker.stage else 'outside of a stage'
+        if not worker.began and code > 0:  # it imports the program that was started, which may be a script
+            when += (
+                ", before its first; a script that runs an experiment needs `if __name__ == '__main__':` around that"
+            )
         log = _log_file(workdir, worker.number)
         raise WorkerError(f'worker {worker.number} {how} {when}; see {log}. The same command resumes')
 

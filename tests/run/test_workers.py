@@ -16,6 +16,7 @@ import pytest
 from simrl.run import directory, stages, workers
 from simrl.run.config import ConfigError
 from simrl.run.stages import WorkdirError
+from simrl.run.workers import WorkerError
 from tests.run import worker_job
 from tests.run.worker_job import NAMES, PickyError, Settings
 
@@ -226,6 +227,17 @@ def test_changed_outputs_and_stages_to_select_and_rerun(tmp_path) -> None:
             worker_job.run(settings, workdir, 2)
         directory.open_workdir(workdir, {}, rerun=['last'])
     assert ran(rerun=('side/3',)) == ['side/3', 'last']
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path) -> None:
+    """Its workers import it as well, and Python lets none of them start workers of its own."""
+    worker = workers._Worker(0, mock.Mock(exitcode=1), mock.Mock())
+    hint = r"worker 0 exited with code 1 outside of a stage, before its first; a script .* `if __name__ == '__main__':`"
+    with pytest.raises(WorkerError, match=hint):
+        workers._check_exit(worker, tmp_path)
+    worker.began = True
+    with pytest.raises(WorkerError, match='worker 0 exited with code 1 outside of a stage; see'):
+        workers._check_exit(worker, tmp_path)
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception for what its version does not know
-        raise ValueError(f'{folder}: expected the files of a tokenizer, found: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{folder}: expected the files of a tokenizer, found: {reason}') from error
 
 
 def resize_vocabulary(
