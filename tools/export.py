@@ -15,7 +15,8 @@ from pathlib import Path
 
 from simrl.conversations.huggingface_tokenizer import with_terminal
 from simrl.experiments.outputs import PARAMS_FOLDER, load_params
-from simrl.experiments.pretrained import HELD_OUT_STAGE, REWARD_STAGE, PretrainedScene, sft_stage
+from simrl.experiments.pretrained import PretrainedScene, sft_stage
+from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE
 from simrl.main import USER_ERRORS
 from simrl.models import sharding
 from simrl.models.files.export import export, read_generation_config

@@ -303,6 +303,9 @@ class ConciergeScene:
     def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
         return satisfaction(self.chat, examples)
 
+    def reward_identity(self) -> Mapping[str, Any]:
+        return {}
+
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
         return {}
 

@@ -121,6 +121,7 @@ def _train(scene: Scene, arm: str, seed: int) -> Stage:
     identity = {
         **scene.simulator_identity(arm),
         **scene.examples_identity('train'),
+        **scene.reward_identity(),
         'rl': settings.rl,
         'seed': seed,
     }
@@ -171,6 +172,7 @@ def _meet(scene: Scene, assistant: str, simulator: str, arm: str, seed: int) -> 
         {
             **scene.simulator_identity(arm),
             **scene.examples_identity('test'),
+            **scene.reward_identity(),
             'conversations': settings.matrix,
             'seed': settings.seed,
         },

@@ -4,46 +4,42 @@
 2. reward_model/train and reward_model/held_out: two reward models are trained on disjoint choices of people.
 3. reward_model/scale: the initial assistant's replies give the reward its zero and unit.
 4. All assistants answer the same held-out openings; the held-out reward model compares them with the initial one.
+
+A judge may take the place of either reward model (`config.reward.by`, `config.held_out.by`), which is then not trained.
 """
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import ROLE_CODES, Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
-from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources
 from simrl.experiments.fitting import RewardModelSettings
-from simrl.experiments.outputs import load_params, read_result, save_result
+from simrl.experiments.outputs import load_params, save_result
 from simrl.experiments.pretrained_agents import assistant_agent, simulator_agent, usual_agents
+from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, SCALE_STAGE, PretrainedRewards
 from simrl.experiments.pretrained_settings import PretrainedSettings
-from simrl.experiments.replies import ScoredReplies, outcome_columns, scored_replies
+from simrl.experiments.replies import ScoreConversations, ScoredReplies, outcome_columns, scored_replies
 from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, ModelSettings, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import Score
 from simrl.rl.train import check_trained
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
-from simrl.rollouts.collect import ConversationError
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
-
-REWARD_STAGE, HELD_OUT_STAGE, SCALE_STAGE = 'reward_model/train', 'reward_model/held_out', 'reward_model/scale'
-HELD_OUT_REWARD_MODEL = 'held_out_reward_model'
 
 
 class PretrainedScene:
@@ -53,14 +49,18 @@ class PretrainedScene:
     reward_name = 'reward'
     people_measure: str | None = None
     rates: Mapping[str, tuple[str, str]] = {}
-    caution = (
-        'A reward model stands for people here: what it prefers is not what people prefer. A small one that compares '
-        'few replies of a small model checks the pipeline and is no evidence about simulators.'
-    )
 
     def __init__(self, settings: PretrainedSettings, workdir: pathlib.Path) -> None:
         self.settings = settings
         self.workdir = workdir
+
+    @property
+    def caution(self) -> str:
+        return self.rewards.caution()
+
+    @functools.cached_property
+    def rewards(self) -> PretrainedRewards:
+        return PretrainedRewards(self.settings, self.workdir, self.model)
 
     @property
     def limits(self) -> Limits:
@@ -119,10 +119,7 @@ class PretrainedScene:
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def check(self) -> None:
         self._check_without_preferences()
-        for field in ('reward_model', 'held_out_reward_model'):
-            checks.check_reward_model(
-                f'config.{field}', getattr(self.settings, field), self.model, self.preferences, self.compute
-            )
+        self.rewards.check([*self._openings('train'), *self._openings('test')], lambda: self.preferences)
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def _check_without_preferences(self) -> None:
@@ -150,7 +147,8 @@ class PretrainedScene:
 
     def model_configs(self) -> Mapping[str, TransformerConfig]:
         own = {arm: self.simulator_model(arm) for arm, settings in self.settings.arms.items() if settings.model}
-        return {'assistant': self.model.config, **{f'simulator {arm}': model.config for arm, model in own.items()}}
+        simulators = {f'simulator {arm}': model.config for arm, model in own.items()}
+        return {'assistant': self.model.config, **simulators, **self.rewards.model_configs()}
 
     def _check_arm(self, arm: str) -> None:
         """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
@@ -215,11 +213,14 @@ class PretrainedScene:
 
     def setup(self) -> list[Stage]:
         s = self.settings
+        reward_models = {
+            'reward': self._reward_model(REWARD_STAGE, s.reward_model),
+            'held_out': self._reward_model(HELD_OUT_STAGE, s.held_out_reward_model),
+        }
         return [
             *(self._fine_tune(arm) for arm, own in s.arms.items() if own.simulator == 'fine_tuned'),
-            self._reward_model(REWARD_STAGE, s.reward_model),
-            self._reward_model(HELD_OUT_STAGE, s.held_out_reward_model),
-            self._scale(),
+            *(reward_models[use] for use in self.rewards.uses()),
+            *([self._scale()] if s.reward.by == 'reward_model' else []),
         ]
 
     def _fine_tune(self, arm: str) -> Stage:
@@ -256,7 +257,8 @@ class PretrainedScene:
         """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
         settings = self.settings.scale
         examples = subsample(self._openings('train'), settings.openings, settings.seed)
-        batches = self._scored_replies(self.assistant(None), examples, REWARD_STAGE, settings.batch_size, settings.seed)
+        score = self.rewards.score_replies(REWARD_STAGE)
+        batches = self._scored_replies(self.assistant(None), examples, score, settings.batch_size, settings.seed)
         scores = np.concatenate([score for _, _, score in batches])
         spread = float(np.std(scores, ddof=1))
         if not 0 < spread < np.inf:
@@ -342,72 +344,49 @@ class PretrainedScene:
         order = np.random.default_rng(settings.seed).permutation(len(openings))[: settings.people]
         return [openings[i] for i in (order if numbers is None else order[numbers.start : numbers.stop])]
 
-    def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
-        """The mean over a conversation's replies of the reward model's standardised scores."""
-        algorithm = self.settings.rl.algorithm
-        return self._reward(algorithm.minibatches * algorithm.microbatches)
+    def reward(self, examples: Sequence[Example]) -> Score:
+        return self.rewards.reward()
 
-    def _reward(self, num_microbatches: int) -> Callable[[Trajectories], Rewards]:
-        params, measured = self._reward_params(REWARD_STAGE), read_result(self.workdir / SCALE_STAGE)
-        scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
-
-        def score(batch: Trajectories) -> Rewards:
-            scores = score_conversations(
-                params,
-                batch,
-                config=self.model.config,
-                execution=self.compute.training,
-                frame=frame_of(self.chat),
-                later_tokens=max(self.limits.assistant_tokens, self.limits.user_tokens),
-                num_microbatches=num_microbatches,
-            )
-            return conversation_rewards(*scores, scale)
-
-        return score
+    def reward_identity(self) -> Mapping[str, Any]:
+        return self.rewards.reward_identity()
 
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
-        return {'reward_model': self.workdir / REWARD_STAGE, 'scale': self.workdir / SCALE_STAGE}
+        return self.rewards.reward_inputs()
 
     def outcomes(
         self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
         with jax.set_mesh(self.compute.mesh.make()):
-            rewards = placement.to_host(self._evaluation_reward(batch))
-        for example, judged in zip(examples, rewards.valid, strict=False):
-            if not judged:
-                raise ConversationError(
-                    f'example {example.id}: expected a reply to score, found a conversation without one'
-                )
-        return outcome_columns(examples, rows, rewards.value), {}
-
-    @functools.cached_property
-    def _evaluation_reward(self) -> Callable[[Trajectories], Rewards]:
-        return self._reward(num_microbatches=1)
+            return outcome_columns(examples, rows, self.rewards.score_conversations(batch, examples)), {}
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{'role': m['role'], 'content': m['content']} for m in row['messages']]
         return {'example': example.id, 'intent': example.intent, 'traits': {}, 'messages': messages}
 
     def _measure_replies(self, assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:
-        """`result.json` of the held-out reward model's scores of single replies."""
+        """`result.json` of the held-out scores of single replies."""
         settings = self.settings.evaluation
         columns: dict[str, list[Any]] = {}
         talks = []
-        for chosen, batch, score in self._scored_replies(
-            assistant, examples, HELD_OUT_STAGE, settings.batch_size, settings.seed
+        for chosen, batch, scores in self._scored_replies(
+            assistant, examples, self.rewards.score_held_out(), settings.batch_size, settings.seed
         ):
             rows = transcripts(placement.to_host(batch), self.chat.decode)[: len(chosen)]
-            for name, values in outcome_columns(chosen, rows, score).items():
+            for name, values in outcome_columns(chosen, rows, scores).items():
                 columns.setdefault(name, []).extend(values)
             talks += [self.shown(*pair) for pair in zip(chosen, rows, strict=True)]
         return {'outcomes': columns, 'statistics': {}, 'shown': talks[:shown]}
 
     def _scored_replies(
-        self, assistant: ModelAgent, examples: Sequence[Example], stage: str, batch_size: int, seed: int
+        self,
+        assistant: ModelAgent,
+        examples: Sequence[Example],
+        score: ScoreConversations,
+        batch_size: int,
+        seed: int,
     ) -> Iterator[ScoredReplies]:
-        params = self._reward_params(stage)
         return scored_replies(
-            params, assistant, examples, self.model, self.limits, self.compute, batch_size=batch_size, seed=seed
+            score, assistant, examples, self.model, self.limits, self.compute, batch_size=batch_size, seed=seed
         )
 
     def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
@@ -438,27 +417,17 @@ class PretrainedScene:
         return {}
 
     def measures(self) -> Mapping[str, Measure]:
-        conversation, held_out = self.settings.conversation, self.workdir / HELD_OUT_STAGE
+        name, identity, inputs, words = self.rewards.held_out_measure()
+        sampling = self.settings.conversation.assistant
         return {
-            HELD_OUT_REWARD_MODEL: Measure(
+            name: Measure(
                 run=self._measure_replies,
-                identity={'limits': self.limits, 'assistant_sampling': conversation.assistant},
-                inputs={'held_out_reward_model': held_out},
+                identity={'limits': self.limits, 'assistant_sampling': sampling, **identity},
+                inputs=inputs,
                 prefer=prefer_higher,
-                words=MeasureWords(
-                    title='Held-out reward model on replies to held-out openings',
-                    score='score',
-                    unit='openings',
-                    about='The score is that of a reward model trained on other choices of people than the one that '
-                    'gave the reward. Win rate: the share of openings where it scores the reply higher than the '
-                    'initial assistant’s, ties count ½. A small reward model checks the pipeline and is no evidence '
-                    'about simulators.',
-                ),
+                words=words,
             )
         }
-
-    def _reward_params(self, stage: str) -> Params:
-        return load_params(self.workdir / stage, self.model.config, self.compute.mesh.make(), heads=('reward_head',))
 
 
 def sft_stage(arm: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings
+from simrl.experiments.judges import JudgeSettings, RewardSettings
 from simrl.experiments.scene import is_own
 from simrl.experiments.settings import MAX_SEED, ExperimentSettings
 from simrl.experiments.sources import DataSettings, ModelSettings
@@ -62,11 +63,14 @@ class PretrainedSettings(ExperimentSettings):
     model: ModelSettings
     data: DataSettings
     user_sft: UserSFTSettings
-    reward_model: RewardModelSettings  # gives the reward
-    held_out_reward_model: RewardModelSettings  # compares the assistants; it reads the other half of people's choices
+    reward: RewardSettings = RewardSettings()  # the same for every arm
+    held_out: JudgeSettings = JudgeSettings(rubric='outside')  # compares the assistants
+    reward_model: RewardModelSettings  # gives the reward, with reward.by reward_model
+    # Compares the assistants, with held_out.by reward_model; it reads the other half of people's choices.
+    held_out_reward_model: RewardModelSettings
     conversation: ConversationSettings
     arms: dict[str, PretrainedSimulator]
-    scale: ReplySettings  # replies that give the reward its zero and unit
+    scale: ReplySettings  # replies that give the reward of a reward model its zero and unit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +90,12 @@ class PretrainedSettings(ExperimentSettings):
                     self.role_play(arm)
                 except ValueError as error:
                     raise ValueError(f'{where}.instructions: {error}') from error
+        judges = (self.reward, self.held_out)
+        if all(judge.by != 'reward_model' for judge in judges) and self.reward.rubric == self.held_out.rubric:
+            raise ValueError(
+                'PretrainedSettings.held_out.rubric: expected another rubric than that of the reward, '
+                f'found {self.held_out.rubric!r} for both'
+            )
         halves = self.reward_model.half, self.held_out_reward_model.half
         if 'both' in halves or halves[0] == halves[1]:
             raise ValueError(

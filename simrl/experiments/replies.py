@@ -1,7 +1,7 @@
-"""Single replies of an assistant to openings, with a reward model's scores of them."""
+"""Single replies of an assistant to openings, with scores of them by a reward model or a judge."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,57 @@ from simrl.experiments.sources import Model
 from simrl.models import placement
 from simrl.models.transformer import Params
 from simrl.rewards.reward_model import frame_of, score_conversations
+from simrl.rewards.rewards import CAUSES, Judging
 from simrl.rollouts.agents import Limits, ModelAgent, opening_only
-from simrl.rollouts.collect import collect_batches
+from simrl.rollouts.collect import ConversationError, collect_batches
 from simrl.rollouts.trajectories import Trajectories
 
 REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversations: no training run draws these numbers
 ScoredReplies = tuple[Sequence[Example], Trajectories, np.ndarray]
 
 
+# (conversations, their examples) -> float32, a score for each example; rows past the examples fill up a batch
+ScoreConversations = Callable[[Trajectories, Sequence[Example]], np.ndarray]
+
+
+def by_reward_model(params: Params, model: Model, limits: Limits, compute: Compute) -> ScoreConversations:
+    """A reward model's scores of each conversation's first reply.
+
+    Args:
+        params: `{'decoder', 'reward_head'}`.
+    """
+
+    def score(batch: Trajectories, _: Sequence[Example]) -> np.ndarray:
+        scores, _valid = score_conversations(
+            params,
+            batch,
+            config=model.config,
+            execution=compute.training,
+            frame=frame_of(model.chat),
+            later_tokens=limits.assistant_tokens,
+        )
+        found: np.ndarray = placement.to_host(scores)[:, 0]
+        return found
+
+    return score
+
+
+def by_judge(judging: Judging) -> ScoreConversations:
+    """A judge's verdicts. A conversation without one is a `ConversationError`."""
+
+    def score(batch: Trajectories, examples: Sequence[Example]) -> np.ndarray:
+        rewards, reasons = judging.start(batch, examples)()
+        for row, example in enumerate(examples):
+            if not rewards.valid[row]:
+                reason = reasons.get(row) or CAUSES[int(rewards.cause[row])]
+                raise ConversationError(f'example {example.id}: expected a verdict of the judge, found none: {reason}')
+        return np.asarray(rewards.value)
+
+    return score
+
+
 def scored_replies(
-    reward_params: Params,
+    score: ScoreConversations,
     assistant: ModelAgent,
     examples: Sequence[Example],
     model: Model,
@@ -51,15 +92,8 @@ def scored_replies(
     )
     for chosen, batch in batches:
         with jax.set_mesh(mesh):
-            scores, _ = score_conversations(
-                reward_params,
-                batch,
-                config=model.config,
-                execution=compute.training,
-                frame=frame_of(model.chat),
-                later_tokens=limits.assistant_tokens,
-            )
-        yield chosen, batch, placement.to_host(scores)[: len(chosen), 0]
+            scores = score(batch, chosen)
+        yield chosen, batch, scores[: len(chosen)]
 
 
 def outcome_columns(

@@ -21,7 +21,7 @@ from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import Prefer
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import Score
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError
@@ -69,7 +69,9 @@ class Scene(Protocol):
     reward_name: str
     people_measure: str | None
     rates: Mapping[str, tuple[str, str]]
-    caution: str
+
+    @property
+    def caution(self) -> str: ...
 
     @property
     def settings(self) -> ExperimentSettings: ...
@@ -140,8 +142,11 @@ class Scene(Protocol):
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         """Inputs of `likelihood_rows`."""
 
-    def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
+    def reward(self, examples: Sequence[Example]) -> Score:
         """The reward of every arm; it sees messages and no prompt of the simulator."""
+
+    def reward_identity(self) -> Mapping[str, Any]:
+        """Settings and prompts that `reward` and `outcomes` depend on, beside their inputs."""
 
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
         """Inputs of `reward` and `outcomes`."""

@@ -7,7 +7,8 @@ conversation scores every reply in it:
 1. `assemble` writes the messages into rows as an assistant sees them: never with the simulator's prompt, and without a
    message that ended the conversation, which no assistant saw.
 2. `reply_scores` reads the head at each reply's end-of-turn.
-3. `conversation_rewards` averages a conversation's replies, in units of the initial assistant's own replies.
+3. `conversation_rewards` averages a conversation's replies, in units of the initial assistant's own replies;
+   `turn_rewards` keeps them apart.
 """
 
 import dataclasses
@@ -165,6 +166,14 @@ def conversation_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale)
     value = jnp.where(judged, (mean - scale.mean) / scale.std, 0.0)
     cause = jnp.where(judged, 0, CAUSES.index(NO_REPLY))
     return Rewards(value=value, valid=judged, parts={'score': mean}, cause=cause.astype(jnp.int32))
+
+
+@jax.jit
+def turn_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewards:
+    """The standardised score of each reply, float32 `[B, replies]`; arguments as of `conversation_rewards`."""
+    value = jnp.where(valid, (score - scale.mean) / scale.std, 0.0)
+    cause = jnp.where(jnp.any(valid, axis=1), 0, CAUSES.index(NO_REPLY))
+    return Rewards(value=value, valid=valid, parts={'score': score}, cause=cause.astype(jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'num_microbatches'))

@@ -1,18 +1,25 @@
 """The reward of a conversation, and the one place where conversations without one are masked."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from simrl.conversations.records import Example
 from simrl.rollouts.state import EndReason
+from simrl.rollouts.trajectories import Trajectories
 
 NO_REPLY = 'the conversation holds no assistant message'
 FAILED = 'a failure ended the conversation'
 NOT_FINITE = 'the reward is not finite'
 INCOMPLETE = 'an assistant turn has no reward'
-CAUSES = ('', NO_REPLY, FAILED, NOT_FINITE, INCOMPLETE)  # indexed by `Rewards.cause`
+TOO_LONG = 'the conversation is too long for the judge'
+JUDGE_FAILED = 'a judge failed'
+TRUNCATED = 'a budget cut a message of the assistant'
+# Indexed by `Rewards.cause`.
+CAUSES = ('', NO_REPLY, FAILED, NOT_FINITE, INCOMPLETE, TOO_LONG, JUDGE_FAILED, TRUNCATED)
 
 
 @flax.struct.dataclass
@@ -30,6 +37,21 @@ class Rewards:
     valid: jax.Array
     parts: dict[str, jax.Array]
     cause: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """Judges off the step's programs, which score a piece of a batch while the next one is sampled.
+
+    Attributes:
+        start: (conversations, the example of each) -> a function that waits for their rewards, on the host, and for
+            the reasons of those without one by row, in the judge's words.
+    """
+
+    start: Callable[[Trajectories, Sequence[Example]], Callable[[], tuple[Rewards, Mapping[int, str]]]]
+
+
+Score = Callable[[Trajectories], Rewards] | Judging
 
 
 def mask_invalid(rewards: Rewards, end_reason: jax.Array) -> Rewards:

@@ -3,7 +3,8 @@
 One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both agents converse (`collect`).
-3. The conversations are scored by a function of the caller's; those without a reward that can be used are masked.
+3. The conversations are scored by a function or a judge of the caller's; those without a reward that can be used are
+   masked. A judge reads one piece of the conversations while the next is sampled (`rows_in_flight`).
 4. Rewards become advantages (`prepare`), then the update (`update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
@@ -13,7 +14,8 @@ see the same examples in the same order and draw the same uniform numbers.
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -26,9 +28,10 @@ from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params
-from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, mask_invalid
+from simrl.rewards.rewards import CAUSES, NOT_FINITE, Judging, Rewards, Score, mask_invalid
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
+from simrl.rl.judged import JudgedPieces
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
@@ -116,7 +119,7 @@ def check_judged(rewards: Rewards, failures: Mapping[int, str], max_unjudged: fl
 
     Args:
         rewards: on the host.
-        failures: by row, the reason why an agent off the device failed.
+        failures: by row, the reason why an agent off the device failed, or a judge.
         max_unjudged: of `LoopSettings`.
     """
     unjudged = np.flatnonzero(~np.asarray(rewards.valid).reshape(len(rewards.valid), -1).any(axis=1)).tolist()
@@ -138,7 +141,7 @@ def train(
     *,
     chat: Chat,
     examples: Sequence[Example],
-    score: Callable[[Trajectories], Rewards],
+    score: Score,
     limits: Limits,
     settings: RLSettings,
     execution: Execution,
@@ -155,8 +158,8 @@ def train(
         user, assistant: the one that `settings.trained` names is on the device, with its initial params; the other one
             is frozen.
         examples: what conversations start from; their prompts must fit (`agents.fitting`).
-        score: conversations -> rewards; it sees messages and no prompt of the simulator. Conversations that a failure
-            ended are masked after it.
+        score: conversations -> rewards, or a judge; it sees messages and no prompt of the simulator. Conversations that
+            a failure ended are masked after it.
         execution: of the update; rollouts use that of each agent's spec.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
@@ -204,7 +207,11 @@ def train(
         own = for_sampling(trained.with_params(params), mesh)
         return (own, partner) if settings.role == USER else (partner, own)
 
+    since = time.monotonic()
+
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
+        nonlocal since
+        pieces = JudgedPieces(score) if isinstance(score, Judging) else None
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
         batch, failures = collect(
@@ -218,11 +225,26 @@ def train(
             mesh=mesh,
             samples=settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
+            on_piece=None if pieces is None else pieces.start,
         )
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
+        timed: dict[str, tuple[Any, Any]] = {}
+        unjudged: dict[int, str] = {}
+        if pieces is None:
+            assert not isinstance(score, Judging)
+            found = score(batch)
+        else:
+            found, unjudged = pieces.finish(mesh)
+            since, before = time.monotonic(), since
+            timed['time/waiting_for_judge'] = (
+                pieces.waited,
+                since - before,
+            )  # the share of the time since the last wait
+        for reason, count in collections.Counter(unjudged.values()).items():
+            print(f'step {step}: {count} conversations were not judged: {reason}', flush=True)
         rewards = mask_incomplete(
-            mask_invalid(score(batch), batch.end_reason), batch, trained_role=settings.role, settings=settings.algorithm
+            mask_invalid(found, batch.end_reason), batch, trained_role=settings.role, settings=settings.algorithm
         )
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
@@ -236,15 +258,15 @@ def train(
             token_mask=own_token_mask,
             temperature=temperature,
         )
-        check_judged(placement.to_host(rewards), failures, loop_settings.max_unjudged, step)
+        check_judged(placement.to_host(rewards), unjudged | dict(failures), loop_settings.max_unjudged, step)
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         rows = conversation_rows(
-            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, failures
+            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, unjudged | dict(failures)
         )
-        metrics = rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
+        metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         if user.stop_text:
             missed = missed_signals(rows, user.stop_text)
             metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(rows)))

@@ -8,7 +8,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -30,6 +30,7 @@ from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
 
+OnPiece = Callable[[Trajectories, Sequence[Example]], None]
 _Agent = TypeVar('_Agent', bound=Agent)
 _cast = functools.lru_cache(placement.for_sampling)
 
@@ -61,6 +62,7 @@ def collect(
     mesh: Mesh,
     samples: int = 1,
     rows_in_flight: int | None = None,
+    on_piece: OnPiece | None = None,
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """Conversations from each example.
 
@@ -71,6 +73,8 @@ def collect(
         samples: conversations of each example, which are neighbouring rows.
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
             no token. None: all of them.
+        on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, before the next
+            ones are sampled.
 
     Returns:
         The conversations, and by row the reason why an agent off the device failed.
@@ -95,6 +99,8 @@ def collect(
             batch, failed = _converse(user, assistant, placed, starts, chat, seed, step, limits=limits, view=view)
             failures |= {piece.start + row: reason for row, reason in failed.items()}
             batches.append(batch)
+            if on_piece is not None:
+                on_piece(batch, example_of_row[piece])
         return batches[0] if len(batches) == 1 else _joined(batches), failures
 
 

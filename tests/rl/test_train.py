@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,13 @@ from simrl.conversations.records import Example
 from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.models import sharding, transformer
 from simrl.models.transformer import Execution
-from simrl.rewards.rewards import CAUSES, Rewards
+from simrl.rewards.rewards import CAUSES, JUDGE_FAILED, Judging, Rewards, Score
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, Reply, assistant
 from simrl.rollouts.collect import collect, for_sampling
-from simrl.rollouts.state import EndReason
+from simrl.rollouts.state import EndReason, example_hash
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training.loop import LoopSettings
@@ -80,7 +81,9 @@ def share_of_tea(batch: Trajectories) -> Rewards:
     return Rewards(value, jnp.ones(value.shape, bool), {'share': share}, jnp.zeros(value.shape, jnp.int32))
 
 
-def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], trained: str = 'assistant') -> None:
+def train_tea(
+    folder: pathlib.Path, score: Score, trained: str = 'assistant', rows_in_flight: int | None = None
+) -> None:
     train.train(
         folder,
         HostAgent(people, LIMITS.user_tokens, system=lambda example: f'wants {example.intent}'),
@@ -101,6 +104,7 @@ def train_tea(folder: pathlib.Path, score: Callable[[Trajectories], Rewards], tr
         execution=Execution(log_prob_chunk=16),
         loop_settings=LoopSettings(log_every=1, checkpoint_every=2, saved_conversations=len(EXAMPLES) * SAMPLES),
         seed=0,
+        rows_in_flight=rows_in_flight,
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
     )
 
@@ -150,6 +154,62 @@ def test_conversations_that_a_failure_ended_are_counted_and_have_no_reward(unbro
         assert row['messages'][0]['content'] == 'i want tea'
         if row['end_reason'] == 'signal':
             assert row['messages'][-1]['content'] == 'ok thanks<|endconversation|>'
+
+
+def test_a_judge_scores_pieces_while_others_are_sampled(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is that of the same score at once."""
+    events: list[str] = []
+
+    def start(piece: Trajectories, examples: Sequence[Example]) -> Callable[[], tuple[Rewards, Mapping[int, str]]]:
+        events.append(f'start {examples[0].id}')
+        assert [example_hash(example.id) for example in examples] == piece.example_id.tolist()
+
+        def finish() -> tuple[Rewards, Mapping[int, str]]:
+            events.append(f'finish {examples[0].id}')
+            time.sleep(0.01)
+            return jax.device_get(share_of_tea(piece)), {}
+
+        return finish
+
+    monkeypatch.setattr(sys.modules[__name__], 'STEPS', 2)
+    train_tea(tmp_path / 'judged', Judging(start), rows_in_flight=SAMPLES)
+    train_tea(tmp_path / 'scored', share_of_tea, rows_in_flight=SAMPLES)
+    kills.assert_same_run(tmp_path / 'scored', tmp_path / 'judged')
+    orders = [events[i : i + 8] for i in range(0, len(events), 8)]
+    assert len(orders) == STEPS
+    for order in orders:
+        assert [event.split()[0] for event in order] == ['start'] * 4 + ['finish'] * 4
+        assert [event.split()[1] for event in order[:4]] == [event.split()[1] for event in order[4:]]
+    lines = [json.loads(line) for line in (tmp_path / 'judged/metrics.jsonl').read_text().splitlines()]
+    assert all(0 < line['time/waiting_for_judge'] < 1 for line in lines)
+
+
+def test_what_a_judge_could_not_judge_has_its_reason(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In rows of its conversation, whichever piece it is in; and in the error that stops the run."""
+    failing = 1  # rows of each piece
+
+    def start(piece: Trajectories, _: Sequence[Example]) -> Callable[[], tuple[Rewards, Mapping[int, str]]]:
+        rewards = jax.device_get(share_of_tea(piece))
+        valid, cause = np.arange(len(rewards.valid)) >= failing, np.zeros(len(rewards.valid), np.int32)
+        cause[~valid] = CAUSES.index(JUDGE_FAILED)
+        reasons = dict.fromkeys(range(failing), 'judge a: timeout')
+        return lambda: (dataclasses.replace(rewards, valid=valid, cause=cause), reasons)
+
+    monkeypatch.setattr(sys.modules[__name__], 'STEPS', 1)
+    train_tea(tmp_path / 'some', Judging(start), rows_in_flight=SAMPLES)
+    rows = [json.loads(line) for line in (tmp_path / 'some/conversations/rl.jsonl').read_text().splitlines()]
+    for i, row in enumerate(rows):
+        reason = REASON if row['example'] == FAILING else 'judge a: timeout' if i % SAMPLES == 0 else None
+        assert row.get('failure') == reason
+        assert (row['reward'] is None) == (reason is not None)
+    assert 'step 0: 4 conversations were not judged: judge a: timeout' in capsys.readouterr().out
+    failing = 3
+    with pytest.raises(train.ConversationError, match=r'step 0: 13 of 16 conversations have no reward .*: timeout, no'):
+        train_tea(tmp_path / 'many', Judging(start), rows_in_flight=SAMPLES)
 
 
 def test_a_reward_that_is_not_finite_is_no_reward(

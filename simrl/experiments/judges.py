@@ -1,0 +1,134 @@
+"""Judges of conversations, by their settings: a language model on the device."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from simrl.conversations.chat import EncodingError
+from simrl.conversations.records import Example
+from simrl.experiments import sources
+from simrl.experiments.checks import check_row_lengths, check_split
+from simrl.experiments.settings import Compute
+from simrl.experiments.sources import Model, ModelSettings
+from simrl.models.transformer import Execution
+from simrl.rewards.judging import Judge, Unit
+from simrl.rewards.llm_judge import Read, judge_agent, local_judge, prompt_tokens, score_runs
+from simrl.rewards.rubric import RUBRICS, judge_prompt
+from simrl.rewards.shaping import ShapingSettings
+from simrl.run.config import NO_EFFECT, ConfigError
+
+By = Literal['reward_model', 'local_judge']
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalJudgeSettings:
+    """A language model on the device as a judge: its distribution over the scores 0 to 10."""
+
+    model: ModelSettings | None = None  # of any tokenizer and template; None: the assistant's, before it is trained
+    dtype: Literal['float32', 'bfloat16'] | None = None  # of its weights and activations; None: compute.sampling.dtype
+    lengths: tuple[int, ...] = (1024, 2048)  # tokens of a prompt in each compiled program; longer ones are not judged
+    batch_size: int = dataclasses.field(default=16, metadata=NO_EFFECT)  # conversations judged at once
+    read: Read = 'expected'  # the mean of the distribution, or its most probable score
+
+    def __post_init__(self) -> None:
+        if not self.lengths or self.lengths[0] < 1 or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f'LocalJudgeSettings.lengths: expected ascending positive lengths, found {self.lengths}')
+        if self.batch_size < 1:
+            raise ValueError(f'LocalJudgeSettings.batch_size: expected at least 1, found {self.batch_size}')
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """A judge, by name, and the rubric that it judges by; a reward model has none."""
+
+    by: By = 'reward_model'
+    rubric: Literal['helpfulness', 'outside'] = 'helpfulness'
+    local_judge: LocalJudgeSettings | None = None  # of `by` local_judge; None: the defaults
+
+    def __post_init__(self) -> None:
+        if self.local_judge is not None and self.by != 'local_judge':
+            raise ValueError(
+                f"{type(self).__name__}.local_judge: expected settings only with by='local_judge', found some with "
+                f'by={self.by!r}'
+            )
+
+    @property
+    def local(self) -> LocalJudgeSettings:
+        return self.local_judge or LocalJudgeSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings(JudgeSettings):
+    """The reward of every arm."""
+
+    unit: Unit = 'conversation'  # a reward for each conversation, or for each reply given what was before it
+    shaping: ShapingSettings = ShapingSettings()
+
+
+def judge_model(field: str, settings: JudgeSettings, assistant: Model) -> Model:
+    """The model of a local judge, without its weights."""
+    if settings.local.model is None:
+        return assistant
+    try:
+        return sources.open_model(settings.local.model)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f'{field}.local_judge.model: {error}') from error
+
+
+def judge_identity(settings: JudgeSettings) -> dict[str, Any]:
+    """Settings and prompts that a judge's verdicts depend on, beside its model's files; {} for a reward model."""
+    rubric = RUBRICS[settings.rubric]
+    if settings.by == 'reward_model':
+        return {}
+    told = {'by': settings.by, 'rubric': [rubric.name, rubric.version], 'told': rubric.fingerprint()}
+    local = settings.local
+    own = {} if local.model is None else {'model': sources.model_identity(local.model)}
+    return told | {'judge': dataclasses.replace(local, model=None)} | own
+
+
+def check_judge(
+    field: str, settings: JudgeSettings, model: Model, examples: Sequence[Example], compute: Compute
+) -> None:
+    """Refuses a judge that cannot judge the shortest conversation from the longest opening.
+
+    Args:
+        model: of a local judge.
+    """
+    local, where = settings.local, f'{field}.local_judge'
+    check_split(f'{where}.batch_size', local.batch_size, compute)
+    check_row_lengths(f'{where}.lengths', local.lengths, model.config)
+    longest = max(examples, key=lambda example: len(example.opening or ''))
+    messages = (('user', longest.opening or ''), ('assistant', ''))
+    try:
+        judge_agent(model.chat, model.config, {}, Execution())
+        prompt = judge_prompt(RUBRICS[settings.rubric], longest.intent, messages, answer='number')
+        found = len(prompt_tokens(model.chat, prompt)) + max(map(len, score_runs(model.chat)))
+    except EncodingError as error:
+        raise ConfigError(f'{where}.model: its tokenizer cannot write the prompt: {error}') from error
+    except ValueError as error:
+        raise ConfigError(f'{where}.model: {error}') from error
+    if found > local.lengths[-1]:
+        raise ConfigError(
+            f'{where}.lengths: expected room for the {found} tokens of the prompt and the opening of example '
+            f'{longest.id}, found {local.lengths[-1]}'
+        )
+
+
+def make_judge(settings: JudgeSettings, model: Model, compute: Compute) -> Judge:
+    """Loads a judge that is no reward model.
+
+    Args:
+        model: of a local judge.
+    """
+    local, mesh = settings.local, compute.mesh.make()
+    dtype = local.dtype or compute.sampling.dtype
+    execution = dataclasses.replace(compute.sampling, dtype=dtype)
+    return local_judge(
+        judge_agent(model.chat, model.config, model.load_params(mesh), execution),
+        model.chat,
+        RUBRICS[settings.rubric],
+        read=local.read,
+        lengths=local.lengths,
+        batch_size=local.batch_size,
+        mesh=mesh,
+    )
