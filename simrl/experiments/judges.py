@@ -1,6 +1,8 @@
-"""Judges of conversations, by their settings: a language model on the device."""
+"""Judges of conversations, by their settings: a language model on the device, or a panel of endpoints."""
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,16 +10,21 @@ from simrl.conversations.chat import EncodingError
 from simrl.conversations.records import Example
 from simrl.experiments import sources
 from simrl.experiments.checks import check_row_lengths, check_split
+from simrl.experiments.endpoints import Endpoints, check_endpoint
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Execution
+from simrl.remote.settings import EndpointSettings
 from simrl.rewards.judging import Judge, Unit
 from simrl.rewards.llm_judge import Read, judge_agent, local_judge, prompt_tokens, score_runs
+from simrl.rewards.panel import Judgements, panel
 from simrl.rewards.rubric import RUBRICS, judge_prompt
 from simrl.rewards.shaping import ShapingSettings
 from simrl.run.config import NO_EFFECT, ConfigError
 
-By = Literal['reward_model', 'local_judge']
+By = Literal['reward_model', 'local_judge', 'panel']
+JUDGE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+JUDGEMENTS_FOLDER = 'judgements'  # in the run directory: the raw judgements of panels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +45,43 @@ class LocalJudgeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class PanelSettings:
+    """Judges behind endpoints, by name. A conversation that one of them fails is not judged."""
+
+    judges: dict[str, EndpointSettings]
+    max_tokens: int = 1024  # max tokens of an answer, reasoning included
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.judges if not JUDGE_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"PanelSettings.judges: expected names of letters, digits, '_', '-' and '.', found {wrong[0]!r}"
+            )
+        if self.max_tokens < 1:
+            raise ValueError(f'PanelSettings.max_tokens: expected at least 1, found {self.max_tokens}')
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeSettings:
     """A judge, by name, and the rubric that it judges by; a reward model has none."""
 
     by: By = 'reward_model'
     rubric: Literal['helpfulness', 'outside'] = 'helpfulness'
     local_judge: LocalJudgeSettings | None = None  # of `by` local_judge; None: the defaults
+    panel: PanelSettings | None = None  # of `by` panel
 
     def __post_init__(self) -> None:
-        if self.local_judge is not None and self.by != 'local_judge':
-            raise ValueError(
-                f"{type(self).__name__}.local_judge: expected settings only with by='local_judge', found some with "
-                f'by={self.by!r}'
-            )
+        name = type(self).__name__
+        for field in ('local_judge', 'panel'):
+            if getattr(self, field) is not None and self.by != field:
+                raise ValueError(
+                    f'{name}.{field}: expected settings only with by={field!r}, found some with by={self.by!r}'
+                )
+        if self.by == 'panel' and not (self.panel and self.panel.judges):
+            raise ValueError(f"{name}.panel.judges: expected at least one with by='panel', found none")
+
+    @property
+    def endpoints(self) -> dict[str, EndpointSettings]:
+        return {} if self.panel is None else self.panel.judges
 
     @property
     def local(self) -> LocalJudgeSettings:
@@ -81,6 +112,8 @@ def judge_identity(settings: JudgeSettings) -> dict[str, Any]:
     if settings.by == 'reward_model':
         return {}
     told = {'by': settings.by, 'rubric': [rubric.name, rubric.version], 'told': rubric.fingerprint()}
+    if settings.panel is not None:
+        return told | {'panel': settings.panel}
     local = settings.local
     own = {} if local.model is None else {'model': sources.model_identity(local.model)}
     return told | {'judge': dataclasses.replace(local, model=None)} | own
@@ -89,11 +122,15 @@ def judge_identity(settings: JudgeSettings) -> dict[str, Any]:
 def check_judge(
     field: str, settings: JudgeSettings, model: Model, examples: Sequence[Example], compute: Compute
 ) -> None:
-    """Refuses a judge that cannot judge the shortest conversation from the longest opening.
+    """Refuses endpoints that do not answer, and a model that cannot judge the shortest conversation it may meet.
 
     Args:
         model: of a local judge.
     """
+    for name, endpoint in settings.endpoints.items():
+        check_endpoint(f'{field}.panel.judges.{name}', endpoint)
+    if settings.by != 'local_judge':
+        return
     local, where = settings.local, f'{field}.local_judge'
     check_split(f'{where}.batch_size', local.batch_size, compute)
     check_row_lengths(f'{where}.lengths', local.lengths, model.config)
@@ -114,19 +151,31 @@ def check_judge(
         )
 
 
-def make_judge(settings: JudgeSettings, model: Model, compute: Compute) -> Judge:
+def make_judge(
+    settings: JudgeSettings, model: Model, compute: Compute, endpoints: Endpoints, workdir: pathlib.Path
+) -> Judge:
     """Loads a judge that is no reward model.
 
     Args:
         model: of a local judge.
+        endpoints: of the run.
+        workdir: its directory, which gets the raw judgements of a panel.
     """
+    rubric = RUBRICS[settings.rubric]
+    if settings.panel is not None:
+        return panel(
+            {name: endpoints.of(endpoint) for name, endpoint in settings.endpoints.items()},
+            rubric,
+            max_tokens=settings.panel.max_tokens,
+            judgements=Judgements(workdir / JUDGEMENTS_FOLDER / f'{rubric.name}.jsonl'),
+        )
     local, mesh = settings.local, compute.mesh.make()
     dtype = local.dtype or compute.sampling.dtype
     execution = dataclasses.replace(compute.sampling, dtype=dtype)
     return local_judge(
         judge_agent(model.chat, model.config, model.load_params(mesh), execution),
         model.chat,
-        RUBRICS[settings.rubric],
+        rubric,
         read=local.read,
         lengths=local.lengths,
         batch_size=local.batch_size,

@@ -11,6 +11,7 @@ import numpy as np
 from simrl.conversations.records import Example, Preference
 from simrl.evaluation.results import MeasureWords
 from simrl.experiments import checks, sources
+from simrl.experiments.endpoints import Endpoints
 from simrl.experiments.judges import JudgeSettings, check_judge, judge_identity, judge_model, make_judge
 from simrl.experiments.outputs import load_params, read_result
 from simrl.experiments.pretrained_settings import PretrainedSettings
@@ -37,6 +38,7 @@ class PretrainedRewards:
 
     def __init__(self, settings: PretrainedSettings, workdir: pathlib.Path, model: Model) -> None:
         self.settings, self.workdir, self.model = settings, workdir, model
+        self.endpoints = Endpoints(workdir)
         self.limits, self.compute = settings.conversation.limits, settings.compute
 
     def uses(self) -> Iterator[Use]:
@@ -157,9 +159,7 @@ class PretrainedRewards:
     def held_out_measure(self) -> tuple[str, dict[str, Any], dict[str, pathlib.Path], MeasureWords]:
         """Name, identity, inputs and words of the measure that compares the assistants."""
         held_out = self.settings.held_out
-        what = (
-            'The score is that of a reward model of other choices of people than those that gave the reward.'
-        )
+        what = 'The score is that of a reward model of other choices of people than those that gave the reward.'
         if held_out.by != 'reward_model':
             what = (
                 'The score, from 0 to 1, is that of a language model that judges by a rubric which gave no reward: '
@@ -189,7 +189,7 @@ class PretrainedRewards:
 
     @functools.cache  # noqa: B019  (lives as long as its process)
     def _judge(self, use: Use) -> Judge:
-        return make_judge(self.of(use), self._judge_model(use), self.compute)
+        return make_judge(self.of(use), self._judge_model(use), self.compute, self.endpoints, self.workdir)
 
     def _judge_files(self, use: Use) -> dict[str, pathlib.Path]:
         own = self.of(use).local.model

@@ -128,7 +128,8 @@ def rewards_of(
         value[place], valid[place] = verdict.score, True
         for name, array in kept.items():
             array[place] = verdict.parts[name]
-    return Rewards(value=value, valid=valid, parts=kept, cause=cause), details
+    on_host: dict[str, Any] = {'value': value, 'valid': valid, 'parts': kept, 'cause': cause}
+    return Rewards(**on_host), details
 
 
 def judging(

@@ -113,7 +113,7 @@ def score_log_probs(policy: Policy, tokens: jax.Array, length: jax.Array, *, run
         predicting,
         targets,
         jnp.ones(targets.shape, bool),
-        policy.token_mask,
+        jnp.asarray(policy.token_mask),
         chunk=spec.execution.log_prob_chunk,
     )
     ends = np.cumsum([len(run) for run in runs])[:-1].tolist()

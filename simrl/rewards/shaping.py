@@ -42,7 +42,8 @@ def shaped(rewards: Rewards, transcript: Transcript, settings: ShapingSettings) 
     cut = replied & jnp.asarray(transcript.truncated)[:, 1::2]
     if rewards.value.ndim == 1:
         tokens, cut = jnp.sum(tokens, axis=1), jnp.any(cut, axis=1)
-    penalty = -settings.length_coef / 1000 * tokens
+    coef = {'none': 0.0, 'linear': settings.length_coef}[settings.length_penalty]
+    penalty = -coef / 1000 * tokens
     value, valid, cause = rewards.value + penalty, jnp.asarray(rewards.valid), jnp.asarray(rewards.cause)
     if settings.truncated == 'zero':
         value = jnp.where(cut, 0.0, value)

@@ -32,7 +32,8 @@ class JudgedPieces:
     def finish(self, mesh: Mesh) -> tuple[Rewards, dict[int, str]]:
         """Waits for the rewards of the whole batch, sharded by rows; and the reasons of those without one, by row."""
         started = time.monotonic()
-        found, reasons, first = [], {}, 0
+        found, first = [], 0
+        reasons: dict[int, str] = {}
         for rows, wait in self._pieces:
             rewards, own = wait()
             found.append(rewards)

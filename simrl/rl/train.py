@@ -237,10 +237,7 @@ def train(
         else:
             found, unjudged = pieces.finish(mesh)
             since, before = time.monotonic(), since
-            timed['time/waiting_for_judge'] = (
-                pieces.waited,
-                since - before,
-            )  # the share of the time since the last wait
+            timed['time/waiting_for_judge'] = (pieces.waited, since - before)  # the share of the time between two waits
         for reason, count in collections.Counter(unjudged.values()).items():
             print(f'step {step}: {count} conversations were not judged: {reason}', flush=True)
         rewards = mask_incomplete(

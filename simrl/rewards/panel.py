@@ -1,0 +1,153 @@
+"""A panel of judges behind endpoints: each gives a thought and a score from 0 to 10 as JSON; the reward is their mean.
+
+An answer that breaks the schema (a score like 7.5, one out of range, other fields) is a failure, kept raw and never
+mended. A question that any judge of the panel failed has no verdict: a mean over fewer judges would be another measure.
+"""
+
+import fcntl
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from simrl.conversations.records import Message
+from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.client import Endpoint
+from simrl.remote.requests import ChatRequest
+from simrl.remote.schema import object_of
+from simrl.rewards.judging import Judge, Question, Verdict
+from simrl.rewards.rewards import JUDGE_FAILED
+from simrl.rewards.rubric import HIGHEST, Rubric, judge_prompt
+from simrl.rollouts.token_sampling import Sampling
+from simrl.run.stage_files import named_errors
+
+SCHEMA = object_of(
+    thought={'type': 'string', 'minLength': 1}, score={'type': 'integer', 'minimum': 0, 'maximum': HIGHEST}
+)
+
+
+class Judgements:
+    """The raw judgements of a run, one question a line, for people and later analyses.
+
+    A resumed run asks again what its last checkpoint does not know, and the cache answers: lines that are there already
+    are not written twice. Several processes may append to one file.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._written: set[bytes] | None = None
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows that are not in the file yet. Of several processes of one job, the first one writes."""
+        if jax.process_index() > 0:
+            return
+        lines = [json.dumps(row).encode() + b'\n' for row in rows]
+        with named_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, 'a+b') as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                written = self._read(file)
+                new = [line for line in dict.fromkeys(lines) if _digest(line) not in written]
+                file.write(b''.join(new))
+        written |= {_digest(line) for line in new}
+
+    def _read(self, file: Any) -> set[bytes]:
+        """Digests of the lines in the file. The rest of a line that a kill cut is removed."""
+        if self._written is None:
+            self._written, whole = set(), 0
+            file.seek(0)
+            for line in file:
+                if line.endswith(b'\n'):
+                    self._written.add(_digest(line))
+                    whole += len(line)
+            file.truncate(whole)
+        return self._written
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.sha256(line).digest()
+
+
+def request_of(rubric: Rubric, question: Question, max_tokens: int) -> ChatRequest:
+    """The request for a judge's answer: one message of the user, at temperature 0."""
+    prompt = judge_prompt(rubric, question.intent, question.messages, question.subject, 'json')
+    return ChatRequest(
+        messages=(Message('user', prompt),),
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature=0.0),
+        schema=SCHEMA,
+        version=f'{rubric.name}-{rubric.version}',
+    )
+
+
+def verdict_of(outcomes: Mapping[str, Outcome]) -> Verdict:
+    """The verdict of a panel, by its judges' outcomes: the mean score, and each judge's as a part."""
+    failed = {name: outcome.cause for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    if failed:
+        reasons = ', '.join(f'judge {name}: {cause}' for name, cause in failed.items())
+        return Verdict(None, cause=JUDGE_FAILED, detail=f'{JUDGE_FAILED}: {reasons}')
+    parts = {_part(name): score_of(outcome) / HIGHEST for name, outcome in outcomes.items()}
+    return Verdict(sum(parts.values()) / len(parts), parts)
+
+
+def score_of(outcome: Outcome) -> int:
+    """The score of an answer that fits the schema."""
+    assert isinstance(outcome, Answer)
+    score: int = outcome.value['score']
+    return score
+
+
+def _part(judge: str) -> str:
+    return f'judge_{judge}'
+
+
+def kept_row(question: Question, rubric: Rubric, models: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> dict:
+    """A line of `Judgements`."""
+    judges = {}
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, Answer):
+            judges[name] = {'model': models[name], **outcome.value}
+        else:
+            failure = {'cause': outcome.cause, 'detail': outcome.detail, 'raw': outcome.raw}
+            judges[name] = {'model': models[name], 'score': None, **failure}
+    return {
+        'rubric': rubric.name,
+        'version': rubric.version,
+        'example': question.example,
+        'subject': question.subject,
+        'score': verdict_of(outcomes).score,
+        'judges': judges,
+        'intent': question.intent,
+        'messages': [{'role': role, 'content': text} for role, text in question.messages],
+    }
+
+
+def panel(
+    endpoints: Mapping[str, Endpoint], rubric: Rubric, *, max_tokens: int, judgements: Judgements | None = None
+) -> Judge:
+    """Endpoints by the judges' names as one judge. Questions are asked of all at once, in the background.
+
+    Args:
+        max_tokens: max tokens of an answer, reasoning included.
+        judgements: file of the raw judgements; None: they are not kept.
+    """
+    models = {name: endpoint.settings.model for name, endpoint in endpoints.items()}
+
+    def submit(questions: Sequence[Question]) -> Callable[[], list[Verdict]]:
+        requests = [request_of(rubric, question, max_tokens) for question in questions]
+        pending = {name: endpoint.submit(requests) for name, endpoint in endpoints.items()}
+
+        def wait() -> list[Verdict]:
+            found = {name: calls.result() for name, calls in pending.items()}
+            by_question = [{name: outcomes[i] for name, outcomes in found.items()} for i in range(len(questions))]
+            if judgements is not None:
+                pairs = zip(questions, by_question, strict=True)
+                judgements.append([kept_row(question, rubric, models, outcomes) for question, outcomes in pairs])
+            return [verdict_of(outcomes) for outcomes in by_question]
+
+        return wait
+
+    return Judge(submit, tuple(map(_part, endpoints)))

@@ -1,0 +1,235 @@
+"""Judges as settings of an experiment: a run by a panel and a local judge, what stages depend on, what is refused."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from simrl.experiments import experiment
+from simrl.experiments.endpoints import ANSWERS_FILE
+from simrl.experiments.judges import JudgeSettings, LocalJudgeSettings, PanelSettings, RewardSettings, judge_identity
+from simrl.models.files.export import export
+from simrl.remote.settings import EndpointSettings
+from simrl.rewards import rubric
+from simrl.rewards.shaping import ShapingSettings
+from simrl.rollouts.collect import ConversationError
+from simrl.run.config import ConfigError, to_config_dict
+from tests.experiments.scene import identity
+from tests.experiments.test_pretrained import config_of, files  # noqa: F401
+from tests.models.files.test_huggingface import random_params
+from tests.remote.server import ScriptedServer, Status
+from tests.rewards.test_panel import answer
+from tests.tiny import byte_tokenizer, tiny_config
+
+STAGES = ('rl/role_play', 'held_out_judge/initial', 'matrix/initial/role_play')
+
+
+def endpoint(url='http://127.0.0.1:9/v1', model='model', **changes):
+    return EndpointSettings(url, model, **{'tries': 1, 'backoff': 0.01} | changes)
+
+
+def local(folder, **changes):
+    return {
+        'model': {'source': str(folder / 'judge'), 'rewrites': 'error'},
+        'lengths': (4096,),
+        'batch_size': 2,
+    } | changes
+
+
+@pytest.fixture(scope='module')
+def judge_files(files, tmp_path_factory):  # noqa: F811
+    """The folder of tiny models and people, with a judge of more positions and another tokenizer beside them."""
+    tokenizer = byte_tokenizer(merges=[('t', 'h'), ('e', 'r')])
+    config = tiny_config(len(tokenizer), max_positions=8192)
+    if not (files / 'judge').exists():
+        export(random_params(config), config, tokenizer, files / 'judge')
+    return files
+
+
+def judged_config(folder, *, reward=None, held_out=None):
+    config = config_of(folder)
+    with config.unlocked(), config.ignore_type():
+        del config.arms['fine_tuned']
+        config.reward = to_config_dict(reward or RewardSettings())
+        config.held_out = to_config_dict(held_out or JudgeSettings('local_judge', 'outside'))
+        for judge in (config.reward, config.held_out):
+            if judge.by == 'local_judge':
+                judge.local_judge.update(local(folder))
+        config.data.preferences = 'nowhere.jsonl.gz'
+    return config
+
+
+def by_panel(server, *names, **changes):
+    judges = {name: endpoint(server.url) for name in names or ('first', 'second')}
+    return RewardSettings('panel', panel=PanelSettings(judges, max_tokens=64), **changes)
+
+
+def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_path):
+    """Without people's choices; judgements are kept, and asked for once."""
+
+    def script(body, _):
+        return answer(len(body['messages'][0]['content']) % 11)
+
+    with ScriptedServer(script) as server:
+        config = judged_config(judge_files, reward=by_panel(server))
+        config.compute.rows_in_flight = 4
+        experiment.run(config, tmp_path / 'run', only=STAGES)
+        asked = len(server.requests)
+        assert not (tmp_path / 'run' / 'reward_model').exists()
+        lines = [json.loads(x) for x in (tmp_path / 'run/rl/role_play/seed-0/metrics.jsonl').read_text().splitlines()]
+        for line in lines:
+            assert line['reward/mean'] == pytest.approx((line['reward/judge_first'] + line['reward/judge_second']) / 2)
+            assert line['reward/unjudged'] == 0
+            assert 0 <= line['time/waiting_for_judge'] <= 1
+        kept = [json.loads(x) for x in (tmp_path / 'run/judgements/helpfulness.jsonl').read_text().splitlines()]
+        rows = [json.loads(x) for x in (tmp_path / 'run/rl/role_play/seed-0/conversations/rl.jsonl').open()]
+        scores = {json.dumps(row['messages']): row['score'] for row in kept}
+        for row in rows:
+            said = [{'role': m['role'], 'content': m['content']} for m in row['messages']]
+            heard = said[:-1] if row['end_reason'] == 'signal' else said
+            assert row['reward'] == pytest.approx(scores[json.dumps(heard)])
+        experiment.run(config, tmp_path / 'run', only=('rl/role_play',), rerun=('rl/role_play',))
+        assert len(server.requests) == asked
+    assert (tmp_path / 'run' / ANSWERS_FILE).exists()
+    measured = json.loads((tmp_path / 'run/held_out_judge/initial/block-0/result.json').read_text())
+    assert all(0 < score < 1 for score in measured['outcomes']['score'])
+    matrix = json.loads((tmp_path / 'run/matrix/initial/role_play/result.json').read_text())
+    assert {round(score, 6) for score in matrix['outcomes']['score']} <= {n / 10 for n in range(11)}
+
+
+def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp_path):
+    with ScriptedServer(lambda body, _: Status(503)) as server:
+        config = judged_config(judge_files, reward=by_panel(server))
+        with pytest.raises(
+            ConversationError, match=r'8 of 8 .*: a judge failed: judge first: server, judge second: server'
+        ):
+            experiment.run(config, tmp_path / 'run', only=('rl/role_play',))
+
+
+def identities(config):
+    stages = experiment.build_stages(experiment.settings_of(config), pathlib.Path('run'))
+    return {stage.name: identity(stage) for stage in stages}
+
+
+def changed(before, after):
+    return {name.split('/')[0] for name in before if before[name] != after[name]}
+
+
+CHANGES = {
+    'panel.judges.a.model': ({'panel': PanelSettings({'a': endpoint(model='other')})}, True),
+    'panel.judges': ({'panel': PanelSettings({'a': endpoint(), 'b': endpoint()})}, True),
+    'panel.max_tokens': ({'panel': PanelSettings({'a': endpoint()}, max_tokens=9)}, True),
+    'panel.judges.a.url': ({'panel': PanelSettings({'a': endpoint('http://127.0.0.1:8/v1')})}, False),
+    'unit': ({'unit': 'turn'}, True),
+    'shaping': ({'shaping': ShapingSettings(truncated='mask')}, True),
+}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_training_depends_on_the_judge_of_the_reward(judge_files, name):
+    change, counts = CHANGES[name]
+    panel = RewardSettings('panel', panel=PanelSettings({'a': endpoint()}))
+    before, after = (
+        identities(judged_config(judge_files, reward=reward))
+        for reward in (panel, dataclasses.replace(panel, **change))
+    )
+    assert changed(before, after) == ({'rl', 'matrix'} if counts else set())
+
+
+def test_stages_depend_on_the_version_of_their_rubric(judge_files, monkeypatch):
+    config = judged_config(judge_files, reward=RewardSettings('local_judge'))
+    before = identities(config)
+    for name, stages in (('outside', {'held_out_judge'}), ('helpfulness', {'rl', 'matrix'})):
+        newer = dataclasses.replace(rubric.RUBRICS[name], version=2)
+        monkeypatch.setitem(rubric.RUBRICS, name, newer)
+        assert changed(before, identities(config)) == stages
+        monkeypatch.undo()
+
+
+def test_a_reward_model_leaves_stages_as_they_were():
+    assert judge_identity(RewardSettings()) == {}
+
+
+BAD = {
+    'two judges of one rubric': (
+        {'reward': RewardSettings('local_judge', 'outside')},
+        r"config\.held_out\.rubric: expected another rubric than that of the reward, found 'outside' for both",
+    ),
+    'a panel of none': (
+        {'reward': {'by': 'panel'}},
+        r"config\.reward\.panel\.judges: expected at least one with by='panel', found none",
+    ),
+    'settings of another judge': (
+        {'reward': {'by': 'reward_model', 'local_judge': {'batch_size': 3}}},
+        r"config\.reward\.local_judge: expected settings only with by='local_judge', found some with by='reward_model'",
+    ),
+    'an unknown judge': ({'reward': {'by': 'oracle'}}, r"config\.reward\.by: expected one of 'reward_model', "),
+    'an unknown rubric': ({'reward': {'rubric': 'mine'}}, r"config\.reward\.rubric: expected one of 'helpfulness', "),
+    'no room for a number': (
+        {'held_out': {'by': 'local_judge', 'local_judge': {'batch_size': 0}}},
+        r'config\.held_out\.local_judge\.batch_size: expected at least 1, found 0',
+    ),
+    'falling lengths': (
+        {'held_out': {'by': 'local_judge', 'local_judge': {'lengths': (64, 32)}}},
+        r'config\.held_out\.local_judge\.lengths: expected ascending',
+    ),
+    'a judge named as a path': (
+        {'reward': {'by': 'panel', 'panel': {'judges': {'../a': {'url': 'http://a/v1', 'model': 'm'}}}}},
+        r"config\.reward\.panel\.judges: expected names of letters.*found '\.\./a'",
+    ),
+    'a penalty of nothing': (
+        {'reward': {'shaping': {'length_penalty': 'linear'}}},
+        r'config\.reward\.shaping\.length_coef: expected above 0',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_settings_that_cannot_be(judge_files, name):
+    changes, message = BAD[name]
+    plain = config_of(judge_files).to_dict()
+    for field, change in changes.items():
+        plain[field] = to_config_dict(change).to_dict() if dataclasses.is_dataclass(change) else change
+    plain['held_out'] = plain['held_out'] | ({'by': 'local_judge'} if name == 'two judges of one rubric' else {})
+    with pytest.raises(ConfigError, match=message):
+        experiment.settings_of(plain)
+
+
+def refusal(config, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        experiment.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+    return str(refused.value)
+
+
+def test_a_local_judge_is_checked_before_anything_is_written(judge_files, tmp_path):
+    def with_local(**changes):
+        config = judged_config(judge_files, reward=RewardSettings('local_judge'))
+        with config.unlocked(), config.ignore_type():
+            config.reward.local_judge.update(changes)
+        return refusal(config, tmp_path)
+
+    assert 'config.reward.local_judge.lengths: expected room for the ' in with_local(lengths=(1024,))
+    assert "config.reward.local_judge.lengths: expected at most the model's max_positions=8192" in with_local(
+        lengths=(9000,)
+    )
+    assert 'config.reward.local_judge.model: ' in with_local(model={'source': str(tmp_path / 'none')})
+
+
+def test_endpoints_are_asked_before_anything_is_written(judge_files, tmp_path):
+    with ScriptedServer(lambda body, _: answer(5), models=('served',)) as server:
+        found = refusal(judged_config(judge_files, reward=by_panel(server)), tmp_path)
+    assert found.startswith('config.reward.panel.judges.first: ')
+    assert 'served' in found
+    keyed = PanelSettings({'a': endpoint(server.url, key_variable='SIMRL_NO_SUCH_KEY')})
+    found = refusal(judged_config(judge_files, reward=RewardSettings('panel', panel=keyed)), tmp_path)
+    assert 'SIMRL_NO_SUCH_KEY' in found
+
+
+def test_a_judge_may_be_set_by_flags():
+    settings = LocalJudgeSettings()
+    assert RewardSettings('local_judge').local == settings
+    assert (
+        RewardSettings('local_judge', local_judge=dataclasses.replace(settings, read='argmax')).local.read == 'argmax'
+    )
