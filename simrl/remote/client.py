@@ -334,7 +334,7 @@ def check(settings: EndpointSettings) -> None:
     try:
         response = httpx2.get(f'{settings.url.rstrip("/")}/models', headers=_headers(key), timeout=CONNECT_SECONDS)
     except httpx2.HTTPError as error:
-        raise EndpointError(f'{settings.url}: expected a reply, found none: {type(error).__name__} {error}') from error
+        raise EndpointError(f'{settings.url}: expected a reply, found none: {type(error).__name__} {error}') from None
     text = _hiding(key)(_text(response.content))
     if response.status_code != 200:
         raise EndpointError(f'{settings.url}: expected its models, found status {response.status_code}, {shown(text)}')

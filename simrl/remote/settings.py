@@ -27,7 +27,7 @@ class EndpointSettings:
     model: str  # name by which the endpoint serves the model
     # Environment variable with the key; None: no key is sent.
     key_variable: str | None = dataclasses.field(default=None, metadata=NO_EFFECT)
-    in_flight: int = dataclasses.field(default=16, metadata=NO_EFFECT)  # max calls at once
+    in_flight: int = dataclasses.field(default=16, metadata=NO_EFFECT)  # max calls at once, per process
     deadline: float = dataclasses.field(default=900.0, metadata=NO_EFFECT)  # max seconds per call, all tries together
     try_seconds: float = dataclasses.field(default=300.0, metadata=NO_EFFECT)  # max seconds per try
     tries: int = dataclasses.field(default=8, metadata=NO_EFFECT)  # max tries per call

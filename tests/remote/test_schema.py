@@ -69,7 +69,7 @@ def test_what_is_no_json(text: str) -> None:
         parse_json(text)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
