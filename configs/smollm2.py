@@ -4,7 +4,8 @@
 
 Sized for 20 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores; `smollm2.py:smoke` runs the same stages on
 a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz and preferences.jsonl.gz. The model comes
-from the Hugging Face hub, or from a file or folder named by --config.model.source.
+from the Hugging Face hub, or from a file or folder named by --config.model.source. A language model may give the reward
+in the reward model's place, with --config.reward.by=local_judge; by default it is the model itself.
 """
 
 import pathlib

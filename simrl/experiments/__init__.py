@@ -2,9 +2,9 @@
 
 `experiment` runs it. `plan` lists its stages and `work` does those in which agents talk. `scene` says what a scene is;
 `concierge` (with `concierge_settings`, `concierge_people`, `concierge_setup`) and `pretrained` (with
-`pretrained_settings`, `pretrained_agents`, `replies`) are the two that there are. `settings`, `sources` (models and
-data), `fitting` (fine-tuning and reward models, whose rows `kept_rows` keeps), `outputs` (what stages leave), `checks`,
-`banner` and `results` serve them.
+`pretrained_settings`, `pretrained_agents`, `pretrained_rewards`, `replies`) are the two that there are. `settings`,
+`sources` (models and data), `judges` and `endpoints`, `fitting` (fine-tuning and reward models, whose rows `kept_rows`
+keeps), `outputs` (what stages leave), `checks`, `banner` and `results` serve them.
 
 Read `plan`, `scene`, `pretrained`.
 """
