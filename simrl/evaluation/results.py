@@ -178,6 +178,16 @@ class FidelityResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationCurve:
+    """A run's validation: the mean reward by validated step, and the step whose checkpoint is the result."""
+
+    step: tuple[int, ...]
+    reward: tuple[float | None, ...]
+    chosen: int
+    margin: float  # standard errors by which a later step must be better for an earlier one to be passed over
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingCurve:
     """One run, by logged step; None where a step had nothing to measure."""
 
@@ -186,6 +196,7 @@ class TrainingCurve:
     end_signal: tuple[float | None, ...]  # share of conversations that the user ended
     kl: tuple[float | None, ...] | None = None  # to the initial assistant, nats per token
     zero_variance: tuple[float | None, ...] | None = None  # share of groups of equal rewards: no gradient
+    validation: ValidationCurve | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,6 +119,23 @@ def check_reward_model(
             )
 
 
+def check_validation(settings: RLSettings, available: int) -> None:
+    """Refuses a validation that never comes between steps, or needs more than the `available` examples."""
+    validation = settings.validation
+    if validation is None:
+        return
+    if validation.every > settings.steps:
+        raise ConfigError(
+            f'config.rl.validation.every: expected at most the {settings.steps} steps of the run, '
+            f'found {validation.every}'
+        )
+    if validation.examples > available:
+        raise ConfigError(
+            f"config.rl.validation.examples: expected at most the {available} examples of the split 'dev' that fit, "
+            f'found {validation.examples}'
+        )
+
+
 def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:
     """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
     if available < settings.prompts_per_step:

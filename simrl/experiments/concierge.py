@@ -19,7 +19,14 @@ from simrl.conversations.sentencepiece import sentencepiece_chat
 from simrl.conversations.views import Rendered, natural_prompt, user_rows
 from simrl.evaluation.results import MeasureWords
 from simrl.experiments import concierge_setup, work
-from simrl.experiments.checks import check_fitting, check_mesh, check_rl_steps, check_split, check_xla_flags
+from simrl.experiments.checks import (
+    check_fitting,
+    check_mesh,
+    check_rl_steps,
+    check_split,
+    check_validation,
+    check_xla_flags,
+)
 from simrl.experiments.concierge_people import (
     log_example,
     outcomes,
@@ -127,6 +134,8 @@ class ConciergeScene:
             for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
                 check_fitting(f'config.users.{size}.{name}', fitting, config, compute)
         check_rl_steps(s.rl, s.rl_people, compute)
+        if s.rl.validation is not None:
+            check_validation(s.rl, s.rl.validation.examples)  # there is no end of people
         check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         for arm in s.arms:
             self.simulator_identity(arm)
@@ -295,6 +304,9 @@ class ConciergeScene:
 
     def training_examples(self) -> list[Example]:
         return people_examples(self.settings.world, 'train', range(FIRST_IN_RL, FIRST_IN_RL + self.settings.rl_people))
+
+    def validation_examples(self, number: int) -> list[Example]:
+        return people_examples(self.settings.world, 'dev', range(number))
 
     def held_out_examples(self, numbers: range | None) -> list[Example]:
         assert numbers is not None  # there is no end of people

@@ -41,6 +41,8 @@ from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
+VALIDATION_SEED = 0  # of the choice of validation openings, the same for every arm and training seed
+
 
 class PretrainedScene:
     """Pretrained models on people's conversations as a `Scene`."""
@@ -131,6 +133,8 @@ class PretrainedScene:
             checks.check_user_sft('config.user_sft', s.user_sft, model, self.conversations, compute)
         training, held_out = len(self._openings('train')), len(self._openings('test'))
         checks.check_rl_steps(s.rl, training, compute)
+        if s.rl.validation is not None:
+            checks.check_validation(s.rl, len(self._openings('dev')))
         found = training if s.scale.openings is None else min(training, s.scale.openings)
         if found < 2:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
@@ -166,7 +170,7 @@ class PretrainedScene:
         checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
         if (own.model, own.instructions) == (None, None):
             return  # `_openings` are those that fit into its prompts
-        for split in ('train', 'test'):
+        for split in ('train', 'test') if self.settings.rl.validation is None else ('train', 'dev', 'test'):
             for example in self._openings(split):
                 try:
                     found = len(agent.prompt(example).tokens)
@@ -337,6 +341,9 @@ class PretrainedScene:
 
     def training_examples(self) -> list[Example]:
         return self._openings('train')
+
+    def validation_examples(self, number: int) -> list[Example]:
+        return subsample(self._openings('dev'), number, VALIDATION_SEED)
 
     def held_out_examples(self, numbers: range | None) -> list[Example]:
         """By one permutation for each seed, so that more people are the same ones and others."""

@@ -43,6 +43,7 @@ from simrl.evaluation.results import (
     TimingsResult,
     TrainingCurve,
     TrainingResult,
+    ValidationCurve,
 )
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
@@ -309,6 +310,7 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
         end_signal=tuple(result['rollout/end_signal']),
         kl=tuple(result['kl_k3']) if 'kl_k3' in result else None,  # absent without a reference
         zero_variance=zero_variance,
+        validation=ValidationCurve(**result['validation']) if 'validation' in result else None,
     )
 
 

@@ -130,6 +130,9 @@ class Scene(Protocol):
     def training_examples(self) -> Sequence[Example]:
         """Examples that conversations of RL start from."""
 
+    def validation_examples(self, number: int) -> Sequence[Example]:
+        """The first `number` examples of the split between training and test, by which a checkpoint is chosen."""
+
     def held_out_examples(self, numbers: range | None) -> Sequence[Example]:
         """Held-out examples, which no simulator was trained on; None: all of them."""
 

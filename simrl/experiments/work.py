@@ -3,7 +3,6 @@
 Each function gets its stage's folder first and leaves `result.json` there; training leaves `params/` as well.
 """
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,12 @@ import numpy as np
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.records import Example
 from simrl.evaluation.fidelity import row_log_likelihoods
+from simrl.experiments.candidates import Candidates
 from simrl.experiments.outputs import metric_lines, save_params, save_result
 from simrl.experiments.scene import Measure, Scene
 from simrl.models import placement
 from simrl.rl import train as rl
+from simrl.rl.validation import Validation
 from simrl.rollouts.agents import Agent, ModelAgent, fitting
 from simrl.rollouts.collect import ConversationError, collect_batches
 from simrl.rollouts.trajectories import transcripts
@@ -38,9 +39,14 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     mesh = compute.mesh.make()
     assistant = scene.assistant(_folder(scene, scene.assistant_stage))
     examples = scene.training_examples()
+    validated = [] if settings.validation is None else scene.validation_examples(settings.validation.examples)
+    candidates, validation = None, None
+    if settings.validation is not None:
+        candidates = Candidates(folder, settings.validation, [example.id for example in validated])
+        validation = Validation(settings.validation, validated, scene.reward(validated), candidates.record)
     state = rl.train(
         folder,
-        user=fitting_simulator(scene, arm, seed, examples),
+        user=fitting_simulator(scene, arm, seed, [*examples, *validated]),
         assistant=assistant,
         chat=scene.chat,
         examples=examples,
@@ -48,18 +54,24 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         limits=scene.limits,
         settings=settings,
         execution=compute.training,
-        loop_settings=dataclasses.replace(compute.loop, evaluate_every=0),
+        loop_settings=compute.loop,
         seed=seed,
         rows_in_flight=compute.rows_in_flight,
         mesh=mesh,
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
+        validation=validation,
     )
     lines = metric_lines(folder)
     check_learned(f'config.arms.{arm}', lines)
-    policy = assistant.policy
-    save_params(folder, partition.whole_decoder(policy.params, state.params, policy.spec.config, settings.lora, mesh))
+    policy, trained, chosen = assistant.policy, state.params, {}
+    if candidates is not None:
+        chosen = {'validation': candidates.summary()}
+        trained = candidates.params(
+            candidates.chosen(), {name: x for name, x in trained.items() if name != 'value_head'}
+        )
+    save_params(folder, partition.whole_decoder(policy.params, trained, policy.spec.config, settings.lora, mesh))
     names = [*CURVES, *sorted(name for name in lines[0] if name.startswith('reward/') and name not in CURVES)]
-    save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]})
+    save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]} | chosen)
 
 
 def check_learned(field: str, lines: Sequence[Mapping[str, Any]]) -> None:

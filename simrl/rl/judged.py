@@ -1,7 +1,12 @@
-"""A step's conversations with a judge: each piece is submitted as soon as it ends, and waited for after the last."""
+"""Conversations and what they were worth, whichever kind of score it is.
 
+With a judge off the step's programs each piece is submitted as soon as it ends, and waited for after the last.
+"""
+
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,12 +14,48 @@ from jax.sharding import Mesh
 
 from simrl.conversations.records import Example
 from simrl.models import placement
-from simrl.rewards.rewards import Judging, Rewards
+from simrl.rewards.rewards import Judging, Rewards, Score, mask_invalid
+from simrl.rollouts.agents import Agent
+from simrl.rollouts.collect import collect
 from simrl.rollouts.trajectories import Trajectories
 
 
-class JudgedPieces:
-    """The pieces of one step's batch, in its order.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """Conversations with their rewards.
+
+    Attributes:
+        failures: by row, the reason why an agent off the device failed.
+        unjudged: by row, the reason why a judge gave no reward.
+        waited: seconds that were spent waiting for a judge; None without one.
+    """
+
+    batch: Trajectories
+    rewards: Rewards
+    failures: Mapping[int, str]
+    unjudged: Mapping[int, str]
+    waited: float | None
+
+
+def collect_judged(
+    user: Agent, assistant: Agent, examples: Sequence[Example], score: Score, *, mesh: Mesh, **settings: Any
+) -> Judged:
+    """Holds conversations and scores them; those that a failure ended, or without a finite reward, are masked.
+
+    Args:
+        settings: further arguments of `collect`.
+    """
+    if isinstance(score, Judging):
+        pieces = _Pieces(score)
+        batch, failures = collect(user, assistant, examples, mesh=mesh, on_piece=pieces.start, **settings)
+        rewards, unjudged = pieces.finish(mesh)
+        return Judged(batch, mask_invalid(rewards, batch.end_reason), failures, unjudged, pieces.waited)
+    batch, failures = collect(user, assistant, examples, mesh=mesh, **settings)
+    return Judged(batch, mask_invalid(score(batch), batch.end_reason), failures, {}, None)
+
+
+class _Pieces:
+    """The pieces of one batch, in its order.
 
     Attributes:
         waited: seconds that `finish` waited for the judge.

@@ -13,6 +13,7 @@ see the same examples in the same order and draw the same uniform numbers.
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -28,17 +29,19 @@ from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params
-from simrl.rewards.rewards import CAUSES, NOT_FINITE, Judging, Rewards, Score, mask_invalid
+from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, Score
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
-from simrl.rl.judged import JudgedPieces
+from simrl.rl.judged import collect_judged
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
+from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
-from simrl.rollouts.collect import ConversationError, collect, for_sampling, rows_at_once
+from simrl.rollouts.collect import ConversationError, for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
 from simrl.run.config import NO_EFFECT
+from simrl.run.metrics import Metrics
 from simrl.training import loop, partition
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import OptimizerSettings, TrainState, make_optimizer, place_state
@@ -59,6 +62,7 @@ class RLSettings:
     optimizer: OptimizerSettings
     trained: Literal['assistant', 'user'] = 'assistant'
     lora: LoRASettings | None = None  # None: every weight is trained
+    validation: ValidationSettings | None = None  # by which a checkpoint is chosen; None: the last step is the result
 
     def __post_init__(self) -> None:
         for field in ('steps', 'prompts_per_step', 'samples_per_prompt'):
@@ -150,6 +154,7 @@ def train(
     mesh: Mesh,
     rows_in_flight: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
 ) -> TrainState:
     """Trains one agent from its own parameters, or adapters to them; they are the frozen reference too.
 
@@ -163,6 +168,7 @@ def train(
         execution: of the update; rollouts use that of each agent's spec.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
+        validation: conversations between steps; None: none.
 
     Returns:
         The state after the last step; `partition.whole_decoder` makes one model of it.
@@ -211,12 +217,12 @@ def train(
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         nonlocal since
-        pieces = JudgedPieces(score) if isinstance(score, Judging) else None
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
-        batch, failures = collect(
+        found = collect_judged(
             *agents_with({**frozen, **state.params}),
             chosen,
+            score,
             chat=chat,
             limits=limits,
             seed=seed,
@@ -225,24 +231,17 @@ def train(
             mesh=mesh,
             samples=settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
-            on_piece=None if pieces is None else pieces.start,
         )
+        batch, failures, unjudged = found.batch, found.failures, found.unjudged
+        timed: dict[str, tuple[Any, Any]] = {}
+        if found.waited is not None:
+            since, before = time.monotonic(), since
+            timed['time/waiting_for_judge'] = (found.waited, since - before)  # the share of the time between two waits
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
-        timed: dict[str, tuple[Any, Any]] = {}
-        unjudged: dict[int, str] = {}
-        if pieces is None:
-            assert not isinstance(score, Judging)
-            found = score(batch)
-        else:
-            found, unjudged = pieces.finish(mesh)
-            since, before = time.monotonic(), since
-            timed['time/waiting_for_judge'] = (pieces.waited, since - before)  # the share of the time between two waits
         for reason, count in collections.Counter(unjudged.values()).items():
             print(f'step {step}: {count} conversations were not judged: {reason}', flush=True)
-        rewards = mask_incomplete(
-            mask_invalid(found, batch.end_reason), batch, trained_role=settings.role, settings=settings.algorithm
-        )
+        rewards = mask_incomplete(found.rewards, batch, trained_role=settings.role, settings=settings.algorithm)
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
         widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         num_microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
@@ -255,13 +254,13 @@ def train(
             token_mask=own_token_mask,
             temperature=temperature,
         )
-        check_judged(placement.to_host(rewards), unjudged | dict(failures), loop_settings.max_unjudged, step)
+        check_judged(placement.to_host(rewards), {**unjudged, **failures}, loop_settings.max_unjudged, step)
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         rows = conversation_rows(
-            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, unjudged | dict(failures)
+            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, {**unjudged, **failures}
         )
         metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         if user.stop_text:
@@ -270,14 +269,34 @@ def train(
         shown = rows[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
+    def validate(validation: Validation, state: TrainState, step: int) -> Metrics:
+        rewards = validation_rewards(
+            *agents_with({**frozen, **state.params}),
+            validation,
+            chat=chat,
+            limits=limits,
+            seed=seed,
+            view=settings.role,
+            mesh=mesh,
+            batch_size=settings.prompts_per_step * settings.samples_per_prompt,
+            rows_in_flight=rows_in_flight,
+        )
+        validation.record(step, rewards, {name: x for name, x in state.params.items() if name != 'value_head'})
+        judged = np.isfinite(rewards)
+        return {
+            'validation/reward': (float(np.sum(rewards[judged])), float(np.sum(judged))),
+            'validation/unjudged': (float(np.sum(~judged)), float(len(rewards))),
+        }
+
     with jax.set_mesh(mesh):
         return loop.run(
             folder,
             state,
             step_fn,
-            loop_settings,
+            dataclasses.replace(loop_settings, evaluate_every=0 if validation is None else validation.settings.every),
             num_steps=settings.steps,
             name='rl',
+            evaluate_fn=None if validation is None else functools.partial(validate, validation),
             hyperparameters=hyperparameters,
         )
 

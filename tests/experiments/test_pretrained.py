@@ -44,7 +44,7 @@ def files(tmp_path_factory) -> pathlib.Path:
     tokenizer = byte_tokenizer()
     config = tiny_config(len(tokenizer), mlp_dim=32, max_positions=512, tied_embedding=True)
     export(transformer.init_params(jax.random.key(0), config), config, tokenizer, folder / 'model')
-    splits = ['train'] * 12 + ['test'] * 6
+    splits = ['train'] * 12 + ['test'] * 6 + ['dev'] * 4
     write_conversations(
         folder / 'conversations.jsonl.gz',
         [
@@ -80,6 +80,7 @@ def config_of(files: pathlib.Path):
         for part in (config.user_sft.sft, config.reward_model.preference, config.held_out_reward_model.preference):
             part.batch.lengths = (128,)
         config.rl.row_buckets = (256,)
+        config.rl.validation.update({'every': 1, 'examples': 3, 'margin': 1.0})
         config.scale.openings = config.scale.batch_size = config.evaluation.batch_size = 6
         config.evaluation.people, config.evaluation.matrix = 6, 4
         config.evaluation.shown = 2
@@ -122,7 +123,16 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
             assert 0 <= (low or 0) <= row['win_rate']['mean'] <= (1 if high is None else high) <= 1
     fidelity = json.loads((finished / 'results' / 'fidelity.json').read_text())
     assert all(found['nats_per_token']['mean'] > 0 for found in fidelity['simulators'].values())
+    trained = finished / SEED_STAGES[0]
+    validation = json.loads((trained / 'result.json').read_text())['validation']
+    assert validation['step'] == [0, 1, 2]
+    assert str(validation['chosen']) in {path.name for path in (trained / 'candidates').iterdir()}
+    for step, reward in zip(validation['step'], validation['reward'], strict=True):
+        rewards = json.loads((trained / 'validation' / f'step-{step}.json').read_text())['rewards']
+        assert len(rewards) == 3
+        assert reward == pytest.approx(np.mean(list(rewards.values())))
     page = (finished / 'report.html').read_text()
+    assert 'Validation reward' in page
     assert 'role_play' in page
     assert 'openings' in page
     rows = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()

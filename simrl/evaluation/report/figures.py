@@ -18,7 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from simrl.evaluation.report.summary import Interval, Row, number, rows_of
-from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results, TrainingCurve
+from simrl.evaluation.results import (
+    INITIAL,
+    ExperimentResult,
+    MatrixResult,
+    Results,
+    TrainingCurve,
+    ValidationCurve,
+)
 
 WIDTH = 4.8  # inches
 FONT_SIZE = 10.0
@@ -29,6 +36,7 @@ LINES = ('solid', 'dashed', 'dotted')  # for matplotlib and CSS
 INITIAL_COLOUR, PEOPLE_COLOUR, GRID = '#6b6b6b', '#a17a00', '#dddddd'
 PANELS = {
     'reward': 'Reward under its own simulator',
+    'validation': 'Validation reward (square: the step that was chosen)',
     'end_signal': 'Share of conversations that the user ended',
     'kl': 'KL to the initial assistant (nats per token)',
     'zero_variance': 'Share of groups without a gradient',
@@ -123,6 +131,13 @@ def training_curves(results: Results, looks: Mapping[str, Look]) -> list[Drawing
                 every = max(1, len(steps) // 5)
                 style |= {'marker': look.marker, 'markevery': every, 'markersize': 5}
                 axis.plot(steps, mean, linewidth=2, label=arm, **style)
+                for name, curve in zip(groups[arm], curves, strict=True):
+                    validation = training[name].validation
+                    if field == 'validation' and validation is not None:
+                        chosen = validation.chosen
+                        axis.plot(
+                            [chosen], [curve[chosen]], marker='s', markersize=9, color=look.colour, fillstyle='none'
+                        )
             axis.grid(axis='y', color=GRID, linewidth=0.8)
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.set_xlabel('step')
@@ -236,8 +251,10 @@ def _rows(axis: Axes, labels: Sequence[str]) -> None:
 
 def _curve(curve: TrainingCurve, field: str) -> dict[int, float]:
     """step -> value, where there is one."""
-    values = getattr(curve, field) or ()
-    return {step: value for step, value in zip(curve.step, values, strict=False) if value is not None}
+    steps, values = curve.step, getattr(curve, field) or ()
+    if isinstance(values, ValidationCurve):
+        steps, values = values.step, values.reward
+    return {step: value for step, value in zip(steps, values, strict=False) if value is not None}
 
 
 def _course(arm: str, curves: Sequence[Mapping[int, float]]) -> str:
