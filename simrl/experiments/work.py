@@ -61,7 +61,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
         validation=validation,
     )
-    lines = metric_lines(folder)
+    lines = [line for line in metric_lines(folder) if 'grad_norm' in line]  # others are of validations alone
     check_learned(f'config.arms.{arm}', lines)
     policy, trained, chosen = assistant.policy, state.params, {}
     if candidates is not None:
