@@ -5,7 +5,9 @@ into BUCKETS files by their first bits, and one file at a time is sorted, so tha
 """
 
 import functools
+import itertools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from simrl.conversations.splits import hash64
 from simrl.run.stage_files import named_errors
 
 BUCKETS = 64  # a power of two
-BUFFER = 2**20  # n-grams that are in memory before they are written
+BUFFER = 2**22  # characters of openings that are in memory before their n-grams are written
 PAIR = np.dtype([('ngram', '<u8'), ('row', '<u4')])  # an n-gram and a row whose opening has it
 
 
@@ -25,50 +27,61 @@ def opening_key(text: str) -> int:
 _word_hash = functools.lru_cache(maxsize=2**17)(hash64)
 
 
-def ngram_hashes(text: str, size: int) -> np.ndarray:
-    """Hashes of the different n-grams of a text.
+def ngram_pairs(openings: Sequence[tuple[int, str]], size: int) -> np.ndarray:
+    """Hashes the n-grams of texts.
+
+    Args:
+        openings: rows and their texts.
+        size: words of an n-gram.
 
     Returns:
-        uint64 [N], sorted: sums of the words' hashes, each times an odd number of its place, modulo 2^64.
+        PAIR [N], an n-gram of a text as often as the text has it. Its hash is the sum of the words' hashes, each times
+        an odd number that depends on its place, modulo 2^64.
     """
-    words = np.array([_word_hash(word) for word in text.lower().split()], np.uint64)
-    num = len(words) - size + 1
-    if num < 1:
-        return np.zeros(0, np.uint64)
-    total = np.zeros(num, np.uint64)
+    texts = [text.lower().split() for _, text in openings]
+    row = np.repeat(np.array([row for row, _ in openings], np.uint32), [len(words) for words in texts])
+    words = np.fromiter(map(_word_hash, itertools.chain.from_iterable(texts)), np.uint64, len(row))
+    num = max(len(row) - size + 1, 0)
+    ngram = np.zeros(num, np.uint64)
     for place in range(size):
-        total += words[place : place + num] * np.uint64(hash64(f'place {place}') | 1)
-    return np.unique(total)
+        ngram += words[place : place + num] * np.uint64(hash64(f'place {place}') | 1)
+    pairs = np.empty(num, PAIR)
+    pairs['ngram'], pairs['row'] = ngram, row[:num]
+    return pairs[row[:num] == row[size - 1 :][:num]]  # not those over the end of a text
 
 
 class NgramFiles:
-    """N-grams of openings in files of a folder, by their first bits."""
+    """N-grams of openings in files of a folder, by their first bits.
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    Args:
+        size: words of an n-gram.
+    """
+
+    def __init__(self, folder: pathlib.Path, size: int) -> None:
         folder.mkdir(exist_ok=True)
+        self._size = size
         self._paths = [folder / f'ngrams-{bucket:02d}' for bucket in range(BUCKETS)]
         for path in self._paths:
             path.write_bytes(b'')
-        self._pairs: list[np.ndarray] = []
+        self._openings: list[tuple[int, str]] = []
         self._buffered = 0
 
-    def add(self, row: int, ngrams: np.ndarray) -> None:
-        pairs = np.empty(len(ngrams), PAIR)
-        pairs['ngram'], pairs['row'] = ngrams, row
-        self._pairs.append(pairs)
-        self._buffered += len(pairs)
+    def add(self, row: int, opening: str) -> None:
+        """Adds the opening of a row; rows are added once."""
+        self._openings.append((row, opening))
+        self._buffered += len(opening)
         if self._buffered >= BUFFER:
             self._write()
 
     def _write(self) -> None:
-        pairs = np.concatenate([np.empty(0, PAIR), *self._pairs])
+        pairs = ngram_pairs(self._openings, self._size)
         pairs = pairs[np.argsort(pairs['ngram'])]
         bits = np.uint64(64 - BUCKETS.bit_length() + 1)
         ends = np.searchsorted(pairs['ngram'] >> bits, np.arange(BUCKETS, dtype=np.uint64), 'right')
         for path, some in zip(self._paths, np.split(pairs, ends[:-1]), strict=True):
             with named_errors(path), path.open('ab') as file:
                 file.write(some.tobytes())
-        self._pairs, self._buffered = [], 0
+        self._openings, self._buffered = [], 0
 
     def frequent_rows(self, counted: np.ndarray, limit: int) -> np.ndarray:
         """Finds rows whose opening has an n-gram that more than `limit` openings have.
@@ -84,6 +97,10 @@ class NgramFiles:
         for path in self._paths:
             pairs = np.fromfile(path, PAIR)
             pairs = pairs[counted[pairs['row']]]
+            pairs = pairs[np.lexsort((pairs['row'], pairs['ngram']))]
+            repeated = np.zeros(len(pairs), bool)  # an opening counts once
+            repeated[1:] = pairs[1:] == pairs[:-1]
+            pairs = pairs[~repeated]
             _, inverse, counts = np.unique(pairs['ngram'], return_inverse=True, return_counts=True)
             found[pairs['row'][counts[inverse] > limit]] = True
         return found

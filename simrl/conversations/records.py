@@ -35,6 +35,8 @@ ROLES = ('system', 'user', 'assistant')
 SPLITS = ('train', 'dev', 'test')
 MESSAGE_FIELDS = ('role', 'content', 'truncated', 'truncated_chars')
 PARQUET_ROWS = 1000  # rows of a Parquet file that are in memory at once
+# Bytes of a column that are read at once. Without it, all of a row group's are, and pandas writes one row group.
+PARQUET_BUFFER = 2**20
 STRIPPED = 'texts stripped of outer white space'  # key of this count, beside the reasons for dropped rows
 
 
@@ -380,7 +382,7 @@ def _parquet_rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[tuple[i
     with path.open('rb') as file:
         # Arrow raises any of these for a damaged file or an impossible value, and never names the file.
         try:
-            parquet = pyarrow.parquet.ParquetFile(file)
+            parquet = pyarrow.parquet.ParquetFile(file, buffer_size=PARQUET_BUFFER)
             others = dict.fromkeys(name for name in parquet.schema_arrow.names if name not in fields)
             columns = _columns([parquet.schema.column(i).path for i in range(len(parquet.schema))], fields)
             for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):

@@ -35,7 +35,7 @@ import numpy as np
 import tqdm
 
 from simrl.conversations import manifest, raw_rows, records
-from simrl.conversations.openings import NgramFiles, ngram_hashes, opening_key
+from simrl.conversations.openings import NgramFiles, opening_key
 from simrl.conversations.raw_rows import HubParts, RawData, read_time
 from simrl.conversations.records import SPLITS, STRIPPED, Conversation, RowError
 from simrl.conversations.splits import UserSplits, hash64, mix, split_users
@@ -204,7 +204,7 @@ def read_facts(
             fault.append(0)
             name = _country(row)
             values = hash64(conversation.id), hash64(row['hashed_ip']), countries.setdefault(name, len(countries))
-            ngrams.add(number, ngram_hashes(conversation.opening, settings.ngram))
+            ngrams.add(number, conversation.opening)
         for column, value in zip((id_, address, country), values, strict=True):
             column.append(value)
     return Facts(
@@ -266,7 +266,7 @@ def decide(facts: Facts, settings: WildChatSettings, ngrams: NgramFiles) -> Deci
 def _first_pass(
     source: str, data: RawData, unfinished: pathlib.Path, settings: WildChatSettings, tasks: set[int]
 ) -> Decisions:
-    ngrams = NgramFiles(unfinished / NGRAMS)
+    ngrams = NgramFiles(unfinished / NGRAMS, settings.ngram)
     facts = read_facts(_shown(data.rows(), 'reading'), settings, tasks, ngrams)
     decisions = decide(facts, settings, ngrams)
     if not decisions.counts['kept']:

@@ -20,7 +20,7 @@ from tests.conversations.wildchat_rows import WHEN, wildbench_row, write_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PER_FILE = 20_000
-FRENCH, COPY, FREQUENT = 4, 100, 1000  # one row of so many
+FRENCH, COPY, FREQUENT = 4, 100, 100  # one row of so many
 
 
 def write_many(folder: pathlib.Path, rows: int) -> pathlib.Path:
@@ -38,7 +38,7 @@ def write_many(folder: pathlib.Path, rows: int) -> pathlib.Path:
     for begin in range(0, rows, PER_FILE):
         number = np.arange(begin, begin + PER_FILE)
         openings = [
-            f'the same seven words as a thousand others {text}' if i % FREQUENT == 2 else text
+            f'the same seven words as many others {text}' if i % FREQUENT == 2 else text
             for i, text in zip(number, draw(PER_FILE), strict=True)
         ]
         others = later.take(rng.integers(0, len(later), 3 * PER_FILE))
