@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -130,6 +131,47 @@ def rewards_of(
             array[place] = verdict.parts[name]
     on_host: dict[str, Any] = {'value': value, 'valid': valid, 'parts': kept, 'cause': cause}
     return Rewards(**on_host), details
+
+
+def shared(judge: Judge) -> Judge:
+    """The judge for a job of several processes: each asks a share of the questions, and all get all verdicts."""
+    count = jax.process_count()
+    if count == 1:
+        return judge
+
+    def submit(questions: Sequence[Question]) -> Callable[[], list[Verdict]]:
+        wait_for_own = judge.submit(questions[jax.process_index() :: count])
+
+        def wait() -> list[Verdict]:
+            own: dict[str, Any] = {'error': None, 'verdicts': []}
+            error = None
+            try:
+                own['verdicts'] = [dataclasses.asdict(verdict) for verdict in wait_for_own()]
+            except Exception as found:  # which would leave the other processes waiting
+                error, own['error'] = found, f'{type(found).__name__}: {found}'
+            everyone = _gathered(own)
+            if errors := [part['error'] for part in everyone if part['error'] is not None]:
+                raise error or RuntimeError(f'a judge in another of {count} processes: {errors[0]}')
+            verdicts = [Verdict(None)] * len(questions)
+            for process, part in enumerate(everyone):
+                verdicts[process::count] = [Verdict(**verdict) for verdict in part['verdicts']]
+            return verdicts
+
+        return wait
+
+    return Judge(submit, judge.parts)
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The JSON values of all processes, by process."""
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(content)])).ravel()
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(content)] = content
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def judging(

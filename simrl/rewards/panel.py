@@ -11,14 +11,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from simrl.conversations.records import Message
 from simrl.remote.answers import Answer, Failure, Outcome
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
-from simrl.rewards.judging import Judge, Question, Verdict
+from simrl.rewards.judging import Judge, Question, Verdict, shared
 from simrl.rewards.rewards import JUDGE_FAILED
 from simrl.rewards.rubric import HIGHEST, Rubric, judge_prompt
 from simrl.rollouts.token_sampling import Sampling
@@ -41,9 +39,7 @@ class Judgements:
         self._written: set[bytes] | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rows that are not in the file yet. Of several processes of one job, the first one writes."""
-        if jax.process_index() > 0:
-            return
+        """Writes rows that are not in the file yet."""
         lines = [json.dumps(row).encode() + b'\n' for row in rows]
         with named_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +126,8 @@ def panel(
 ) -> Judge:
     """Endpoints by the judges' names as one judge. Questions are asked of all at once, in the background.
 
+    Of several processes each asks a share of them.
+
     Args:
         max_tokens: max tokens of an answer, reasoning included.
         judgements: file of the raw judgements; None: they are not kept.
@@ -150,4 +148,4 @@ def panel(
 
         return wait
 
-    return Judge(submit, tuple(map(_part, endpoints)))
+    return shared(Judge(submit, tuple(map(_part, endpoints))))
