@@ -133,6 +133,7 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
         assert reward == pytest.approx(np.mean(list(rewards.values())))
     page = (finished / 'report.html').read_text()
     assert 'Validation reward' in page
+    assert 'of more than 1 × its standard error' in page
     assert 'role_play' in page
     assert 'openings' in page
     rows = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()

@@ -32,6 +32,11 @@ TRAINING = (
     'lines are means over seeds, thin lines single seeds. A group is the conversations of one opening; where all have '
     'the same reward there is no gradient.'
 )
+VALIDATION = (
+    ' Validation is on conversations that training does not start from, the same after every step. The square is the '
+    'step whose checkpoint the run left: the first that no later one beats by a mean paired difference of more than '
+    '{margin} × its standard error.'
+)
 MATRIX = (
     'Rows are assistants, columns the users that they talk with; a simulator is named by the arm that trains against '
     'it. A simulator that is trained anew for each seed is the one of the assistant’s own seed; the initial assistant '
@@ -59,7 +64,9 @@ def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
     legend = page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in results.experiment.arms})
     parts.append(
-        page.section('Training', legend, _drawn('training', drawings), page.paragraph(TRAINING, 'note')),
+        page.section(
+            'Training', legend, _drawn('training', drawings), page.paragraph(_about_training(results), 'note')
+        ),
     )
     if results.matrix:
         drawn = _drawn('matrix', drawings)
@@ -340,3 +347,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]
         else:
             rows.append((f'{prefix}{name}', str(value)))
     return rows
+
+
+def _about_training(results: Results) -> str:
+    margins = {f'{curve.validation.margin:g}' for curve in results.training.assistants.values() if curve.validation}
+    return TRAINING + ''.join(VALIDATION.format(margin=margin) for margin in sorted(margins))
