@@ -157,16 +157,16 @@ def trajectories_of(chat, conversations, ends, turns=2):
         for j, text in enumerate(texts):
             ids = chat.encode(text)
             messages[i, j, : len(ids)], length[i, j] = ids, len(ids)
-    zeros, none = np.zeros(shape[0], np.int32), np.zeros((shape[0], 1), np.int32)
-    return Trajectories(
-        **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), none),
-        **dict.fromkeys(('length', 'example_id', 'group', 'num_given', 'decoded_steps', 'loop_steps'), zeros),
-        messages=messages,
-        message_length=length,
-        truncated=np.zeros(shape, bool),
-        num_messages=np.array([len(texts) for texts in conversations]),
-        end_reason=np.array(ends, np.int8),
-    )
+    said = {
+        'messages': messages,
+        'message_length': length,
+        'truncated': np.zeros(shape, bool),
+        'num_messages': np.array([len(texts) for texts in conversations]),
+        'end_reason': np.array(ends, np.int8),
+    }
+    # Judges read what was said alone.
+    unread = {field.name for field in dataclasses.fields(Trajectories)} - said.keys()
+    return Trajectories(**said, **dict.fromkeys(unread, np.zeros(shape[0], np.int32)))
 
 
 def test_a_judge_of_another_tokenizer_scores_rollouts_by_their_text():

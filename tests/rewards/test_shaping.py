@@ -1,5 +1,6 @@
 """Length penalty and cut replies: against a loop, for conversations and turns; off, nothing changes."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,17 +18,14 @@ def batch(by_turn):
     random = np.random.default_rng(0)
     num_messages = random.integers(0, 2 * TURNS + 1, ROWS)
     there = np.arange(1, 2 * TURNS, 2) < num_messages[:, None]
-    zeros = np.zeros(ROWS, np.int32)
-    transcript = Transcript(
-        messages=np.zeros((ROWS, 2 * TURNS, 4), np.int32),
-        message_length=random.integers(0, 900, (ROWS, 2 * TURNS)).astype(np.int32),
-        truncated=random.random((ROWS, 2 * TURNS)) < 0.3,
-        num_messages=num_messages,
-        num_given=zeros,
-        end_reason=zeros.astype(np.int8),
-        decoded_steps=zeros,
-        loop_steps=zeros,
-    )
+    said = {
+        'messages': np.zeros((ROWS, 2 * TURNS, 4), np.int32),
+        'message_length': random.integers(0, 900, (ROWS, 2 * TURNS)).astype(np.int32),
+        'truncated': random.random((ROWS, 2 * TURNS)) < 0.3,
+        'num_messages': num_messages,
+    }
+    unread = {field.name for field in dataclasses.fields(Transcript)} - said.keys()
+    transcript = Transcript(**said, **dict.fromkeys(unread, np.zeros(ROWS, np.int32)))
     valid = there if by_turn else there.any(axis=1)
     value = np.where(valid, random.random(valid.shape), 0).astype(np.float32)
     cause = np.where(there.any(axis=1), 0, CAUSES.index(NO_REPLY)).astype(np.int32)
