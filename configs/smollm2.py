@@ -2,10 +2,11 @@
 
     python -m simrl.main --config=configs/smollm2.py --config.data.folder=FOLDER
 
-Sized for 20 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores; `smollm2.py:smoke` runs the same stages on
-a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz and preferences.jsonl.gz. The model comes
-from the Hugging Face hub, or from a file or folder named by --config.model.source. A language model may give the reward
-in the reward model's place, with --config.reward.by=local_judge; by default it is the model itself.
+Sized for 40 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores, without the arms persona and few_shot;
+`smollm2.py:smoke` runs the same stages on a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz
+and preferences.jsonl.gz. The model comes from the Hugging Face hub, or from a file or folder named by
+--config.model.source. A language model may give the reward in the reward model's place, with
+--config.reward.by=local_judge; by default it is the model itself.
 """
 
 import pathlib
@@ -26,8 +27,10 @@ from simrl.experiments.sources import DataSettings, ModelSettings, RandomModel
 from simrl.models.transformer import Execution
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits
+from simrl.rollouts.agents import Limits, Resampling
 from simrl.run.config import to_config_dict
+from simrl.simulators.person import FewShotSettings
+from simrl.simulators.prompts import GUIDELINES
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from simrl.training.preference import PreferenceSettings
@@ -59,10 +62,17 @@ def get_config(arg: str = '') -> ConfigDict:
             reward_model=reward_model('first', seed=0),
             held_out_reward_model=reward_model('second', seed=1),
             conversation=ConversationSettings(
-                Limits(turns=4, prompt_tokens=384, assistant_tokens=160, user_tokens=160)
+                # Openings are those that fit into 384 tokens; the rest is for what persona and few_shot are told.
+                Limits(turns=4, prompt_tokens=704, assistant_tokens=160, user_tokens=160),
+                reserved_prompt_tokens=320,
             ),
             scale=ReplySettings(openings=256),
-            arms={kind: PretrainedSimulator(kind) for kind in ('role_play', 'fine_tuned')},
+            arms={
+                'role_play': PretrainedSimulator('role_play'),
+                'persona': PretrainedSimulator('role_play', intent='where_known', guidelines=tuple(GUIDELINES)),
+                'few_shot': PretrainedSimulator('role_play', intent='where_known', few_shot=FewShotSettings()),
+                'fine_tuned': PretrainedSimulator('fine_tuned', repeats=Resampling()),
+            },
             rl=RLSettings(
                 steps=60,
                 prompts_per_step=16,
@@ -130,6 +140,7 @@ def shrink(
     checkpoint_every: int,
 ) -> None:
     """Makes the experiment small enough for a CPU."""
+    del config.arms['persona'], config.arms['few_shot']
 
     def steps(number: int) -> dict[str, Any]:
         batch = {'batch_size': 4, 'lengths': lengths}
@@ -143,7 +154,7 @@ def shrink(
             'user_sft': {'sft': steps(sft_steps), 'held_out': held_out},
             'reward_model': reward_model,
             'held_out_reward_model': reward_model,
-            'conversation': {'limits': {'turns': 2, **limits}},
+            'conversation': {'limits': {'turns': 2, **limits}, 'reserved_prompt_tokens': 0},
             'scale': {'openings': openings, 'batch_size': openings},
             'rl': {
                 'steps': rl_steps,

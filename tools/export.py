@@ -54,7 +54,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
         raise ValueError(f'{stage}: expected a finished stage that left a model, found none')
     arms = {sft_stage(arm): arm for arm in scene.settings.arms}
     check_model(scene, stage, (arms[name], scene.settings.seeds[0]) if name in arms else None)
-    model = scene.simulator_model(arms[name]) if name in arms else scene.model
+    model = scene.simulators.model(arms[name]) if name in arms else scene.model
     heads = ('reward_head',) if name in (REWARD_STAGE, HELD_OUT_STAGE) else ()
     mesh = scene.compute.mesh.make()
     params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)

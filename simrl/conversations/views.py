@@ -3,7 +3,7 @@
 Two views of one conversation:
 - natural: each role speaks under its own header. The system text is the template's default, or the user's intent.
 - swapped: roles are exchanged, so that a prompted model plays the user under the assistant's header. The system text is
-  the role-play text with the opening in it, so the first rendered message is the assistant's reply (number 1).
+  the role-play text. With the opening in it, the first rendered message is the assistant's reply (number 1).
 
 In both views messages are numbered from the user's opening (0), `role` is the speaker whatever the header, and contents
 are the same ids, unless the template's headers make a text be encoded in several ways (`Chat.elsewhere`).
@@ -21,7 +21,9 @@ from simrl.conversations.records import Conversation, End, Message, Preference
 
 View = Literal['natural', 'swapped']
 OnLong = Literal['error', 'cut', 'drop']
-Openings = Literal['given', 'trained']
+# The user's opening: known beforehand, in the swapped view from the system text; a message of its own in either view;
+# or trained on, too.
+Openings = Literal['given', 'written', 'trained']
 System = Callable[[Conversation], str | None]
 
 NOTHING_TO_TRAIN_ON = 'dropped: nothing to train on'
@@ -89,11 +91,12 @@ def render(
         terminal: True writes the user's terminal token after a natural end; natural view only. It follows the content
             of the user's last message, as a simulator samples it, unless that is truncated. After an assistant's last
             message it is a message of its own, `[terminal, end-of-turn]` under the user's header.
-        openings: 'given' does not train on the user's opening. 'trained' does, for simulators that open conversations
-            themselves; natural view only.
+        openings: 'given' and 'written' do not train on the user's opening. 'trained' does, for simulators that open
+            conversations themselves; natural view only. In the swapped view a 'written' opening is a message like any
+            other; the system text need not contain it.
     """
     _check_alternation(messages)
-    if view == 'swapped' and (system is None or messages[0].content not in system):
+    if view == 'swapped' and (system is None or (openings != 'written' and messages[0].content not in system)):
         raise ValueError('swapped view: expected a system text that contains the opening, found none or one without it')
     if view == 'swapped' and terminal:
         raise ValueError('terminal token: only the natural view has one; a prompted model ends by its stop sequence')
@@ -101,7 +104,7 @@ def render(
         raise ValueError(
             "swapped view: the opening is in the system text, so expected openings='given', found 'trained'"
         )
-    first = 0 if view == 'natural' else 1
+    first = 0 if view == 'natural' or openings == 'written' else 1
     ends_here = terminal and end == 'natural'
 
     tokens = list(chat.system_prefix(system))
@@ -134,7 +137,7 @@ def render(
     trained = np.zeros(len(tokens), np.bool_)
     if train is not None:
         trained = roles == ROLE_CODES[train]
-        if train == 'user' and openings == 'given':
+        if train == 'user' and openings != 'trained':
             trained &= numbers > 0
     return Rendered(np.array(tokens, np.int32), roles, numbers, trained)
 
@@ -207,7 +210,7 @@ def user_rows(
         system: function from a conversation to its system text; None keeps the template's default. The swapped view
             needs a text.
         view: of the rows.
-        openings: 'given', as in the protocol, or 'trained', for a simulator that opens conversations itself.
+        openings: see `render`; 'given' as in the protocol.
 
     Returns:
         The rows, and counts of cut and dropped rows.

@@ -6,7 +6,7 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import preference_rows
@@ -84,14 +84,23 @@ def check_fitting(
 
 
 def check_user_sft(
-    field: str, settings: UserSFTSettings, model: Model, people: Sequence[Conversation], compute: Compute
+    field: str,
+    settings: UserSFTSettings,
+    model: Model,
+    people: Sequence[Conversation],
+    compute: Compute,
+    system: Callable[[Conversation], str] | None = None,
 ) -> None:
-    """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on."""
+    """`check_fitting`; and refuses data with nothing to train on, or nothing to measure on.
+
+    Args:
+        system: the system text of the rows; None: the template's default.
+    """
     check_fitting(f'{field}.sft', settings.sft, model.config, compute)
     for split in ('train', 'test'):
         conversations = of_split(people, split)
         try:
-            found = any(rows_of([conversation], settings, model)[0] for conversation in conversations)
+            found = any(rows_of([conversation], settings, model, system)[0] for conversation in conversations)
         except ValueError as error:
             raise ConfigError(f'{field}.on_long: {error}') from error
         if not found:

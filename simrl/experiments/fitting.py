@@ -5,12 +5,12 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from simrl.conversations.chat import ROLE_CODES, Chat, Header
 from simrl.conversations.records import Conversation, Preference
-from simrl.conversations.views import OnLong, Rendered, assistant_rows, preference_rows, user_rows
+from simrl.conversations.views import OnLong, Rendered, assistant_rows, default_system, preference_rows, user_rows
 from simrl.evaluation.statistics import cluster_shares
 from simrl.experiments.kept_rows import kept_pairs, kept_rows
 from simrl.experiments.outputs import lines_at, save_params, save_result
@@ -112,11 +112,25 @@ def fit_role(
 
 
 def rows_of(
-    conversations: Sequence[Conversation], settings: UserSFTSettings, model: Model
+    conversations: Sequence[Conversation],
+    settings: UserSFTSettings,
+    model: Model,
+    system: Callable[[Conversation], str] | None = None,
 ) -> tuple[list[Rendered], collections.Counter[str]]:
-    """Conversations as rows of the role that is learnt, and counts of what was cut or dropped."""
-    to_rows = user_rows if settings.role == 'user' else assistant_rows
-    return to_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
+    """Conversations as rows of the role that is learnt, and counts of what was cut or dropped.
+
+    Args:
+        system: the system text of a user's rows; None: the template's default.
+    """
+    if settings.role == 'assistant':
+        return assistant_rows(conversations, model.chat, settings.sft.batch.lengths[-1], on_long=settings.on_long)
+    return user_rows(
+        conversations,
+        model.chat,
+        settings.sft.batch.lengths[-1],
+        on_long=settings.on_long,
+        system=default_system if system is None else system,
+    )
 
 
 def fine_tune_user(
@@ -125,11 +139,16 @@ def fine_tune_user(
     people: Sequence[Conversation],
     settings: UserSFTSettings,
     compute: Compute,
+    system: Callable[[Conversation], str] | None = None,
 ) -> None:
-    """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after."""
+    """Fine-tunes on the turns of `settings.role`, and measures the loss on held-out people before and after.
+
+    Args:
+        system: the system text of a user's rows; None: the template's default.
+    """
     files = {split: folder / f'{split}_rows.npz' for split in ('train', 'test')}
     (rows, counts), (held_out, held_out_counts) = (
-        kept_rows(file, functools.partial(rows_of, of_split(people, split), settings, model))
+        kept_rows(file, functools.partial(rows_of, of_split(people, split), settings, model, system))
         for split, file in files.items()
     )
     print_counts('rows to train on', len(rows), counts)

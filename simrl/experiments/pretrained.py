@@ -16,27 +16,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from simrl.conversations.chat import ROLE_CODES, Chat, EncodingError
+from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources
 from simrl.experiments.fitting import RewardModelSettings
 from simrl.experiments.outputs import load_params, save_result
-from simrl.experiments.pretrained_agents import assistant_agent, simulator_agent, usual_agents
+from simrl.experiments.pretrained_agents import assistant_agent, tuned_text, usual_agents
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, SCALE_STAGE, PretrainedRewards
 from simrl.experiments.pretrained_settings import PretrainedSettings
+from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
 from simrl.experiments.replies import ScoreConversations, ScoredReplies, outcome_columns, scored_replies
-from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
+from simrl.experiments.scene import Measure, own_simulator
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Model, ModelSettings, of_split, subsample
+from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Score
-from simrl.rl.train import check_trained
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
-from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
@@ -79,7 +78,7 @@ class PretrainedScene:
     @functools.cached_property
     def model(self) -> Model:
         """The assistant's model, without its weights."""
-        return _opened('config.model', self.settings.model)
+        return open_model('config.model', self.settings.model)
 
     @functools.cached_property
     def conversations(self) -> list[Conversation]:
@@ -95,46 +94,29 @@ class PretrainedScene:
         except (OSError, ValueError) as error:
             raise ConfigError(f'config.data.preferences: {error}') from error
 
-    @functools.cache  # noqa: B019  (a scene lives as long as its process)
-    def simulator_model(self, arm: str) -> Model:
-        """The model of an arm's simulator, without its weights."""
-        own = self.settings.arms[arm].model
-        if own is None:
-            return self.model
-        field = f'config.arms.{arm}.model'
-        model = _opened(field, own)
-        if model.vocabulary != self.model.vocabulary:
-            raise ConfigError(
-                f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
-                f'token ids'
-            )
-        chats = (model.chat, self.chat)
-        if any(
-            len({(chat.headers[role], chat.end_of_turn[role], *chat.encode('a', role)) for chat in chats}) > 1
-            for role in ROLE_CODES
-        ):
-            raise ConfigError(f'{field}: expected the headers of config.model in the chat template, found others')
-        return model
+    @functools.cached_property
+    def simulators(self) -> Simulators:
+        return Simulators(self.settings, self.workdir, self, self.rewards.endpoints)
 
     # Checks: what shows only once config, tokenizer and data are there.
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def check(self) -> None:
         self._check_without_preferences()
-        self.rewards.check([*self._openings('train'), *self._openings('test')], lambda: self.preferences)
+        self.rewards.check([*self.openings('train'), *self.openings('test')], lambda: self.preferences)
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def _check_without_preferences(self) -> None:
         """Check of stages that read no preferences: fine-tuning needs no such file."""
-        s, model, compute = self.settings, self.model, self.compute
+        s, compute = self.settings, self.compute
         checks.check_xla_flags(compute)
         checks.check_mesh(self.model_configs(), compute)
-        if any(settings.simulator == 'fine_tuned' for settings in s.arms.values()):
-            checks.check_user_sft('config.user_sft', s.user_sft, model, self.conversations, compute)
-        training, held_out = len(self._openings('train')), len(self._openings('test'))
+        for arm in s.arms:
+            self.simulators.check_people(arm)
+        training, held_out = len(self.openings('train')), len(self.openings('test'))
         checks.check_rl_steps(s.rl, training, compute)
         if s.rl.validation is not None:
-            checks.check_validation(s.rl, len(self._openings('dev')))
+            checks.check_validation(s.rl, len(self.openings('dev')))
         found = training if s.scale.openings is None else min(training, s.scale.openings)
         if found < 2:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
@@ -147,50 +129,23 @@ class PretrainedScene:
             if wanted > most:
                 raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
         for arm in s.arms:
-            self._check_arm(arm)
+            self.simulators.check(arm)
 
     def model_configs(self) -> Mapping[str, TransformerConfig]:
-        own = {arm: self.simulator_model(arm) for arm, settings in self.settings.arms.items() if settings.model}
+        own = self.simulators.own_models()
         simulators = {f'simulator {arm}': model.config for arm, model in own.items()}
         return {'assistant': self.model.config, **simulators, **self.rewards.model_configs()}
 
-    def _check_arm(self, arm: str) -> None:
-        """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
-        self.simulator_identity(arm)
-        own = self.settings.arms[arm]
-        if is_own(own.simulator):
-            return
-        field, agent = f'config.arms.{arm}', simulator_agent(self.settings, arm, self.simulator_model(arm), {})
-        try:
-            check_agents(agent, check_trained(assistant_agent(self.settings, self.model, {})), self.chat, self.limits)
-        except ValueError as error:
-            raise ConfigError(f'{field}: {error}') from error
-        # Every simulator is scored on people's messages in rows of these lengths; see `likelihood_rows`.
-        lengths, config = self.settings.user_sft.sft.batch.lengths, self.simulator_model(arm).config
-        checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
-        if (own.model, own.instructions) == (None, None):
-            return  # `_openings` are those that fit into its prompts
-        for split in ('train', 'test') if self.settings.rl.validation is None else ('train', 'dev', 'test'):
-            for example in self._openings(split):
-                try:
-                    found = len(agent.prompt(example).tokens)
-                except EncodingError as error:  # texts of people were checked when they were read
-                    raise ConfigError(f'{field}.instructions: {error}') from error
-                if found > self.limits.prompt_tokens:
-                    raise ConfigError(
-                        f'{field}: its prompt for example {example.id} has {found} tokens, expected at most '
-                        f'config.conversation.limits.prompt_tokens={self.limits.prompt_tokens}'
-                    )
-
     @functools.cache  # noqa: B019  (a scene lives as long as its process)
-    def _openings(self, split: str) -> list[Example]:
+    def openings(self, split: str) -> list[Example]:
         """The openings that fit into the prompts of the assistant and of the usual simulators; prints how many do not.
 
         All arms start from the same people, those that are added later as well. So it is not this run's arms that
         decide, but the simulators of `conversation`; an arm with a longer prompt is refused.
         """
-        size, usual = self.limits.prompt_tokens, usual_agents(self.settings, self.model)
-        examples = [example_of(conversation) for conversation in of_split(self.conversations, split)]
+        reserved = self.settings.conversation.reserved_prompt_tokens
+        size, usual = self.limits.prompt_tokens - reserved, usual_agents(self.settings, self.model)
+        examples = [example_of(conversation) for conversation in self.people_of(split)]
         try:
             kept, dropped = fitting_examples(examples, usual, self.chat, size)
         except EncodingError as error:  # texts of people were checked when they were read
@@ -201,6 +156,16 @@ class PretrainedScene:
                 f'{split!r}, found that none of {len(examples)} fits into {size} tokens'
             )
         print(f'openings ({split}): {len(kept)}; with a prompt of over {size} tokens: {dropped}', flush=True)
+        return kept
+
+    @functools.cache  # noqa: B019  (a scene lives as long as its process)
+    def people_of(self, split: str) -> list[Conversation]:
+        """The conversations of a split, without those that are dropped for want of an intent; prints how many."""
+        found = of_split(self.conversations, split)
+        if self.settings.conversation.without_intent == 'keep':
+            return found
+        kept = [conversation for conversation in found if conversation.intent is not None]
+        print(f'conversations ({split}): {len(kept)}; dropped, without an intent: {len(found) - len(kept)}', flush=True)
         return kept
 
     # Stages before the first arm.
@@ -222,7 +187,7 @@ class PretrainedScene:
             'held_out': self._reward_model(HELD_OUT_STAGE, s.held_out_reward_model),
         }
         return [
-            *(self._fine_tune(arm) for arm, own in s.arms.items() if own.simulator == 'fine_tuned'),
+            *(self._fine_tune(arm) for arm, own in s.arms.items() if fine_tuned_here(own)),
             *(reward_models[use] for use in self.rewards.uses()),
             *([self._scale()] if s.reward.by == 'reward_model' else []),
         ]
@@ -230,12 +195,12 @@ class PretrainedScene:
     def _fine_tune(self, arm: str) -> Stage:
         s = self.settings
 
-        def run(folder: pathlib.Path) -> None:
-            model = self.simulator_model(arm)
-            fitting.fine_tune_user(folder, model, self.conversations, s.user_sft, self.compute)
-
-        identity = {**self.identity(), **self._model_identity(arm), 'user_sft': s.user_sft}
-        inputs = {**self.inputs(), **self._model_inputs(arm)}
+        own = s.arms[arm]
+        system = {'intent': own.intent, 'source_tag': own.source_tag} if tuned_text(own) else {}
+        model = self.simulators.model_identity(arm)
+        identity = {**self.identity(), **model, 'user_sft': s.user_sft, **system, **self._dropped}
+        inputs = {**self.inputs(), **self.simulators.model_inputs(arm)}
+        run = functools.partial(self.simulators.fine_tune, arm)
         return Stage(sft_stage(arm), identity, inputs, run, self._check_without_preferences)
 
     def _reward_model(self, name: str, settings: RewardModelSettings) -> Stage:
@@ -260,7 +225,7 @@ class PretrainedScene:
     def _measure_scale(self, folder: pathlib.Path) -> None:
         """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
         settings = self.settings.scale
-        examples = subsample(self._openings('train'), settings.openings, settings.seed)
+        examples = subsample(self.openings('train'), settings.openings, settings.seed)
         score = self.rewards.score_replies(REWARD_STAGE)
         batches = self._scored_replies(self.assistant(None), examples, score, settings.batch_size, settings.seed)
         scores = np.concatenate([score for _, _, score in batches])
@@ -279,11 +244,13 @@ class PretrainedScene:
         return assistant_agent(self.settings, self.model, self._params(stage, self.model))
 
     def simulator(self, arm: str, seed: int) -> Agent:
-        simulator = self.settings.arms[arm].simulator
-        if is_own(simulator):
-            return own_simulator(f'config.arms.{arm}.simulator', simulator, self)
-        stage, model = self.simulator_inputs(arm, seed).get('simulator'), self.simulator_model(arm)
-        return simulator_agent(self.settings, arm, model, self._params(stage, model))
+        def params(of: str) -> Params:
+            return self._params(self.simulators.inputs(of).get('simulator'), self.simulators.model(of))
+
+        def own(of: str) -> Agent:
+            return own_simulator(f'config.arms.{of}.simulator', self.settings.arms[of].simulator, self)
+
+        return self.simulators.agent(arm, params, own)
 
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """The pretrained model itself."""
@@ -294,34 +261,11 @@ class PretrainedScene:
         mesh = self.compute.mesh.make()
         return model.load_params(mesh) if stage is None else load_params(stage, model.config, mesh)
 
-    def _model_identity(self, arm: str) -> dict[str, Any]:
-        own = self.settings.arms[arm]
-        model = (
-            {} if own.model is None else {'simulator_model': sources.model_identity(self.simulator_model(arm).settings)}
-        )
-        return model | ({} if own.dtype is None else {'simulator_dtype': own.dtype})
-
     def simulator_identity(self, arm: str) -> Mapping[str, Any]:
-        own, conversation = self.settings.arms[arm], self.settings.conversation
-        common = {'limits': self.limits, 'assistant_sampling': conversation.assistant, **self._model_identity(arm)}
-        if is_own(own.simulator):
-            return common | own_identity(f'config.arms.{arm}.simulator', own.simulator)
-        asked = self.settings.role_play(arm) if own.simulator == 'role_play' else conversation.fine_tuned
-        agent = simulator_agent(self.settings, arm, self.simulator_model(arm), {})
-        return common | {
-            'simulator': own.simulator,
-            'asked': asked,
-            'told': fingerprint(lambda example: told(agent, example)),
-        }
+        return self.simulators.identity(arm)
 
     def simulator_inputs(self, arm: str, seed: int) -> Mapping[str, pathlib.Path]:
-        tuned = self.settings.arms[arm].simulator == 'fine_tuned'
-        return self._model_inputs(arm) | ({'simulator': self.workdir / sft_stage(arm)} if tuned else {})
-
-    def _model_inputs(self, arm: str) -> dict[str, pathlib.Path]:
-        """The files of a simulator's own model."""
-        own = self.settings.arms[arm].model
-        return {} if own is None else sources.model_files('simulator_model', own)
+        return self.simulators.inputs(arm)
 
     def simulator_per_seed(self, arm: str) -> bool:
         return False
@@ -335,19 +279,27 @@ class PretrainedScene:
     # Examples, rewards and measures.
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """Settings that decide which openings fit: see `_openings`."""
-        usual = self.settings.conversation.role_play
-        return {'openings': {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}}
+        """Settings that decide which openings fit: see `openings`."""
+        conversation = self.settings.conversation
+        usual, reserved = conversation.role_play, conversation.reserved_prompt_tokens
+        openings = {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}
+        return {'openings': openings | ({'reserved_prompt_tokens': reserved} if reserved else {}) | self._dropped}
+
+    @property
+    def _dropped(self) -> dict[str, str]:
+        """The rule for conversations without an intent, as a setting of stages; nothing where they are kept."""
+        rule = self.settings.conversation.without_intent
+        return {} if rule == 'keep' else {'without_intent': rule}
 
     def training_examples(self) -> list[Example]:
-        return self._openings('train')
+        return self.openings('train')
 
     def validation_examples(self, number: int) -> list[Example]:
-        return subsample(self._openings('dev'), number, VALIDATION_SEED)
+        return subsample(self.openings('dev'), number, VALIDATION_SEED)
 
     def held_out_examples(self, numbers: range | None) -> list[Example]:
         """By one permutation for each seed, so that more people are the same ones and others."""
-        openings, settings = self._openings('test'), self.settings.evaluation
+        openings, settings = self.openings('test'), self.settings.evaluation
         order = np.random.default_rng(settings.seed).permutation(len(openings))[: settings.people]
         return [openings[i] for i in (order if numbers is None else order[numbers.start : numbers.stop])]
 
@@ -402,12 +354,13 @@ class PretrainedScene:
         lengths = settings.sft.batch.lengths
         swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
         rows, counts = user_rows(
-            of_split(self.conversations, 'test'),
+            self.people_of('test'),
             self.chat,
             lengths[-1],
             on_long='cut',
             system=lambda conversation: told(simulator, example_of(conversation)),
             view='swapped' if swapped else 'natural',
+            openings=simulator.opening,
         )
         sources.print_counts('conversations to predict', len(rows), counts)
         return subsample(rows, settings.held_out, settings.held_out_seed), lengths
@@ -418,6 +371,7 @@ class PretrainedScene:
             'lengths': settings.sft.batch.lengths,
             'held_out': settings.held_out,
             'held_out_seed': settings.held_out_seed,
+            **self._dropped,
         }
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
@@ -435,15 +389,3 @@ class PretrainedScene:
                 words=words,
             )
         }
-
-
-def sft_stage(arm: str) -> str:
-    """The stage of an arm's fine-tuned simulator."""
-    return f'sft/{arm}'
-
-
-def _opened(field: str, settings: ModelSettings) -> Model:
-    try:
-        return sources.open_model(settings)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f'{field}: {error}') from error

@@ -21,7 +21,7 @@ from simrl.rl import train as rl
 from simrl.rl.validation import Validation
 from simrl.rollouts.agents import Agent, ModelAgent, fitting
 from simrl.rollouts.collect import ConversationError, collect_batches
-from simrl.rollouts.trajectories import transcripts
+from simrl.rollouts.trajectories import repeated_messages, transcripts
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError
 from simrl.training import partition
@@ -152,6 +152,9 @@ def conversations_with(
 ) -> dict[str, Any]:
     """Holds one conversation per example and says what it was worth: `outcomes`, `statistics` and those `shown`.
 
+    Of every user the statistics have: messages that it discarded (`resampled`), and of its messages after the first
+    (`later_messages`) those that repeat the one before (`repeated`).
+
     Raises:
         ConversationError: an agent failed in a conversation.
     """
@@ -172,11 +175,18 @@ def conversations_with(
         name=name,
     )
     for chosen, batch in batches:
-        rows = transcripts(placement.to_host(batch), scene.chat.decode)[: len(chosen)]
+        host = placement.to_host(batch)
+        rows = transcripts(host, scene.chat.decode)[: len(chosen)]
         found, counts = scene.outcomes(chosen, batch, rows)
+        repeated, later = repeated_messages(rows)
+        of_users = {
+            'resampled': int(host.resamples[: len(chosen)].sum()),
+            'repeated': repeated,
+            'later_messages': later,
+        }
         for column, values in found.items():
             columns.setdefault(column, []).extend(values)
-        for counted, count in counts.items():
+        for counted, count in (dict(counts) | of_users).items():
             statistics[counted] = statistics.get(counted, 0) + count
         for example, row in zip(chosen, rows, strict=True):
             if len(talks) < shown:

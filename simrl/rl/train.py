@@ -36,10 +36,16 @@ from simrl.rl.judged import collect_judged
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
-from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, told
 from simrl.rollouts.collect import ConversationError, for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
-from simrl.rollouts.trajectories import Trajectories, missed_signals, rollout_metrics, transcripts
+from simrl.rollouts.trajectories import (
+    Trajectories,
+    missed_signals,
+    repeated_messages,
+    rollout_metrics,
+    transcripts,
+)
 from simrl.run.config import NO_EFFECT
 from simrl.run.metrics import Metrics
 from simrl.training import loop, partition
@@ -263,9 +269,12 @@ def train(
             host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, {**unjudged, **failures}
         )
         metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
-        if user.stop_text:
-            missed = missed_signals(rows, user.stop_text)
+        stop_texts = [agent_for(user, chosen[i // settings.samples_per_prompt]).stop_text for i in range(len(rows))]
+        if any(stop_texts):
+            missed = sum(missed_signals([row], text) for row, text in zip(rows, stop_texts, strict=True) if text)
             metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(rows)))
+        repeated, later = repeated_messages(rows)
+        metrics['rollout/repeated_user'] = (jnp.float32(repeated), jnp.float32(later))
         shown = rows[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
@@ -303,8 +312,8 @@ def train(
 
 def check_trained(agent: Agent) -> ModelAgent:
     """Refuses an agent that cannot be trained: off the device, or not sampled by temperature alone."""
-    if isinstance(agent, HostAgent):
-        raise ValueError('RLSettings.trained: expected an agent on the device, found a HostAgent')
+    if not isinstance(agent, ModelAgent):
+        raise ValueError(f'RLSettings.trained: expected an agent on the device, found a {type(agent).__name__}')
     spec = agent.policy.spec
     if spec.top_k or spec.top_p < 1 or spec.min_p:
         raise ValueError(

@@ -1,12 +1,13 @@
-"""The agents of a conversation: `Agent = ModelAgent | HostAgent`.
+"""The agents of a conversation: `Agent = ModelAgent | HostAgent | MixedAgent`.
 
 A `ModelAgent` is a model on the device: a `Policy`, and its prompt for an example. A `HostAgent` is
 anything else that replies: a scripted person, or a model behind an interface. A user simulator and an assistant differ
-in their role alone.
+in their role alone. A `MixedAgent` is several users, one of which each example meets.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.struct
 import jax
@@ -19,6 +20,9 @@ from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rollouts.token_sampling import Sampling
 
 System = Callable[[Example], str]  # an example -> the system text of its conversations
+# The user's opening: 'given' by the example, or written for each conversation where it has none; or 'written' by the
+# user once for each example, whatever the example has.
+Opening = Literal['given', 'written']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,26 @@ class Policy:
         return self.spec.max_new_tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """The rule for a user's message that repeats its last one word for word: it is discarded and sampled again."""
+
+    tries: int = 5  # discarded messages at most, after which a repeat stays
+    temperature_step: float = 0.05  # added to the temperature with each try
+    max_temperature: float = 1.0  # where the temperature stops rising; a higher one stays as it is
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ValueError(f'Resampling.tries: expected at least 1, found {self.tries}')
+        for field in ('temperature_step', 'max_temperature'):
+            if getattr(self, field) < 0:
+                raise ValueError(f'Resampling.{field}: expected at least 0, found {getattr(self, field)}')
+
+    def temperature(self, usual: float, attempt: int) -> float:
+        """The temperature of an attempt, counted from 1."""
+        return max(usual, min(usual + self.temperature_step * attempt, self.max_temperature))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelAgent:
     """An agent on the device.
@@ -99,12 +123,16 @@ class ModelAgent:
         prompt: an example -> its view before the first sampled message.
         system: an example -> the system text in that prompt, persona included. None: the template's default.
         stop_text: the text by which it ends a conversation; empty where it cannot.
+        opening: of a user, see `Opening`.
+        resampling: of a user's repeats; None: they stay.
     """
 
     policy: Policy
     prompt: Callable[[Example], Rendered]
     system: System | None = None
     stop_text: str = ''
+    opening: Opening = 'given'
+    resampling: Resampling | None = None
 
     @property
     def role(self) -> int:
@@ -135,11 +163,15 @@ class HostConversation:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """A message of an agent off the device: with `ends` the conversation's last, with a `failure` (a reason) none."""
+    """A message of an agent off the device: with `ends` the conversation's last, with a `failure` (a reason) none.
+
+    `resamples`: how many messages the agent discarded before this one.
+    """
 
     text: str
     ends: bool = False
     failure: str | None = None
+    resamples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,24 +185,57 @@ class HostAgent:
         max_new_tokens: max tokens of a message, end-of-turn included; a longer one is cut and counted.
         stop_text: the end of a message that ends a conversation, once decoded.
         system: an example -> the instructions of the agent, for the logs. None: it has none.
+        opening: of a user, see `Opening`; it is asked for an opening in a conversation without messages.
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
     max_new_tokens: int
     stop_text: str = TERMINAL_TEXT
     system: System | None = None
+    opening: Opening = 'given'
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f'HostAgent.max_new_tokens: expected at least 1, found {self.max_new_tokens}')
 
 
-Agent = ModelAgent | HostAgent
+OneAgent = ModelAgent | HostAgent
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedAgent:
+    """Several users. All conversations of an example meet one of them.
+
+    Attributes:
+        members: the users, with the same max tokens per message.
+        choose: an example -> the number of its member.
+    """
+
+    members: tuple[OneAgent, ...]
+    choose: Callable[[Example], int]
+
+    def __post_init__(self) -> None:
+        found = {member.max_new_tokens for member in self.members}
+        if len(found) != 1:
+            raise ValueError(f'MixedAgent.members: expected one max_new_tokens, found {sorted(found) or "no members"}')
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.members[0].max_new_tokens
+
+
+Agent = OneAgent | MixedAgent
+
+
+def agent_for(agent: Agent, example: Example) -> OneAgent:
+    """The agent of an example's conversations."""
+    return agent.members[agent.choose(example)] if isinstance(agent, MixedAgent) else agent
 
 
 def told(agent: Agent, example: Example) -> str | None:
     """The system text of an agent for an example, persona included; None: the template's default, or none."""
-    return None if agent.system is None else agent.system(example)
+    system = agent_for(agent, example).system
+    return None if system is None else system(example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +265,8 @@ def model_agent(
     view: View = 'natural',
     system: System | None = None,
     stop_text: str = '',
+    opening: Opening = 'given',
+    resampling: Resampling | None = None,
 ) -> ModelAgent:
     """A model as the user or the assistant.
 
@@ -209,6 +276,8 @@ def model_agent(
         view: 'natural', under its own header; or 'swapped', under the other's, which needs a system text.
         system: an example -> the system text. None: the template's default.
         stop_text: the text by which it ends a conversation: the terminal token's, or one that a prompt asks for.
+        opening: of a user, see `Opening`.
+        resampling: of a user's repeats; None: they stay.
 
     Raises:
         ValueError: a stop text that no message has room for, a swapped view without a system text, or a header under
@@ -223,10 +292,11 @@ def model_agent(
     chat.check_ends(own)
 
     def prompt(example: Example) -> Rendered:
+        given = example.opening if opening == 'given' else None
         if system is None:
-            return natural_prompt(chat, example.opening)
+            return natural_prompt(chat, given)
         text = system(example)
-        return swapped_prompt(chat, text) if swapped else natural_prompt(chat, example.opening, text)
+        return swapped_prompt(chat, text) if swapped else natural_prompt(chat, given, text)
 
     stop_sequences: tuple[tuple[int, ...], ...] = ((chat.terminal,),) if terminal else ()
     if stop_text and not terminal:
@@ -256,7 +326,7 @@ def model_agent(
     )
     token_mask = chat.token_mask(config.padded_vocab_size, terminal=terminal, header=own)
     policy = Policy(params=params, token_mask=token_mask, temperature=sampling.temperature, spec=spec)
-    return ModelAgent(policy, prompt, system, stop_text)
+    return ModelAgent(policy, prompt, system, stop_text, opening, resampling)
 
 
 def assistant(
@@ -299,7 +369,8 @@ def fitting(
     def fits(example: Example) -> bool:
         if example.opening is not None and len(chat.encode(example.opening)) > prompt_tokens:
             return False
-        return all(len(agent.prompt(example)) <= prompt_tokens for agent in agents if isinstance(agent, ModelAgent))
+        own = [agent_for(agent, example) for agent in agents]
+        return all(len(agent.prompt(example)) <= prompt_tokens for agent in own if isinstance(agent, ModelAgent))
 
     kept = [example for example in examples if fits(example)]
     return kept, len(examples) - len(kept)

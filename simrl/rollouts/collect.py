@@ -1,7 +1,8 @@
 """Examples and two agents in, trajectories out.
 
-1. `prompts_of` renders examples for both agents, on the host.
-2. `collect` lets two agents converse from examples, for a step of training; `collect_batches` from many examples, for
+1. A user that writes one opening for each example does so (`write_openings`).
+2. `prompts_of` renders examples for both agents, on the host.
+3. `collect` lets two agents converse from examples, for a step of training; `collect_batches` from many examples, for
    an evaluation.
 """
 
@@ -20,13 +21,13 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.models.rows import shard_rows
-from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Policy
-from simrl.rollouts.compaction import shard_tree
-from simrl.rollouts.context import Context
-from simrl.rollouts.dialogue import capacity, check_agents, converse
+from simrl.rollouts.agents import Agent, HostConversation, Limits, MixedAgent, ModelAgent, OneAgent, Policy
+from simrl.rollouts.dialogue import check_agents, converse
 from simrl.rollouts.host import HostReplies
-from simrl.rollouts.prompts import PromptRows, Prompts, prefill_prompts, prompts_of
-from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
+from simrl.rollouts.openings import write_openings
+from simrl.rollouts.prompts import Prompts, prompts_of, start_dialogue
+from simrl.rollouts.repeats import Repeats
+from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
 
@@ -41,6 +42,8 @@ class ConversationError(RuntimeError):
 
 def for_sampling(agent: _Agent, mesh: Mesh) -> _Agent:
     """The agent with its parameters in the sampler's dtype and shards, and its mask on the devices."""
+    if isinstance(agent, MixedAgent):
+        return dataclasses.replace(agent, members=tuple(for_sampling(member, mesh) for member in agent.members))
     if not isinstance(agent, ModelAgent):
         return agent
     spec = agent.policy.spec
@@ -67,14 +70,15 @@ def collect(
     """Conversations from each example.
 
     Args:
-        user, assistant: from `for_sampling`.
+        user, assistant: from `for_sampling`. With a `MixedAgent` each member's conversations are held in turn, the rows
+            of the others left out of the batch.
         seed, step: with the example and the sample they decide every draw.
         view: USER or ASSISTANT, the agent in whose view they are returned; it is on the device.
         samples: conversations of each example, which are neighbouring rows.
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
             no token. None: all of them.
         on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, before the next
-            ones are sampled.
+            ones are sampled; those of a `MixedAgent` after the last.
 
     Returns:
         The conversations, and by row the reason why an agent off the device failed.
@@ -82,26 +86,98 @@ def collect(
     Raises:
         ValueError: `rows_in_flight` does not divide the conversations, or the agent of `view` is off the device.
     """
-    if isinstance(user if view == USER else assistant, HostAgent):
-        raise ValueError('view: expected an agent on the device, found a HostAgent')
+    if not isinstance(user if view == USER else assistant, ModelAgent):
+        raise ValueError(
+            f'view: expected an agent on the device, found a {type(user if view == USER else assistant).__name__}'
+        )
+    assert not isinstance(assistant, MixedAgent)
+    size = rows_at_once(len(examples) * samples, rows_in_flight)
+    collect_one = functools.partial(_collect, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh)
+    with jax.set_mesh(mesh):
+        if not isinstance(user, MixedAgent):
+            none = [False] * len(examples)
+            return collect_one(user, assistant, examples, none, samples, rows_in_flight, on_piece=on_piece)
+        whole: Trajectories | None = None
+        failures: dict[int, str] = {}
+        chosen = [user.choose(example) for example in examples]
+        for number in sorted(set(chosen)):
+            own = examples[chosen.index(number)]  # stands in for the examples of others
+            played = [example if of == number else own for example, of in zip(examples, chosen, strict=True)]
+            idle = [of != number for of in chosen]
+            batch, failed = collect_one(
+                user.members[number], assistant, played, idle, samples, rows_in_flight, on_piece=None
+            )
+            mine = placement.shard_batch(~np.repeat(idle, samples), mesh)
+            whole = batch if whole is None else _selected(mine, batch, whole)
+            failures |= failed
+        assert whole is not None
+        for start in range(0, len(examples) * samples, size) if on_piece is not None else ():
+            assert on_piece is not None
+            of_rows = [examples[row // samples] for row in range(start, start + size)]
+            on_piece(_rows(whole, start, size), of_rows)
+        return whole, failures
+
+
+def _collect(
+    user: OneAgent,
+    assistant: OneAgent,
+    examples: Sequence[Example],
+    idle: Sequence[bool],
+    samples: int,
+    rows_in_flight: int | None,
+    *,
+    chat: Chat,
+    limits: Limits,
+    seed: int,
+    step: int,
+    view: int,
+    mesh: Mesh,
+    on_piece: OnPiece | None,
+) -> tuple[Trajectories, dict[int, str]]:
+    """`collect` of one user; conversations of `idle` examples are over before they start."""
     example_of_row = [example for example in examples for _ in range(samples)]
     size = rows_at_once(len(example_of_row), rows_in_flight)
     batches: list[Trajectories] = []
     failures: dict[int, str] = {}
-    with jax.set_mesh(mesh):
-        prompts = prompts_of(examples, user, assistant, chat, samples=samples, prompt_tokens=limits.prompt_tokens)
-        for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
-            rows = jax.tree.map(operator.itemgetter(piece), prompts)
-            starts = [
-                HostConversation(*start, ()) for start in zip(example_of_row[piece], rows.sample.tolist(), strict=True)
-            ]
-            placed = placement.shard_batch(rows, mesh)
-            batch, failed = _converse(user, assistant, placed, starts, chat, seed, step, limits=limits, view=view)
-            failures |= {piece.start + row: reason for row, reason in failed.items()}
-            batches.append(batch)
-            if on_piece is not None:
-                on_piece(batch, example_of_row[piece])
-        return batches[0] if len(batches) == 1 else _joined(batches), failures
+    written = None
+    if user.opening == 'written':
+        written, failed = write_openings(
+            user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=mesh
+        )
+        failures |= {i * samples + sample: reason for i, reason in failed.items() for sample in range(samples)}
+    prompts = prompts_of(
+        *(examples, user, assistant, chat), samples=samples, prompt_tokens=limits.prompt_tokens, written=written
+    )
+    over = np.where(np.repeat(idle, samples), np.int8(EndReason.TURNS), prompts.end_reason)
+    prompts = dataclasses.replace(prompts, end_reason=over)
+    for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
+        rows = jax.tree.map(operator.itemgetter(piece), prompts)
+        starts = [
+            HostConversation(*start, ()) for start in zip(example_of_row[piece], rows.sample.tolist(), strict=True)
+        ]
+        placed = placement.shard_batch(rows, mesh)
+        batch, failed_rows = _converse(user, assistant, placed, starts, chat, seed, step, limits=limits, view=view)
+        failures |= {piece.start + row: reason for row, reason in failed_rows.items()}
+        batches.append(batch)
+        if on_piece is not None:
+            on_piece(batch, example_of_row[piece])
+    return batches[0] if len(batches) == 1 else _joined(batches), failures
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _rows(batch: Trajectories, start: int, size: int) -> Trajectories:
+    """`size` rows of a batch."""
+    return jax.tree.map(lambda x: shard_rows(x[start : start + size]), batch)
+
+
+@jax.jit
+def _selected(mine: jax.Array, new: Trajectories, old: Trajectories) -> Trajectories:
+    """The rows of `new` where `mine`, bool `[B]`, and of `old` elsewhere."""
+
+    def select(x: jax.Array, y: jax.Array) -> jax.Array:
+        return shard_rows(jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), x, y))
+
+    return jax.tree.map(select, new, old)
 
 
 def collect_batches(
@@ -174,8 +250,8 @@ def _joined(batches: Sequence[Trajectories]) -> Trajectories:
 
 
 def _converse(
-    user: Agent,
-    assistant: Agent,
+    user: OneAgent,
+    assistant: OneAgent,
     prompts: Prompts,
     starts: Sequence[HostConversation],
     chat: Chat,
@@ -188,48 +264,19 @@ def _converse(
     """The conversations of the prompts' rows, and failures by row; `starts` has each row as a host agent reads it."""
     policies = tuple(agent.policy if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
     max_new_tokens = (user.max_new_tokens, assistant.max_new_tokens)
-    dialogue, keys = _start(*policies, prompts, seed, step, limits=limits, max_new_tokens=max_new_tokens)
+    dialogue, keys = start_dialogue(*policies, prompts, seed, step, limits=limits, max_new_tokens=max_new_tokens)
     failures: dict[int, str] = {}
 
-    def side(agent: Agent) -> Policy | HostReplies:
+    def side(agent: OneAgent) -> Policy | HostReplies:
         if isinstance(agent, ModelAgent):
             return agent.policy
         return HostReplies(agent, list(starts), keys, chat, failures)
 
-    dialogue = converse(side(user), side(assistant), dialogue, keys, turns=limits.turns)
+    repeats = None
+    if isinstance(user, ModelAgent) and user.resampling is not None:
+        repeats = Repeats(user.resampling, float(user.policy.temperature), chat.decode)
+    dialogue = converse(side(user), side(assistant), dialogue, keys, turns=limits.turns, repeats=repeats)
     return _trajectories(dialogue, view, prompts.example, prompts.group), failures
-
-
-@functools.partial(jax.jit, static_argnames=('limits', 'max_new_tokens'))
-def _start(
-    user: Policy | None,
-    assistant: Policy | None,
-    prompts: Prompts,
-    seed: int,
-    step: int,
-    *,
-    limits: Limits,
-    max_new_tokens: tuple[int, int],
-) -> tuple[Dialogue, jax.Array]:
-    """The conversations before their first sampled message, and their keys."""
-
-    def context(policy: Policy | None, rows: PromptRows, partner: int, name: str) -> Context | None:
-        if policy is None:
-            return None
-        size = capacity(policy.spec, partner, limits.prompt_tokens, limits.turns, name)
-        return prefill_prompts(policy, rows, size)
-
-    dialogue = init_dialogue(
-        context(user, prompts.user, max_new_tokens[1], 'user'),
-        context(assistant, prompts.assistant, max_new_tokens[0], 'assistant'),
-        jnp.asarray(prompts.opening),
-        jnp.asarray(prompts.opening_length),
-        jnp.asarray(prompts.given),
-        turns=limits.turns,
-        max_new_tokens=max_new_tokens,
-    )
-    keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
-    return shard_tree((dialogue, keys))
 
 
 _trajectories = jax.jit(trajectories, static_argnames='view')

@@ -195,6 +195,28 @@ def append(
     )
 
 
+def rewind(context: Context, count: jax.Array) -> Context:
+    """Removes the last `count` (int32 `[B]`) tokens of each row; the cache's entries of removed tokens are never read.
+
+    Args:
+        count: fewer than a row has.
+    """
+    length = context.length - count
+    kept = jnp.arange(context.capacity) < length[:, None]
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.where(kept, x, jnp.zeros((), x.dtype))
+
+    return Context(
+        tokens=cut(context.tokens),
+        role=cut(context.role),
+        message=cut(context.message),
+        log_prob=cut(context.log_prob),
+        length=length,
+        cache=context.cache,
+    )
+
+
 def extend(
     policy: Policy,
     context: Context,

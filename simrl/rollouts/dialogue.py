@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from simrl.conversations.chat import ASSISTANT, USER, Chat
-from simrl.rollouts.agents import Agent, GenerationSpec, Limits, ModelAgent, Policy
+from simrl.rollouts.agents import Agent, GenerationSpec, Limits, MixedAgent, ModelAgent, Policy
 from simrl.rollouts.compaction import all_active, compact, restore, shard_tree
 from simrl.rollouts.context import capacity_for, grow_cache, round_up
 from simrl.rollouts.generate import SampledMessage
@@ -41,6 +41,7 @@ from simrl.rollouts.messages import (
     room_to_send,
     send,
 )
+from simrl.rollouts.repeats import Repeats, resample_repeats
 from simrl.rollouts.state import Dialogue, EndReason, Status, append_message, waiting_for
 
 Side = Policy | HostReplies  # an agent in a batch of conversations
@@ -100,10 +101,19 @@ def add_reply(receiver: Policy, dialogue: Dialogue, reply: HostMessage, *, role:
     context = receive(receiver, context, message, dialogue.num_messages, active & ~ends)
     dialogue = append_message(dialogue.with_view(_other(role), context), message, replied, active)
     reason = jnp.where(reply.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
-    return shard_tree(dataclasses.replace(dialogue, end_reason=reason))
+    resamples = dialogue.resamples + jnp.asarray(reply.resamples)
+    return shard_tree(dataclasses.replace(dialogue, end_reason=reason, resamples=resamples))
 
 
-def converse(user: Side, assistant: Side, dialogue: Dialogue, row_keys: jax.Array, *, turns: int) -> Dialogue:
+def converse(
+    user: Side,
+    assistant: Side,
+    dialogue: Dialogue,
+    row_keys: jax.Array,
+    *,
+    turns: int,
+    repeats: Repeats | None = None,
+) -> Dialogue:
     """Whole conversations, or what is left of them: `dialogue` may also be between the two messages of a turn.
 
     In each turn the rows that wait for the user get its message, then those that wait for the assistant. So given and
@@ -117,6 +127,7 @@ def converse(user: Side, assistant: Side, dialogue: Dialogue, row_keys: jax.Arra
         row_keys: typed keys `[B]`; token i of message m of a row is drawn with its key, m and i folded in.
         turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that have not
             ended after `turns` turns stay RUNNING.
+        repeats: of a user on the device; None leaves its repeats as they are.
 
     Returns:
         The dialogue without caches: it cannot be continued.
@@ -137,7 +148,10 @@ def converse(user: Side, assistant: Side, dialogue: Dialogue, row_keys: jax.Arra
         dialogue = grow_caches(user, assistant, batch.active, longest, role)
         sender, receiver = (user, assistant) if role == USER else (assistant, user)
         if isinstance(sender, Policy):
+            waited = waiting_for(dialogue, role)
             dialogue = add_message(*policies, dialogue, batch.inputs, role=role)
+            if role == USER and repeats is not None:
+                dialogue = resample_repeats(sender, policies[1], dialogue, batch.inputs, waited, repeats)
         else:
             assert isinstance(receiver, Policy)
             dialogue = add_reply(receiver, dialogue, sender.reply(dialogue, batch.rows, role), role=role)
@@ -213,6 +227,10 @@ def capacity(
 
 def check_agents(user: Agent, assistant: Agent, chat: Chat, limits: Limits) -> None:
     """Refuses agents that cannot converse: their roles, their vocabularies, or models with too few positions."""
+    if isinstance(user, MixedAgent):
+        for member in user.members:
+            check_agents(member, assistant, chat, limits)
+        return
     models = {}
     for agent, partner, role in ((user, assistant, USER), (assistant, user, ASSISTANT)):
         if isinstance(agent, ModelAgent):

@@ -6,6 +6,7 @@ is fed.
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import HEADERS, Chat
+from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.state import Transcript, waiting_for
 
 ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
+REASON_BYTES = 512  # of a failure's reason, where processes exchange them
 SEED_STREAM = 2**32 - 1  # folded into a conversation's key for the host agent's seed; messages fold in their numbers
 
 
@@ -29,6 +32,7 @@ class HostMessage:
         content_length: int32 `[B]`.
         replied: bool `[B]`, whether there is a message.
         ends, truncated, failed: bool `[B]`, False in rows that did not wait for one.
+        resamples: int32 `[B]`, messages that the agent discarded before.
     """
 
     tokens: np.ndarray | jax.Array
@@ -37,6 +41,7 @@ class HostMessage:
     ends: np.ndarray | jax.Array
     truncated: np.ndarray | jax.Array
     failed: np.ndarray | jax.Array
+    resamples: np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,47 +69,56 @@ class HostReplies:
     @functools.cached_property
     def seeds(self) -> np.ndarray:
         """uint32 `[B]`."""
-        return np.asarray(agent_seeds(self.row_keys))
+        return np.asarray(placement.to_host(agent_seeds(self.row_keys)))
 
     def reply(self, transcript: Transcript, rows: np.ndarray, role: int) -> HostMessage:
         """The agent's messages in the conversations that wait for `role`.
 
         A reply's text is encoded as it is. The end of a conversation is the terminal token after it, which the
         transcript holds as it does a simulator's. What is not text, or text that the tokenizer cannot encode, is a
-        failure.
+        failure. Of several processes each asks for a share of the replies, and all get all of them.
 
         Args:
             transcript: of A rows on the device.
             rows: int `[A]`, the index of each among all rows.
         """
-        if jax.process_count() > 1:
-            raise ValueError(f'agents off the device: expected one process, found {jax.process_count()}')
         names = ('messages', 'message_length', 'num_messages')
-        messages, length, num_messages, waiting = jax.device_get(
+        messages, length, num_messages, waiting = placement.to_host(
             (*(getattr(transcript, name) for name in names), waiting_for(transcript, role))
         )
-        indices = np.flatnonzero(waiting).tolist()
-        for index in indices:
-            contents = [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
-            self._read(int(rows[index]), contents)
-        asked = rows[indices]
-        replies = self.agent.reply([self.conversations[row] for row in asked.tolist()], self.seeds[asked])
-        if len(replies) != len(indices):
-            raise ValueError(f'HostAgent.reply: expected {len(indices)} replies, found {len(replies)}')
+        seeds = self.seeds  # of all processes: read before their ways part
+        indices = np.flatnonzero(waiting)[jax.process_index() :: jax.process_count()].tolist()
         message = HostMessage(
             tokens=np.zeros((len(rows), self.max_new_tokens + 1), np.int32),
-            content_length=np.zeros(len(rows), np.int32),
-            replied=np.zeros(len(rows), np.bool_),
-            ends=np.zeros(len(rows), np.bool_),
-            truncated=np.zeros(len(rows), np.bool_),
-            failed=np.zeros(len(rows), np.bool_),
+            **{name: np.zeros(len(rows), np.int32) for name in ('content_length', 'resamples')},
+            **{name: np.zeros(len(rows), np.bool_) for name in ('replied', 'ends', 'truncated', 'failed')},
         )
-        for index, reply in zip(indices, replies, strict=True):
-            failure = self._write(message, index, reply, role)
-            if failure is not None:
-                message.failed[index] = True
-                self.failures[int(rows[index])] = failure
+        failures, error = {}, None
+        try:
+            for index in indices:
+                contents = [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
+                self._read(int(rows[index]), contents)
+            for index, reply in zip(indices, self._replies(rows[indices], seeds), strict=True):
+                failure = self._write(message, index, reply, role)
+                if failure is not None:
+                    message.failed[index] = True
+                    failures[index] = failure
+        except Exception as found:
+            if jax.process_count() == 1:
+                raise
+            error = found
+        if jax.process_count() > 1:
+            message, failures = _exchanged(message, failures, error)
+        self.failures |= {int(rows[index]): failure for index, failure in failures.items()}
         return message
+
+    def _replies(self, asked: np.ndarray, seeds: np.ndarray) -> Sequence[Reply]:
+        if not len(asked):
+            return []
+        replies = self.agent.reply([self.conversations[row] for row in asked.tolist()], seeds[asked])
+        if len(replies) != len(asked):
+            raise ValueError(f'HostAgent.reply: expected {len(asked)} replies, found {len(replies)}')
+        return replies
 
     def _read(self, row: int, contents: list[np.ndarray]) -> None:
         """Decodes the messages since the agent last read the conversation."""
@@ -127,7 +141,33 @@ class HostReplies:
         message.replied[index] = True
         message.ends[index] = reply.ends
         message.truncated[index] = truncated
+        message.resamples[index] = reply.resamples
         return None
+
+
+def _exchanged(
+    message: HostMessage, failures: Mapping[int, str], error: Exception | None
+) -> tuple[HostMessage, dict[int, str]]:
+    """The messages and failures of all processes, in each of them; every row is that of one.
+
+    Raises:
+        RuntimeError: the agent raised an error in some process, which would else leave the others waiting.
+    """
+    from jax.experimental import multihost_utils
+
+    texts = np.zeros((len(message.failed) + 1, REASON_BYTES), np.uint8)
+    reasons = dict(failures) if error is None else {**failures, len(message.failed): f'{type(error).__name__}: {error}'}
+    for row, reason in reasons.items():
+        encoded = reason.encode(errors='backslashreplace')[:REASON_BYTES]
+        texts[row, : len(encoded)] = list(encoded)
+    message, texts = multihost_utils.process_allgather((message, texts))
+    message = jax.tree.map(lambda x: x.any(axis=0) if x.dtype == np.bool_ else x.sum(axis=0, dtype=x.dtype), message)
+    read = [bytes(row[row > 0]).decode(errors='ignore') for row in texts.sum(axis=0, dtype=np.uint8)]
+    if read[-1]:
+        raise RuntimeError(
+            f'HostAgent.reply: an error in one of {jax.process_count()} processes: {read[-1]}'
+        ) from error
+    return message, {row: read[row] for row in np.flatnonzero(message.failed).tolist()}
 
 
 class FailedReplyError(ValueError):

@@ -51,10 +51,12 @@ class Transcript(Status):
             user's, odd ones the assistant's; a row whose `num_messages` is odd waits for the assistant.
         message_length: int32 `[B, M]`.
         truncated: bool `[B, M]`, whether a message was cut by its budget.
-        num_given: int32 `[B]`, the number of messages that no agent wrote.
+        num_given: int32 `[B]`, the number of messages before the first sampled one: 1 with an opening that the example
+            has, or that the user wrote for all of its conversations.
         decoded_steps: int32 `[B]`, steps of the decode loops in which the row sampled a token.
         loop_steps: int32 `[B]`, steps of the decode loops while the row was in the batch. The ratio of both sums is the
             share of decoding that was useful.
+        resamples: int32 `[B]`, the user's messages that were discarded as repeats of the one before, see `repeats`.
     """
 
     messages: jax.Array
@@ -63,6 +65,7 @@ class Transcript(Status):
     num_given: jax.Array
     decoded_steps: jax.Array
     loop_steps: jax.Array
+    resamples: jax.Array
 
 
 @flax.struct.dataclass
@@ -93,13 +96,15 @@ def init_dialogue(
     *,
     turns: int,
     max_new_tokens: tuple[int, int],
+    truncated: jax.Array | None = None,
+    end_reason: jax.Array | None = None,
 ) -> Dialogue:
     """Conversations before their first sampled message.
 
     Args:
         user, assistant: contexts of the prompts. A given opening is in the assistant's, under the user header and with
             its end-of-turn; it is in the user's too where that is the natural view.
-        opening, opening_length, given, turns, max_new_tokens: as in `init_transcript`.
+        opening, opening_length, given, turns, max_new_tokens, truncated, end_reason: as in `init_transcript`.
 
     Rows with an empty context end as FAILURE at once.
     """
@@ -107,7 +112,13 @@ def init_dialogue(
     for context in (user, assistant):
         if context is not None:
             empty |= context.length == 0
-    transcript = init_transcript(opening, opening_length, given, empty, turns=turns, max_new_tokens=max_new_tokens)
+    transcript = init_transcript(
+        *(opening, opening_length, given, empty),
+        turns=turns,
+        max_new_tokens=max_new_tokens,
+        truncated=truncated,
+        end_reason=end_reason,
+    )
     return Dialogue(user=user, assistant=assistant, **vars(transcript))
 
 
@@ -119,6 +130,8 @@ def init_transcript(
     *,
     turns: int,
     max_new_tokens: tuple[int, int],
+    truncated: jax.Array | None = None,
+    end_reason: jax.Array | None = None,
 ) -> Transcript:
     """The messages before the first sampled one.
 
@@ -129,6 +142,8 @@ def init_transcript(
         empty: bool `[B]`, rows without a prompt, which end as FAILURE.
         turns: max turns, each a user message and an assistant message; M is twice that.
         max_new_tokens: max tokens per message of the user and of the assistant.
+        truncated: bool `[B]`, whether the opening was cut by its budget; None: none was.
+        end_reason: int8 `[B]`, of conversations that are over before they start; None: none is.
     """
     batch, width = opening.shape
     longest = max(width, *max_new_tokens)
@@ -136,15 +151,18 @@ def init_transcript(
     first = jnp.where(jnp.arange(width) < length[:, None], opening, 0).astype(jnp.int32)
     num_given = given.astype(jnp.int32)
     zeros = jnp.zeros((batch,), jnp.int32)
+    cut = jnp.zeros((batch, 2 * turns), bool)
+    reason = jnp.zeros((batch,), jnp.int8) if end_reason is None else end_reason  # 0: RUNNING
     return Transcript(
         messages=jnp.zeros((batch, 2 * turns, longest), jnp.int32).at[:, 0, :width].set(first),
         message_length=jnp.zeros((batch, 2 * turns), jnp.int32).at[:, 0].set(length),
-        truncated=jnp.zeros((batch, 2 * turns), bool),
+        truncated=cut if truncated is None else cut.at[:, 0].set(truncated),
         num_messages=num_given,
         num_given=num_given,
-        end_reason=jnp.where(empty, EndReason.FAILURE, EndReason.RUNNING).astype(jnp.int8),
+        end_reason=jnp.where(empty & (reason == EndReason.RUNNING), EndReason.FAILURE, reason).astype(jnp.int8),
         decoded_steps=zeros,
         loop_steps=zeros,
+        resamples=zeros,
     )
 
 

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def rollout_metrics(batch: Transcript) -> dict[str, tuple[jax.Array, jax.Array]]
 
     `useful_steps`: share of decode row-steps in which the row sampled a token; rows outside the batch take none.
     `end_*`: share of conversations with that reason. `truncated_user`, `truncated_assistant`: share of that agent's
-    messages that their budget cut.
+    messages that their budget cut. `resampled_user`: messages that the user discarded, for each that it sent.
     """
     rows = jnp.float32(batch.end_reason.shape[0])
     said = jnp.arange(batch.messages.shape[1]) < batch.num_messages[:, None]
@@ -77,6 +78,7 @@ def rollout_metrics(batch: Transcript) -> dict[str, tuple[jax.Array, jax.Array]]
         'rollout/messages': (batch.num_messages, rows),
         **{f'rollout/end_{reason.name.lower()}': (batch.end_reason == reason, rows) for reason in EndReason},
     }
+    metrics['rollout/resampled_user'] = (batch.resamples, said[:, ::2])
     for side, name in enumerate(ROLE_NAMES):
         own = said[:, side::2]
         metrics[f'rollout/truncated_{name}'] = (batch.truncated[:, side::2], own)
@@ -107,6 +109,16 @@ def transcripts(batch: Transcript, decode: Callable[[Sequence[int]], str]) -> li
             messages.append({'role': ROLE_NAMES[i % 2], 'content': content, 'tokens': length, 'truncated': truncated})
         rows.append({'messages': messages, 'end_reason': EndReason(host['end_reason'][row]).name.lower()})
     return rows
+
+
+def repeated_messages(conversations: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """The number of user messages of `transcripts` that repeat the user's message before, and of all that could."""
+    repeated = later = 0
+    for conversation in conversations:
+        texts = [message['content'].strip() for message in conversation['messages'] if message['role'] == 'user']
+        repeated += sum(text == before for before, text in itertools.pairwise(texts))
+        later += max(0, len(texts) - 1)
+    return repeated, later
 
 
 def missed_signals(conversations: Iterable[dict[str, Any]], stop_text: str) -> int:

@@ -21,7 +21,7 @@ from simrl.experiments.scene import Scene
 from simrl.experiments.settings import MeshSettings
 from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Execution
-from simrl.rollouts.agents import Agent, ModelAgent, assistant, model_agent
+from simrl.rollouts.agents import Agent, ModelAgent, OneAgent, agent_for, assistant, model_agent
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run import directory, stage_files, stages
@@ -47,7 +47,7 @@ class Loaded:
     """
 
     name: str
-    agent: Agent
+    agent: OneAgent
     chat: Chat
     example: Example
 
@@ -119,8 +119,11 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
         examples = scene.held_out_examples(None if people is None else range(people))
         example = examples[number % len(examples)]
     else:
-        example = with_persona(agent, example, persona)
-    return Loaded(name, _ready(agent, scene.compute.mesh), scene.chat, example)
+        example = with_persona(agent_for(agent, example), example, persona)
+    one = agent_for(agent, example)
+    if one.opening == 'written':
+        example = dataclasses.replace(example, opening=None)
+    return Loaded(name, _ready(one, scene.compute.mesh), scene.chat, example)
 
 
 def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
@@ -207,7 +210,7 @@ def _simulator(model: Model) -> ModelAgent:
     return role_play(*parts, max_new_tokens=MAX_NEW_TOKENS, settings=RolePlaySettings())
 
 
-def _ready(agent: Agent, mesh: MeshSettings) -> Agent:
+def _ready(agent: OneAgent, mesh: MeshSettings) -> OneAgent:
     """The agent on the devices that its params are on."""
     return for_sampling(agent, mesh.make())
 
@@ -221,9 +224,14 @@ def with_persona(agent: Agent, example: Example, text: str) -> Example:
     if not isinstance(agent, ModelAgent):
         raise ValueError('persona: expected a model as the simulator, found one that is told nothing')
     if agent.system is not None:
-        texts = [agent.system(dataclasses.replace(example, opening='.', intent=intent)) for intent in ('a', 'b')]
-        if texts[0] != texts[1]:
-            return dataclasses.replace(example, opening=None, intent=text)
+        examples = [dataclasses.replace(example, opening='.', intent=intent) for intent in ('a', 'b')]
+        if agent.system(examples[0]) != agent.system(examples[1]):
+            example = dataclasses.replace(example, intent=text)
+            try:
+                agent.system(dataclasses.replace(example, opening=None))
+            except ValueError:  # it is told the opening, too
+                return dataclasses.replace(example, opening=text)
+            return dataclasses.replace(example, opening=None)
     return dataclasses.replace(example, opening=text)
 
 
@@ -256,8 +264,8 @@ def with_system(agent: Agent, chat: Chat, text: str) -> ModelAgent:
 
 
 def resampled(
-    agent: Agent, *, temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
-) -> Agent:
+    agent: OneAgent, *, temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
+) -> OneAgent:
     """The agent, sampled in another way where one is given."""
     if not isinstance(agent, ModelAgent):
         return agent

@@ -6,7 +6,7 @@
         print(text, end='', flush=True)
 
 Tokens are those of a rollout with the same seed, example and messages: both run the same decode loop. Here it stops
-every few tokens, to hand out their text.
+every few tokens, to hand out their text. Repeats of a simulator stay: what was read cannot be taken back.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import transformer
-from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, HostConversation, ModelAgent, Policy
+from simrl.rollouts.agents import GenerationSpec, HostAgent, HostConversation, ModelAgent, OneAgent, Policy
 from simrl.rollouts.compaction import without_caches
 from simrl.rollouts.context import PREFIX, Context, extend, grow_cache
 from simrl.rollouts.generate import Decoding, begin_message, decode, end_message
@@ -203,7 +203,7 @@ class HostView:
 View = ModelView | HostView
 
 
-def view_of(agent: Agent, chat: Chat, example: Example, role: int, *, seed: int, sample: int = 0) -> View:
+def view_of(agent: OneAgent, chat: Chat, example: Example, role: int, *, seed: int, sample: int = 0) -> View:
     """A conversation that starts from the example, as the agent in `role` (USER or ASSISTANT) sees it."""
     if isinstance(agent, HostAgent):
         return HostView(agent, chat, example, role, seed=seed, sample=sample)

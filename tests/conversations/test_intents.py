@@ -48,8 +48,7 @@ def intents(path) -> dict[str, str | None]:
 def test_the_whole_conversation_is_shown_as_json_with_long_replies_cut() -> None:
     (message,) = intent_chat(conversation(1, 'x' * 30 + '"}]'), IntentSettings(assistant_characters=5))
     assert message.role == 'user'
-    lines = message.content.split('\n')
-    shown = json.loads(lines[lines.index('The conversation:') + 1])
+    shown = json.loads(message.content[message.content.rindex('[\n') :])
     assert shown == [{'user': 'Write poem 1'}, {'assistant': 'xxxxx [...]'}, {'user': LATER}]
 
 
@@ -57,7 +56,7 @@ def test_the_opening_alone_is_shown_without_look_ahead() -> None:
     chats = [intent_chat(conversation(1, reply), IntentSettings(sees='opening')) for reply in ('a', 'b')]
     assert chats[0] == chats[1]
     assert LATER not in chats[0][0].content
-    assert '\nThe message:\n"Write poem 1"\n\n' in chats[0][0].content
+    assert chats[0][0].content.endswith('\n"Write poem 1"')
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,6 @@ def test_the_opening_alone_is_shown_without_look_ahead() -> None:
         (' \n', NoText('empty')),
         ('Thinking ...\nYou want a poem.', NoText('more than a line')),
         ('You want' + ' a poem' * 100, NoText('too long')),
-        ('Sure! Here is a poem.', NoText('another beginning')),
     ],
 )
 def test_what_is_a_sentence(text: str, found: str | NoText) -> None:

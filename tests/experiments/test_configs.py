@@ -102,7 +102,7 @@ BAD = {
     'wrong type': ({'rl': {'steps': 'many'}}, r"config\.rl\.steps: expected int, found 'many'"),
     'unknown simulator': (
         {'arms': {'a': {'simulator': 'oracle'}}},
-        r"config\.arms\.a\.simulator: expected one of role_play, fine_tuned or 'module:function', found 'oracle'",
+        r"config\.arms\.a\.simulator: expected one of role_play, fine_tuned, mixture or 'module:function', found 'or",
     ),
     'an arm without a simulator': ({'arms': {'a': {}}}, r'config\.arms\.a\.simulator: missing'),
     'clashing seeds': ({'seeds': (1, 1)}, 'seeds: expected different values'),

@@ -314,8 +314,8 @@ def test_an_exported_simulator_may_be_the_model_of_an_arm(files, tmp_path):
     run = config_of(files)
     run.arms.fine_tuned.model.source, run.arms.fine_tuned.model.rewrites = str(tmp_path / 'simulator'), 'error'
     scene = experiment.scene_of(experiment.settings_of(run), tmp_path / 'run')
-    assert scene.simulator_model('fine_tuned').knows_terminal
-    assert scene.simulator_model('fine_tuned').chat.terminal == scene.chat.terminal
+    assert scene.simulators.model('fine_tuned').knows_terminal
+    assert scene.simulators.model('fine_tuned').chat.terminal == scene.chat.terminal
 
 
 def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):

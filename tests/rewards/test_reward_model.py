@@ -110,7 +110,9 @@ def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):
     zeros = jnp.zeros(2, jnp.int32)
     batch = Trajectories(
         **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), jnp.zeros((2, 1), jnp.int32)),
-        **dict.fromkeys(('length', 'example_id', 'group', 'num_given', 'decoded_steps', 'loop_steps'), zeros),
+        **dict.fromkeys(
+            ('length', 'example_id', 'group', 'num_given', 'decoded_steps', 'loop_steps', 'resamples'), zeros
+        ),
         messages=messages,
         message_length=length,
         truncated=jnp.zeros_like(length, bool),

@@ -84,7 +84,7 @@ def trajectories(rows, log_prob=None):
     """The rows as what a rollout leaves, without messages."""
     zeros = jnp.zeros(len(rows['length']), jnp.int32)
     messages = jnp.zeros((len(zeros), 0), jnp.int32)
-    numbers = ('num_messages', 'num_given', 'end_reason', 'decoded_steps', 'loop_steps', 'example_id')
+    numbers = ('num_messages', 'num_given', 'end_reason', 'decoded_steps', 'loop_steps', 'resamples', 'example_id')
     return Trajectories(
         **{name: jnp.asarray(x) for name, x in rows.items()},
         **dict.fromkeys(numbers, zeros),

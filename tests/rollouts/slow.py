@@ -14,6 +14,7 @@ from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rollouts.agents import Policy
+from simrl.rollouts.repeats import Repeats
 
 
 @dataclasses.dataclass
@@ -31,6 +32,7 @@ class Conversation:
     truncated: list[bool]
     end: str = 'running'
     steps: int = 0
+    resamples: int = 0
     stop: tuple[int, ...] = ()
 
 
@@ -70,10 +72,13 @@ def draw(logits: np.ndarray, policy: Policy, uniform: float) -> tuple[int, float
     return token, float(np.log(prob[token]))
 
 
-@jax.jit
-def _uniforms(keys: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _uniforms(keys: jax.Array, attempt: int = 0) -> jax.Array:
     def one(key: jax.Array, message: jax.Array, token: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, message), token))
+        key = jax.random.fold_in(key, message)
+        if attempt:
+            key = jax.random.fold_in(key, np.uint32(2**32 - attempt))
+        return jax.random.uniform(jax.random.fold_in(key, token))
 
     for axis in ((None, None, 0), (None, 0, None), (0, None, None)):
         one = jax.vmap(one, axis)
@@ -86,8 +91,14 @@ def converse(
     opening: tuple[int, ...] | None,
     uniforms: np.ndarray,
     turns: int,
+    repeats: Repeats | None = None,
+    attempts: np.ndarray | None = None,
 ) -> Conversation:
-    """One conversation; `uniforms` is `[messages, tokens]`, prompts are (token, role, message) of both views."""
+    """One conversation; `uniforms` is `[messages, tokens]`, prompts are (token, role, message) of both views.
+
+    Args:
+        repeats: of the user, which are sampled again with `attempts`, `[attempts, messages, tokens]`.
+    """
     views = tuple([Token(*entry) for entry in prompt] for prompt in prompts)
     talk = Conversation(views=views, messages=[], truncated=[])  # type: ignore[arg-type]
     if opening is not None:
@@ -101,20 +112,38 @@ def converse(
 
         first = own[-1].message == -1
         own += [Token(t, TEMPLATE, number) for t in (spec.own_first_header if first else spec.own_header)]
+        header_end, ended = len(own), False
         content: list[int] = []
-        ended = False
-        for i in range(spec.max_new_tokens):
-            logits = next_logits(policy.params, spec.config, [entry.token for entry in own])
-            token, log_prob = draw(logits, policy, uniforms[number, i])
-            own.append(Token(token, spec.role, number, log_prob))
-            talk.steps += 1
-            if token == spec.end_of_turn:
-                ended = True
+        for attempt in range(1 if repeats is None or side == 1 else 1 + repeats.rule.tries):
+            drawn, sampler = uniforms, policy
+            if attempt:
+                assert repeats is not None
+                assert attempts is not None
+                drawn = attempts[attempt - 1]
+                temperature = min(
+                    repeats.temperature + attempt * repeats.rule.temperature_step, repeats.rule.max_temperature
+                )
+                sampler = dataclasses.replace(policy, temperature=temperature)
+                talk.steps += not ended  # of the discarded message: a forced end is a step, too
+                talk.resamples += 1
+            del own[header_end:]
+            content, ended = [], False
+            for i in range(spec.max_new_tokens):
+                logits = next_logits(policy.params, spec.config, [entry.token for entry in own])
+                token, log_prob = draw(logits, sampler, drawn[number, i])
+                own.append(Token(token, spec.role, number, log_prob))
+                talk.steps += 1
+                if token == spec.end_of_turn:
+                    ended = True
+                    break
+                content.append(token)
+                found = [run for run in spec.stop_sequences if content[-len(run) :] == list(run)]
+                if found:
+                    talk.end, talk.stop = 'signal', found[0]
+                    break
+            if talk.end == 'signal' or repeats is None or number < 2:
                 break
-            content.append(token)
-            found = [run for run in spec.stop_sequences if content[-len(run) :] == list(run)]
-            if found:
-                talk.end, talk.stop = 'signal', found[0]
+            if repeats.decode(content).strip() != repeats.decode(talk.messages[number - 2]).strip():
                 break
         talk.messages.append(content)
         talk.truncated.append(not ended and talk.end == 'running')
@@ -135,9 +164,12 @@ def converse(
     return talk
 
 
-def converse_all(scene, rows: list[int]) -> list[Conversation]:  # type: ignore[no-untyped-def]
+def converse_all(  # type: ignore[no-untyped-def]
+    scene, rows: list[int], repeats: Repeats | None = None
+) -> list[Conversation]:
     """The conversations of `scene.py`."""
     uniforms = np.asarray(_uniforms(scene.keys()))
+    attempts = np.asarray([_uniforms(scene.keys(), attempt) for attempt in range(1, 4)])
     return [
         converse(
             scene.policies(),
@@ -145,6 +177,8 @@ def converse_all(scene, rows: list[int]) -> list[Conversation]:  # type: ignore[
             scene.OPENINGS.get(row),
             uniforms[row],
             scene.TURNS,
+            repeats,
+            attempts[:, row],
         )
         for row in rows
     ]

@@ -24,7 +24,7 @@ from simrl.rollouts.collect import collect
 from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.dialogue import Side, add_message, add_reply, check_agents
 from simrl.rollouts.host import agent_seeds
-from simrl.rollouts.prompts import Prompts
+from simrl.rollouts.prompts import Prompts, start_dialogue
 from simrl.rollouts.state import Dialogue, EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
@@ -41,7 +41,7 @@ EXAMPLES = [
     for i, opening in enumerate([None, '10 11', None, '12', None, None])
 ]
 ROWS = SAMPLES * len(EXAMPLES)
-PROGRAMS = (collect_lib._start, add_message, add_reply, collect_lib._trajectories)
+PROGRAMS = (start_dialogue, add_message, add_reply, collect_lib._trajectories)
 ROLES = {'user': USER, 'assistant': ASSISTANT}
 
 
@@ -255,17 +255,27 @@ def test_messages_donate_the_dialogue_and_nothing_else(monkeypatch: pytest.Monke
 
 
 def test_processes_do_not_matter() -> None:
-    """In two processes each row's first turn is that of one process. A partner off the device is refused there."""
+    """In two processes each row's first turn is that of one process, and each process asks for other replies."""
     from tests.rollouts import two_processes  # which imports this scene
 
     printed = many_devices.run_processes(two_processes.__name__, 2, XLA_FLAGS='--xla_backend_optimization_level=0')
     first, second = (json.loads(lines.splitlines()[-1]) for lines in printed)  # after what Gloo prints
-    assert first == second
+    found = first['alike']
+    assert found == second['alike']
     expected = on_device(ASSISTANT).messages[:, :2]
-    np.testing.assert_array_equal(first['model'], expected)
+    np.testing.assert_array_equal(found['model'], expected)
     given = np.repeat([example.opening is not None for example in EXAMPLES], SAMPLES)
-    np.testing.assert_array_equal(first['given'], expected[given])
-    assert first['refused'] == 'agents off the device: expected one process, found 2'
+    np.testing.assert_array_equal(found['given'], expected[given])
+
+    batch, failures = talk(ASSISTANT, partner_of(two_processes.failing))
+    messages, reasons = found['host']
+    first_turn = np.where(np.arange(2)[:, None] < batch.num_messages[:, None, None], batch.messages[:, :2], 0)
+    np.testing.assert_array_equal(messages, first_turn)
+    written = ~given
+    assert reasons == {str(row): reason for row, reason in failures.items() if written[row]}
+    assert len(first['asked']) == len(second['asked']) == written.sum() / 2
+    assert {tuple(x) for x in first['asked']}.isdisjoint(tuple(x) for x in second['asked'])
+    assert found['error'] == 'HostAgent.reply: an error in a process of 2: OSError: no line'
 
 
 # What a partner may say.

@@ -6,7 +6,7 @@ import json
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding
-from simrl.rollouts.agents import Agent, opening_only
+from simrl.rollouts.agents import Agent, HostConversation, Reply, opening_only
 from simrl.rollouts.collect import collect, for_sampling
 from tests import many_devices
 from tests.rollouts import test_host as scene
@@ -22,8 +22,8 @@ def main() -> None:
     many_devices.meet()
     user, assistant = (for_sampling(agent, mesh) for agent in agents)
 
-    def messages(user: Agent, examples: list[Example]) -> list[list[list[int]]]:
-        batch, _ = collect(
+    def messages(user: Agent, examples: list[Example]) -> tuple[list[list[list[int]]], dict[str, str]]:
+        batch, failures = collect(
             *(user, assistant, examples),
             chat=scene.CHAT,
             limits=LIMITS,
@@ -35,15 +35,37 @@ def main() -> None:
         )
         assert not batch.messages.is_fully_addressable
         found: list[list[list[int]]] = placement.to_host(batch.messages).tolist()
-        return found
+        return found, {str(row): reason for row, reason in failures.items()}
 
-    results = {'model': messages(user, scene.EXAMPLES), 'given': messages(opening_only(), GIVEN)}
+    results: dict[str, object] = {
+        'model': messages(user, scene.EXAMPLES)[0],
+        'given': messages(opening_only(), GIVEN)[0],
+    }
+    asked: list[tuple[str, int]] = []
+
+    def reply(conversation: HostConversation, seed: int) -> Reply:
+        asked.append((conversation.example.id, conversation.sample))
+        return failing(conversation, seed)
+
+    results['host'] = messages(scene.partner_of(reply), scene.EXAMPLES)
+
+    def broken(conversation: HostConversation, seed: int) -> Reply:
+        if conversation.example.id == scene.EXAMPLES[0].id:
+            raise OSError('no line')
+        return Reply('10')
+
     try:
-        messages(scene.partner_of(scene.chatty), scene.EXAMPLES)
-        refused = ''
-    except ValueError as error:
-        refused = str(error)
-    print(json.dumps({**results, 'refused': refused}))
+        messages(scene.partner_of(broken), scene.EXAMPLES)
+    except (OSError, RuntimeError) as error:
+        results['error'] = str(error)
+    print(json.dumps({'alike': results, 'asked': asked}))
+
+
+def failing(conversation: HostConversation, seed: int) -> Reply:
+    """Chats, and fails in every third sample."""
+    if conversation.sample == 2:
+        return Reply('', failure=f'no answer to {conversation.example.id}')
+    return scene.chatty(conversation, seed)
 
 
 if __name__ == '__main__':

@@ -179,6 +179,16 @@ def trajectories_of(
         message_length=no_message,
         truncated=no_message,
         **dict.fromkeys(
-            ('num_messages', 'num_given', 'end_reason', 'decoded_steps', 'loop_steps', 'example_id', 'group'), zeros
+            (
+                'num_messages',
+                'num_given',
+                'end_reason',
+                'decoded_steps',
+                'loop_steps',
+                'resamples',
+                'example_id',
+                'group',
+            ),
+            zeros,
         ),
     )

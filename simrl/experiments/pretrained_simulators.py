@@ -1,0 +1,260 @@
+"""The simulators of a pretrained experiment's arms: their models and agents, what their stages depend on, their checks.
+
+Of one arm: `model` is opened without weights; `agent` makes a `ModelAgent`, a `HostAgent` for a model that is met
+through its texts or behind an endpoint, or a `MixedAgent` of other arms' simulators.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from simrl.conversations.chat import ROLE_CODES, TERMINAL_TEXT, EncodingError
+from simrl.conversations.records import Conversation, Example
+from simrl.experiments import checks, sources
+from simrl.experiments.endpoints import Endpoints, check_endpoint
+from simrl.experiments.fitting import fine_tune_user
+from simrl.experiments.pretrained_agents import assistant_agent, mixture_of, remote_agent, simulator_agent, tuned_text
+from simrl.experiments.pretrained_settings import MIXTURE, PretrainedSettings, PretrainedSimulator
+from simrl.experiments.scene import PROBES, fingerprint, is_own, own_identity
+from simrl.experiments.sources import Model, ModelSettings
+from simrl.models.transformer import Params
+from simrl.rl.train import check_trained
+from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, told
+from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.dialogue import check_agents
+from simrl.run.config import ConfigError
+from simrl.simulators.person import Spoken, spoken_of
+from simrl.simulators.text_view import text_agent
+
+# An arm's fields that its stages name only where they differ from these, so that older runs can be resumed.
+USUAL = PretrainedSimulator('role_play')
+NEWER = ('intent', 'opening', 'guidelines', 'few_shot', 'source_tag', 'weights', 'repeats', 'exchange', 'remote')
+PROBE_PEOPLE = tuple(Spoken(f'probe {i}', f'opening {i} of another', (f'message {i}',)) for i in range(2 * PROBES))
+
+
+class Data(Protocol):
+    """The part of a scene that simulators read."""
+
+    @property
+    def model(self) -> Model:
+        """The assistant's."""
+
+    def people_of(self, split: str) -> list[Conversation]:
+        """The conversations that the experiment uses."""
+
+    def openings(self, split: str) -> list[Example]:
+        """The examples that conversations start from."""
+
+
+class Simulators:
+    """The simulators of all arms."""
+
+    def __init__(self, settings: PretrainedSettings, workdir: pathlib.Path, data: Data, endpoints: Endpoints) -> None:
+        self.settings, self.workdir, self.data, self.endpoints = settings, workdir, data, endpoints
+
+    @functools.cache  # noqa: B019  (lives as long as its process)
+    def model(self, arm: str) -> Model:
+        """The model of an arm's simulator, without its weights."""
+        own, field = self.settings.arms[arm], f'config.arms.{arm}.model'
+        if own.model is None:
+            return self.data.model
+        model = open_model(field, own.model)
+        if own.weights == 'load' and not model.knows_terminal:
+            raise ConfigError(
+                f"{field}: expected a fine-tuned simulator (weights='load'), whose tokenizer has {TERMINAL_TEXT}, "
+                f'found {own.model.source} without it'
+            )
+        if own.exchange == 'text' or own.remote is not None:
+            return model
+        if model.vocabulary != self.data.model.vocabulary:
+            raise ConfigError(
+                f'{field}: expected the vocabulary of config.model, found another: agents on the device read the same '
+                f"token ids; config.arms.{arm}.exchange='text' lets its messages pass as text"
+            )
+        chats = (model.chat, self.data.model.chat)
+        if any(
+            len({(chat.headers[role], chat.end_of_turn[role], *chat.encode('a', role)) for chat in chats}) > 1
+            for role in ROLE_CODES
+        ):
+            raise ConfigError(f'{field}: expected the headers of config.model in the chat template, found others')
+        return model
+
+    def own_models(self) -> dict[str, Model]:
+        """The models on the device that are not the assistant's, by arm."""
+        arms = self.settings.arms
+        return {arm: self.model(arm) for arm, own in arms.items() if own.model is not None and own.remote is None}
+
+    def agent(self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent]) -> Agent:
+        """The user of an arm.
+
+        Args:
+            params: an arm -> the parameters of its model.
+            own: an arm -> its simulator, one of the user's own.
+        """
+        settings = self.settings.arms[arm]
+        if settings.simulator == MIXTURE:
+            members = (self._one(member, params, own) for member in settings.mixture)
+            return MixedAgent(tuple(members), mixture_of(settings.mixture))
+        return self._one(arm, params, own)
+
+    def _one(self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent]) -> OneAgent:
+        settings = self.settings.arms[arm]
+        if is_own(settings.simulator):
+            agent = own(arm)
+            if isinstance(agent, MixedAgent):
+                raise ConfigError(f'config.arms.{arm}: expected one simulator in a mixture, found a MixedAgent')
+            return agent
+        if settings.remote is not None:
+            people = self._shown(arm)
+            call = self.endpoints.of(settings.remote.endpoint).call
+            return remote_agent(self.settings, arm, self.model(arm), people, call)
+        agent = self.on_device(arm, params(arm))
+        if settings.exchange == 'tokens':
+            return agent
+        mesh = self.settings.compute.mesh.make()
+        return text_agent(for_sampling(agent, mesh), self.model(arm).chat, mesh)
+
+    def on_device(self, arm: str, params: Params, people: Sequence[Spoken] | None = None) -> ModelAgent:
+        """The model of an arm as an agent, whichever way its messages pass; `{}`: it has prompts alone.
+
+        Args:
+            people: of few-shot prompts; None: those of the training split.
+        """
+        people = self._shown(arm) if people is None else people
+        return simulator_agent(self.settings, arm, self.model(arm), params, people)
+
+    def _shown(self, arm: str) -> Sequence[Spoken]:
+        own = self.settings.arms[arm]
+        return () if own.few_shot is None else self._spoken(own.opening)
+
+    @functools.cache  # noqa: B019  (lives as long as its process)
+    def _spoken(self, opening: Opening) -> list[Spoken]:
+        """Messages of the training split; where simulators write openings, openings too."""
+        return spoken_of(self.data.people_of('train'), openings=opening == 'written')
+
+    def identity(self, arm: str) -> dict[str, Any]:
+        """Settings and prompts that an arm's messages depend on, beside its inputs."""
+        own, conversation = self.settings.arms[arm], self.settings.conversation
+        common = {'limits': conversation.limits, 'assistant_sampling': conversation.assistant}
+        if own.simulator == MIXTURE:
+            members = {member: self.identity(member) for member in own.mixture}
+            return common | {'simulator': MIXTURE, 'mixture': own.mixture, 'members': members}
+        common |= self.model_identity(arm)
+        if is_own(own.simulator):
+            return common | own_identity(f'config.arms.{arm}.simulator', own.simulator)
+        agent = self.on_device(arm, {}, PROBE_PEOPLE)
+        newer = {name: getattr(own, name) for name in NEWER if getattr(own, name) != getattr(USUAL, name)}
+        role_plays = own.simulator == 'role_play'
+        try:
+            told_of_probes = fingerprint(lambda example: told(agent, example))
+        except ValueError as error:  # no message of few-shot is short enough
+            raise ConfigError(f'config.arms.{arm}: {error}') from error
+        return {
+            **common,
+            **newer,
+            'simulator': own.simulator,
+            'asked': self.settings.role_play(arm) if role_plays else conversation.fine_tuned,
+            'told': told_of_probes,
+        }
+
+    def model_identity(self, arm: str) -> dict[str, Any]:
+        own = self.settings.arms[arm]
+        model = {} if own.model is None else {'simulator_model': sources.model_identity(self.model(arm).settings)}
+        return model | ({} if own.dtype is None else {'simulator_dtype': own.dtype})
+
+    def inputs(self, arm: str) -> dict[str, pathlib.Path]:
+        """Files and stages that an arm's simulator is made of."""
+        own = self.settings.arms[arm]
+        if own.simulator == MIXTURE:
+            return {f'{name} of {member}': x for member in own.mixture for name, x in self.inputs(member).items()}
+        stage = {'simulator': self.workdir / sft_stage(arm)} if fine_tuned_here(own) else {}
+        personas = {} if own.personas is None else {'personas': own.personas}
+        return self.model_inputs(arm) | personas | stage
+
+    def model_inputs(self, arm: str) -> dict[str, pathlib.Path]:
+        """The files of a simulator's own model."""
+        own = self.settings.arms[arm].model
+        return {} if own is None else sources.model_files('simulator_model', own)
+
+    def fine_tune(self, arm: str, folder: pathlib.Path) -> None:
+        """Fine-tunes the simulator of an arm, as the work of a stage."""
+        people = [*self.data.people_of('train'), *self.data.people_of('test')]
+        s, system = self.settings, tuned_text(self.settings.arms[arm])
+        fine_tune_user(folder, self.model(arm), people, s.user_sft, s.compute, system)
+
+    # Checks.
+
+    def _splits(self) -> tuple[str, ...]:
+        return ('train', 'test') if self.settings.rl.validation is None else ('train', 'dev', 'test')
+
+    def check_people(self, arm: str) -> None:
+        """Refuses data that an arm's simulator cannot be told or trained on."""
+        own, s = self.settings.arms[arm], self.settings
+        if own.intent == 'required':
+            for split in self._splits():
+                missing = [person.id for person in self.data.people_of(split) if person.intent is None]
+                if missing:
+                    raise ConfigError(
+                        f'config.arms.{arm}.intent: {sources.conversations_file(s.data)}: conversation {missing[0]}: '
+                        f'expected an intent, found none, as in {len(missing)} of the split {split!r}; '
+                        "config.conversation.without_intent='drop' drops and counts them, for every arm"
+                    )
+        if fine_tuned_here(own):
+            people = [*self.data.people_of('train'), *self.data.people_of('test')]
+            model = self.data.model
+            checks.check_user_sft('config.user_sft', s.user_sft, model, people, s.compute, tuned_text(own))
+
+    def check(self, arm: str) -> None:
+        """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
+        self.identity(arm)
+        own, s = self.settings.arms[arm], self.settings
+        if is_own(own.simulator) or own.simulator == MIXTURE:
+            return  # a mixture's members are arms, too
+        field = f'config.arms.{arm}'
+        if own.remote is not None:
+            check_endpoint(f'{field}.remote.endpoint', own.remote.endpoint)
+        agent, limits = self.on_device(arm, {}), s.conversation.limits
+        assistant = check_trained(assistant_agent(s, self.data.model, {}))
+        chat = self.model(arm).chat
+        try:
+            if own.exchange == 'tokens' and own.remote is None:
+                check_agents(agent, assistant, chat, limits)
+        except ValueError as error:
+            raise ConfigError(f'{field}: {error}') from error
+        if own.remote is None:  # it is scored on people's messages in rows of these lengths; see `likelihood_rows`
+            lengths, config = s.user_sft.sft.batch.lengths, self.model(arm).config
+            checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
+        if (own.model, own.instructions) == (None, None) and not own.tells_person:
+            return  # openings are those that fit into its prompts
+        for example in (example for split in self._splits() for example in self.data.openings(split)):
+            try:
+                found = len(agent.prompt(example).tokens)
+            except EncodingError as error:  # texts of people were checked when they were read
+                raise ConfigError(f'{field}.instructions: {error}') from error
+            except ValueError as error:  # no message of few-shot is short enough
+                raise ConfigError(f'{field}: {error}') from error
+            if found > limits.prompt_tokens:
+                raise ConfigError(
+                    f'{field}: its prompt for example {example.id} has {found} tokens, expected at most '
+                    f'config.conversation.limits.prompt_tokens={limits.prompt_tokens}; '
+                    f'config.conversation.reserved_prompt_tokens would need {found - limits.prompt_tokens} more'
+                )
+
+
+def fine_tuned_here(own: PretrainedSimulator) -> bool:
+    """True if the arm's simulator is fine-tuned by a stage of this run."""
+    return own.simulator == 'fine_tuned' and own.weights == 'fine_tune'
+
+
+def sft_stage(arm: str) -> str:
+    """The stage of an arm's fine-tuned simulator."""
+    return f'sft/{arm}'
+
+
+def open_model(field: str, settings: ModelSettings) -> Model:
+    """Opens a model without its weights; `field` is what errors call its settings."""
+    try:
+        return sources.open_model(settings)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f'{field}: {error}') from error

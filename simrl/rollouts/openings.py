@@ -1,0 +1,76 @@
+"""Examples and a user in, one opening for each example out.
+
+All conversations of an example then start from the same opening, as the samples of a group must. It is the opening that
+the user would write in the first of them: it is drawn with the key of the example's sample 0.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import USER, Chat
+from simrl.conversations.records import Example
+from simrl.models import placement
+from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, OneAgent
+from simrl.rollouts.context import capacity_for, grow_cache
+from simrl.rollouts.dialogue import add_message
+from simrl.rollouts.host import HostReplies
+from simrl.rollouts.messages import room_to_send
+from simrl.rollouts.prompts import WrittenOpening, prompts_of, start_dialogue
+from simrl.rollouts.state import EndReason
+
+
+def write_openings(
+    user: OneAgent,
+    examples: Sequence[Example],
+    idle: Sequence[bool],
+    *,
+    chat: Chat,
+    limits: Limits,
+    seed: int,
+    step: int,
+    mesh: Mesh,
+) -> tuple[list[WrittenOpening], Mapping[int, str]]:
+    """The opening of each example, and by example the reason why an agent off the device failed.
+
+    Args:
+        user: from `for_sampling`, with `opening='written'`.
+        idle: the examples of which none is wanted; they get a failed one.
+        seed, step: of the conversations.
+    """
+    rows = list(examples) + [examples[-1]] * (-len(examples) % mesh.shape['data'])
+    prompts = prompts_of(rows, user, None, chat, samples=1, prompt_tokens=limits.prompt_tokens)
+    none = np.zeros(len(rows), np.int32)
+    unwanted = np.array([*idle, *[True] * (len(rows) - len(examples))])
+    over = np.where(unwanted, EndReason.FAILURE, EndReason.RUNNING).astype(np.int8)
+    prompts = dataclasses.replace(prompts, given=none > 0, opening_length=none, end_reason=over)
+    policy = user.policy if isinstance(user, ModelAgent) else None
+    dialogue, keys = start_dialogue(
+        *(policy, None, placement.shard_batch(prompts, mesh), seed, step),
+        limits=dataclasses.replace(limits, turns=1),
+        max_new_tokens=(user.max_new_tokens, 1),
+    )
+    if isinstance(user, HostAgent):
+        starts = [HostConversation(example, 0, ()) for example in rows]
+        replies = HostReplies(user, starts, keys, chat)
+        message = replies.reply(dialogue, np.arange(len(rows)), USER)
+        ids, length, truncated = message.tokens, message.content_length, message.truncated
+        reasons = np.where(message.failed | unwanted, EndReason.FAILURE, np.where(message.ends, EndReason.SIGNAL, 0))
+        failures = replies.failures
+    else:
+        assert policy is not None
+        assert dialogue.user is not None
+        needed = prompts.user.tokens.shape[1] + room_to_send(policy.spec)
+        context = grow_cache(dialogue.user, capacity_for(needed, dialogue.user.capacity))
+        dialogue = add_message(policy, None, dataclasses.replace(dialogue, user=context), keys, role=USER)
+        ids, length, truncated, reasons = placement.to_host(
+            (dialogue.messages[:, 0], dialogue.message_length[:, 0], dialogue.truncated[:, 0], dialogue.end_reason)
+        )
+        failures = dict[int, str]()
+    openings = [
+        WrittenOpening(tuple(ids[i, : length[i]].tolist()), bool(truncated[i]), EndReason(int(reasons[i])))
+        for i in range(len(examples))
+    ]
+    return openings, failures

@@ -1,0 +1,60 @@
+"""Several users in one batch: each example meets one, and its conversations are those of that user alone."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from simrl.conversations.chat import ASSISTANT, USER
+from simrl.conversations.records import Example
+from simrl.rollouts.agents import MixedAgent, agent_for, told
+from simrl.rollouts.trajectories import Trajectories
+from tests.rollouts.test_host import EXAMPLES, LIMITS, SAMPLES, agent_of, chatty, conversations_of, partner_of
+
+
+def member(example: Example) -> int:
+    return int(example.id[-1]) % 2
+
+
+MEMBERS = (agent_of(USER), dataclasses.replace(partner_of(chatty), system=lambda example: f'chat {example.id}'))
+MIXED = MixedAgent(MEMBERS, member)
+
+
+@functools.cache
+def alone(number: int) -> Trajectories:
+    return conversations_of(MEMBERS[number], agent_of(ASSISTANT), ASSISTANT)[0]
+
+
+def test_an_examples_conversations_are_those_of_its_member() -> None:
+    batch, failures = conversations_of(MIXED, agent_of(ASSISTANT), ASSISTANT)
+    assert not failures
+    for i, example in enumerate(EXAMPLES):
+        rows = np.arange(SAMPLES) + i * SAMPLES
+        expected = alone(member(example))
+        for name in (
+            'tokens',
+            'role',
+            'turn',
+            'length',
+            'end_reason',
+            'messages',
+            'num_messages',
+            'example_id',
+            'group',
+        ):
+            np.testing.assert_array_equal(getattr(batch, name)[rows], getattr(expected, name)[rows], name)
+        np.testing.assert_allclose(batch.log_prob[rows], expected.log_prob[rows], atol=2e-5)
+
+
+def test_members_are_asked_and_quoted_by_example() -> None:
+    assert [told(MIXED, example) for example in EXAMPLES[:2]] == [None, 'chat example-1']
+    assert agent_for(MIXED, EXAMPLES[1]) is MEMBERS[1]
+
+
+def test_what_cannot_be_mixed() -> None:
+    with pytest.raises(ValueError, match=r'MixedAgent\.members: expected one max_new_tokens, found \[3, 5\]'):
+        MixedAgent((MEMBERS[0], partner_of(chatty, 3)), member)
+    with pytest.raises(ValueError, match='view: expected an agent on the device, found a MixedAgent'):
+        conversations_of(MIXED, agent_of(ASSISTANT), USER)
+    assert LIMITS.user_tokens == 5
