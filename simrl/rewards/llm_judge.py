@@ -158,6 +158,14 @@ def verdict_of(log_probs: np.ndarray, read: Read) -> Verdict:
     return Verdict(float(score) / HIGHEST, {'mass': float(np.exp(highest) * weights.sum())})
 
 
+@dataclasses.dataclass
+class _Submitted:
+    """The rows of some questions, or their verdicts where there is no row; and all verdicts, once there are."""
+
+    rows: list[np.ndarray | Verdict]
+    verdicts: list[Verdict] | None = None
+
+
 def local_judge(
     agent: ModelAgent,
     chat: Chat,
@@ -169,6 +177,9 @@ def local_judge(
     mesh: Mesh,
 ) -> Judge:
     """A model on the device as a judge. A conversation that is too long for it is not judged, and never cut.
+
+    What is submitted is judged when the first of it is waited for, all of it together: the pieces of a step fill the
+    judge's batches.
 
     Args:
         agent: from `judge_agent`, of any tokenizer: it reads texts.
@@ -193,13 +204,24 @@ def local_judge(
             None, cause=TOO_LONG, detail=f'{TOO_LONG}: expected at most {lengths[-1] - room} tokens, found {len(row)}'
         )
 
+    submitted: list[_Submitted] = []
+
+    def judge_submitted() -> None:
+        rows = [row for own in submitted for row in own.rows if isinstance(row, np.ndarray)]
+        found = iter(batched_log_probs(policy, rows, runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh))
+        for own in submitted:
+            own.verdicts = [row if isinstance(row, Verdict) else verdict_of(next(found), read) for row in own.rows]
+        submitted.clear()
+
     def submit(questions: Sequence[Question]) -> Callable[[], list[Verdict]]:
-        prepared = [row_of(question) for question in questions]
+        own = _Submitted([row_of(question) for question in questions])
+        submitted.append(own)
 
         def wait() -> list[Verdict]:
-            rows = [row for row in prepared if isinstance(row, np.ndarray)]
-            found = iter(batched_log_probs(policy, rows, runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh))
-            return [row if isinstance(row, Verdict) else verdict_of(next(found), read) for row in prepared]
+            if own.verdicts is None:
+                judge_submitted()
+            assert own.verdicts is not None
+            return own.verdicts
 
         return wait
 

@@ -14,6 +14,7 @@ from simrl.models.files.export import export
 from simrl.models.files.load import load_model
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution
+from simrl.rewards import llm_judge
 from simrl.rewards.judging import Question, judging
 from simrl.rewards.llm_judge import (
     batched_log_probs,
@@ -147,6 +148,26 @@ def test_a_conversation_that_is_too_long_is_not_judged_and_not_cut():
     assert [verdict.cause for verdict in verdicts] == [TOO_LONG, '', TOO_LONG]
     assert f'expected at most {length - 4} tokens, found {length - 3}' in verdicts[0].detail
     assert 0 < verdicts[1].score < 1
+
+
+def test_what_is_submitted_is_judged_together(monkeypatch):
+    """Two pieces of a step share a batch; a later one has its own."""
+    batches = []
+
+    def counted(policy, tokens, length, *, runs):
+        batches.append(len(length))
+        return jax.numpy.log(jax.numpy.arange(1.0, 12.0)) - length[:, None]
+
+    monkeypatch.setattr(llm_judge, 'score_log_probs', counted)
+    judge = judge_of(chat_of())
+    first, second = (judge.submit([Question(e, None, (('user', e), ('assistant', 'b')))]) for e in 'ab')
+    assert not batches
+    assert len(second()) == len(first()) == 1
+    assert batches == [3]
+    judge.submit([])()
+    assert batches == [3]
+    assert judge.submit([Question('c', None, (('user', 'c'), ('assistant', 'b')))])()[0].score == first()[0].score
+    assert batches == [3, 3]
 
 
 def trajectories_of(chat, conversations, ends, turns=2):
