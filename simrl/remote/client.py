@@ -5,35 +5,31 @@
    server's Retry-After, until the call's tries or its deadline are over. A call keeps its place in flight while it
    waits, so an endpoint that limits its rate is asked less often.
 3. `Pending.result` returns answers and failures in the order of the requests; the failure of one loses no other.
-
-Built on httpx2 alone, which huggingface_hub installs. The openai package rests on it too; its own tries would be turned
-off (they know no deadline of a call), and its types leave out what servers add: reasoning, token ids.
 """
 
 import asyncio
 import collections
 import concurrent.futures
 import dataclasses
-import email.utils
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
 
 from simrl.conversations.completion import Complete, Failed, NoText
 from simrl.conversations.records import Message
-from simrl.remote.answers import TRIED_AGAIN, Answer, Cause, Failure, Outcome, read_reply, shown, with_value
+from simrl.remote.answers import TRIED_AGAIN, Answer, Failure, Outcome, with_value
 from simrl.remote.cache import Cache
 from simrl.remote.requests import ChatRequest, Request, body_of, key_of
 from simrl.remote.settings import EndpointError, EndpointSettings, read_key
+from simrl.remote.transport import hiding, open_clients, post, served_models
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.progress import Progress
 
-CONNECT_SECONDS = 10.0
 POLL_SECONDS = 1.0  # between two looks at the progress of calls
 LISTED = 20  # models that an error lists
 
@@ -145,19 +141,8 @@ class Endpoint:
         self.settings = settings
         self._cache = cache
         key = read_key(settings)
-        self._hide = _hiding(key)
-        verify = httpx2.create_ssl_context() if settings.url.startswith('https:') else False  # no TLS, no certificates
-        # A client of one connection for each call in flight: the work of a pool grows with its connections.
-        self._clients = [
-            httpx2.AsyncClient(
-                base_url=settings.url,
-                headers=_headers(key),
-                verify=verify,
-                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),  # tries have a time limit as wholes
-                limits=httpx2.Limits(max_connections=1),
-            )
-            for _ in range(settings.in_flight)
-        ]
+        self._hide = hiding(key)
+        self._clients = open_clients(settings, key)
         self._free: asyncio.LifoQueue[httpx2.AsyncClient] = asyncio.LifoQueue()
         for client in self._clients:
             self._free.put_nowait(client)
@@ -257,7 +242,7 @@ class Endpoint:
         start, number = clock(), 0
         while True:
             left = start + settings.deadline - clock()
-            outcome, retry_after = await self._try(client, request, content, min(left, settings.try_seconds))
+            outcome, retry_after = await post(client, request, content, min(left, settings.try_seconds), self._hide)
             outcome = self._paid(outcome, request, key)
             if isinstance(outcome, Answer) or outcome.cause not in TRIED_AGAIN:
                 return outcome
@@ -302,27 +287,6 @@ class Endpoint:
             return retry_after + self._jitter.uniform(0, settings.backoff)
         return backoff * self._jitter.uniform(0.5, 1)
 
-    async def _try(
-        self, client: httpx2.AsyncClient, request: Request, content: bytes, seconds: float
-    ) -> tuple[Outcome, float | None]:
-        """One request to the server; also the seconds after which it asks for the next."""
-        began = False
-        cause: Cause
-        try:
-            async with asyncio.timeout(seconds):
-                async with client.stream('POST', request.path.lstrip('/'), content=content) as response:
-                    began = True
-                    text = self._hide(_text(await response.aread()))
-        except TimeoutError:
-            return Failure('timeout', f'no reply in {seconds:.1f} s'), None
-        except httpx2.HTTPError as error:  # connections, and what is no HTTP
-            cause, what = ('cut', 'the reply ended early') if began else ('connection', 'no reply')
-            return Failure(cause, f'{what}: {type(error).__name__} {shown(str(error))}'), None
-        if response.status_code == 200:
-            return read_reply(text, request), None
-        cause = _cause(response.status_code)
-        return Failure(cause, f'status {response.status_code}, {shown(text)}'), _retry_after(response.headers)
-
 
 def check(settings: EndpointSettings) -> None:
     """Asks an endpoint for its models.
@@ -330,18 +294,7 @@ def check(settings: EndpointSettings) -> None:
     Raises:
         EndpointError: no key, no reply, or the model is not among them.
     """
-    key = read_key(settings)
-    try:
-        response = httpx2.get(f'{settings.url.rstrip("/")}/models', headers=_headers(key), timeout=CONNECT_SECONDS)
-    except httpx2.HTTPError as error:
-        raise EndpointError(f'{settings.url}: expected a reply, found none: {type(error).__name__} {error}') from None
-    text = _hiding(key)(_text(response.content))
-    if response.status_code != 200:
-        raise EndpointError(f'{settings.url}: expected its models, found status {response.status_code}, {shown(text)}')
-    try:
-        models = [str(model['id']) for model in json.loads(text)['data']]
-    except (ValueError, TypeError, KeyError):
-        raise EndpointError(f'{settings.url}: expected its models, found {shown(text)}') from None
+    models = served_models(settings, read_key(settings))
     if settings.model not in models:
         more = f' and {len(models) - LISTED} more' if len(models) > LISTED else ''
         found = ', '.join(models[:LISTED]) + more
@@ -369,41 +322,6 @@ def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version
         return list(map(text, endpoint.call(requests, name)))
 
     return complete_all
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {'Content-Type': 'application/json'} | ({} if key is None else {'Authorization': f'Bearer {key}'})
-
-
-def _text(content: bytes) -> str:
-    """The text of a reply; bytes that are not UTF-8 become surrogates, which no answer may hold."""
-    return content.decode(errors='surrogateescape')
-
-
-def _hiding(key: str | None) -> Callable[[str], str]:
-    """Takes the key out of a text: a server may repeat it, and its replies are stored and shown."""
-    return lambda text: text if key is None else text.replace(key, '[key]')
-
-
-def _cause(status: int) -> Cause:
-    if status == 429:
-        return 'rate_limit'
-    if status == 408:
-        return 'timeout'
-    return 'server' if status >= 500 else 'refused'
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date; None without one that can be read."""
-    value = headers.get('retry-after', '')
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _stored(found: Mapping[str, Any], cached: bool = False) -> Answer:
