@@ -6,7 +6,8 @@ Sized for 40 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores, wi
 `smollm2.py:smoke` runs the same stages on a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz
 and preferences.jsonl.gz. The model comes from the Hugging Face hub, or from a file or folder named by
 --config.model.source. A language model may give the reward in the reward model's place, with
---config.reward.by=local_judge; by default it is the model itself.
+--config.reward.by=local_judge; by default it is the model itself. A panel of endpoints is set in a config file:
+config.reward = to_config_dict(RewardSettings('panel', panel=PanelSettings({NAME: EndpointSettings(URL, MODEL)}))).
 """
 
 import pathlib

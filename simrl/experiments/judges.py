@@ -23,7 +23,7 @@ from simrl.rewards.shaping import ShapingSettings
 from simrl.run.config import NO_EFFECT, ConfigError
 
 By = Literal['reward_model', 'local_judge', 'panel']
-JUDGE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+JUDGE_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')  # a ConfigDict takes no dots
 JUDGEMENTS_FOLDER = 'judgements'  # in the run directory: the raw judgements of panels
 
 
@@ -54,7 +54,7 @@ class PanelSettings:
     def __post_init__(self) -> None:
         if wrong := [name for name in self.judges if not JUDGE_NAME.fullmatch(name)]:
             raise ValueError(
-                f"PanelSettings.judges: expected names of letters, digits, '_', '-' and '.', found {wrong[0]!r}"
+                f"PanelSettings.judges: expected names of letters, digits, '_' and '-', found {wrong[0]!r}"
             )
         if self.max_tokens < 1:
             raise ValueError(f'PanelSettings.max_tokens: expected at least 1, found {self.max_tokens}')
