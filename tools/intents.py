@@ -4,9 +4,9 @@
         --endpoint.url=http://127.0.0.1:8000/v1 --endpoint.model=Qwen/Qwen3-32B --endpoint.in_flight=64
     python -m tools.intents --data=people.jsonl --output=intents.jsonl --model=HuggingFaceTB/SmolLM2-135M-Instruct
 
-The output is a file of conversations, for instance the data of configs/smollm2.py. Conversations without a usable
-sentence are left out and counted by cause. After a kill, the same command continues. The answers of an endpoint are
-kept in OUTPUT.answers.sqlite, where other settings of this tool find those that are equal.
+The output is a file of conversations, for instance conversations.jsonl.gz of a new data folder. Conversations without
+a usable sentence are left out and counted by cause. After a kill, the same command continues: intents are kept in
+OUTPUT.intents.jsonl, answers of an endpoint in OUTPUT.answers.sqlite.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import jax
 
 from simrl.conversations.completion import Complete
 from simrl.conversations.intents import VERSION, IntentSettings, write_intents
+from simrl.conversations.manifest import check_data
 from simrl.conversations.records import read_conversations
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
@@ -122,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if has_endpoint == (options.model is not None):
         parser.error('expected either --endpoint.url and --endpoint.model, or --model')
     try:
+        if options.output.resolve() == options.data.resolve():
+            raise ValueError(f'--output: expected another file than --data, found {options.output} twice')
+        check_data(options.data)
         conversations, _ = read_conversations(options.data)
         settings = settings_of(options, 'intents') or IntentSettings()
         with completing(options) as (complete, model, batch_size):

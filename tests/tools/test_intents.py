@@ -1,5 +1,7 @@
 """The command that writes intents, with an endpoint."""
 
+import json
+
 import pytest
 
 from simrl.conversations.records import Conversation, Message, read_conversations, write_conversations
@@ -66,3 +68,13 @@ def test_one_model_is_needed(tmp_path, capsys) -> None:
         with pytest.raises(SystemExit):
             intents.main(['--data=a.jsonl', '--output=b.jsonl', *flags])
         assert 'expected either' in capsys.readouterr().err
+
+
+def test_the_data_is_not_written_over_nor_taken_if_it_is_not_what_was_prepared(tmp_path) -> None:
+    data = people(tmp_path)
+    with pytest.raises(SystemExit, match=r'^error: --output: expected another file than --data'):
+        intents.main([f'--data={data}', f'--output={data}', '--model=m'])
+    described = {'people.jsonl': {'size': 1, 'sha256': ''}}
+    (tmp_path / 'manifest.json').write_text(json.dumps({'outputs': described}))
+    with pytest.raises(SystemExit, match=r'^error: .*people\.jsonl: expected the file that manifest\.json'):
+        intents.main([f'--data={data}', f'--output={tmp_path / "out.jsonl"}', '--model=m'])
