@@ -162,11 +162,10 @@ def _exchanged(
         texts[row, : len(encoded)] = list(encoded)
     message, texts = multihost_utils.process_allgather((message, texts))
     message = jax.tree.map(lambda x: x.any(axis=0) if x.dtype == np.bool_ else x.sum(axis=0, dtype=x.dtype), message)
-    read = [bytes(row[row > 0]).decode(errors='ignore') for row in texts.sum(axis=0, dtype=np.uint8)]
+    first = np.argmax(texts.any(axis=-1), axis=0)  # the process that has a row's reason
+    read = [bytes(texts[p, row]).rstrip(b'\0').decode(errors='ignore') for row, p in enumerate(first.tolist())]
     if read[-1]:
-        raise RuntimeError(
-            f'HostAgent.reply: an error in one of {jax.process_count()} processes: {read[-1]}'
-        ) from error
+        raise RuntimeError(f'HostAgent.reply: an error in a process of {jax.process_count()}: {read[-1]}') from error
     return message, {row: read[row] for row in np.flatnonzero(message.failed).tolist()}
 
 
