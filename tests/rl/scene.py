@@ -67,13 +67,13 @@ def params_of(config: TransformerConfig, seed: int = 0) -> Params:
     return jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(seed), config)
 
 
-def sides(chat: Chat) -> tuple[ModelAgent, ModelAgent]:
+def sides(chat: Chat, seed: int = 0) -> tuple[ModelAgent, ModelAgent]:
     """A user and an assistant of random weights and different sizes."""
     user_config, config = config_of(chat, num_layers=1), config_of(chat)
     user = fine_tuned(
         chat,
         user_config,
-        params_of(user_config, 1),
+        params_of(user_config, 2 * seed + 1),
         EXECUTION,
         max_new_tokens=LIMITS.user_tokens,
         settings=FineTunedSettings(sampling=Sampling()),
@@ -81,7 +81,7 @@ def sides(chat: Chat) -> tuple[ModelAgent, ModelAgent]:
     helper = assistant(
         chat,
         config,
-        params_of(config),
+        params_of(config, 2 * seed),
         EXECUTION,
         max_new_tokens=LIMITS.assistant_tokens,
         sampling=Sampling(),

@@ -7,67 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.conversations.chat import ASSISTANT, Chat
+from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Example
-from simrl.conversations.templates import chat_from_huggingface
-from simrl.models import sharding, transformer
-from simrl.models.transformer import Execution, TransformerConfig
+from simrl.models import sharding
 from simrl.rewards.rewards import Rewards
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Limits, ModelAgent, assistant
-from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
-from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
-from tests.tiny import byte_tokenizer
-
-LIMITS = Limits(turns=2, prompt_tokens=48, assistant_tokens=8, user_tokens=8)
-EXECUTION = Execution(log_prob_chunk=64)
-
-
-@pytest.fixture(scope='module')
-def chat() -> Chat:
-    return chat_from_huggingface(byte_tokenizer())
-
-
-def tiny_config(chat: Chat, num_layers: int) -> TransformerConfig:
-    return TransformerConfig(
-        vocab_size=chat.size,
-        model_dim=32,
-        num_layers=num_layers,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        mlp_dim=64,
-        max_positions=256,
-        tied_embedding=True,
-    )
-
-
-def sides(chat: Chat, seed: int) -> tuple[ModelAgent, ModelAgent]:
-    """A user and an assistant of random weights and different sizes."""
-    user_key, assistant_key = jax.random.split(jax.random.key(seed))
-    user_config, assistant_config = tiny_config(chat, 1), tiny_config(chat, 2)
-    user = fine_tuned(
-        chat,
-        user_config,
-        transformer.init_params(user_key, user_config),
-        EXECUTION,
-        max_new_tokens=LIMITS.user_tokens,
-        settings=FineTunedSettings(sampling=Sampling()),
-    )
-    helper = assistant(
-        chat,
-        assistant_config,
-        transformer.init_params(assistant_key, assistant_config),
-        EXECUTION,
-        max_new_tokens=LIMITS.assistant_tokens,
-        sampling=Sampling(),
-    )
-    return user, helper
+from tests.rl import scene
 
 
 def share_of_letters(role: int):
@@ -89,9 +39,10 @@ def share_of_letters(role: int):
     return score
 
 
-def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings, steps: int) -> list[float]:
+def learn(folder, seed: int, trained: str, update: AlgorithmSettings, steps: int) -> list[float]:
     """The mean reward of each step."""
-    user, helper = sides(chat, seed)
+    chat = scene.chat()
+    user, helper = scene.sides(chat, seed)
     settings = RLSettings(
         steps=steps,
         prompts_per_step=8,
@@ -101,7 +52,7 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
         optimizer=OptimizerSettings(learning_rate=5e-3),
         trained=trained,
     )
-    examples = [Example(f'example-{i}', f'opening {i}', None, i, 'test', 'train') for i in range(16)]
+    examples = [Example(f'example-{i}', f'hello {i}', None, i, 'test', 'train') for i in range(16)]
     train.train(
         folder,
         user,
@@ -109,9 +60,9 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
         chat=chat,
         examples=examples,
         score=share_of_letters(settings.role),
-        limits=LIMITS,
+        limits=scene.LIMITS,
         settings=settings,
-        execution=EXECUTION,
+        execution=scene.EXECUTION,
         loop_settings=LoopSettings(log_every=1, checkpoint_every=1000, saved_conversations=0),
         seed=seed,
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
@@ -119,21 +70,23 @@ def learn(folder, chat: Chat, seed: int, trained: str, update: AlgorithmSettings
     return [json.loads(line)['reward/mean'] for line in (folder / 'metrics.jsonl').read_text().splitlines()]
 
 
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 PPO = AlgorithmSettings(advantage='gae', kl='k3', kl_coef=1e-3, minibatches=2)
 GRPO = AlgorithmSettings(advantage='grpo', kl='k3', kl_coef=1e-3, minibatches=2)
+CASES = {  # whom, how, with which seed
+    f'{trained}-{name}-{seed}': (trained, update, seed)
+    for trained in ('assistant', 'user')
+    for name, update in (('ppo', PPO), ('grpo', GRPO))
+    for seed in range(3)
+}
+QUICK = ('assistant-ppo-0', 'user-grpo-0')
 
 
-@pytest.mark.parametrize('seed', SEEDS)
-@pytest.mark.parametrize('update', [PPO, GRPO], ids=['ppo', 'grpo'])
-def test_raises_a_true_reward_of_the_assistant(tmp_path, chat, seed, update):
-    rewards = learn(tmp_path, chat, seed, 'assistant', update, steps=40)
+@pytest.mark.parametrize(
+    ('trained', 'update', 'seed'),
+    [pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.long) for name, case in CASES.items()],
+)
+def test_raises_a_true_reward(tmp_path, trained, update, seed):
+    """Of either agent, by the same core."""
+    rewards = learn(tmp_path, seed, trained, update, steps=40)
     assert rewards[0] < 0.4, 'the reward starts near chance, one quarter'
-    assert np.mean(rewards[-5:]) > 0.9
-
-
-@pytest.mark.parametrize('seed', SEEDS)
-def test_the_same_core_trains_the_user_model(tmp_path, chat, seed):
-    rewards = learn(tmp_path, chat, seed, 'user', PPO, steps=40)
-    assert rewards[0] < 0.4
     assert np.mean(rewards[-5:]) > 0.9
