@@ -75,7 +75,7 @@ class Candidates:
         return plateau_onset(self.trained(), self._settings.margin)
 
     def summary(self) -> dict[str, Any]:
-        """What a stage's result says of its validation: by step the mean reward, and the step that was chosen."""
+        """The validation part of a stage's result: by step the mean reward, and the step that was chosen."""
         steps = sorted(self._rewards)
         means = [
             float(np.nanmean(self._rewards[step])) if np.isfinite(self._rewards[step]).any() else None for step in steps

@@ -145,7 +145,7 @@ def open_model(settings: ModelSettings) -> Model:
     Raises:
         FileNotFoundError, ValueError: as `load_model`; or the chat template cannot be used.
     """
-    if not model_files('model', settings):
+    if not model_files('model', settings) and not settings.source.endswith('.gguf'):
         # Without the network it is the commit in the hub's cache.
         settings = dataclasses.replace(settings, revision=find_folder(settings.source, settings.revision).name)
     config, tokenizer = load_config(settings.source, revision=settings.revision)
