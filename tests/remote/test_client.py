@@ -211,19 +211,19 @@ def test_a_hung_connection_is_given_up_and_tried_again() -> None:
     assert endpoint.usage().failed_tries == {'timeout': 1}
 
 
-@pytest.mark.parametrize('drip', [False, True])
-def test_the_deadline_covers_all_tries(drip: bool) -> None:
-    fault: Reply = Status(500) if drip else Hang()
+@pytest.mark.parametrize(('fault', 'cause'), [(Hang(), 'timeout'), (Status(500), 'server')])
+def test_the_deadline_covers_all_tries(fault: Reply, cause: str) -> None:
     with ScriptedServer(lambda *_: fault) as server:
-        settings = settings_of(server, deadline=0.4, try_seconds=0.15, tries=1000)
+        settings = settings_of(server, deadline=1.0, try_seconds=0.3 if cause == 'timeout' else 10.0, tries=1000)
         start = time.monotonic()
         with Endpoint(settings) as endpoint:
             (outcome,) = endpoint.call([chat('a')])
         seconds = time.monotonic() - start
     assert isinstance(outcome, Failure)
-    assert outcome.cause == ('server' if drip else 'timeout')
-    assert seconds < 2
-    assert 2 <= len(server.requests) < 200
+    assert outcome.cause in (cause, 'timeout')  # the deadline may cut the last try
+    assert endpoint.usage().failed_tries[cause] >= 1
+    assert endpoint.usage().tries >= 2
+    assert seconds < 3
 
 
 def test_a_wait_past_the_deadline_is_not_begun() -> None:
