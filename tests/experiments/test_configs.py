@@ -30,6 +30,7 @@ CONFIGS = {
     'smollm2': ('', 'cpu', 'smoke'),
     'quickstart': ('', 'ppo', 'grpo', 'smoke'),
     'concierge': ('', 'smoke'),
+    'paper': ('', 'rpuser1,7b', 'sftuser-14b,llama'),
 }
 
 
@@ -70,7 +71,7 @@ def test_every_config_file_is_tested():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_an_unknown_argument_is_named(name):
-    with pytest.raises(flags.IllegalFlagValueError, match=r"unknown (size|argument) 'huge'.*'smoke'"):
+    with pytest.raises(flags.IllegalFlagValueError, match=r"unknown (size|argument|arm) 'huge', expected .*(smoke|rpuser1)"):
         parsed(name, 'huge')
 
 

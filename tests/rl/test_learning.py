@@ -87,6 +87,6 @@ QUICK = ('assistant-ppo-0', 'user-grpo-0')
 )
 def test_raises_a_true_reward(tmp_path, trained, update, seed):
     """Of either agent, by the same core."""
-    rewards = learn(tmp_path, seed, trained, update, steps=40)
+    rewards = learn(tmp_path, seed, trained, update, steps=30)
     assert rewards[0] < 0.4, 'the reward starts near chance, one quarter'
     assert np.mean(rewards[-5:]) > 0.9
