@@ -71,7 +71,8 @@ def test_every_config_file_is_tested():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_an_unknown_argument_is_named(name):
-    with pytest.raises(flags.IllegalFlagValueError, match=r"unknown (size|argument|arm) 'huge', expected .*(smoke|rpuser1)"):
+    message = r"unknown (size|argument|arm) 'huge', expected .*(smoke|rpuser1)"
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
         parsed(name, 'huge')
 
 
