@@ -78,7 +78,9 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
         asked = len(server.requests)
         assert not (tmp_path / 'run' / 'reward_model').exists()
         lines = [json.loads(x) for x in (tmp_path / 'run/rl/role_play/seed-0/metrics.jsonl').read_text().splitlines()]
-        for line in lines:
+        trained = [line for line in lines if 'reward/mean' in line]  # others are of validations alone
+        assert len(trained) == config.rl.steps
+        for line in trained:
             assert line['reward/mean'] == pytest.approx((line['reward/judge_first'] + line['reward/judge_second']) / 2)
             assert line['reward/unjudged'] == 0
             assert 0 <= line['time/waiting_for_judge'] <= 1
