@@ -26,7 +26,8 @@ jax.config.update(
     'jax_persistent_cache_min_compile_time_secs', float(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'])
 )
 jax.config.update('jax_disable_most_optimizations', os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1')
-MAPS = 12_000  # of at most 65,530 by default; programs are a good part of a process's memory as well
+# From when on programs are dropped: memory maps, of at most 65,530 by default, and pages of resident memory (1.5 GB).
+MAPS, PAGES = 12_000, 1_500_000_000 // os.sysconf('SC_PAGE_SIZE')
 QUICK = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
     os.environ['XLA_FLAGS'] = f'{QUICK} {_flags}'.strip()
@@ -77,7 +78,7 @@ def _forget_programs() -> Iterator[None]:
     Modules share programs, and loading one again takes time. Where there is no /proc they are dropped always.
     """
     yield
-    maps = pathlib.Path('/proc/self/maps')
-    if not maps.exists() or maps.read_bytes().count(b'\n') > MAPS:
+    maps, memory = pathlib.Path('/proc/self/maps'), pathlib.Path('/proc/self/statm')
+    if not maps.exists() or maps.read_bytes().count(b'\n') > MAPS or int(memory.read_text().split()[1]) > PAGES:
         jax.clear_caches()
         gc.collect()
