@@ -31,6 +31,7 @@ def test_arm_and_seed_are_hyperparameters_of_a_training(tmp_path: pathlib.Path, 
     monkeypatch.setattr(work, 'fitting_simulator', mock.Mock())
     settings = experiment.settings_of(quickstart.get_config('smoke'))
     scene = mock.Mock(settings=settings, compute=settings.compute, assistant_stage=None)
+    scene.training_examples.return_value = []
     with pytest.raises(_Started) as started:
         work.train_arm(tmp_path, scene=scene, arm='persona', seed=3)
     (found,) = started.value.args
