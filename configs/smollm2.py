@@ -64,8 +64,8 @@ def get_config(arg: str = '') -> ConfigDict:
             held_out_reward_model=reward_model('second', seed=1),
             conversation=ConversationSettings(
                 # Openings are those that fit into 384 tokens; the rest is for what persona and few_shot are told.
-                Limits(turns=4, prompt_tokens=704, assistant_tokens=160, user_tokens=160),
-                reserved_prompt_tokens=320,
+                Limits(turns=4, prompt_tokens=576, assistant_tokens=160, user_tokens=160),
+                reserved_prompt_tokens=192,
             ),
             scale=ReplySettings(openings=256),
             arms={

@@ -16,8 +16,8 @@ from tests.rollouts.test_dialogue import ALL, _assert_same_conversation, _views
 
 
 def coarse(ids: Sequence[int]) -> str:
-    """A text that half of all messages share, with outer space that must not count."""
-    return ' ' * len(ids) + str(sum(ids) % 2)
+    """A text that many messages share, with outer space that must not count."""
+    return ' ' * len(ids) + str(min(len(ids), 2))
 
 
 RULE = Resampling(tries=3, temperature_step=0.15, max_temperature=1.2)
@@ -58,15 +58,16 @@ def test_equals_plain_python_that_writes_a_repeat_anew() -> None:
 
 def test_the_scene_has_repeats_that_go_that_stay_and_that_never_were() -> None:
     resamples = [talk.resamples for talk in slow_talks()]
-    assert 0 in resamples
-    assert any(0 < number < RULE.tries for number in resamples)
     left = [
-        coarse(talk.messages[number]).strip() == coarse(talk.messages[number - 2]).strip()
+        sum(
+            coarse(talk.messages[number]).strip() == coarse(talk.messages[number - 2]).strip()
+            for number in range(2, len(talk.messages) - (talk.end == 'signal'), 2)
+        )
         for talk in slow_talks()
-        for number in range(2, len(talk.messages), 2)
-        if number < len(talk.messages) - 1
     ]
-    assert sum(resamples) > sum(left)
+    assert 0 in resamples
+    assert any(left)
+    assert sum(resamples) > RULE.tries * sum(left), 'some repeats are gone after a few tries'
 
 
 def test_nothing_is_left_after_the_last_token_of_a_row() -> None:
