@@ -215,9 +215,9 @@ class Simulators:
         if own.remote is not None:
             check_endpoint(f'{field}.remote.endpoint', own.remote.endpoint)
         agent, limits = self.on_device(arm, {}), s.conversation.limits
-        assistant = check_trained(assistant_agent(s, self.data.model, {}))
         chat = self.model(arm).chat
         try:
+            assistant = check_trained(assistant_agent(s, self.data.model, {}))
             if own.exchange == 'tokens' and own.remote is None:
                 check_agents(agent, assistant, chat, limits)
         except ValueError as error:
