@@ -146,7 +146,10 @@ def test_rows_in_flight_must_divide_the_rows(tmp_path: pathlib.Path, chat: Chat,
 
 
 def test_a_reward_for_each_turn(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, reinforced: pathlib.Path) -> None:
-    """A whole step, its rows two by two: the messages are what they are without; one turn's judge fails."""
+    """A whole step, its rows two by two: the messages are what they are without; one turn's judge fails.
+
+    PPO cannot use a conversation with a turn that has no reward, and it counts as unjudged.
+    """
 
     def score(batch: Trajectories) -> Rewards:
         value = jnp.tile(jnp.array([0.25, 0.5]), (scene.ROWS, 1))
@@ -155,7 +158,8 @@ def test_a_reward_for_each_turn(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, 
 
     scene.reinforce(tmp_path, chat, mesh, steps=1, loop_settings=scene.loop_settings(), score=score, rows_in_flight=2)
     (line,) = metric_lines(tmp_path)
-    assert line['reward/mean'] == pytest.approx((8 * 0.25 + 7 * 0.5) / 15)
+    assert line['reward/mean'] == pytest.approx((0.25 + 0.5) / 2)
+    assert line['reward/unjudged'] == 1 / scene.ROWS
     assert line['masked_rows'] == 1
     assert line['skipped'] == 0
     found, first = (
@@ -163,6 +167,6 @@ def test_a_reward_for_each_turn(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, 
         for folder in (tmp_path, reinforced)
     )
     assert [row['messages'] for row in found] == [row['messages'] for row in first]
-    assert [row['reward'] for row in found] == [[0.25, None if i == 3 else 0.5] for i in range(scene.ROWS)]
+    assert [row['reward'] for row in found] == [[None, None] if i == 3 else [0.25, 0.5] for i in range(scene.ROWS)]
     assert found[0]['parts'] == {'half': [0.125, 0.25]}
     assert all(isinstance(row['reward'], float) for row in first)
