@@ -8,6 +8,7 @@ algorithm; without an argument it is GRPO. `quickstart.py:smoke` runs the same s
 much.
 """
 
+import jax
 from ml_collections import ConfigDict
 
 from simrl.conversations.batches import BatchSettings
@@ -32,9 +33,13 @@ from simrl.training.sft import SFTSettings
 ADVANTAGES = {'': 'grpo', 'grpo': 'grpo', 'ppo': 'gae', 'smoke': 'grpo'}  # by argument
 
 # With models as small as these XLA takes longer to compile on a CPU than to compute. The first flag halves the time to
-# compile the program of a message, and makes a training step about a tenth slower. The second avoids threads that one
-# core cannot run at once. XLA does not start with a flag that it no longer knows: set --config.compute.xla_flags='()'.
-FAST_COMPILATION = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
+# compile the program of a message, and makes a training step about a tenth slower; XLA knows it up to JAX 0.10. The
+# second avoids threads that one core cannot run at once. XLA does not start with a flag that it does not know: set
+# --config.compute.xla_flags='()'.
+FAST_COMPILATION = (
+    *(('--xla_cpu_use_fusion_emitters=false',) if jax.__version_info__ < (0, 11) else ()),
+    '--xla_cpu_parallel_codegen_split_count=1',
+)
 
 
 def model(model_dim: int, num_layers: int, seed: int) -> RandomModel:
