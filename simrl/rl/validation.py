@@ -17,6 +17,7 @@ from simrl.models.transformer import Params
 from simrl.rewards.rewards import Rewards, Score
 from simrl.rl.judged import collect_judged
 from simrl.rollouts.agents import Agent, Limits
+from simrl.rollouts.collect import padded_batches
 
 VALIDATION_STEP = 2**31 - 5  # in the keys of conversations, far above the steps of training: no two uses draw the same
 
@@ -76,10 +77,8 @@ def validation_rewards(
     Args:
         batch_size: conversations at once, those of a step of training, whose programs are compiled already.
     """
-    examples, values = list(validation.examples), []
-    for start in range(0, len(examples), batch_size):
-        chosen = examples[start : start + batch_size]
-        padded = chosen + chosen[-1:] * (batch_size - len(chosen))
+    values = []
+    for chosen, padded in padded_batches(validation.examples, batch_size):
         found = collect_judged(
             user,
             assistant,

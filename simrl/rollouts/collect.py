@@ -214,9 +214,7 @@ def collect_batches(
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
     with Progress(name, -(-len(examples) // batch_size)) as progress:
-        for start in range(0, len(examples), batch_size):
-            chosen = list(examples[start : start + batch_size])
-            padded = chosen + chosen[-1:] * (batch_size - len(chosen))
+        for chosen, padded in padded_batches(examples, batch_size):
             batch, failures = collect(
                 user, assistant, padded, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh
             )
@@ -228,6 +226,13 @@ def collect_batches(
                 )
             yield chosen, batch
             progress.update(tokens=float(np.sum(placement.to_host(batch.length)[: len(chosen)])))
+
+
+def padded_batches(examples: Sequence[Example], batch_size: int) -> Iterator[tuple[list[Example], list[Example]]]:
+    """Yields up to `batch_size` examples at a time, and the same filled up to that size with copies of the last one."""
+    for start in range(0, len(examples), batch_size):
+        chosen = list(examples[start : start + batch_size])
+        yield chosen, chosen + chosen[-1:] * (batch_size - len(chosen))
 
 
 def rows_at_once(rows: int, rows_in_flight: int | None) -> int:

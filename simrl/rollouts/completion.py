@@ -9,7 +9,7 @@ from simrl.conversations.chat import ASSISTANT, Chat, EncodingError
 from simrl.conversations.completion import Complete, Failed, NoText
 from simrl.conversations.records import Example, Message
 from simrl.rollouts.agents import Limits, ModelAgent, fitting, opening_only
-from simrl.rollouts.collect import collect
+from simrl.rollouts.collect import collect, padded_batches
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import transcripts
 
@@ -53,9 +53,7 @@ def complete(
         faults = list(map(fault, examples))
         kept = list(dict.fromkeys(one for one, failed in zip(examples, faults, strict=True) if failed is None))
         replies: dict[Example, str | Failed] = {}
-        for start in range(0, len(kept), batch_size):
-            chosen = kept[start : start + batch_size]
-            padded = chosen + chosen[-1:] * (batch_size - len(chosen))
+        for _, padded in padded_batches(kept, batch_size):
             batch, _ = collect(
                 opening_only(),
                 agent,
