@@ -10,12 +10,14 @@ import copy
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
-import transformers
 
 from simrl.conversations.chat import TERMINAL_TEXT, EncodingError
+
+if TYPE_CHECKING:  # importing it takes a second, and the concierge world has no need of it
+    import transformers
 
 RECENT_TEXTS = 256  # texts whose ids are remembered: an opening is in the prompts of several agents
 Spans = list[tuple[int, int, int]]  # tokens: id, and start and end of its text
@@ -24,7 +26,7 @@ Spans = list[tuple[int, int, int]]  # tokens: id, and start and end of its text
 class HuggingFaceTokenizer:
     """A fast Hugging Face tokenizer, and its copies that encode content."""
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, template_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: 'transformers.PreTrainedTokenizerBase', template_ids: Iterable[int] = ()) -> None:
         """Copies the tokenizer for content.
 
         Args:
@@ -157,15 +159,15 @@ class HuggingFaceTokenizer:
         return str(text).removeprefix(self._strip_lead).removesuffix(self._strip_trail)
 
 
-def terminal_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+def terminal_id(tokenizer: 'transformers.PreTrainedTokenizerBase') -> int | None:
     """The id of the terminal token in a vocabulary that has it, as that of an exported model; None otherwise."""
     found: int | None = tokenizer.get_added_vocab().get(TERMINAL_TEXT)
     return found
 
 
 def with_terminal(
-    tokenizer: transformers.PreTrainedTokenizerBase, terminal: int
-) -> transformers.PreTrainedTokenizerBase:
+    tokenizer: 'transformers.PreTrainedTokenizerBase', terminal: int
+) -> 'transformers.PreTrainedTokenizerBase':
     """A copy of a tokenizer whose vocabulary has the terminal token, for an exported model.
 
     Raises:
@@ -184,7 +186,7 @@ def with_terminal(
     return made
 
 
-def _checked_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> set[int]:
+def _checked_ids(tokenizer: 'transformers.PreTrainedTokenizerBase') -> set[int]:
     """The ids of all tokens."""
     tokens: dict[int, str] = {}
     for token, i in sorted(tokenizer.get_vocab().items()):  # whose order differs between two calls

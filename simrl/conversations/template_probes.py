@@ -9,12 +9,13 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from simrl.conversations.chat import Place
 from simrl.conversations.huggingface_tokenizer import name_of
+
+if TYPE_CHECKING:  # importing it takes a second, and the concierge world has no need of it
+    import transformers
 
 PROBES = ('Probe one', '2, 3?', 'Über: "x"\n\ny.', '(four)', '漢字 5', '-- six')
 SYSTEM_PROBES = ('Say: probe!', 'Be brief')
@@ -24,13 +25,13 @@ SYSTEM_PROBES = ('Say: probe!', 'Be brief')
 class Template:
     """A chat template; `text` has the date in it, or reads it as `date_string`."""
 
-    tokenizer: transformers.PreTrainedTokenizerBase
+    tokenizer: 'transformers.PreTrainedTokenizerBase'
     name: str
     text: str
     date: str | None
 
     @classmethod
-    def of(cls, tokenizer: transformers.PreTrainedTokenizerBase, date: str | None) -> 'Template':
+    def of(cls, tokenizer: 'transformers.PreTrainedTokenizerBase', date: str | None) -> 'Template':
         name, text = name_of(tokenizer), getattr(tokenizer, 'chat_template', None)
         if not text:
             raise ValueError(f'{name}: the tokenizer has no chat template')

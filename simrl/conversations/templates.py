@@ -12,19 +12,20 @@ import dataclasses
 import itertools
 import string
 from collections.abc import Mapping, Sequence, Set
-from typing import Literal
-
-import transformers
+from typing import TYPE_CHECKING, Literal
 
 from simrl.conversations.chat import Chat, Place
 from simrl.conversations.huggingface_tokenizer import HuggingFaceTokenizer, Spans, moved
 from simrl.conversations.template_probes import PROBES, Rendering, Template, render_probes
 
+if TYPE_CHECKING:  # importing it takes a second, and the concierge world has no need of it
+    import transformers
+
 Rewrites = Literal['error', 'keep', 'omit']
 
 
 def chat_from_huggingface(
-    tokenizer: transformers.PreTrainedTokenizerBase, *, rewrites: Rewrites = 'error', date: str | None = None
+    tokenizer: 'transformers.PreTrainedTokenizerBase', *, rewrites: Rewrites = 'error', date: str | None = None
 ) -> Chat:
     """Finds the constant runs of a tokenizer's chat template by rendering probes, and checks them against it.
 

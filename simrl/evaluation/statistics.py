@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import scipy.stats
+import scipy.special  # whose import takes a quarter of the time of that of scipy.stats
 
 Vector = np.ndarray | Sequence[float]
 
@@ -160,12 +160,12 @@ def _share_interval(
         return None, None
     found = np.square((totals - share * counts) / counts.mean()).sum()  # of cluster means, times their number
     expected = number * share * (1 - share)  # the same where each cluster is one yes or no
-    squared = float(scipy.stats.norm.ppf((1 + level) / 2)) ** 2
+    squared = float(scipy.special.ndtri((1 + level) / 2)) ** 2
     middle = (number * share + squared / 2) / (number + squared)
     alone = squared * middle * (1 - middle)
     size = number * (expected + alone) / (found + alone)
-    low = scipy.stats.beta.ppf((1 - level) / 2, size * share, size * (1 - share) + 1) if share > 0 else 0.0
-    high = scipy.stats.beta.ppf((1 + level) / 2, size * share + 1, size * (1 - share)) if share < 1 else 1.0
+    low = scipy.special.betaincinv(size * share, size * (1 - share) + 1, (1 - level) / 2) if share > 0 else 0.0
+    high = scipy.special.betaincinv(size * share + 1, size * (1 - share), (1 + level) / 2) if share < 1 else 1.0
     return float(low), float(high)
 
 
@@ -250,7 +250,7 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     p_value = None if null is None or len(data) == 1 else sign_flip_test(data - null)
     if not _differ(data):
         return SeedEstimate(mean, low=None, high=None, values=each, p_value=p_value, level=level)
-    half = float(scipy.stats.t.ppf((1 + level) / 2, len(data) - 1)) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    half = float(scipy.special.stdtrit(len(data) - 1, (1 + level) / 2)) * float(data.std(ddof=1)) / math.sqrt(len(data))
     return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level)
 
 

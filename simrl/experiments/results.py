@@ -22,7 +22,6 @@ import numpy as np
 from simrl.evaluation import results as results_lib
 from simrl.evaluation.comparisons import Runs, compare_arms, transfers
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
-from simrl.evaluation.report.report import console_table, figure_pngs, write_report
 from simrl.evaluation.results import (
     INITIAL,
     Arm,
@@ -152,6 +151,8 @@ def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     """Writes and prints the results of a run; equal stages give equal files, except for timings."""
     results = results_of(spec, workdir)
     results_lib.write(results, workdir)
+    from simrl.evaluation.report.report import console_table, figure_pngs, write_report  # imports matplotlib: a second
+
     report = write_report(results, workdir)
     table = console_table(results)
     with Writer(workdir) as writer:

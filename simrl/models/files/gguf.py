@@ -13,18 +13,20 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from transformers import PreTrainedTokenizerFast
 
 from simrl.models.files import gguf_tokenizer
 from simrl.models.files.gguf_file import Tensor, read
 from simrl.models.layouts import MATRICES
 from simrl.models.transformer import Params, RopeScaling, TransformerConfig, init_params, rope_frequencies
+
+if TYPE_CHECKING:  # importing it takes a second, and the concierge world has no need of it
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ _NEUTRAL_KEYS = {
 _LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR, _LLAMA3_ORIGINAL_POSITIONS = 1.0, 4.0, 8192
 
 
-def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokenizerFast]:
+def load(path: str | Path) -> tuple[TransformerConfig, Params, 'PreTrainedTokenizerFast']:
     """Reads config, params and tokenizer from a GGUF file.
 
     Params are float32 numpy arrays on the host. Besides them and the mapped file, memory has one chunk of one tensor.
@@ -87,14 +89,14 @@ def load(path: str | Path) -> tuple[TransformerConfig, Params, PreTrainedTokeniz
     return config, params_from_tensors(path, architecture, config, tensors), tokenizer
 
 
-def load_config(path: str | Path) -> tuple[TransformerConfig, PreTrainedTokenizerFast]:
+def load_config(path: str | Path) -> tuple[TransformerConfig, 'PreTrainedTokenizerFast']:
     """Reads config and tokenizer without the weights; errors as in `load`."""
     return _config_and_tokenizer(path, *read(path))
 
 
 def _config_and_tokenizer(
     path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[TransformerConfig, PreTrainedTokenizerFast]:
+) -> tuple[TransformerConfig, 'PreTrainedTokenizerFast']:
     config = config_from_metadata(path, metadata, tensors)
     tokenizer = gguf_tokenizer.tokenizer_from_metadata(path, metadata, num_tokens=config.vocab_size)
     tokenizer.model_max_length = config.max_positions

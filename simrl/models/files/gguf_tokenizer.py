@@ -9,10 +9,12 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:  # importing it takes a second, and the concierge world has no need of it
+    from transformers import PreTrainedTokenizerFast
 
 
 class TokenType(enum.IntEnum):
@@ -54,7 +56,7 @@ _SPECIAL_IDS = {'bos_token': 'bos', 'eos_token': 'eos', 'pad_token': 'padding', 
 
 def tokenizer_from_metadata(
     path: str | Path, metadata: Mapping[str, Any], *, num_tokens: int
-) -> PreTrainedTokenizerFast:
+) -> 'PreTrainedTokenizerFast':
     """Builds the tokenizer of a GGUF file.
 
     Control tokens become special tokens, user-defined tokens plain added tokens. Unused rows at the end of the
@@ -134,6 +136,8 @@ def tokenizer_from_metadata(
     add_bos = metadata.get('tokenizer.ggml.add_bos_token', pre.add_bos)
     if add_bos and 'bos_token' not in named:
         raise fail('bos_token_id', 'an id, as add_bos_token is true', 'none')
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=named.get('bos_token'),
