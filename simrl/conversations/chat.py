@@ -197,6 +197,7 @@ class Chat:
         if not text:
             raise ValueError('stop sequence: expected text, found none')
         runs: set[tuple[int, ...]] = set()
+        endings: set[tuple[int, ...]] = set()  # from the first token of a run to the last of all: each is cut once
         for before in ('', ' ', '\n', '\n\n', 'a', '.', '. ', '.\n', *'!?)"*[(,:-'):
             for after in ('', '\n', *'.,!?:)]"*', "'"):
                 try:
@@ -204,9 +205,12 @@ class Chat:
                 except EncodingError:
                     self.encode(text)
                     continue  # no model writes it between these
+                if any(tuple(ids[-len(ending) :]) == ending for ending in endings):
+                    continue
                 start = len(ids) - 1
                 while start > 0 and text not in self.decode(ids[start:]):
                     start -= 1
+                endings.add(tuple(ids[start:]))
                 stop = len(ids)  # tokens after the text are dropped
                 while text in self.decode(ids[start : stop - 1]):
                     stop -= 1
