@@ -25,6 +25,7 @@ from simrl.rollouts.agents import Policy
 from simrl.rollouts.compaction import shard_tree
 
 PREFIX = -1  # `Context.message` of tokens before the first message
+SMALLEST_CACHE = 64  # tokens; with fewer a decode step is hardly cheaper
 
 
 @flax.struct.dataclass
@@ -136,7 +137,7 @@ def cache_capacities(capacity: int) -> list[int]:
     They are few, as each is a program of its own to compile. Small ones are the fewest: to attend to 200 tokens costs
     little beside the rest of a decode step. The last is `capacity`.
     """
-    sizes, size = [], 64
+    sizes, size = [], SMALLEST_CACHE
     while size < capacity:
         sizes.append(size)
         size += size if size < 256 else (1 << (size.bit_length() - 1)) // 2

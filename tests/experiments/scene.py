@@ -38,10 +38,24 @@ def settings(name: str = 'quickstart', arg: str = 'smoke', **changes: Any) -> An
 
 def tiny_settings(arms: Mapping[str, Mapping[str, Any]], **changes: Any) -> Any:
     """Settings of arms in the concierge world, smaller still than the smoke test's: batches of one shape."""
-    user = to_dict(settings().users['medium'])
-    user['base']['batch']['lengths'] = user['fine_tuning']['batch']['lengths'] = [128]
-    one_shape = {'assistant__sft__batch__lengths': (128,), 'rl__row_buckets': (200,), 'rl__steps': 1}
-    return settings(users={'medium': user}, arms=arms, **one_shape | changes)
+    plain = to_dict(settings())
+    user = plain['users']['medium']
+    for fitting in (plain['assistant']['sft'], user['base'], user['fine_tuning']):
+        fitting['steps'], fitting['optimizer']['warmup_steps'] = 2, 0
+        fitting['batch'] |= {'batch_size': 8, 'lengths': [128]}
+    tiny = {
+        'assistant__sft': plain['assistant']['sft'],
+        'limits__turns': 2,
+        'rl__row_buckets': (128,),
+        'rl__steps': 1,
+        'rl__prompts_per_step': 2,
+        'evaluation__people': 8,
+        'evaluation__block': 8,
+        'evaluation__matrix': 8,
+        'evaluation__batch_size': 8,
+        'compute__loop__checkpoint_every': 100,
+    }
+    return settings(users={'medium': user}, arms=arms, **tiny | changes)
 
 
 def identity(stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""Run by `test_eight_devices.py` for each mesh, in a process of eight fake devices: DATA MODEL FOLDER."""
+"""Run by `test_eight_devices.py` for each mesh, in a process of eight fake devices: DATA MODEL FOLDER TRAINING..."""
 
 import dataclasses
 import faulthandler
@@ -67,10 +67,10 @@ def watched(run: Callable[..., TrainState], counts: list[int]) -> Callable[..., 
     return watched_run
 
 
-def trained(folder: Path, chat: Chat, mesh: Mesh) -> dict[str, Any]:
+def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[str, Any]:
     """By training: metrics, shards, and compiles by step. The last params and all tokens go to TRAINING.npz."""
     results = {}
-    for name in ('reinforce', 'adapt', 'fine_tune', 'fit'):
+    for name in trainings:
         counts: list[int] = []
         tokens = []
 
@@ -139,7 +139,7 @@ def loaded(source: str, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def main(data: int, model: int, out: Path) -> None:
+def main(data: int, model: int, out: Path, trainings: list[str]) -> None:
     """On a mesh of `data` x `model` devices; on one device where both are 1."""
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **names: compiles.append(names.get('fun_name', '')) if 'backend_compile' in event else None
@@ -148,11 +148,11 @@ def main(data: int, model: int, out: Path) -> None:
     results: dict[str, Any] = {}
     if (data, model) == (4, 2):
         results['loaded'] = loaded(exported(out / 'model'), mesh)
-    results |= trained(out, scene.chat(), mesh)
+    results |= trained(out, scene.chat(), mesh, trainings)
     (out / 'results.json').write_text(json.dumps(results))
 
 
 if __name__ == '__main__':
     assert jax.device_count() == 8
     faulthandler.dump_traceback_later(500, exit=True)  # before the test's patience ends: says where it hangs
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

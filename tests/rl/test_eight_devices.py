@@ -11,9 +11,10 @@ import pytest
 from tests import many_devices
 from tests.rl import eight_devices
 
-# data x model; the two key/value heads are split by the first, whole in the second, which has four of the devices.
-MESHES = ['4x2', '1x4']
-TRAININGS = ['reinforce', 'adapt', 'fine_tune', 'fit']
+# By mesh, data x model; the two key/value heads are split by the first, whole in the second, which has four of the
+# devices. Adapters and heads of reward models are laid out by the same rules on both.
+TRAININGS = {'4x2': ['reinforce', 'adapt', 'fine_tune', 'fit'], '1x4': ['reinforce', 'fine_tune']}
+EACH = pytest.mark.parametrize(('training', 'mesh'), [(x, mesh) for mesh, xs in TRAININGS.items() for x in xs])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,24 +28,24 @@ class Found:
 @pytest.fixture(scope='module')
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """By mesh; compiling is nearly all of the time, so they run side by side."""
-    folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *MESHES)}
+    folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *TRAININGS)}
 
     def train(mesh: str) -> None:
-        many_devices.run(eight_devices.__name__, *mesh.split('x'), str(folders[mesh]))
+        trainings = TRAININGS.get(mesh, TRAININGS['4x2'])
+        many_devices.run(eight_devices.__name__, *mesh.split('x'), str(folders[mesh]), *trainings)
 
     with ThreadPoolExecutor(len(folders)) as threads:
         list(threads.map(train, folders))  # raises what one raised
     return {
         mesh: Found(
             json.loads((folder / 'results.json').read_text()),
-            {training: dict(np.load(folder / f'{training}.npz')) for training in TRAININGS},
+            {path.stem: dict(np.load(path)) for path in folder.glob('*.npz')},
         )
         for mesh, folder in folders.items()
     }
 
 
-@pytest.mark.parametrize('mesh', MESHES)
-@pytest.mark.parametrize('training', TRAININGS)
+@EACH
 def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: str, mesh: str) -> None:
     """Up to the order of float32 sums; at a rate of 1e-2 params move by 1e-3 and more."""
     arrays, expected = (found[name].arrays[training] for name in (mesh, '1x1'))
@@ -61,8 +62,7 @@ def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: st
     assert max(line.get('update_norm', 0) for line in lines) > 1e-2
 
 
-@pytest.mark.parametrize('mesh', MESHES)
-@pytest.mark.parametrize('training', TRAININGS)
+@EACH
 def test_params_and_moments_are_split_after_the_second_step(found: dict[str, Found], training: str, mesh: str) -> None:
     data, model = (int(size) for size in mesh.split('x'))
     kv = 2 // model if 2 % model == 0 else 2  # whole where the axis does not divide them
@@ -105,8 +105,7 @@ def test_a_model_is_loaded_and_placed_without_being_whole_anywhere(found: dict[s
     assert result['same']
 
 
-@pytest.mark.parametrize('mesh', MESHES)
-@pytest.mark.parametrize('training', TRAININGS)
+@EACH
 def test_the_second_step_compiles_nothing(found: dict[str, Found], training: str, mesh: str) -> None:
     first, second = found[mesh].results[training]['compiles']
     assert first > 0

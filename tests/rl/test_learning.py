@@ -46,10 +46,10 @@ def learn(folder, seed: int, trained: str, update: AlgorithmSettings, steps: int
     settings = RLSettings(
         steps=steps,
         prompts_per_step=8,
-        samples_per_prompt=8,
+        samples_per_prompt=4,
         row_buckets=(128,),
         algorithm=update,
-        optimizer=OptimizerSettings(learning_rate=5e-3),
+        optimizer=OptimizerSettings(learning_rate=1e-2),
         trained=trained,
     )
     examples = [Example(f'example-{i}', f'hello {i}', None, i, 'test', 'train') for i in range(16)]
@@ -87,6 +87,6 @@ QUICK = ('assistant-ppo-0', 'user-grpo-0')
 )
 def test_raises_a_true_reward(tmp_path, trained, update, seed):
     """Of either agent, by the same core."""
-    rewards = learn(tmp_path, seed, trained, update, steps=30)
+    rewards = learn(tmp_path, seed, trained, update, steps=20)
     assert rewards[0] < 0.4, 'the reward starts near chance, one quarter'
     assert np.mean(rewards[-5:]) > 0.9

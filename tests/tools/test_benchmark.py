@@ -255,6 +255,7 @@ def test_a_conversation_that_has_no_room_is_refused(model):
         inputs.message_tokens(chat, 64, 5)
 
 
+@pytest.mark.long  # each case has a test of its own
 def test_the_whole_command_without_peers(tmp_path, capsys):
     output = tmp_path / 'out'
     sizes = ['--batch=2', '--context=48', '--new-tokens=8', '--repeats=2', '--devices=2']

@@ -34,6 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return work.load('random:tiny', tmp_path_factory.mktemp('curves') / 'model', 'float32', 'none')
 
 
+@pytest.mark.long
 def test_all_curves_in_a_small_form(tmp_path: pathlib.Path) -> None:
     options = tool.parse([f'--output={tmp_path}', '--repeats=2'])
     tool.draw(tmp_path, options.curves, options, SIZES)

@@ -1,0 +1,5 @@
+"""Set-up of the tests that run whole experiments."""
+
+from tests.tiny import one_shape
+
+__all__ = ['one_shape']
