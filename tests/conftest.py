@@ -28,6 +28,8 @@ jax.config.update(
 jax.config.update('jax_disable_most_optimizations', os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1')
 # From when on programs are dropped: memory maps, of at most 65,530 by default, and pages of resident memory (1.5 GB).
 MAPS, PAGES = 12_000, 1_500_000_000 // os.sysconf('SC_PAGE_SIZE')
+# Tracing makes many objects and few cycles, and what the libraries hold is searched for cycles again and again.
+gc.set_threshold(100_000, 20, 20)
 QUICK = '--xla_cpu_parallel_codegen_split_count=1'
 if jax.__version_info__ < (0, 11):  # later ones do not start with it
     QUICK = f'--xla_cpu_use_fusion_emitters=false {QUICK}'
