@@ -30,7 +30,7 @@ def tiny_config(vocab_size: int, **changes: Any) -> TransformerConfig:
     return TransformerConfig(vocab_size, **sizes | {'max_positions': 256} | changes)
 
 
-@pytest.fixture(autouse=True, scope='package')
+@pytest.fixture(autouse=True, scope='module')
 def one_shape() -> Iterator[None]:
     """Conversations in batches and caches of one size, so that a message is one program for each role.
 

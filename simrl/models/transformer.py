@@ -312,7 +312,6 @@ class Decoder(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
-            check_constancy_invariants=False,  # tracing once more would tell what layers share, which is nothing
         )
         x = shard_rows(shard_columns(_embed(embedding, tokens, self.execution)))
         x, _ = layers(c, self.execution, name='layers')(x, positions, None)
