@@ -2,7 +2,7 @@
 
     python -m simrl.main --config=configs/smollm2.py --config.data.folder=FOLDER
 
-Sized for 40 minutes on one H100; `smollm2.py:cpu` for 25 minutes on 2 cores, without the arms persona and few_shot;
+Sized for 40 minutes on one H100; `smollm2.py:cpu` for 45 minutes on 2 cores, without the arms persona and few_shot;
 `smollm2.py:smoke` runs the same stages on a tiny random model with this tokenizer. FOLDER holds conversations.jsonl.gz
 and preferences.jsonl.gz. The model comes from the Hugging Face hub, or from a file or folder named by
 --config.model.source. A language model may give the reward in the reward model's place, with
