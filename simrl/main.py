@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     options: Any = flags.FLAGS
     if options.config is None:
         sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
-    workdir = pathlib.Path(options.workdir or default_workdir(options['config'].config_filename))
+    workdir = options.workdir or default_workdir(options['config'].config_filename)
     try:
         _set_xla_flags(options.config)
         experiment.run(

@@ -56,7 +56,7 @@ def build_stages(settings: ExperimentSettings, workdir: pathlib.Path) -> list[St
 @runtime.numeric_defaults()
 def run(
     config: ml_collections.ConfigDict | Mapping[str, Any],
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | str,
     *,
     rerun: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
