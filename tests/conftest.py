@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from configs.quickstart import FAST_COMPILATION
+
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # else a worker of pytest-xdist, whose parent made the folder
     _programs = tempfile.TemporaryDirectory(prefix='simrl-programs-', ignore_cleanup_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
@@ -30,9 +32,7 @@ jax.config.update('jax_disable_most_optimizations', os.environ['JAX_DISABLE_MOST
 MAPS, PAGES = 12_000, 1_500_000_000 // os.sysconf('SC_PAGE_SIZE')
 # Tracing makes many objects and few cycles, and what the libraries hold is searched for cycles again and again.
 gc.set_threshold(100_000, 20, 20)
-QUICK = '--xla_cpu_parallel_codegen_split_count=1'
-if jax.__version_info__ < (0, 11):  # later ones do not start with it
-    QUICK = f'--xla_cpu_use_fusion_emitters=false {QUICK}'
+QUICK = ' '.join(FAST_COMPILATION)
 if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
     os.environ['XLA_FLAGS'] = f'{QUICK} {_flags}'.strip()
 

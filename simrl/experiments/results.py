@@ -149,10 +149,10 @@ class ResultsSpec:
 
 def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     """Writes and prints the results of a run; equal stages give equal files, except for timings."""
-    results = results_of(spec, workdir)
-    results_lib.write(results, workdir)
     from simrl.evaluation.report.report import console_table, figure_pngs, write_report  # imports matplotlib: a second
 
+    results = results_of(spec, workdir)
+    results_lib.write(results, workdir)
     report = write_report(results, workdir)
     table = console_table(results)
     with Writer(workdir) as writer:
