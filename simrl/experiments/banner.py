@@ -40,7 +40,8 @@ def step_memory(scene: Scene) -> tuple[int, int]:
     """Bytes of an RL step on all devices, from shapes: the training state; and the sampler's weights and KV caches.
 
     The state holds float32 parameters, AdamW's two moments and the gradient; the reference, where there is a KL term,
-    another copy of the parameters. Activations are not counted: they depend on rematerialisation.
+    another copy of the parameters. Activations are not counted: they depend on rematerialisation. A simulator off the
+    device takes no more: it has no caches, and the assistant those of two pieces (`rows_in_flight`).
     """
     settings, compute, limits = scene.settings, scene.compute, scene.limits
     configs = list(scene.model_configs().values())

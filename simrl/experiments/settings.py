@@ -60,7 +60,8 @@ class Compute:
     Attributes:
         training: passes that are differentiated, and those compared with them.
         sampling: decoding.
-        rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all.
+        rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all. With a
+            simulator off the device the assistant has caches for twice as many; see `collect`.
         xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
     """
 

@@ -4,6 +4,7 @@ With a judge off the step's programs each piece is submitted as soon as it ends,
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,14 +28,15 @@ class Judged:
     Attributes:
         failures: by row, the reason why an agent off the device failed.
         unjudged: by row, the reason why a judge gave no reward.
-        waited: seconds that were spent waiting for a judge; None without one.
+        waited: seconds that were spent waiting for a 'judge', and for 'replies' of an agent off the device; without one
+            it has no entry.
     """
 
     batch: Trajectories
     rewards: Rewards
     failures: Mapping[int, str]
     unjudged: Mapping[int, str]
-    waited: float | None
+    waited: Mapping[str, float]
 
 
 def collect_judged(
@@ -45,13 +47,21 @@ def collect_judged(
     Args:
         settings: further arguments of `collect`.
     """
+    waits: list[float] = []
+    hold = functools.partial(collect, user, assistant, examples, mesh=mesh, on_wait=waits.append, **settings)
+    unjudged: Mapping[int, str] = {}
+    waited: dict[str, float] = {}
     if isinstance(score, Judging):
         pieces = _Pieces(score)
-        batch, failures = collect(user, assistant, examples, mesh=mesh, on_piece=pieces.start, **settings)
+        batch, failures = hold(on_piece=pieces.start)
         rewards, unjudged = pieces.finish(mesh)
-        return Judged(batch, mask_invalid(rewards, batch.end_reason), failures, unjudged, pieces.waited)
-    batch, failures = collect(user, assistant, examples, mesh=mesh, **settings)
-    return Judged(batch, mask_invalid(score(batch), batch.end_reason), failures, {}, None)
+        waited['judge'] = pieces.waited
+    else:
+        batch, failures = hold()
+        rewards = score(batch)
+    if waits:
+        waited['replies'] = sum(waits)
+    return Judged(batch, mask_invalid(rewards, batch.end_reason), failures, unjudged, waited)
 
 
 class _Pieces:

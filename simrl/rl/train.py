@@ -4,7 +4,8 @@ One step:
 1. Examples are drawn; each starts `samples_per_prompt` conversations.
 2. Both agents converse (`collect`).
 3. The conversations are scored by a function or a judge of the caller's; those without a reward that can be used are
-   masked. A judge reads one piece of the conversations while the next is sampled (`rows_in_flight`).
+   masked. A judge reads one piece of the conversations while the next is sampled (`rows_in_flight`); and an agent off
+   the device replies to one while another is sampled.
 4. Rewards become advantages (`prepare`), then the update (`update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
@@ -239,10 +240,10 @@ def train(
             rows_in_flight=rows_in_flight,
         )
         batch, failures, unjudged = found.batch, found.failures, found.unjudged
-        timed: dict[str, tuple[Any, Any]] = {}
-        if found.waited is not None:
-            since, before = time.monotonic(), since
-            timed['time/waiting_for_judge'] = (found.waited, since - before)  # the share of the time between two waits
+        since, before = time.monotonic(), since
+        timed: dict[str, tuple[Any, Any]] = {  # shares of the time since the conversations of the last step
+            f'time/waiting_for_{name}': (seconds, since - before) for name, seconds in found.waited.items()
+        }
         for reason, count in collections.Counter(failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
         for reason, count in collections.Counter(unjudged.values()).items():

@@ -186,6 +186,10 @@ class HostAgent:
         stop_text: the end of a message that ends a conversation, once decoded.
         system: an example -> the instructions of the agent, for the logs. None: it has none.
         opening: of a user, see `Opening`; it is asked for an opening in a conversation without messages.
+        calls_at_once: calls of `reply` in progress at once. Where the conversations of a step are sampled in pieces
+            (`rows_in_flight`), `reply` is called in threads, so that the device samples one piece while another waits.
+            More than 1 only if `reply` may be called by several threads at once. 0 if it may not be called in a thread,
+            or computes on the device itself: then nothing else is done meanwhile.
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
@@ -193,10 +197,13 @@ class HostAgent:
     stop_text: str = TERMINAL_TEXT
     system: System | None = None
     opening: Opening = 'given'
+    calls_at_once: int = 1
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f'HostAgent.max_new_tokens: expected at least 1, found {self.max_new_tokens}')
+        if self.calls_at_once < 0:
+            raise ValueError(f'HostAgent.calls_at_once: expected at least 0, found {self.calls_at_once}')
 
 
 OneAgent = ModelAgent | HostAgent

@@ -6,10 +6,11 @@
    an evaluation.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -21,9 +22,10 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.models.rows import shard_rows
-from simrl.rollouts.agents import Agent, HostConversation, Limits, MixedAgent, ModelAgent, OneAgent, Policy
-from simrl.rollouts.dialogue import check_agents, converse
-from simrl.rollouts.host import HostReplies
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, MixedAgent, ModelAgent, OneAgent, Policy
+from simrl.rollouts.dialogue import check_agents, conversing
+from simrl.rollouts.host import HostReplies, OnWait
+from simrl.rollouts.interleave import interleave
 from simrl.rollouts.openings import write_openings
 from simrl.rollouts.prompts import Prompts, prompts_of, start_dialogue
 from simrl.rollouts.repeats import Repeats
@@ -32,6 +34,7 @@ from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
 
 OnPiece = Callable[[Trajectories, Sequence[Example]], None]
+PIECES_AT_ONCE = 2  # in progress, of conversations with an agent off the device: one is sampled while the other waits
 _Agent = TypeVar('_Agent', bound=Agent)
 _cast = functools.lru_cache(placement.for_sampling)
 
@@ -66,6 +69,7 @@ def collect(
     samples: int = 1,
     rows_in_flight: int | None = None,
     on_piece: OnPiece | None = None,
+    on_wait: OnWait | None = None,
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """Conversations from each example.
 
@@ -76,9 +80,11 @@ def collect(
         view: USER or ASSISTANT, the agent in whose view they are returned; it is on the device.
         samples: conversations of each example, which are neighbouring rows.
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
-            no token. None: all of them.
-        on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, before the next
-            ones are sampled; those of a `MixedAgent` after the last.
+            no token. None: all of them. With an agent off the device there are caches of `PIECES_AT_ONCE` such pieces:
+            one is sampled while another waits for replies, unless `HostAgent.calls_at_once` is 0.
+        on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, once these and
+            all before them are over; those of a `MixedAgent` after the last.
+        on_wait: called with the seconds of each wait for replies of an agent off the device.
 
     Returns:
         The conversations, and by row the reason why an agent off the device failed.
@@ -92,7 +98,9 @@ def collect(
         )
     assert not isinstance(assistant, MixedAgent)
     size = rows_at_once(len(examples) * samples, rows_in_flight)
-    collect_one = functools.partial(_collect, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh)
+    collect_one = functools.partial(
+        _collect, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh, on_wait=on_wait
+    )
     with jax.set_mesh(mesh):
         if not isinstance(user, MixedAgent):
             none = [False] * len(examples)
@@ -133,6 +141,7 @@ def _collect(
     view: int,
     mesh: Mesh,
     on_piece: OnPiece | None,
+    on_wait: OnWait | None,
 ) -> tuple[Trajectories, dict[int, str]]:
     """`collect` of one user; conversations of `idle` examples are over before they start."""
     example_of_row = [example for example in examples for _ in range(samples)]
@@ -142,7 +151,7 @@ def _collect(
     written = None
     if user.opening == 'written':
         written, failed = write_openings(
-            user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=mesh
+            user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=mesh, on_wait=on_wait
         )
         failures |= {i * samples + sample: reason for i, reason in failed.items() for sample in range(samples)}
     prompts = prompts_of(
@@ -150,17 +159,37 @@ def _collect(
     )
     over = np.where(np.repeat(idle, samples), np.int8(EndReason.TURNS), prompts.end_reason)
     prompts = dataclasses.replace(prompts, end_reason=over)
-    for piece in (slice(i, i + size) for i in range(0, len(example_of_row), size)):
+    pieces = [slice(i, i + size) for i in range(0, len(example_of_row), size)]
+    partner = assistant if view == USER else user
+    calls = partner.calls_at_once if isinstance(partner, HostAgent) and len(pieces) > 1 else 0
+    threads = concurrent.futures.ThreadPoolExecutor(calls) if calls else None
+
+    def hold(piece: slice) -> Generator[None, None, tuple[Trajectories, Mapping[int, str]]]:
         rows = jax.tree.map(operator.itemgetter(piece), prompts)
         starts = [
             HostConversation(*start, ()) for start in zip(example_of_row[piece], rows.sample.tolist(), strict=True)
         ]
         placed = placement.shard_batch(rows, mesh)
-        batch, failed_rows = _converse(user, assistant, placed, starts, chat, seed, step, limits=limits, view=view)
-        failures |= {piece.start + row: reason for row, reason in failed_rows.items()}
-        batches.append(batch)
-        if on_piece is not None:
-            on_piece(batch, example_of_row[piece])
+        return (
+            yield from _conversing(
+                *(user, assistant, placed, starts, chat, seed, step),
+                limits=limits,
+                view=view,
+                threads=threads,
+                on_wait=on_wait,
+            )
+        )
+
+    try:
+        held = interleave(map(hold, pieces), PIECES_AT_ONCE if calls else 1)
+        for piece, (batch, failed_rows) in zip(pieces, held, strict=True):
+            failures |= {piece.start + row: reason for row, reason in failed_rows.items()}
+            batches.append(batch)
+            if on_piece is not None:
+                on_piece(batch, example_of_row[piece])
+    finally:
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)  # after an error a call may still be in progress
     return batches[0] if len(batches) == 1 else _joined(batches), failures
 
 
@@ -254,7 +283,7 @@ def _joined(batches: Sequence[Trajectories]) -> Trajectories:
     return jax.tree.map(lambda *pieces: shard_rows(jnp.concatenate(pieces)), *batches)
 
 
-def _converse(
+def _conversing(
     user: OneAgent,
     assistant: OneAgent,
     prompts: Prompts,
@@ -265,7 +294,9 @@ def _converse(
     *,
     limits: Limits,
     view: int,
-) -> tuple[Trajectories, Mapping[int, str]]:
+    threads: concurrent.futures.Executor | None,
+    on_wait: OnWait | None,
+) -> Generator[None, None, tuple[Trajectories, Mapping[int, str]]]:
     """The conversations of the prompts' rows, and failures by row; `starts` has each row as a host agent reads it."""
     policies = tuple(agent.policy if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
     max_new_tokens = (user.max_new_tokens, assistant.max_new_tokens)
@@ -275,12 +306,13 @@ def _converse(
     def side(agent: OneAgent) -> Policy | HostReplies:
         if isinstance(agent, ModelAgent):
             return agent.policy
-        return HostReplies(agent, list(starts), keys, chat, failures)
+        return HostReplies(agent, list(starts), keys, chat, failures, threads, on_wait)
 
     repeats = None
     if isinstance(user, ModelAgent) and user.resampling is not None:
         repeats = Repeats(user.resampling, float(user.policy.temperature), chat.decode)
-    dialogue = converse(side(user), side(assistant), dialogue, keys, turns=limits.turns, repeats=repeats)
+    sides = side(user), side(assistant)
+    dialogue = yield from conversing(*sides, dialogue, keys, turns=limits.turns, repeats=repeats)
     return _trajectories(dialogue, view, prompts.example, prompts.group), failures
 
 

@@ -2,9 +2,10 @@
 
 1. `add_message` samples one message into the sender's view and appends it to the receiver's; `add_reply` appends the
    reply of an agent off the device.
-2. `converse` alternates: the user's message, then the assistant's, until `turns` are over or no row is running.
+2. `conversing` alternates: the user's message, then the assistant's, until `turns` are over or no row is running.
+   While a reply of an agent off the device is awaited, the caller may continue other conversations.
 
-`add_message` is a compiled program, and `converse` a Python loop over it, so that between two messages the shapes may
+`add_message` is a compiled program, and `conversing` a Python loop over it, so that between two messages the shapes may
 change: finished rows leave the batch (`compaction`), and caches have little more room than they need (`grow_cache`).
 No single program could do that. It costs one wait for the device per message, for a few numbers of each row: little
 beside the many decode steps of a message.
@@ -18,7 +19,7 @@ Letters: B rows, S capacity of a context, M messages of a conversation, L tokens
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TypeVar
 
 import jax
@@ -32,6 +33,7 @@ from simrl.rollouts.compaction import all_active, compact, restore, shard_tree
 from simrl.rollouts.context import capacity_for, grow_cache, round_up
 from simrl.rollouts.generate import SampledMessage
 from simrl.rollouts.host import ROLE_NAMES, HostMessage, HostReplies
+from simrl.rollouts.interleave import interleave
 from simrl.rollouts.messages import (
     can_receive,
     can_send,
@@ -114,6 +116,20 @@ def converse(
     turns: int,
     repeats: Repeats | None = None,
 ) -> Dialogue:
+    """`conversing` to its end."""
+    (dialogue,) = interleave([conversing(user, assistant, dialogue, row_keys, turns=turns, repeats=repeats)], 1)
+    return dialogue
+
+
+def conversing(
+    user: Side,
+    assistant: Side,
+    dialogue: Dialogue,
+    row_keys: jax.Array,
+    *,
+    turns: int,
+    repeats: Repeats | None = None,
+) -> Generator[None, None, Dialogue]:
     """Whole conversations, or what is left of them: `dialogue` may also be between the two messages of a turn.
 
     In each turn the rows that wait for the user get its message, then those that wait for the assistant. So given and
@@ -128,6 +144,9 @@ def converse(
         turns: how many turns to run. Conversations end as TURNS when `dialogue.messages` is full; rows that have not
             ended after `turns` turns stay RUNNING.
         repeats: of a user on the device; None leaves its repeats as they are.
+
+    Yields:
+        Nothing, each time that an agent off the device was asked; what follows waits for its replies.
 
     Returns:
         The dialogue without caches: it cannot be continued.
@@ -154,7 +173,9 @@ def converse(
                 dialogue = resample_repeats(sender, policies[1], dialogue, batch.inputs, waited, repeats)
         else:
             assert isinstance(receiver, Policy)
-            dialogue = add_reply(receiver, dialogue, sender.reply(dialogue, batch.rows, role), role=role)
+            wait = sender.start(dialogue, batch.rows, role)
+            yield
+            dialogue = add_reply(receiver, dialogue, wait(), role=role)
         batch = dataclasses.replace(batch, active=dialogue)
     return restore(batch)
 

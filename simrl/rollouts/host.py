@@ -4,9 +4,11 @@ Messages of the agent on the device are never encoded again, and nothing is pref
 is fed.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.struct
 import jax
@@ -18,6 +20,7 @@ from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.state import Transcript, waiting_for
 
+OnWait = Callable[[float], None]  # takes seconds
 ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
 REASON_BYTES = 512  # of a failure's reason, where processes exchange them
 SEED_STREAM = 2**32 - 1  # folded into a conversation's key for the host agent's seed; messages fold in their numbers
@@ -54,6 +57,8 @@ class HostReplies:
         row_keys: typed keys `[B]` of the conversations.
         chat: how its text is encoded.
         failures: by row, the reason why it failed.
+        threads: what calls the agent as soon as it is asked. None: it is called once its replies are waited for.
+        on_wait: called with the seconds of each wait for replies.
     """
 
     agent: HostAgent
@@ -61,6 +66,8 @@ class HostReplies:
     row_keys: jax.Array
     chat: Chat
     failures: dict[int, str] = dataclasses.field(default_factory=dict)
+    threads: concurrent.futures.Executor | None = None
+    on_wait: OnWait | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -72,7 +79,11 @@ class HostReplies:
         return np.asarray(placement.to_host(agent_seeds(self.row_keys)))
 
     def reply(self, transcript: Transcript, rows: np.ndarray, role: int) -> HostMessage:
-        """The agent's messages in the conversations that wait for `role`.
+        """`start`, then the wait."""
+        return self.start(transcript, rows, role)()
+
+    def start(self, transcript: Transcript, rows: np.ndarray, role: int) -> Callable[[], HostMessage]:
+        """Asks for the agent's messages in the conversations that wait for `role`.
 
         A reply's text is encoded as it is. The end of a conversation is the terminal token after it, which the
         transcript holds as it does a simulator's. What is not text, or text that the tokenizer cannot encode, is a
@@ -81,6 +92,10 @@ class HostReplies:
         Args:
             transcript: of A rows on the device.
             rows: int `[A]`, the index of each among all rows.
+
+        Returns:
+            A function that waits for the messages. It raises what the agent raises. Where there are several processes,
+            all of them call such functions in the same order.
         """
         names = ('messages', 'message_length', 'num_messages')
         messages, length, num_messages, waiting = placement.to_host(
@@ -88,6 +103,19 @@ class HostReplies:
         )
         seeds = self.seeds  # of all processes: read before their ways part
         indices = np.flatnonzero(waiting)[jax.process_index() :: jax.process_count()].tolist()
+        contents = {
+            int(rows[index]): [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
+            for index in indices
+        }
+        replies = functools.partial(self._replies, contents, seeds)
+        wait = replies if self.threads is None else self.threads.submit(replies).result
+        return functools.partial(self._finish, wait, rows, indices, role)
+
+    def _finish(
+        self, wait: Callable[[], Sequence[Reply]], rows: np.ndarray, indices: Sequence[int], role: int
+    ) -> HostMessage:
+        """Waits for the replies to the conversations at `indices` of `rows`, and encodes them."""
+        started = time.monotonic()
         message = HostMessage(
             tokens=np.zeros((len(rows), self.max_new_tokens + 1), np.int32),
             **{name: np.zeros(len(rows), np.int32) for name in ('content_length', 'resamples')},
@@ -95,10 +123,7 @@ class HostReplies:
         )
         failures, error = {}, None
         try:
-            for index in indices:
-                contents = [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
-                self._read(int(rows[index]), contents)
-            for index, reply in zip(indices, self._replies(rows[indices], seeds), strict=True):
+            for index, reply in zip(indices, wait(), strict=True):
                 failure = self._write(message, index, reply, role)
                 if failure is not None:
                     message.failed[index] = True
@@ -110,12 +135,18 @@ class HostReplies:
         if jax.process_count() > 1:
             message, failures = _exchanged(message, failures, error)
         self.failures |= {int(rows[index]): failure for index, failure in failures.items()}
+        if self.on_wait is not None:
+            self.on_wait(time.monotonic() - started)
         return message
 
-    def _replies(self, asked: np.ndarray, seeds: np.ndarray) -> Sequence[Reply]:
-        if not len(asked):
+    def _replies(self, contents: Mapping[int, list[np.ndarray]], seeds: np.ndarray) -> Sequence[Reply]:
+        """The agent's replies to conversations, by row with the ids of all their messages."""
+        asked = list(contents)
+        if not asked:
             return []
-        replies = self.agent.reply([self.conversations[row] for row in asked.tolist()], seeds[asked])
+        for row in asked:
+            self._read(row, contents[row])
+        replies = self.agent.reply([self.conversations[row] for row in asked], seeds[asked])
         if len(replies) != len(asked):
             raise ValueError(f'HostAgent.reply: expected {len(asked)} replies, found {len(replies)}')
         return replies

@@ -16,7 +16,7 @@ from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, OneAgent
 from simrl.rollouts.context import capacity_for, grow_cache
 from simrl.rollouts.dialogue import add_message
-from simrl.rollouts.host import HostReplies
+from simrl.rollouts.host import HostReplies, OnWait
 from simrl.rollouts.messages import room_to_send
 from simrl.rollouts.prompts import WrittenOpening, prompts_of, start_dialogue
 from simrl.rollouts.state import EndReason
@@ -32,6 +32,7 @@ def write_openings(
     seed: int,
     step: int,
     mesh: Mesh,
+    on_wait: OnWait | None = None,
 ) -> tuple[list[WrittenOpening], Mapping[int, str]]:
     """The opening of each example, and by example the reason why an agent off the device failed.
 
@@ -39,6 +40,7 @@ def write_openings(
         user: from `for_sampling`, with `opening='written'`.
         idle: the examples of which none is wanted; they get a failed one.
         seed, step: of the conversations.
+        on_wait: see `HostReplies`.
     """
     rows = list(examples) + [examples[-1]] * (-len(examples) % mesh.shape['data'])
     prompts = prompts_of(rows, user, None, chat, samples=1, prompt_tokens=limits.prompt_tokens)
@@ -54,7 +56,7 @@ def write_openings(
     )
     if isinstance(user, HostAgent):
         starts = [HostConversation(example, 0, ()) for example in rows]
-        replies = HostReplies(user, starts, keys, chat)
+        replies = HostReplies(user, starts, keys, chat, on_wait=on_wait)
         message = replies.reply(dialogue, np.arange(len(rows)), USER)
         ids, length, truncated = message.tokens, message.content_length, message.truncated
         reasons = np.where(message.failed | unwanted, EndReason.FAILURE, np.where(message.ends, EndReason.SIGNAL, 0))

@@ -16,6 +16,7 @@ from simrl.remote.answers import Answer
 from simrl.remote.requests import ChatRequest, CompletionRequest
 from simrl.remote.schema import object_of
 from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Opening, Resampling, System
+from simrl.rollouts.collect import PIECES_AT_ONCE
 from simrl.rollouts.token_sampling import Sampling
 from simrl.simulators import prompts
 from simrl.simulators.person import Part
@@ -42,7 +43,7 @@ def chat_simulator(
     """A prompted model behind an endpoint, in plain messages.
 
     Args:
-        call: sends requests.
+        call: sends requests; several threads may call it at once.
         person, opening: see `role_play_text`.
         max_tokens: max tokens of an answer, as the server counts them.
         max_new_tokens: max tokens of a message in the assistant's view.
@@ -70,7 +71,12 @@ def chat_simulator(
         return read_message(answer.text, settings.signal, conversation, repeats=resampling is not None)
 
     return HostAgent(
-        ask(call, request, read, tries), max_new_tokens, stop_text=settings.signal, system=system, opening=opening
+        ask(call, request, read, tries),
+        max_new_tokens,
+        stop_text=settings.signal,
+        system=system,
+        opening=opening,
+        calls_at_once=PIECES_AT_ONCE,
     )
 
 
@@ -130,7 +136,12 @@ def json_simulator(
         return read_message(answer.value['response'], settings.signal, conversation, repeats=resampling is not None)
 
     return HostAgent(
-        ask(call, request, read, tries), max_new_tokens, stop_text=settings.signal, system=system, opening=opening
+        ask(call, request, read, tries),
+        max_new_tokens,
+        stop_text=settings.signal,
+        system=system,
+        opening=opening,
+        calls_at_once=PIECES_AT_ONCE,
     )
 
 
@@ -140,7 +151,7 @@ def raw_simulator(
     """A model behind an endpoint of raw completions, which reads the view that it would have on the device.
 
     Args:
-        call: sends requests.
+        call: sends requests; several threads may call it at once.
         agent: the simulator as on the device; its parameters are not read.
         chat: of the served model's tokenizer.
         prompt: 'ids', or 'text' for servers that take none.
@@ -174,4 +185,5 @@ def raw_simulator(
         stop_text=agent.stop_text,
         system=agent.system,
         opening=agent.opening,
+        calls_at_once=PIECES_AT_ONCE,
     )

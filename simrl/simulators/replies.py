@@ -66,7 +66,7 @@ def ask(
     """Makes the `reply` of a `HostAgent`.
 
     Args:
-        call: sends requests. What it raises ends the run.
+        call: sends requests. What it raises ends the run. Threads may call `reply` at once if they may call this.
         request_of: (conversation, seed, attempt) -> the request; equal arguments make an equal one.
         read: an answer -> a reply or its fault.
         tries: replies asked for in a row, at most.

@@ -122,7 +122,14 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
                 break
         return [replies[i] for i in range(len(conversations))]
 
-    return HostAgent(reply, agent.max_new_tokens, stop_text=agent.stop_text, system=agent.system, opening=agent.opening)
+    return HostAgent(
+        reply,
+        agent.max_new_tokens,
+        stop_text=agent.stop_text,
+        system=agent.system,
+        opening=agent.opening,
+        calls_at_once=0,
+    )
 
 
 def _sample(

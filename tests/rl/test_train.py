@@ -183,7 +183,8 @@ def test_a_judge_scores_pieces_while_others_are_sampled(
         assert [event.split()[0] for event in order] == ['start'] * 4 + ['finish'] * 4
         assert [event.split()[1] for event in order[:4]] == [event.split()[1] for event in order[4:]]
     lines = [json.loads(line) for line in (tmp_path / 'judged/metrics.jsonl').read_text().splitlines()]
-    assert all(0 < line['time/waiting_for_judge'] < 1 for line in lines)
+    for name in ('judge', 'replies'):
+        assert all(0 < line[f'time/waiting_for_{name}'] < 1 for line in lines)
 
 
 def test_what_a_judge_could_not_judge_has_its_reason(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,12 +235,14 @@ def test_messages_donate_the_dialogue_and_nothing_else(monkeypatch: pytest.Monke
         placed.append(placement.shard_batch(rows, mesh))
         return placed[-1]
 
-    def converse(user: Side, assistant: Side, dialogue: Dialogue, *args: Any, **kwargs: Any) -> Dialogue:
+    def conversing(
+        user: Side, assistant: Side, dialogue: Dialogue, *args: Any, **kwargs: Any
+    ) -> Generator[None, None, Dialogue]:
         dialogues.append(dialogue)
-        return dialogue_lib.converse(user, assistant, dialogue, *args, **kwargs)
+        return dialogue_lib.conversing(user, assistant, dialogue, *args, **kwargs)
 
     monkeypatch.setattr(collect_lib, 'placement', SimpleNamespace(**vars(placement) | {'shard_batch': shard_batch}))
-    monkeypatch.setattr(collect_lib, 'converse', converse)
+    monkeypatch.setattr(collect_lib, 'conversing', conversing)
     user = partner_of(chatty) if off_device else agent_of(USER)
     params = jax.tree.map(jnp.array, agent_of(ASSISTANT).policy.params)
     for _ in range(2):

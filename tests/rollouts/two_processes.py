@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import time
+
+import jax
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
@@ -22,7 +25,9 @@ def main() -> None:
     many_devices.meet()
     user, assistant = (for_sampling(agent, mesh) for agent in agents)
 
-    def messages(user: Agent, examples: list[Example]) -> tuple[list[list[list[int]]], dict[str, str]]:
+    def messages(
+        user: Agent, examples: list[Example], rows_in_flight: int | None = None
+    ) -> tuple[list[list[list[int]]], dict[str, str]]:
         batch, failures = collect(
             *(user, assistant, examples),
             chat=scene.CHAT,
@@ -32,6 +37,7 @@ def main() -> None:
             view=ASSISTANT,
             mesh=mesh,
             samples=scene.SAMPLES,
+            rows_in_flight=rows_in_flight,
         )
         assert not batch.messages.is_fully_addressable
         found: list[list[list[int]]] = placement.to_host(batch.messages).tolist()
@@ -45,9 +51,10 @@ def main() -> None:
 
     def reply(conversation: HostConversation, seed: int) -> Reply:
         asked.append((conversation.example.id, conversation.sample))
+        time.sleep(0.02 * (jax.process_index() + 1))  # one process waits, and samples meanwhile, longer than the other
         return failing(conversation, seed)
 
-    results['host'] = messages(scene.partner_of(reply), scene.EXAMPLES)
+    results['host'] = messages(scene.partner_of(reply), scene.EXAMPLES, rows_in_flight=scene.ROWS // 3)
 
     def broken(conversation: HostConversation, seed: int) -> Reply:
         if conversation.example.id == scene.EXAMPLES[0].id:
