@@ -34,15 +34,23 @@ def modules(tmp_path, monkeypatch) -> pathlib.Path:
             del sys.modules[name]
 
 
-def test_the_example_of_the_readme_runs_in_the_concierge_world_with_workers(modules, tmp_path):
+OWN = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurried')}
+
+
+def test_the_example_of_the_readme_trains_in_the_concierge_world(modules, tmp_path):
     (modules / 'own_simulators.py').write_text(readme_example())
-    own = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurried')}
-    experiment.run(to_dict(tiny_settings(own, workers=2)), tmp_path / 'run')
+    experiment.run(to_dict(tiny_settings(OWN)), tmp_path / 'run', only=('rl',))
+    rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    assert 'impatient' in json.loads(rows[0])['told']
+
+
+@pytest.mark.long
+def test_the_example_of_the_readme_is_measured_with_workers(modules, tmp_path):
+    (modules / 'own_simulators.py').write_text(readme_example())
+    experiment.run(to_dict(tiny_settings(OWN, workers=2)), tmp_path / 'run')
     fidelity = json.loads((tmp_path / 'run' / 'results' / 'fidelity.json').read_text())
     assert fidelity['simulators']['terse']['nats_per_token'] is None  # off the device
     assert fidelity['simulators']['hurried']['nats_per_token']['mean'] > 0
-    rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
-    assert 'impatient' in json.loads(rows[0])['told']
 
 
 def test_an_edited_module_changes_the_stages_of_its_arm_alone(modules):

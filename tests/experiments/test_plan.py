@@ -117,6 +117,7 @@ def two_names(simulator: str, seeds: tuple[int, ...]) -> experiment.ExperimentSe
     return tiny_settings({name: {'simulator': simulator} for name in (simulator, f'{simulator}-copy')}, seeds=seeds)
 
 
+@pytest.mark.long
 def test_one_simulator_under_two_names_gives_the_same_bytes(tmp_path):
     """A control of the instrument: arms that are equal but for their names are one arm, to the last bit."""
     listed = build_stages(two_names('persona', (0, 1)), tmp_path)

@@ -23,7 +23,7 @@ from simrl.models import transformer
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
-from simrl.run import stage_files
+from simrl.run import directory, stage_files
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.training import loop
@@ -33,7 +33,7 @@ from tools import export as export_tool
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARMS = ('role_play', 'fine_tuned')
-SEED_STAGES = [f'rl/{arm}/seed-{seed}' for seed in (0, 1) for arm in ARMS]
+TRAINED = 'rl/role_play/seed-0'
 MEASURE = 'held_out_reward_model'
 
 
@@ -123,7 +123,7 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
             assert 0 <= (low or 0) <= row['win_rate']['mean'] <= (1 if high is None else high) <= 1
     fidelity = json.loads((finished / 'results' / 'fidelity.json').read_text())
     assert all(found['nats_per_token']['mean'] > 0 for found in fidelity['simulators'].values())
-    trained = finished / SEED_STAGES[0]
+    trained = finished / TRAINED
     validation = json.loads((trained / 'result.json').read_text())['validation']
     assert validation['step'] == [0, 1, 2]
     assert str(validation['chosen']) in {path.name for path in (trained / 'candidates').iterdir()}
@@ -136,7 +136,7 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
     assert 'of more than 1 × its standard error' in page
     assert 'role_play' in page
     assert 'openings' in page
-    rows = (finished / SEED_STAGES[0] / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    rows = (finished / TRAINED / 'conversations' / 'rl.jsonl').read_text().splitlines()
     row = json.loads(rows[0])
     assert {'messages', 'end_reason', 'reward', 'parts', 'seed', 'example', 'step', 'told'} <= set(row)
     assert row['told'].startswith('Play. End with [END]. line')
@@ -148,12 +148,15 @@ def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(fi
     assert contents(finished) == before
     config = config_of(files)
     config.seeds = (0, 1)
-    experiment.run(config, finished)
-    after = contents(finished)
-    assert {name: after[name] for name in before} == before
-    assert {name.removesuffix('/result.json') for name in set(after) - set(before)} == stages_of(ARMS, 1)
+    settings = experiment.settings_of(config)
+    planned = directory.plan_of(
+        finished, to_dict(settings), experiment.build_stages(settings, finished), fixed=experiment.FIXED
+    )
+    assert {stage.state for stage in planned} == {'done', 'missing', 'waits'}
+    assert {stage.name for stage in planned if stage.state != 'done'} == stages_of(ARMS, 1)
 
 
+@pytest.mark.long
 def test_a_run_again_gives_the_same_numbers(files, finished, tmp_path):
     """Of another workdir, by two jobs: each trains an arm, and the second one finds the shared stages done."""
     for arm in ARMS:
@@ -318,6 +321,7 @@ def test_an_exported_simulator_may_be_the_model_of_an_arm(files, tmp_path):
     assert scene.simulators.model('fine_tuned').chat.terminal == scene.chat.terminal
 
 
+@pytest.mark.long
 def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
     """Each stage leaves a whole model, of which only the adapted weights are not those that it started from."""
     config = config_of(files)
@@ -341,11 +345,14 @@ def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
         assert all(np.array_equal(x, start[name][: len(x)]) for name, x in decoder.items())
 
 
+def of_another_size(vocab_size: int) -> TransformerConfig:
+    return tiny_config(vocab_size, model_dim=24, num_layers=2, num_kv_heads=2, head_dim=12, max_positions=512)
+
+
+@pytest.mark.long
 def test_a_simulator_has_a_model_of_its_own(files, tmp_path):
-    """Of other sizes and another dtype than the assistant's; of another vocabulary it is refused."""
-    config = tiny_config(
-        len(byte_tokenizer()), model_dim=24, num_layers=2, num_kv_heads=2, head_dim=12, max_positions=512
-    )
+    """Of other sizes and another dtype than the assistant's."""
+    config = of_another_size(len(byte_tokenizer()))
     export(transformer.init_params(jax.random.key(1), config), config, byte_tokenizer(), tmp_path / 'large')
     run = config_of(files)
     run.arms.role_play.model.source, run.arms.role_play.model.rewrites = str(tmp_path / 'large'), 'error'
@@ -353,10 +360,14 @@ def test_a_simulator_has_a_model_of_its_own(files, tmp_path):
     experiment.run(run, tmp_path / 'run', only=('rl/role_play', 'likelihood/role_play'))
     lines = (tmp_path / 'run' / 'rl/role_play/seed-0/metrics.jsonl').read_text().splitlines()
     assert len(lines) == 1 + run.rl.steps  # the first is a validation
-    other = byte_tokenizer(merges=[('a', 'b')])
-    grown = TransformerConfig(**vars(config) | {'vocab_size': len(other)})
-    export(transformer.init_params(jax.random.key(1), grown), grown, other, tmp_path / 'other')
-    run.arms.role_play.model.source = str(tmp_path / 'other')
+
+
+def test_a_simulator_of_another_vocabulary_is_refused(files, tmp_path):
+    tokenizer = byte_tokenizer(merges=[('a', 'b')])
+    config = of_another_size(len(tokenizer))
+    export(transformer.init_params(jax.random.key(1), config), config, tokenizer, tmp_path / 'other')
+    run = config_of(files)
+    run.arms.role_play.model.source, run.arms.role_play.model.rewrites = str(tmp_path / 'other'), 'error'
     with pytest.raises(ConfigError, match=r'config\.arms\.role_play\.model: expected the vocabulary of config\.model'):
         experiment.run(run, tmp_path / 'refused')
     assert not (tmp_path / 'refused').exists()

@@ -134,6 +134,7 @@ def reinforced(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh)
     return Run(folder, before, state)
 
 
+@pytest.mark.long
 def test_the_critic_alone_moves_no_adapter(reinforced: Run, chat: Chat, mesh: Mesh) -> None:
     assert set(reinforced.state.params) == {'adapters', 'value_head'}
     assert np.any(reinforced.state.params['value_head']['kernel'])
@@ -146,6 +147,7 @@ def test_the_critic_alone_moves_no_adapter(reinforced: Run, chat: Chat, mesh: Me
     assert [line['kl_k3'] for line in metric_lines(reinforced.folder)][:2] == [0, 0]
 
 
+@pytest.mark.long
 def test_before_they_learnt_anything_adapters_say_what_the_base_says(
     reinforced: Run, tmp_path: pathlib.Path, chat: Chat, mesh: Mesh
 ) -> None:

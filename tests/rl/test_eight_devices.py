@@ -1,7 +1,9 @@
 """RL, fine-tuning and preference steps on eight and four fake devices against one, in processes of their own."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +15,15 @@ from tests.rl import eight_devices
 
 # By mesh, data x model; the two key/value heads are split by the first, whole in the second, which has four of the
 # devices. Adapters and heads of reward models are laid out by the same rules on both.
-TRAININGS = {'4x2': ['reinforce', 'adapt', 'fine_tune', 'fit'], '1x4': ['reinforce', 'fine_tune']}
-EACH = pytest.mark.parametrize(('training', 'mesh'), [(x, mesh) for mesh, xs in TRAININGS.items() for x in xs])
+QUICK = {'4x2': ('reinforce', 'fine_tune'), '1x4': ('fine_tune',)}
+LONG = {'4x2': ('adapt', 'fit'), '1x4': ('reinforce',)}
+EACH = pytest.mark.parametrize(
+    ('training', 'mesh'),
+    [
+        *((x, mesh) for mesh, xs in QUICK.items() for x in xs),
+        *(pytest.param(x, mesh, marks=pytest.mark.long) for mesh, xs in LONG.items() for x in xs),
+    ],
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +34,40 @@ class Found:
     arrays: dict[str, dict[str, np.ndarray]]
 
 
+Finder = Callable[[bool], dict[str, Found]]
+
+
 @pytest.fixture(scope='module')
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """By mesh; compiling is nearly all of the time, so they run side by side."""
-    folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in ('1x1', *TRAININGS)}
+def found(tmp_path_factory: pytest.TempPathFactory) -> Finder:
+    """Whether long -> what was found, by mesh. Compiling is nearly all of the time, so they run side by side."""
 
-    def train(mesh: str) -> None:
-        trainings = TRAININGS.get(mesh, TRAININGS['4x2'])
-        many_devices.run(eight_devices.__name__, *mesh.split('x'), str(folders[mesh]), *trainings)
+    @functools.cache
+    def of(long: bool) -> dict[str, Found]:
+        trainings = LONG if long else QUICK
+        trainings = {'1x1': sorted({x for xs in trainings.values() for x in xs}), **trainings}
+        folders = {mesh: tmp_path_factory.mktemp(mesh) for mesh in trainings}
 
-    with ThreadPoolExecutor(len(folders)) as threads:
-        list(threads.map(train, folders))  # raises what one raised
-    return {
-        mesh: Found(
-            json.loads((folder / 'results.json').read_text()),
-            {path.stem: dict(np.load(path)) for path in folder.glob('*.npz')},
-        )
-        for mesh, folder in folders.items()
-    }
+        def train(mesh: str) -> None:
+            many_devices.run(eight_devices.__name__, *mesh.split('x'), str(folders[mesh]), *trainings[mesh])
+
+        with ThreadPoolExecutor(len(folders)) as threads:
+            list(threads.map(train, folders))  # raises what one raised
+        return {
+            mesh: Found(
+                json.loads((folder / 'results.json').read_text()),
+                {path.stem: dict(np.load(path)) for path in folder.glob('*.npz')},
+            )
+            for mesh, folder in folders.items()
+        }
+
+    return of
 
 
 @EACH
-def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: str, mesh: str) -> None:
+def test_two_steps_are_those_of_one_device(found: Finder, training: str, mesh: str) -> None:
     """Up to the order of float32 sums; at a rate of 1e-2 params move by 1e-3 and more."""
-    arrays, expected = (found[name].arrays[training] for name in (mesh, '1x1'))
+    runs = found(training in LONG[mesh])
+    arrays, expected = (runs[name].arrays[training] for name in (mesh, '1x1'))
     assert arrays.keys() == expected.keys()
     tokens = [name for name in arrays if name.startswith('tokens')]
     assert len(tokens) == (2 if training in ('reinforce', 'adapt') else 0)
@@ -57,13 +76,13 @@ def test_two_steps_are_those_of_one_device(found: dict[str, Found], training: st
             np.testing.assert_array_equal(arrays[name], expected[name])
         else:
             np.testing.assert_allclose(arrays[name], expected[name], atol=5e-6, err_msg=name)
-    lines, expected_lines = (found[name].results[training]['lines'] for name in (mesh, '1x1'))
+    lines, expected_lines = (runs[name].results[training]['lines'] for name in (mesh, '1x1'))
     assert lines == [pytest.approx(line, rel=1e-5, abs=1e-5) for line in expected_lines]
     assert max(line.get('update_norm', 0) for line in lines) > 1e-2
 
 
 @EACH
-def test_params_and_moments_are_split_after_the_second_step(found: dict[str, Found], training: str, mesh: str) -> None:
+def test_params_and_moments_are_split_after_the_second_step(found: Finder, training: str, mesh: str) -> None:
     data, model = (int(size) for size in mesh.split('x'))
     kv = 2 // model if 2 % model == 0 else 2  # whole where the axis does not divide them
     expected = {
@@ -86,15 +105,15 @@ def test_params_and_moments_are_split_after_the_second_step(found: dict[str, Fou
         }
     head = {'reinforce': 'value_head', 'adapt': 'value_head', 'fit': 'reward_head'}.get(training)
     expected |= {f'{head}.kernel': [32]} if head else {}
-    shards = found[mesh].results[training]['shards']
+    shards = found(training in LONG[mesh])[mesh].results[training]['shards']
     for what in ('params', 'mu', 'nu'):
         assert {name: shards[what].get(name) for name in expected} == expected, what
     assert shards['params'] == shards['mu'] == shards['nu']
 
 
-def test_a_model_is_loaded_and_placed_without_being_whole_anywhere(found: dict[str, Found]) -> None:
+def test_a_model_is_loaded_and_placed_without_being_whole_anywhere(found: Finder) -> None:
     """On 4 x 2 devices; its vocabulary grew by the terminal token, to four times 128."""
-    result = found['4x2'].results['loaded']
+    result = found(False)['4x2'].results['loaded']
     for what in ('loaded', 'made'):
         assert result['shards'][what]['decoder.embedding'] == [256, 8]
         assert result['shards'][what]['layers.query'] == [2, 8, 2, 8]
@@ -106,7 +125,7 @@ def test_a_model_is_loaded_and_placed_without_being_whole_anywhere(found: dict[s
 
 
 @EACH
-def test_the_second_step_compiles_nothing(found: dict[str, Found], training: str, mesh: str) -> None:
-    first, second = found[mesh].results[training]['compiles']
+def test_the_second_step_compiles_nothing(found: Finder, training: str, mesh: str) -> None:
+    first, second = found(training in LONG[mesh])[mesh].results[training]['compiles']
     assert first > 0
     assert second == 0

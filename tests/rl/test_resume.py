@@ -72,7 +72,9 @@ def test_reinforcement_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, r
     kills.assert_same_run(reinforced, tmp_path)
 
 
-@pytest.mark.parametrize('training', ['fine_tune', 'adapters', 'fit'])
+@pytest.mark.parametrize(
+    'training', ['fine_tune', *(pytest.param(x, marks=pytest.mark.long) for x in ('adapters', 'fit'))]
+)
 def test_supervised_training_goes_on(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, training: str) -> None:
     train = {
         'fine_tune': scene.fine_tune,

@@ -116,6 +116,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_run_against_people_goes_on_as_if_unbroken(
     tmp_path: pathlib.Path, unbroken: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -399,7 +399,10 @@ def test_loss_is_the_aggregation_by_its_definition(aggregation):
     assert losses.weigh(jnp.where(trained, x, jnp.nan), weight) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize('aggregation', ['token_mean', 'seq_mean_token_mean', 'constant'])
+@pytest.mark.parametrize(
+    'aggregation',
+    ['token_mean', *(pytest.param(x, marks=pytest.mark.long) for x in ('seq_mean_token_mean', 'constant'))],
+)
 def test_microbatching_changes_no_gradient(aggregation):
     settings = dataclasses.replace(
         BASE, aggregation=aggregation, aggregation_constant=40.0 if aggregation == 'constant' else None,

@@ -17,17 +17,19 @@ def member(example: Example) -> int:
     return int(example.id[-1]) % 2
 
 
-MEMBERS = (agent_of(USER), dataclasses.replace(partner_of(chatty), system=lambda example: f'chat {example.id}'))
-MIXED = MixedAgent(MEMBERS, member)
+@functools.cache
+def mixed() -> MixedAgent:
+    host = dataclasses.replace(partner_of(chatty), system=lambda example: f'chat {example.id}')
+    return MixedAgent((agent_of(USER), host), member)
 
 
 @functools.cache
 def alone(number: int) -> Trajectories:
-    return conversations_of(MEMBERS[number], agent_of(ASSISTANT), ASSISTANT)[0]
+    return conversations_of(mixed().members[number], agent_of(ASSISTANT), ASSISTANT)[0]
 
 
 def test_an_examples_conversations_are_those_of_its_member() -> None:
-    batch, failures = conversations_of(MIXED, agent_of(ASSISTANT), ASSISTANT)
+    batch, failures = conversations_of(mixed(), agent_of(ASSISTANT), ASSISTANT)
     assert not failures
     for i, example in enumerate(EXAMPLES):
         rows = np.arange(SAMPLES) + i * SAMPLES
@@ -48,13 +50,13 @@ def test_an_examples_conversations_are_those_of_its_member() -> None:
 
 
 def test_members_are_asked_and_quoted_by_example() -> None:
-    assert [told(MIXED, example) for example in EXAMPLES[:2]] == [None, 'chat example-1']
-    assert agent_for(MIXED, EXAMPLES[1]) is MEMBERS[1]
+    assert [told(mixed(), example) for example in EXAMPLES[:2]] == [None, 'chat example-1']
+    assert agent_for(mixed(), EXAMPLES[1]) is mixed().members[1]
 
 
 def test_what_cannot_be_mixed() -> None:
     with pytest.raises(ValueError, match=r'MixedAgent\.members: expected one max_new_tokens, found \[3, 5\]'):
-        MixedAgent((MEMBERS[0], partner_of(chatty, 3)), member)
+        MixedAgent((mixed().members[0], partner_of(chatty, 3)), member)
     with pytest.raises(ValueError, match='view: expected an agent on the device, found a MixedAgent'):
-        conversations_of(MIXED, agent_of(ASSISTANT), USER)
+        conversations_of(mixed(), agent_of(ASSISTANT), USER)
     assert LIMITS.user_tokens == 5

@@ -87,6 +87,7 @@ def test_the_opening_is_heard_and_not_trained_on() -> None:
     assert not np.any(user.turn == 0)
 
 
+@pytest.mark.long
 def test_openings_do_not_depend_on_how_the_rows_are_cut_or_on_their_neighbours() -> None:
     whole = written(ASSISTANT)
     pieces, _ = conversations(WRITER, EXAMPLES, ASSISTANT, rows_in_flight=6)  # cuts through a group

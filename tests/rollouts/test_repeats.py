@@ -79,6 +79,7 @@ def test_nothing_is_left_after_the_last_token_of_a_row() -> None:
             assert not np.any(np.asarray(getattr(view, name))[after]), name
 
 
+@pytest.mark.long
 def test_batch_mates_do_not_matter() -> None:
     for rows in ([5, 1, 7], [3]):
         dialogue = rolled(rows, REPEATS)

@@ -9,6 +9,7 @@ import jax
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding
+from simrl.rollouts import compaction, context
 from simrl.rollouts.agents import Agent, HostConversation, Reply, opening_only
 from simrl.rollouts.collect import collect, for_sampling
 from tests import many_devices
@@ -19,6 +20,7 @@ GIVEN = [example for example in scene.EXAMPLES if example.opening is not None]
 
 
 def main() -> None:
+    compaction.MIN_ROWS = context.SMALLEST_CACHE = 2**20  # batches and caches of few sizes: fewer programs
     many_devices.join()
     mesh = sharding.make_mesh(2, 1)
     agents = scene.agent_of(USER), scene.agent_of(ASSISTANT)  # each process makes its own

@@ -71,7 +71,7 @@ def streamed(user, assistant, example: Example, sample: int) -> tuple[list[list[
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1.0])
-@pytest.mark.parametrize('view', ['natural', 'swapped'])
+@pytest.mark.parametrize('view', ['natural', pytest.param('swapped', marks=pytest.mark.long)])
 def test_messages_are_those_of_a_rollout(view: str, temperature: float) -> None:
     user, assistant = agent(USER, view, temperature), agent(ASSISTANT, temperature=temperature)
     examples = [example for example in EXAMPLES if example.opening or view == 'natural']

@@ -62,6 +62,7 @@ def test_all_curves_in_a_small_form(tmp_path: pathlib.Path) -> None:
     assert planned[1] > planned[0]
 
 
+@pytest.mark.long
 def test_conversations_do_not_depend_on_the_room_for_them(model: Model) -> None:
     """What `capacity` compares is the same work: equal tokens in equally full contexts."""
     scene = work.scene_of(model, SIZES.rows, SIZES.opening_words, SIZES.message_tokens)

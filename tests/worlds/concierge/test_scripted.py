@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -16,8 +17,6 @@ from simrl.worlds.concierge.language import ATTRIBUTES, Intent, read_assistant
 from simrl.worlds.concierge.people import STEREOTYPES, Person, World, person, person_of, stereotyped
 
 WORLD = World()
-ASSISTANT = scripted.assistant_corpus(WORLD, 2000)
-BASE = scripted.base_user_corpus(WORLD, 2000)
 TRUTHFUL = Person(
     'truthful',
     Intent.from_text('food thai price cheap area station time dinner'),
@@ -41,6 +40,16 @@ SPOKEN = [  # renew it, by running GOLDEN, where the world is meant to change: e
 ]
 
 
+@functools.cache
+def assistant_corpus() -> list[records.Conversation]:
+    return scripted.assistant_corpus(WORLD, 2000)
+
+
+@functools.cache
+def base_corpus() -> list[records.Conversation]:
+    return scripted.base_user_corpus(WORLD, 2000)
+
+
 def is_near(count: float, trials: int, chance: float) -> bool:
     return abs(count - trials * chance) <= 4 * math.sqrt(trials * chance * (1 - chance))
 
@@ -61,8 +70,9 @@ def test_the_same_conversations_in_every_process():
     assert [turn.content for turn in scripted.scripted_conversation(user, 'eager', 25, identity='x').messages] == SPOKEN
 
 
-@pytest.mark.parametrize('corpus', [ASSISTANT, BASE], ids=['assistant', 'base user'])
-def test_corpora_are_valid_records_of_short_plain_text(corpus, tmp_path):
+@pytest.mark.parametrize('corpus_of', [assistant_corpus, base_corpus], ids=['assistant', 'base user'])
+def test_corpora_are_valid_records_of_short_plain_text(corpus_of, tmp_path):
+    corpus = corpus_of()
     records.write_conversations(tmp_path / 'corpus.jsonl.gz', corpus)
     assert records.read_conversations(tmp_path / 'corpus.jsonl.gz') == (corpus, {})
     for found in corpus:
@@ -76,31 +86,31 @@ def test_corpora_are_valid_records_of_short_plain_text(corpus, tmp_path):
 
 
 def test_partners_and_kinds_are_mixed_as_stated():
-    partners = collections.Counter(found.id.split('/')[1].split('-')[0] for found in ASSISTANT)
-    assert is_near(partners['people'], len(ASSISTANT), 1 / 2)
-    assert is_near(partners['default'], len(ASSISTANT), 1 / 4 + 1 / 20)
-    names = collections.Counter(found.intent.split(':')[0] for found in BASE)
-    assert is_near(names['default'], len(BASE), 1 / 3 + 2 / 15)
+    partners = collections.Counter(found.id.split('/')[1].split('-')[0] for found in assistant_corpus())
+    assert is_near(partners['people'], len(assistant_corpus()), 1 / 2)
+    assert is_near(partners['default'], len(assistant_corpus()), 1 / 4 + 1 / 20)
+    names = collections.Counter(found.intent.split(':')[0] for found in base_corpus())
+    assert is_near(names['default'], len(base_corpus()), 1 / 3 + 2 / 15)
     for name in set(STEREOTYPES) - {'default'}:
-        assert is_near(partners[name], len(ASSISTANT), 1 / 20)
-        assert is_near(names[name], len(BASE), 2 / 15)
+        assert is_near(partners[name], len(assistant_corpus()), 1 / 20)
+        assert is_near(names[name], len(base_corpus()), 2 / 15)
     assert set(partners) == {'people', *STEREOTYPES}
     assert set(names) == set(STEREOTYPES)
-    for corpus in (ASSISTANT, BASE):
+    for corpus in (assistant_corpus(), base_corpus()):
         kinds = collections.Counter(found.id.split('/')[2] for found in corpus)
         assert all(is_near(kinds[name], len(corpus), kind.share) for name, kind in scripted.KINDS.items())
     assert sum(kind.share for kind in scripted.KINDS.values()) == pytest.approx(1)
 
 
 def test_corpora_hold_their_partners_conversations():
-    for corpus in (ASSISTANT, BASE):
+    for corpus in (assistant_corpus(), base_corpus()):
         for number, found in enumerate(corpus[:100]):
             _, partner, kind = found.id.split('/')
             user = person_of(WORLD, partner)
             again = scripted.scripted_conversation(user, kind, number, identity=found.id)
             assert found.messages == again.messages
             name = partner.split('-')[0]
-            assert found.intent == (f'{name}: {user.intent.text}' if corpus is BASE else user.intent.text)
+            assert found.intent == (f'{name}: {user.intent.text}' if corpus is base_corpus() else user.intent.text)
             assert user == person_of(WORLD, f'{name}-train-{number}')
 
 
