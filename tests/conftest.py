@@ -28,8 +28,8 @@ jax.config.update(
     'jax_persistent_cache_min_compile_time_secs', float(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'])
 )
 jax.config.update('jax_disable_most_optimizations', os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1')
-# From when on programs are dropped: memory maps, of at most 65,530 by default, and pages of resident memory (1.5 GB).
-MAPS, PAGES = 12_000, 1_500_000_000 // os.sysconf('SC_PAGE_SIZE')
+# From when on programs are dropped: memory maps, of at most 65,530 by default, and pages of resident memory (2.5 GB).
+MAPS, PAGES = 20_000, 2_500_000_000 // os.sysconf('SC_PAGE_SIZE')
 # Tracing makes many objects and few cycles, and what the libraries hold is searched for cycles again and again.
 gc.set_threshold(100_000, 20, 20)
 QUICK = ' '.join(FAST_COMPILATION)

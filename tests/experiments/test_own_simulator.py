@@ -39,7 +39,7 @@ OWN = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurr
 
 def test_the_example_of_the_readme_trains_in_the_concierge_world(modules, tmp_path):
     (modules / 'own_simulators.py').write_text(readme_example())
-    experiment.run(to_dict(tiny_settings(OWN)), tmp_path / 'run', only=('rl',))
+    experiment.run(to_dict(tiny_settings(OWN, workers=1)), tmp_path / 'run', only=('rl',))
     rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
     assert 'impatient' in json.loads(rows[0])['told']
 

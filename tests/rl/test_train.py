@@ -307,6 +307,7 @@ def test_only_an_agent_on_the_device_is_trained(tmp_path: pathlib.Path) -> None:
         train_tea(tmp_path, share_of_tea, trained='user')
 
 
+@pytest.mark.long
 def test_rows_in_flight_change_nothing_that_is_said() -> None:
     """Pieces of two rows, though each person has four conversations; failures and samples keep their rows."""
     met: list[tuple[str, int]] = []

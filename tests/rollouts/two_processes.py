@@ -10,13 +10,12 @@ from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding
 from simrl.rollouts import compaction, context
-from simrl.rollouts.agents import Agent, HostConversation, Reply, opening_only
+from simrl.rollouts.agents import Agent, HostConversation, Reply
 from simrl.rollouts.collect import collect, for_sampling
 from tests import many_devices
 from tests.rollouts import test_host as scene
 
 LIMITS = dataclasses.replace(scene.LIMITS, turns=1)
-GIVEN = [example for example in scene.EXAMPLES if example.opening is not None]
 
 
 def main() -> None:
@@ -45,10 +44,7 @@ def main() -> None:
         found: list[list[list[int]]] = placement.to_host(batch.messages).tolist()
         return found, {str(row): reason for row, reason in failures.items()}
 
-    results: dict[str, object] = {
-        'model': messages(user, scene.EXAMPLES)[0],
-        'given': messages(opening_only(), GIVEN)[0],
-    }
+    results: dict[str, object] = {'model': messages(user, scene.EXAMPLES)[0]}
     asked: list[tuple[str, int]] = []
 
     def reply(conversation: HostConversation, seed: int) -> Reply:

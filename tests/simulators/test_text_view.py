@@ -95,7 +95,10 @@ def rollout_keys(conversations: Sequence[HostConversation], seeds: np.ndarray) -
     return row_keys(SEED, STEP, hashes, np.array([conversation.sample for conversation in conversations], np.int32))
 
 
-@pytest.mark.parametrize('name', ['fine_tuned, repeats', 'role_play, opening', 'role_play'])
+@pytest.mark.parametrize(
+    'name',
+    ['fine_tuned, repeats', *(pytest.param(x, marks=pytest.mark.long) for x in ('role_play, opening', 'role_play'))],
+)
 def test_a_simulator_says_the_same_on_the_device_and_through_its_texts(name: str) -> None:
     user = simulator(name)
     expected = conversations(user)

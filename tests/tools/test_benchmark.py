@@ -213,10 +213,10 @@ def run_in_process(case: str, job: Job, requests: list[dict[str, Any]]) -> list[
     return replies
 
 
-QUICK = ('sampling', 'grpo_step')  # the others run with the whole benchmark (`python -m tools.soak commands`)
+QUICK = 'sampling'  # the others run with the whole benchmark (`python -m tools.soak commands`)
 
 
-@pytest.mark.parametrize('case', [pytest.param(x, marks=() if x in QUICK else pytest.mark.long) for x in CASES])
+@pytest.mark.parametrize('case', [pytest.param(x, marks=() if x == QUICK else pytest.mark.long) for x in CASES])
 def test_our_side_of_every_case(case, tmp_path, model):
     folder, config, chat = model
     job = job_of(case, tmp_path, folder, chat)

@@ -346,6 +346,7 @@ def test_a_profile_holds_one_whole_step_and_changes_nothing_else(
     assert modules - {None} == {module for module, _ in runs}
 
 
+@pytest.mark.long
 def test_a_run_has_one_profile_however_often_it_goes_on(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
     """Of the first process that gets as far as `profile_step` steps of its own."""
     (tmp_path / 'profile.unfinished').mkdir()  # left by a kill amidst it
@@ -358,6 +359,7 @@ def test_a_run_has_one_profile_however_often_it_goes_on(tmp_path: pathlib.Path, 
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob('profile/**/*')) == files
 
 
+@pytest.mark.long
 def test_a_step_that_fails_leaves_no_profile(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
     failed = run_job(tmp_path, cache, '--fault=raise', '--profile-step=13')
     assert failed.returncode == 1
