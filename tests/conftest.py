@@ -20,7 +20,7 @@ from configs.quickstart import FAST_COMPILATION
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # else a worker of pytest-xdist, whose parent made the folder
     _programs = tempfile.TemporaryDirectory(prefix='simrl-programs-', ignore_cleanup_errors=True)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs.name
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 # JAX read its variables when it was imported; XLA reads its own when it starts.
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])

@@ -4,10 +4,12 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 from simrl.experiments import experiment
 from simrl.experiments.experiment import build_stages, scene_of
+from simrl.rollouts.agents import HostConversation
 from simrl.run.config import ConfigError, to_dict
 from tests.experiments.scene import settings, tiny_settings
 
@@ -39,9 +41,14 @@ OWN = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurr
 
 def test_the_example_of_the_readme_trains_in_the_concierge_world(modules, tmp_path):
     (modules / 'own_simulators.py').write_text(readme_example())
-    experiment.run(to_dict(tiny_settings(OWN, workers=1)), tmp_path / 'run', only=('rl',))
+    settings = tiny_settings(OWN, workers=1)
+    experiment.run(to_dict(settings), tmp_path / 'run', only=('rl/hurried',))
     rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
     assert 'impatient' in json.loads(rows[0])['told']
+    scene = scene_of(settings, tmp_path / 'run')
+    terse = scene.simulator('terse', 0)
+    replies = terse.reply([HostConversation(example, 0, ()) for example in scene.training_examples()[:2]], np.arange(2))
+    assert all(reply.text and not reply.failure for reply in replies)
 
 
 @pytest.mark.long

@@ -15,8 +15,8 @@ from tests.rl import eight_devices
 
 # By mesh, data x model; the two key/value heads are split by the first, whole in the second, which has four of the
 # devices. Adapters and heads of reward models are laid out by the same rules on both.
-QUICK = {'4x2': ('reinforce', 'fine_tune')}
-LONG = {'4x2': ('adapt', 'fit'), '1x4': ('reinforce', 'fine_tune')}
+QUICK = {'4x2': ('reinforce',)}
+LONG = {'4x2': ('adapt', 'fine_tune', 'fit'), '1x4': ('reinforce', 'fine_tune')}
 EACH = pytest.mark.parametrize(
     ('training', 'mesh'),
     [

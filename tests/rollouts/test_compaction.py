@@ -32,7 +32,7 @@ def compiled_before() -> int:
 # Without models.
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     rows=st.sampled_from([7, 25, 40]),
     ends=st.lists(st.integers(0, 6), min_size=40, max_size=40),

@@ -219,6 +219,7 @@ def test_other_rows_do_not_matter() -> None:
         _assert_same_conversation(_host(), row, other, place)
 
 
+@pytest.mark.long
 def test_a_smaller_batch_with_more_room_does_not_matter() -> None:
     rows = [6, 3, 4]
     other = _roll(scene.start(rows, extra=24), scene.keys(rows))
@@ -271,6 +272,7 @@ def test_from_the_middle_with_repeated_rows() -> None:
         assert np.array_equal(other.num_given, _host().num_given[rows])  # what was sampled before is still trained on
 
 
+@pytest.mark.long
 def test_devices_do_not_matter() -> None:
     """Eight devices, two rows each and then one, say what one device says, and gather no cache to say it."""
     printed = many_devices.run('tests.rollouts.eight_devices')

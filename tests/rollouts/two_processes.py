@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from simrl.conversations.chat import ASSISTANT, USER
+from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding
 from simrl.rollouts import compaction, context
@@ -22,9 +22,9 @@ def main() -> None:
     compaction.MIN_ROWS = context.SMALLEST_CACHE = 2**20  # batches and caches of few sizes: fewer programs
     many_devices.join()
     mesh = sharding.make_mesh(2, 1)
-    agents = scene.agent_of(USER), scene.agent_of(ASSISTANT)  # each process makes its own
+    assistant = scene.agent_of(ASSISTANT)  # each process makes its own
     many_devices.meet()
-    user, assistant = (for_sampling(agent, mesh) for agent in agents)
+    assistant = for_sampling(assistant, mesh)
 
     def messages(
         user: Agent, examples: list[Example], rows_in_flight: int | None = None
@@ -44,7 +44,7 @@ def main() -> None:
         found: list[list[list[int]]] = placement.to_host(batch.messages).tolist()
         return found, {str(row): reason for row, reason in failures.items()}
 
-    results: dict[str, object] = {'model': messages(user, scene.EXAMPLES)[0]}
+    results: dict[str, object] = {}
     asked: list[tuple[str, int]] = []
 
     def reply(conversation: HostConversation, seed: int) -> Reply:

@@ -113,6 +113,7 @@ def test_what_a_reader_stops_is_the_message(monkeypatch: pytest.MonkeyPatch) -> 
     assert ''.join(view.stream()) == view.sent.text
 
 
+@pytest.mark.long
 def test_cache_sizes_and_chunks_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [streamed(agent(USER), agent(ASSISTANT), example, 0) for example in EXAMPLES]
     monkeypatch.setattr(stream, 'LEAST_CACHE', 32)

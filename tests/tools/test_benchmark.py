@@ -320,6 +320,7 @@ def test_a_side_that_fails_is_an_error_with_its_log(tmp_path, model):
 # The peers' environment.
 
 
+@pytest.mark.long
 def test_an_environment_that_cannot_be_made_is_an_error(tmp_path):
     requirements = tmp_path / 'requirements.txt'
     requirements.write_text(f'{tmp_path}/missing-1.0-py3-none-any.whl\n')

@@ -70,7 +70,7 @@ def test_an_unbroken_run_writes_every_line(unbroken: pathlib.Path) -> None:
     assert any(tag == '_hparams_/session_end_info' for _, tag in events)
 
 
-@pytest.mark.parametrize('num_kills', [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize('num_kills', [2, pytest.param(10, marks=pytest.mark.long)])
 def test_kill_9_at_random_moments(
     tmp_path: pathlib.Path, unbroken: pathlib.Path, cache: pathlib.Path, num_kills: int
 ) -> None:
