@@ -20,6 +20,7 @@ from simrl.rewards.llm_judge import Read, judge_agent, local_judge, prompt_token
 from simrl.rewards.panel import Judgements, panel
 from simrl.rewards.rubric import RUBRICS, judge_prompt
 from simrl.rewards.shaping import ShapingSettings
+from simrl.rl.futures import FutureSettings
 from simrl.run.config import NO_EFFECT, ConfigError
 
 By = Literal['reward_model', 'local_judge', 'panel']
@@ -92,8 +93,24 @@ class JudgeSettings:
 class RewardSettings(JudgeSettings):
     """The reward of every arm."""
 
-    unit: Unit = 'conversation'  # a reward for each conversation, or for each reply given what was before it
-    shaping: ShapingSettings = ShapingSettings()
+    # A reward for each conversation; for each reply, given what was before it ('turn'); or for each reply, the mean of
+    # conversations that continue from it ('future'). Validation rewards whole conversations, not futures.
+    unit: Literal['conversation', 'turn', 'future'] = 'conversation'
+    futures: FutureSettings | None = None  # of unit 'future'
+    shaping: ShapingSettings = ShapingSettings()  # futures are shaped as conversations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.unit == 'future') != (self.futures is not None):
+            raise ValueError(
+                f"RewardSettings.futures: expected settings if and only if unit is 'future', found "
+                f'{"none" if self.futures is None else "some"} with {self.unit!r}'
+            )
+
+    @property
+    def scored(self) -> Unit:
+        """The unit of a single score."""
+        return 'turn' if self.unit == 'turn' else 'conversation'
 
 
 def judge_model(field: str, settings: JudgeSettings, assistant: Model) -> Model:

@@ -34,6 +34,7 @@ from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Score
+from simrl.rl.futures import FutureScore
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
 from simrl.rollouts.trajectories import Trajectories, transcripts
@@ -303,7 +304,7 @@ class PretrainedScene:
         order = np.random.default_rng(settings.seed).permutation(len(openings))[: settings.people]
         return [openings[i] for i in (order if numbers is None else order[numbers.start : numbers.stop])]
 
-    def reward(self, examples: Sequence[Example]) -> Score:
+    def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         return self.rewards.reward()
 
     def reward_identity(self) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from simrl.rewards.judging import Judge, Unit, judging
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations, turn_rewards
 from simrl.rewards.rewards import Rewards, Score
 from simrl.rewards.shaping import ShapingSettings, shaped
+from simrl.rl.futures import FutureScore
 from simrl.rollouts.collect import ConversationError
 from simrl.rollouts.state import Transcript
 from simrl.rollouts.trajectories import Trajectories
@@ -81,12 +82,16 @@ class PretrainedRewards:
 
     # The reward of every arm.
 
-    def reward(self) -> Score:
+    def reward(self) -> Score | FutureScore:
         """The reward model's standardised scores of a conversation's replies, or a judge's verdict, then shaped."""
+        futures = self.settings.reward.futures
+        return self._score() if futures is None else FutureScore(self._score(), futures)
+
+    def _score(self) -> Score:
         reward, algorithm = self.settings.reward, self.settings.rl.algorithm
         if reward.by != 'reward_model':
-            return judging(self._judge('reward'), self.model.chat.decode, reward.unit, self._shaped)
-        score = self._standardised(algorithm.minibatches * algorithm.microbatches, reward.unit)
+            return judging(self._judge('reward'), self.model.chat.decode, reward.scored, self._shaped)
+        score = self._standardised(algorithm.minibatches * algorithm.microbatches, reward.scored)
         return lambda batch: self._shaped(score(batch), batch)
 
     def _shaped(self, rewards: Rewards, transcript: Transcript) -> Rewards:
@@ -118,6 +123,8 @@ class PretrainedRewards:
         identity = judge_identity(reward)
         if (reward.unit, reward.shaping) != ('conversation', ShapingSettings()):
             identity |= {'unit': reward.unit, 'shaping': reward.shaping}
+        if reward.futures is not None:
+            identity |= {'futures': reward.futures}
         return {'reward': identity} if identity else {}
 
     def reward_inputs(self) -> dict[str, pathlib.Path]:

@@ -22,6 +22,7 @@ from simrl.evaluation.win_rate import Prefer
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Score
+from simrl.rl.futures import FutureScore
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError
@@ -145,7 +146,7 @@ class Scene(Protocol):
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         """Inputs of `likelihood_rows`."""
 
-    def reward(self, examples: Sequence[Example]) -> Score:
+    def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         """The reward of every arm; it sees messages and no prompt of the simulator."""
 
     def reward_identity(self) -> Mapping[str, Any]:

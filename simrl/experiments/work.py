@@ -18,6 +18,7 @@ from simrl.experiments.outputs import metric_lines, save_params, save_result
 from simrl.experiments.scene import Measure, Scene
 from simrl.models import placement
 from simrl.rl import train as rl
+from simrl.rl.futures import FutureScore
 from simrl.rl.validation import Validation
 from simrl.rollouts.agents import Agent, ModelAgent, fitting
 from simrl.rollouts.collect import ConversationError, collect_batches
@@ -43,7 +44,9 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     candidates, validation = None, None
     if settings.validation is not None:
         candidates = Candidates(folder, settings.validation, [example.id for example in validated])
-        validation = Validation(settings.validation, validated, scene.reward(validated), candidates.record)
+        reward = scene.reward(validated)
+        whole = reward.score if isinstance(reward, FutureScore) else reward  # what means of futures estimate
+        validation = Validation(settings.validation, validated, whole, candidates.record)
     state = rl.train(
         folder,
         user=fitting_simulator(scene, arm, seed, [*examples, *validated]),

@@ -18,7 +18,7 @@ from simrl.models import placement
 from simrl.rewards.rewards import CAUSES, FAILED, NO_REPLY, Judging, Rewards
 from simrl.rewards.rubric import Subject
 from simrl.rollouts.state import Transcript
-from simrl.rollouts.trajectories import Trajectories, transcripts
+from simrl.rollouts.trajectories import Trajectories, transcript_of, transcripts
 
 Unit = Literal['conversation', 'turn']  # a reward for each conversation, or for each reply in it
 
@@ -188,8 +188,7 @@ def judging(
     """
 
     def start(batch: Trajectories, examples: Sequence[Example]) -> Callable[[], tuple[Rewards, Mapping[int, str]]]:
-        fields = (field.name for field in dataclasses.fields(Transcript))
-        transcript = placement.to_host(Transcript(**{name: getattr(batch, name) for name in fields}))
+        transcript = placement.to_host(transcript_of(batch))
         transcript = jax.tree.map(lambda x: x[: len(examples)], transcript)
         rows = transcripts(transcript, decode)
         asked = questions(rows, examples, unit)

@@ -1,7 +1,8 @@
 """Reinforcement learning of one role of a conversation.
 
-`train`: one step is collect, score, prepare, update. `algorithm`: settings of the update. `prepare`: rewards to
-`advantages`. `update`: optimizer steps on `losses`, over `microbatches`. `masked`: masked reductions.
+`train`: one step is collect, score, prepare, update. `algorithm`: settings of the update. `futures`: rewards of replies
+by conversations that continue from them. `prepare`: rewards to `advantages`. `update`: optimizer steps on `losses`,
+over `microbatches`. `masked`: masked reductions.
 
 Read `train`, `algorithm`, `prepare`, `update`.
 """

@@ -4,7 +4,6 @@ With a judge off the step's programs each piece is submitted as soon as it ends,
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,9 @@ from simrl.rewards.rewards import Judging, Rewards, Score, mask_invalid
 from simrl.rollouts.agents import Agent
 from simrl.rollouts.collect import collect
 from simrl.rollouts.trajectories import Trajectories
+
+# () -> the rewards, `Judged.unjudged` and `Judged.waited`.
+Finish = Callable[[], tuple[Rewards, Mapping[int, str], Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,21 +49,40 @@ def collect_judged(
     Args:
         settings: further arguments of `collect`.
     """
+    batch, failures, finish = start_judged(user, assistant, examples, score, mesh=mesh, **settings)
+    rewards, unjudged, waited = finish()
+    return Judged(batch, rewards, failures, unjudged, waited)
+
+
+def start_judged(
+    user: Agent, assistant: Agent, examples: Sequence[Example], score: Score, *, mesh: Mesh, **settings: Any
+) -> tuple[Trajectories, Mapping[int, str], Finish]:
+    """Holds conversations and starts to score them; arguments as of `collect_judged`.
+
+    Returns:
+        The conversations, `Judged.failures`, and a function that waits for the rewards.
+    """
     waits: list[float] = []
-    hold = functools.partial(collect, user, assistant, examples, mesh=mesh, on_wait=waits.append, **settings)
-    unjudged: Mapping[int, str] = {}
-    waited: dict[str, float] = {}
-    if isinstance(score, Judging):
-        pieces = _Pieces(score)
-        batch, failures = hold(on_piece=pieces.start)
+    pieces = _Pieces(score) if isinstance(score, Judging) else None
+    batch, failures = collect(
+        *(user, assistant, examples),
+        mesh=mesh,
+        on_piece=None if pieces is None else pieces.start,
+        on_wait=waits.append,
+        **settings,
+    )
+    end_reason = batch.end_reason
+    waited = {'replies': sum(waits)} if waits else {}
+    if not isinstance(score, Judging):
+        scored = mask_invalid(score(batch), end_reason)
+        return batch, failures, lambda: (scored, {}, waited)
+
+    def finish() -> tuple[Rewards, Mapping[int, str], Mapping[str, float]]:
+        assert pieces is not None
         rewards, unjudged = pieces.finish(mesh)
-        waited['judge'] = pieces.waited
-    else:
-        batch, failures = hold()
-        rewards = score(batch)
-    if waits:
-        waited['replies'] = sum(waits)
-    return Judged(batch, mask_invalid(rewards, batch.end_reason), failures, unjudged, waited)
+        return mask_invalid(rewards, end_reason), unjudged, {'judge': pieces.waited, **waited}
+
+    return batch, failures, finish
 
 
 class _Pieces:

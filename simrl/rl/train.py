@@ -5,7 +5,8 @@ One step:
 2. Both agents converse (`collect`).
 3. The conversations are scored by a function or a judge of the caller's; those without a reward that can be used are
    masked. A judge reads one piece of the conversations while the next is sampled (`rows_in_flight`); and an agent off
-   the device replies to one while another is sampled.
+   the device replies to one while another is sampled. With a `FutureScore` each reply is scored by conversations that
+   continue from it (`futures`).
 4. Rewards become advantages (`prepare`), then the update (`update`).
 
 Everything random is a function of (seed, step, example, sample), and never of the other agent: arms of one experiment
@@ -17,7 +18,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -33,7 +34,8 @@ from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, Score
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
-from simrl.rl.judged import collect_judged
+from simrl.rl.futures import FutureScore, collect_with_futures
+from simrl.rl.judged import Judged, collect_judged
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
@@ -152,7 +154,7 @@ def train(
     *,
     chat: Chat,
     examples: Sequence[Example],
-    score: Score,
+    score: Score | FutureScore,
     limits: Limits,
     settings: RLSettings,
     execution: Execution,
@@ -170,8 +172,8 @@ def train(
         user, assistant: the one that `settings.trained` names is on the device, with its initial params; the other one
             is frozen.
         examples: what conversations start from; their prompts must fit (`agents.fitting`).
-        score: conversations -> rewards, or a judge; it sees messages and no prompt of the simulator. Conversations that
-            a failure ended are masked after it.
+        score: conversations -> rewards, or a judge, also of futures; it sees messages and no prompt of the simulator.
+            Conversations that a failure ended are masked after it.
         execution: of the update; rollouts use that of each agent's spec.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
@@ -187,6 +189,9 @@ def train(
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
     check_agents(user, assistant, chat, limits)
+    if isinstance(score, FutureScore) and settings.role != ASSISTANT:
+        raise ValueError("RLSettings.trained: expected 'assistant' for rewards by futures of its replies, found 'user'")
+    collect_scored: Callable[..., Judged] = collect_with_futures if isinstance(score, FutureScore) else collect_judged
     rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
@@ -226,7 +231,7 @@ def train(
         nonlocal since
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
-        found = collect_judged(
+        found = collect_scored(
             *agents_with({**frozen, **state.params}),
             chosen,
             score,

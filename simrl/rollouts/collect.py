@@ -29,6 +29,7 @@ from simrl.rollouts.interleave import interleave
 from simrl.rollouts.openings import write_openings
 from simrl.rollouts.prompts import Prompts, prompts_of, start_dialogue
 from simrl.rollouts.repeats import Repeats
+from simrl.rollouts.replay import Replay, end_running, recorded_openings, replay_messages
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
@@ -70,6 +71,7 @@ def collect(
     rows_in_flight: int | None = None,
     on_piece: OnPiece | None = None,
     on_wait: OnWait | None = None,
+    replay: Replay | None = None,
 ) -> tuple[Trajectories, Mapping[int, str]]:
     """Conversations from each example.
 
@@ -85,6 +87,7 @@ def collect(
         on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, once these and
             all before them are over; those of a `MixedAgent` after the last.
         on_wait: called with the seconds of each wait for replies of an agent off the device.
+        replay: conversations that are continued; None: new ones.
 
     Returns:
         The conversations, and by row the reason why an agent off the device failed.
@@ -99,7 +102,15 @@ def collect(
     assert not isinstance(assistant, MixedAgent)
     size = rows_at_once(len(examples) * samples, rows_in_flight)
     collect_one = functools.partial(
-        _collect, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh, on_wait=on_wait
+        _collect,
+        chat=chat,
+        limits=limits,
+        seed=seed,
+        step=step,
+        view=view,
+        mesh=mesh,
+        on_wait=on_wait,
+        replay=replay,
     )
     with jax.set_mesh(mesh):
         if not isinstance(user, MixedAgent):
@@ -142,6 +153,7 @@ def _collect(
     mesh: Mesh,
     on_piece: OnPiece | None,
     on_wait: OnWait | None,
+    replay: Replay | None,
 ) -> tuple[Trajectories, dict[int, str]]:
     """`collect` of one user; conversations of `idle` examples are over before they start."""
     example_of_row = [example for example in examples for _ in range(samples)]
@@ -149,7 +161,9 @@ def _collect(
     batches: list[Trajectories] = []
     failures: dict[int, str] = {}
     written = None
-    if user.opening == 'written':
+    if user.opening == 'written' and replay is not None:
+        written = recorded_openings(replay.record, idle)
+    elif user.opening == 'written':
         written, failed = write_openings(
             user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=mesh, on_wait=on_wait
         )
@@ -157,8 +171,11 @@ def _collect(
     prompts = prompts_of(
         *(examples, user, assistant, chat), samples=samples, prompt_tokens=limits.prompt_tokens, written=written
     )
-    over = np.where(np.repeat(idle, samples), np.int8(EndReason.TURNS), prompts.end_reason)
-    prompts = dataclasses.replace(prompts, end_reason=over)
+    over, sample = np.repeat(idle, samples), prompts.sample
+    if replay is not None:
+        over, sample = over | ~replay.present, sample + np.int32(replay.sample)
+    reason = np.where(over, np.int8(EndReason.TURNS), prompts.end_reason)
+    prompts = dataclasses.replace(prompts, end_reason=reason, sample=sample)
     pieces = [slice(i, i + size) for i in range(0, len(example_of_row), size)]
     partner = assistant if view == USER else user
     calls = partner.calls_at_once if isinstance(partner, HostAgent) and len(pieces) > 1 else 0
@@ -169,7 +186,10 @@ def _collect(
         starts = [
             HostConversation(*start, ()) for start in zip(example_of_row[piece], rows.sample.tolist(), strict=True)
         ]
-        placed = placement.shard_batch(rows, mesh)
+        placed, own = placement.shard_batch(rows, mesh), replay
+        if replay is not None:
+            record = jax.tree.map(operator.itemgetter(piece), replay.record)
+            own = dataclasses.replace(replay, record=placement.shard_batch(record, mesh))
         return (
             yield from _conversing(
                 *(user, assistant, placed, starts, chat, seed, step),
@@ -177,6 +197,7 @@ def _collect(
                 view=view,
                 threads=threads,
                 on_wait=on_wait,
+                replay=own,
             )
         )
 
@@ -296,8 +317,14 @@ def _conversing(
     view: int,
     threads: concurrent.futures.Executor | None,
     on_wait: OnWait | None,
+    replay: Replay | None,
 ) -> Generator[None, None, tuple[Trajectories, Mapping[int, str]]]:
-    """The conversations of the prompts' rows, and failures by row; `starts` has each row as a host agent reads it."""
+    """The conversations of the prompts' rows, and failures by row.
+
+    Args:
+        starts: each row as a host agent reads it.
+        replay: its record on the devices, of the same rows.
+    """
     policies = tuple(agent.policy if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
     max_new_tokens = (user.max_new_tokens, assistant.max_new_tokens)
     dialogue, keys = start_dialogue(*policies, prompts, seed, step, limits=limits, max_new_tokens=max_new_tokens)
@@ -311,8 +338,13 @@ def _conversing(
     repeats = None
     if isinstance(user, ModelAgent) and user.resampling is not None:
         repeats = Repeats(user.resampling, float(user.policy.temperature), chat.decode)
-    sides = side(user), side(assistant)
-    dialogue = yield from conversing(*sides, dialogue, keys, turns=limits.turns, repeats=repeats)
+    sides, turns = (side(user), side(assistant)), limits.turns
+    if replay is not None:
+        dialogue = replay_messages(*sides, dialogue, replay.record, messages=2 * replay.turns)
+        turns = replay.more
+    dialogue = yield from conversing(*sides, dialogue, keys, turns=turns, repeats=repeats)
+    if replay is not None:
+        dialogue = dataclasses.replace(dialogue, end_reason=end_running(dialogue.end_reason))
     return _trajectories(dialogue, view, prompts.example, prompts.group), failures
 
 

@@ -156,7 +156,7 @@ def conversing(
     for number in range(2 * turns):
         role = (USER, ASSISTANT)[number % 2]
         # The one wait for the device per message: it decides the shapes of the next program.
-        status, lengths = _fetch_status(batch.active)
+        status, lengths = fetch_status(batch.active)
         running = np.asarray(status.end_reason) == EndReason.RUNNING
         if not running.any():
             break
@@ -203,7 +203,7 @@ def _other(role: int) -> int:
     return ASSISTANT if role == USER else USER
 
 
-def _fetch_status(dialogue: Dialogue) -> tuple[Status, tuple[np.ndarray | None, np.ndarray | None]]:
+def fetch_status(dialogue: Dialogue) -> tuple[Status, tuple[np.ndarray | None, np.ndarray | None]]:
     """On the host: the status, and the lengths of the user's and the assistant's view."""
     status = Status(dialogue.num_messages, dialogue.end_reason)
     lengths = [None if view is None else view.length for view in (dialogue.user, dialogue.assistant)]

@@ -1,5 +1,7 @@
 """One message in two views: `send` samples it into the sender's context, `receive` appends it to the receiver's.
 
+`resend` appends a message that is known already to the sender's.
+
 Letters: B rows, S capacity of a context.
 """
 
@@ -45,18 +47,47 @@ def receive(policy: Policy, context: Context, message: SampledMessage, number: j
         context: its view.
     """
     spec = policy.spec
+    _check_cache(context, room_to_receive(spec, message.tokens.shape[1] - 1))
+    headers = (spec.partner_first_header, spec.partner_header)
+    sender = ASSISTANT if spec.role == USER else USER
+    return _append_known(policy, context, message, number, active, headers, spec.partner_end_of_turn, sender)
+
+
+@jax.named_scope('resend')
+def resend(policy: Policy, context: Context, message: SampledMessage, number: jax.Array, active: jax.Array) -> Context:
+    """Appends an own message that was sampled before: the context that `send` left, but for log-probabilities, here 0.
+
+    Args:
+        policy: the sender's.
+        context: its view.
+    """
+    spec = policy.spec
+    _check_cache(context, room_to_send(spec))
+    headers = (spec.own_first_header, spec.own_header)
+    return _append_known(policy, context, message, number, active, headers, spec.end_of_turn, spec.role)
+
+
+def _append_known(
+    policy: Policy,
+    context: Context,
+    message: SampledMessage,
+    number: jax.Array,
+    active: jax.Array,
+    headers: tuple[tuple[int, ...], tuple[int, ...]],
+    end_of_turn: int,
+    sender: int,
+) -> Context:
+    """Appends a message in the active rows, under the first of the headers in a context without messages."""
     width = message.tokens.shape[1]
-    _check_cache(context, room_to_receive(spec, width - 1))
     is_first = last_token(context.message, context.length) == PREFIX
-    header, header_length = _header_of_rows(spec.partner_first_header, spec.partner_header, is_first)
+    header, header_length = _header_of_rows(*headers, is_first)
     index = jnp.arange(header.shape[1] + width)
     at = index - header_length[:, None]  # the index in the message
     content = jnp.take_along_axis(message.tokens, jnp.clip(at, 0, width - 1), axis=1)
-    tokens = jnp.where(at == message.content_length[:, None], spec.partner_end_of_turn, content)
+    tokens = jnp.where(at == message.content_length[:, None], end_of_turn, content)
     header = jnp.pad(header, ((0, 0), (0, width)))
     tokens = jnp.where(at < 0, header, tokens)
 
-    sender = ASSISTANT if spec.role == USER else USER
     forced = message.truncated[:, None] & (at == message.content_length[:, None])
     role = jnp.where((at < 0) | forced, TEMPLATE, sender)
     count = jnp.where(active, header_length + message.length, 0)

@@ -53,7 +53,7 @@ def trajectories(dialogue: Dialogue, view: int, example_id: jax.Array, group: ja
     spoken = context.role == view
     given = spoken & (context.message < dialogue.num_given[:, None])
     return Trajectories(
-        **{field.name: getattr(dialogue, field.name) for field in dataclasses.fields(Transcript)},
+        **vars(transcript_of(dialogue)),
         tokens=context.tokens,
         role=jnp.where(given, TEMPLATE, context.role).astype(jnp.int8),
         turn=jnp.where(spoken & ~given, context.message // 2, -1).astype(jnp.int32),
@@ -62,6 +62,11 @@ def trajectories(dialogue: Dialogue, view: int, example_id: jax.Array, group: ja
         example_id=example_id,
         group=group,
     )
+
+
+def transcript_of(batch: Transcript) -> Transcript:
+    """The transcript alone, of conversations in any view."""
+    return Transcript(**{field.name: getattr(batch, field.name) for field in dataclasses.fields(Transcript)})
 
 
 def rollout_metrics(batch: Transcript) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -13,6 +13,7 @@ from simrl.models.files.export import export
 from simrl.remote.settings import EndpointSettings
 from simrl.rewards import rubric
 from simrl.rewards.shaping import ShapingSettings
+from simrl.rl.futures import FutureSettings
 from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError, to_config_dict
 from tests.experiments.scene import identity
@@ -100,6 +101,27 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
     assert {round(score, 6) for score in matrix['outcomes']['score']} <= {n / 10 for n in range(11)}
 
 
+def test_a_panel_judges_the_futures_of_each_reply(judge_files, tmp_path):
+    """And whole conversations where a checkpoint is validated."""
+
+    def script(body, _):
+        return answer(len(body['messages'][0]['content']) % 11)
+
+    with ScriptedServer(script) as server:
+        reward = by_panel(server, 'first', unit='future', futures=FutureSettings(2, 1))
+        experiment.run(judged_config(judge_files, reward=reward), tmp_path / 'run', only=('rl/role_play',))
+    stage = tmp_path / 'run/rl/role_play/seed-0'
+    for row in [json.loads(x) for x in (stage / 'conversations/rl.jsonl').open()]:
+        assert [reward is not None for reward in row['reward']] == [
+            i < len(row['messages']) // 2 for i in range(len(row['reward']))
+        ]
+    lines = [json.loads(x) for x in (stage / 'metrics.jsonl').read_text().splitlines()]
+    assert all(line['reward/futures_left_out'] == 0 for line in lines if 'reward/mean' in line)
+    validated = [line for line in lines if 'validation/reward' in line]
+    assert validated
+    assert all(line['validation/unjudged'] == 0 for line in validated)
+
+
 def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp_path):
     with ScriptedServer(lambda body, _: Status(503)) as server:
         config = judged_config(judge_files, reward=by_panel(server))
@@ -124,6 +146,7 @@ CHANGES = {
     'panel.max_tokens': ({'panel': PanelSettings({'a': endpoint()}, max_tokens=9)}, True),
     'panel.judges.a.url': ({'panel': PanelSettings({'a': endpoint('http://127.0.0.1:8/v1')})}, False),
     'unit': ({'unit': 'turn'}, True),
+    'futures': ({'unit': 'future', 'futures': FutureSettings(2, 1)}, True),
     'shaping': ({'shaping': ShapingSettings(truncated='mask')}, True),
 }
 
@@ -137,6 +160,15 @@ def test_training_depends_on_the_judge_of_the_reward(judge_files, name):
         for reward in (panel, dataclasses.replace(panel, **change))
     )
     assert changed(before, after) == ({'rl', 'matrix'} if counts else set())
+
+
+@pytest.mark.parametrize('futures', [FutureSettings(3, 1), FutureSettings(2, 2)], ids=str)
+def test_training_depends_on_the_futures_of_the_reward(judge_files, futures):
+    before, after = (
+        identities(judged_config(judge_files, reward=RewardSettings('local_judge', unit='future', futures=of)))
+        for of in (FutureSettings(2, 1), futures)
+    )
+    assert changed(before, after) == {'rl', 'matrix'}
 
 
 def test_stages_depend_on_the_version_of_their_rubric(judge_files, monkeypatch):
@@ -179,6 +211,15 @@ BAD = {
     'a judge named as a path': (
         {'reward': {'by': 'panel', 'panel': {'judges': {'../a': {'url': 'http://a/v1', 'model': 'm'}}}}},
         r"config\.reward\.panel\.judges: expected names of letters.*found '\.\./a'",
+    ),
+    'futures of another unit': (
+        {'reward': {'futures': {'samples': 2, 'turns': 1}}},
+        r"config\.reward\.futures: expected settings if and only if unit is 'future', found some with 'conversation'",
+    ),
+    'no futures': ({'reward': {'unit': 'future'}}, r"config\.reward\.futures: expected .* found none with 'future'"),
+    'no samples of a future': (
+        {'reward': {'unit': 'future', 'futures': {'samples': 0, 'turns': 1}}},
+        r'config\.reward\.futures\.samples: expected at least 1, found 0',
     ),
     'a penalty of nothing': (
         {'reward': {'shaping': {'length_penalty': 'linear'}}},
