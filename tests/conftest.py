@@ -11,9 +11,11 @@ import pathlib
 import signal
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from configs.quickstart import FAST_COMPILATION
 
@@ -41,6 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'parity: compares with an independent implementation (torch, transformers)')
     config.addinivalue_line('markers', 'long: takes minutes; `python -m tools.soak tests` runs it')
     config.addinivalue_line('markers', 'optimized: its programs are, since they compute for longer than they compile')
+
+
+class _ByPackage(LoadScopeScheduling):
+    """Keeps a package in one process: what its modules trace and compile is then traced once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition('::')[0].rpartition('/')[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByPackage(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -60,31 +60,23 @@ def two_futures() -> Judged:
     return futures_of(agent_of(USER), FutureSettings(samples=2, turns=1))
 
 
-def test_rewards_are_means_over_futures_that_are_held_one_by_one() -> None:
-    """In plain Python, an example at a time."""
+def test_rewards_are_means_over_futures() -> None:
+    """In plain Python, of conversations that are replayed and held here."""
     found, settings = two_futures(), FutureSettings(samples=2, turns=1)
     record = transcript_of(found.batch)
-    for row in (0, 5, 14):
-        first = row // SAMPLES * SAMPLES
-        own = jax.tree.map(lambda x, first=first: x[first : first + SAMPLES], record)
-        for turn in range(LIMITS.turns):
-            scores = []
-            for number in range(settings.samples):
-                replay = Replay(
-                    own,
-                    turn + 1,
-                    min(settings.turns, LIMITS.turns - turn - 1),
-                    SAMPLES * (1 + number * LIMITS.turns + turn),
-                )
-                batch, _ = collect(
-                    agent_of(USER), agent_of(ASSISTANT), [EXAMPLES[row // SAMPLES]], replay=replay, **arguments()
-                )
-                messages = np.asarray(batch.messages[row % SAMPLES])
-                assert not messages[2 * (turn + 1 + settings.turns) :].any()
-                scores.append(sum(int(token) for message in messages for token in message))
+    for turn in range(LIMITS.turns):
+        more, totals = min(settings.turns, LIMITS.turns - turn - 1), []
+        for number in range(settings.samples if more else 1):
+            replay = Replay(record, turn + 1, more, SAMPLES * (1 + number * LIMITS.turns + turn))
+            batch, _ = collect(agent_of(USER), agent_of(ASSISTANT), EXAMPLES, replay=replay, **arguments())
+            messages = np.asarray(batch.messages)
+            assert not messages[:, 2 * (turn + 1 + more) :].any()
+            totals.append([sum(int(token) for message in row for token in message) for row in messages])
+        for row in range(ROWS):
             happened = record.num_messages[row] >= 2 * turn + 2
             assert found.rewards.valid[row, turn] == happened
-            assert found.rewards.value[row, turn] == pytest.approx(np.mean(scores) if happened else 0.0)
+            expected = np.mean([total[row] for total in totals]) if happened else 0.0
+            assert found.rewards.value[row, turn] == pytest.approx(expected)
     assert found.rewards.value.shape == (ROWS, LIMITS.turns)
     assert found.unjudged == {}
     assert not found.waited
@@ -262,6 +254,7 @@ def test_a_step_of_training_by_futures(tmp_path: pathlib.Path, chat: Chat, mesh:
     assert line['grad_norm'] > 0
 
 
+@pytest.mark.long
 def test_a_judge_scores_futures_while_others_are_sampled(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
