@@ -16,7 +16,9 @@ def banner(scene: Scene) -> str:
     settings, compute, limits = scene.settings, scene.compute, scene.limits
     models = scene.model_configs()
     rows = settings.rl.prompts_per_step * settings.rl.samples_per_prompt
-    sampled = limits.turns * (limits.assistant_tokens + limits.user_tokens)
+    futures = scene.futures()
+    drawn = 0 if futures is None else futures.turns_drawn(limits.turns)
+    sampled = (limits.turns + drawn) * (limits.assistant_tokens + limits.user_tokens)
     training, decoding = step_memory(scene)
     devices, mesh = jax.devices(), compute.mesh.make()
     count = f'{mesh.size} of {len(devices)}' if mesh.size < len(devices) else f'{len(devices)}'
@@ -24,7 +26,8 @@ def banner(scene: Scene) -> str:
         f'devices: {count} {devices[0].device_kind} ({jax.default_backend()}), mesh data={mesh.shape["data"]} '
         f'x model={mesh.shape["model"]}; {jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
         *(f'{name}: {num_parameters(config) / 1e6:,.1f} M parameters' for name, config in models.items()),
-        f'an RL step: {rows} conversations of up to {limits.turns} turns, {rows * sampled:,} sampled tokens at most',
+        f'an RL step: {rows} conversations of up to {limits.turns} turns{f" and {drawn} of futures" if drawn else ""}, '
+        f'{rows * sampled:,} sampled tokens at most',
         f'estimated memory of an RL step, all devices: {training / GIB:.2f} GiB of parameters, optimizer and '
         f'reference; {decoding / GIB:.2f} GiB to sample (weights and caches)',
     ]

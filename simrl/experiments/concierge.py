@@ -315,6 +315,9 @@ class ConciergeScene:
     def reward(self, examples: Sequence[Example]) -> Callable[[Trajectories], Rewards]:
         return satisfaction(self.chat, examples)
 
+    def futures(self) -> None:
+        return None
+
     def reward_identity(self) -> Mapping[str, Any]:
         return {}
 

@@ -94,7 +94,7 @@ class RewardSettings(JudgeSettings):
     """The reward of every arm."""
 
     # A reward for each conversation; for each reply, given what was before it ('turn'); or for each reply, the mean of
-    # conversations that continue from it ('future'). Validation rewards whole conversations, not futures.
+    # conversations that continue from it ('future'; see `simrl.rl.futures`). Validation rewards whole conversations.
     unit: Literal['conversation', 'turn', 'future'] = 'conversation'
     futures: FutureSettings | None = None  # of unit 'future'
     shaping: ShapingSettings = ShapingSettings()  # futures are shaped as conversations

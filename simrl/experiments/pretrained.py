@@ -34,7 +34,7 @@ from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Score
-from simrl.rl.futures import FutureScore
+from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.agents import fitting as fitting_examples
 from simrl.rollouts.trajectories import Trajectories, transcripts
@@ -306,6 +306,9 @@ class PretrainedScene:
 
     def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         return self.rewards.reward()
+
+    def futures(self) -> FutureSettings | None:
+        return self.settings.reward.futures
 
     def reward_identity(self) -> Mapping[str, Any]:
         return self.rewards.reward_identity()

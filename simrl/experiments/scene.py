@@ -22,7 +22,7 @@ from simrl.evaluation.win_rate import Prefer
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import Score
-from simrl.rl.futures import FutureScore
+from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
 from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError
@@ -148,6 +148,9 @@ class Scene(Protocol):
 
     def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         """The reward of every arm; it sees messages and no prompt of the simulator."""
+
+    def futures(self) -> FutureSettings | None:
+        """Of the reward's futures; None: it has none."""
 
     def reward_identity(self) -> Mapping[str, Any]:
         """Settings and prompts that `reward` and `outcomes` depend on, beside their inputs."""

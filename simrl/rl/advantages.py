@@ -119,6 +119,26 @@ def gae(
     return advantage.T, jnp.where(trained, advantage.T + value, 0.0)
 
 
+def gae_of_turns(
+    reward: jax.Array,
+    value: jax.Array,
+    trained: jax.Array,
+    gamma: float,
+    lam: float,
+    *,
+    turn: jax.Array,
+    turns: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`gae` where each turn is an episode of its own: what a later turn is worth is no part of an earlier one's return.
+
+    Args:
+        turn: int32 `[B, T]`, the turn of each trained token, below `turns`.
+    """
+    own = trained & (turn == jnp.arange(turns)[:, None, None])
+    advantage, returns = jax.vmap(lambda mask: gae(reward, value, mask, gamma, lam))(own)
+    return jnp.sum(advantage, axis=0), jnp.sum(returns, axis=0)
+
+
 def whiten(advantage: jax.Array, trained: jax.Array) -> jax.Array:
     """Normalises the advantages of all trained tokens to mean 0 and variance 1; 0 elsewhere.
 

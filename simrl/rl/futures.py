@@ -6,8 +6,12 @@ After CollabLLM (Wu et al. 2025, arXiv:2502.00640):
 2. `samples` futures of each reply are drawn: the conversation is replayed up to and including it, then continued.
 3. The reward of the reply is the mean score of its futures.
 
+Such a reward holds what follows already: with a critic each reply is an episode of its own. The critic-free estimators
+give all replies of a conversation the mean of their rewards.
+
 A batch of futures has one of every conversation, so that it runs the programs of the conversations themselves. A judge
-scores one batch of futures while the next is sampled.
+scores one batch of futures while the next is sampled; an agent off the device replies meanwhile where batches are cut
+into pieces (`rows_in_flight`).
 """
 
 import collections
@@ -18,11 +22,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.rewards.rewards import CAUSES, NO_REPLY, Rewards, Score, mask_invalid
 from simrl.rl.judged import Judged, start_judged
-from simrl.rollouts.agents import Agent, Limits
+from simrl.rollouts.agents import Agent, HostAgent, Limits, MixedAgent
 from simrl.rollouts.collect import collect
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.trajectories import transcript_of
@@ -30,12 +35,20 @@ from simrl.rollouts.trajectories import transcript_of
 
 @dataclasses.dataclass(frozen=True)
 class FutureSettings:
-    """Futures of each reply. With its future a conversation never has more than `limits.turns` turns."""
+    """Futures of each reply. With its future a conversation never has more than `limits.turns` turns.
+
+    A future without a reward is left out of the mean. That may be for its length, with `shaping.truncated='mask'`: then
+    the mean is of those that were not cut.
+    """
 
     samples: int  # futures of each reply; 1 where the conversation is over with it, which leaves nothing to draw
     # Max turns after the reply, each a user message and an assistant message. A future that has not ended then is
     # scored as one whose turns are over (TURNS). 0 scores the conversation up to the reply.
     turns: int
+
+    def turns_drawn(self, turns: int) -> int:
+        """Max turns that are drawn beside a conversation of up to `turns`."""
+        return self.samples * sum(min(self.turns, turns - turn - 1) for turn in range(turns))
 
     def __post_init__(self) -> None:
         for field, least in (('samples', 1), ('turns', 0)):
@@ -58,6 +71,18 @@ class FutureScore:
 
     score: Score
     settings: FutureSettings
+
+
+def check_replayable(user: Agent, role: int) -> None:
+    """Raises ValueError unless futures of the assistant's replies can be drawn."""
+    if role != ASSISTANT:
+        raise ValueError("RLSettings.trained: expected 'assistant' for rewards by futures of its replies, found 'user'")
+    members = user.members if isinstance(user, MixedAgent) else (user,)
+    if any(isinstance(member, HostAgent) and not member.replayable for member in members):
+        raise ValueError(
+            'HostAgent.replayable: expected True for rewards by futures, whose conversations go on with another seed '
+            'than they began with, found False'
+        )
 
 
 def collect_with_futures(

@@ -11,7 +11,7 @@ Shapes: B rows, T tokens. Everything outside the decoder is float32.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -26,6 +26,8 @@ from simrl.rl.microbatches import Microbatch, gather_rows, scatter_rows
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens
+
+Episode = Literal['conversation', 'turn']
 
 
 @flax.struct.dataclass
@@ -153,12 +155,20 @@ def add_passes(
 
 
 def jit_prepare(
-    *, trained_role: int, config: TransformerConfig, execution: Execution, settings: AlgorithmSettings
+    *,
+    trained_role: int,
+    config: TransformerConfig,
+    execution: Execution,
+    settings: AlgorithmSettings,
+    episode: Episode = 'conversation',
 ) -> Callable[..., tuple[Batch, Metrics]]:
     """Compiles `prepare` for a trained role, settings and model: two programs, and one for each width.
 
     Args:
         trained_role: role id of the trained tokens.
+        episode: what returns of `gae` add up over. 'turn' is for rewards `[B, turns]` each of which says already what
+            all that follows is worth. The other estimators give a conversation one advantage, from the mean of its
+            rewards.
     """
     start = jax.jit(
         functools.partial(start_passes, trained_role=trained_role, settings=settings),
@@ -167,7 +177,7 @@ def jit_prepare(
     add = jax.jit(
         functools.partial(add_passes, config=config, execution=execution), static_argnames='width', donate_argnums=0
     )
-    finish = jax.jit(functools.partial(assemble, settings=settings))
+    finish = jax.jit(functools.partial(assemble, settings=settings, episode=episode))
 
     def prepare(
         params: Params,
@@ -215,9 +225,14 @@ def jit_prepare(
 
 
 def assemble(
-    passes: Passes, trajectories: Trajectories, rewards: Rewards, *, settings: AlgorithmSettings
+    passes: Passes,
+    trajectories: Trajectories,
+    rewards: Rewards,
+    *,
+    settings: AlgorithmSettings,
+    episode: Episode = 'conversation',
 ) -> tuple[Batch, Metrics]:
-    """Computes the batch after the models' passes; arguments and results as in `prepare`."""
+    """Computes the batch after the models' passes; arguments and results as in `prepare` and `jit_prepare`."""
     tokens, turn, length, group = trajectories.tokens, trajectories.turn, trajectories.length, trajectories.group
     sampled, old = passes.sampled, passes.old
     penalty = jnp.zeros(tokens.shape, jnp.float32)
@@ -236,7 +251,11 @@ def assemble(
         valid = rewards.valid & used.reshape(-1, *[1] * (rewards.valid.ndim - 1))
         placed, unplaced = advantages.place_rewards(rewards.value, valid, trained, turn)
         old_value = old.value
-        advantage, returns = advantages.gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
+        estimate_gae = advantages.gae
+        if episode == 'turn':
+            turns = rewards.value.shape[1]
+            estimate_gae = functools.partial(advantages.gae_of_turns, turn=turn, turns=turns)
+        advantage, returns = estimate_gae(placed - penalty, old_value, trained, settings.gamma, settings.lam)
         metrics['unplaced_rewards'] = (unplaced, 1.0)
         metrics |= _critic_metrics(old_value, returns, trained) | _moments('advantage', advantage, trained)
         if settings.whiten:

@@ -34,7 +34,7 @@ from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, Score
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
-from simrl.rl.futures import FutureScore, collect_with_futures
+from simrl.rl.futures import FutureScore, check_replayable, collect_with_futures
 from simrl.rl.judged import Judged, collect_judged
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
@@ -189,8 +189,8 @@ def train(
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
     check_agents(user, assistant, chat, limits)
-    if isinstance(score, FutureScore) and settings.role != ASSISTANT:
-        raise ValueError("RLSettings.trained: expected 'assistant' for rewards by futures of its replies, found 'user'")
+    if isinstance(score, FutureScore):
+        check_replayable(user, settings.role)
     collect_scored: Callable[..., Judged] = collect_with_futures if isinstance(score, FutureScore) else collect_judged
     rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
     if len(examples) < settings.prompts_per_step:
@@ -219,7 +219,13 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     state, state_sharding = place_state(params, config, optimizer, mesh)
     update = jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
-    prepare = jit_prepare(trained_role=settings.role, config=config, execution=execution, settings=settings.algorithm)
+    prepare = jit_prepare(
+        trained_role=settings.role,
+        config=config,
+        execution=execution,
+        settings=settings.algorithm,
+        episode='turn' if isinstance(score, FutureScore) else 'conversation',
+    )
 
     def agents_with(params: Params) -> tuple[Agent, Agent]:
         own = for_sampling(trained.with_params(params), mesh)

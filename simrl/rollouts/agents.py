@@ -174,6 +174,9 @@ class Reply:
     resamples: int = 0
 
 
+PIECES_AT_ONCE = 2  # of a step, in progress, with an agent off the device: one is sampled while the other waits
+
+
 @dataclasses.dataclass(frozen=True)
 class HostAgent:
     """An agent that is not on the device.
@@ -186,10 +189,12 @@ class HostAgent:
         stop_text: the end of a message that ends a conversation, once decoded.
         system: an example -> the instructions of the agent, for the logs. None: it has none.
         opening: of a user, see `Opening`; it is asked for an opening in a conversation without messages.
-        calls_at_once: calls of `reply` in progress at once. Where the conversations of a step are sampled in pieces
-            (`rows_in_flight`), `reply` is called in threads, so that the device samples one piece while another waits.
-            More than 1 only if `reply` may be called by several threads at once. 0 if it may not be called in a thread,
-            or computes on the device itself: then nothing else is done meanwhile.
+        calls_at_once: calls of `reply` in progress at once, up to `PIECES_AT_ONCE`. Where the conversations of a step
+            are sampled in pieces (`rows_in_flight`), `reply` is called in a thread, so that the device samples one
+            piece while another waits; more than 1 only if several threads may call it at once. 0 calls it in the
+            caller's thread, while nothing else is done: right for what is quick, or computes on the device itself.
+        replayable: its replies are functions of the messages and of this call's seed alone, so that a recorded
+            conversation may go on with another seed (rewards by futures).
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
@@ -197,7 +202,8 @@ class HostAgent:
     stop_text: str = TERMINAL_TEXT
     system: System | None = None
     opening: Opening = 'given'
-    calls_at_once: int = 1
+    calls_at_once: int = 0
+    replayable: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -6,7 +6,6 @@
    an evaluation.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import operator
@@ -22,10 +21,20 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.models.rows import shard_rows
-from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, MixedAgent, ModelAgent, OneAgent, Policy
+from simrl.rollouts.agents import (
+    PIECES_AT_ONCE,
+    Agent,
+    HostAgent,
+    HostConversation,
+    Limits,
+    MixedAgent,
+    ModelAgent,
+    OneAgent,
+    Policy,
+)
 from simrl.rollouts.dialogue import check_agents, conversing
 from simrl.rollouts.host import HostReplies, OnWait
-from simrl.rollouts.interleave import interleave
+from simrl.rollouts.interleave import Threads, interleave
 from simrl.rollouts.openings import write_openings
 from simrl.rollouts.prompts import Prompts, prompts_of, start_dialogue
 from simrl.rollouts.repeats import Repeats
@@ -35,7 +44,6 @@ from simrl.rollouts.trajectories import Trajectories, trajectories
 from simrl.run.progress import Progress
 
 OnPiece = Callable[[Trajectories, Sequence[Example]], None]
-PIECES_AT_ONCE = 2  # in progress, of conversations with an agent off the device: one is sampled while the other waits
 _Agent = TypeVar('_Agent', bound=Agent)
 _cast = functools.lru_cache(placement.for_sampling)
 
@@ -179,7 +187,7 @@ def _collect(
     pieces = [slice(i, i + size) for i in range(0, len(example_of_row), size)]
     partner = assistant if view == USER else user
     calls = partner.calls_at_once if isinstance(partner, HostAgent) and len(pieces) > 1 else 0
-    threads = concurrent.futures.ThreadPoolExecutor(calls) if calls else None
+    threads = Threads(calls) if calls else None
 
     def hold(piece: slice) -> Generator[None, None, tuple[Trajectories, Mapping[int, str]]]:
         rows = jax.tree.map(operator.itemgetter(piece), prompts)
@@ -210,7 +218,7 @@ def _collect(
                 on_piece(batch, example_of_row[piece])
     finally:
         if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)  # after an error a call may still be in progress
+            threads.close()
     return batches[0] if len(batches) == 1 else _joined(batches), failures
 
 
@@ -315,7 +323,7 @@ def _conversing(
     *,
     limits: Limits,
     view: int,
-    threads: concurrent.futures.Executor | None,
+    threads: Threads | None,
     on_wait: OnWait | None,
     replay: Replay | None,
 ) -> Generator[None, None, tuple[Trajectories, Mapping[int, str]]]:

@@ -4,7 +4,6 @@ Messages of the agent on the device are never encoded again, and nothing is pref
 is fed.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -18,6 +17,7 @@ import numpy as np
 from simrl.conversations.chat import HEADERS, Chat
 from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
+from simrl.rollouts.interleave import Threads
 from simrl.rollouts.state import Transcript, waiting_for
 
 OnWait = Callable[[float], None]  # takes seconds
@@ -66,7 +66,7 @@ class HostReplies:
     row_keys: jax.Array
     chat: Chat
     failures: dict[int, str] = dataclasses.field(default_factory=dict)
-    threads: concurrent.futures.Executor | None = None
+    threads: Threads | None = None
     on_wait: OnWait | None = None
 
     @property
@@ -108,7 +108,7 @@ class HostReplies:
             for index in indices
         }
         replies = functools.partial(self._replies, contents, seeds)
-        wait = replies if self.threads is None else self.threads.submit(replies).result
+        wait = replies if self.threads is None else self.threads.start(replies)
         return functools.partial(self._finish, wait, rows, indices, role)
 
     def _finish(

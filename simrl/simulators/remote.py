@@ -15,8 +15,15 @@ from simrl.conversations.records import Example, Message
 from simrl.remote.answers import Answer
 from simrl.remote.requests import ChatRequest, CompletionRequest
 from simrl.remote.schema import object_of
-from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Opening, Resampling, System
-from simrl.rollouts.collect import PIECES_AT_ONCE
+from simrl.rollouts.agents import (
+    PIECES_AT_ONCE,
+    HostAgent,
+    HostConversation,
+    ModelAgent,
+    Opening,
+    Resampling,
+    System,
+)
 from simrl.rollouts.token_sampling import Sampling
 from simrl.simulators import prompts
 from simrl.simulators.person import Part
@@ -77,6 +84,7 @@ def chat_simulator(
         system=system,
         opening=opening,
         calls_at_once=PIECES_AT_ONCE,
+        replayable=True,
     )
 
 
@@ -142,6 +150,7 @@ def json_simulator(
         system=system,
         opening=opening,
         calls_at_once=PIECES_AT_ONCE,
+        replayable=True,
     )
 
 
@@ -186,4 +195,5 @@ def raw_simulator(
         system=agent.system,
         opening=agent.opening,
         calls_at_once=PIECES_AT_ONCE,
+        replayable=True,
     )

@@ -128,7 +128,7 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
         stop_text=agent.stop_text,
         system=agent.system,
         opening=agent.opening,
-        calls_at_once=0,
+        replayable=True,
     )
 
 

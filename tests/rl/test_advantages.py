@@ -21,7 +21,33 @@ masks = hnp.arrays(bool, (ROWS, TIME))
 floats = hnp.arrays(np.float32, (ROWS, TIME), elements=numbers)
 
 jit_gae = jax.jit(advantages.gae)
+jit_gae_of_turns = jax.jit(functools.partial(advantages.gae_of_turns, gamma=0.9, lam=0.95, turns=TURNS))
 jit_place = jax.jit(advantages.place_rewards)
+
+
+@few
+@given(floats, floats, masks, hnp.arrays(np.int32, (ROWS, TIME), elements=st.integers(0, TURNS - 1)))
+def test_turns_that_are_episodes_know_nothing_of_each_other(reward, value, trained, turn):
+    turn = np.sort(turn, axis=1)
+    found = jit_gae_of_turns(reward, value, trained, turn=turn)
+    for number in range(TURNS):
+        own = trained & (turn == number)
+        alone = jit_gae(reward, value, own, 0.9, 0.95)
+        for whole, expected in zip(found, alone, strict=True):
+            np.testing.assert_allclose(np.where(own, whole, 0), expected, atol=1e-5)
+    assert not np.any(np.where(trained, 0, found[0]))
+
+
+def test_the_return_of_a_reply_is_its_own_reward_where_it_holds_what_follows():
+    """Three replies of futures worth .8 are no better than one worth .9; as rewards of turns they would add up."""
+    reward = np.zeros((2, 6), np.float32)
+    reward[0, [1, 3, 5]], reward[1, 1] = 0.8, 0.9
+    trained = np.array([[True] * 6, [True, True] + [False] * 4])
+    turn = np.broadcast_to(np.arange(6) // 2, (2, 6))
+    zeros = np.zeros_like(reward)
+    _, returns = advantages.gae_of_turns(reward, zeros, trained, 1.0, 1.0, turn=turn, turns=TURNS)
+    np.testing.assert_allclose(returns, np.where(trained, [[0.8], [0.9]], 0))
+    np.testing.assert_allclose(advantages.gae(reward, zeros, trained, 1.0, 1.0)[1][0, ::2], [2.4, 1.6, 0.8])
 
 
 def slow_gae(reward, value, gamma, lam):

@@ -6,7 +6,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.futures import FutureScore, FutureSettings, collect_with_futures, mean_of_futures
 from simrl.rl.judged import Judged
 from simrl.rl.train import RLSettings
-from simrl.rollouts.agents import Agent, HostConversation, Reply
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Reply
 from simrl.rollouts.collect import collect
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.trajectories import Trajectories, transcript_of
@@ -205,6 +205,12 @@ def test_scores_that_are_no_rewards_of_conversations() -> None:
         futures_of(agent_of(USER), FutureSettings(1, 1), by_turn)
 
 
+def test_turns_of_futures_are_counted() -> None:
+    assert FutureSettings(3, 4).turns_drawn(5) == 3 * (4 + 3 + 2 + 1)
+    assert FutureSettings(2, 1).turns_drawn(LIMITS.turns) == 4
+    assert FutureSettings(1, 0).turns_drawn(5) == 0
+
+
 @pytest.mark.parametrize(
     ('samples', 'turns', 'message'),
     [
@@ -284,18 +290,29 @@ def test_a_judge_scores_futures_while_others_are_sampled(
         assert all(value is None for value in row['reward']) == (row['example'] == test_train.FAILING)
 
 
-def test_only_the_assistants_replies_have_futures(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh) -> None:
+@pytest.mark.parametrize(
+    ('trained', 'message'),
+    [
+        ('user', r"RLSettings\.trained: expected 'assistant' for rewards by futures .* 'user'"),
+        ('assistant', r'HostAgent\.replayable: expected True for rewards by futures, .* found False'),
+    ],
+)
+def test_without_replies_that_have_futures(
+    tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, trained: Literal['user', 'assistant'], message: str
+) -> None:
+    """Of the user; or in conversations with an agent whose seed is one for all of them."""
     user, helper = scene.sides(chat)
-    with pytest.raises(ValueError, match=r"RLSettings\.trained: expected 'assistant' for rewards by futures .* 'user'"):
+    program = HostAgent(lambda conversations, seeds: [], scene.LIMITS.user_tokens)
+    with pytest.raises(ValueError, match=message):
         train.train(
             tmp_path / 'run',
-            user,
+            user if trained == 'user' else program,
             helper,
             chat=chat,
             examples=scene.EXAMPLES,
             score=FutureScore(scene.share_of_low_ids, FutureSettings(1, 1)),
             limits=scene.LIMITS,
-            settings=RLSettings(1, 4, 2, (128,), AlgorithmSettings(kl='none'), scene.ADAMW, trained='user'),
+            settings=RLSettings(1, 4, 2, (128,), AlgorithmSettings(kl='none'), scene.ADAMW, trained=trained),
             execution=scene.EXECUTION,
             loop_settings=scene.loop_settings(),
             seed=0,

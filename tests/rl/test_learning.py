@@ -78,7 +78,7 @@ CASES = {  # whom, how, with which seed
     for name, update in (('ppo', PPO), ('grpo', GRPO))
     for seed in range(3)
 }
-QUICK = 'user-grpo-0'
+QUICK = 'assistant-ppo-0'
 
 
 @pytest.mark.parametrize(

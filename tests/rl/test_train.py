@@ -86,7 +86,7 @@ def train_tea(
 ) -> None:
     train.train(
         folder,
-        HostAgent(people, LIMITS.user_tokens, system=lambda example: f'wants {example.intent}'),
+        HostAgent(people, LIMITS.user_tokens, system=lambda example: f'wants {example.intent}', replayable=True),
         helper(),
         chat=CHAT,
         examples=EXAMPLES,

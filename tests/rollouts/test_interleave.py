@@ -18,7 +18,7 @@ from simrl.models import sharding
 from simrl.rollouts import dialogue as dialogue_lib
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.collect import PIECES_AT_ONCE, collect
-from simrl.rollouts.interleave import interleave
+from simrl.rollouts.interleave import Threads, interleave
 from simrl.rollouts.state import Dialogue
 from simrl.rollouts.trajectories import Trajectories
 from tests.rollouts import test_host as scene
@@ -188,6 +188,31 @@ def test_errors_of_the_agent_are_raised(calls_at_once: int) -> None:
         held(ASSISTANT, reply, calls_at_once)
     with pytest.raises(ValueError, match=r'HostAgent.reply: expected 4 replies, found 0'):
         held(ASSISTANT, lambda conversations, seeds: [], calls_at_once)
+
+
+def test_closed_threads_begin_no_call_and_keep_no_process() -> None:
+    begun, go = threading.Event(), threading.Event()
+    calls: list[str] = []
+    threads = Threads(1)
+
+    def first() -> str:
+        begun.set()
+        assert go.wait(TIMEOUT)
+        return 'first'
+
+    before = set(threading.enumerate())
+    wait = threads.start(first)
+    assert begun.wait(TIMEOUT)
+    threads.start(lambda: calls.append('second'))
+    own = set(threading.enumerate()) - before
+    assert len(own) == 2
+    assert all(thread.daemon for thread in own)
+    threads.close()
+    go.set()
+    assert wait() == 'first'
+    for thread in own:
+        thread.join(TIMEOUT)
+    assert calls == []
 
 
 def test_a_negative_number_of_calls_is_refused() -> None:

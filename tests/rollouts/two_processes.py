@@ -60,7 +60,7 @@ def main() -> None:
         return Reply('10')
 
     try:
-        messages(scene.partner_of(broken), scene.EXAMPLES)
+        messages(scene.partner_of(broken), scene.EXAMPLES, rows_in_flight=scene.ROWS // 3)
     except (OSError, RuntimeError) as error:
         results['error'] = str(error)
     print(json.dumps({'alike': results, 'asked': asked}))
