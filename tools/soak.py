@@ -3,6 +3,7 @@
     python -m tools.soak tests
     python -m tools.soak commands --model=SmolLM2-135M-Instruct.gguf --workdir=DIR
     python -m tools.soak stages --model=SmolLM2-135M-Instruct.gguf --data=FOLDER --workdir=DIR [--kills=10] [--seed=0]
+    python -m tools.soak faults --model=SmolLM2-135M-Instruct.gguf --data=FOLDER --workdir=DIR [--steps=200]
     python -m tools.soak quickstart --workdir=DIR [--kills=20] [--seed=0]
 
 `tests` runs the tests that `python -m pytest` leaves out: those marked `long`. `commands` runs those of README that
@@ -11,6 +12,9 @@
 `stages` runs fine-tuning of the user simulator and RL of an assistant once without and once with kills (a small random
 model, the given tokenizer and conversations), prints step and phase of each kill, and compares every value and step of
 metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time/`) are exempt.
+
+`faults` does the same with RL against a simulator and a judge behind a server that fails at first in 30% of requests:
+the run is compared with one of the same server on a good day.
 
 `quickstart` does the same with quickstart.py:smoke, whose workers die with it, and compares the bytes of
 results/*.json except timings.json. A third of the kills each is aimed at a process's start-up, at stages, and at the
@@ -34,7 +38,9 @@ from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.run.config import local_path
 from simrl.run.program import run_child, run_program
 from simrl.run.stage_files import LOCK_FILE, is_done
+from tests.experiments.with_endpoints import ARM, answers, transient
 from tests.kills import assert_same_run, run_with_kills
+from tests.remote.server import ScriptedServer
 
 STAGES = ('sft/fine_tuned', 'rl/fine_tuned/seed-0')  # whose metrics are compared
 TIMINGS = 'timings.json'
@@ -84,6 +90,29 @@ def check_stages(options: argparse.Namespace) -> None:
     for stage in STAGES:
         assert_same_run(unbroken / stage, broken / stage)
         print(f'{stage}: {options.kills} kills, every value and step equal', flush=True)
+
+
+def check_faults(options: argparse.Namespace) -> None:
+    unbroken, broken, stage = options.workdir / 'unbroken', options.workdir / 'killed', f'rl/{ARM}/seed-0'
+
+    def words(workdir: pathlib.Path) -> list[str]:
+        return [
+            *(sys.executable, '-m', 'simrl.main', f'--config=tests/experiments/with_endpoints.py:{server.url}'),
+            *(f'--workdir={workdir}', f'--only={stage}', f'--config.rl.steps={options.steps}'),
+            *(f'--config.model.source={options.model}', f'--config.data.folder={options.data}'),
+        ]
+
+    with ScriptedServer(answers) as server:
+        run_child(words(unbroken))
+        asked, server.script = len(server.requests), transient
+        lines = max(1, options.steps // (2 * max(1, options.kills)))
+        run_with_kills(words(broken), broken, options.kills, options.seed, lines=lines, span=2.0)
+        again = len(server.requests) - asked
+    assert_same_run(unbroken / stage, broken / stage)
+    print(
+        f'{stage}: {options.steps} steps, {options.kills} kills, {asked} requests and {again} with faults: equal',
+        flush=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,13 +221,16 @@ def main() -> None:
     commands = checks.add_parser('commands', help="README's commands in small forms")
     commands.add_argument('--model', required=True, help='as --config.model.source')
     stages = checks.add_parser('stages', help='fine-tuning and RL')
-    stages.add_argument('--model', required=True, help='as --config.model.source')
-    stages.add_argument('--data', required=True, help='as --config.data.folder')
+    faults = checks.add_parser('faults', help='RL against endpoints that fail')
+    faults.add_argument('--steps', type=int, default=200)
+    for check in (stages, faults):
+        check.add_argument('--model', required=True, help='as --config.model.source')
+        check.add_argument('--data', required=True, help='as --config.data.folder')
     quickstart = checks.add_parser('quickstart', help='the whole experiment with a known answer')
     quickstart.add_argument('--unbroken', type=local_path, help='a finished run to compare with; None makes one')
-    for check in (commands, stages, quickstart):
+    for check in (commands, stages, faults, quickstart):
         check.add_argument('--workdir', required=True, type=local_path, help='a new folder')
-    for check, kills in ((stages, 10), (quickstart, 20)):
+    for check, kills in ((stages, 10), (faults, 10), (quickstart, 20)):
         check.add_argument('--kills', type=int, default=kills, help='of each job')
         check.add_argument('--seed', type=int, default=0, help='of the moments')
     options = parser.parse_args()
@@ -206,6 +238,7 @@ def main() -> None:
         raise SystemExit(f'{options.workdir}: expected no such folder yet, found one')
     of_check = {
         'commands': check_commands,
+        'faults': check_faults,
         'quickstart': check_quickstart,
         'stages': check_stages,
         'tests': check_tests,
