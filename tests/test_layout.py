@@ -1,6 +1,7 @@
 """Imports point one way, and what the project does not do is nowhere in its sources."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -30,10 +31,16 @@ ROOMS = (
 FORBIDDEN = {('rewards', 'simulators'), ('training', 'simulators'), ('rl', 'simulators')}
 
 
+@functools.cache
+def parsed(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@functools.cache
 def imports(path: pathlib.Path) -> set[str]:
     """The dotted names that a source file imports, wherever in the file."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -65,7 +72,7 @@ def test_every_file_is_in_a_room() -> None:
 
 def test_every_room_says_what_it_is() -> None:
     for path in PACKAGE.rglob('__init__.py'):
-        assert ast.get_docstring(ast.parse(path.read_text())), f'{path}: expected a docstring'
+        assert ast.get_docstring(parsed(path)), f'{path}: expected a docstring'
 
 
 def test_docstrings_begin_with_a_verb_or_a_name() -> None:
@@ -74,7 +81,7 @@ def test_docstrings_begin_with_a_verb_or_a_name() -> None:
     found = [
         f'{path.relative_to(ROOT)}: {text.splitlines()[0]}'
         for path in (*SOURCES, *sorted((ROOT / 'tools').rglob('*.py')))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, nodes) and (text := ast.get_docstring(node)) and text.split()[0] in questions
     ]
     assert not found
@@ -154,7 +161,7 @@ def opened_without_encoding(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize('path', [*SOURCES, *sorted((ROOT / 'tools').rglob('*.py'))], ids=lambda path: str(path))
 def test_text_files_are_utf_8_whatever_the_terminal_is(path: pathlib.Path) -> None:
-    assert not opened_without_encoding(ast.parse(path.read_text()))
+    assert not opened_without_encoding(parsed(path))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_the_rule_finds_text_files_without_an_encoding(source: str) -> None:
 
 @pytest.mark.parametrize('path', ALL_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_from_data(path: pathlib.Path) -> None:
-    assert not faults(ast.parse(path.read_text(), str(path)))
+    assert not faults(parsed(path))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Packages that are imported by another name than they are installed by.
-INSTALLED_AS = {'PIL': 'pillow', 'absl': 'absl-py', 'orbax': 'orbax-checkpoint', 'ml_collections': 'ml-collections'}
+INSTALLED_AS = {
+    'PIL': 'pillow',
+    'absl': 'absl-py',
+    'ml_collections': 'ml-collections',
+    'orbax': 'orbax-checkpoint',
+    'xdist': 'pytest-xdist',
+}
 # What they need is installed apart from simrl, into an environment that the tool makes.
 PEERS = ROOT / 'tools' / 'benchmark' / 'peers'
 OWN = {'simrl', 'configs', 'tests', 'tools', *(path.stem for path in (ROOT / 'tools').glob('*.py'))}

@@ -101,6 +101,7 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
     assert {round(score, 6) for score in matrix['outcomes']['score']} <= {n / 10 for n in range(11)}
 
 
+@pytest.mark.long
 def test_a_panel_judges_the_futures_of_each_reply(judge_files, tmp_path):
     """And whole conversations where a checkpoint is validated."""
 

@@ -78,8 +78,10 @@ def test_one_pass_scores_every_reply_as_if_it_were_the_last(chat, model):
     for i, texts in enumerate(CONVERSATIONS):
         for reply in range(len(texts) // 2):
             turns = [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts[: 2 * reply + 2])]
-            row = jnp.asarray(render(chat, turns, system=None).tokens)[None]
-            alone = score_rows(params, config, Execution(), row, jnp.array([[row.shape[1] - 1]]))[0, 0]
+            ids = render(chat, turns, system=None).tokens
+            row = np.zeros((1, 128), np.int32)  # of one shape, so that there is one program
+            row[0, : len(ids)] = ids
+            alone = score_rows(params, config, Execution(), jnp.asarray(row), jnp.array([[len(ids) - 1]]))[0, 0]
             np.testing.assert_allclose(score[i, reply], alone, rtol=1e-5, atol=1e-5)
 
 
