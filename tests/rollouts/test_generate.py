@@ -11,6 +11,7 @@ import pytest
 from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts import generate as sampler
+from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import Context, prefill
 from simrl.rollouts.generate import SampledMessage, generate, prefix_lengths
 from simrl.rollouts.token_sampling import Sampling, sample_token
@@ -173,24 +174,26 @@ def test_long_messages_are_the_same_over_prefixes_of_the_cache(monkeypatch: pyte
     mask = scene.TOKEN_MASKS[1].copy()
     mask[spec.end_of_turn] = False
 
-    def generated(ends: bool) -> tuple[Context, SampledMessage]:
-        token_mask = scene.TOKEN_MASKS[1] if ends else mask
-        policy = dataclasses.replace(scene.policies()[1], spec=spec, token_mask=token_mask)
+    def generated() -> list[tuple[Context, SampledMessage]]:
+        """Where messages may end, and where they may not."""
 
         @jax.jit
-        def run() -> tuple[Context, SampledMessage]:
+        def run(policy: Policy) -> tuple[Context, SampledMessage]:
             context = prefill(policy, prompts, same, same, length, capacity=131)
             context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
             zeros = jnp.zeros(4, jnp.int32)
             return generate(policy, context, scene.keys(range(4)), zeros == 0, zeros)
 
-        return jax.device_get(run())
+        policy = dataclasses.replace(scene.policies()[1], spec=spec)
+        masks = (scene.TOKEN_MASKS[1], mask)
+        return [jax.device_get(run(dataclasses.replace(policy, token_mask=jnp.asarray(x)))) for x in masks]
 
     assert prefix_lengths(131, max_new_tokens) == (96,)
-    expected = [generated(ends) for ends in (True, False)]
+    expected = generated()
     monkeypatch.setattr(sampler, 'prefix_lengths', lambda *_: ())
-    for (context, message), ends in zip(expected, (True, False), strict=True):
-        plain_context, plain_message = generated(ends)
+    for (context, message), (plain_context, plain_message), ends in zip(
+        expected, generated(), (True, False), strict=True
+    ):
         assert (np.max(message.length) == max_new_tokens + 1) == (not ends)
         jax.tree.map(np.testing.assert_array_equal, message, plain_message)
         exact = ('tokens', 'role', 'message', 'length')
