@@ -6,6 +6,7 @@ tokens of a fine-tuned simulator's view, or their text, for one that is served e
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Literal
@@ -34,6 +35,8 @@ from simrl.simulators.text_view import text_view
 PromptAs = Literal['ids', 'text']  # how a raw completion's prompt is sent
 TEXT = {'type': 'string', 'minLength': 1}
 SCHEMA = object_of(current_answer=TEXT, thought=TEXT, response=TEXT)
+# It waits for others, and reads nothing but messages and the seed of the call.
+_remote_agent = functools.partial(HostAgent, calls_at_once=PIECES_AT_ONCE, replayable=True)
 
 
 def chat_simulator(
@@ -77,15 +80,7 @@ def chat_simulator(
     def read(answer: Answer, conversation: HostConversation) -> Read:
         return read_message(answer.text, settings.signal, conversation, repeats=resampling is not None)
 
-    return HostAgent(
-        ask(call, request, read, tries),
-        max_new_tokens,
-        stop_text=settings.signal,
-        system=system,
-        opening=opening,
-        calls_at_once=PIECES_AT_ONCE,
-        replayable=True,
-    )
+    return _remote_agent(ask(call, request, read, tries), max_new_tokens, settings.signal, system, opening)
 
 
 def _warmer(sampling: Sampling, rule: Resampling | None, attempt: int) -> Sampling:
@@ -143,15 +138,7 @@ def json_simulator(
     def read(answer: Answer, conversation: HostConversation) -> Read:
         return read_message(answer.value['response'], settings.signal, conversation, repeats=resampling is not None)
 
-    return HostAgent(
-        ask(call, request, read, tries),
-        max_new_tokens,
-        stop_text=settings.signal,
-        system=system,
-        opening=opening,
-        calls_at_once=PIECES_AT_ONCE,
-        replayable=True,
-    )
+    return _remote_agent(ask(call, request, read, tries), max_new_tokens, settings.signal, system, opening)
 
 
 def raw_simulator(
@@ -188,12 +175,6 @@ def raw_simulator(
             return Read(None, 'goes on after its end')
         return read_message(text, agent.stop_text, conversation, repeats=agent.resampling is not None)
 
-    return HostAgent(
-        ask(call, request, read, tries),
-        agent.max_new_tokens,
-        stop_text=agent.stop_text,
-        system=agent.system,
-        opening=agent.opening,
-        calls_at_once=PIECES_AT_ONCE,
-        replayable=True,
+    return _remote_agent(
+        ask(call, request, read, tries), agent.max_new_tokens, agent.stop_text, agent.system, agent.opening
     )
