@@ -33,7 +33,6 @@ from simrl.rollouts.compaction import all_active, compact, restore, shard_tree
 from simrl.rollouts.context import capacity_for, grow_cache, round_up
 from simrl.rollouts.generate import SampledMessage
 from simrl.rollouts.host import ROLE_NAMES, HostMessage, HostReplies
-from simrl.rollouts.interleave import interleave
 from simrl.rollouts.messages import (
     can_receive,
     can_send,
@@ -105,20 +104,6 @@ def add_reply(receiver: Policy, dialogue: Dialogue, reply: HostMessage, *, role:
     reason = jnp.where(reply.failed, jnp.int8(EndReason.FAILURE), dialogue.end_reason)
     resamples = dialogue.resamples + jnp.asarray(reply.resamples)
     return shard_tree(dataclasses.replace(dialogue, end_reason=reason, resamples=resamples))
-
-
-def converse(
-    user: Side,
-    assistant: Side,
-    dialogue: Dialogue,
-    row_keys: jax.Array,
-    *,
-    turns: int,
-    repeats: Repeats | None = None,
-) -> Dialogue:
-    """`conversing` to its end."""
-    (dialogue,) = interleave([conversing(user, assistant, dialogue, row_keys, turns=turns, repeats=repeats)], 1)
-    return dialogue
 
 
 def conversing(

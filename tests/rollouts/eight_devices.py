@@ -13,7 +13,7 @@ from simrl.models import sharding
 from simrl.rollouts import compaction
 from simrl.rollouts import dialogue as dialogue_lib
 from simrl.rollouts.compaction import shard_tree
-from simrl.rollouts.dialogue import add_message, converse
+from simrl.rollouts.dialogue import add_message
 from simrl.rollouts.state import Dialogue
 from tests.many_devices import collectives
 from tests.rollouts import scene
@@ -48,7 +48,7 @@ def main() -> None:
 
         dialogue, keys = start()
         with mock.patch.object(dialogue_lib, 'add_message', watched):
-            out = converse(*policies, dialogue, keys, turns=scene.TURNS)
+            out = scene.converse(*policies, dialogue, keys, turns=scene.TURNS)
         compiled = [name for name in compiles if name in ('jit(add_message)', 'jit(gather_rows)', 'jit(_scatter_rows)')]
         dialogue, keys = start()
         message = add_message.lower(*policies, dialogue, keys, role=USER)

@@ -6,6 +6,7 @@ Of the rows, 0, 2, 5 and 6 have a given opening; 0 and 2 hold it in the user's v
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from simrl.models.layouts import layers_apart, output_major
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.context import PREFIX, Context, grow_cache, prefill
-from simrl.rollouts.dialogue import capacity
+from simrl.rollouts.dialogue import capacity, conversing
+from simrl.rollouts.interleave import interleave
 from simrl.rollouts.state import Dialogue, init_dialogue, row_keys
 
 EOT_USER, EOT_ASSISTANT, TERMINAL = 190, 191, 199
@@ -176,3 +178,9 @@ def without_caches(dialogue: Dialogue) -> Dialogue:
     """The same on the host, caches left out."""
     views = {name: dataclasses.replace(getattr(dialogue, name), cache=None) for name in ('user', 'assistant')}
     return jax.device_get(dataclasses.replace(dialogue, **views))
+
+
+def converse(*arguments: Any, **settings: Any) -> Dialogue:
+    """`conversing` to its end."""
+    (dialogue,) = interleave([conversing(*arguments, **settings)], 1)
+    return dialogue

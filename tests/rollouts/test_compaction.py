@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Cache
 from simrl.rollouts.compaction import ActiveBatch, all_active, batch_sizes, compact, restore
-from simrl.rollouts.dialogue import add_message, converse
+from simrl.rollouts.dialogue import add_message
 from simrl.rollouts.state import Dialogue, EndReason
 from simrl.rollouts.trajectories import rollout_metrics
 from tests.rollouts import scene
@@ -116,7 +116,7 @@ def _both(case: str) -> tuple[Dialogue, Dialogue]:
         dataclasses.replace(policy, token_mask=mask) for policy, mask in zip(scene.policies(), token_mask, strict=True)
     ]
     dialogue, keys = _start()
-    out = converse(*policies, _failing(dialogue, np.array(failing)), keys, turns=scene.TURNS)
+    out = scene.converse(*policies, _failing(dialogue, np.array(failing)), keys, turns=scene.TURNS)
     dialogue, keys = _start()
     whole = _failing(dialogue, np.array(failing))
     for number in range(2 * scene.TURNS):

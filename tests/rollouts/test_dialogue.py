@@ -15,7 +15,7 @@ from simrl.models import transformer
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts.compaction import gather_rows
 from simrl.rollouts.context import Context, cache_capacities, extend, grow_cache, prefill
-from simrl.rollouts.dialogue import add_message, capacity, converse, grow_caches
+from simrl.rollouts.dialogue import add_message, capacity, grow_caches
 from simrl.rollouts.messages import room_to_receive, room_to_send, send
 from simrl.rollouts.state import Dialogue, EndReason, example_hash, row_keys
 from simrl.rollouts.trajectories import missed_signals, rollout_metrics, trajectories, transcripts
@@ -30,7 +30,7 @@ EOT = (scene.EOT_USER, scene.EOT_ASSISTANT)
 
 
 def _roll(dialogue: Dialogue, keys: jax.Array, turns: int = scene.TURNS) -> Dialogue:
-    return converse(*scene.policies(), dialogue, keys, turns=turns)
+    return scene.converse(*scene.policies(), dialogue, keys, turns=turns)
 
 
 @functools.cache
@@ -295,7 +295,7 @@ def test_repeated_calls_compile_once() -> None:
     _whole()
     before = add_message._cache_size()
     warmer = (dataclasses.replace(policy, temperature=policy.temperature + 0.5) for policy in scene.policies())
-    converse(*warmer, scene.start(ALL), scene.keys(range(3, 11)), turns=scene.TURNS)
+    scene.converse(*warmer, scene.start(ALL), scene.keys(range(3, 11)), turns=scene.TURNS)
     assert add_message._cache_size() == before
 
 

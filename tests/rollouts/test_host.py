@@ -93,8 +93,15 @@ def agent_of(role: int) -> ModelAgent:
 
 
 def conversations_of(
-    user: Agent, assistant: Agent, view: int, examples: Sequence[Example] = EXAMPLES, seed: int = SEED
+    user: Agent,
+    assistant: Agent,
+    view: int,
+    examples: Sequence[Example] = EXAMPLES,
+    seed: int = SEED,
+    samples: int | None = None,
+    **settings: Any,
 ) -> tuple[Trajectories, Mapping[int, str]]:
+    """On the host; in all `ROWS` of them unless `samples` of each example are wanted."""
     batch, failures = collect(
         user,
         assistant,
@@ -105,7 +112,8 @@ def conversations_of(
         step=STEP,
         view=view,
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
-        samples=ROWS // len(examples),
+        samples=samples or ROWS // len(examples),
+        **settings,
     )
     return jax.device_get(batch), failures
 

@@ -4,18 +4,24 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 import pytest
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.conversations.records import Example
-from simrl.models import sharding
 from simrl.rollouts.agents import HostConversation, Reply
-from simrl.rollouts.collect import collect
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
-from tests.rollouts.test_host import CHAT, CONTENT, EXAMPLES, LIMITS, SAMPLES, SEED, STEP, agent_of, chatty, partner_of
+from tests.rollouts.test_host import (
+    CHAT,
+    CONTENT,
+    EXAMPLES,
+    SAMPLES,
+    agent_of,
+    chatty,
+    conversations_of,
+    partner_of,
+)
 
 WRITER = dataclasses.replace(
     agent_of(USER),
@@ -28,20 +34,7 @@ NONE_GIVEN = [dataclasses.replace(example, opening=None) for example in EXAMPLES
 def conversations(
     user, examples: Sequence[Example], view: int, rows_in_flight: int | None = None, samples: int = SAMPLES
 ) -> tuple[Trajectories, Mapping[int, str]]:
-    batch, failures = collect(
-        user,
-        agent_of(ASSISTANT),
-        examples,
-        chat=CHAT,
-        limits=LIMITS,
-        seed=SEED,
-        step=STEP,
-        view=view,
-        mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
-        samples=samples,
-        rows_in_flight=rows_in_flight,
-    )
-    return jax.device_get(batch), failures
+    return conversations_of(user, agent_of(ASSISTANT), view, examples, samples=samples, rows_in_flight=rows_in_flight)
 
 
 @functools.cache

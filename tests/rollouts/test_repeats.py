@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from simrl.rollouts.agents import Resampling
-from simrl.rollouts.dialogue import converse
 from simrl.rollouts.repeats import Repeats
 from simrl.rollouts.state import Dialogue, EndReason
 from tests.rollouts import scene, slow
@@ -25,7 +24,9 @@ REPEATS = Repeats(RULE, scene.TEMPERATURES[0], coarse)
 
 
 def rolled(rows: list[int], repeats: Repeats | None) -> Dialogue:
-    dialogue = converse(*scene.policies(), scene.start(rows), scene.keys(rows), turns=scene.TURNS, repeats=repeats)
+    dialogue = scene.converse(
+        *scene.policies(), scene.start(rows), scene.keys(rows), turns=scene.TURNS, repeats=repeats
+    )
     return scene.without_caches(dialogue)
 
 

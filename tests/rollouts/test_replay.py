@@ -10,16 +10,22 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
-from simrl.models import sharding
 from simrl.rollouts.agents import Agent, HostConversation, Reply
-from simrl.rollouts.collect import collect
-from simrl.rollouts.dialogue import converse
 from simrl.rollouts.replay import Replay, replay_messages
 from simrl.rollouts.state import Dialogue, EndReason, Transcript
 from simrl.rollouts.trajectories import Trajectories, transcript_of
 from tests.rollouts import scene
 from tests.rollouts.test_host import CHAT as NUMBERS
-from tests.rollouts.test_host import EXAMPLES, LIMITS, ROWS, SAMPLES, SEED, STEP, agent_of, chatty, partner_of
+from tests.rollouts.test_host import (
+    EXAMPLES,
+    LIMITS,
+    ROWS,
+    SAMPLES,
+    agent_of,
+    chatty,
+    conversations_of,
+    partner_of,
+)
 from tests.rollouts.test_mixed import mixed
 from tests.rollouts.test_openings import WRITER
 
@@ -28,7 +34,7 @@ SAID = ('messages', 'message_length', 'truncated', 'num_messages', 'num_given', 
 
 
 def converse_all(dialogue: Dialogue) -> Dialogue:
-    return scene.without_caches(converse(*scene.policies(), dialogue, scene.keys(), turns=scene.TURNS))
+    return scene.without_caches(scene.converse(*scene.policies(), dialogue, scene.keys(), turns=scene.TURNS))
 
 
 @functools.cache
@@ -90,21 +96,12 @@ def talk(
     examples: Sequence[Example] = EXAMPLES,
     rows_in_flight: int | None = None,
 ) -> tuple[Trajectories, Mapping[int, str]]:
-    batch, failures = collect(
-        user,
-        agent_of(ASSISTANT),
-        examples,
-        chat=NUMBERS,
-        limits=LIMITS,
-        seed=SEED,
-        step=STEP,
-        view=ASSISTANT,
-        mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
+    return conversations_of(
+        *(user, agent_of(ASSISTANT), ASSISTANT, examples),
         samples=SAMPLES,
         rows_in_flight=rows_in_flight,
         replay=replay,
     )
-    return jax.device_get(batch), failures
 
 
 @functools.cache
