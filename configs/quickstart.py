@@ -106,11 +106,12 @@ def shrink(config: ConfigDict) -> None:
     """Makes the experiment too small to learn much."""
     config.assistant = to_config_dict(AssistantSettings(model(32, 1, seed=0), fitting(12, 32, seed=0)))
     config.users.medium = to_config_dict(user_model(32, 1, 12, 8, batch_size=64))
+    for sft in (config.assistant.sft, config.users.medium.base, config.users.medium.fine_tuning):
+        sft.batch.lengths = (128,)  # a program each
     config.update(
         {
             'corpora': {'assistant': 600, 'base_user': 600, 'logs': 256, 'held_out': 64},
-            'seeds': (0,),
-            'rl': {'steps': 3, 'prompts_per_step': 8, 'samples_per_prompt': 4},
+            'rl': {'steps': 3, 'prompts_per_step': 8, 'samples_per_prompt': 4, 'row_buckets': (96, 200)},
             'rl_people': 64,
             'evaluation': {'people': 64, 'block': 64, 'matrix': 32, 'batch_size': 32, 'shown': 2},
             'compute': {'loop': {'checkpoint_every': 2}, 'xla_flags': ()},
