@@ -6,8 +6,9 @@
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -169,13 +170,24 @@ def plan_of(
     check_order(workdir, stages)
     _fitting_config(workdir, config_dict, fixed)
     hashes, plan = Hashes(), dict[str, PlannedStage]()
+
+    @functools.cache  # most stages share one check, which may take long
+    def refusal(check: Callable[[], None]) -> str:
+        try:
+            check()
+        except (WorkdirError, config.ConfigError) as error:
+            return str(error)
+        return ''
+
     for stage in stages:
         folder, read, files = workdir / stage.name, stages_read(workdir, stage), files_read(workdir, stage)
         unfinished = [name for name in read if plan[name].state != 'done']
         try:
             state, reason = _state_of(stage, folder, unfinished, hashes, stage.name in rerun)
-        except (WorkdirError, config.ConfigError) as error:
+        except WorkdirError as error:
             state, reason = 'refused', str(error)
+        if state in ('started', 'missing', 'waits') and (refused := refusal(stage.check)):
+            state, reason = 'refused', refused
         seconds = stages_lib.stage_seconds(folder) if state == 'done' else None
         plan[stage.name] = PlannedStage(stage.name, state, seconds, (*read, *files), reason)
     return list(plan.values())
@@ -200,7 +212,6 @@ def _state_of(
             return 'done', ''
         if started:
             stages_lib.check_identity(stage.name, folder, started, identity)
-    stage.check()
     return ('waits', shorten(unfinished)) if unfinished else ('started' if started else 'missing', '')
 
 

@@ -4,6 +4,7 @@ All draws are by the example's `persona_seed`, so that all conversations of an e
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -135,6 +136,10 @@ def few_shot_part(settings: FewShotSettings, people: Sequence[Spoken], chat: Cha
     People are drawn first, then one of their messages, so that long conversations do not prevail.
     """
 
+    @functools.cache  # a message is drawn for many examples
+    def num_tokens(message: str) -> int:
+        return len(chat.encode(f'{message}\n'))
+
     def text(example: Example) -> str:
         random = np.random.default_rng([draw(example.persona_seed, 'few-shot', 2**32)])
         shown: list[str] = []
@@ -146,7 +151,7 @@ def few_shot_part(settings: FewShotSettings, people: Sequence[Spoken], chat: Cha
             message = '- ' + person.messages[random.integers(len(person.messages))].replace('\n', '\n  ')
             if number in used or example.id == person.id or example.opening == person.opening:
                 continue
-            if (tokens := len(chat.encode(f'{message}\n'))) > left:
+            if (tokens := num_tokens(message)) > left:
                 continue
             used.add(number)
             shown.append(message)

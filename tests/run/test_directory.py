@@ -148,6 +148,20 @@ def test_stages_that_are_new_or_of_other_arms_are_not_compared(tmp_path: pathlib
     open_workdir(tmp_path, {}, changed)
 
 
+def test_a_plan_asks_a_check_once_however_many_stages_share_it(tmp_path: pathlib.Path) -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(None)
+        raise ConfigError('config.arms: none')
+
+    plan = [Stage(name, {}, {}, Work(), check) for name in ('a', 'b', 'c')]
+    assert {(stage.state, stage.reason) for stage in directory.plan_of(tmp_path / 'run', {}, plan)} == {
+        ('refused', 'config.arms: none')
+    }
+    assert len(asked) == 1
+
+
 def test_a_failing_check_is_raised_before_anything_is_written(tmp_path: pathlib.Path) -> None:
     def check() -> None:
         raise ConfigError('config.rl.steps: expected at least 1, found 0')
