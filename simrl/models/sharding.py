@@ -53,6 +53,7 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
     return jax.make_mesh((data, model), ('data', 'model'), (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
+@functools.cache  # a model is traced for it
 def _boxed_params(config: TransformerConfig) -> Params:
     return jax.eval_shape(functools.partial(init_boxed_params, config=config), jax.random.key(0))
 
