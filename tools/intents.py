@@ -6,7 +6,8 @@
 
 The output is a file of conversations, for instance conversations.jsonl.gz of a new data folder. Conversations without
 a usable sentence are left out and counted by cause. After a kill, the same command continues: intents are kept in
-OUTPUT.intents.jsonl, answers of an endpoint in OUTPUT.answers.sqlite.
+OUTPUT.intents.jsonl, answers of an endpoint in OUTPUT.answers.sqlite. An answer that is no sentence is an answer: it is
+asked for again once that file is gone.
 """
 
 import argparse

@@ -8,6 +8,7 @@
 A judge may take the place of either reward model (`config.reward.by`, `config.held_out.by`), which is then not trained.
 """
 
+import collections
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -352,22 +353,26 @@ class PretrainedScene:
             score, assistant, examples, self.model, self.limits, self.compute, batch_size=batch_size, seed=seed
         )
 
-    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
-        """Held-out people's messages after their openings, in the simulator's view and under its system text."""
-        settings = self.settings.user_sft
-        lengths = settings.sft.batch.lengths
+    def rows_to_predict(
+        self, simulator: ModelAgent, conversations: Sequence[Conversation]
+    ) -> tuple[list[Rendered], collections.Counter[str]]:
+        """People's messages after their openings, in the simulator's view and under its system text; `user_rows`."""
         swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
-        rows, counts = user_rows(
-            self.people_of('test'),
+        return user_rows(
+            conversations,
             self.chat,
-            lengths[-1],
+            self.settings.user_sft.sft.batch.lengths[-1],
             on_long='cut',
             system=lambda conversation: told(simulator, example_of(conversation)),
             view='swapped' if swapped else 'natural',
             openings=simulator.opening,
         )
+
+    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
+        settings = self.settings.user_sft
+        rows, counts = self.rows_to_predict(simulator, self.people_of('test'))
         sources.print_counts('conversations to predict', len(rows), counts)
-        return subsample(rows, settings.held_out, settings.held_out_seed), lengths
+        return subsample(rows, settings.held_out, settings.held_out_seed), settings.sft.batch.lengths
 
     def likelihood_identity(self) -> Mapping[str, Any]:
         settings = self.settings.user_sft

@@ -4,6 +4,7 @@ Of one arm: `model` is opened without weights; `agent` makes a `ModelAgent`, a `
 through its texts or behind an endpoint, or a `MixedAgent` of other arms' simulators.
 """
 
+import collections
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from simrl.conversations.chat import ROLE_CODES, TERMINAL_TEXT, EncodingError
 from simrl.conversations.records import Conversation, Example
+from simrl.conversations.views import Rendered
 from simrl.experiments import checks, sources
 from simrl.experiments.endpoints import Endpoints, check_endpoint
 from simrl.experiments.fitting import fine_tune_user
@@ -45,6 +47,11 @@ class Data(Protocol):
 
     def openings(self, split: str) -> list[Example]:
         """The examples that conversations start from."""
+
+    def rows_to_predict(
+        self, simulator: ModelAgent, conversations: Sequence[Conversation]
+    ) -> tuple[list[Rendered], collections.Counter[str]]:
+        """What people said in conversations, as the simulator's likelihood is measured on it."""
 
 
 class Simulators:
@@ -222,11 +229,13 @@ class Simulators:
                 check_agents(agent, assistant, chat, limits)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
-        if own.remote is None:  # it is scored on people's messages in rows of these lengths; see `likelihood_rows`
-            lengths, config = s.user_sft.sft.batch.lengths, self.model(arm).config
-            checks.check_row_lengths(f'config.user_sft.sft.batch.lengths (arm {arm})', lengths, config)
-        if (own.model, own.instructions) == (None, None) and not own.tells_person:
-            return  # openings are those that fit into its prompts
+        if (own.model, own.instructions) != (None, None) or own.tells_person:  # else its openings are those that fit
+            self._check_prompts(arm, agent)
+        if own.exchange == 'tokens' and own.remote is None:
+            self._check_predicts(arm, agent)
+
+    def _check_prompts(self, arm: str, agent: ModelAgent) -> None:
+        field, most = f'config.arms.{arm}', self.settings.conversation.limits.prompt_tokens
         for example in (example for split in self._splits() for example in self.data.openings(split)):
             try:
                 found = len(agent.prompt(example).tokens)
@@ -234,12 +243,22 @@ class Simulators:
                 raise ConfigError(f'{field}.instructions: {error}') from error
             except ValueError as error:  # no message of few-shot is short enough
                 raise ConfigError(f'{field}: {error}') from error
-            if found > limits.prompt_tokens:
+            if found > most:
                 raise ConfigError(
                     f'{field}: its prompt for example {example.id} has {found} tokens, expected at most '
-                    f'config.conversation.limits.prompt_tokens={limits.prompt_tokens}; '
-                    f'config.conversation.reserved_prompt_tokens would need {found - limits.prompt_tokens} more'
+                    f'config.conversation.limits.prompt_tokens={most}; '
+                    f'config.conversation.reserved_prompt_tokens would need {found - most} more'
                 )
+
+    def _check_predicts(self, arm: str, agent: ModelAgent) -> None:
+        """Refuses row lengths in which its likelihood cannot be measured."""
+        field, lengths = 'config.user_sft.sft.batch.lengths', self.settings.user_sft.sft.batch.lengths
+        checks.check_row_lengths(f'{field} (arm {arm})', lengths, self.model(arm).config)
+        if not any(self.data.rows_to_predict(agent, [person])[0] for person in self.data.people_of('test')):
+            raise ConfigError(
+                f"{field}: expected a length that holds the prompt of the arm {arm} and a held-out person's next "
+                f'message, found at most {lengths[-1]}'
+            )
 
 
 def fine_tuned_here(own: PretrainedSimulator) -> bool:
