@@ -111,10 +111,13 @@ class HuggingFaceTokenizer:
         """Raises an error for a character that does not come back from its tokens."""
         for character in dict.fromkeys(text):
             if character not in self._kept:
-                decoded = self.decode(self.encode_unchecked(f'0{character}0'))  # some decoders strip outer spaces
-                normalizer = self._content.normalizer
-                normalized = character if normalizer is None else normalizer.normalize_str(character)
-                if character not in decoded and (not normalized or normalized not in decoded):
+                probe = f'0{character}0'  # some decoders strip outer spaces
+                ids, normalizer = self.encode_unchecked(probe), self._content.normalizer
+                normalized = probe if normalizer is None else normalizer.normalize_str(probe)
+                wanted = {probe, normalized, normalized.removeprefix('▁')} - {'00'}  # some put a space before texts,
+                wanted |= {x.replace(' ', '') for x in wanted} - {'00'}  # and some between tokens
+                decoded = self.decode(ids).removeprefix(' ')
+                if not self.without_text.isdisjoint(ids) or wanted.isdisjoint({decoded, decoded.replace(' ', '')}):
                     raise EncodingError(text, character)
                 self._kept.add(character)
 

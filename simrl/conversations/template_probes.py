@@ -43,7 +43,7 @@ class Template:
             raise ValueError(
                 f"{name}: the chat template writes today's date; pin it with `date`, such as '26 Jul 2024'"
             )
-        if 'strftime_now' in text and 'date_string' not in text:
+        if 'strftime_now' in text:
             text = _pinned(name, text, str(date))
         return cls(tokenizer, name, text, date)
 

@@ -177,6 +177,8 @@ def test_todays_date_is_pinned_where_the_template_only_asks_the_clock():
         chat_from_huggingface(tokenizer)
     with pytest.raises(ValueError, match="date: expected one such as '26 Jul 2024', found 'today'"):
         chat_from_huggingface(tokenizer, date='today')
+    asks_anyway = byte_tokenizer(template="{% set date_string = strftime_now('%d %b %Y') %}{{ date_string }}" + CHATML)
+    assert chat_from_huggingface(asks_anyway, date=DATE).default_system == DATE
     unknown = byte_tokenizer(template="{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML)
     with pytest.raises(ValueError, match="today's date in a format that is not written in it"):
         chat_from_huggingface(unknown, date=DATE)
@@ -510,6 +512,18 @@ def test_a_byte_that_the_vocabulary_lacks_is_an_error(normalizer):
         assert chat.encode(text) == tokenizer.encode(text, add_special_tokens=False)
     with pytest.raises(EncodingError, match=r"cannot encode 'ok\\ud800'.* for '\\ud800' \(U\+D800\)"):
         chat.encode('ok\ud800')
+
+
+def test_an_unknown_token_is_no_character_though_its_text_has_it():
+    pieces = ['<unk>', *CHATML_TOKENS, *(c for c in map(chr, range(32, 127)) if c != '<')]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[], unk_token='<unk>'))
+    backend.decoder = tokenizers.decoders.Fuse()
+    content = HuggingFaceTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token='<unk>'))
+    assert content.decode(content.encode('un>k 0')) == 'un>k 0'
+    with pytest.raises(EncodingError, match="no token for '<'"):
+        content.encode('a<b')
+    assert not content.covers('<')
 
 
 def test_what_a_normalizer_deletes_is_an_error():
