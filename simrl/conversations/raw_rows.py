@@ -136,7 +136,7 @@ def stream(path: str, **options: Any) -> Iterator[Mapping[str, Any]]:
         for table in data.iter(BATCH_ROWS):
             for batch in table.to_batches(BATCH_ROWS):
                 yield from records.batch_rows(batch)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # a time past Python's
         raise ValueError(f'{path}: the stream broke off: {error}') from error
 
 

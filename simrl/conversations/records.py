@@ -396,11 +396,22 @@ def _parquet_rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[tuple[i
 def batch_rows(batch: Any) -> list[dict[str, Any]]:
     """Rows of an Arrow batch. Times are cut to microseconds, as Python's are."""
     for i, field in enumerate(batch.schema):
-        if pyarrow.types.is_timestamp(field.type) and field.type.unit == 'ns':
-            column = batch.column(i).cast(pyarrow.timestamp('us', field.type.tz), safe=False)
-            batch = batch.set_column(i, field.name, column)
+        if (kind := _in_microseconds(field.type)) != field.type:
+            batch = batch.set_column(i, field.name, batch.column(i).cast(kind, safe=False))
     rows: list[dict[str, Any]] = batch.to_pylist()
     return rows
+
+
+def _in_microseconds(kind: Any) -> Any:
+    """An Arrow type with every time of nanoseconds in it, however deep, as one of microseconds."""
+    if pyarrow.types.is_timestamp(kind) and kind.unit == 'ns':
+        return pyarrow.timestamp('us', kind.tz)
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        make = pyarrow.list_ if pyarrow.types.is_list(kind) else pyarrow.large_list
+        return make(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    return kind
 
 
 def _columns(paths: Sequence[str], fields: Sequence[str]) -> list[str]:

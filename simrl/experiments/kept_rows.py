@@ -33,7 +33,10 @@ def kept_rows(path: pathlib.Path, render: Callable[[], tuple[list[Rendered], Cou
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             print(f'{path}: expected the rows of this stage, found {error}; they are rendered again', flush=True)
     rows, counts = render()
-    _write(path, rows, counts)
+    try:
+        _write(path, rows, counts)
+    except OSError as error:  # a full disk; what needs the disk more says so itself
+        print(f'{path}: not written ({error.strerror or error}); a resumed stage renders its rows again', flush=True)
     return rows, counts
 
 

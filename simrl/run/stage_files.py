@@ -11,7 +11,7 @@ rerun therefore invalidates the stages that read it only if it writes other byte
 contain times.)
 
 An output with the size and mtime of done.json is taken as unchanged and not hashed again. Files that others put into
-the folder of a finished stage are ignored, and hidden files (.DS_Store, .ipynb_checkpoints/) everywhere. So are
+the folder of a finished stage are ignored, and those that file managers leave (hidden ones, LITTER) everywhere. So are
 tensorboard/ and profile/, which no stage reads and to which viewers add files.
 """
 
@@ -35,6 +35,7 @@ SCRATCH_FOLDER = 'checkpoints'
 NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile', 'profile.unfinished')
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
 NFS_PREFIX = '.nfs'  # of a deleted file that NFS keeps while a process, such as TensorBoard, has it open
+LITTER = ('Thumbs.db', 'desktop.ini', '@eaDir')  # of file managers and network drives
 POLL_SECONDS = 0.2  # between two attempts to take a lock
 LARGE_FILE, FILE_END = 64 * 2**20, 2**20  # bytes
 
@@ -179,9 +180,13 @@ def hash_path(path: pathlib.Path) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    """All files below a folder by path, but hidden ones."""
+    """All files below a folder by path, but those that file managers leave."""
     paths = ((path.relative_to(folder), path) for path in sorted(folder.rglob('*')) if path.is_file())
-    return [(name.as_posix(), path) for name, path in paths if not any(part.startswith('.') for part in name.parts)]
+    return [(name.as_posix(), path) for name, path in paths if not any(map(_is_litter, name.parts))]
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith('.') or name in LITTER
 
 
 def _size_and_mtime(path: pathlib.Path) -> list[int]:
@@ -316,8 +321,8 @@ def is_new(path: pathlib.Path) -> bool:
 
 
 def is_foreign(path: pathlib.Path) -> bool:
-    """True if the file is hidden, as those that file managers and editors leave, or a leftover of a killed process."""
-    return path.name.startswith('.') or is_new(path)
+    """True if the file is one that file managers and editors leave, or a leftover of a killed process."""
+    return _is_litter(path.name) or is_new(path)
 
 
 def shorten(names: Sequence[str]) -> str:

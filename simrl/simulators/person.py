@@ -3,6 +3,7 @@
 All draws are by the example's `persona_seed`, so that all conversations of an example's group meet the same person.
 """
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -89,7 +90,7 @@ def read_personas(path: pathlib.Path) -> list[str]:
     """
     if path.suffix not in ('.txt', '.jsonl'):
         raise ValueError(f'{path}: expected a name that ends in .txt or .jsonl')
-    rows = path.read_bytes().split(b'\n')  # text would also split at U+2028
+    rows = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b'\n')  # text would also split at U+2028
     if not rows[-1]:
         rows.pop()
     personas = [_persona(row, f'{path}, line {number}', path.suffix) for number, row in enumerate(rows, start=1)]
@@ -102,7 +103,7 @@ def _persona(row: bytes, place: str, suffix: str) -> str:
     try:
         text = row.decode()
         value = json.loads(text) if suffix == '.jsonl' else text
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, no JSON, or deep nesting
         raise ValueError(f'{place}: expected {"JSON" if suffix == ".jsonl" else "UTF-8"}, found: {error}') from None
     if suffix == '.jsonl':
         if not isinstance(value, dict) or 'persona' not in value:
@@ -113,6 +114,8 @@ def _persona(row: bytes, place: str, suffix: str) -> str:
     persona: str = value.strip()
     if not persona:
         raise ValueError(f'{place}: expected a persona, found an empty one')
+    if (half := next((c for c in persona if '\ud800' <= c <= '\udfff'), None)) is not None:
+        raise ValueError(f'{place}: expected Unicode, found half of a surrogate pair, {half!r}')
     return persona
 
 

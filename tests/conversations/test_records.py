@@ -1,5 +1,6 @@
 """Records: what is read is what was written, and every fault of a row is named or counted."""
 
+import datetime
 import gzip
 import json
 import os
@@ -344,6 +345,28 @@ def test_parquet_with_a_list_for_each_field_of_the_messages(tmp_path):
     assert len(records.read_conversations(tmp_path / 'rows.parquet')[0]) == 1
     with pytest.raises(RowError, match=r"expected a list of objects, or .*, found {'role': 'user'"):
         records.parse_conversation(ROW | {'messages': USER})
+
+
+def test_times_inside_the_messages_of_parquet_are_read(tmp_path):
+    """In nanoseconds, which Python has not; as a list of objects, and as an object of lists."""
+    moment = pyarrow.array([1_700_000_000_000_000_001, None], pyarrow.timestamp('ns', 'UTC'))
+    fields = {'role': pyarrow.array(['user', 'assistant']), 'content': pyarrow.array(['Hello', 'Hi.']), 'when': moment}
+    objects = pyarrow.StructArray.from_arrays(list(fields.values()), list(fields))
+    whole = pyarrow.array([0, 2], pyarrow.int32())
+    listed = pyarrow.ListArray.from_arrays(whole, objects)
+    lists = pyarrow.StructArray.from_arrays(
+        [pyarrow.ListArray.from_arrays(whole, column) for column in fields.values()], list(fields)
+    )
+    for messages in (listed, lists):
+        batch = pyarrow.record_batch([messages], ['messages'])
+        (read,) = records.batch_rows(batch)
+        times = [m['when'] for m in read['messages']] if messages is listed else read['messages']['when']
+        assert times == [datetime.datetime.fromtimestamp(1_700_000_000, datetime.UTC), None]
+        table = pyarrow.Table.from_pylist([ROW | {'messages': None}])
+        index = table.column_names.index('messages')
+        pyarrow.parquet.write_table(table.set_column(index, 'messages', messages), tmp_path / 'rows.parquet')
+        (found,), _ = records.read_conversations(tmp_path / 'rows.parquet')
+        assert found.messages == (Message('user', 'Hello'), Message('assistant', 'Hi.'))
 
 
 def test_parquet_is_read_in_batches(tmp_path, monkeypatch):

@@ -56,3 +56,11 @@ def test_a_damaged_file_is_named_and_rendered_again(tmp_path, capsys):
         assert counts == COUNTS
         assert f'{path}: expected the rows of this stage, found' in capsys.readouterr().out
         kept_rows(path, lambda: pytest.fail('rendered twice'))
+
+
+def test_rows_that_cannot_be_kept_are_said_and_the_stage_goes_on(tmp_path, capsys):
+    path = tmp_path / 'missing' / 'rows.npz'
+    rows, counts = kept_rows(path, lambda: ([row('Yes.')], COUNTS))
+    assert same(rows, [row('Yes.')])
+    assert counts == COUNTS
+    assert f'{path}: not written (No such file or directory); a resumed stage' in capsys.readouterr().out

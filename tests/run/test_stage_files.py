@@ -81,7 +81,10 @@ def test_scratch_and_half_written_records_are_no_outputs(tmp_path: pathlib.Path)
 def test_files_of_viewers_are_no_outputs(tmp_path: pathlib.Path) -> None:
     """They are there before the stage is done, and are changed or deleted afterwards."""
     folder = tmp_path / 'sft'
-    names = ('.DS_Store', 'params/.ipynb_checkpoints/x', 'tensorboard/events', 'profile/plugins/ALL_HOSTS.op_stats.pb')
+    names = (
+        *('.DS_Store', 'params/.ipynb_checkpoints/x', 'tensorboard/events', 'profile/plugins/ALL_HOSTS.op_stats.pb'),
+        *('Thumbs.db', 'params/@eaDir/x'),
+    )
 
     def work(where: pathlib.Path) -> None:
         for name in (*names, 'params/x'):

@@ -92,7 +92,7 @@ def test_draws_of_two_purposes_are_independent():
 
 def test_personas_are_read_from_lines_and_from_rows(tmp_path):
     text, rows = tmp_path / 'personas.txt', tmp_path / 'personas.jsonl'
-    text.write_text('A nurse.\n Likes trains.\u2028Really. \n')
+    text.write_bytes('\ufeffA nurse.\n Likes trains.\u2028Really. \n'.encode())  # after a byte order mark
     rows.write_text('{"persona": "A nurse."}\n{"persona": "Likes trains.\\u2028Really.", "id": 3}\n')
     assert read_personas(text) == read_personas(rows) == ['A nurse.', 'Likes trains.\u2028Really.']
     part = persona_part(read_personas(text))
@@ -106,6 +106,8 @@ def test_personas_are_read_from_lines_and_from_rows(tmp_path):
         ('p.txt', b'one\n\xff\n', r'p\.txt, line 2: expected UTF-8'),
         ('p.txt', b'', r'p\.txt: expected at least one persona, found none'),
         ('p.jsonl', b'{"persona": "a"}\n{"persona": \n', r'p\.jsonl, line 2: expected JSON'),
+        ('p.jsonl', b'[' * 100_000 + b'\n', r'p\.jsonl, line 1: expected JSON'),
+        ('p.jsonl', b'{"persona": "a\\ud800"}\n', r"p\.jsonl, line 1: expected Unicode, found half .* '\\ud800'"),
         ('p.jsonl', b'{"person": "a"}\n', r"p\.jsonl, line 1: expected an object with the field 'persona'"),
         ('p.jsonl', b'"a"\n', r"p\.jsonl, line 1: expected an object with the field 'persona'"),
         ('p.jsonl', b'{"persona": 3}\n', r'p\.jsonl, line 1: persona: expected a string, found int'),
