@@ -105,7 +105,9 @@ class PretrainedScene:
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def check(self) -> None:
         self._check_without_preferences()
-        self.rewards.check([*self.openings('train'), *self.openings('test')], lambda: self.preferences)
+        validated = [] if self.settings.rl.validation is None else self.openings('dev')
+        rewarded = [*self.openings('train'), *validated, *self.openings('test')]
+        self.rewards.check(rewarded, lambda: self.preferences)
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def _check_without_preferences(self) -> None:

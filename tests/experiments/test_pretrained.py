@@ -413,6 +413,10 @@ LATE = {
         edit('arms.role_play.instructions', '{opening}'),
         r'instructions: .*signal',
     ),
+    'rows without room after a prompt': (
+        edit('user_sft.sft.batch.lengths', (64,)),
+        r'batch\.lengths: expected a length that holds the prompt of the arm role_play .* found at most 64',
+    ),
     'the same half twice': (edit('reward_model.half', 'second'), r'config\.held_out_reward_model\.half: expected'),
     'no data': (edit('data.folder', 'nowhere'), 'nowhere'),
 }
