@@ -18,6 +18,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from configs.quickstart import FAST_COMPILATION
+from simrl.run.workers import cpus
 
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # else a worker of pytest-xdist, whose parent made the folder
     _programs = tempfile.TemporaryDirectory(prefix='simrl-programs-', ignore_cleanup_errors=True)
@@ -50,6 +51,10 @@ class _ByPackage(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.partition('::')[0].rpartition('/')[0]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return len(cpus())  # a CPU quota counts, as that of a container on a large machine
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
