@@ -7,9 +7,10 @@ mended. A question that any judge of the panel failed has no verdict: a mean ove
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from simrl.conversations.records import Message
 from simrl.remote.answers import Answer, Failure, Outcome
@@ -31,12 +32,13 @@ class Judgements:
     """The raw judgements of a run, one question a line, for people and later analyses.
 
     A resumed run asks again what its last checkpoint does not know, and the cache answers: lines that are there already
-    are not written twice. Several processes may append to one file.
+    are not written twice. Several processes may append to one file, and any of them may be killed within a line.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self._written: set[bytes] | None = None
+        self._written = set[bytes]()  # digests of the lines up to `_end`
+        self._end = 0
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rows that are not in the file yet."""
@@ -45,22 +47,20 @@ class Judgements:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, 'a+b') as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                written = self._read(file)
-                new = [line for line in dict.fromkeys(lines) if _digest(line) not in written]
+                self._read(file)
+                new = [line for line in dict.fromkeys(lines) if _digest(line) not in self._written]
                 file.write(b''.join(new))
-        written |= {_digest(line) for line in new}
 
-    def _read(self, file: Any) -> set[bytes]:
-        """Digests of the lines in the file. The rest of a line that a kill cut is removed."""
-        if self._written is None:
-            self._written, whole = set(), 0
-            file.seek(0)
-            for line in file:
-                if line.endswith(b'\n'):
-                    self._written.add(_digest(line))
-                    whole += len(line)
-            file.truncate(whole)
-        return self._written
+    def _read(self, file: BinaryIO) -> None:
+        """Reads what was appended since, by any process. The rest of a line that a kill cut is removed."""
+        if os.fstat(file.fileno()).st_size < self._end:  # the file was deleted, or cut
+            self._written, self._end = set(), 0
+        file.seek(self._end)
+        for line in file:
+            if line.endswith(b'\n'):
+                self._written.add(_digest(line))
+                self._end += len(line)
+        file.truncate(self._end)
 
 
 def _digest(line: bytes) -> bytes:

@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
+import tempfile
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
@@ -139,6 +143,30 @@ def test_a_resumed_run_reads_the_cache_and_writes_no_judgement_twice(tmp_path):
     ]
     assert rows[0]['judges'] == {'a': {'model': 'model', 'thought': 'because', 'score': 5}}
     assert rows[0]['messages'] == [{'role': 'user', 'content': 'hi 0'}, {'role': 'assistant', 'content': 'tea?'}]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 6), max_size=3), st.integers(0, 9)), max_size=8))
+def test_processes_that_are_killed_within_lines_leave_every_judgement_once(appends):
+    """Each of (process, rows, bytes of a line that a kill cut); the others do not know of the kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / 'j.jsonl'
+        processes = [Judgements(path) for _ in range(3)]
+        for number, rows, cut in appends:
+            processes[number].append([{'row': row} for row in rows])
+            with path.open('ab') as file:
+                file.write(b'{"row": 123456}'[:cut])
+        Judgements(path).append([])
+        kept = [json.loads(line)['row'] for line in path.read_text().splitlines()]
+    assert kept == list(dict.fromkeys(row for _, rows, _ in appends for row in rows))
+
+
+def test_judgements_that_were_deleted_are_written_again(tmp_path):
+    judgements = Judgements(tmp_path / 'j.jsonl')
+    judgements.append([{'row': 1}, {'row': 2}])
+    (tmp_path / 'j.jsonl').unlink()
+    judgements.append([{'row': 2}])
+    assert (tmp_path / 'j.jsonl').read_text() == '{"row": 2}\n'
 
 
 def test_of_two_processes_each_asks_a_share_and_both_get_all_verdicts():
