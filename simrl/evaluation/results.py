@@ -185,6 +185,8 @@ class ValidationCurve:
     reward: tuple[float | None, ...]
     chosen: int
     margin: float  # standard errors by which a later step must be better for an earlier one to be passed over
+    judged: tuple[int, ...] | None = None  # conversations that the mean is over; None in results of an earlier version
+    examples: int | None = None  # conversations held
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,14 @@ class Candidates:
         means = [
             float(np.nanmean(self._rewards[step])) if np.isfinite(self._rewards[step]).any() else None for step in steps
         ]
-        return {'step': steps, 'reward': means, 'chosen': self.chosen(), 'margin': self._settings.margin}
+        return {
+            'step': steps,
+            'reward': means,
+            'judged': [int(np.isfinite(self._rewards[step]).sum()) for step in steps],
+            'examples': len(self._examples),
+            'chosen': self.chosen(),
+            'margin': self._settings.margin,
+        }
 
     def params(self, step: int, like: Params) -> Params:
         """The parameters after a step that no later one beats, in the shards of `like`."""

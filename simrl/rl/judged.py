@@ -1,11 +1,13 @@
-"""Conversations and what they were worth, whichever kind of score it is.
+"""Conversations and what they were worth, whichever kind of score it is: in training, validation and evaluation.
 
-With a judge off the step's programs each piece is submitted as soon as it ends, and waited for after the last.
+A conversation without a reward is masked and its cause kept; too large a share of them is an error. With a judge off
+the step's programs each piece is submitted as soon as it ends, and waited for after the last.
 """
 
+import collections
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +16,12 @@ from jax.sharding import Mesh
 
 from simrl.conversations.records import Example
 from simrl.models import placement
-from simrl.rewards.rewards import Judging, Rewards, Score, mask_invalid
+from simrl.rewards.rewards import CAUSES, Judging, Rewards, Score, mask_invalid
 from simrl.rollouts.agents import Agent
-from simrl.rollouts.collect import collect
+from simrl.rollouts.collect import ConversationError, collect
 from simrl.rollouts.trajectories import Trajectories
+
+NO_VALUE = 'the reward gave none a value'
 
 # () -> the rewards, `Judged.unjudged` and `Judged.waited`.
 Finish = Callable[[], tuple[Rewards, Mapping[int, str], Mapping[str, float]]]
@@ -39,6 +43,90 @@ class Judged:
     failures: Mapping[int, str]
     unjudged: Mapping[int, str]
     waited: Mapping[str, float]
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """By row, why an agent or a judge failed, in its own words."""
+        return {**self.unjudged, **self.failures}
+
+
+def causes_of(rewards: Rewards, reasons: Mapping[int, str]) -> dict[int, str]:
+    """By row, why a conversation has no reward.
+
+    Args:
+        rewards: on the host.
+        reasons: `Judged.reasons`.
+    """
+    without = np.flatnonzero(~np.asarray(rewards.valid).reshape(len(rewards.valid), -1).any(axis=1)).tolist()
+    return {row: reasons.get(row) or CAUSES[int(rewards.cause[row])] or NO_VALUE for row in without}
+
+
+def check_judged(name: str, causes: Mapping[int, str], number: int, max_unjudged: float) -> None:
+    """Stops a run in which too many of `number` conversations have no reward.
+
+    Args:
+        name: of the conversations, in errors.
+        causes: of those without one.
+        max_unjudged: of `LoopSettings`.
+
+    Raises:
+        ConversationError: their share is `max_unjudged` or more.
+    """
+    if len(causes) >= max_unjudged * number:
+        raise ConversationError(
+            f'{name}: {len(causes)} of {number} conversations have no reward '
+            f'(config.compute.loop.max_unjudged={max_unjudged:g}): {", ".join(sorted(set(causes.values())))}'
+        )
+
+
+def print_causes(name: str, causes: Iterable[str]) -> None:
+    """Prints how many conversations have no reward, a line for each cause."""
+    for cause, count in collections.Counter(causes).items():
+        print(f'{name}: {count} conversations have no reward: {cause}', flush=True)
+
+
+def judged_batches(
+    user: Agent,
+    assistant: Agent,
+    examples: Sequence[Example],
+    score: Score,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    name: str,
+    max_unjudged: float,
+    **settings: Any,
+) -> Iterator[tuple[Sequence[Example], Judged, dict[int, str]]]:
+    """One conversation from each example, `batch_size` at a time.
+
+    A conversation depends on its example and both agents only, not on the batch. Agents that are compared meet the same
+    random numbers.
+
+    Args:
+        user, assistant: from `for_sampling`.
+        name: of the conversations, in errors.
+        max_unjudged: of `LoopSettings`; the share is of all examples.
+        settings: further arguments of `collect`.
+
+    Yields:
+        Examples; their conversations, always `batch_size` rows, of which those past the examples are padding; and by
+        row why an example's conversation has no reward.
+
+    Raises:
+        ConversationError: too many conversations have no reward.
+    """
+    causes: dict[int, str] = {}
+    for start in range(0, len(examples), batch_size):
+        chosen = examples[start : start + batch_size]
+        with jax.set_mesh(mesh):
+            found = collect_judged(
+                user, assistant, chosen, score, padding=batch_size - len(chosen), mesh=mesh, **settings
+            )
+            found = dataclasses.replace(found, rewards=placement.to_host(found.rewards))
+        own = {row: cause for row, cause in causes_of(found.rewards, found.reasons).items() if row < len(chosen)}
+        causes |= {start + row: cause for row, cause in own.items()}
+        check_judged(name, causes, len(examples), max_unjudged)
+        yield chosen, found, own
 
 
 def collect_judged(

@@ -31,16 +31,16 @@ from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params
-from simrl.rewards.rewards import CAUSES, NOT_FINITE, Rewards, Score
+from simrl.rewards.rewards import NOT_FINITE, Rewards, Score
 from simrl.rl import microbatches
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
 from simrl.rl.futures import FutureScore, check_replayable, collect_with_futures
-from simrl.rl.judged import Judged, collect_judged
+from simrl.rl.judged import Judged, causes_of, check_judged, collect_judged, print_causes
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, told
-from simrl.rollouts.collect import ConversationError, for_sampling, rows_at_once
+from simrl.rollouts.collect import for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import (
     Trajectories,
@@ -127,26 +127,6 @@ def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
     return metrics
 
 
-def check_judged(rewards: Rewards, failures: Mapping[int, str], max_unjudged: float, step: int) -> None:
-    """Prints how many rewards of a step are not finite, and stops a run in which too many conversations have none.
-
-    Args:
-        rewards: on the host.
-        failures: by row, the reason why an agent off the device failed, or a judge.
-        max_unjudged: of `LoopSettings`.
-    """
-    unjudged = np.flatnonzero(~np.asarray(rewards.valid).reshape(len(rewards.valid), -1).any(axis=1)).tolist()
-    causes = [CAUSES[cause] for cause in np.asarray(rewards.cause).tolist()]
-    if number := causes.count(NOT_FINITE):
-        print(f'step {step}: {number} conversations are not learned from: {NOT_FINITE}', flush=True)
-    if len(unjudged) >= max_unjudged * len(rewards.valid):
-        reasons = {failures.get(row) or causes[row] or 'the reward gave none a value' for row in unjudged}
-        raise ConversationError(
-            f'step {step}: {len(unjudged)} of {len(rewards.valid)} conversations have no reward '
-            f'(config.compute.loop.max_unjudged={max_unjudged:g}): {", ".join(sorted(reasons))}'
-        )
-
-
 def train(
     folder: pathlib.Path,
     user: Agent,
@@ -184,7 +164,7 @@ def train(
 
     Raises:
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
-        ConversationError: too many conversations of a step have no reward.
+        ConversationError: too many conversations of a step, or of a validation, have no reward.
     """
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
@@ -250,14 +230,14 @@ def train(
             samples=settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
         )
-        batch, failures, unjudged = found.batch, found.failures, found.unjudged
+        batch, reasons = found.batch, found.reasons
         since, before = time.monotonic(), since
         timed: dict[str, tuple[Any, Any]] = {  # shares of the time since the conversations of the last step
             f'time/waiting_for_{name}': (seconds, since - before) for name, seconds in found.waited.items()
         }
-        for reason, count in collections.Counter(failures.values()).items():
+        for reason, count in collections.Counter(found.failures.values()).items():
             print(f'step {step}: {count} conversations ended by a failure of the other agent: {reason}', flush=True)
-        for reason, count in collections.Counter(unjudged.values()).items():
+        for reason, count in collections.Counter(found.unjudged.values()).items():
             print(f'step {step}: {count} conversations were not judged: {reason}', flush=True)
         rewards = mask_incomplete(found.rewards, batch, trained_role=settings.role, settings=settings.algorithm)
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
@@ -272,13 +252,15 @@ def train(
             token_mask=own_token_mask,
             temperature=temperature,
         )
-        check_judged(placement.to_host(rewards), {**unjudged, **failures}, loop_settings.max_unjudged, step)
+        causes = causes_of(placement.to_host(rewards), reasons)
+        print_causes(f'step {step}', [cause for cause in causes.values() if cause == NOT_FINITE])
+        check_judged(f'step {step}', causes, len(length), loop_settings.max_unjudged)
         random = np.random.default_rng([seed, step, UPDATE_STREAM])
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
         rows = conversation_rows(
-            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, {**unjudged, **failures}
+            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, reasons
         )
         metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         stop_texts = [agent_for(user, chosen[i // settings.samples_per_prompt]).stop_text for i in range(len(rows))]
@@ -294,6 +276,8 @@ def train(
         rewards = validation_rewards(
             *agents_with({**frozen, **state.params}),
             validation,
+            name=f'validation after step {step}',
+            max_unjudged=loop_settings.max_unjudged,
             chat=chat,
             limits=limits,
             seed=seed,

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Example
-from simrl.models import placement
 from simrl.models.transformer import Params
 from simrl.rewards.rewards import Rewards, Score
-from simrl.rl.judged import collect_judged
+from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits
-from simrl.rollouts.collect import padded_batches
+from simrl.rollouts.collect import ConversationError
 
 VALIDATION_STEP = 2**31 - 5  # in the keys of conversations, far above the steps of training: no two uses draw the same
 
@@ -62,6 +61,8 @@ def validation_rewards(
     assistant: Agent,
     validation: Validation,
     *,
+    name: str,
+    max_unjudged: float,
     chat: Chat,
     limits: Limits,
     seed: int,
@@ -75,24 +76,34 @@ def validation_rewards(
     Arguments as of `collect`. Every validation of a training draws the same random numbers.
 
     Args:
+        name: of this validation, in errors.
+        max_unjudged: of `LoopSettings`.
         batch_size: conversations at once, those of a step of training, whose programs are compiled already.
+
+    Raises:
+        ConversationError: too many conversations have no reward: they would choose the checkpoint.
     """
-    values = []
-    for chosen, padded in padded_batches(validation.examples, batch_size):
-        found = collect_judged(
-            user,
-            assistant,
-            padded,
-            validation.score,
-            chat=chat,
-            limits=limits,
-            seed=seed,
-            step=VALIDATION_STEP,
-            view=view,
-            mesh=mesh,
-            rows_in_flight=rows_in_flight,
-        )
-        values.append(_mean_of_turns(placement.to_host(found.rewards))[: len(chosen)])
+    values: list[np.ndarray] = []
+    causes: list[str] = []
+    for chosen, found, without in judged_batches(
+        user,
+        assistant,
+        validation.examples,
+        validation.score,
+        chat=chat,
+        limits=limits,
+        seed=seed,
+        step=VALIDATION_STEP,
+        view=view,
+        mesh=mesh,
+        batch_size=batch_size,
+        rows_in_flight=rows_in_flight,
+        name=name,
+        max_unjudged=max_unjudged,
+    ):
+        values.append(_mean_of_turns(found.rewards)[: len(chosen)])
+        causes.extend(without.values())
+    print_causes(name, causes)
     return np.concatenate(values)
 
 
@@ -112,11 +123,17 @@ def beats(later: np.ndarray, earlier: np.ndarray, margin: float) -> bool:
 
     Args:
         later, earlier: float `[examples]`, in the same order; NaN where a conversation has no reward.
+
+    Raises:
+        ConversationError: fewer than two examples have a reward after both steps.
     """
     difference = later - earlier
     difference = difference[np.isfinite(difference)]
     if len(difference) < 2:
-        return False
+        raise ConversationError(
+            'validation: expected at least 2 examples with a reward after both of two steps, found '
+            f'{len(difference)} of {len(later)}: nothing tells which step is better'
+        )
     error = np.std(difference, ddof=1) / np.sqrt(len(difference))
     return bool(np.mean(difference) > margin * error)
 

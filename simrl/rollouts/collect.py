@@ -76,6 +76,7 @@ def collect(
     view: int,
     mesh: Mesh,
     samples: int = 1,
+    padding: int = 0,
     rows_in_flight: int | None = None,
     on_piece: OnPiece | None = None,
     on_wait: OnWait | None = None,
@@ -89,6 +90,7 @@ def collect(
         seed, step: with the example and the sample they decide every draw.
         view: USER or ASSISTANT, the agent in whose view they are returned; it is on the device.
         samples: conversations of each example, which are neighbouring rows.
+        padding: examples after these that only fill up the batch: their conversations are over before they start.
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
             no token. None: all of them. With an agent off the device there are caches of `PIECES_AT_ONCE` such pieces:
             one is sampled while another waits for replies, unless `HostAgent.calls_at_once` is 0.
@@ -108,6 +110,8 @@ def collect(
             f'view: expected an agent on the device, found a {type(user if view == USER else assistant).__name__}'
         )
     assert not isinstance(assistant, MixedAgent)
+    idle = [False] * len(examples) + [True] * padding
+    examples = [*examples, *[examples[-1]] * padding]
     size = rows_at_once(len(examples) * samples, rows_in_flight)
     collect_one = functools.partial(
         _collect,
@@ -122,19 +126,18 @@ def collect(
     )
     with jax.set_mesh(mesh):
         if not isinstance(user, MixedAgent):
-            none = [False] * len(examples)
-            return collect_one(user, assistant, examples, none, samples, rows_in_flight, on_piece=on_piece)
+            return collect_one(user, assistant, examples, idle, samples, rows_in_flight, on_piece=on_piece)
         whole: Trajectories | None = None
         failures: dict[int, str] = {}
         chosen = [user.choose(example) for example in examples]
         for number in sorted(set(chosen)):
             own = examples[chosen.index(number)]  # stands in for the examples of others
             played = [example if of == number else own for example, of in zip(examples, chosen, strict=True)]
-            idle = [of != number for of in chosen]
+            left_out = [of != number or over for of, over in zip(chosen, idle, strict=True)]
             batch, failed = collect_one(
-                user.members[number], assistant, played, idle, samples, rows_in_flight, on_piece=None
+                user.members[number], assistant, played, left_out, samples, rows_in_flight, on_piece=None
             )
-            mine = placement.shard_batch(~np.repeat(idle, samples), mesh)
+            mine = placement.shard_batch(~np.repeat(left_out, samples), mesh)
             whole = batch if whole is None else _selected(mine, batch, whole)
             failures |= failed
         assert whole is not None
@@ -272,25 +275,27 @@ def collect_batches(
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
     with Progress(name, -(-len(examples) // batch_size)) as progress:
-        for chosen, padded in padded_batches(examples, batch_size):
+        for start in range(0, len(examples), batch_size):
+            chosen = examples[start : start + batch_size]
+            padding = batch_size - len(chosen)
             batch, failures = collect(
-                user, assistant, padded, chat=chat, limits=limits, seed=seed, step=step, view=view, mesh=mesh
+                *(user, assistant, chosen),
+                chat=chat,
+                limits=limits,
+                seed=seed,
+                step=step,
+                view=view,
+                mesh=mesh,
+                padding=padding,
             )
             if failures:
                 row, reason = min(failures.items())
                 raise ConversationError(
                     f'{name}: {len(failures)} of {len(chosen)} conversations failed, the first, with example '
-                    f'{padded[row].id}: {reason}'
+                    f'{chosen[row].id}: {reason}'
                 )
             yield chosen, batch
             progress.update(tokens=float(np.sum(placement.to_host(batch.length)[: len(chosen)])))
-
-
-def padded_batches(examples: Sequence[Example], batch_size: int) -> Iterator[tuple[list[Example], list[Example]]]:
-    """Yields up to `batch_size` examples at a time, and the same filled up to that size with copies of the last one."""
-    for start in range(0, len(examples), batch_size):
-        chosen = list(examples[start : start + batch_size])
-        yield chosen, chosen + chosen[-1:] * (batch_size - len(chosen))
 
 
 def rows_at_once(rows: int, rows_in_flight: int | None) -> int:

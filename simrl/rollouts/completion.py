@@ -9,7 +9,7 @@ from simrl.conversations.chat import ASSISTANT, Chat, EncodingError
 from simrl.conversations.completion import Complete, Failed, NoText
 from simrl.conversations.records import Example, Message
 from simrl.rollouts.agents import Limits, ModelAgent, fitting, opening_only
-from simrl.rollouts.collect import collect, padded_batches
+from simrl.rollouts.collect import collect
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import transcripts
 
@@ -53,19 +53,21 @@ def complete(
         faults = list(map(fault, examples))
         kept = list(dict.fromkeys(one for one, failed in zip(examples, faults, strict=True) if failed is None))
         replies: dict[Example, str | Failed] = {}
-        for _, padded in padded_batches(kept, batch_size):
+        for start in range(0, len(kept), batch_size):
+            chosen = kept[start : start + batch_size]
             batch, _ = collect(
                 opening_only(),
                 agent,
-                padded,
+                chosen,
                 chat=chat,
                 limits=limits,
                 seed=seed,
                 step=STEP,
                 view=ASSISTANT,
                 mesh=mesh,
+                padding=batch_size - len(chosen),
             )
-            for one, row in zip(padded, transcripts(batch, chat.decode), strict=True):
+            for one, row in zip(chosen, transcripts(batch, chat.decode)[: len(chosen)], strict=True):
                 reply = row['messages'][-1]
                 replies[one] = NoText('length') if reply['truncated'] else reply['content']
         return [replies[one] if failed is None else failed for one, failed in zip(examples, faults, strict=True)]

@@ -55,7 +55,8 @@ class LoopSettings:
     evaluate_every: int = 0  # steps between evaluations; also before the first step and after the last; 0: never
     keep_checkpoints: int = 1  # number of latest checkpoints kept
     max_nonfinite: int = 5  # skipped updates in a row that stop the run
-    max_unjudged: float = 0.5  # RL: share of a step's conversations without a reward that stops the run, at most 1
+    # Share of conversations without a reward, at most 1, that stops a step of RL, a validation or an evaluation.
+    max_unjudged: float = 0.5
     saved_conversations: int = 8  # conversations of each step that are written to conversations/*.jsonl
     shown_conversations: int = 2  # conversations of each step, of those written, that TensorBoard shows as text
     profile_step: int = 0  # step that is written to profile/, once a run, counted from 1 in each process; 0: none

@@ -36,6 +36,7 @@ def test_only_steps_that_may_be_chosen_are_kept_and_the_initial_assistant_is_non
     assert summary['step'] == [0, 10, 20, 30]
     assert summary['reward'] == pytest.approx([5.0, 0.1 / 3, 1.1, 1.1])
     assert summary['chosen'] == 20
+    assert (summary['judged'], summary['examples']) == ([3, 3, 3, 2], 3)
 
 
 @pytest.mark.parametrize('stopped_after', [0, 10, 20])

@@ -21,9 +21,10 @@ from simrl.models.transformer import Execution
 from simrl.rewards.rewards import CAUSES, JUDGE_FAILED, Judging, Rewards, Score
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
+from simrl.rl.judged import causes_of, check_judged
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, Reply, assistant
-from simrl.rollouts.collect import collect, for_sampling
+from simrl.rollouts.collect import ConversationError, collect, for_sampling
 from simrl.rollouts.state import EndReason, example_hash
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
@@ -210,7 +211,7 @@ def test_what_a_judge_could_not_judge_has_its_reason(
         assert (row['reward'] is None) == (reason is not None)
     assert 'step 0: 4 conversations were not judged: judge a: timeout' in capsys.readouterr().out
     failing = 3
-    with pytest.raises(train.ConversationError, match=r'step 0: 13 of 16 conversations have no reward .*: timeout, no'):
+    with pytest.raises(ConversationError, match=r'step 0: 13 of 16 conversations have no reward .*: timeout, no'):
         train_tea(tmp_path / 'many', Judging(start), rows_in_flight=SAMPLES)
 
 
@@ -237,7 +238,7 @@ def test_a_reward_that_is_not_finite_is_no_reward(
     rows = [json.loads(line) for line in (tmp_path / 'conversations' / 'rl.jsonl').read_text().splitlines()]
     assert rows[0]['reward'] is None
     assert rows[1]['reward'] is not None
-    assert 'step 0: 1 conversations are not learned from: the reward is not finite' in capsys.readouterr().out
+    assert 'step 0: 1 conversations have no reward: the reward is not finite' in capsys.readouterr().out
 
 
 def test_too_many_conversations_without_a_reward_stop_a_run() -> None:
@@ -245,19 +246,22 @@ def test_too_many_conversations_without_a_reward_stop_a_run() -> None:
         valid = np.arange(of) < number
         return Rewards(np.zeros(of), valid, {}, np.where(valid, 0, cause))
 
-    train.check_judged(judged(3), {3: REASON}, 0.5, 7)
-    train.check_judged(judged(1), {1: REASON}, 1.0, 7)
+    def check(rewards: Rewards, reasons: Mapping[int, str], share: float) -> None:
+        check_judged('step 7', causes_of(rewards, reasons), len(rewards.valid), share)
+
+    check(judged(3), {3: REASON}, 0.5)
+    check(judged(1), {1: REASON}, 1.0)
     with pytest.raises(
-        train.ConversationError,
+        ConversationError,
         match=r'^step 7: 2 of 4 conversations have no reward \(config.compute.loop.max_unjudged=0.5\): '
         'no line to person-3, the reward gave none a value$',
     ):
-        train.check_judged(judged(2), {3: REASON}, 0.5, 7)
+        check(judged(2), {3: REASON}, 0.5)
     for cause in (1, 3):
-        with pytest.raises(train.ConversationError, match=rf'step 7: 4 of 4 .*=1\): {CAUSES[cause]}$'):
-            train.check_judged(judged(0, cause=cause), {}, 1.0, 7)
+        with pytest.raises(ConversationError, match=rf'step 7: 4 of 4 .*=1\): {CAUSES[cause]}$'):
+            check(judged(0, cause=cause), {}, 1.0)
     by_turn = Rewards(np.zeros((2, 2)), np.array([[True, False], [False, True]]), {}, np.zeros(2, int))
-    train.check_judged(by_turn, {}, 0.1, 7)
+    check(by_turn, {}, 0.1)
     for share in (0.0, 1.5, float('nan')):
         with pytest.raises(ValueError, match=r'LoopSettings.max_unjudged: expected a share in \(0, 1\], found '):
             LoopSettings(max_unjudged=share)

@@ -15,7 +15,9 @@ from simrl.rewards.rewards import CAUSES, INCOMPLETE, Rewards
 from simrl.rl import losses, masked, microbatches, train, update
 from simrl.rl import prepare as preparing
 from simrl.rl.algorithm import AlgorithmSettings
+from simrl.rl.judged import causes_of, check_judged
 from simrl.rl.prepare import Passes
+from simrl.rollouts.collect import ConversationError
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training import optimizer
 from simrl.training.optimizer import OptimizerSettings
@@ -280,9 +282,10 @@ def test_conversations_that_are_not_learned_from_are_counted_as_unjudged(advanta
     assert np.flatnonzero(~np.any(batch.trained, axis=1)).tolist() == unused
     unjudged, rows = train.reward_metrics(rewards)['reward/unjudged']
     assert (unjudged, rows, mean(metrics)['masked_rows']) == (len(unused), ROWS, len(unused))
-    train.check_judged(rewards, {}, (len(unused) + 1) / ROWS, 0)
-    with pytest.raises(train.ConversationError, match=f'{len(unused)} of {ROWS} conversations have no reward'):
-        train.check_judged(rewards, {}, len(unused) / ROWS, 0)
+    causes = causes_of(rewards, {})
+    check_judged('step 0', causes, ROWS, (len(unused) + 1) / ROWS)
+    with pytest.raises(ConversationError, match=f'{len(unused)} of {ROWS} conversations have no reward'):
+        check_judged('step 0', causes, ROWS, len(unused) / ROWS)
 
 
 @pytest.mark.parametrize('advantage', ['gae', 'grpo', 'dr_grpo', 'rloo', 'reinforce_pp'])

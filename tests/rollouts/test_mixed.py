@@ -1,5 +1,6 @@
 """Several users in one batch: each example meets one, and its conversations are those of that user alone."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,7 +9,7 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
-from simrl.rollouts.agents import MixedAgent, agent_for, told
+from simrl.rollouts.agents import HostConversation, MixedAgent, Reply, agent_for, told
 from simrl.rollouts.trajectories import Trajectories
 from tests.rollouts.test_host import EXAMPLES, LIMITS, SAMPLES, agent_of, chatty, conversations_of, partner_of
 
@@ -47,6 +48,25 @@ def test_an_examples_conversations_are_those_of_its_member() -> None:
         ):
             np.testing.assert_array_equal(getattr(batch, name)[rows], getattr(expected, name)[rows], name)
         np.testing.assert_allclose(batch.log_prob[rows], expected.log_prob[rows], atol=2e-5)
+
+
+def test_padding_is_asked_of_no_agent_and_changes_no_conversation() -> None:
+    """Also where the copied example has a given opening, which the assistant would answer."""
+    asked = collections.Counter[tuple[str, int, int]]()
+
+    def counted(conversation: HostConversation, seed: int) -> Reply:
+        asked[conversation.example.id, seed, len(conversation.messages)] += 1
+        return chatty(conversation, seed)
+
+    user = MixedAgent((agent_of(USER), partner_of(counted)), member)
+    batch, failures = conversations_of(user, agent_of(ASSISTANT), ASSISTANT, EXAMPLES[:4], samples=SAMPLES, padding=2)
+    whole, _ = conversations_of(mixed(), agent_of(ASSISTANT), ASSISTANT)
+    assert not failures
+    assert set(asked.values()) == {1}, 'a copy has the seeds of its example'
+    real = 4 * SAMPLES
+    for name in ('tokens', 'length', 'end_reason', 'messages', 'num_messages'):
+        np.testing.assert_array_equal(getattr(batch, name)[:real], getattr(whole, name)[:real], name)
+    assert batch.num_messages[real:].max() <= 1, 'at most a given opening'
 
 
 def test_members_are_asked_and_quoted_by_example() -> None:

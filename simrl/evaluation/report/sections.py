@@ -351,4 +351,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]
 
 def _about_training(results: Results) -> str:
     margins = {f'{curve.validation.margin:g}' for curve in results.training.assistants.values() if curve.validation}
-    return TRAINING + ''.join(VALIDATION.format(margin=margin) for margin in sorted(margins))
+    text = TRAINING + ''.join(VALIDATION.format(margin=margin) for margin in sorted(margins))
+    without = []
+    for name, curve in results.training.assistants.items():
+        found = curve.validation
+        if found and found.judged and found.examples and (lost := sum(found.examples - x for x in found.judged)):
+            without.append(f'{name} {lost:,} of {found.examples * len(found.judged):,}')
+    return text + (f' Validation conversations without a reward, left out: {", ".join(without)}.' if without else '')
