@@ -86,7 +86,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
                 mesh,
                 steps=STEPS,
                 loop_settings=scene.loop_settings(**evaluation),
-                **({'score': score} if name in ('reinforce', 'adapt') else {}),
+                **({'score': score} if name in ('reinforce', 'adapt', 'foresee') else {}),
             )
         lines = [json.loads(line) for line in (folder / name / 'metrics.jsonl').read_text().splitlines()]
         params = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}

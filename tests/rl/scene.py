@@ -17,9 +17,10 @@ from simrl.conversations.views import PreferenceRow, Rendered
 from simrl.models import transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, Params, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import Rewards, Score
 from simrl.rl import train
 from simrl.rl.algorithm import AlgorithmSettings
+from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import Limits, ModelAgent, assistant
 from simrl.rollouts.token_sampling import Sampling
@@ -110,7 +111,7 @@ def reinforce(
     *,
     steps: int,
     loop_settings: LoopSettings,
-    score: Callable[[Trajectories], Rewards] = share_of_low_ids,
+    score: Score | FutureScore = share_of_low_ids,
     algorithm: AlgorithmSettings = PPO,
     lora: LoRASettings | None = None,
     **settings: Any,
@@ -145,6 +146,11 @@ def reinforce(
 def adapt(*args: Any, **kwargs: Any) -> TrainState:
     """`reinforce` by adapters."""
     return reinforce(*args, lora=LORA, **kwargs)
+
+
+def foresee(*args: Any, score: Callable[[Trajectories], Rewards], **kwargs: Any) -> TrainState:
+    """`reinforce` by what follows from each reply."""
+    return reinforce(*args, score=FutureScore(score, FutureSettings(samples=2, turns=1)), **kwargs)
 
 
 def rendered(rng: np.random.Generator) -> Rendered:

@@ -243,7 +243,7 @@ def test_a_step_of_training_by_futures(tmp_path: pathlib.Path, chat: Chat, mesh:
             mesh,
             steps=1,
             loop_settings=scene.loop_settings(saved_conversations=scene.ROWS),
-            score=score,  # type: ignore[arg-type]
+            score=score,
         )
     whole, found = rows_of(tmp_path / 'whole'), rows_of(tmp_path / 'futures')
     assert [row['messages'] for row in found] == [row['messages'] for row in whole]
