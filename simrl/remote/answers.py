@@ -80,7 +80,7 @@ def read_reply(text: str, request: Request) -> Outcome:
         return Failure('protocol', f'expected JSON, found {shown(text)} ({error})')
     answer = _read_chat(reply) if isinstance(request, ChatRequest) else _read_completion(reply, request)
     if answer is None:
-        return Failure('protocol', f'expected a reply of {request.path}, found {shown(text)}')
+        answer = Failure('protocol', f'expected a reply of {request.path}, found {shown(text)}')
     usage = _usage(reply)
     if isinstance(answer, Answer):
         try:
@@ -161,7 +161,7 @@ def _read_completion(reply: Any, request: CompletionRequest) -> Outcome | None:
 
 def _finished(choice: Mapping[str, Any], text: str, reasoning: str) -> Outcome | None:
     """The answer by the reason why it ended; None if that is no end of an answer."""
-    stop, reason = choice.get('stop_reason'), choice.get('finish_reason')
+    stop, reason = choice.get('stop_reason', choice.get('matched_stop')), choice.get('finish_reason')  # vLLM, SGLang
     if reason == 'content_filter':
         return Failure('refused', "the server's content filter")
     if reason not in ('stop', 'length'):
@@ -169,12 +169,11 @@ def _finished(choice: Mapping[str, Any], text: str, reasoning: str) -> Outcome |
     return Answer(text, None, reasoning, reason == 'length', stop if isinstance(stop, str | int) else None)
 
 
-def _usage(reply: Mapping[str, Any]) -> tuple[int, int]:
-    """Input and output tokens; 0 where the server counts none."""
-    match reply.get('usage'):
-        case {'prompt_tokens': int(given), **rest}:
-            output = rest.get('completion_tokens')
-            return given, output if isinstance(output, int) else 0
+def _usage(reply: Any) -> tuple[int, int]:
+    """Input and output tokens; 0 for both where the server does not count both."""
+    match reply:
+        case {'usage': {'prompt_tokens': int(given), 'completion_tokens': int(output)}} if min(given, output) >= 0:
+            return given, output
     return 0, 0
 
 

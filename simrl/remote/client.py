@@ -262,18 +262,15 @@ class Endpoint:
         self._counts['input_tokens'] += outcome.input_tokens
         self._counts['output_tokens'] += outcome.output_tokens
         self._cost += cost
-        if isinstance(outcome, Failure):
-            if self._cache is not None and (outcome.raw or cost):
-                self._cache.put_failure(
-                    key, outcome.cause, outcome.detail, outcome.raw, model=settings.model, cost=cost
-                )
-            return outcome
-        if settings.spend_cap is not None and not outcome.input_tokens:
+        is_answered = isinstance(outcome, Answer) or bool(outcome.raw)
+        if isinstance(outcome, Failure) and self._cache is not None and (outcome.raw or cost):
+            self._cache.put_failure(key, outcome.cause, outcome.detail, outcome.raw, model=settings.model, cost=cost)
+        if settings.spend_cap is not None and is_answered and not outcome.input_tokens:
             raise EndpointError(
-                f'{settings.url}: expected the usage in each reply, by which spend_cap is kept, found none: set '
-                'spend_cap to None'
+                f'{settings.url}: expected the usage (prompt_tokens and completion_tokens) in each reply, by which '
+                'spend_cap is kept, found none: set spend_cap to None'
             )
-        if self._cache is None:
+        if self._cache is None or isinstance(outcome, Failure):
             return outcome
         plain = dataclasses.asdict(outcome)
         kept = {name: value for name, value in plain.items() if name not in ('value', 'cached')}

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import threading
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simrl.conversations.records import Message
 from simrl.remote.answers import TRIED_AGAIN, Answer, Failure
@@ -16,6 +19,7 @@ from simrl.remote.client import Endpoint, SpendCapError, check, complete
 from simrl.remote.requests import ChatRequest, CompletionRequest
 from simrl.remote.schema import object_of
 from simrl.remote.settings import EndpointError, EndpointSettings
+from simrl.remote.transport import _retry_after
 from simrl.rollouts.token_sampling import Sampling
 from tests.remote.server import (
     Body,
@@ -367,11 +371,49 @@ def test_the_spend_cap_stops_and_can_be_raised(tmp_path, cached: bool) -> None:
             assert cache.spent('model') == pytest.approx(10)
 
 
-def test_a_spend_cap_needs_the_usage_of_each_reply() -> None:
-    with ScriptedServer(lambda *_: chat_reply('a', usage=None)) as server:
+@pytest.mark.parametrize('left_out', ['usage', 'prompt_tokens', 'completion_tokens'])
+@pytest.mark.parametrize('schema', [None, object_of(score={'type': 'integer'})], ids=['answer', 'refused'])
+def test_a_spend_cap_needs_the_usage_of_each_reply(left_out: str, schema: Any) -> None:
+    """Of one that is an answer, and of one whose text is refused here: both are billed."""
+    whole = json.loads(chat_reply('a').content)
+    del (whole if left_out == 'usage' else whole['usage'])[left_out]
+    with ScriptedServer(lambda *_: Body(json.dumps(whole).encode())) as server:
         settings = settings_of(server, output_price=1.0, spend_cap=1.0)
         with Endpoint(settings) as endpoint, pytest.raises(EndpointError, match='expected the usage'):
-            endpoint.call([chat('a')])
+            endpoint.call([chat('a', schema=schema)])
+
+
+def test_a_try_that_is_billed_counts_whatever_is_wrong_with_it(tmp_path: pathlib.Path) -> None:
+    """Here the role. It is tried again, and each try costs."""
+    reply = chat_reply('a', role='user', usage=(1_000_000, 2_000_000))
+    with ScriptedServer(lambda *_: reply) as server, Cache(tmp_path / 'answers.sqlite') as cache:
+        settings = settings_of(server, tries=3, input_price=1.0, output_price=2.0)
+        with Endpoint(settings, cache=cache) as endpoint:
+            (outcome,) = endpoint.call([chat('a')])
+            used = endpoint.usage()
+        assert isinstance(outcome, Failure)
+        assert (outcome.cause, used.tries) == ('protocol', 3)
+        assert (used.input_tokens, used.output_tokens) == (3_000_000, 6_000_000)
+        assert used.cost == cache.spent('model') == pytest.approx(15)
+
+
+@pytest.mark.parametrize('year', ['9999', '99999', '9' * 30, '0', '-1'])
+def test_a_wait_until_a_year_that_is_none_is_no_wait(year: str) -> None:
+    date = f'Fri, 31 Dec {year} 23:59:59 GMT'
+    fault = Status(429, headers={'Retry-After': date})
+    with ScriptedServer(lambda *_: fault) as server, Endpoint(settings_of(server, tries=2)) as endpoint:
+        (outcome,) = endpoint.call([chat('a')])
+    assert isinstance(outcome, Failure)
+    assert outcome.cause == 'rate_limit'
+
+
+DATE = r'(Mon, )?[0-9]{1,30} (Jan|Dec) [0-9]{1,30} [0-9]+:[0-9]+( [-+]?[0-9]{1,9}| GMT)?'
+
+
+@given(st.text(max_size=30) | st.from_regex(DATE, fullmatch=True))
+def test_any_wait_is_a_number_of_seconds_or_none(value: str) -> None:
+    found = _retry_after({'retry-after': value})
+    assert found is None or found >= 0
 
 
 KEY = 'sk-planted-7f3a'
