@@ -63,7 +63,7 @@ class RemoteSettings:
     # completions of its own view, in the tokens of the arm's `model`.
     form: Literal['chat', 'json', 'raw'] = 'chat'
     max_tokens: int = 1024  # max tokens of an answer to chat or json, of arXiv:2605.09808
-    tries: int = 5  # replies asked for in a row, at most, where they break the rules of `simulators.replies`
+    tries: int = 5  # max replies that break the rules of `simulators.replies`, for one message; repeats count apart
     prompt: PromptAs = 'ids'  # of raw: token ids, or text with its special tokens written out
 
     def __post_init__(self) -> None:

@@ -165,13 +165,15 @@ class HostConversation:
 class Reply:
     """A message of an agent off the device: with `ends` the conversation's last, with a `failure` (a reason) none.
 
-    `resamples`: how many messages the agent discarded before this one.
+    `resamples`: how many messages the agent discarded before this one. `truncated`: whether the agent's own limit cut
+    it.
     """
 
     text: str
     ends: bool = False
     failure: str | None = None
     resamples: int = 0
+    truncated: bool = False
 
 
 PIECES_AT_ONCE = 2  # of a step, in progress, with an agent off the device: one is sampled while the other waits

@@ -205,7 +205,9 @@ class FailedReplyError(ValueError):
 
 
 def encode_reply(reply: Reply, chat: Chat, role: int, max_new_tokens: int) -> tuple[list[int], bool]:
-    """A host agent's message as a model would have sampled it, and whether it was cut: it counts an end of its own.
+    """A host agent's message as a model would have sampled it, and whether it was cut, by the agent or here.
+
+    The limit here counts an end of its own.
 
     Args:
         role: USER or ASSISTANT, who replies.
@@ -225,7 +227,7 @@ def encode_reply(reply: Reply, chat: Chat, role: int, max_new_tokens: int) -> tu
     except ValueError as error:
         raise FailedReplyError(str(error)) from error
     content = [*ids[: max_new_tokens - 1], chat.terminal] if reply.ends else ids[:max_new_tokens]
-    return content, len(ids) >= max_new_tokens
+    return content, reply.truncated or len(ids) >= max_new_tokens
 
 
 @jax.jit

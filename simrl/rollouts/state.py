@@ -56,7 +56,8 @@ class Transcript(Status):
         decoded_steps: int32 `[B]`, steps of the decode loops in which the row sampled a token.
         loop_steps: int32 `[B]`, steps of the decode loops while the row was in the batch. The ratio of both sums is the
             share of decoding that was useful.
-        resamples: int32 `[B]`, the user's messages that were discarded as repeats of the one before, see `repeats`.
+        resamples: int32 `[B]`, the user's messages that were discarded as repeats of the one before, see `repeats`; of
+            an agent off the device, `Reply.resamples`.
     """
 
     messages: jax.Array

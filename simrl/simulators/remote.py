@@ -3,35 +3,48 @@
 `chat_simulator` sends roles exchanged, so that the model replies as the user. `json_simulator` sends the conversation
 in one message and reads an object; its fields before the response are where the model thinks. `raw_simulator` sends the
 tokens of a fine-tuned simulator's view, or their text, for one that is served elsewhere.
+
+Text of special tokens in a conversation: JSON has it in escapes, token ids keep it as text, and a prompt as text cannot
+be sent with it. The messages of a chat are sent as they are: its server decides.
+
+A raw completion ends by end-of-turn, or by the simulator's signal, and a server that leaves special tokens out of its
+text returns the same text for both. Any of these shows the end: the text, the stop text or token that the server
+names (vLLM, SGLang), or the last of the token ids (vLLM). A reply that ended and shows no end is a fault. From
+`transformers serve` and llama.cpp, which show none, a simulator with the terminal token gets messages that max_tokens
+cut, and no others.
 """
 
-import dataclasses
 import functools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from simrl.conversations.chat import Chat
+import numpy as np
+
+from simrl.conversations.chat import TERMINAL_TEXT, Chat
+from simrl.conversations.quoting import SpecialTexts, as_json, escape
 from simrl.conversations.records import Example, Message
-from simrl.remote.answers import Answer
-from simrl.remote.requests import ChatRequest, CompletionRequest
+from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.requests import ChatRequest, CompletionRequest, Request, body_of, key_of
 from simrl.remote.schema import object_of
+from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.agents import (
     PIECES_AT_ONCE,
     HostAgent,
     HostConversation,
     ModelAgent,
     Opening,
+    Reply,
     Resampling,
     System,
 )
 from simrl.rollouts.token_sampling import Sampling
 from simrl.simulators import prompts
 from simrl.simulators.person import Part
-from simrl.simulators.replies import Call, Read, ask, read_message, sample_of, server_seed
+from simrl.simulators.replies import Call, Draw, Fault, Read, ask, read_message, read_role_play
 from simrl.simulators.role_play import RolePlaySettings, role_play_text
 from simrl.simulators.text_view import text_view
 
+NOWHERE = EndpointSettings('http://nowhere', 'model')  # of requests that are not sent
 PromptAs = Literal['ids', 'text']  # how a raw completion's prompt is sent
 TEXT = {'type': 'string', 'minLength': 1}
 SCHEMA = object_of(current_answer=TEXT, thought=TEXT, response=TEXT)
@@ -57,12 +70,12 @@ def chat_simulator(
         person, opening: see `role_play_text`.
         max_tokens: max tokens of an answer, as the server counts them.
         max_new_tokens: max tokens of a message in the assistant's view.
-        tries: replies asked for in a row, at most.
-        resampling: of repeats, within the tries; None: they stay.
+        tries: max replies with a fault for one message.
+        resampling: of repeats; None: they stay.
     """
     system = role_play_text(settings, person, opening)
 
-    def request(conversation: HostConversation, seed: int, attempt: int) -> ChatRequest:
+    def request(conversation: HostConversation, draw: Draw) -> ChatRequest:
         said = conversation.messages[1 if opening == 'given' else 0 :]
         messages = [Message('system', system(conversation.example))]
         messages += [Message('assistant' if role == 'user' else 'user', text) for role, text in said]
@@ -71,30 +84,22 @@ def chat_simulator(
         return ChatRequest(
             messages=tuple(messages),
             max_tokens=max_tokens,
-            sampling=_warmer(settings.sampling, resampling, attempt),
-            seed=server_seed(seed, attempt),
-            sample=sample_of(seed, attempt),
+            **vars(draw),
             version=prompts.VERSION,
         )
 
-    def read(answer: Answer, conversation: HostConversation) -> Read:
-        return read_message(answer.text, settings.signal, conversation, repeats=resampling is not None)
+    def read(answer: Answer) -> Read:
+        return read_role_play(answer.text, settings.signal, truncated=answer.truncated)
 
-    return _remote_agent(ask(call, request, read, tries), max_new_tokens, settings.signal, system, opening)
-
-
-def _warmer(sampling: Sampling, rule: Resampling | None, attempt: int) -> Sampling:
-    """The sampling of an attempt, counted from 0."""
-    if rule is None or not attempt:
-        return sampling
-    return dataclasses.replace(sampling, temperature=rule.temperature(sampling.temperature, attempt))
+    reply = ask(call, request, read, sampling=settings.sampling, tries=tries, resampling=resampling)
+    return _remote_agent(reply, max_new_tokens, settings.signal, system, opening)
 
 
 def json_text(settings: RolePlaySettings, person: Part | None) -> Callable[[Example], str]:
     """An example -> the instructions of JSON role-play, before the conversation is filled in."""
 
     def system(example: Example) -> str:
-        about = prompts.NOTHING_KNOWN if person is None else person(example)
+        about = prompts.NOTHING_KNOWN if person is None else escape(person(example))
         return prompts.fill(prompts.JSON_INSTRUCTIONS, signal=settings.signal, person=about)
 
     return system
@@ -120,25 +125,23 @@ def json_simulator(
     """
     system: System = json_text(settings, person)
 
-    def request(conversation: HostConversation, seed: int, attempt: int) -> ChatRequest:
+    def request(conversation: HostConversation, draw: Draw) -> ChatRequest:
         said = [{'from': 'person' if role == 'user' else 'assistant', 'text': x} for role, x in conversation.messages]
-        # Filled in last and once: braces of a conversation are text, and JSON keeps it apart from the instructions.
         template = system(conversation.example)
-        history = json.dumps(said, ensure_ascii=False, indent=1) if said else prompts.NOT_BEGUN
+        history = as_json(said, indent=1) if said else prompts.NOT_BEGUN
         return ChatRequest(
             messages=(Message('user', f'{template}\n{history}'),),
             max_tokens=max_tokens,
-            sampling=_warmer(settings.sampling, resampling, attempt),
+            **vars(draw),
             schema=SCHEMA,
-            seed=server_seed(seed, attempt),
-            sample=sample_of(seed, attempt),
             version=prompts.VERSION,
         )
 
-    def read(answer: Answer, conversation: HostConversation) -> Read:
-        return read_message(answer.value['response'], settings.signal, conversation, repeats=resampling is not None)
+    def read(answer: Answer) -> Read:
+        return read_role_play(answer.value['response'], settings.signal)
 
-    return _remote_agent(ask(call, request, read, tries), max_new_tokens, settings.signal, system, opening)
+    reply = ask(call, request, read, sampling=settings.sampling, tries=tries, resampling=resampling)
+    return _remote_agent(reply, max_new_tokens, settings.signal, system, opening)
 
 
 def raw_simulator(
@@ -151,30 +154,76 @@ def raw_simulator(
         agent: the simulator as on the device; its parameters are not read.
         chat: of the served model's tokenizer.
         prompt: 'ids', or 'text' for servers that take none.
-        tries: replies asked for in a row, at most.
+        tries: max replies with a fault for one message.
     """
     spec = agent.policy.spec
-    stops = {token: chat.decode([token]) for token in (spec.end_of_turn, chat.terminal)}
+    end_of_turn = chat.decode([spec.end_of_turn])
+    specials = SpecialTexts(chat)
+    ends: dict[str, int | None] = {end_of_turn: spec.end_of_turn}  # texts of the ends that are asked for, and tokens
+    if agent.stop_text == TERMINAL_TEXT:
+        ends[TERMINAL_TEXT] = chat.terminal
+    elif prompt == 'text':
+        ends[agent.stop_text] = None
 
-    def request(conversation: HostConversation, seed: int, attempt: int) -> CompletionRequest:
+    def request(conversation: HostConversation, draw: Draw) -> CompletionRequest | Reply:
         tokens = text_view(agent, chat, conversation).tokens
+        sent: tuple[int, ...] | str = tuple(tokens)
+        if prompt == 'text':
+            sent = chat.decode(tokens)
+            if special := specials.in_content(tokens, sent):
+                return Reply(
+                    '', failure=f'the text {special!r} in the prompt would become a special token of the server'
+                )
         return CompletionRequest(
-            prompt=tuple(tokens) if prompt == 'ids' else chat.decode(tokens),
+            prompt=sent,
             max_tokens=spec.max_new_tokens,
-            sampling=_warmer(sampling, agent.resampling, attempt),
             stop=(agent.stop_text,) if prompt == 'text' else (),
-            stop_ids=tuple(stops),
-            seed=server_seed(seed, attempt),
-            sample=sample_of(seed, attempt),
+            stop_ids=tuple(token for token in ends.values() if token is not None),
             version=prompts.VERSION,
+            **vars(draw),
         )
 
-    def read(answer: Answer, conversation: HostConversation) -> Read:
-        text = answer.text.removesuffix(stops[spec.end_of_turn])
-        if stops[spec.end_of_turn] in text:
-            return Read(None, 'goes on after its end')
-        return read_message(text, agent.stop_text, conversation, repeats=agent.resampling is not None)
+    def read(answer: Answer) -> Read:
+        text = _with_end(answer, ends)
+        if text is None:
+            return Fault('does not show how it ended')
+        message = text.removesuffix(end_of_turn)
+        if specials.first(message.partition(agent.stop_text)[0]):
+            return Fault('holds a special token')
+        return read_message(message, agent.stop_text, truncated=message == text and answer.truncated)
 
-    return _remote_agent(
-        ask(call, request, read, tries), agent.max_new_tokens, agent.stop_text, agent.system, agent.opening
-    )
+    reply = ask(call, request, read, sampling=sampling, tries=tries, resampling=agent.resampling)
+    return _remote_agent(reply, agent.max_new_tokens, agent.stop_text, agent.system, agent.opening)
+
+
+def _with_end(answer: Answer, ends: Mapping[str, int | None]) -> str | None:
+    """The text of a raw completion with the text of its end; None where it ended and nothing shows which end it was.
+
+    Args:
+        ends: texts of the ends that were asked for, and their tokens.
+    """
+    if any(end in answer.text for end in ends):
+        return answer.text
+    last = answer.tokens[-1] if answer.stop is None and answer.tokens else answer.stop
+    for end, token in ends.items():
+        if last is not None and last in (end, token):
+            return answer.text + end
+    is_known = answer.truncated or (len(ends) == 1 and answer.stop is None)
+    return answer.text if is_known else None
+
+
+def request_keys(make: Callable[[Call], HostAgent], example: Example) -> list[str]:
+    """The keys of all that an agent sends to its endpoint: for an opening, and for its next message.
+
+    Args:
+        make: an agent of its calls, which are not sent.
+    """
+    keys: list[str] = []
+
+    def call(requests: Sequence[Request]) -> list[Outcome]:
+        keys.extend(key_of(request, body_of(request, NOWHERE)) for request in requests)
+        return [Failure('refused', 'not sent')] * len(requests)
+
+    said = (('user', example.opening or 'opening'), ('assistant', 'reply'))
+    make(call).reply([HostConversation(example, 0, messages) for messages in ((), said)], np.zeros(2, np.uint32))
+    return keys

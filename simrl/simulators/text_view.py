@@ -17,6 +17,7 @@ from simrl.models import transformer
 from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Policy, Reply
 from simrl.rollouts.context import PREFIX, cache_capacities, prefill
 from simrl.rollouts.generate import generate
+from simrl.simulators.replies import repeats
 
 Keys = Callable[[Sequence[HostConversation], np.ndarray], jax.Array]  # conversations and seeds -> typed keys `[B]`
 
@@ -114,8 +115,7 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
             again = []
             for i, one in zip(waiting, found, strict=True):
                 replies[i] = dataclasses.replace(one, resamples=attempt)
-                own = [text for name, text in conversations[i].messages if name == _header(agent.role)]
-                if not one.ends and one.failure is None and own and own[-1].strip() == one.text.strip():
+                if repeats(one, conversations[i]):
                     again.append(i)
             waiting = again
             if not waiting:
@@ -168,7 +168,7 @@ def _sample(
     policy = dataclasses.replace(agent.policy, temperature=jnp.float32(temperature))
     arrays = (padded('tokens', 'int32'), padded('role', 'int8'), padded('message', 'int16'), length)
     with jax.set_mesh(mesh):
-        tokens, content_length, stopped = jax.device_get(
+        tokens, content_length, stopped, truncated = jax.device_get(
             _generated(policy, *arrays, row_keys[index], number, np.uint32(-attempt % 2**32), active)
         )
     replies = []
@@ -180,7 +180,8 @@ def _sample(
             continue
         text = chat.decode(tokens[row, : content_length[row]].tolist())
         ends = bool(stopped[row])
-        replies.append(Reply(text.partition(agent.stop_text)[0] if ends else text, ends=ends))
+        text = text.partition(agent.stop_text)[0] if ends else text
+        replies.append(Reply(text, ends=ends, truncated=bool(truncated[row])))
     return replies
 
 
@@ -195,8 +196,10 @@ def _generated(
     number: jax.Array,
     attempt: jax.Array,
     active: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A message's content ids, their number, and whether a stop sequence ended it; inactive rows have none.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A message's content ids, their number, and whether a stop sequence ended it or its budget cut it.
+
+    Inactive rows have none.
 
     `attempt`: 0, or what a resample folds into its keys.
     """
@@ -207,4 +210,4 @@ def _generated(
     again = jax.vmap(jax.random.fold_in, (0, None))(keys, attempt)
     keys = jax.random.wrap_key_data(jnp.where(attempt == 0, jax.random.key_data(keys), jax.random.key_data(again)))
     _, sampled = generate(policy, context, keys, active, number)
-    return sampled.tokens, sampled.content_length, sampled.stopped
+    return sampled.tokens, sampled.content_length, sampled.stopped, sampled.truncated

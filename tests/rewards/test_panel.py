@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simrl.conversations.quoting import as_json
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.rewards.judging import Question
 from simrl.rewards.panel import Judgements, panel
 from simrl.rewards.rewards import JUDGE_FAILED
-from simrl.rewards.rubric import HELPFULNESS, OUTSIDE, as_json, judge_prompt
+from simrl.rewards.rubric import HELPFULNESS, OUTSIDE, judge_prompt
 from tests import many_devices
 from tests.remote.server import Body, Cut, Hang, ScriptedServer, Status, chat_reply
 from tests.rewards import two_processes

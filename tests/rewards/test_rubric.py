@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simrl.conversations.quoting import as_json
 from simrl.conversations.templates import chat_from_huggingface
-from simrl.rewards.rubric import FRAME, HELPFULNESS, OUTSIDE, RUBRICS, Rubric, as_json, judge_prompt
+from simrl.rewards.rubric import FRAME, HELPFULNESS, OUTSIDE, RUBRICS, Rubric, judge_prompt
 from tests.tiny import byte_tokenizer
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=['Cs'])), min_size=1, max_size=5)
