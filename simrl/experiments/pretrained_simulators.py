@@ -27,6 +27,7 @@ from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.dialogue import check_agents
 from simrl.run.config import ConfigError
 from simrl.simulators.person import Spoken, spoken_of
+from simrl.simulators.remote import request_keys
 from simrl.simulators.text_view import text_agent
 
 # An arm's fields that its stages name only where they differ from these, so that older runs can be resumed.
@@ -150,11 +151,10 @@ class Simulators:
         common |= self.model_identity(arm)
         if is_own(own.simulator):
             return common | own_identity(f'config.arms.{arm}.simulator', own.simulator)
-        agent = self.on_device(arm, {}, PROBE_PEOPLE)
         newer = {name: getattr(own, name) for name in NEWER if getattr(own, name) != getattr(USUAL, name)}
-        role_plays = own.simulator == 'role_play'
+        role_plays, told_of = own.simulator == 'role_play', self._told(arm)
         try:
-            told_of_probes = fingerprint(lambda example: told(agent, example))
+            told_of_probes = fingerprint(told_of)
         except ValueError as error:  # no message of few-shot is short enough
             raise ConfigError(f'config.arms.{arm}: {error}') from error
         return {
@@ -164,6 +164,14 @@ class Simulators:
             'asked': self.settings.role_play(arm) if role_plays else conversation.fine_tuned,
             'told': told_of_probes,
         }
+
+    def _told(self, arm: str) -> Callable[[Example], object]:
+        """An example -> an arm's system text; behind an endpoint, the keys of all that is sent."""
+        if self.settings.arms[arm].remote is None:
+            agent = self.on_device(arm, {}, PROBE_PEOPLE)
+            return lambda example: told(agent, example)
+        make = functools.partial(remote_agent, self.settings, arm, self.model(arm), PROBE_PEOPLE)
+        return functools.partial(request_keys, make)
 
     def model_identity(self, arm: str) -> dict[str, Any]:
         own = self.settings.arms[arm]

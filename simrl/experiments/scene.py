@@ -182,11 +182,11 @@ LOADED = '__simrl_source__'  # an attribute of a user's module: its text when it
 PROBES = 16  # examples whose system texts stand for what a simulator is told
 
 
-def fingerprint(told: Callable[[Example], str | None]) -> str:
+def fingerprint(told: Callable[[Example], object]) -> str:
     """A hash of what a simulator is told, so that an edited one is run again.
 
     Args:
-        told: an example -> the system text, with persona. It is called with made-up examples.
+        told: an example -> the system text, with persona, or what stands for it. It is called with made-up examples.
     """
     probes = (
         Example(f'probe-{i}', f'opening {i}', f'intent {i}', persona_seed=i, source='probe', split='train')

@@ -19,6 +19,7 @@ from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.agents import HostConversation, Reply, Resampling, agent_for, told
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError, to_config_dict
+from simrl.simulators import prompts
 from simrl.simulators.person import FewShotSettings
 from simrl.simulators.prompts import GUIDELINES
 from tests.remote.server import ScriptedServer, chat_reply
@@ -310,6 +311,33 @@ def test_a_remote_simulator_is_an_endpoint_in_the_identity_and_is_checked(files,
         talk = HostConversation(example, 0, (('user', example.opening), ('assistant', 'Hi.')))
         assert agent.reply([talk], np.zeros(1, np.uint32)) == [Reply('a hat')]
         assert GUIDELINES['typo'] in server.requests[-1]['messages'][0]['content']
+
+
+TEXTS = {'JSON_INSTRUCTIONS': 'json', 'NOT_BEGUN': 'json', 'OPENING_REQUEST': 'opens', 'VERSION': ''}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_the_identity_of_a_remote_simulator_follows_what_is_sent(files, tmp_path, monkeypatch, name):
+    """An edited text is another simulator, of the arms that are sent it; those on the device never are."""
+    endpoint = EndpointSettings('http://127.0.0.1:1/v1', 'model')
+    arms = {
+        'json': PretrainedSimulator('role_play', intent='where_known', remote=RemoteSettings(endpoint, form='json')),
+        'opens': PretrainedSimulator(
+            'role_play', intent='where_known', opening='written', remote=RemoteSettings(endpoint)
+        ),
+        'device': PretrainedSimulator('role_play', guidelines=('typo',)),
+    }
+
+    def identities(run: str):
+        scene = scene_of(files, tmp_path / run, arms)
+        return {arm: config_lib.identity(scene.simulator_identity(arm)) for arm in arms}
+
+    before = identities('a')
+    assert before == identities('b')
+    monkeypatch.setattr(prompts, name, f'{getattr(prompts, name)} More.')
+    after = identities('c')
+    changed = {arm for arm in arms if before[arm] != after[arm]}
+    assert changed == ({TEXTS[name]} if TEXTS[name] else {'json', 'opens'})
 
 
 WRONG_REMOTE = {
