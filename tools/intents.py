@@ -1,13 +1,18 @@
 """Writes conversations with a sentence each of what their user came for, by an endpoint or a model on the device.
 
-    python -m tools.intents --data=people.jsonl --output=intents.jsonl \\
-        --endpoint.url=http://127.0.0.1:8000/v1 --endpoint.model=Qwen/Qwen3-32B --endpoint.in_flight=64
+    python -m tools.intents --data=people.jsonl --output=intents.jsonl --endpoint.url=http://127.0.0.1:8000/v1 \\
+        --endpoint.model=Qwen/Qwen3-32B --endpoint.in_flight=64 --endpoint.try_seconds=1800 --endpoint.deadline=7200
     python -m tools.intents --data=people.jsonl --output=intents.jsonl --model=HuggingFaceTB/SmolLM2-135M-Instruct
 
-The output is a file of conversations, for instance conversations.jsonl.gz of a new data folder. Conversations without
-a usable sentence are left out and counted by cause. After a kill, the same command continues: intents are kept in
-OUTPUT.intents.jsonl, answers of an endpoint in OUTPUT.answers.sqlite. An answer that is no sentence is an answer: it is
-asked for again once that file is gone.
+Qwen3 thinks before it answers, as in arXiv:2605.09808. Its server has to return the reasoning apart from the answer:
+`vllm serve Qwen/Qwen3-32B --reasoning-parser=qwen3`. It answers at once, and --max-tokens=512 is enough, with
+--endpoint.extra='{"chat_template_kwargs": {"enable_thinking": false}}'.
+
+The output is a file of conversations, for instance conversations.jsonl.gz of a new data folder. An answer that is no
+sentence is asked for again, up to --tries answers in all. Conversations without a usable sentence are then left out and
+counted by cause. After a kill, the same command continues: intents are kept in OUTPUT.intents.jsonl, answers of an
+endpoint in OUTPUT.answers.sqlite. An answer that is no sentence is kept there too, so that the same command does not
+ask for it anew; more --tries ask for more answers. The exit code is 1 if there is no sentence at all.
 """
 
 import argparse
@@ -41,6 +46,8 @@ from simrl.serving.load import load_assistant, resampled
 
 SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
 CALLS = 16  # for each place in flight, between two writes: at the end of a batch some places are idle
+# Of an answer, reasoning included; arXiv:2605.09808 has 16,384 and 4 tries. A model on the device has fewer positions.
+MAX_TOKENS = {'endpoint': 16384, 'device': 512}
 DEFAULTS = {'sampling.temperature': 0.7, 'sampling.top_p': 0.9}  # of arXiv:2605.09808, appendix C
 
 
@@ -113,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', required=True, type=local_path, help='conversations: .jsonl, .jsonl.gz or .parquet')
     parser.add_argument('--output', required=True, type=local_path, help='file to write, in the same formats')
     parser.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder or a .gguf file')
-    parser.add_argument('--max-tokens', type=int, default=512, help='of an answer, reasoning included')
+    parser.add_argument('--max-tokens', type=int, help=f'of an answer, reasoning included; by default {MAX_TOKENS}')
+    parser.add_argument('--tries', type=int, default=4, help='max answers until one is a sentence; 1 at temperature 0')
     parser.add_argument('--prompt-tokens', type=int, default=4096, help='max tokens of a prompt; beside --model only')
     parser.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
     parser.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
@@ -123,15 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     has_endpoint = any(name.startswith('endpoint.') and x is not None for name, x in vars(options).items())
     if has_endpoint == (options.model is not None):
         parser.error('expected either --endpoint.url and --endpoint.model, or --model')
+    if options.max_tokens is None:
+        options.max_tokens = MAX_TOKENS['endpoint' if has_endpoint else 'device']
     try:
+        if options.tries < 1:
+            raise ValueError(f'--tries: expected at least 1, found {options.tries}')
         if options.output.resolve() == options.data.resolve():
             raise ValueError(f'--output: expected another file than --data, found {options.output} twice')
         check_data(options.data)
         conversations, _ = read_conversations(options.data)
         settings = settings_of(options, 'intents') or IntentSettings()
+        tries = 1 if settings_of(options, 'sampling').temperature == 0 else options.tries
         with completing(options) as (complete, model, batch_size):
-            counts = write_intents(
-                conversations, options.output, complete, settings, model=model, batch_size=batch_size
+            counts, again = write_intents(
+                conversations, options.output, complete, settings, model=model, batch_size=batch_size, tries=tries
             )
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
@@ -140,8 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     written = counts.pop('written')
     print(f'{options.output}: written, {written} of {len(conversations)} conversations')
-    for cause, count in counts.most_common():
-        print(f'left out: {count} ({cause})')
+    for what, causes in (('left out', counts), ('asked again', again)):
+        for cause, count in causes.most_common():
+            print(f'{what}: {count} ({cause})')
+    if not written:
+        sys.exit('error: expected a sentence of at least one conversation, found none')
 
 
 if __name__ == '__main__':

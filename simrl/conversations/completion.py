@@ -24,5 +24,6 @@ class NoText:
     cause: str
 
 
-# Chats -> the next message of each, in order, or why there is none.
-Complete = Callable[[Sequence[Sequence[Message]]], Sequence[str | Failed]]
+# Chats, and an attempt's number from 0 -> the next message of each, in order, or why there is none. Another attempt
+# draws other messages.
+Complete = Callable[[Sequence[Sequence[Message]], int], Sequence[str | Failed]]

@@ -3,7 +3,8 @@
 1. `intent_chat` asks for it: the whole conversation is shown (as in arXiv:2605.09808), or its opening alone, so that a
    simulator that is told the intent knows nothing of what came later.
 2. `write_intents` lets a model answer, in batches, keeps each batch in a journal as it comes, and at the end writes the
-   conversations with their intents. A conversation without a usable sentence is counted and left out.
+   conversations with their intents. An answer that is no sentence is asked for again a few times; then its conversation
+   is counted and left out.
 
 A kill loses the batch that is being answered. The same call then asks for what is missing.
 """
@@ -18,11 +19,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from simrl.conversations.completion import Complete, NoText
+from simrl.conversations.quoting import as_json
 from simrl.conversations.records import Conversation, Message, write_conversations
 from simrl.run.progress import Progress
 from simrl.run.stage_files import named_errors
 
 VERSION = '1'  # of the prompts; goes up with every change of a word
+NO_SENTENCE = ('empty', 'more than a line', 'too long', 'length')  # causes that another answer may not have
 JOURNAL_SUFFIX = '.intents.jsonl'  # after the name of the file that is written
 
 CONVERSATION_PROMPT = """\
@@ -77,14 +80,14 @@ class IntentSettings:
 def intent_chat(conversation: Conversation, settings: IntentSettings) -> tuple[Message, ...]:
     """The chat that asks for the intent: one user message, with the conversation as JSON inside.
 
-    What people wrote is between quotes there, so that no message poses as a part of the prompt.
+    No message can pose as a part of the prompt, see `quoting`.
     """
     sizes = {'user': settings.user_characters, 'assistant': settings.assistant_characters}
     if settings.sees == 'opening':
-        prompt, shown = OPENING_PROMPT, json.dumps(_cut(conversation.opening, sizes['user']), ensure_ascii=False)
+        prompt, shown = OPENING_PROMPT, as_json(_cut(conversation.opening, sizes['user']))
     else:
         messages = [{message.role: _cut(message.content, sizes[message.role])} for message in conversation.spoken]
-        prompt, shown = CONVERSATION_PROMPT, json.dumps(messages, ensure_ascii=False, indent=0)
+        prompt, shown = CONVERSATION_PROMPT, as_json(messages, indent=0)
     return (Message('user', prompt + shown),)
 
 
@@ -108,7 +111,8 @@ def write_intents(
     *,
     model: str,
     batch_size: int = 256,
-) -> collections.Counter[str]:
+    tries: int = 1,
+) -> tuple[collections.Counter[str], collections.Counter[str]]:
     """Writes conversations with their intents to a file for `read_conversations`, those without one left out.
 
     Args:
@@ -116,9 +120,11 @@ def write_intents(
         complete: the model.
         model: its name, and all that decides its answers beside the chat: intents of others are asked for anew.
         batch_size: chats per call of `complete`, and lines per write.
+        tries: max answers asked for until one is a sentence.
 
     Returns:
-        The number of intents in the file ('written'), and of conversations without one by cause.
+        The number of intents in the file ('written') and of conversations without one by cause; and the number of
+        answers that were asked for again by cause.
 
     Raises:
         ValueError: the journal is another file, or the path has another suffix.
@@ -129,25 +135,31 @@ def write_intents(
     journal = path.with_name(path.name + JOURNAL_SUFFIX)
     chats = [intent_chat(conversation, settings) for conversation in conversations]
     keys = [_key(chat, model) for chat in chats]
-    intents, counts = _read_journal(journal), collections.Counter[str]()
-    missing = [number for number, key in enumerate(keys) if key not in intents]
+    intents, counts, again = _read_journal(journal), collections.Counter[str](), collections.Counter[str]()
+    waiting = [number for number, key in enumerate(keys) if key not in intents]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Progress('intents', len(keys), done=len(keys) - len(missing)) as progress:
-        for start in range(0, len(missing), batch_size):
-            numbers, lines = missing[start : start + batch_size], []
-            for number, text in zip(numbers, complete([chats[number] for number in numbers]), strict=True):
-                intent = check_intent(text, settings) if isinstance(text, str) else text
-                if isinstance(intent, str):
-                    intents[keys[number]] = intent
-                    line = {'key': keys[number], 'id': conversations[number].id, 'intent': intent, 'model': model}
-                    lines.append(json.dumps(line, ensure_ascii=False) + '\n')
-                else:
-                    counts[intent.cause] += 1
-            with named_errors(journal), open(journal, 'ab') as file:
-                file.write(''.join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            progress.update(len(numbers), note=f'{counts.total()} failed')
+    with Progress('intents', len(keys), done=len(keys) - len(waiting)) as progress:
+        for attempt in range(tries):
+            missing, waiting = waiting, []
+            for start in range(0, len(missing), batch_size):
+                numbers, lines, before = missing[start : start + batch_size], [], len(waiting)
+                answers = complete([chats[number] for number in numbers], attempt)
+                for number, text in zip(numbers, answers, strict=True):
+                    intent = check_intent(text, settings) if isinstance(text, str) else text
+                    if isinstance(intent, str):
+                        intents[keys[number]] = intent
+                        line = {'key': keys[number], 'id': conversations[number].id, 'intent': intent, 'model': model}
+                        lines.append(json.dumps(line, ensure_ascii=False) + '\n')
+                    elif intent.cause in NO_SENTENCE and attempt + 1 < tries:
+                        again[intent.cause] += 1
+                        waiting.append(number)
+                    else:
+                        counts[intent.cause] += 1
+                with named_errors(journal), open(journal, 'ab') as file:
+                    file.write(''.join(lines).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                progress.update(len(numbers) + before - len(waiting), note=f'{counts.total()} failed')
     found = [
         dataclasses.replace(conversation, intent=intents[key])
         for conversation, key in zip(conversations, keys, strict=True)
@@ -155,7 +167,7 @@ def write_intents(
     ]
     write_conversations(path, found)
     counts['written'] = len(found)
-    return counts
+    return counts, again
 
 
 def _read_journal(path: pathlib.Path) -> dict[str, str]:

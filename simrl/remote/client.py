@@ -311,9 +311,9 @@ def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version
             return outcome
         return NoText('length') if outcome.truncated else outcome.text
 
-    def complete_all(chats: Sequence[Sequence[Message]]) -> list[str | Failed]:
+    def complete_all(chats: Sequence[Sequence[Message]], attempt: int) -> list[str | Failed]:
         requests = [
-            ChatRequest(messages=tuple(chat), max_tokens=max_tokens, sampling=sampling, version=version)
+            ChatRequest(messages=tuple(chat), max_tokens=max_tokens, sampling=sampling, sample=attempt, version=version)
             for chat in chats
         ]
         return list(map(text, endpoint.call(requests, name)))

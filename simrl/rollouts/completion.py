@@ -21,8 +21,8 @@ def complete(
 ) -> Complete:
     """The function from chats of one user message to the agent's replies.
 
-    A reply depends on the prompt and the seed alone. A prompt that is too long or cannot be encoded, and a reply that
-    its max tokens cut, are failures.
+    A reply depends on the prompt, the seed and the attempt alone. A prompt that is too long or cannot be encoded, and a
+    reply that its max tokens cut, are failures.
 
     Args:
         agent: an assistant, from `for_sampling`.
@@ -48,7 +48,7 @@ def complete(
         except EncodingError:
             return NoText('prompt not encodable')
 
-    def complete_all(chats: Sequence[Sequence[Message]]) -> list[str | Failed]:
+    def complete_all(chats: Sequence[Sequence[Message]], attempt: int) -> list[str | Failed]:
         examples = list(map(example, chats))
         faults = list(map(fault, examples))
         kept = list(dict.fromkeys(one for one, failed in zip(examples, faults, strict=True) if failed is None))
@@ -62,7 +62,7 @@ def complete(
                 chat=chat,
                 limits=limits,
                 seed=seed,
-                step=STEP,
+                step=STEP - attempt,
                 view=ASSISTANT,
                 mesh=mesh,
                 padding=batch_size - len(chosen),

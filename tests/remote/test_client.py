@@ -495,7 +495,7 @@ def test_chats_are_completed_for_rooms_without_a_client() -> None:
 
     with ScriptedServer(script) as server, Endpoint(settings_of(server)) as endpoint:
         function = complete(endpoint, max_tokens=9, sampling=Sampling(), version='1')
-        good, bad = function([[Message('user', 'a')], [Message('user', 'bad')]])
+        good, bad = function([[Message('user', 'a')], [Message('user', 'bad')]], 0)
     assert good == 'A'
     assert isinstance(bad, Failure)
     assert bad.cause == 'refused'

@@ -37,6 +37,7 @@ def test_an_endpoint_writes_intents_and_failures_are_counted(tmp_path, capsys) -
         first = capsys.readouterr().out
         intents.main(flags)
         assert len(server.requests) == 4  # the sentence is in the journal, the bad answer in the cache
+    assert {body['max_tokens'] for body in server.requests} == {16384}, 'thinking included'
     assert [(found.id, found.intent) for found in read_conversations(output)[0]] == [('a cake', 'You want a cake.')]
     assert first.splitlines() == [
         f'{output}: written, 1 of 3 conversations',
@@ -44,6 +45,31 @@ def test_an_endpoint_writes_intents_and_failures_are_counted(tmp_path, capsys) -
         'left out: 1 (refused)',
     ]
     assert capsys.readouterr().out == first
+
+
+def test_an_answer_that_is_no_sentence_is_asked_for_again_and_all_are_in_the_cache(tmp_path, capsys) -> None:
+    """The second command finds every answer of the first, and asks for one more by its --tries."""
+    output = tmp_path / 'out.jsonl'
+
+    def answer(body, attempt):
+        text = body['messages'][0]['content']
+        return chat_reply('You want a cake.' if 'a cake' in text and attempt == 2 else f'You\nwant {attempt}.')
+
+    with ScriptedServer(answer, models=['m']) as server:
+        flags = [f'--data={people(tmp_path)}', f'--output={output}', f'--endpoint.url={server.url}']
+        flags += ['--endpoint.model=m', '--intents.sees=opening']
+        with pytest.raises(SystemExit, match=r'^error: expected a sentence of at least one conversation, found none'):
+            intents.main([*flags, '--tries=2'])
+        assert len(server.requests) == 6
+        assert capsys.readouterr().out.splitlines() == [
+            f'{output}: written, 0 of 3 conversations',
+            'left out: 3 (more than a line)',
+            'asked again: 3 (more than a line)',
+        ]
+        intents.main([*flags, '--tries=3'])
+        assert len(server.requests) == 9
+    assert [(found.id, found.intent) for found in read_conversations(output)[0]] == [('a cake', 'You want a cake.')]
+    assert 'asked again: 6 (more than a line)' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -55,6 +81,7 @@ def test_an_endpoint_writes_intents_and_failures_are_counted(tmp_path, capsys) -
         (['--model=m', '--sampling.top_k=3'], 'found top_k or min_p'),
         (['--model=m', '--intents.sees=all'], r"--intents.sees: expected one of 'conversation', 'opening'"),
         (['--model=m', '--data=missing.jsonl'], 'missing.jsonl'),
+        (['--model=m', '--tries=0'], '--tries: expected at least 1, found 0'),
     ],
 )
 def test_bad_input_is_one_error(tmp_path, flags: list[str], found: str) -> None:
