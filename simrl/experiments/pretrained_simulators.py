@@ -52,7 +52,7 @@ class Data(Protocol):
     def rows_to_predict(
         self, simulator: ModelAgent, conversations: Sequence[Conversation]
     ) -> tuple[list[Rendered], collections.Counter[str]]:
-        """What people said in conversations, as the simulator's likelihood is measured on it."""
+        """The messages of people in conversations, as the simulator's likelihood is measured on them."""
 
 
 class Simulators:
