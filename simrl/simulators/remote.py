@@ -9,9 +9,9 @@ be sent with it. The messages of a chat are sent as they are: its server decides
 
 A raw completion ends by end-of-turn, or by the simulator's signal, and a server that leaves special tokens out of its
 text returns the same text for both. Any of these shows the end: the text, the stop text or token that the server
-names (vLLM, SGLang), or the last of the token ids (vLLM). A reply that ended and shows no end is a fault. From
-`transformers serve` and llama.cpp, which show none, a simulator with the terminal token gets messages that max_tokens
-cut, and no others.
+names (vLLM, SGLang), or the last of the token ids (vLLM). A reply that ended and shows no end is a fault.
+`transformers serve` shows none: behind it, a simulator with the terminal token has no messages but those that
+max_tokens cut.
 """
 
 import functools

@@ -296,6 +296,7 @@ def scripted(conversation: HostConversation, seed: int) -> Reply:
         ('example-0', 1): Reply('', failure='the line is dead'),
         ('example-0', 2): Reply('12 what 13'),
         ('example-0', 3): Reply(None),  # type: ignore[arg-type]  # of an interface without an answer
+        ('example-1', 1): Reply('12 13', truncated=True),
         ('example-2', 0): Reply('12 \ud83c'),  # half of an emoji
         ('example-4', 0): Reply('', failure='no answer: \ud83c'),
         ('example-2', 1): Reply('12 13', ends=True),
@@ -388,6 +389,17 @@ def test_texts_are_cut_to_the_budget_with_an_end_that_nobody_meant(row: int, con
     roles = batch.role[row, start : start + len(run)].tolist()
     assert roles == [1, 1, *[USER] * len(content), 1 if truncated else USER]
     assert np.all(batch.log_prob[row, start : start + len(run)] == 0)
+
+
+def test_a_text_that_its_agent_cut_is_marked_and_has_an_end_that_nobody_meant() -> None:
+    """Though the budget here has room for more."""
+    batch, _ = scripted_talk()
+    row, run = 5, heard(2, [12, 13])
+    assert ids_of(batch, row, 2) == [12, 13]
+    assert batch.truncated[row, ::2].tolist() == [False, True, True]
+    tokens = view(batch, row)
+    start = next(i for i in range(len(tokens)) if tokens[i : i + len(run)] == run)
+    assert batch.role[row, start : start + len(run)].tolist() == [1, 1, USER, USER, 1]
 
 
 # What cannot be.
