@@ -40,21 +40,22 @@ from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
 
 ASSISTANTS = {  # [paper]
-    '1.5b': 'Qwen/Qwen2.5-1.5B-Instruct',
-    '3b': 'Qwen/Qwen2.5-3B-Instruct',
-    '7b': 'Qwen/Qwen2.5-7B-Instruct',
-    'llama': 'meta-llama/Llama-3.2-3B-Instruct',
+    '1.5b': ModelSettings('Qwen/Qwen2.5-1.5B-Instruct'),
+    '3b': ModelSettings('Qwen/Qwen2.5-3B-Instruct'),
+    '7b': ModelSettings('Qwen/Qwen2.5-7B-Instruct'),
+    # The template writes today's date; this one is its default where there is no clock [ours].
+    'llama': ModelSettings('meta-llama/Llama-3.2-3B-Instruct', date='26 Jul 2024'),
 }
 LENGTHS = (2048, 4096, 8192, 16384)  # tokens of a row [ours], up to the context of [paper]
 
 
 def role_play(
-    model: str, *, written: bool = False, guidelines: bool = False, text: bool = False
+    model: ModelSettings, *, written: bool = False, guidelines: bool = False, text: bool = False
 ) -> PretrainedSimulator:
     """A prompted simulator, which knows the intent; `text`: of another tokenizer than the assistant's."""
     return PretrainedSimulator(
         'role_play',
-        ModelSettings(model),
+        model,
         dtype='bfloat16',
         intent='required',
         opening='written' if written else 'given',
@@ -78,7 +79,10 @@ def published(size: str, *, text: bool = False) -> PretrainedSimulator:
 
 def arms(text: bool) -> dict[str, PretrainedSimulator]:
     """The arms [paper]; `text`: the assistant has another tokenizer than Qwen2.5."""
-    qwen = 'Qwen/Qwen2.5-14B-Instruct'
+    qwen = ModelSettings('Qwen/Qwen2.5-14B-Instruct')
+    # Thinking off [paper]: an empty think block before each reply. The template drops it from history, 'keep' does not
+    # [ours].
+    qwen3 = {size: ModelSettings(f'Qwen/Qwen3-{size}', rewrites='keep') for size in ('14B', '32B')}
     return {
         'rpuser1': role_play(qwen, written=True, text=text),
         'rpuser2': role_play(qwen, text=text),
@@ -86,8 +90,8 @@ def arms(text: bool) -> dict[str, PretrainedSimulator]:
         'sftuser-7b': published('7B', text=text),
         'sftuser-14b': published('14B', text=text),
         'sftuser-32b': published('32B', text=text),
-        'rpuser3-qwen3-14b': role_play('Qwen/Qwen3-14B', guidelines=True, text=True),
-        'rpuser3-qwen3-32b': role_play('Qwen/Qwen3-32B', guidelines=True, text=True),
+        'rpuser3-qwen3-14b': role_play(qwen3['14B'], guidelines=True, text=True),
+        'rpuser3-qwen3-32b': role_play(qwen3['32B'], guidelines=True, text=True),
     }
 
 
@@ -128,7 +132,7 @@ def get_config(arg: str = '') -> ConfigDict:
     execution = Execution('bfloat16', remat='full')
     return to_config_dict(
         PretrainedSettings(
-            model=ModelSettings(ASSISTANTS[assistants[0]]),
+            model=ASSISTANTS[assistants[0]],
             data=DataSettings(pathlib.Path('data'), on_bad_rows='drop'),
             user_sft=UserSFTSettings(  # of an arm with weights='fine_tune'
                 SFTSettings(

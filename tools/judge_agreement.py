@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--rubric', choices=sorted(RUBRICS), default='helpfulness')
     parser.add_argument('--reward-model', type=local_path, default=None, metavar='RUN')
     parser.add_argument('--planted', action='store_true')
+    parser.add_argument('--date', default='26 Jul 2024', help='today, for a chat template that writes it')
     options = parser.parse_args(arguments)
     try:
         start_backend()
@@ -130,7 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    model, mesh = open_model(ModelSettings(options.model)), MeshSettings(data=1).make()
+    # There is no history that a template could rewrite: a judge replies once.
+    settings = ModelSettings(options.model, rewrites='keep', date=options.date)
+    model, mesh = open_model(settings), MeshSettings(data=1).make()
     pairs = subsample(read_pairs(options.file), options.pairs, seed=0)
     print(f'{options.file.name}: {len(pairs)} pairs with a label', flush=True)
     if options.reward_model is not None:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -16,14 +17,20 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from simrl import main
+from simrl.conversations.chat import TERMINAL_TEXT
+from simrl.conversations.records import Conversation, Message, write_conversations
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import natural_prompt, swapped_prompt
 from simrl.experiments import experiment
 from simrl.experiments.experiment import SCENES, settings_of
+from simrl.experiments.pretrained import PretrainedScene
+from simrl.experiments.sources import ModelSettings
+from simrl.models.files.huggingface_config import config_to_json
 from simrl.models.files.load import load_model
 from simrl.models.lora import LoRASettings
 from simrl.run import directory
 from simrl.run.config import ConfigError, from_config_dict, to_config_dict, to_dict
+from tests.tiny import family_tokenizer, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = {
@@ -165,6 +172,55 @@ def test_rows_of_the_cpu_size_fit_into_its_longest_bucket():
     answer = len(chat.header('user')) + limits.user_tokens + 1
     longest = len(natural_prompt(chat, opening)) + limits.turns * reply + (limits.turns - 1) * answer
     assert 192 < longest <= settings.rl.row_buckets[-1] == 256
+
+
+FAMILIES = {  # of the models of paper.py, by how their names begin
+    'Qwen/Qwen2.5-': 'qwen2_5',
+    'Qwen/Qwen3-': 'qwen3',
+    'jjssuh/sftuser-base-Qwen2.5-': 'qwen2_5',
+    'meta-llama/Llama-3.2-': 'llama3_2',
+}
+
+
+def without_weights(settings: ModelSettings, folder: pathlib.Path) -> ModelSettings:
+    """The settings of a model, read from a folder with its family's own chat template and special tokens."""
+    (family,) = (family for start, family in FAMILIES.items() if settings.source.startswith(start))
+    template = pathlib.Path(os.environ['SIMRL_DATA'], 'chat_templates', f'{family}.jinja').read_text()
+    tokenizer = family_tokenizer(family, template)
+    if 'sftuser' in settings.source:
+        tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    config = tiny_config(len(tokenizer), max_positions=32768)
+    (folder / 'config.json').write_text(json.dumps(config_to_json(config, len(tokenizer), 'float32')))
+    return dataclasses.replace(settings, source=str(folder))
+
+
+@pytest.mark.skipif('SIMRL_DATA' not in os.environ, reason='SIMRL_DATA is not set')
+@pytest.mark.parametrize('assistant', importlib.import_module('configs.paper').ASSISTANTS)
+def test_every_model_of_paper_opens_and_can_converse(tmp_path, assistant):
+    """With the templates of its models and their settings; a token is a byte here, so prompts are longer."""
+    settings = settings_of(parsed('paper', assistant))
+    arms = {
+        arm: dataclasses.replace(own, model=without_weights(own.model, tmp_path / arm))
+        for arm, own in settings.arms.items()
+    }
+    said = (Message('user', 'A dish?'), Message('assistant', 'Risotto.'), Message('user', 'And another?'))
+    people = [
+        Conversation(split, 'test', split, said, intent='You want a recipe.') for split in ('train', 'dev', 'test')
+    ]
+    write_conversations(tmp_path / settings.data.conversations, people)
+    limits = dataclasses.replace(settings.conversation.limits, prompt_tokens=8192)
+    settings = dataclasses.replace(
+        settings,
+        model=without_weights(settings.model, tmp_path / 'assistant'),
+        data=dataclasses.replace(settings.data, folder=tmp_path),
+        conversation=dataclasses.replace(settings.conversation, limits=limits),
+        arms=arms,
+    )
+    simulators = PretrainedScene(settings, tmp_path / 'run').simulators
+    for arm in arms:
+        simulators.check_people(arm)
+        simulators.check(arm)
 
 
 @pytest.mark.parametrize(
