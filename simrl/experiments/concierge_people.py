@@ -16,7 +16,7 @@ from simrl.models import placement
 from simrl.rewards.rewards import Rewards
 from simrl.rollouts.agents import HostAgent, HostConversation, Limits, Reply
 from simrl.rollouts.state import EndReason, example_hash
-from simrl.rollouts.trajectories import Trajectories, transcripts
+from simrl.rollouts.trajectories import Trajectories, transcript_of, transcripts
 from simrl.simulators.fine_tuned import told_intent
 from simrl.worlds.concierge.language import Intent
 from simrl.worlds.concierge.outcomes import outcome_of, user_statistics
@@ -86,9 +86,9 @@ def satisfaction(chat: Chat, examples: Sequence[Example]) -> Callable[[Trajector
         raise ValueError(f'expected {len(examples)} examples with hashes of their own, found {len(intents)} hashes')
 
     def score(batch: Trajectories) -> Rewards:
-        ids = np.asarray(placement.to_host(batch.example_id)).tolist()
-        rows = transcripts(batch, chat.decode)
-        outcomes = [outcome_of(intents[i], spoken(row), ended(row)) for i, row in zip(ids, rows, strict=True)]
+        ids, transcript = placement.to_host((batch.example_id, transcript_of(batch)))
+        rows = transcripts(transcript, chat.decode)
+        outcomes = [outcome_of(intents[i], spoken(row), ended(row)) for i, row in zip(ids.tolist(), rows, strict=True)]
 
         def column(values: Sequence[float]) -> jax.Array:
             return jnp.asarray(np.array(values, np.float32))

@@ -7,7 +7,7 @@ in their role alone. A `MixedAgent` is several users, one of which each example 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.struct
 import jax
@@ -176,6 +176,7 @@ class Reply:
     truncated: bool = False
 
 
+Asked = Literal['share', 'all']  # the conversations that an agent off the device is asked about in each process
 PIECES_AT_ONCE = 2  # of a step, in progress, with an agent off the device: one is sampled while the other waits
 
 
@@ -197,6 +198,9 @@ class HostAgent:
             caller's thread, while nothing else is done: right for what is quick, or computes on the device itself.
         replayable: its replies are functions of the messages and of this call's seed alone, so that a recorded
             conversation may go on with another seed (rewards by futures).
+        asked: of several processes, 'share' asks each about its own share of the conversations, and all get all
+            replies. 'all' asks each about all of them, with equal arguments in the same order: for an agent that
+            computes on the devices of all processes, and whose replies are therefore equal in all of them.
     """
 
     reply: Callable[[Sequence[HostConversation], np.ndarray], Sequence[Reply]]
@@ -206,12 +210,20 @@ class HostAgent:
     opening: Opening = 'given'
     calls_at_once: int = 0
     replayable: bool = False
+    asked: Asked = 'share'
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f'HostAgent.max_new_tokens: expected at least 1, found {self.max_new_tokens}')
         if self.calls_at_once < 0:
             raise ValueError(f'HostAgent.calls_at_once: expected at least 0, found {self.calls_at_once}')
+        if self.asked not in get_args(Asked):
+            raise ValueError(f"HostAgent.asked: expected 'share' or 'all', found {self.asked!r}")
+        if self.asked == 'all' and self.calls_at_once:
+            raise ValueError(
+                "HostAgent.calls_at_once: expected 0 with asked='all', as threads of several processes call in no "
+                f'common order, found {self.calls_at_once}'
+            )
 
 
 OneAgent = ModelAgent | HostAgent

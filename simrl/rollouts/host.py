@@ -87,22 +87,23 @@ class HostReplies:
 
         A reply's text is encoded as it is. The end of a conversation is the terminal token after it, which the
         transcript holds as it does a simulator's. What is not text, or text that the tokenizer cannot encode, is a
-        failure. Of several processes each asks for a share of the replies, and all get all of them.
+        failure. For several processes see `HostAgent.asked`.
 
         Args:
             transcript: of A rows on the device.
             rows: int `[A]`, the index of each among all rows.
 
         Returns:
-            A function that waits for the messages. It raises what the agent raises. Where there are several processes,
-            all of them call such functions in the same order.
+            A function that waits for the messages. It raises what the agent raises. All processes call such functions
+            in the same order.
         """
         names = ('messages', 'message_length', 'num_messages')
         messages, length, num_messages, waiting = placement.to_host(
             (*(getattr(transcript, name) for name in names), waiting_for(transcript, role))
         )
         seeds = self.seeds  # of all processes: read before their ways part
-        indices = np.flatnonzero(waiting)[jax.process_index() :: jax.process_count()].tolist()
+        own = slice(jax.process_index(), None, jax.process_count()) if self._shares else slice(None)
+        indices = np.flatnonzero(waiting)[own].tolist()
         contents = {
             int(rows[index]): [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
             for index in indices
@@ -110,6 +111,11 @@ class HostReplies:
         replies = functools.partial(self._replies, contents, seeds)
         wait = replies if self.threads is None else self.threads.start(replies)
         return functools.partial(self._finish, wait, rows, indices, role)
+
+    @property
+    def _shares(self) -> bool:
+        """True if each process has other replies, and needs those of the others."""
+        return self.agent.asked == 'share' and jax.process_count() > 1
 
     def _finish(
         self, wait: Callable[[], Sequence[Reply]], rows: np.ndarray, indices: Sequence[int], role: int
@@ -129,10 +135,10 @@ class HostReplies:
                     message.failed[index] = True
                     failures[index] = failure
         except Exception as found:
-            if jax.process_count() == 1:
+            if not self._shares:
                 raise
             error = found
-        if jax.process_count() > 1:
+        if self._shares:
             message, failures = _exchanged(message, failures, error)
         self.failures |= {int(rows[index]): failure for index, failure in failures.items()}
         if self.on_wait is not None:
@@ -166,6 +172,7 @@ class HostReplies:
         try:
             content, truncated = encode_reply(reply, self.chat, role, self.max_new_tokens)
         except FailedReplyError as error:
+            message.resamples[index] = reply.resamples
             return str(error)
         message.tokens[index, : len(content)] = content
         message.content_length[index] = len(content)

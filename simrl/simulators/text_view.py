@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, ROLE_CODES, TEMPLATE, USER, Chat, Header
-from simrl.models import transformer
+from simrl.models import placement, transformer
 from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Policy, Reply
 from simrl.rollouts.context import PREFIX, cache_capacities, prefill
 from simrl.rollouts.generate import generate
@@ -87,17 +87,18 @@ def keys_of_seeds(conversations: Sequence[HostConversation], seeds: np.ndarray) 
 def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_of_seeds) -> HostAgent:
     """A user on the device that is met through its texts.
 
-    It ends a conversation with its own signal, and writes repeats again, as on the device.
+    It ends a conversation with its own signal, and writes repeats again, as on the device. Of several processes all
+    sample all messages together: it may be too large for the devices of one.
 
     Args:
         agent: from `for_sampling`.
         chat: its own.
         mesh: of its parameters.
-        keys: of conversations; token i of message m is drawn with m and i folded in.
+        keys: of conversations, equal in all processes; token i of message m is drawn with m and i folded in.
     """
 
     def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
-        row_keys = keys(conversations, seeds)
+        row_keys = np.asarray(jax.random.key_data(keys(conversations, seeds)))
         replies: dict[int, Reply] = {}
         waiting = list(range(len(conversations)))
         rule, usual = agent.resampling, float(agent.policy.temperature)
@@ -129,7 +130,22 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
         system=agent.system,
         opening=agent.opening,
         replayable=True,
+        asked='all',
     )
+
+
+def check_positions(agent: ModelAgent, prompt_tokens: int) -> None:
+    """Refuses a model with too few positions for a prompt and one message after it.
+
+    Its partner's messages are other tokens here, so no more is known. A conversation that outgrows the model fails.
+    """
+    spec = agent.policy.spec
+    needed = prompt_tokens + len(spec.own_first_header) + spec.max_new_tokens + 1
+    if needed > spec.config.max_row_tokens:
+        raise ValueError(
+            f'user: expected a prompt of {prompt_tokens} tokens and a message of {spec.max_new_tokens} in '
+            f'{spec.config.row_limit} tokens, found that they take {needed}'
+        )
 
 
 def _sample(
@@ -137,11 +153,11 @@ def _sample(
     chat: Chat,
     mesh: Mesh,
     conversations: Sequence[HostConversation],
-    row_keys: jax.Array,
+    row_keys: np.ndarray,
     attempt: int,
     temperature: float,
 ) -> list[Reply]:
-    """One message in each conversation."""
+    """One message in each conversation; `row_keys` are key data."""
     spec = agent.policy.spec
     views = [text_view(agent, chat, conversation) for conversation in conversations]
     room = spec.config.max_row_tokens - spec.max_new_tokens - 1
@@ -168,9 +184,9 @@ def _sample(
     policy = dataclasses.replace(agent.policy, temperature=jnp.float32(temperature))
     arrays = (padded('tokens', 'int32'), padded('role', 'int8'), padded('message', 'int16'), length)
     with jax.set_mesh(mesh):
-        tokens, content_length, stopped, truncated = jax.device_get(
-            _generated(policy, *arrays, row_keys[index], number, np.uint32(-attempt % 2**32), active)
-        )
+        rows_of = placement.shard_batch((*arrays, row_keys[index], number, active), mesh)
+        sampled = _generated(policy, *rows_of, np.uint32(-attempt % 2**32))
+        tokens, content_length, stopped, truncated = placement.to_host(sampled)
     replies = []
     for row, fit in enumerate(fits):
         if not fit:
@@ -194,19 +210,17 @@ def _generated(
     length: jax.Array,
     row_keys: jax.Array,
     number: jax.Array,
-    attempt: jax.Array,
     active: jax.Array,
+    attempt: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """A message's content ids, their number, and whether a stop sequence ended it or its budget cut it.
 
-    Inactive rows have none.
-
-    `attempt`: 0, or what a resample folds into its keys.
+    Inactive rows have none. `row_keys`: key data. `attempt`: 0, or what a resample folds into its keys.
     """
     capacity = tokens.shape[1] + policy.spec.max_new_tokens + 1
     context = prefill(policy, tokens, role, message, length, capacity=capacity)
     context = dataclasses.replace(context, cache=transformer.extended(context.cache, capacity))
-    keys = jax.vmap(jax.random.fold_in)(row_keys, number)
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(row_keys), number)
     again = jax.vmap(jax.random.fold_in, (0, None))(keys, attempt)
     keys = jax.random.wrap_key_data(jnp.where(attempt == 0, jax.random.key_data(keys), jax.random.key_data(again)))
     _, sampled = generate(policy, context, keys, active, number)

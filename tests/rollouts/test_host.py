@@ -20,7 +20,7 @@ from simrl.models.transformer import Execution
 from simrl.rollouts import collect as collect_lib
 from simrl.rollouts import dialogue as dialogue_lib
 from simrl.rollouts.agents import Agent, HostAgent, HostConversation, Limits, ModelAgent, Reply, model_agent
-from simrl.rollouts.collect import collect
+from simrl.rollouts.collect import collect, for_sampling
 from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.dialogue import Side, add_message, add_reply, check_agents
 from simrl.rollouts.host import agent_seeds
@@ -28,6 +28,7 @@ from simrl.rollouts.prompts import Prompts, start_dialogue
 from simrl.rollouts.state import Dialogue, EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
+from simrl.simulators.text_view import text_agent
 from tests import many_devices
 from tests.tiny import tiny_config
 
@@ -265,7 +266,10 @@ def test_messages_donate_the_dialogue_and_nothing_else(monkeypatch: pytest.Monke
 
 
 def test_processes_do_not_matter() -> None:
-    """In two processes each row's first turn is that of one process, and each process asks for other replies."""
+    """In two processes each row's first turn is that of one process, and each process asks for other replies.
+
+    So it is with an agent that computes on the devices of both, which is asked for all replies in each.
+    """
     from tests.rollouts import two_processes  # which imports this scene
 
     printed = many_devices.run_processes(two_processes.__name__, 2, XLA_FLAGS='--xla_backend_optimization_level=0')
@@ -274,10 +278,16 @@ def test_processes_do_not_matter() -> None:
     assert found == second['alike']
     given = np.repeat([example.opening is not None for example in EXAMPLES], SAMPLES)
 
+    def first_turn(batch: Trajectories) -> np.ndarray:
+        return np.where(np.arange(2)[:, None] < batch.num_messages[:, None, None], batch.messages[:, :2], 0)
+
     batch, failures = talk(ASSISTANT, partner_of(two_processes.failing))
     messages, reasons = found['host']
-    first_turn = np.where(np.arange(2)[:, None] < batch.num_messages[:, None, None], batch.messages[:, :2], 0)
-    np.testing.assert_array_equal(messages, first_turn)
+    np.testing.assert_array_equal(messages, first_turn(batch))
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    batch, _ = talk(ASSISTANT, text_agent(for_sampling(agent_of(USER), mesh), CHAT, mesh))
+    np.testing.assert_array_equal(found['text'][0], first_turn(batch))
+    assert len({str(message) for message in found['text'][0]}) > 3
     written = ~given
     assert reasons == {str(row): reason for row, reason in failures.items() if written[row]}
     assert len(first['asked']) == len(second['asked']) == written.sum() / 2

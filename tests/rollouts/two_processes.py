@@ -6,12 +6,13 @@ import time
 
 import jax
 
-from simrl.conversations.chat import ASSISTANT
+from simrl.conversations.chat import ASSISTANT, USER
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding
 from simrl.rollouts import compaction, context
 from simrl.rollouts.agents import Agent, HostConversation, Reply
 from simrl.rollouts.collect import collect, for_sampling
+from simrl.simulators.text_view import text_agent
 from tests import many_devices
 from tests.rollouts import test_host as scene
 
@@ -45,6 +46,8 @@ def main() -> None:
         return found, {str(row): reason for row, reason in failures.items()}
 
     results: dict[str, object] = {}
+    # On the devices of both: each must run the same programs, whoever has how many rows that wait.
+    results['text'] = messages(text_agent(for_sampling(scene.agent_of(USER), mesh), scene.CHAT, mesh), scene.EXAMPLES)
     asked: list[tuple[str, int]] = []
 
     def reply(conversation: HostConversation, seed: int) -> Reply:
