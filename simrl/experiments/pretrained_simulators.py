@@ -5,6 +5,7 @@ through its texts or behind an endpoint, or a `MixedAgent` of other arms' simula
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -22,13 +23,13 @@ from simrl.experiments.scene import PROBES, fingerprint, is_own, own_identity
 from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Params
 from simrl.rl.train import check_trained
-from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, told
+from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, opening_only, told
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.dialogue import check_agents
 from simrl.run.config import ConfigError
 from simrl.simulators.person import Spoken, spoken_of
 from simrl.simulators.remote import request_keys
-from simrl.simulators.text_view import text_agent
+from simrl.simulators.text_view import check_positions, text_agent
 
 # An arm's fields that its stages name only where they differ from these, so that older runs can be resumed.
 USUAL = PretrainedSimulator('role_play')
@@ -216,39 +217,55 @@ class Simulators:
                         "config.conversation.without_intent='drop' drops and counts them, for every arm"
                     )
         if fine_tuned_here(own):
-            people = [*self.data.people_of('train'), *self.data.people_of('test')]
-            model = self.data.model
+            people, model = [*self.data.people_of('train'), *self.data.people_of('test')], self.model(arm)
+            if model is not self.data.model:  # whose tokenizer was asked when they were read
+                self._check_texts(arm, people)
             checks.check_user_sft('config.user_sft', s.user_sft, model, people, s.compute, tuned_text(own))
 
+    def _check_texts(self, arm: str, people: Sequence[Conversation]) -> None:
+        """Refuses messages that the tokenizer of an arm's own model has no tokens for."""
+        for person in people:
+            try:
+                for message in person.spoken:
+                    self.model(arm).chat.check(message.content)
+            except EncodingError as error:
+                file = sources.conversations_file(self.settings.data)
+                raise ConfigError(f'config.arms.{arm}.model: {file}: conversation {person.id}: {error}') from error
+
     def check(self, arm: str) -> None:
-        """Refuses a simulator that cannot hold the conversations: too long for its positions, or a prompt too long."""
+        """Refuses two agents that cannot hold the conversations: too few positions, or a prompt that is too long."""
         self.identity(arm)
         own, s = self.settings.arms[arm], self.settings
-        if is_own(own.simulator) or own.simulator == MIXTURE:
-            return  # a mixture's members are arms, too
-        field = f'config.arms.{arm}'
-        if own.remote is not None:
-            check_endpoint(f'{field}.remote.endpoint', own.remote.endpoint)
-        agent, limits = self.on_device(arm, {}), s.conversation.limits
-        chat = self.model(arm).chat
+        if own.simulator == MIXTURE:
+            return  # its members are arms, too
+        field, limits = f'config.arms.{arm}', s.conversation.limits
+        agent = None if is_own(own.simulator) else self.on_device(arm, {})
+        by_tokens = own.exchange == 'tokens' and own.remote is None
+        # The assistant alone, where no more is known of its partner than how long messages may be.
+        alone = dataclasses.replace(opening_only(), max_new_tokens=limits.user_tokens)
         try:
-            assistant = check_trained(assistant_agent(s, self.data.model, {}))
-            if own.exchange == 'tokens' and own.remote is None:
-                check_agents(agent, assistant, chat, limits)
+            user = agent if agent is not None and by_tokens else alone
+            check_agents(user, check_trained(assistant_agent(s, self.data.model, {})), self.data.model.chat, limits)
+            if agent is not None and own.exchange == 'text':
+                check_positions(agent, limits.prompt_tokens)
         except ValueError as error:
             raise ConfigError(f'{field}: {error}') from error
+        if agent is None:
+            return
         if (own.model, own.instructions) != (None, None) or own.tells_person:  # else its openings are those that fit
             self._check_prompts(arm, agent)
-        if own.exchange == 'tokens' and own.remote is None:
+        if by_tokens:
             self._check_predicts(arm, agent)
+        if own.remote is not None:
+            check_endpoint(f'{field}.remote.endpoint', own.remote.endpoint)
 
     def _check_prompts(self, arm: str, agent: ModelAgent) -> None:
         field, most = f'config.arms.{arm}', self.settings.conversation.limits.prompt_tokens
         for example in (example for split in self._splits() for example in self.data.openings(split)):
             try:
                 found = len(agent.prompt(example).tokens)
-            except EncodingError as error:  # texts of people were checked when they were read
-                raise ConfigError(f'{field}.instructions: {error}') from error
+            except EncodingError as error:  # of its own tokenizer: of people's texts the assistant's was asked
+                raise ConfigError(f'{field}: its prompt for example {example.id}: {error}') from error
             except ValueError as error:  # no message of few-shot is short enough
                 raise ConfigError(f'{field}: {error}') from error
             if found > most:

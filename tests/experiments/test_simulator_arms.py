@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 
 import jax
@@ -15,6 +16,7 @@ from simrl.experiments.pretrained_settings import PretrainedSimulator, RemoteSet
 from simrl.experiments.sources import ModelSettings
 from simrl.models import transformer
 from simrl.models.files.export import export
+from simrl.models.files.huggingface_config import config_to_json
 from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.agents import HostConversation, Reply, Resampling, agent_for, told
 from simrl.run import config as config_lib
@@ -69,6 +71,7 @@ def scene_of(files: pathlib.Path, workdir: pathlib.Path, arms: dict[str, Pretrai
         config.conversation.update(conversation)
         for part in (config.user_sft.sft, config.reward_model.preference, config.held_out_reward_model.preference):
             part.batch.lengths = (256,)
+        config.user_sft.sft.batch.lengths = (256, 2048)  # in which the likelihood of prompts of people is measured
         config.rl.row_buckets = (2048,)
         config.scale.openings = config.scale.batch_size = config.evaluation.batch_size = 4
         config.evaluation.people, config.evaluation.matrix, config.evaluation.shown = 4, 4, 2
@@ -215,6 +218,56 @@ def test_what_cannot_be_is_said_before_anything_runs(files, tmp_path, name):
     if 'personas' in values:
         values['personas'] = tmp_path / values['personas']
     arm = dataclasses.replace(arm, **values)
+    with pytest.raises(ConfigError, match=message):
+        scene_of(files, tmp_path / 'run', {'a': arm}).check()
+
+
+def save_model(folder: pathlib.Path, max_positions: int = 2048, **tokenizer) -> ModelSettings:
+    """A model with a tokenizer of its own."""
+    own = byte_tokenizer(**tokenizer)
+    rows = max(own.get_vocab().values()) + 1
+    config = tiny_config(rows, mlp_dim=32, max_positions=max_positions)
+    own.save_pretrained(folder)
+    (folder / 'config.json').write_text(json.dumps(config_to_json(config, rows, 'float32')))
+    return ModelSettings(str(folder))
+
+
+UNMET = {  # of whose messages no tokens are known
+    'own': {'simulator': 'simrl.rollouts.agents:opening_only'},
+    'text': {'simulator': 'role_play', 'exchange': 'text'},
+    'remote': {'simulator': 'role_play', 'remote': RemoteSettings(EndpointSettings('http://127.0.0.1:1/v1', 'none'))},
+}
+
+
+@pytest.mark.parametrize('name', UNMET)
+def test_the_assistant_is_checked_whoever_it_meets(files, tmp_path, name):
+    model = {'model': save_model(tmp_path / 'own', merges=[('a', 'b')])} if name == 'text' else {}
+    arms = {'a': PretrainedSimulator(**UNMET[name], **model)}
+    with pytest.raises(ConfigError, match=r'^config\.arms\.a: assistant: expected conversations of at most .*=2048'):
+        scene_of(files, tmp_path / 'run', arms, limits={'turns': 40}).check()
+    with pytest.raises(ConfigError, match=r'^config\.arms\.a: the trained agent: expected sampling by temperature'):
+        scene_of(files, tmp_path / 'run', arms, assistant={'top_p': 0.9}).check()
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (
+            {'max_positions': 128},
+            r"user_sft\.sft\.batch\.lengths: expected at most the model's max_positions=128 tokens",
+        ),
+        ({'without': '7'}, r"arms\.a\.model: .*conversations\.jsonl\.gz: conversation c7: .*'7'"),
+    ],
+)
+def test_rows_of_fine_tuning_are_checked_with_the_model_that_is_trained(files, tmp_path, model, message):
+    arm = PretrainedSimulator('fine_tuned', model=save_model(tmp_path / 'own', **model), exchange='text')
+    with pytest.raises(ConfigError, match=rf'^config\.{message}'):
+        scene_of(files, tmp_path / 'run', {'a': arm}).check()
+
+
+def test_a_model_that_is_met_by_text_has_room_for_a_message(files, tmp_path):
+    arm = PretrainedSimulator('role_play', model=save_model(tmp_path / 'own', 1400), exchange='text')
+    message = r'^config\.arms\.a: user: expected a prompt of 1400 tokens and a message of .* in max_positions=1400'
     with pytest.raises(ConfigError, match=message):
         scene_of(files, tmp_path / 'run', {'a': arm}).check()
 
