@@ -6,6 +6,7 @@ into BUCKETS files by their first bits, and one file at a time is sorted, so tha
 
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -55,14 +56,24 @@ class NgramFiles:
 
     Args:
         size: words of an n-gram.
+        lengths: `kept_lengths` of an earlier process; what it wrote later is deleted. None: everything is.
+
+    Raises:
+        ValueError: a file is shorter than that.
     """
 
-    def __init__(self, folder: pathlib.Path, size: int) -> None:
+    def __init__(self, folder: pathlib.Path, size: int, lengths: Sequence[int] | None = None) -> None:
         folder.mkdir(exist_ok=True)
         self._size = size
         self._paths = [folder / f'ngrams-{bucket:02d}' for bucket in range(BUCKETS)]
-        for path in self._paths:
-            path.write_bytes(b'')
+        for path, length in zip(self._paths, lengths or [0] * BUCKETS, strict=True):
+            with named_errors(path), path.open('ab') as file:
+                if file.tell() < length:
+                    raise ValueError(
+                        f'{path}: expected {length} bytes of a killed preparation, found {file.tell()}; delete '
+                        f'{folder} and it begins anew'
+                    )
+                file.truncate(length)
         self._openings: list[tuple[int, str]] = []
         self._buffered = 0
 
@@ -72,6 +83,16 @@ class NgramFiles:
         self._buffered += len(opening)
         if self._buffered >= BUFFER:
             self._write()
+
+    def kept_lengths(self) -> list[int]:
+        """Writes what is in memory to the disk; returns the length of each file, from which it can be opened again."""
+        self._write()
+        lengths = []
+        for path in self._paths:
+            with named_errors(path), path.open('ab') as file:
+                os.fsync(file.fileno())
+                lengths.append(file.tell())
+        return lengths
 
     def _write(self) -> None:
         pairs = ngram_pairs(self._openings, self._size)

@@ -6,6 +6,7 @@ whole, at one commit. Either way the inputs have content hashes. Times are read 
 
 import dataclasses
 import datetime
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from simrl.run.stage_files import is_foreign
 
 BATCH_ROWS = 1000  # rows of a streamed Parquet file that are in memory at once
 SUFFIXES = ('.parquet', '.jsonl', '.jsonl.gz')
+BROKEN = (OSError, pyarrow.ArrowException, ValueError, OverflowError)  # errors of a stream; a time past Python's
+Rows = Iterator[Mapping[str, Any]]
 YEARS = (2000, 2100)  # a time outside of them was read in a wrong unit
 UNITS = ((1e11, 1), (1e14, 1e3), (1e17, 1e6), (np.inf, 1e9))  # numbers below the first have the second a second
 
@@ -40,11 +43,17 @@ class RawData:
 
     Attributes:
         inputs: size and sha256 of every file by its name; of a hub data set also the commit.
-        rows: reads it from the start, in the same order each time. Every row has the fields that were asked for.
+        parts: returns the functions that read its files, in the same order each time, as their rows are. Every row has
+            the fields that were asked for.
     """
 
     inputs: Mapping[str, Any]
-    rows: Callable[[], Iterator[Mapping[str, Any]]]
+    parts: Callable[[], Sequence[Callable[[], Rows]]]
+
+    def rows(self) -> Rows:
+        """Reads it from the start."""
+        for part in self.parts():
+            yield from part()
 
 
 def open_data(source: str, fields: Sequence[str], parts: HubParts, revision: str | None = None) -> RawData:
@@ -63,7 +72,7 @@ def open_data(source: str, fields: Sequence[str], parts: HubParts, revision: str
             raise ValueError(f'revision: expected none for the local data {source}, found {revision!r}')
         files = _files(path)
         inputs = {name: describe(file) for name, file in files.items()}
-        return RawData(inputs, lambda: _local_rows(files.values(), fields))
+        return RawData(inputs, lambda: [functools.partial(_local_rows, [file], fields) for file in files.values()])
     if source.count('/') != 1 or source.startswith(('.', '/', '~')):
         raise FileNotFoundError(f'{source}: expected a file, a folder or a hub name OWNER/NAME, found none')
     return _open_hub(source, fields, parts, revision)
@@ -82,7 +91,7 @@ def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def _local_rows(paths: Iterable[pathlib.Path], fields: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _local_rows(paths: Iterable[pathlib.Path], fields: Sequence[str]) -> Rows:
     for path in paths:
         word, rows = records.raw_rows(path, fields)
         for number, line in rows:
@@ -116,28 +125,44 @@ def _open_hub(source: str, fields: Sequence[str], parts: HubParts, revision: str
     }
     in_parquet = any(name.endswith('.parquet') for name in files)
 
-    def rows() -> Iterator[Mapping[str, Any]]:
+    def readers() -> list[Callable[[], Rows]]:
         options = {'columns': list(fields), 'batch_size': BATCH_ROWS} if in_parquet else {}
-        for split in parts.splits:
-            found = stream(source, name=parts.config, data_dir=parts.folder, revision=info.sha, split=split, **options)
-            for number, row in enumerate(found, start=1):
-                _check_fields(row, fields, f'{source}, {split}, row {number}')
-                yield row
+        return [
+            functools.partial(_shard_rows, shard, fields, f'{source}, {split}, file {number}')
+            for split in parts.splits
+            for number, shard in enumerate(
+                _shards(source, name=parts.config, data_dir=parts.folder, revision=info.sha, split=split, **options),
+                start=1,
+            )
+        ]
 
-    return RawData(inputs, rows)
+    return RawData(inputs, readers)
 
 
-def stream(path: str, **options: Any) -> Iterator[Mapping[str, Any]]:
-    """Streams the rows of a data set through `datasets.load_dataset`, whose options these are."""
+def _shards(path: str, **options: Any) -> list[Any]:
+    """Opens a data set as streams, one for each of its files, by `datasets.load_dataset`, whose options these are."""
     import datasets
 
     try:
         data = datasets.load_dataset(path, streaming=True, **options).with_format('arrow')
-        for table in data.iter(BATCH_ROWS):
+    except BROKEN as error:
+        raise ValueError(f'{path}: the stream broke off: {error}') from error
+    return [data.shard(num_shards=data.num_shards, index=number) for number in range(data.num_shards)]
+
+
+def _shard_rows(shard: Any, fields: Sequence[str], place: str) -> Rows:
+    for number, row in enumerate(_streamed(shard, place), start=1):
+        _check_fields(row, fields, f'{place}, row {number}')
+        yield row
+
+
+def _streamed(shard: Any, place: str) -> Rows:
+    try:
+        for table in shard.iter(BATCH_ROWS):
             for batch in table.to_batches(BATCH_ROWS):
                 yield from records.batch_rows(batch)
-    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # a time past Python's
-        raise ValueError(f'{path}: the stream broke off: {error}') from error
+    except BROKEN as error:
+        raise ValueError(f'{place}: the stream broke off: {error}') from error
 
 
 def read_time(value: Any) -> datetime.datetime:

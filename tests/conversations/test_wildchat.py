@@ -12,7 +12,7 @@ import huggingface_hub
 import pyarrow
 import pytest
 
-from simrl.conversations import choices, raw_rows, wildchat
+from simrl.conversations import choices, raw_rows, wildchat, wildchat_facts
 from simrl.conversations.records import RowError, read_conversations
 from simrl.conversations.splits import UserSplits
 from simrl.conversations.wildchat import WildChatSettings
@@ -221,7 +221,7 @@ def test_only_the_columns_of_the_rules_are_read(tmp_path, monkeypatch):
     source = str(write_parquet(tmp_path / 'wildchat.parquet', planted()))
     seen = []
     parse = wildchat.parse_row
-    monkeypatch.setattr(wildchat, 'parse_row', lambda row, *rest: seen.append(row) or parse(row, *rest))
+    monkeypatch.setattr(wildchat_facts, 'parse_row', lambda row, *rest: seen.append(row) or parse(row, *rest))
     wildchat.prepare(source, tmp_path / 'out', SETTINGS, wildbench=None)
     assert {name for row in seen for name, value in row.items() if value is not None} == set(wildchat.FIELDS)
     assert {name for row in seen for message in row['conversation'] for name in message} == {'role', 'content'}
@@ -260,6 +260,62 @@ def test_a_killed_preparation_resumes(tmp_path, wildbench, monkeypatch):
     for name in ('conversations.jsonl.gz', 'manifest.json'):
         assert (out / name).read_bytes() == (tmp_path / 'unbroken' / name).read_bytes()
     assert {path.name for path in out.iterdir()} == {'conversations.jsonl.gz', 'manifest.json', 'stage.lock'}
+
+
+def test_a_killed_first_pass_continues_after_its_last_checkpoint(tmp_path, wildbench, monkeypatch):
+    """Whatever the row of the kill; files before the checkpoint are not opened."""
+    rows, source = planted(), tmp_path / 'data'
+    source.mkdir()
+    write_parquet(source / 'a.parquet', rows[:13])
+    write_jsonl(source / 'b.jsonl', rows[13:20])
+    write_jsonl(source / 'c.jsonl.gz', rows[20:])
+    unbroken = wildchat.prepare(str(source), tmp_path / 'unbroken', SETTINGS, wildbench=wildbench)
+    monkeypatch.setattr(wildchat_facts, 'CHECKPOINT_ROWS', 5)
+    parse, read = wildchat_facts.parse_row, raw_rows._local_rows
+    parsed: list[Mapping] = []
+    opened: list[str] = []
+
+    def reading(paths: Sequence[pathlib.Path], fields: Sequence[str]) -> Iterator[Mapping]:
+        opened.extend(path.name for path in paths)
+        return read(paths, fields)
+
+    monkeypatch.setattr(raw_rows, '_local_rows', reading)
+    done = 0
+    for kill in range(0, len(rows), 3):
+
+        def dying(row: Mapping, *rest: object, last: int = kill - done) -> tuple:
+            if len(parsed) == last:
+                raise Killed
+            parsed.append(row)
+            return parse(row, *rest)
+
+        monkeypatch.setattr(wildchat_facts, 'parse_row', dying)
+        parsed.clear()
+        opened.clear()
+        with pytest.raises(Killed):
+            wildchat.prepare(str(source), tmp_path / 'out', SETTINGS, wildbench=wildbench)
+        names = [row['conversation_hash'] for row in parsed]
+        assert names == [row['conversation_hash'] for row in rows[done:kill]]
+        assert opened[1:] == ['a.parquet', 'b.jsonl', 'c.jsonl.gz'][(done > 13) + (done > 20) :][: len(opened) - 1]
+        done = kill - kill % 5
+    assert done > 25
+    monkeypatch.setattr(wildchat_facts, 'parse_row', parse)
+    assert wildchat.prepare(str(source), tmp_path / 'out', SETTINGS, wildbench=wildbench) == unbroken
+    first, second = (tmp_path / name / 'conversations.jsonl.gz' for name in ('unbroken', 'out'))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_checkpoint_without_its_ngrams_is_refused(tmp_path, monkeypatch):
+    source = str(write_parquet(tmp_path / 'wildchat.parquet', planted()))
+    monkeypatch.setattr(wildchat_facts, 'CHECKPOINT_ROWS', 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(wildchat, 'decide', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            wildchat.prepare(source, tmp_path / 'out', SETTINGS, wildbench=None)
+    files = (tmp_path / 'out' / 'unfinished' / 'ngrams').glob('ngrams-*')
+    next(path for path in files if path.stat().st_size).write_bytes(b'')
+    with pytest.raises(ValueError, match=r'ngrams-\d\d: expected \d+ bytes of a killed preparation, found 0; delete '):
+        wildchat.prepare(source, tmp_path / 'out', SETTINGS, wildbench=None)
 
 
 def test_a_kill_between_data_and_manifest_resumes(tmp_path, monkeypatch):
