@@ -23,7 +23,7 @@ from typing import Any
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
 
-from simrl.run.metrics import TENSORBOARD_FOLDER
+from simrl.run.metrics import TENSORBOARD_FOLDER, UNREPEATED
 
 POLL_SECONDS = 0.001
 START_SECONDS = 3.0  # roughly, from the start of a process to its first step
@@ -156,7 +156,7 @@ def _last_step(workdir: pathlib.Path) -> int:
 def assert_same_run(unbroken: pathlib.Path, broken: pathlib.Path) -> None:
     """Asserts that two run directories have equal values in metrics.jsonl, TensorBoard and conversations.
 
-    Exempt are `time/` metrics and the times at which TensorBoard's events were written.
+    Exempt are metrics that depend on the clock or on a cache (`UNREPEATED`), and the times of TensorBoard's events.
     """
     names = [sorted(str(p.relative_to(folder)) for p in _run_files(folder)) for folder in (unbroken, broken)]
     assert names[0], f'{unbroken}: nothing to compare'
@@ -180,18 +180,18 @@ def _contents(path: pathlib.Path) -> list[Any]:
     if path.name == 'metrics.jsonl':
         steps = [row['step'] for row in rows]
         assert steps == sorted(set(steps)), f'{path}: steps are repeated or out of order: {steps}'
-    return [{key: value for key, value in row.items() if not key.startswith('time/')} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(UNREPEATED)} for row in rows]
 
 
 def events(folder: pathlib.Path) -> list[tuple[int, str, Any]]:
-    """(step, tag, value) as TensorBoard reads a folder; without `time/` and the times of the hyperparameters."""
+    """(step, tag, value) as TensorBoard reads a folder; without `UNREPEATED` and the times of the hyperparameters."""
     found = []
     for path in sorted(folder.iterdir()):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tag.startswith('_hparams_'):
                     found.append((event.step, value.tag, None))
-                elif not value.tag.startswith('time/'):
+                elif not value.tag.startswith(UNREPEATED):
                     found.append((event.step, value.tag, tensor_util.make_ndarray(value.tensor).tolist()))
     return found
 

@@ -81,11 +81,11 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
         path = pathlib.Path(f'{options.output}.answers.sqlite')
         with Cache(path) as cache, Endpoint(endpoint, cache=cache) as client:
             complete = complete_at(client, max_tokens=options.max_tokens, sampling=sampling, version=VERSION)
-            yield (
-                complete,
-                f'{endpoint.model} {endpoint.extra} {sampled}'.replace('  ', ' '),
-                CALLS * endpoint.in_flight,
-            )
+            named = f'{endpoint.model} {endpoint.extra} {sampled}'.replace('  ', ' ')
+            try:
+                yield complete, named, CALLS * endpoint.in_flight
+            finally:
+                print(f'endpoint {endpoint.model}: {client.usage()}', flush=True)
         return
     if sampling.top_k or sampling.min_p:
         raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')

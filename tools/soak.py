@@ -11,7 +11,8 @@
 
 `stages` runs fine-tuning of the user simulator and RL of an assistant once without and once with kills (a small random
 model, the given tokenizer and conversations), prints step and phase of each kill, and compares every value and step of
-metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time/`) are exempt.
+metrics.jsonl, the conversations and TensorBoard; quantities of the clock (`time/`) and of caches
+(`endpoint/`) are exempt.
 
 `faults` does the same with RL against a simulator and a judge behind a server that fails at first in 30% of requests:
 the run is compared with one of the same server on a good day.

@@ -41,6 +41,7 @@ from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, 
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Rewards
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, told
 from simrl.rollouts.token_sampling import Sampling
@@ -336,6 +337,9 @@ class ConciergeScene:
             'traits': dataclasses.asdict(person_of(self.settings.world, example.id).traits),
             'messages': [{'role': role, 'content': text} for role, text in spoken(row)],
         }
+
+    def usage(self) -> Mapping[str, Usage]:
+        return {}
 
     def measures(self) -> Mapping[str, Measure]:
         def meet(assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:

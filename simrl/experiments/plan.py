@@ -13,16 +13,16 @@ Stages talk through the run directory alone, so arms, seeds and people can be ad
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simrl.evaluation.results import INITIAL
 from simrl.experiments import work
+from simrl.experiments.endpoints import Work, showing_usage
 from simrl.experiments.scene import Measure, Scene
 from simrl.run.stages import Stage
 
 MATRIX, LIKELIHOOD = 'matrix', 'likelihood'
-Work = Callable[[pathlib.Path], None]
 
 
 def rl_stage(arm: str, seed: int) -> str:
@@ -86,7 +86,7 @@ def simulators_met(scene: Scene, seed: int | None) -> dict[str, tuple[str, int]]
 
 def plan(scene: Scene) -> list[Stage]:
     """All stages; each comes after those that it reads."""
-    return [
+    stages = [
         *scene.setup(),
         *(_train(scene, arm, seed) for arm, seed in runs(scene)),
         *(
@@ -102,6 +102,7 @@ def plan(scene: Scene) -> list[Stage]:
         ),
         *(_likelihood(scene, simulator, *of) for simulator, of in simulators(scene).items()),
     ]
+    return [dataclasses.replace(stage, run=showing_usage(stage.run, scene.usage)) for stage in stages]
 
 
 def _stage(

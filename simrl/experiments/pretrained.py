@@ -34,6 +34,7 @@ from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
@@ -387,6 +388,9 @@ class PretrainedScene:
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         return {}
+
+    def usage(self) -> Mapping[str, Usage]:
+        return self.rewards.endpoints.usage()
 
     def measures(self) -> Mapping[str, Measure]:
         name, identity, inputs, words = self.rewards.held_out_measure()

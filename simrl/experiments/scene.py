@@ -21,6 +21,7 @@ from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import Prefer
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
@@ -173,6 +174,9 @@ class Scene(Protocol):
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
         """A conversation of `transcripts` for the report: example, intent, traits and messages."""
+
+    def usage(self) -> Mapping[str, Usage]:
+        """Usage of the scene's endpoints since the process began, by model; empty without endpoints."""
 
     def measures(self) -> Mapping[str, Measure]:
         """The measures of the trained assistants, by name; the first is the primary one."""

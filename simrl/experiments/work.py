@@ -14,6 +14,7 @@ from simrl.conversations.batches import BatchSettings
 from simrl.conversations.records import Example
 from simrl.evaluation.fidelity import row_log_likelihoods
 from simrl.experiments.candidates import Candidates
+from simrl.experiments.endpoints import usage_metrics
 from simrl.experiments.outputs import metric_lines, save_params, save_result
 from simrl.experiments.scene import Measure, Scene
 from simrl.models import placement
@@ -63,6 +64,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         mesh=mesh,
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
         validation=validation,
+        further_metrics=usage_metrics(scene.usage),
     )
     lines = [line for line in metric_lines(folder) if 'grad_norm' in line]  # others are of validations alone
     check_learned(f'config.arms.{arm}', lines)

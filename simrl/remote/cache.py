@@ -1,16 +1,18 @@
-"""Answers in a sqlite file, shared by threads and processes of one machine.
+"""Answers in a sqlite file, shared by threads and processes.
 
 Keys are those of `requests.key_of`. Only answers are found again: a failure is kept beside them, with the raw text of
 the refused answer, and asked for anew. The first answer to a key stays, so that all who ask for it read the same.
 
-Every answer is a transaction of its own, in a write-ahead log: a kill loses at most the one that is being written. The
-log does not work on network file systems.
+Every answer is a transaction of its own: a kill loses at most the one that is being written. The journal is a
+write-ahead log, which needs memory that all processes share: where the file system is not known to be of this machine
+alone, it is a rollback journal. That is slower, and needs locks that hold between machines, as those of stages do.
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import re
 import sqlite3
 import threading
 import time
@@ -20,6 +22,8 @@ from typing import Any
 FORMAT = 1  # goes up when files of the version before cannot be read
 APPLICATION = 0x73726C63  # tells a cache from the sqlite files of others
 WAIT_SECONDS = 60.0  # for another process that writes
+MOUNTS = pathlib.Path('/proc/self/mountinfo')
+LOCAL = frozenset(('bcachefs', 'btrfs', 'ext2', 'ext3', 'ext4', 'f2fs', 'overlay', 'tmpfs', 'xfs', 'zfs'))
 TABLES = (
     'CREATE TABLE answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID',
     'CREATE TABLE failures (key TEXT NOT NULL, cause TEXT NOT NULL, detail TEXT NOT NULL, raw TEXT NOT NULL)',
@@ -122,8 +126,10 @@ class Cache:
     def _open(self) -> None:
         """Makes the tables of a new file, or checks those of an old one."""
         run = self._connection.execute
-        self._log_ahead()
-        run('PRAGMA synchronous = NORMAL')  # a loss of power, not a kill, may lose the newest answers
+        local = file_system(self.path.parent) in LOCAL
+        self._keep_journal('WAL' if local else 'DELETE')
+        # With a write-ahead log a loss of power, not a kill, may lose the newest answers.
+        run(f'PRAGMA synchronous = {"NORMAL" if local else "FULL"}')
         run('BEGIN IMMEDIATE')  # one process makes the tables
         try:
             application, version = (run(f'PRAGMA {name}').fetchone()[0] for name in ('application_id', 'user_version'))
@@ -145,12 +151,12 @@ class Cache:
             raise
         run('COMMIT')
 
-    def _log_ahead(self) -> None:
-        """Switches to the write-ahead log; sqlite does not wait for other processes here."""
+    def _keep_journal(self, mode: str) -> None:
+        """Switches to a kind of journal; sqlite does not wait for other processes here."""
         until = time.monotonic() + WAIT_SECONDS
         while True:
             try:
-                self._connection.execute('PRAGMA journal_mode = WAL')
+                self._connection.execute(f'PRAGMA journal_mode = {mode}')
                 return
             except sqlite3.OperationalError as error:
                 if 'locked' not in str(error) or time.monotonic() > until:
@@ -166,3 +172,15 @@ class Cache:
             raise CacheError(
                 f'{self.path}: expected a cache of answers that can be read and written: {error}'
             ) from error
+
+
+def file_system(folder: pathlib.Path) -> str:
+    """The kind of file system that a folder is on, in Linux's words; empty where the system does not say."""
+    if not MOUNTS.exists():
+        return ''
+    mounts: dict[pathlib.Path, str] = {}
+    for line in MOUNTS.read_text(encoding='utf-8', errors='surrogateescape').splitlines():
+        place, kind = line.split()[4], line.partition(' - ')[2].split()[0]
+        mounts[pathlib.Path(re.sub(r'\\(\d{3})', lambda code: chr(int(code[1], 8)), place))] = kind
+    own = folder.resolve()
+    return next((mounts[path] for path in (own, *own.parents) if path in mounts), '')

@@ -27,6 +27,7 @@ from simrl.remote.cache import Cache
 from simrl.remote.requests import ChatRequest, Request, body_of, key_of
 from simrl.remote.settings import EndpointError, EndpointSettings, read_key
 from simrl.remote.transport import hiding, open_clients, post, served_models
+from simrl.remote.usage import Usage
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.progress import Progress
 
@@ -40,29 +41,6 @@ class SpendCapError(EndpointError):
     def __init__(self, text: str, outcomes: Sequence[Outcome]) -> None:
         super().__init__(text)
         self.outcomes = outcomes
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """Sums over the calls of an endpoint since it was opened.
-
-    Attributes:
-        calls: that are over.
-        cached: calls that the cache answered.
-        tries: requests that were sent.
-        failures: calls without an answer, by cause.
-        failed_tries: tries that failed but may be repeated, by cause; their calls may have been answered later.
-        cost: in the currency of the prices.
-    """
-
-    calls: int = 0
-    cached: int = 0
-    tries: int = 0
-    failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    failed_tries: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float = 0.0
 
 
 @dataclasses.dataclass
@@ -180,6 +158,7 @@ class Endpoint:
         return self.submit(requests).result(name)
 
     def usage(self) -> Usage:
+        """Sums since it was opened."""
         return Usage(
             **{name: self._counts[name] for name in ('calls', 'cached', 'tries', 'input_tokens', 'output_tokens')},
             failures=dict(self._failures),

@@ -35,8 +35,9 @@ class EndpointSettings:
     max_backoff: float = dataclasses.field(default=60.0, metadata=NO_EFFECT)  # max seconds between tries
     input_price: float = dataclasses.field(default=0.0, metadata=NO_EFFECT)  # per million tokens
     output_price: float = dataclasses.field(default=0.0, metadata=NO_EFFECT)  # per million tokens
-    # Cost at which calls stop; calls in flight finish, so it may be passed by `in_flight` calls. With a cache it covers
-    # all that was ever paid for the model through that file. None: no cap.
+    # Cost at which calls stop; calls in flight finish, so it may be passed by `in_flight` calls of each process. With a
+    # cache it covers all that was ever paid for the model through that file: of a job of several processes each has
+    # its own file, and so its own cap. None: no cap.
     spend_cap: float | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     max_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'  # name of the field in the body
     # A JSON object merged into every body, for instance {"chat_template_kwargs": {"enable_thinking": false}}; null

@@ -144,6 +144,7 @@ def train(
     rows_in_flight: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     validation: Validation | None = None,
+    further_metrics: Callable[[], Metrics] = dict,
 ) -> TrainState:
     """Trains one agent from its own parameters, or adapters to them; they are the frozen reference too.
 
@@ -158,6 +159,7 @@ def train(
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
         validation: conversations between steps; None: none.
+        further_metrics: called once each step; returns metrics of what happened since the step before.
 
     Returns:
         The state after the last step; `partition.whole_decoder` makes one model of it.
@@ -262,7 +264,14 @@ def train(
         rows = conversation_rows(
             host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, reasons
         )
-        metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
+        metrics = (
+            timed
+            | further_metrics()
+            | rollout_metrics(batch)
+            | reward_metrics(rewards)
+            | prepare_metrics
+            | update_metrics
+        )
         stop_texts = [agent_for(user, chosen[i // settings.samples_per_prompt]).stop_text for i in range(len(rows))]
         if any(stop_texts):
             missed = sum(missed_signals([row], text) for row, text in zip(rows, stop_texts, strict=True) if text)

@@ -12,7 +12,8 @@ TensorBoard reads the files of a folder in the order of their names, each once a
 file of its own, no name is used twice, and each file starts with the first step of its process: a TensorBoard that is
 open then drops that step and later ones, which a killed process wrote and no checkpoint has.
 
-Metrics named `time/...` depend on the clock; two runs of one config agree on all others.
+Metrics named `time/...` depend on the clock, and `endpoint/...` on what a cache answered; two runs of one config agree
+on all others.
 """
 
 import json
@@ -37,6 +38,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from simrl.run.stage_files import WorkdirError, named_errors
 
 Metrics = Mapping[str, tuple[Any, Any]]  # name -> (sum, weight): scalars, on the device or off it
+
+TIME, ENDPOINT = 'time/', 'endpoint/'
+UNREPEATED = (TIME, ENDPOINT)  # how the metrics begin on which two runs of one config need not agree
 
 METRICS_FILE = 'metrics.jsonl'
 TENSORBOARD_FOLDER = 'tensorboard'

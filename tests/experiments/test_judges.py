@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from simrl.experiments import experiment
-from simrl.experiments.endpoints import ANSWERS_FILE
+from simrl.experiments.endpoints import answers_file
 from simrl.experiments.judges import JudgeSettings, LocalJudgeSettings, PanelSettings, RewardSettings, judge_identity
 from simrl.models.files.export import export
 from simrl.remote.settings import EndpointSettings
@@ -85,6 +85,7 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
             assert line['reward/mean'] == pytest.approx((line['reward/judge_first'] + line['reward/judge_second']) / 2)
             assert line['reward/unjudged'] == 0
             assert 0 <= line['time/waiting_for_judge'] <= 1
+            assert line['endpoint/model/calls'] > 0 == line['endpoint/model/failed_tries']
         kept = [json.loads(x) for x in (tmp_path / 'run/judgements/helpfulness.jsonl').read_text().splitlines()]
         rows = [json.loads(x) for x in (tmp_path / 'run/rl/role_play/seed-0/conversations/rl.jsonl').open()]
         scores = {json.dumps(row['messages']): row['score'] for row in kept}
@@ -94,7 +95,7 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
             assert row['reward'] == pytest.approx(scores[json.dumps(heard)])
         experiment.run(config, tmp_path / 'run', only=('rl/role_play',), rerun=('rl/role_play',))
         assert len(server.requests) == asked
-    assert (tmp_path / 'run' / ANSWERS_FILE).exists()
+    assert (tmp_path / 'run' / answers_file(0)).exists()
     measured = json.loads((tmp_path / 'run/held_out_judge/initial/block-0/result.json').read_text())
     assert all(0 < score < 1 for score in measured['outcomes']['score'])
     matrix = json.loads((tmp_path / 'run/matrix/initial/role_play/result.json').read_text())
