@@ -154,7 +154,8 @@ class _Reading:
         return self.fault, self.id, self.address, self.country
 
     def facts(self) -> Facts:
-        return Facts(*map(np.array, self._columns()), tuple(self.reasons), tuple(self.countries), self.overlap)
+        fault, id_, address, country = map(np.array, self._columns())
+        return Facts(fault, id_, address, country, tuple(self.reasons), tuple(self.countries), self.overlap)
 
     def save(self, path: pathlib.Path, lengths: Sequence[int]) -> None:
         """Keeps it, with the lengths of the files of n-grams."""
@@ -164,7 +165,7 @@ class _Reading:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> 'tuple[_Reading, list[int] | None]':
-        """What was saved and the lengths; or nothing read, and None."""
+        """Reads what was saved, and the lengths; nothing and None where nothing was."""
         reading = cls()
         if (stored := read_arrays(path)) is None:
             return reading, None
@@ -210,7 +211,7 @@ def _country(row: Mapping[str, Any]) -> str:
     return row['country'] if isinstance(row['country'], str) else 'unknown'
 
 
-def write_arrays(path: pathlib.Path, plain: Mapping[str, Any], **arrays: np.ndarray) -> None:
+def write_arrays(path: pathlib.Path, plain: Mapping[str, Any], **arrays: Any) -> None:
     """Writes arrays and what is JSON beside them, atomically."""
     partial = path.with_name(path.name + '.partial')
     with named_errors(path), partial.open('wb') as file:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 TOTALS = ('calls', 'cached', 'tries', 'input_tokens', 'output_tokens', 'cost')
 BY_CAUSE = ('failures', 'failed_tries')
@@ -36,13 +37,12 @@ class Usage:
         return self._plus(other, -1)
 
     def _plus(self, other: 'Usage', times: int) -> 'Usage':
-        totals = {name: getattr(self, name) + times * getattr(other, name) for name in TOTALS}
-        by_cause = {}
+        values: dict[str, Any] = {name: getattr(self, name) + times * getattr(other, name) for name in TOTALS}
         for name in BY_CAUSE:
             own, others = getattr(self, name), getattr(other, name)
             counts = {cause: own.get(cause, 0) + times * others.get(cause, 0) for cause in {**own, **others}}
-            by_cause[name] = {cause: count for cause, count in counts.items() if count}
-        return Usage(**totals, **by_cause)
+            values[name] = {cause: count for cause, count in counts.items() if count}
+        return Usage(**values)
 
     def counts(self) -> dict[str, float]:
         """One number each: failures and failed tries of all causes together."""

@@ -264,14 +264,8 @@ def train(
         rows = conversation_rows(
             host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, reasons
         )
-        metrics = (
-            timed
-            | further_metrics()
-            | rollout_metrics(batch)
-            | reward_metrics(rewards)
-            | prepare_metrics
-            | update_metrics
-        )
+        metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
+        metrics.update(further_metrics())
         stop_texts = [agent_for(user, chosen[i // settings.samples_per_prompt]).stop_text for i in range(len(rows))]
         if any(stop_texts):
             missed = sum(missed_signals([row], text) for row, text in zip(rows, stop_texts, strict=True) if text)
