@@ -128,7 +128,8 @@ def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp
     with ScriptedServer(lambda body, _: Status(503)) as server:
         config = judged_config(judge_files, reward=by_panel(server))
         with pytest.raises(
-            ConversationError, match=r'8 of 8 .*: a judge failed: judge first: server, judge second: server'
+            ConversationError,
+            match=r'validation after step 0: 3 of 3 .*: a judge failed: judge first: server, judge second: server',
         ):
             experiment.run(config, tmp_path / 'run', only=('rl/role_play',))
 
