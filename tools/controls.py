@@ -45,7 +45,11 @@ def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     arms = {arm: found.experiment.assistants_of(arm) for arm in found.experiment.arms}
     if (fewest := min(map(len, arms.values()))) < MIN_SEEDS:
         raise SystemExit(f'{run}: expected at least {MIN_SEEDS} training seeds, found {fewest}')
-    return {arm: same_simulator_twice(np.array([scores[name] for name in names])) for arm, names in arms.items()}
+    of_arms = {arm: np.array([scores[name] for name in names], np.float64) for arm, names in arms.items()}
+    return {  # on the people that all of an arm's assistants have a score of; None becomes NaN
+        arm: same_simulator_twice(np.compress(~np.isnan(found).any(axis=0), found, axis=1))
+        for arm, found in of_arms.items()
+    }
 
 
 def _read(run: pathlib.Path) -> results.Results:

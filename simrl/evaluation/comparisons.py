@@ -3,6 +3,9 @@
 1. `compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds
    that both have; the recovered share of the oracle's gain.
 2. `transfers`: gains with simulators that an arm did not train against.
+
+A difference is over the examples on which both sides have an outcome, and one of means over seeds over those that all
+seeds have.
 """
 
 from collections.abc import Mapping
@@ -13,7 +16,13 @@ import numpy as np
 from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.outcomes import Compared, Outcomes
 from simrl.evaluation.results import INITIAL, Arm, ArmResult, Difference, Transfer
-from simrl.evaluation.statistics import cluster_bootstraps, paired_difference, t_interval
+from simrl.evaluation.statistics import (
+    SeedEstimate,
+    cluster_bootstraps,
+    paired_difference,
+    present_mean,
+    t_interval,
+)
 
 T = TypeVar('T')
 Runs = Mapping[str, Mapping[int, str]]  # arm, in the order of the config -> training seed, ascending -> assistant
@@ -44,10 +53,11 @@ def compare_arms(
     clusters = outcomes[INITIAL].clusters
     initial = outcomes[INITIAL].score
     scores = {name: outcomes[name].score for name in compared}
-    score = {name: float(x.mean()) for name, x in scores.items()}
-    gain = {name: float(x.gain.mean()) for name, x in compared.items()}
-    win_rate = {name: float(x.preferred.mean()) for name, x in compared.items()}
-    higher = {name: float(x.higher.mean()) for name, x in compared.items() if x.higher is not None}
+    score = {name: present_mean(x) for name, x in scores.items()}
+    gain = {name: present_mean(x.gain) for name, x in compared.items()}
+    preferred = {name: x.preferred for name, x in compared.items()}
+    win_rate = {name: present_mean(x) for name, x in preferred.items()}
+    higher = {name: present_mean(x.higher) for name, x in compared.items() if x.higher is not None}
 
     def over_seeds(arm: str, values: Mapping[str, T]) -> list[T]:
         return [values[name] for name in runs[arm].values()]
@@ -61,9 +71,13 @@ def compare_arms(
         first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
         return first, second
 
+    def difference(pair: tuple[str, str], values: Mapping[str, np.ndarray]) -> SeedEstimate:
+        means = [paired_means(*of_seed) for of_seed in zip(*of_pair(pair, values), strict=True)]
+        return paired_difference(*zip(*means, strict=True), level=level)
+
     gaps = [np.mean(over_seeds(arm, scores), 0) - initial for arm in runs]
     gaps.extend(np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared))
-    bootstrapped = cluster_bootstraps(gaps, clusters, level=level, resamples=resamples, seed=seed)
+    bootstrapped = cluster_bootstraps(gaps, clusters, level=level, resamples=resamples, seed=seed, nan='missing')
     recovered = {}
     if oracle is not None and oracle in runs:
         by_arm = {arm: np.stack(over_seeds(arm, scores)) for arm in runs}
@@ -73,7 +87,7 @@ def compare_arms(
             seeds=tuple(runs[arm]),
             score=t_interval(over_seeds(arm, score), level=level),
             parts={
-                part: t_interval([float(outcomes[name].parts[part].mean()) for name in runs[arm].values()], level=level)
+                part: t_interval([present_mean(outcomes[name].parts[part]) for name in runs[arm].values()], level=level)
                 for part in outcomes[INITIAL].parts
             },
             gain=t_interval(over_seeds(arm, gain), level=level, null=0.0),
@@ -88,8 +102,8 @@ def compare_arms(
         Difference(
             *pair,
             seeds=tuple(seeds),
-            score=paired_difference(*of_pair(pair, score), level=level),
-            win_rate=paired_difference(*of_pair(pair, win_rate), level=level),
+            score=difference(pair, scores),
+            win_rate=difference(pair, preferred),
             checkpoint_score=checkpoint_score,
         )
         for (pair, seeds), checkpoint_score in zip(shared.items(), bootstrapped[len(runs) :], strict=True)
@@ -97,11 +111,23 @@ def compare_arms(
     return results, differences
 
 
+def paired_means(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The means of two measures over the observations that both have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    both = np.isfinite(first) & np.isfinite(second)
+    if not both.any():
+        raise ValueError(f'paired_means: expected an example with an outcome of both, found none among {len(both)}')
+    return float(first[both].mean()), float(second[both].mean())
+
+
 def transfers(
     runs: Runs,
     arms: Mapping[str, Arm],
     simulators: Mapping[str, str],
-    met: Mapping[str, Mapping[str, float]],
+    met: Mapping[str, Mapping[str, np.ndarray]],
     *,
     level: float = 0.95,
 ) -> dict[str, Transfer]:
@@ -111,15 +137,17 @@ def transfers(
         runs: the runs of each arm.
         arms: the kinds of simulators.
         simulators: simulator -> its arm. An arm has several where they are trained anew for each training seed.
-        met: assistant -> simulator -> mean score. The initial assistant met every simulator that a run met.
+        met: assistant -> simulator -> scores of the same examples, NaN where there is none. The initial assistant met
+            every simulator that a run met.
         level: of the intervals.
     """
     found = {}
     for arm, assistants in runs.items():
         gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
         for assistant in assistants.values():
-            for simulator, score in met[assistant].items():
-                gains.setdefault(simulators[simulator], []).append(score - met[INITIAL][simulator])
+            for simulator, scores in met[assistant].items():
+                mean, initial = paired_means(scores, met[INITIAL][simulator])
+                gains.setdefault(simulators[simulator], []).append(mean - initial)
         others = [values for other, values in gains.items() if arms[other].kind != arms[arm].kind]
         found[arm] = Transfer(
             seeds=tuple(assistants),

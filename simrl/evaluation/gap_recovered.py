@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -43,7 +44,8 @@ def gaps_recovered(
 
     All arms share the draws, so differences between clusters cancel. Seeds are averaged first: the interval leaves out
     the variance between training runs. The share is undefined where an interval of the oracle's gain, over clusters or
-    (from two seeds on) over training seeds, is not above 0, or where there is neither.
+    (from two seeds on) over training seeds, is not above 0, or where there is neither. Examples on which an arm or the
+    initial assistant has no score (NaN) are left out of all.
 
     Args:
         arms: scores by arm, [examples] of one run or [seeds, examples].
@@ -54,7 +56,7 @@ def gaps_recovered(
         resamples, seed: of the bootstrap.
 
     Raises:
-        ValueError: no examples, numbers of examples that differ, or a score that is not finite.
+        ValueError: no examples with a score of all, numbers of examples that differ, or an infinite score.
     """
     check_level('gaps_recovered', level)
     number = len(clusters)
@@ -63,8 +65,12 @@ def gaps_recovered(
     base = _over_seeds('initial', initial, number)
     best = _over_seeds(oracle, arms[oracle], number)
     gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])
+    of_all = ~np.isnan(gains).any(axis=0)
+    if not of_all.any():
+        raise ValueError(f'gaps_recovered: expected an example with a score of all arms, found none among {number}')
+    gains, clusters, number = np.compress(of_all, gains, axis=1), list(compress(clusters, of_all)), int(of_all.sum())
     oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
-    by_seed = t_interval((np.atleast_2d(arms[oracle]) - base).mean(1), level=level)
+    by_seed = t_interval(np.compress(of_all, np.atleast_2d(arms[oracle]) - base, axis=1).mean(1), level=level)
     intervals = {
         'examples': percentile_interval(oracle_draws, level=level),
         'training seeds': (by_seed.low, by_seed.high),
@@ -92,6 +98,6 @@ def _over_seeds(name: str, scores: np.ndarray, number: int) -> np.ndarray:
     means = np.atleast_2d(np.asarray(scores, np.float64)).mean(0)
     if means.shape != (number,):
         raise ValueError(f'gaps_recovered: expected {number} examples of {name!r}, found {means.shape[0]}')
-    if not np.isfinite(means).all():
+    if np.isinf(means).any():
         raise ValueError(f'gaps_recovered: expected finite scores of {name!r}, found {means.sum()}')
     return means

@@ -1,13 +1,14 @@
 """Outcomes of every assistant on the same examples, by themselves and against the initial assistant.
 
-1. `outcomes_of`: columns of a measure's stages -> arrays.
+1. `outcomes_of`: columns of a measure's stages -> arrays. A conversation without a score is missing in all of them.
 2. `compare`: each assistant against the initial one, example by example.
 3. `summarise`: means and shares, with intervals over clusters: of these checkpoints only.
 """
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 
 COUNTS = ('assistant_turns', 'truncated', 'user_truncated')
-COLUMNS = ('example', 'cluster', 'score', 'end', *COUNTS)  # of every measure; others are the scene's own
+COLUMNS = ('example', 'cluster', 'cause', 'score', 'end', *COUNTS)  # of every measure; others are the scene's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,18 @@ class Outcomes:
     Attributes:
         examples: ids.
         clusters: what intervals resample: examples of one cluster (a person, an opening) stay together.
-        score: float64 [N].
-        end: reasons for ending.
+        cause: why an example has no outcome; '' where it has one.
+        score: float64 [N]; NaN without an outcome.
+        end: reasons for ending; '' without an outcome.
         assistant_turns, truncated, user_truncated: int64 [N], messages of the assistant, those of them that reached
-            max_new_tokens, and the same of the user.
-        parts: further numbers by name, float64 [N].
-        labels: further labels by name.
+            max_new_tokens, and the same of the user; 0 without an outcome.
+        parts: further numbers by name, float64 [N]; NaN without an outcome.
+        labels: further labels by name; '' without an outcome.
     """
 
     examples: tuple[str, ...]
     clusters: tuple[str, ...]
+    cause: tuple[str, ...]
     score: np.ndarray
     end: tuple[str, ...]
     assistant_turns: np.ndarray
@@ -45,38 +48,63 @@ class Outcomes:
     parts: dict[str, np.ndarray]
     labels: dict[str, tuple[str, ...]]
 
+    @property
+    def judged(self) -> np.ndarray:
+        """bool [N], True where there is an outcome."""
+        return np.isfinite(self.score)
+
 
 def outcomes_of(assistant: str, columns: Mapping[str, Sequence[Any]]) -> Outcomes:
     """Columns as arrays.
 
     Args:
         assistant: its name in errors.
-        columns: those of `COLUMNS`; others of numbers become `parts`, of strings `labels`.
+        columns: those of `COLUMNS`; others of numbers become `parts`, of strings `labels`. Where there is a cause, all
+            others but the example and its cluster are None.
 
     Raises:
-        ValueError: a column is missing, is empty, or has another length than the others.
+        ValueError: a column is missing, is empty, or has another length than the others; no example has an outcome; a
+            value is missing that has no cause, or the other way round.
     """
     if missing := [name for name in COLUMNS if name not in columns]:
         raise ValueError(f'outcomes of {assistant!r}: expected a column {missing[0]!r}, found {sorted(columns)}')
     lengths = {name: len(values) for name, values in columns.items()}
     if min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
         raise ValueError(f'outcomes of {assistant!r}: expected columns of one length, at least 1, found {lengths}')
-    own = {name: values for name, values in columns.items() if name not in COLUMNS}
-    labels = {name: tuple(values) for name, values in own.items() if isinstance(values[0], str)}
+    there = [row for row, cause in enumerate(columns['cause']) if not cause]
+    if not there:
+        raise ValueError(f'outcomes of {assistant!r}: expected an example with an outcome, found none')
+    for name, values in columns.items():
+        if name in ('example', 'cluster', 'cause'):
+            continue
+        found = {row for row, value in enumerate(values) if value is not None and value == value}  # NaN differs
+        if wrong := sorted(found ^ {*there}):
+            row = wrong[0]
+            raise ValueError(
+                f'outcomes of {assistant!r}: expected a {name!r} of example {columns["example"][row]!r} if and only if '
+                f'it has no cause, found {values[row]!r} with the cause {columns["cause"][row]!r}'
+            )
+
+    def filled(name: str, missing: float | str) -> list[Any]:
+        return [missing if value is None else value for value in columns[name]]
+
+    own = [name for name in columns if name not in COLUMNS]
+    labels = {name: tuple(filled(name, '')) for name in own if isinstance(columns[name][there[0]], str)}
     return Outcomes(
         examples=tuple(columns['example']),
         clusters=tuple(columns['cluster']),
-        score=np.array(columns['score'], np.float64),
-        end=tuple(columns['end']),
-        **{name: np.array(columns[name], np.int64) for name in COUNTS},
-        parts={name: np.array(values, np.float64) for name, values in own.items() if name not in labels},
+        cause=tuple(columns['cause']),
+        score=np.array(filled('score', np.nan), np.float64),
+        end=tuple(filled('end', '')),
+        **{name: np.array(filled(name, 0), np.int64) for name in COUNTS},
+        parts={name: np.array(filled(name, np.nan), np.float64) for name in own if name not in labels},
         labels=labels,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One assistant against the initial one on the same examples; all float64 [N].
+    """One assistant against the initial one on the same examples; all float64 [N], NaN where either has no outcome.
 
     Attributes:
         gain: the score minus the initial assistant's.
@@ -97,27 +125,36 @@ def compare(outcomes: Mapping[str, Outcomes], prefer: Prefer = prefer_higher) ->
         prefer: the probability that the first of two scores is preferred.
 
     Raises:
-        ValueError: without the initial assistant, or with other examples than its own.
+        ValueError: without the initial assistant, with other examples than its own, or with an outcome on none that has
+            one with the initial assistant too.
     """
     if INITIAL not in outcomes:
         raise ValueError(f'outcomes: expected {INITIAL!r} among the assistants, found {", ".join(outcomes) or "none"}')
     initial = outcomes[INITIAL]
-    base = initial.score.tolist()
     compared = {}
     for name, found in outcomes.items():
         if found.examples != initial.examples:
             raise ValueError(
-                f'outcomes of {name!r}: expected the {len(base)} examples of {INITIAL!r} in their order, found '
-                f'{len(found.examples)}, {len({*found.examples} & {*initial.examples})} of them the same'
+                f'outcomes of {name!r}: expected the {len(initial.examples)} examples of {INITIAL!r} in their order, '
+                f'found {len(found.examples)}, {len({*found.examples} & {*initial.examples})} of them the same'
             )
         if name != INITIAL:
-            scores = found.score.tolist()
+            if not (found.judged & initial.judged).any():
+                raise ValueError(f'outcomes of {name!r}: expected an example with one of {INITIAL!r} too, found none')
             compared[name] = Compared(
                 gain=found.score - initial.score,
-                preferred=np.array(preferences(scores, base, prefer)),
-                higher=None if prefer is prefer_higher else np.array(preferences(scores, base)),
+                preferred=_preferred(found, initial, prefer),
+                higher=None if prefer is prefer_higher else _preferred(found, initial, prefer_higher),
             )
     return compared
+
+
+def _preferred(found: Outcomes, initial: Outcomes, prefer: Prefer) -> np.ndarray:
+    """The probability that an assistant is preferred to the initial one, NaN where either has no outcome."""
+    both = found.judged & initial.judged
+    values = np.full(len(both), np.nan)
+    values[both] = preferences(found.score[both].tolist(), initial.score[both].tolist(), prefer)
+    return values
 
 
 def summarise(
@@ -147,24 +184,32 @@ def summarise(
             if (higher := compared[name].higher) is not None:
                 shares[name, 'strict_win_rate'] = higher
     clusters = outcomes[INITIAL].clusters
-    bootstrapped = cluster_bootstraps(list(values.values()), clusters, level=level, resamples=resamples, seed=seed)
+    bootstrapped = cluster_bootstraps(
+        list(values.values()), clusters, level=level, resamples=resamples, seed=seed, nan='missing'
+    )
     estimates = dict(zip(values, bootstrapped, strict=True))
     if shares:
-        estimates |= zip(shares, cluster_shares(list(shares.values()), clusters, level=level), strict=True)
-    ends = sorted({end for found in outcomes.values() for end in found.end})
+        estimates |= zip(
+            shares, cluster_shares(list(shares.values()), clusters, level=level, nan='missing'), strict=True
+        )
+    judged = {name: found.judged for name, found in outcomes.items()}
+    ends = sorted({end for name, found in outcomes.items() for end in compress(found.end, judged[name])})
     kinds = {
-        label: sorted({kind for found in outcomes.values() for kind in found.labels[label]})
+        label: sorted({kind for name, x in outcomes.items() for kind in compress(x.labels[label], judged[name])})
         for label in outcomes[INITIAL].labels
     }
     return {
         name: AssistantResult(
             score=estimates[name, 'score'],
             parts={part: estimates[name, f'parts.{part}'] for part in found.parts},
-            assistant_turns=float(found.assistant_turns.mean()),
-            ends=_shares(found.end, ends),
-            labels={label: _shares(found.labels[label], among) for label, among in kinds.items()},
+            assistant_turns=float(found.assistant_turns[judged[name]].mean()),
+            ends=_shares(compress(found.end, judged[name]), ends),
+            labels={
+                label: _shares(compress(found.labels[label], judged[name]), among) for label, among in kinds.items()
+            },
             truncated=float(found.truncated.sum() / max(1, found.assistant_turns.sum())),
-            user_truncated=float((found.user_truncated > 0).mean()),
+            user_truncated=float((found.user_truncated[judged[name]] > 0).mean()),
+            causes=dict(sorted(collections.Counter(cause for cause in found.cause if cause).items())),
             gain=estimates.get((name, 'gain')),
             win_rate=estimates.get((name, 'win_rate')),
             strict_win_rate=estimates.get((name, 'strict_win_rate')),
@@ -173,6 +218,6 @@ def summarise(
     }
 
 
-def _shares(values: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+def _shares(values: Iterable[str], kinds: Sequence[str]) -> dict[str, float]:
     counts = collections.Counter(values)
-    return {kind: counts[kind] / len(values) for kind in kinds}
+    return {kind: counts[kind] / counts.total() for kind in kinds}

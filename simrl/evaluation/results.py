@@ -76,6 +76,7 @@ class AssistantResult:
     gain: Estimate | None = None  # score minus the initial assistant's, paired; None for the initial one
     win_rate: Estimate | None = None  # against the initial assistant
     strict_win_rate: Estimate | None = None  # share of higher scores, ties count 1/2; None where win_rate is that
+    causes: dict[str, int] = dataclasses.field(default_factory=dict)  # examples without an outcome, by cause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class MeasureScores:
     """The scores that a measure's results are computed from."""
 
     clusters: tuple[int, ...]  # numbered in the order in which they first come
-    assistants: dict[str, tuple[float, ...]]
+    assistants: dict[str, tuple[float | None, ...]]  # None without an outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +157,9 @@ class MatrixResult:
     mean: tuple[tuple[float, ...], ...]
     low: tuple[tuple[float | None, ...], ...]  # None where there is no interval
     high: tuple[tuple[float | None, ...], ...]
-    conversations: tuple[tuple[int, ...], ...]
+    conversations: tuple[tuple[int, ...], ...]  # that the mean is over
     transfers: dict[str, Transfer]
+    failed: tuple[tuple[int, ...], ...] = ()  # conversations without a score; () in results of an earlier version
 
 
 @dataclasses.dataclass(frozen=True)

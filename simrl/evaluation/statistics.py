@@ -4,6 +4,9 @@ The two units are never mixed. A cluster bootstrap resamples people: it is of th
 only"). A t-interval is over training runs: it is of the simulator that they trained against. All runs meet the same
 people, so a t-interval leaves out the variance between draws of people.
 
+A missing value, one that could not be measured, is NaN where `nan='missing'` is asked for: its observation is left out
+of that measure alone, so that a measure of differences is over the pairs that are there. Elsewhere NaN is refused.
+
 From one cluster or one seed, or from several that are all alike, nothing is known of how others would differ: there is
 no interval, and no conclusion to draw.
 """
@@ -11,11 +14,13 @@ no interval, and no conclusion to draw.
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 import scipy.special  # whose import takes a quarter of the time of that of scipy.stats
 
 Vector = np.ndarray | Sequence[float]
+NaN = Literal['refused', 'missing']
 
 MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are enumerated, more are sampled
 _DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
@@ -97,32 +102,42 @@ def cluster_bootstraps(
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    nan: NaN = 'refused',
 ) -> list[Estimate]:
     """The means of measures with percentile intervals from resampling whole clusters (Efron & Tibshirani 1993, ch. 8).
 
     All measures share their resamples. There is no interval where all resamples have the same mean.
 
     Args:
-        measures: [K][N] finite numbers.
+        measures: [K][N] numbers.
         clusters: [N], the cluster of each observation; observations of one cluster stay together.
         level: nominal coverage, in (0, 1).
         resamples: number of bootstrap resamples.
         seed: of the random draws.
+        nan: what NaN is.
 
     Raises:
-        ValueError: no observation, a value that is not finite, or lengths that differ.
+        ValueError: no observation, a measure without a value, a value that is not finite, or lengths that differ.
     """
-    data = _finite('cluster_bootstraps', measures, len(clusters))
+    data = _measures('cluster_bootstraps', measures, len(clusters), nan)
     check_level('cluster_bootstraps', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
-    bounds = [percentile_interval(draws, level=level) for draws in means]
+    bounds = [percentile_interval(draws[np.isfinite(draws)], level=level) for draws in means]
+    _, counts = _cluster_sums(data, clusters)
     return [
-        Estimate(float(values.mean()), low, high, len(clusters), len(set(clusters)), level)
-        for values, (low, high) in zip(data, bounds, strict=True)
+        Estimate(present_mean(values), low, high, int(count.sum()), int((count > 0).sum()), level)
+        for values, count, (low, high) in zip(data, counts.T, bounds, strict=True)
     ]
 
 
-def cluster_shares(measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95) -> list[Estimate]:
+def present_mean(values: np.ndarray) -> float:
+    """The mean of the values that are not missing (NaN)."""
+    return float(values[~np.isnan(values)].mean())
+
+
+def cluster_shares(
+    measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95, nan: NaN = 'refused'
+) -> list[Estimate]:
     """The means of values from 0 to 1 with intervals that hold their level near 0 and 1 (Korn & Graubard 1998).
 
     A percentile interval has no width where all observations are 1, and too little nearby. This one is Clopper &
@@ -134,21 +149,23 @@ def cluster_shares(measures: Sequence[Vector], clusters: Sequence[Hashable], *, 
         measures: [K][N] numbers from 0 to 1.
         clusters: [N], the cluster of each observation.
         level: nominal coverage, in (0, 1).
+        nan: what NaN is.
 
     Raises:
         ValueError: as `cluster_bootstraps`, or a value is not from 0 to 1.
     """
-    data = _finite('cluster_shares', measures, len(clusters))
+    data = _measures('cluster_shares', measures, len(clusters), nan)
     check_level('cluster_shares', level)
-    if data.size and not (data.min() >= 0 and data.max() <= 1):
-        raise ValueError(f'cluster_shares: expected values from 0 to 1, found {data.min():g} to {data.max():g}')
-    totals, counts = _cluster_sums(data, clusters)
-    shares = data.mean(1).tolist()
-    bounds = [_share_interval(share, total, counts, level) for share, total in zip(shares, totals.T, strict=True)]
-    return [
-        Estimate(share, low, high, len(clusters), len(counts), level)
-        for share, (low, high) in zip(shares, bounds, strict=True)
-    ]
+    if data.size and not (np.nanmin(data) >= 0 and np.nanmax(data) <= 1):
+        raise ValueError(
+            f'cluster_shares: expected values from 0 to 1, found {np.nanmin(data):g} to {np.nanmax(data):g}'
+        )
+    estimates = []
+    for values, total, count in zip(data, *(sums.T for sums in _cluster_sums(data, clusters)), strict=True):
+        there, share = count > 0, present_mean(values)
+        low, high = _share_interval(share, total[there], count[there], level)
+        estimates.append(Estimate(share, low, high, int(count.sum()), int(there.sum()), level))
+    return estimates
 
 
 def _share_interval(
@@ -195,7 +212,7 @@ def cluster_ratio(
 
 def percentile_interval(draws: np.ndarray, *, level: float) -> tuple[float, float] | tuple[None, None]:
     """The percentiles of bootstrap draws that bound an interval; none where all draws are equal."""
-    if not _differ(draws):
+    if not len(draws) or not _differ(draws):
         return None, None
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -205,13 +222,14 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     """The mean of each measure in each of `resamples` draws of the clusters with replacement.
 
     Args:
-        measures: [K, N] finite numbers.
+        measures: [K, N] numbers, NaN where missing.
         clusters: [N], the cluster of each observation.
         resamples: number of draws, R.
         seed: of the draws.
 
     Returns:
-        [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired.
+        [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired. NaN where a draw has
+        missing values only.
     """
     total, count = _cluster_sums(measures, clusters)
     equal_shares = np.full(len(count), 1 / len(count))
@@ -219,17 +237,20 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     means = np.empty((resamples, len(measures)))
     for start in range(0, resamples, _DRAWS_AT_ONCE):
         draws = random.multinomial(len(count), equal_shares, min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
-        means[start : start + len(draws)] = (draws @ total) / (draws @ count)[:, None]
+        with np.errstate(invalid='ignore'):  # 0 / 0 of a draw without a value
+            means[start : start + len(draws)] = (draws @ total) / (draws @ count)
     return means.T
 
 
 def _cluster_sums(measures: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of each cluster's observations, [clusters, K], and their number, float64 [clusters]."""
+    """The sums of each cluster's observations that are not NaN, and their numbers, both float64 [clusters, K]."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
-    total = np.zeros((len(index), len(measures)))
-    np.add.at(total, member, measures.T)
-    return total, np.bincount(member).astype(np.float64)
+    total, count = np.zeros((2, len(index), len(measures)))
+    there = ~np.isnan(measures.T)
+    np.add.at(total, member, np.where(there, measures.T, 0.0))
+    np.add.at(count, member, there)
+    return total, count
 
 
 def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None) -> SeedEstimate:
@@ -307,6 +328,11 @@ def check_level(caller: str, level: float) -> None:
 
 
 def _finite(caller: str, measures: Sequence[Vector], num_observations: int) -> np.ndarray:
+    """[K][N] finite numbers as float64 [K, N]; errors name `caller`."""
+    return _measures(caller, measures, num_observations, 'refused')
+
+
+def _measures(caller: str, measures: Sequence[Vector], num_observations: int, nan: NaN) -> np.ndarray:
     """[K][N] numbers as float64 [K, N]; errors name `caller`."""
     if not num_observations:
         raise ValueError(f'{caller}: expected at least one observation, found none')
@@ -314,6 +340,9 @@ def _finite(caller: str, measures: Sequence[Vector], num_observations: int) -> n
     if len(lengths) > 1:
         raise ValueError(f'{caller}: expected {num_observations} values of each measure, found {lengths}')
     data = np.asarray(measures, np.float64).reshape(len(measures), num_observations)
-    if not np.isfinite(data).all():
-        raise ValueError(f'{caller}: expected finite values, found {data[~np.isfinite(data)][0]}')
+    refused = np.isinf(data) if nan == 'missing' else ~np.isfinite(data)
+    if refused.any():
+        raise ValueError(f'{caller}: expected finite values, found {data[refused][0]}')
+    if np.isnan(data).all(axis=1).any():
+        raise ValueError(f'{caller}: expected a value in each measure, found one whose values are all missing')
     return data

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Example, read_conversations
 from simrl.conversations.sentencepiece import sentencepiece_chat
@@ -42,7 +44,7 @@ from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.remote.usage import Usage
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import Rewards, Score
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, told
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
@@ -213,7 +215,7 @@ class ConciergeScene:
                 chat=self.chat,
                 limits=self.limits,
                 batch_size=self.settings.evaluation.batch_size,
-                mesh=self.compute.mesh.make(),
+                compute=self.compute,
             )
 
         settings = {'logs': corpora.logs, 'held_out': corpora.held_out}
@@ -325,8 +327,11 @@ class ConciergeScene:
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
         return {}
 
+    def score(self, examples: Sequence[Example]) -> Score:
+        return self.reward(examples)
+
     def outcomes(
-        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
+        self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], scores: np.ndarray
     ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
         return outcomes(examples, rows)
 
@@ -344,8 +349,9 @@ class ConciergeScene:
     def measures(self) -> Mapping[str, Measure]:
         def meet(assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:
             user = people_agent(self.settings.world, self.limits)
+            score = self.score(examples)
             return work.conversations_with(
-                user, assistant, examples, self, name=PEOPLE, step=EVALUATION_STEP, shown=shown
+                user, assistant, examples, self, score, name=PEOPLE, step=EVALUATION_STEP, shown=shown
             )
 
         return {

@@ -118,8 +118,6 @@ def outcomes(
         accepted, left = outcome.pop('accepted'), outcome.pop('left')
         cut = {role: sum(m['truncated'] for m in row['messages'] if m['role'] == role) for role in ROLES}
         found = {
-            'example': example.id,
-            'cluster': example.id,
             'score': outcome.pop('satisfaction'),
             'end': 'accepted' if accepted else 'left' if left else 'turns',
             'truncated': cut['assistant'],

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, read_conversations, write_conversations
@@ -18,13 +18,14 @@ from simrl.conversations.views import Rendered, assistant_rows, told_intent, use
 from simrl.experiments.concierge_people import log_of, people_examples, spoken
 from simrl.experiments.fitting import fit_role
 from simrl.experiments.outputs import save_result
+from simrl.experiments.replies import scored_conversations
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel, print_counts
-from simrl.models import placement, transformer
+from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.rewards.rewards import Rewards
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
-from simrl.rollouts.collect import collect_batches
-from simrl.rollouts.trajectories import transcripts
+from simrl.rollouts.trajectories import Trajectories
 from simrl.run import config as config_lib
 from simrl.run.stage_files import named_errors
 from simrl.training.sft import SFTSettings
@@ -137,36 +138,38 @@ def collect_logs(
     chat: Chat,
     limits: Limits,
     batch_size: int,
-    mesh: Mesh,
+    compute: Compute,
 ) -> None:
     """Lets people talk with the initial assistant, and keeps the conversations as any collection would."""
-    dropped = {}  # conversations with an empty message, which a collection would not have
+    failed: dict[str, int] = {}
+    empty: dict[str, int] = {}  # conversations with an empty message, which a collection would not have
     for split, start, number, name in (
         ('train', FIRST_LOGGED, corpora.logs, LOGS),
         ('dev', 0, corpora.held_out, HELD_OUT_LOGS),
     ):
         examples = people_examples(world, split, range(start, start + number))
-        batches = collect_batches(
-            people,
-            assistant,
-            examples,
+        held = scored_conversations(
+            *(people, assistant, examples, _unscored),
             chat=chat,
             limits=limits,
+            compute=compute,
+            batch_size=batch_size,
             seed=0,
             step=LOGS_STEP,
-            batch_size=batch_size,
-            mesh=mesh,
             name=f'logs, {split}',
         )
-        pairs = [
-            pair
-            for chosen, batch in batches
-            for pair in zip(chosen, transcripts(placement.to_host(batch), chat.decode)[: len(chosen)], strict=True)
-        ]
-        kept = [pair for pair in pairs if all(text for _, text in spoken(pair[1]))]
-        dropped[name] = number - len(kept)
-        write_conversations(folder / name, [log_of(*pair) for pair in kept])
-    save_result(folder, {'conversations': corpora.logs, 'held_out': corpora.held_out, 'dropped_empty': dropped})
+        failed[name] = len(held.causes)
+        kept = [i for i in held.kept if all(text for _, text in spoken(held.rows[i]))]
+        empty[name] = len(held.kept) - len(kept)
+        write_conversations(folder / name, [log_of(examples[i], held.rows[i]) for i in kept])
+    found = {'conversations': corpora.logs, 'held_out': corpora.held_out}
+    save_result(folder, found | {'dropped_empty': empty, 'dropped_failed': failed})
+
+
+def _unscored(batch: Trajectories) -> Rewards:
+    """A score of nothing: only conversations that fail have none."""
+    nothing = jnp.zeros(batch.end_reason.shape[0])
+    return Rewards(nothing, nothing == 0, {}, nothing.astype(jnp.int32))
 
 
 def _random(model: RandomModel, chat: Chat) -> tuple[TransformerConfig, Params]:

@@ -9,37 +9,35 @@ A judge may take the place of either reward model (`config.reward.by`, `config.h
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
 from simrl.evaluation.win_rate import prefer_higher
-from simrl.experiments import checks, fitting, sources
+from simrl.experiments import checks, fitting, sources, work
 from simrl.experiments.fitting import RewardModelSettings
 from simrl.experiments.outputs import load_params, save_result
 from simrl.experiments.pretrained_agents import assistant_agent, tuned_text, usual_agents
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, SCALE_STAGE, PretrainedRewards
 from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
-from simrl.experiments.replies import ScoreConversations, ScoredReplies, outcome_columns, scored_replies
+from simrl.experiments.replies import REPLY_STEP, outcome_columns, scored_conversations
 from simrl.experiments.scene import Measure, own_simulator
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, subsample
-from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, opening_only, told
 from simrl.rollouts.agents import fitting as fitting_examples
-from simrl.rollouts.trajectories import Trajectories, transcripts
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -232,8 +230,16 @@ class PretrainedScene:
         settings = self.settings.scale
         examples = subsample(self.openings('train'), settings.openings, settings.seed)
         score = self.rewards.score_replies(REWARD_STAGE)
-        batches = self._scored_replies(self.assistant(None), examples, score, settings.batch_size, settings.seed)
-        scores = np.concatenate([score for _, _, score in batches])
+        scores = scored_conversations(
+            *(opening_only(), self.assistant(None), examples, score),
+            chat=self.chat,
+            limits=self._reply_limits,
+            compute=self.compute,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            step=REPLY_STEP,
+            name='replies',
+        ).scores
         spread = float(np.std(scores, ddof=1))
         if not 0 < spread < np.inf:
             raise ValueError(
@@ -320,11 +326,13 @@ class PretrainedScene:
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
         return self.rewards.reward_inputs()
 
+    def score(self, examples: Sequence[Example]) -> Score:
+        return self.rewards.score_conversations
+
     def outcomes(
-        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
+        self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], scores: np.ndarray
     ) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
-        with jax.set_mesh(self.compute.mesh.make()):
-            return outcome_columns(examples, rows, self.rewards.score_conversations(batch, examples)), {}
+        return outcome_columns(rows, scores), {}
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{'role': m['role'], 'content': m['content']} for m in row['messages']]
@@ -332,29 +340,17 @@ class PretrainedScene:
 
     def _measure_replies(self, assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:
         """`result.json` of the held-out scores of single replies."""
-        settings = self.settings.evaluation
-        columns: dict[str, list[Any]] = {}
-        talks = []
-        for chosen, batch, scores in self._scored_replies(
-            assistant, examples, self.rewards.score_held_out(), settings.batch_size, settings.seed
-        ):
-            rows = transcripts(placement.to_host(batch), self.chat.decode)[: len(chosen)]
-            for name, values in outcome_columns(chosen, rows, scores).items():
-                columns.setdefault(name, []).extend(values)
-            talks += [self.shown(*pair) for pair in zip(chosen, rows, strict=True)]
-        return {'outcomes': columns, 'statistics': {}, 'shown': talks[:shown]}
-
-    def _scored_replies(
-        self,
-        assistant: ModelAgent,
-        examples: Sequence[Example],
-        score: ScoreConversations,
-        batch_size: int,
-        seed: int,
-    ) -> Iterator[ScoredReplies]:
-        return scored_replies(
-            score, assistant, examples, self.model, self.limits, self.compute, batch_size=batch_size, seed=seed
+        return work.conversations_with(
+            *(opening_only(), assistant, examples, self, self.rewards.score_held_out()),
+            limits=self._reply_limits,
+            name='replies',
+            step=REPLY_STEP,
+            shown=shown,
         )
+
+    @property
+    def _reply_limits(self) -> Limits:
+        return dataclasses.replace(self.limits, turns=1)
 
     def rows_to_predict(
         self, simulator: ModelAgent, conversations: Sequence[Conversation]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from simrl.conversations.records import Example, Preference
 from simrl.evaluation.results import MeasureWords
@@ -15,16 +14,13 @@ from simrl.experiments.endpoints import Endpoints
 from simrl.experiments.judges import JudgeSettings, check_judge, judge_identity, judge_model, make_judge
 from simrl.experiments.outputs import load_params, read_result
 from simrl.experiments.pretrained_settings import PretrainedSettings
-from simrl.experiments.replies import ScoreConversations, by_judge, by_reward_model
 from simrl.experiments.sources import Model
-from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.judging import Judge, Unit, judging
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations, turn_rewards
-from simrl.rewards.rewards import Rewards, Score
+from simrl.rewards.rewards import Judging, Rewards, Score
 from simrl.rewards.shaping import ShapingSettings, shaped
 from simrl.rl.futures import FutureScore
-from simrl.rollouts.collect import ConversationError
 from simrl.rollouts.state import Transcript
 from simrl.rollouts.trajectories import Trajectories
 
@@ -98,8 +94,15 @@ class PretrainedRewards:
         return shaped(rewards, transcript, self.settings.reward.shaping)
 
     def _standardised(self, num_microbatches: int, unit: Unit) -> Callable[[Trajectories], Rewards]:
-        params, measured = self._reward_params(REWARD_STAGE), read_result(self.workdir / SCALE_STAGE)
+        measured, limits = read_result(self.workdir / SCALE_STAGE), self.limits
         scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
+        later_tokens = max(limits.assistant_tokens, limits.user_tokens)
+        return self._scored(REWARD_STAGE, scale, unit, later_tokens=later_tokens, num_microbatches=num_microbatches)
+
+    def _scored(
+        self, stage: str, scale: RewardScale, unit: Unit, *, later_tokens: int, num_microbatches: int = 1
+    ) -> Callable[[Trajectories], Rewards]:
+        params = self._reward_params(stage)
         rewards_of = conversation_rewards if unit == 'conversation' else turn_rewards
 
         def score(batch: Trajectories) -> Rewards:
@@ -109,7 +112,7 @@ class PretrainedRewards:
                 config=self.model.config,
                 execution=self.compute.training,
                 frame=frame_of(self.model.chat),
-                later_tokens=max(self.limits.assistant_tokens, self.limits.user_tokens),
+                later_tokens=later_tokens,
                 num_microbatches=num_microbatches,
             )
             rewards: Rewards = rewards_of(*scores, scale)
@@ -133,35 +136,24 @@ class PretrainedRewards:
         return {'reward_model': self.workdir / REWARD_STAGE, 'scale': self.workdir / SCALE_STAGE}
 
     @functools.cached_property
-    def score_conversations(self) -> ScoreConversations:
+    def score_conversations(self) -> Score:
         """Scores conversations of an evaluation as the reward does: whole ones, and not shaped."""
         if self.settings.reward.by != 'reward_model':
-            return by_judge(judging(self._judge('reward'), self.model.chat.decode, 'conversation'))
-        score = self._standardised(1, 'conversation')
-
-        def values(batch: Trajectories, examples: Sequence[Example]) -> np.ndarray:
-            rewards = placement.to_host(score(batch))
-            for example, judged in zip(examples, rewards.valid, strict=False):
-                if not judged:
-                    raise ConversationError(
-                        f'example {example.id}: expected a reply to score, found a conversation without one'
-                    )
-            value: np.ndarray = rewards.value
-            return value
-
-        return values
+            return self._judging('reward')
+        return self._standardised(1, 'conversation')
 
     # The held-out score.
 
-    def score_held_out(self) -> ScoreConversations:
+    def score_held_out(self) -> Score:
         """Scores single replies by what gave no reward."""
         if self.settings.held_out.by != 'reward_model':
-            return by_judge(judging(self._judge('held_out'), self.model.chat.decode, 'conversation'))
+            return self._judging('held_out')
         return self.score_replies(HELD_OUT_STAGE)
 
-    def score_replies(self, stage: str) -> ScoreConversations:
+    def score_replies(self, stage: str) -> Score:
         """Scores single replies by the reward model of a stage, not standardised."""
-        return by_reward_model(self._reward_params(stage), self.model, self.limits, self.compute)
+        scale = RewardScale(mean=jnp.float32(0), std=jnp.float32(1))
+        return self._scored(stage, scale, 'conversation', later_tokens=self.limits.assistant_tokens)
 
     def held_out_measure(self) -> tuple[str, dict[str, Any], dict[str, pathlib.Path], MeasureWords]:
         """Name, identity, inputs and words of the measure that compares the assistants."""
@@ -193,6 +185,10 @@ class PretrainedRewards:
     @functools.cache  # noqa: B019  (lives as long as its process)
     def _judge_model(self, use: Use) -> Model:
         return judge_model(f'config.{use}', self.of(use), self.model)
+
+    def _judging(self, use: Use) -> Judging:
+        """A judge of whole conversations."""
+        return judging(self._judge(use), self.model.chat.decode, 'conversation')
 
     @functools.cache  # noqa: B019  (lives as long as its process)
     def _judge(self, use: Use) -> Judge:

@@ -1,113 +1,135 @@
-"""Single replies of an assistant to openings, with scores of them by a reward model or a judge."""
+"""Conversations of an evaluation, with their scores or the cause why there is none."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.conversations.records import Example
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Model
 from simrl.models import placement
-from simrl.models.transformer import Params
-from simrl.rewards.reward_model import frame_of, score_conversations
-from simrl.rewards.rewards import CAUSES, Judging
-from simrl.rollouts.agents import Limits, ModelAgent, opening_only
-from simrl.rollouts.collect import ConversationError, collect_batches
-from simrl.rollouts.trajectories import Trajectories
+from simrl.rewards.rewards import Score
+from simrl.rl.judged import judged_batches, print_causes
+from simrl.rollouts.agents import Agent, Limits, ModelAgent
+from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.dialogue import check_agents
+from simrl.rollouts.trajectories import transcripts
+from simrl.run.progress import Progress
 
 REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversations: no training run draws these numbers
-ScoredReplies = tuple[Sequence[Example], Trajectories, np.ndarray]
 
 
-# (conversations, their examples) -> float32, a score for each example; rows past the examples fill up a batch
-ScoreConversations = Callable[[Trajectories, Sequence[Example]], np.ndarray]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """One conversation from each of N examples.
 
-
-def by_reward_model(params: Params, model: Model, limits: Limits, compute: Compute) -> ScoreConversations:
-    """A reward model's scores of each conversation's first reply.
-
-    Args:
-        params: `{'decoder', 'reward_head'}`.
+    Attributes:
+        examples: in their order.
+        rows: their conversations, of `transcripts`.
+        resamples: int `[N]`, messages that the user discarded.
+        scores: float32 `[N]`, NaN where there is none.
+        causes: by number, why a conversation has no score.
     """
 
-    def score(batch: Trajectories, _: Sequence[Example]) -> np.ndarray:
-        scores, _valid = score_conversations(
-            params,
-            batch,
-            config=model.config,
-            execution=compute.training,
-            frame=frame_of(model.chat),
-            later_tokens=limits.assistant_tokens,
-        )
-        found: np.ndarray = placement.to_host(scores)[:, 0]
-        return found
+    examples: Sequence[Example]
+    rows: Sequence[dict[str, Any]]
+    resamples: np.ndarray
+    scores: np.ndarray
+    causes: Mapping[int, str]
 
-    return score
+    @property
+    def kept(self) -> list[int]:
+        """The numbers of those with a score."""
+        return [number for number in range(len(self.rows)) if number not in self.causes]
 
 
-def by_judge(judging: Judging) -> ScoreConversations:
-    """A judge's verdicts. A conversation without one is a `ConversationError`."""
-
-    def score(batch: Trajectories, examples: Sequence[Example]) -> np.ndarray:
-        rewards, reasons = judging.start(batch, examples)()
-        for row, example in enumerate(examples):
-            if not rewards.valid[row]:
-                reason = reasons.get(row) or CAUSES[int(rewards.cause[row])]
-                raise ConversationError(f'example {example.id}: expected a verdict of the judge, found none: {reason}')
-        return np.asarray(rewards.value)
-
-    return score
-
-
-def scored_replies(
-    score: ScoreConversations,
+def scored_conversations(
+    user: Agent,
     assistant: ModelAgent,
     examples: Sequence[Example],
-    model: Model,
+    score: Score,
+    *,
+    chat: Chat,
     limits: Limits,
     compute: Compute,
-    *,
     batch_size: int,
     seed: int,
-) -> Iterator[ScoredReplies]:
-    """One reply to each opening, in batches: `(examples of the batch, their conversations, scores float32 [B])`.
+    step: int,
+    name: str,
+) -> Scored:
+    """Holds and scores one conversation from each example; prints how many have no score, by cause.
 
-    Every assistant draws the same numbers for the same opening.
+    Every assistant draws the same numbers for the same example.
+
+    Args:
+        score: of whole conversations, `[B]`.
+        name: of the progress bar and in errors.
+
+    Raises:
+        ConversationError: too many conversations have no score.
     """
     mesh = compute.mesh.make()
-    batches = collect_batches(
-        opening_only(),
-        assistant,
-        examples,
-        chat=model.chat,
-        limits=dataclasses.replace(limits, turns=1),
-        seed=seed,
-        step=REPLY_STEP,
-        batch_size=batch_size,
-        mesh=mesh,
-        name='replies',
-    )
-    for chosen, batch in batches:
-        with jax.set_mesh(mesh):
-            scores = score(batch, chosen)
-        yield chosen, batch, scores[: len(chosen)]
+    check_agents(user, assistant, chat, limits)
+    with jax.set_mesh(mesh):
+        user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
+    rows: list[dict[str, Any]] = []
+    resamples, scores = [], []
+    causes: dict[int, str] = {}
+    with Progress(name, -(-len(examples) // batch_size)) as progress:
+        for chosen, found, without in judged_batches(
+            *(user, assistant, examples, score),
+            chat=chat,
+            limits=limits,
+            seed=seed,
+            step=step,
+            view=ASSISTANT,
+            mesh=mesh,
+            batch_size=batch_size,
+            name=name,
+            max_unjudged=compute.loop.max_unjudged,
+        ):
+            number, host = len(chosen), placement.to_host(found.batch)
+            causes |= {len(rows) + row: cause for row, cause in without.items()}
+            rows += transcripts(host, chat.decode)[:number]
+            resamples.append(host.resamples[:number].reshape(number, -1).sum(1))
+            scores.append(np.where(found.rewards.valid, found.rewards.value, np.nan)[:number])
+            progress.update(tokens=float(np.sum(host.length[:number])))
+    print_causes(name, causes.values())
+    return Scored(examples, rows, np.concatenate(resamples), np.concatenate(scores), causes)
 
 
-def outcome_columns(
-    examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], score: np.ndarray
-) -> dict[str, list[Any]]:
-    """Columns of conversations (see `Scene.outcomes`); `score` may have more rows, which fill up a batch."""
+def columns_of(scored: Scored, outcomes: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The columns of a stage's result, one entry per example; see `experiments.results`.
+
+    An example's cluster is its opening, where it has one: several people may have asked the same.
+
+    Args:
+        outcomes: columns of the conversations with a score.
+    """
+    place = {number: position for position, number in enumerate(scored.kept)}
+    numbers = range(len(scored.rows))
+    return {
+        'example': [example.id for example in scored.examples],
+        'cluster': [example.id if example.opening is None else example.opening for example in scored.examples],
+        'cause': [scored.causes.get(number, '') for number in numbers],
+        **{
+            name: [values[place[number]] if number in place else None for number in numbers]
+            for name, values in outcomes.items()
+        },
+    }
+
+
+def outcome_columns(rows: Sequence[Mapping[str, Any]], scores: np.ndarray) -> dict[str, list[Any]]:
+    """Columns of conversations; see `Scene.outcomes`."""
     messages = {
         role: [[m for m in row['messages'] if m['role'] == role] for row in rows] for role in ('assistant', 'user')
     }
     truncated = {role: [sum(m['truncated'] for m in row) for row in found] for role, found in messages.items()}
     return {
-        'example': [example.id for example in examples],
-        'cluster': [example.opening for example in examples],
-        'score': [float(value) for value in score[: len(rows)]],
+        'score': scores.tolist(),
         'end': [row['end_reason'] for row in rows],
         'assistant_turns': [len(row) for row in messages['assistant']],
         'truncated': truncated['assistant'],

@@ -4,8 +4,9 @@
 numbers are called; nothing else is known of how they ran. Every stage named in it has a `result.json`:
 
 - of a measure and of the matrix: {'outcomes': columns, 'statistics': counts, 'shown': conversations}. Columns:
-  'example', 'cluster', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', and the scene's own: numbers
-  ('share_met'), or labels ('first_act').
+  'example', 'cluster', 'cause', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', and the scene's own:
+  numbers ('share_met'), or labels ('first_act'). Where a conversation has no score, 'cause' says why and the columns
+  after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none without a score.
 - of RL: columns by logged step
 - of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row; null for a simulator off the device
 """
@@ -190,7 +191,11 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         scores=ScoresResult(
             {
                 name: MeasureScores(
-                    _numbered(found[INITIAL].clusters), {who: tuple(x.score.tolist()) for who, x in found.items()}
+                    _numbered(found[INITIAL].clusters),
+                    {
+                        who: tuple(None if math.isnan(score) else score for score in x.score.tolist())
+                        for who, x in found.items()
+                    },
                 )
                 for name, found in outcomes.items()
             }
@@ -210,7 +215,8 @@ def _numbered(clusters: Sequence[str]) -> tuple[int, ...]:
 
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns of several stages, one after the other."""
-    return {name: [x for block in blocks for x in block['outcomes'][name]] for name in blocks[0]['outcomes']}
+    found = [{'cause': [''] * len(block['outcomes']['example']), **block['outcomes']} for block in blocks]
+    return {name: [x for columns in found for x in columns[name]] for name in found[0]}
 
 
 def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> MeasureResult:
@@ -235,20 +241,21 @@ def _matrix(
     outcomes: Mapping[str, Mapping[str, Outcomes]],
 ) -> MatrixResult:
     scores = {
-        who: {simulator: np.array(found['outcomes']['score']) for simulator, found in users.items()}
+        who: {simulator: outcomes_of(who, _columns([found])).score for simulator, found in users.items()}
         for who, users in met.items()
     }
     by_arm = {who: _by_arm(spec, users) for who, users in scores.items()}
     clusters = {arm: found[0]['outcomes']['cluster'] for arm, found in _by_arm(spec, met[INITIAL]).items()}
     cells = {arm: [np.mean(users[arm], 0) for users in by_arm.values()] for arm in clusters}
-    conversations = {arm: [sum(map(len, users[arm])) for users in by_arm.values()] for arm in clusters}
+    conversations = {arm: [sum(map(_judged, users[arm])) for users in by_arm.values()] for arm in clusters}
+    failed = {arm: [sum(len(x) - _judged(x) for x in users[arm]) for users in by_arm.values()] for arm in clusters}
     if matrix.people is not None:
         found = outcomes[matrix.people]
         cells[matrix.people] = [found[who].score for who in met]
         clusters[matrix.people] = found[INITIAL].clusters
-        conversations[matrix.people] = [len(row) for row in cells[matrix.people]]
-    estimates = {user: cluster_bootstraps(row, clusters[user]) for user, row in cells.items()}
-    means = {who: {simulator: float(x.mean()) for simulator, x in users.items()} for who, users in scores.items()}
+        conversations[matrix.people] = [_judged(row) for row in cells[matrix.people]]
+        failed[matrix.people] = [len(row) - _judged(row) for row in cells[matrix.people]]
+    estimates = {user: cluster_bootstraps(row, clusters[user], nan='missing') for user, row in cells.items()}
     simulators = {name: simulator.arm for name, simulator in spec.simulators.items()}
     return MatrixResult(
         score=matrix.score,
@@ -259,8 +266,13 @@ def _matrix(
         low=tuple(tuple(cell.low for cell in row) for row in estimates.values()),
         high=tuple(tuple(cell.high for cell in row) for row in estimates.values()),
         conversations=tuple(map(tuple, conversations.values())),
-        transfers=transfers(spec.runs, spec.arms, simulators, means),
+        failed=tuple(map(tuple, failed.values())),
+        transfers=transfers(spec.runs, spec.arms, simulators, scores),
     )
+
+
+def _judged(scores: np.ndarray) -> int:
+    return int(np.isfinite(scores).sum())
 
 
 def _by_arm(spec: ResultsSpec, simulators: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -318,7 +330,7 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
 def _shown(
     blocks: Mapping[str, Sequence[Mapping[str, Any]]], outcomes: Mapping[str, Outcomes]
 ) -> tuple[ShownExample, ...]:
-    """The same examples with every assistant."""
+    """The same examples with every assistant that has an outcome on them."""
     shown = {who: {x['example']: x for block in found for x in block['shown']} for who, found in blocks.items()}
     examples = []
     for example, first in shown[INITIAL].items():
@@ -331,6 +343,7 @@ def _shown(
                 end=outcomes[who].end[row],
             )
             for who, found in shown.items()
+            if example in found
         }
         examples.append(ShownExample(example, first['intent'], first['traits'], conversations))
     return tuple(examples)

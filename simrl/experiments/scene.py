@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
+
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Example
 from simrl.conversations.views import Rendered
@@ -25,7 +27,6 @@ from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
-from simrl.rollouts.trajectories import Trajectories
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -154,22 +155,25 @@ class Scene(Protocol):
         """Of the reward's futures; None: it has none."""
 
     def reward_identity(self) -> Mapping[str, Any]:
-        """Settings and prompts that `reward` and `outcomes` depend on, beside their inputs."""
+        """Settings and prompts that `reward` and `score` depend on, beside their inputs."""
 
     def reward_inputs(self) -> Mapping[str, pathlib.Path]:
-        """Inputs of `reward` and `outcomes`."""
+        """Inputs of `reward` and `score`."""
+
+    def score(self, examples: Sequence[Example]) -> Score:
+        """The reward of whole conversations from these examples, as an evaluation has it: not shaped."""
 
     def outcomes(
-        self, examples: Sequence[Example], batch: Trajectories, rows: Sequence[Mapping[str, Any]]
+        self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], scores: np.ndarray
     ) -> tuple[Columns, Mapping[str, int]]:
-        """Scores conversations: columns with one entry each, and counts that are summed over conversations.
+        """Describes conversations: columns with one entry each, and counts that are summed over conversations.
 
         Args:
-            batch: on the device; rows past the examples only fill it up.
             rows: `transcripts` of the examples' conversations.
+            scores: theirs, float32 `[N]`.
 
-        Columns have one entry per example: `example` (its id), `cluster` (what intervals resample), `score`, `end`,
-        `assistant_turns`, `truncated`, `user_truncated`, and the scene's own numbers and labels.
+        The columns are `score`, `end`, `assistant_turns`, `truncated`, `user_truncated`, and the scene's own numbers
+        and labels.
         """
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:

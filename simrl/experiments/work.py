@@ -16,14 +16,15 @@ from simrl.evaluation.fidelity import row_log_likelihoods
 from simrl.experiments.candidates import Candidates
 from simrl.experiments.endpoints import usage_metrics
 from simrl.experiments.outputs import metric_lines, save_params, save_result
+from simrl.experiments.replies import columns_of, scored_conversations
 from simrl.experiments.scene import Measure, Scene
-from simrl.models import placement
+from simrl.rewards.rewards import Score
 from simrl.rl import train as rl
 from simrl.rl.futures import FutureScore
 from simrl.rl.validation import Validation
-from simrl.rollouts.agents import Agent, ModelAgent, fitting
-from simrl.rollouts.collect import ConversationError, collect_batches
-from simrl.rollouts.trajectories import repeated_messages, transcripts
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, fitting
+from simrl.rollouts.collect import ConversationError
+from simrl.rollouts.trajectories import repeated_messages
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError
 from simrl.training import partition
@@ -113,7 +114,10 @@ def meet_simulator(folder: pathlib.Path, *, scene: Scene, stage: str | None, arm
     examples = scene.held_out_examples(range(settings.matrix))
     assistant = scene.assistant(_folder(scene, stage))
     user = fitting_simulator(scene, arm, seed, examples)
-    _save_outcomes(folder, conversations_with(user, assistant, examples, scene, name='simulator', step=MATRIX_STEP))
+    score = scene.score(examples)
+    _save_outcomes(
+        folder, conversations_with(user, assistant, examples, scene, score, name='simulator', step=MATRIX_STEP)
+    )
 
 
 def _save_outcomes(folder: pathlib.Path, result: dict[str, Any]) -> None:
@@ -124,7 +128,7 @@ def _save_outcomes(folder: pathlib.Path, result: dict[str, Any]) -> None:
     """
     outcomes = result['outcomes']
     for example, score in zip(outcomes['example'], outcomes['score'], strict=True):
-        if not math.isfinite(score):
+        if score is not None and not math.isfinite(score):
             raise ConversationError(f'example {example}: expected a finite score, found {score}')
     save_result(folder, result)
 
@@ -150,53 +154,48 @@ def conversations_with(
     assistant: ModelAgent,
     examples: Sequence[Example],
     scene: Scene,
+    score: Score,
     *,
     name: str,
     step: int,
+    limits: Limits | None = None,
     shown: int = 0,
 ) -> dict[str, Any]:
     """Holds one conversation per example and says what it was worth: `outcomes`, `statistics` and those `shown`.
 
     Of every user the statistics have: messages that it discarded (`resampled`), and of its messages after the first
-    (`later_messages`) those that repeat the one before (`repeated`).
+    (`later_messages`) those that repeat the one before (`repeated`). A conversation without a score is in none of them,
+    and of the outcomes it has the cause alone.
+
+    Args:
+        score: of whole conversations.
+        limits: None: those of the scene.
+        shown: how many of the examples are shown.
 
     Raises:
-        ConversationError: an agent failed in a conversation.
+        ConversationError: too many conversations have no score.
     """
     settings = scene.settings.evaluation
-    columns: dict[str, list[Any]] = {}
-    statistics: dict[str, int] = {}
-    talks: list[dict[str, Any]] = []
-    batches = collect_batches(
-        user,
-        assistant,
-        examples,
+    scored = scored_conversations(
+        *(user, assistant, examples, score),
         chat=scene.chat,
-        limits=scene.limits,
+        limits=limits or scene.limits,
+        compute=scene.compute,
+        batch_size=settings.batch_size,
         seed=settings.seed,
         step=step,
-        batch_size=settings.batch_size,
-        mesh=scene.compute.mesh.make(),
         name=name,
     )
-    for chosen, batch in batches:
-        host = placement.to_host(batch)
-        rows = transcripts(host, scene.chat.decode)[: len(chosen)]
-        found, counts = scene.outcomes(chosen, batch, rows)
-        repeated, later = repeated_messages(rows)
-        of_users = {
-            'resampled': int(host.resamples[: len(chosen)].sum()),
-            'repeated': repeated,
-            'later_messages': later,
-        }
-        for column, values in found.items():
-            columns.setdefault(column, []).extend(values)
-        for counted, count in (dict(counts) | of_users).items():
-            statistics[counted] = statistics.get(counted, 0) + count
-        for example, row in zip(chosen, rows, strict=True):
-            if len(talks) < shown:
-                talks.append(scene.shown(example, row))
-    return {'outcomes': columns, 'statistics': statistics, 'shown': talks}
+    kept = scored.kept
+    rows = [scored.rows[number] for number in kept]
+    columns, counts = scene.outcomes([examples[number] for number in kept], rows, scored.scores[kept])
+    repeated, later = repeated_messages(rows)
+    of_users = {'resampled': int(scored.resamples[kept].sum()), 'repeated': repeated, 'later_messages': later}
+    return {
+        'outcomes': columns_of(scored, columns),
+        'statistics': dict(counts) | of_users,
+        'shown': [scene.shown(examples[number], scored.rows[number]) for number in kept if number < shown],
+    }
 
 
 def measure_likelihood(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> None:

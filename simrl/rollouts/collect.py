@@ -2,14 +2,13 @@
 
 1. A user that writes one opening for each example does so (`write_openings`).
 2. `prompts_of` renders examples for both agents, on the host.
-3. `collect` lets two agents converse from examples, for a step of training; `collect_batches` from many examples, for
-   an evaluation.
+3. `collect` lets two agents converse from examples.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import ASSISTANT, USER, Chat
+from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.models.rows import shard_rows
@@ -32,7 +31,7 @@ from simrl.rollouts.agents import (
     OneAgent,
     Policy,
 )
-from simrl.rollouts.dialogue import check_agents, conversing
+from simrl.rollouts.dialogue import conversing
 from simrl.rollouts.host import HostReplies, OnWait
 from simrl.rollouts.interleave import Threads, interleave
 from simrl.rollouts.openings import write_openings
@@ -41,7 +40,6 @@ from simrl.rollouts.repeats import Repeats
 from simrl.rollouts.replay import Replay, end_running, recorded_openings, replay_messages
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, trajectories
-from simrl.run.progress import Progress
 
 OnPiece = Callable[[Trajectories, Sequence[Example]], None]
 _Agent = TypeVar('_Agent', bound=Agent)
@@ -49,7 +47,7 @@ _cast = functools.lru_cache(placement.for_sampling)
 
 
 class ConversationError(RuntimeError):
-    """Conversations failed, or were not scored: too many for a step of training, or one that is to be measured."""
+    """Conversations failed, or were not scored: too many for a step of training, a validation or an evaluation."""
 
 
 def for_sampling(agent: _Agent, mesh: Mesh) -> _Agent:
@@ -239,63 +237,6 @@ def _selected(mine: jax.Array, new: Trajectories, old: Trajectories) -> Trajecto
         return shard_rows(jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), x, y))
 
     return jax.tree.map(select, new, old)
-
-
-def collect_batches(
-    user: Agent,
-    assistant: Agent,
-    examples: Sequence[Example],
-    *,
-    chat: Chat,
-    limits: Limits,
-    seed: int,
-    step: int,
-    batch_size: int,
-    mesh: Mesh,
-    name: str,
-    view: int = ASSISTANT,
-) -> Iterator[tuple[Sequence[Example], Trajectories]]:
-    """One conversation from each example, `batch_size` at a time; arguments as of `collect`.
-
-    A conversation depends on its example and both agents only, not on the batch. Agents that are compared meet the same
-    random numbers.
-
-    Args:
-        user, assistant: as they are; `for_sampling` is called here.
-        name: of the progress bar and in errors.
-
-    Yields:
-        Examples, and their conversations on the device: always `batch_size` rows, of which those past the examples are
-        to be left out.
-
-    Raises:
-        ConversationError: an agent off the device failed.
-    """
-    check_agents(user, assistant, chat, limits)
-    with jax.set_mesh(mesh):
-        user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
-    with Progress(name, -(-len(examples) // batch_size)) as progress:
-        for start in range(0, len(examples), batch_size):
-            chosen = examples[start : start + batch_size]
-            padding = batch_size - len(chosen)
-            batch, failures = collect(
-                *(user, assistant, chosen),
-                chat=chat,
-                limits=limits,
-                seed=seed,
-                step=step,
-                view=view,
-                mesh=mesh,
-                padding=padding,
-            )
-            if failures:
-                row, reason = min(failures.items())
-                raise ConversationError(
-                    f'{name}: {len(failures)} of {len(chosen)} conversations failed, the first, with example '
-                    f'{chosen[row].id}: {reason}'
-                )
-            yield chosen, batch
-            progress.update(tokens=float(np.sum(placement.to_host(batch.length)[: len(chosen)])))
 
 
 def rows_at_once(rows: int, rows_in_flight: int | None) -> int:

@@ -6,6 +6,7 @@ from simrl.evaluation.comparisons import compare_arms
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of
 
 SCALE = 0.25 / math.log(9)
+FAILURE = 'a judge failed: judge a: invalid_json'
 
 
 def vote(score: float, other: float) -> float:
@@ -13,18 +14,23 @@ def vote(score: float, other: float) -> float:
 
 
 def columns(score, **changes):
-    """Of one assistant, from its score on each example."""
+    """Of one assistant, from its score on each example; None: it has none."""
     names = [f'person-{k}' for k in range(len(score))]
+
+    def where_judged(value):
+        return [None if x is None else value for x in score]
+
     return {
         'example': names,
         'cluster': names,
-        'score': [float(x) for x in score],
-        'share_met': [float(x) for x in score],
-        'end': ['accepted'] * len(score),
-        'assistant_turns': [2] * len(score),
-        'first_act': ['ask'] * len(score),
-        'truncated': [0] * len(score),
-        'user_truncated': [0] * len(score),
+        'cause': [FAILURE if x is None else '' for x in score],
+        'score': [None if x is None else float(x) for x in score],
+        'share_met': [None if x is None else float(x) for x in score],
+        'end': where_judged('accepted'),
+        'assistant_turns': where_judged(2),
+        'first_act': where_judged('ask'),
+        'truncated': where_judged(0),
+        'user_truncated': where_judged(0),
         **changes,
     }
 

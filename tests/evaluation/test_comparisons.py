@@ -59,6 +59,11 @@ def test_all_pairs_are_compared_whatever_the_names_the_later_arm_first():
     assert compared_arms(outcomes(initial=base), resamples=20) == ({}, ())
 
 
+def scores_of(met):
+    """Scores of one example each."""
+    return {who: {user: np.array([mean]) for user, mean in users.items()} for who, users in met.items()}
+
+
 def test_transfer_is_the_gain_with_the_same_simulator_of_the_same_seed():
     """A simulator that is trained anew for each seed is another user in each: the initial assistant met both."""
     base = [0.2, 0.3]
@@ -72,7 +77,7 @@ def test_transfer_is_the_gain_with_the_same_simulator_of_the_same_seed():
         'tuned/seed-0': {'small': 0.5, 'large': 0.8, 'tuned/seed-0': 0.7},
         'best/seed-1': {'small': 0.4, 'large': 0.9, 'tuned/seed-1': 0.5},
     }
-    found = transfers(runs_of(found), arms, simulators, met)
+    found = transfers(runs_of(found), arms, simulators, scores_of(met))
     small = found['small']
     assert small.seeds == (0, 1)
     assert {user: gain.values for user, gain in small.simulators.items()} == {
@@ -88,6 +93,6 @@ def test_transfer_is_the_gain_with_the_same_simulator_of_the_same_seed():
         {'one': {0: 'one/seed-0'}},
         {'one': Arm('x')},
         {'one': 'one'},
-        {'initial': {'one': 0.1}, 'one/seed-0': {'one': 0.2}},
+        scores_of({'initial': {'one': 0.1}, 'one/seed-0': {'one': 0.2}}),
     )
     assert alone['one'].other_kinds is None

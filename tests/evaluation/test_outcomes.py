@@ -133,7 +133,7 @@ def test_no_share_of_a_gain_that_may_be_none(gain):
         ),
         (
             lambda: gaps_recovered({'arm': np.full(2, np.nan)}, np.zeros(2), 'arm', range(2)),
-            "expected finite scores of 'arm', found nan",
+            'expected an example with a score of all arms, found none among 2',
         ),
         (lambda: gaps_recovered({}, np.zeros(0), 'arm', []), 'expected at least one example'),
     ],

@@ -19,7 +19,7 @@ from simrl.run.config import ConfigError, to_config_dict
 from tests.experiments.scene import identity
 from tests.experiments.test_pretrained import config_of, files  # noqa: F401
 from tests.models.files.test_huggingface import random_params
-from tests.remote.server import ScriptedServer, Status
+from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.rewards.test_panel import answer
 from tests.tiny import byte_tokenizer, tiny_config
 
@@ -124,14 +124,34 @@ def test_a_panel_judges_the_futures_of_each_reply(judge_files, tmp_path):
     assert all(line['validation/unjudged'] == 0 for line in validated)
 
 
-def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp_path):
+@pytest.mark.parametrize(('validates', 'where'), [(True, 'validation after step 0: 3 of 3'), (False, 'step 0: 8 of 8')])
+def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp_path, validates, where):
     with ScriptedServer(lambda body, _: Status(503)) as server:
         config = judged_config(judge_files, reward=by_panel(server))
+        if not validates:
+            config.rl.validation.update(dict.fromkeys(config.rl.validation))
         with pytest.raises(
-            ConversationError,
-            match=r'validation after step 0: 3 of 3 .*: a judge failed: judge first: server, judge second: server',
+            ConversationError, match=rf'^{where} .*: a judge failed: judge first: server, judge second: server'
         ):
             experiment.run(config, tmp_path / 'run', only=('rl/role_play',))
+
+
+def test_a_conversation_that_a_panel_always_fails_does_not_keep_a_stage_from_ending(judge_files, tmp_path):
+    """At temperature 0 a judge gives the same broken answer at every try."""
+    failing = []
+
+    def script(body, _):
+        prompt = body['messages'][0]['content']
+        failing[:] = failing or [prompt]
+        return chat_reply('I give this an 8.') if prompt == failing[0] else answer(7)
+
+    with ScriptedServer(script) as server:
+        config = judged_config(judge_files, reward=by_panel(server, 'first'))
+        experiment.run(config, tmp_path / 'run', only=('matrix/initial/role_play',))
+    outcomes = json.loads((tmp_path / 'run/matrix/initial/role_play/result.json').read_text())['outcomes']
+    assert sorted(cause for cause in outcomes['cause'] if cause) == ['a judge failed: judge first: invalid_json']
+    lost = [bool(cause) for cause in outcomes['cause']].index(True)
+    assert outcomes['score'] == [None if i == lost else pytest.approx(0.7) for i in range(len(outcomes['score']))]
 
 
 def identities(config):

@@ -97,6 +97,53 @@ def test_results_of_stages_by_hand(spec, tmp_path):
     }
 
 
+def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, capsys):
+    """A block of this version beside one of an earlier version, without causes; a cell of the matrix."""
+    path = tmp_path / 'reply/b/seed-0/block-1/result.json'
+    block = json.loads(path.read_text())
+    for name, values in block['outcomes'].items():
+        if name not in ('example', 'cluster'):
+            values[0] = None
+    block['outcomes']['cause'] = ['a judge failed: judge x: invalid_json', '']
+    path.write_text(json.dumps(block))
+    path = tmp_path / 'matrix/a/seed-0/b/result.json'
+    cell = json.loads(path.read_text())
+    for name, values in cell['outcomes'].items():
+        if name not in ('example', 'cluster'):
+            values[1] = values[2] = None
+    cell['outcomes']['cause'] = ['', 'no line', 'no line', '']
+    path.write_text(json.dumps(cell))
+    write_results(spec, tmp_path)
+    found = read(tmp_path)
+    assert found == results_of(spec, tmp_path)
+    reply = found.measures['reply']
+    assert reply.assistants['b/seed-0'].causes == {'a judge failed: judge x: invalid_json': 1}
+    assert reply.assistants['a/seed-0'].causes == {}
+    assert reply.assistants['b/seed-0'].gain.mean == (1 + 0 + 1) / 3
+    assert found.scores.measures['reply'].assistants['b/seed-0'] == (1.0, 1.0, None, 3.0)
+    assert [x.score.mean for x in reply.differences] == [pytest.approx(-5 / 3)], 'on the three that both have'
+    assert found.matrix.failed == ((0, 0, 2), (0, 0, 0))
+    assert found.matrix.conversations == ((4, 4, 2), (4, 4, 4))
+    assert found.matrix.mean[0] == (2.25, 2.75, 1.0)
+    assert found.matrix.transfers['a'].simulators['b'].mean == (1.0 + 1.0) / 2 - (1.0 + 3.0) / 2
+    said = '1 of 12 have no reward-model score, at most 1 of 4 with one assistant (b/seed-0): a judge failed: judge x: '
+    assert said in (tmp_path / REPORT_FILE).read_text()
+    assert 'n=2, 2 without a score' in (tmp_path / REPORT_FILE).read_text()
+    assert '1 of 12 have no reward-model score' in capsys.readouterr().out
+
+
+def test_an_example_that_failed_with_an_assistant_is_shown_with_the_others(spec, tmp_path):
+    path = tmp_path / 'reply/b/seed-0/block-0/result.json'
+    block = json.loads(path.read_text())
+    for name, values in block['outcomes'].items():
+        if name not in ('example', 'cluster'):
+            values[1] = None
+    block['outcomes']['cause'] = ['', 'no line']
+    path.write_text(json.dumps(block | {'shown': []}))
+    (shown,) = results_of(spec, tmp_path).conversations.measures['reply']
+    assert list(shown.conversations) == ['initial', 'a/seed-0']
+
+
 def test_everything_is_written_and_can_be_read(spec, tmp_path, capsys):
     write_results(spec, tmp_path)
     assert read(tmp_path) == results_of(spec, tmp_path)

@@ -1,22 +1,29 @@
-"""TensorBoard knows a training's arm and seed; a result needs all the lines, and all the scores, that it is made of."""
+"""TensorBoard knows a training's arm and seed; a result needs the lines that it is made of, and most of the scores."""
 
 import json
 import pathlib
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import jax
+import numpy as np
 import pytest
 
 from configs import quickstart
 from simrl.conversations.records import Example
-from simrl.experiments import experiment, work
+from simrl.evaluation.outcomes import outcomes_of
+from simrl.experiments import experiment, replies, work
 from simrl.experiments.outputs import lines_at, save_result
-from simrl.models import sharding
-from simrl.rollouts import collect
+from simrl.experiments.replies import outcome_columns
+from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
+from simrl.rewards.rewards import CAUSES, JUDGE_FAILED, Judging, Rewards
+from simrl.rl import judged
 from simrl.rollouts.agents import HostAgent
 from simrl.rollouts.collect import ConversationError
+from simrl.rollouts.state import EndReason
 from simrl.run.stage_files import WorkdirError
+from simrl.training.loop import LoopSettings
 
 
 class _Started(Exception):  # noqa: N818  (no error: what the training was given)
@@ -66,28 +73,78 @@ def test_a_measure_with_a_score_that_is_not_finite_is_not_done(tmp_path: pathlib
     assert not any(tmp_path.iterdir())
 
 
-def test_a_measure_in_which_conversations_failed_is_not_done(monkeypatch) -> None:
-    """None of them is left out: assistants are compared on the same examples."""
-    examples = [Example(f'person-{i}', None, None, i, 'test', 'test') for i in range(3)]
-    monkeypatch.setattr(collect, 'check_agents', mock.Mock())
-    monkeypatch.setattr(collect, 'collect', lambda *_, **__: (None, {1: 'no line'}))
-    agent, mesh = HostAgent(mock.Mock(), 1), sharding.make_mesh(1, 1, jax.devices()[:1])
-    batches = collect.collect_batches(
-        agent,
-        agent,
-        examples,
-        chat=mock.Mock(),
-        limits=mock.Mock(),
-        seed=0,
-        step=0,
-        batch_size=3,
-        mesh=mesh,
-        name='people',
+FAILED = {'e1': 'a judge failed: judge a: invalid_json', 'e4': 'no line'}
+
+
+def measured(monkeypatch, failed: Mapping[str, str], examples: int = 5, max_unjudged: float = 0.5) -> dict[str, Any]:
+    """A measure of conversations in batches of 3, of which a judge fails those of even numbers, the user the others."""
+    of = [Example(f'e{i}', f'hi {i // 2}', None, i, 'test', 'test') for i in range(examples)]
+    compute = Compute(mesh=MeshSettings(data=1), loop=LoopSettings(max_unjudged=max_unjudged))
+
+    def collect(user, assistant, chosen, *, padding, on_piece, **_):
+        rows = len(chosen) + padding
+        failures = {row: failed[x.id] for row, x in enumerate(chosen) if failed.get(x.id) == 'no line'}
+        ends = np.array([EndReason.FAILURE if row in failures else EndReason.TURNS for row in range(rows)])
+        batch = SimpleNamespace(end_reason=ends, resamples=np.arange(rows), length=np.ones(rows, int))
+        on_piece(batch, [*chosen, *[chosen[-1]] * padding])
+        return batch, failures
+
+    def start(_, chosen):
+        reasons = {row: failed[x.id] for row, x in enumerate(chosen) if x.id in failed}
+        valid = np.array([row not in reasons for row in range(len(chosen))])
+        value = np.array([int(x.id[1:]) / 10 for x in chosen], np.float32)
+        return lambda: (Rewards(value, valid, {}, np.where(valid, 0, CAUSES.index(JUDGE_FAILED)).astype('i4')), reasons)
+
+    def transcripts(batch, _):
+        messages = [{'role': role, 'content': role, 'tokens': 1, 'truncated': False} for role in ('user', 'assistant')]
+        return [{'messages': messages, 'end_reason': 'turns'} for _ in batch.end_reason]
+
+    monkeypatch.setattr(judged, 'collect', collect)
+    monkeypatch.setattr(replies, 'transcripts', transcripts)
+    monkeypatch.setattr(replies, 'check_agents', mock.Mock())
+    scene = mock.Mock(compute=compute, settings=mock.Mock(evaluation=EvaluationSettings(batch_size=3)))
+    scene.outcomes = lambda _, rows, scores: (
+        outcome_columns(rows, scores) | {'act': ['ask'] * len(rows)},
+        {'talks': len(rows)},
     )
+    scene.shown = lambda example, _: {'example': example.id}
+    agent = HostAgent(mock.Mock(), 1)
+    return work.conversations_with(agent, agent, of, scene, Judging(start), name='people', step=0, shown=2)
+
+
+def test_a_conversation_without_a_score_is_masked_with_its_cause(monkeypatch, capsys) -> None:
+    """Its place stays, so that assistants are compared on the same examples; padding counts for nothing."""
+    found = measured(monkeypatch, FAILED)
+    columns = found['outcomes']
+    assert columns['example'] == ['e0', 'e1', 'e2', 'e3', 'e4']
+    assert columns['cluster'] == ['hi 0', 'hi 0', 'hi 1', 'hi 1', 'hi 2']
+    assert columns['cause'] == ['', FAILED['e1'], '', '', FAILED['e4']]
+    assert columns['score'] == [0.0, None, pytest.approx(0.2), pytest.approx(0.3), None]
+    assert columns['end'] == ['turns', None, 'turns', 'turns', None]
+    assert columns['act'] == ['ask', None, 'ask', 'ask', None]
+    assert found['statistics'] == {'talks': 3, 'resampled': 0 + 2 + 0, 'repeated': 0, 'later_messages': 0}
+    assert found['shown'] == [{'example': 'e0'}], 'the first two examples, without the one that failed'
+    assert outcomes_of('initial', columns).judged.tolist() == [True, False, True, True, False]
+    printed = capsys.readouterr().out
+    for cause in FAILED.values():
+        assert f'people: 1 conversations have no reward: {cause}' in printed
+    whole = measured(monkeypatch, {})
+    assert set(whole['outcomes']['cause']) == {''}
+    assert np.float32(whole['outcomes']['score']).tolist() == (np.arange(5, dtype=np.float32) / 10).tolist()
+
+
+@pytest.mark.parametrize(('max_unjudged', 'found'), [(0.4, '2 of 5'), (0.2, '1 of 5')])
+def test_a_measure_in_which_too_many_failed_is_not_done(monkeypatch, max_unjudged: float, found: str) -> None:
     with pytest.raises(
-        ConversationError, match=r'^people: 1 of 3 conversations failed, the first, with example person-1: no line$'
+        ConversationError,
+        match=rf'^people: {found} conversations have no reward \(config.compute.loop.max_unjudged={max_unjudged}\): ',
     ):
-        next(batches)
+        measured(monkeypatch, FAILED, max_unjudged=max_unjudged)
+
+
+def test_a_measure_in_which_all_failed_is_never_done(monkeypatch) -> None:
+    with pytest.raises(ConversationError, match=r'^people: 2 of 2 .*max_unjudged=1\): no line'):
+        measured(monkeypatch, {'e0': 'no line', 'e1': 'no line'}, examples=2, max_unjudged=1.0)
 
 
 def test_a_full_disk_is_named(tmp_path: pathlib.Path) -> None:

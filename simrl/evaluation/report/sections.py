@@ -216,7 +216,7 @@ def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[
                 Cell(
                     number(found.mean[row][column]),
                     under=f'{summary.bounds(found.low[row][column], found.high[row][column])} '
-                    f'n={found.conversations[row][column]:,}',
+                    f'n={found.conversations[row][column]:,}{_failed(found, row, column)}',
                     shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
                 )
                 for row in range(len(found.users))
@@ -231,6 +231,11 @@ def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[
         page.paragraph(f'Mean {found.score}. {MATRIX}{people}', 'note'),
         page.details('The numbers, a checkpoint a row (intervals over conversations)', table),
     ]
+
+
+def _failed(found: MatrixResult, row: int, column: int) -> str:
+    number = found.failed[row][column] if found.failed else 0
+    return f', {number:,} without a score' if number else ''
 
 
 def _transfers(results: Results, matrix: MatrixResult, looks: Mapping[str, Look]) -> list[str]:

@@ -3,6 +3,7 @@
 An ordering is put into words only where an interval supports it; with one training seed it is of this checkpoint only.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ Interval = Estimate | SeedEstimate
 NO_INTERVAL = 'no interval'
 
 ENOUGH_SEEDS = 6  # with fewer no sign-flip test gives a p below .05
+MAX_CAUSES = 3  # in words
 MAX_PAIRS_IN_WORDS = 6  # differences between arms in the second sentence; the table has all
 OUTCOMES = {
     1: 'is significantly higher',
@@ -187,6 +189,8 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
             said.append(f'It {words} after training against {listed(found)}')
     if measure.differences:
         said.append(_orderings(measure.differences, several))
+    if lost := failures(measure):
+        said.append(lost)
     level, unit = initial.score.level, measure.words.unit
     if several:
         normal = ', which assume normal spread: so few seeds cannot give a sign-flip p below .05'
@@ -200,6 +204,25 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
             f'The {level:.0%} intervals are over {unit}: this checkpoint only, another training seed may differ'
         )
     return '. '.join(said) + '.'
+
+
+def failures(measure: MeasureResult) -> str:
+    """The examples without an outcome, by assistant and by cause; empty where all have one."""
+    numbers = {name: sum(found.causes.values()) for name, found in measure.assistants.items()}
+    if not (total := sum(numbers.values())):
+        return ''
+    causes = collections.Counter[str]()
+    for found in measure.assistants.values():
+        causes.update(found.causes)
+    named = [f'{cause} ({count:,})' for cause, count in causes.most_common(MAX_CAUSES)]
+    if more := len(causes) - len(named):
+        named.append(f'{more} other causes')
+    most = max(numbers, key=lambda name: numbers[name])
+    return (
+        f'{total:,} of {measure.examples * len(numbers):,} have no {measure.words.score}, at most {numbers[most]:,} of '
+        f'{measure.examples:,} with one assistant ({most}): {listed(named)}. Each is left out, and with it its '
+        'comparisons'
+    )
 
 
 def _orderings(differences: Sequence[Difference], several: bool) -> str:

@@ -60,6 +60,7 @@ def outcomes_like(assistant: str, looks: tuple, people: int, random: np.random.G
     columns = {
         'example': names,
         'cluster': names,
+        'cause': [''] * people,
         'score': (np.where(left, 0.0, share) - 0.03 * spoken).tolist(),
         'share_met': share.tolist(),
         'end': ['left' if x else 'accepted' if random.random() < 0.9 else 'turns' for x in left],
@@ -88,9 +89,9 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
     }
     users = {arm: f'{arm}/seed-{{}}' if arm == 'sft 7b' else arm for arm in arms if arm != 'truth'}
     means = np.clip(random.normal(0.6, 0.2, (len(users) + 1, len(assistants))), 0.05, 0.95)
-    met: dict[str, dict[str, float]] = {
+    met: dict[str, dict[str, np.ndarray]] = {
         name: {
-            user.format(seed): float(means[row, column])
+            user.format(seed): means[row, column : column + 1]
             for row, user in enumerate(users.values())
             for seed in ([experiment.runs[name].seed] if name in experiment.runs else range(seeds))
         }

@@ -1,0 +1,201 @@
+"""Conversations without an outcome: every number against a slow loop over the examples that it is of."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.evaluation.comparisons import transfers
+from simrl.evaluation.gap_recovered import gaps_recovered
+from simrl.evaluation.outcomes import compare, outcomes_of, summarise
+from simrl.evaluation.results import Arm
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
+from tests.evaluation.made_up import FAILURE, columns, compared_arms, outcomes, vote
+
+NAMES = ('initial', 'a_0', 'a_1', 'b_0', 'b_1')
+VALUES = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+
+
+@st.composite
+def scores(draw):
+    """By assistant, on 3 to 8 examples of which all have a score on the first two."""
+    number = draw(st.integers(3, 8))
+    rest = st.lists(VALUES | st.none(), min_size=number - 2, max_size=number - 2)
+    return {name: [draw(VALUES), draw(VALUES), *draw(rest)] for name in NAMES}
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def pairs(first, second):
+    return [(x, y) for x, y in zip(first, second, strict=True) if x is not None and y is not None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores())
+def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
+    found = outcomes(**scores)
+    one = summarise(found, compare(found, vote), resamples=20)
+    arms, (difference,) = compared_arms(found, resamples=20)
+    for name, own in scores.items():
+        result = one[name.replace('_', '/seed-')]
+        there = [x for x in own if x is not None]
+        assert (result.score.mean, result.score.num_observations) == (pytest.approx(mean(there)), len(there))
+        assert result.parts['share_met'].mean == pytest.approx(mean(there))
+        assert result.causes == ({} if len(there) == len(own) else {FAILURE: len(own) - len(there)})
+        assert (result.ends, result.labels) == ({'accepted': 1.0}, {'first_act': {'ask': 1.0}})
+        assert (result.assistant_turns, result.truncated, result.user_truncated) == (2.0, 0.0, 0.0)
+        if name != 'initial':
+            both = pairs(own, scores['initial'])
+            assert result.gain.num_observations == result.win_rate.num_observations == len(both)
+            assert result.gain.mean == pytest.approx(mean([x - y for x, y in both]))
+            assert result.win_rate.mean == pytest.approx(mean([vote(x, y) for x, y in both]))
+            assert result.strict_win_rate.mean == pytest.approx(mean([(x > y) + (x == y) / 2 for x, y in both]))
+    for arm in 'ab':
+        seeds = [scores[f'{arm}_{seed}'] for seed in (0, 1)]
+        gains = [mean([x - y for x, y in pairs(own, scores['initial'])]) for own in seeds]
+        assert arms[arm].gain.values == pytest.approx(gains)
+        whole = [row for row in zip(*seeds, scores['initial'], strict=True) if None not in row]
+        assert arms[arm].checkpoint_gain.num_observations == len(whole)
+        assert arms[arm].checkpoint_gain.mean == pytest.approx(mean([(x + y) / 2 - z for x, y, z in whole]))
+    by_seed = [(scores[f'b_{seed}'], scores[f'a_{seed}']) for seed in (0, 1)]
+    assert difference.score.values == pytest.approx([mean([x - y for x, y in pairs(*both)]) for both in by_seed])
+    rates = []
+    for first, second in by_seed:
+        rows = [row for row in zip(first, second, scores['initial'], strict=True) if None not in row]
+        rates.append(mean([vote(x, z) - vote(y, z) for x, y, z in rows]))
+    assert difference.win_rate.values == pytest.approx(rates)
+    all_four = [row for row in zip(*by_seed[0], *by_seed[1], strict=True) if None not in row]
+    assert difference.checkpoint_score.mean == pytest.approx(
+        mean([(w + y) / 2 - (x + z) / 2 for w, x, y, z in all_four])
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores(), st.integers(2, 7))
+def test_what_fails_with_one_assistant_shifts_no_other(scores, lost):
+    """All numbers of the other arm, and of the initial assistant, stay as they were to the bit."""
+    fewer = scores | {'a_1': [None if i == lost else x for i, x in enumerate(scores['a_1'])]}
+    (before, (arms_before, _)), (after, (arms_after, _)) = (
+        (summarise(found, compare(found, vote), resamples=20), compared_arms(found, resamples=20))
+        for found in (outcomes(**scores), outcomes(**fewer))
+    )
+    assert {name: x for name, x in before.items() if name != 'a/seed-1'} == {
+        name: x for name, x in after.items() if name != 'a/seed-1'
+    }
+    assert arms_before['b'] == arms_after['b']
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(VALUES | st.just(float('nan')), st.integers(0, 4)), min_size=1, max_size=16),
+    st.lists(st.floats(0, 1), min_size=16, max_size=16),
+)
+def test_intervals_resample_clusters_and_leave_missing_values_out(rows, whole):
+    values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
+    if np.isnan(values).all():
+        values[0] = 1.0
+    found, other = cluster_bootstraps([values, whole[: len(rows)]], clusters, resamples=40, seed=3, nan='missing')
+    (alone,) = cluster_bootstraps([whole[: len(rows)]], clusters, resamples=40, seed=3)
+    for name, value in dataclasses.asdict(alone).items():
+        assert getattr(other, name) == (value if value is None else pytest.approx(value)), (
+            'a measure depends on no other'
+        )
+    names = list(dict.fromkeys(clusters))
+    draws = np.random.default_rng(3).multinomial(len(names), [1 / len(names)] * len(names), 40)
+    means = []
+    for draw in draws:
+        drawn = [
+            value
+            for name, times in zip(names, draw, strict=True)
+            for _ in range(times)
+            for value, cluster in zip(values, clusters, strict=True)
+            if cluster == name and value == value
+        ]
+        if drawn:
+            means.append(mean(drawn))
+    there = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value == value]
+    assert found.mean == pytest.approx(mean([value for value, _ in there]))
+    assert (found.num_observations, found.num_clusters) == (len(there), len({cluster for _, cluster in there}))
+    if found.low is not None:
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    share = cluster_shares([values], clusters, nan='missing')
+    assert share == cluster_shares([[value for value, _ in there]], [cluster for _, cluster in there])
+
+
+def test_a_gap_is_over_the_examples_that_all_arms_have():
+    random = np.random.default_rng(0)
+    initial = random.uniform(size=30)
+    arms = {'arm': initial + random.normal(0.1, 0.1, (2, 30)), 'oracle': initial + random.normal(0.3, 0.1, (2, 30))}
+    lost = {name: x.copy() for name, x in arms.items()}
+    lost['arm'][0, 3] = lost['oracle'][1, 7] = np.nan
+    base = initial.copy()
+    base[11] = np.nan
+    kept = [i for i in range(30) if i not in (3, 7, 11)]
+    fewer = {name: x[:, kept] for name, x in arms.items()}
+    assert gaps_recovered(lost, base, 'oracle', range(30), resamples=50) == gaps_recovered(
+        fewer, initial[kept], 'oracle', kept, resamples=50
+    )
+
+
+def test_transfer_is_over_the_conversations_of_both_assistants():
+    met = {
+        'initial': {'one': np.array([0.5, np.nan, 0.1, 0.2])},
+        'one/seed-0': {'one': np.array([0.9, 0.9, np.nan, 0.4])},
+    }
+    runs, arms = {'one': {0: 'one/seed-0'}}, {'one': Arm('x')}
+    assert transfers(runs, arms, {'one': 'one'}, met)['one'].simulators['one'].mean == pytest.approx(0.3)
+    met['one/seed-0']['one'][[0, 3]] = np.nan
+    with pytest.raises(ValueError, match='expected an example with an outcome of both, found none among 4'):
+        transfers(runs, arms, {'one': 'one'}, met)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'score': [0.5, 0.5, None]}, "a 'score' of example 'person-1' if and only .*, found 0.5 with the cause 'a "),
+        (
+            {'score': [0.5, None, float('nan')]},
+            "'score' of example 'person-2' if and only .*, found nan with the cause ''",
+        ),
+        (
+            {'end': ['turns', None, None]},
+            "'end' of example 'person-2' if and only .*, found None with the cause ''",
+        ),
+        ({'cause': ['x', 'x', 'x']}, "outcomes of 'a': expected an example with an outcome, found none"),
+    ],
+)
+def test_a_missing_value_has_a_cause_and_what_has_a_cause_has_no_value(changes, message):
+    good = columns([0.5, None, 0.25])
+    assert outcomes_of('a', good).judged.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match=message):
+        outcomes_of('a', good | changes)
+
+
+def test_missing_values_are_refused_unless_they_are_expected():
+    for function in (cluster_bootstraps, cluster_shares):
+        with pytest.raises(ValueError, match='expected finite values, found nan'):
+            function([[0.5, float('nan')]], range(2))
+        with pytest.raises(ValueError, match='expected finite values, found inf'):
+            function([[0.5, float('inf')]], range(2), nan='missing')
+        with pytest.raises(ValueError, match='expected a value in each measure, found one whose values are all'):
+            function([[0.5, 0.5], [float('nan')] * 2], range(2), nan='missing')
+    with pytest.raises(ValueError, match=r"outcomes of 'a/seed-0': expected an example with one of 'initial' too"):
+        compare(outcomes(initial=[0.5, None], a_0=[None, 0.5]))
+
+
+def test_without_failures_masks_change_no_bit():
+    """Means over selected values are those over all."""
+    random = np.random.default_rng(0)
+    found = outcomes(initial=random.uniform(size=301), a_0=random.uniform(size=301), b_0=random.uniform(size=301))
+    result = summarise(found, compare(found, vote), resamples=20)
+    for name, x in found.items():
+        assert result[name].score.mean == float(x.score.mean())
+        assert result[name].causes == {}
+    compared = {name: dataclasses.astuple(x) for name, x in compare(found, vote).items()}
+    arms, (difference,) = compared_arms(found, resamples=20)
+    assert arms['a'].gain.values == (float(compared['a/seed-0'][0].mean()),)
+    assert difference.score.values == (float(found['b/seed-0'].score.mean()) - float(found['a/seed-0'].score.mean()),)
