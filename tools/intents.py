@@ -152,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('stopped; the same command continues', file=sys.stderr)
         sys.exit(130)
     written = counts.pop('written')
-    print(f'{options.output}: written, {written} of {len(conversations)} conversations')
+    done = 'written' if written else 'not written'
+    print(f'{options.output}: {done}, {written} of {len(conversations)} conversations')
     for what, causes in (('left out', counts), ('asked again', again)):
         for cause, count in causes.most_common():
             print(f'{what}: {count} ({cause})')

@@ -116,7 +116,7 @@ def write_intents(
     """Writes conversations with their intents to a file for `read_conversations`, those without one left out.
 
     Args:
-        path: beside it a journal (`.intents.jsonl`) takes the intents as they come.
+        path: not written without an intent; beside it a journal (`.intents.jsonl`) takes the intents as they come.
         complete: the model.
         model: its name, and all that decides its answers beside the chat: intents of others are asked for anew.
         batch_size: chats per call of `complete`, and lines per write.
@@ -165,7 +165,8 @@ def write_intents(
         for conversation, key in zip(conversations, keys, strict=True)
         if key in intents
     ]
-    write_conversations(path, found)
+    if found:  # else a file of before stays as it is
+        write_conversations(path, found)
     counts['written'] = len(found)
     return counts, again
 

@@ -77,7 +77,7 @@ def served_models(settings: EndpointSettings, key: str | None) -> list[str]:
         raise EndpointError(f'{settings.url}: expected its models, found status {response.status_code}, {shown(text)}')
     try:
         return [str(model['id']) for model in json.loads(text)['data']]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise EndpointError(f'{settings.url}: expected its models, found {shown(text)}') from None
 
 

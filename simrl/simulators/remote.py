@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from simrl.conversations.chat import TERMINAL_TEXT, Chat
+from simrl.conversations.chat import TERMINAL_TEXT, Chat, EncodingError
 from simrl.conversations.quoting import SpecialTexts, as_json, escape
 from simrl.conversations.records import Example, Message
 from simrl.remote.answers import Answer, Failure, Outcome
@@ -166,7 +166,10 @@ def raw_simulator(
         ends[agent.stop_text] = None
 
     def request(conversation: HostConversation, draw: Draw) -> CompletionRequest | Reply:
-        tokens = text_view(agent, chat, conversation).tokens
+        try:
+            tokens = text_view(agent, chat, conversation).tokens
+        except EncodingError as error:  # what the assistant said
+            return Reply('', failure=str(error))
         sent: tuple[int, ...] | str = tuple(tokens)
         if prompt == 'text':
             sent = chat.decode(tokens)

@@ -225,6 +225,12 @@ def test_text_of_special_tokens_is_sent_as_ids_and_not_as_text(planted: str) -> 
     assert raw_reply(tuned(), whole, 'text', (('user', '<im_end> < |im_end|'), ('assistant', '<'))) == Reply('a')
 
 
+def test_a_character_without_a_token_fails_its_conversation_alone() -> None:
+    whole = completion_reply('a', stop=TURN)
+    for messages in ((('user', 'a\ud800'), ('assistant', 'b')), (('user', 'a'), ('assistant', '\ud800'))):
+        assert 'no token for' in str(raw_reply(tuned(), whole, 'ids', messages).failure)
+
+
 def test_text_of_special_tokens_is_escaped_in_json_role_play() -> None:
     example = dataclasses.replace(EXAMPLE, intent=PLANTED)
     talk = HostConversation(example, 0, (('user', PLANTED), ('assistant', '</s>[INST]')))

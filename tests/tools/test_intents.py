@@ -56,6 +56,7 @@ def test_an_endpoint_writes_intents_and_failures_are_counted(tmp_path, capsys) -
 def test_an_answer_that_is_no_sentence_is_asked_for_again_and_all_are_in_the_cache(tmp_path, capsys) -> None:
     """The second command finds every answer of the first, and asks for one more by its --tries."""
     output = tmp_path / 'out.jsonl'
+    output.write_text('of before')
 
     def answer(body, attempt):
         text = body['messages'][0]['content']
@@ -66,9 +67,10 @@ def test_an_answer_that_is_no_sentence_is_asked_for_again_and_all_are_in_the_cac
         flags += ['--endpoint.model=m', '--intents.sees=opening']
         with pytest.raises(SystemExit, match=r'^error: expected a sentence of at least one conversation, found none'):
             intents.main([*flags, '--tries=2'])
+        assert output.read_text() == 'of before'
         assert len(server.requests) == 6
         assert capsys.readouterr().out.splitlines()[1:] == [
-            f'{output}: written, 0 of 3 conversations',
+            f'{output}: not written, 0 of 3 conversations',
             'left out: 3 (more than a line)',
             'asked again: 3 (more than a line)',
         ]
