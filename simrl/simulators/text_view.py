@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import ASSISTANT, ROLE_CODES, TEMPLATE, USER, Chat, Header
+from simrl.conversations.chat import ASSISTANT, ROLE_CODES, TEMPLATE, USER, Chat, EncodingError, Header
 from simrl.models import placement, transformer
 from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Policy, Reply
 from simrl.rollouts.context import PREFIX, cache_capacities, prefill
@@ -99,16 +99,24 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
 
     def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
         row_keys = np.asarray(jax.random.key_data(keys(conversations, seeds)))
+        views: dict[int, TextView] = {}
         replies: dict[int, Reply] = {}
-        waiting = list(range(len(conversations)))
+        for i, conversation in enumerate(conversations):
+            try:
+                views[i] = text_view(agent, chat, conversation)
+            except EncodingError as error:  # a text of its partner, or of the person
+                replies[i] = Reply('', failure=str(error))
+        waiting = list(views)
         rule, usual = agent.resampling, float(agent.policy.temperature)
         for attempt in range(1 + (0 if rule is None else rule.tries)):
+            if not waiting:
+                break
             temperature = usual if rule is None or not attempt else rule.temperature(usual, attempt)
             found = _sample(
                 agent,
                 chat,
                 mesh,
-                [conversations[i] for i in waiting],
+                [views[i] for i in waiting],
                 row_keys[np.array(waiting)],
                 attempt,
                 temperature,
@@ -119,8 +127,6 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
                 if repeats(one, conversations[i]):
                     again.append(i)
             waiting = again
-            if not waiting:
-                break
         return [replies[i] for i in range(len(conversations))]
 
     return HostAgent(
@@ -152,14 +158,13 @@ def _sample(
     agent: ModelAgent,
     chat: Chat,
     mesh: Mesh,
-    conversations: Sequence[HostConversation],
+    views: Sequence[TextView],
     row_keys: np.ndarray,
     attempt: int,
     temperature: float,
 ) -> list[Reply]:
     """One message in each conversation; `row_keys` are key data."""
     spec = agent.policy.spec
-    views = [text_view(agent, chat, conversation) for conversation in conversations]
     room = spec.config.max_row_tokens - spec.max_new_tokens - 1
     fits = [len(view.tokens) <= room for view in views]
     longest = max((len(view.tokens) for view, fit in zip(views, fits, strict=True) if fit), default=1)

@@ -161,8 +161,16 @@ def test_a_tokenizer_of_its_own() -> None:
     allowed = [*chat.encode('ab'), *chat.encode('ba '), chat.end_of_turn['user']]
     mask = np.isin(np.arange(config.padded_vocab_size), allowed)
     agent = dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, token_mask=mask))
-    batch = conversations(text_agent(for_sampling(agent, MESH), chat, MESH))
+    host = text_agent(for_sampling(agent, MESH), chat, MESH)
+    batch = conversations(host)
     spoken = [m for row in transcripts(batch, CHAT.decode) for m in row['messages'] if m['role'] == 'user']
     assert set(''.join(m['content'] for m in spoken)) <= set('ab ')
     assert len({m['content'] for m in spoken}) > 3
     assert agent.role == USER
+    # A character that its tokenizer lacks fails the conversation in which it is said, alone.
+    talks = [HostConversation(EXAMPLES[0], 0, (('user', 'ab'), ('assistant', text))) for text in ('\ud800', 'a')]
+    lost, other = host.reply(talks, np.arange(2, dtype=np.uint32))
+    assert 'no token for' in str(lost.failure)
+    assert [other] == host.reply(talks[1:], np.ones(1, np.uint32))
+    assert other.failure is None
+    assert host.reply(talks[:1], np.zeros(1, np.uint32)) == [lost]
