@@ -59,6 +59,7 @@ def write_openings(
         replies = HostReplies(user, starts, keys, chat, on_wait=on_wait)
         message = replies.reply(dialogue, np.arange(len(rows)), USER)
         ids, length, truncated = message.tokens, message.content_length, message.truncated
+        resamples = message.resamples
         reasons = np.where(message.failed | unwanted, EndReason.FAILURE, np.where(message.ends, EndReason.SIGNAL, 0))
         failures = replies.failures
     else:
@@ -70,9 +71,11 @@ def write_openings(
         ids, length, truncated, reasons = placement.to_host(
             (dialogue.messages[:, 0], dialogue.message_length[:, 0], dialogue.truncated[:, 0], dialogue.end_reason)
         )
-        failures = dict[int, str]()
+        failures, resamples = dict[int, str](), none
     openings = [
-        WrittenOpening(tuple(ids[i, : length[i]].tolist()), bool(truncated[i]), EndReason(int(reasons[i])))
+        WrittenOpening(
+            tuple(ids[i, : length[i]].tolist()), bool(truncated[i]), EndReason(int(reasons[i])), int(resamples[i])
+        )
         for i in range(len(examples))
     ]
     return openings, failures

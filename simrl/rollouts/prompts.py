@@ -49,6 +49,7 @@ class Prompts:
         example: uint32 `[B]`, hash of the example's id.
         sample: int32 `[B]`, which of the example's conversations.
         group: int32 `[B]`, equal for conversations of one example.
+        resamples: int32 `[B]`, openings that the user discarded, in the first conversation of each example.
     """
 
     user: PromptRows
@@ -61,6 +62,7 @@ class Prompts:
     example: np.ndarray | jax.Array
     sample: np.ndarray | jax.Array
     group: np.ndarray | jax.Array
+    resamples: np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +73,13 @@ class WrittenOpening:
         ids: its content, a stop sequence included.
         truncated: whether its budget cut it.
         end_reason: RUNNING; SIGNAL where it ends the conversation, or FAILURE where there is none.
+        resamples: how many the user discarded before.
     """
 
     ids: tuple[int, ...]
     truncated: bool = False
     end_reason: EndReason = EndReason.RUNNING
+    resamples: int = 0
 
 
 def prompts_of(
@@ -117,9 +121,11 @@ def prompts_of(
         example=np.array([example_hash(example.id) for example in examples], np.uint32),
         sample=np.zeros(len(examples), np.int32),
         group=np.arange(len(examples), dtype=np.int32),
+        resamples=np.array([0] * len(examples) if written is None else [x.resamples for x in written], np.int32),
     )
     prompts = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
-    return prompts.replace(sample=np.tile(np.arange(samples, dtype=np.int32), len(examples)))
+    sample = np.tile(np.arange(samples, dtype=np.int32), len(examples))
+    return prompts.replace(sample=sample, resamples=np.where(sample == 0, prompts.resamples, np.int32(0)))
 
 
 def _prompt_rows(
@@ -213,5 +219,6 @@ def start_dialogue(
         truncated=jnp.asarray(prompts.truncated),
         end_reason=jnp.asarray(prompts.end_reason),
     )
+    dialogue = dataclasses.replace(dialogue, resamples=jnp.asarray(prompts.resamples))
     keys = row_keys(seed, step, jnp.asarray(prompts.example), jnp.asarray(prompts.sample))
     return shard_tree((dialogue, keys))

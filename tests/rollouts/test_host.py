@@ -303,7 +303,7 @@ def scripted(conversation: HostConversation, seed: int) -> Reply:
     if len(conversation.messages) < 2:
         return Reply('10 11')
     cases = {
-        ('example-0', 1): Reply('', failure='the line is dead'),
+        ('example-0', 1): Reply('', failure='the line is dead', resamples=4),
         ('example-0', 2): Reply('12 what 13'),
         ('example-0', 3): Reply(None),  # type: ignore[arg-type]  # of an interface without an answer
         ('example-1', 1): Reply('12 13', truncated=True),
@@ -312,7 +312,7 @@ def scripted(conversation: HostConversation, seed: int) -> Reply:
         ('example-2', 1): Reply('12 13', ends=True),
         ('example-2', 2): Reply('12 13 14 15 16 17', ends=True),
         ('example-2', 3): Reply('', ends=True),
-        ('example-4', 1): Reply('12 13 14 15 16 17'),
+        ('example-4', 1): Reply('12 13 14 15 16 17', resamples=1),
         ('example-4', 2): Reply('12 13 14 15'),
         ('example-4', 3): Reply(''),
     }
@@ -350,6 +350,7 @@ def test_failures_end_their_conversations_and_no_others() -> None:
     assert np.flatnonzero(failed).tolist() == list(failures)
     assert batch.num_messages[failed].tolist() == [2] * len(failures)
     assert batch.end_reason[0] == EndReason.TURNS
+    assert {row: batch.resamples[row] for row in np.flatnonzero(batch.resamples).tolist()} == {1: 4, 17: 1 + 1}
     total, rows = rollout_metrics(batch)['rollout/end_failure']
     assert (float(total), float(rows)) == (len(failures), ROWS)
     for row in failures:  # earlier messages are there, and nothing after them

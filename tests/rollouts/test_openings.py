@@ -115,10 +115,10 @@ def test_an_agent_off_the_device_is_asked_once_for_each_opening() -> None:
 def test_an_opening_that_fails_or_ends_is_not_handed_to_the_assistant() -> None:
     def reply(conversation: HostConversation, seed: int) -> Reply:
         cases = {
-            'example-0': Reply('', failure='no opening'),
+            'example-0': Reply('', failure='no opening', resamples=3),
             'example-1': Reply('', ends=True),
             'example-2': Reply('10', ends=True),
-            'example-3': Reply('10 11 12 13 14 15'),
+            'example-3': Reply('10 11 12 13 14 15', resamples=2),
         }
         opens = not conversation.messages
         return cases.get(conversation.example.id, Reply('12')) if opens else Reply('13')
@@ -126,6 +126,8 @@ def test_an_opening_that_fails_or_ends_is_not_handed_to_the_assistant() -> None:
     partner = dataclasses.replace(partner_of(reply), opening='written')
     batch, failures = conversations(partner, EXAMPLES, ASSISTANT)
     assert failures == dict.fromkeys(range(SAMPLES), 'no opening')
+    resampled = {0: 3, 3 * SAMPLES: 2}  # openings count once for their example
+    assert batch.resamples.tolist() == [resampled.get(row, 0) for row in range(len(EXAMPLES) * SAMPLES)]
     for row in range(len(EXAMPLES) * SAMPLES):
         found, reason = messages(batch, row), EndReason(batch.end_reason[row])
         match row // SAMPLES:
