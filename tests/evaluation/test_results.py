@@ -30,6 +30,18 @@ def test_without_a_matrix(results, tmp_path):
     assert read(tmp_path) == without
 
 
+def test_results_of_before_failures_were_masked_are_read_as_results_without_any(results, tmp_path):
+    write(results, tmp_path)
+    for name in ('people', 'held_out_reward_model', 'matrix'):
+        path = tmp_path / 'results' / f'{name}.json'
+        content = json.loads(path.read_text())
+        for assistant in [] if name == 'matrix' else content['assistants'].values():
+            assert assistant.pop('causes') == {}
+        content.pop('failed', None)
+        path.write_text(json.dumps(content))
+    assert read(tmp_path) == results
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

@@ -9,9 +9,10 @@ import struct
 
 import pytest
 
+from simrl.evaluation.report import sections
 from simrl.evaluation.report.figures import FONT_SIZE
 from simrl.evaluation.report.report import REPORT_FILE, console_table, figure_pngs, write_report
-from simrl.evaluation.results import FidelityResult, SimulatorFidelity
+from simrl.evaluation.results import FidelityResult, SimulatorFidelity, TrainingResult, ValidationCurve
 from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results
 
 SECTIONS = (
@@ -220,3 +221,15 @@ def test_nothing_is_wider_than_the_window(width, run, crowded, browser):
             '.map(x => x.getBoundingClientRect().width / x.viewBox.baseVal.width)'
         )
         assert min(scales) * FONT_SIZE >= 8.5, 'letters of a figure, in pixels'
+
+
+def test_validation_conversations_without_a_reward_are_counted(results):
+    def about(**changes):
+        validation = ValidationCurve((0, 5, 10), (0.1, 0.2, 0.3), chosen=10, margin=1.0, **changes)
+        curves = dict(results.training.assistants)
+        curves['persona/seed-1'] = dataclasses.replace(curves['persona/seed-1'], validation=validation)
+        return sections._about_training(dataclasses.replace(results, training=TrainingResult(curves)))
+
+    said = ' Validation conversations without a reward, left out: persona/seed-1 3 of 24.'
+    assert about(judged=(8, 6, 7), examples=8).endswith(said)
+    assert about(judged=(8, 8, 8), examples=8) == about(), 'of an earlier version nothing is known'
