@@ -160,6 +160,7 @@ class MatrixResult:
     conversations: tuple[tuple[int, ...], ...]  # that the mean is over
     transfers: dict[str, Transfer]
     failed: tuple[tuple[int, ...], ...] = ()  # conversations without a score; () in results of an earlier version
+    causes: dict[str, int] = dataclasses.field(default_factory=dict)  # of those with simulators
 
 
 @dataclasses.dataclass(frozen=True)

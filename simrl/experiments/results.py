@@ -240,10 +240,14 @@ def _matrix(
     met: Mapping[str, Mapping[str, Mapping[str, Any]]],
     outcomes: Mapping[str, Mapping[str, Outcomes]],
 ) -> MatrixResult:
-    scores = {
-        who: {simulator: outcomes_of(who, _columns([found])).score for simulator, found in users.items()}
+    cells_of = {
+        who: {simulator: outcomes_of(who, _columns([found])) for simulator, found in users.items()}
         for who, users in met.items()
     }
+    scores = {who: {simulator: x.score for simulator, x in users.items()} for who, users in cells_of.items()}
+    causes = collections.Counter(
+        cause for users in cells_of.values() for x in users.values() for cause in x.cause if cause
+    )
     by_arm = {who: _by_arm(spec, users) for who, users in scores.items()}
     clusters = {arm: found[0]['outcomes']['cluster'] for arm, found in _by_arm(spec, met[INITIAL]).items()}
     cells = {arm: [np.mean(users[arm], 0) for users in by_arm.values()] for arm in clusters}
@@ -267,6 +271,7 @@ def _matrix(
         high=tuple(tuple(cell.high for cell in row) for row in estimates.values()),
         conversations=tuple(map(tuple, conversations.values())),
         failed=tuple(map(tuple, failed.values())),
+        causes=dict(sorted(causes.items())),
         transfers=transfers(spec.runs, spec.arms, simulators, scores),
     )
 

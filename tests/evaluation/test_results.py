@@ -37,7 +37,8 @@ def test_results_of_before_failures_were_masked_are_read_as_results_without_any(
         content = json.loads(path.read_text())
         for assistant in [] if name == 'matrix' else content['assistants'].values():
             assert assistant.pop('causes') == {}
-        content.pop('failed', None)
+        if name == 'matrix':
+            del content['failed'], content['causes']
         path.write_text(json.dumps(content))
     assert read(tmp_path) == results
 

@@ -122,14 +122,17 @@ def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, 
     assert reply.assistants['b/seed-0'].gain.mean == (1 + 0 + 1) / 3
     assert found.scores.measures['reply'].assistants['b/seed-0'] == (1.0, 1.0, None, 3.0)
     assert [x.score.mean for x in reply.differences] == [pytest.approx(-5 / 3)], 'on the three that both have'
-    assert found.matrix.failed == ((0, 0, 2), (0, 0, 0))
+    assert (found.matrix.failed, found.matrix.causes) == (((0, 0, 2), (0, 0, 0)), {'no line': 2})
     assert found.matrix.conversations == ((4, 4, 2), (4, 4, 4))
     assert found.matrix.mean[0] == (2.25, 2.75, 1.0)
     assert found.matrix.transfers['a'].simulators['b'].mean == (1.0 + 1.0) / 2 - (1.0 + 3.0) / 2
     said = '1 of 12 have no reward-model score, at most 1 of 4 with one assistant (b/seed-0): a judge failed: judge x: '
     assert said in (tmp_path / REPORT_FILE).read_text()
     assert 'n=2, 2 without a score' in (tmp_path / REPORT_FILE).read_text()
-    assert '1 of 12 have no reward-model score' in capsys.readouterr().out
+    assert 'Conversations without a score are left out: no line (2).' in (tmp_path / REPORT_FILE).read_text()
+    printed = capsys.readouterr().out
+    assert '1 of 12 have no reward-model score' in printed
+    assert 'Conversations without a score: no line (2).' in printed
 
 
 def test_an_example_that_failed_with_an_assistant_is_shown_with_the_others(spec, tmp_path):

@@ -55,6 +55,9 @@ def console_table(results: Results) -> str:
         ]
         header = ('gain over initial with', 'its own simulator', 'other kinds', *([people] if people else []))
         lines += ['', *_columns([header, *gains])]
+        if results.matrix.causes:
+            said = f'Conversations without a score: {summary.causes_text(results.matrix.causes)}.'
+            lines += textwrap.wrap(said, CONSOLE_WIDTH)
     for sentence in summary.sentences(results):
         lines += ['', *textwrap.wrap(sentence, CONSOLE_WIDTH)]
     return '\n'.join(lines).strip('\n')

@@ -226,6 +226,8 @@ def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[
     ]
     table = page.table(('assistant', *(f'with {user}' for user in found.users)), cells)
     people = f'The last column is the measure “{found.people}”. ' if found.people else ''
+    if found.causes:
+        people += f'Conversations without a score are left out: {summary.causes_text(found.causes)}. '
     return [
         drawn,
         page.paragraph(f'Mean {found.score}. {MATRIX}{people}', 'note'),

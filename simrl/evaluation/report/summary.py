@@ -214,15 +214,19 @@ def failures(measure: MeasureResult) -> str:
     causes = collections.Counter[str]()
     for found in measure.assistants.values():
         causes.update(found.causes)
-    named = [f'{cause} ({count:,})' for cause, count in causes.most_common(MAX_CAUSES)]
-    if more := len(causes) - len(named):
-        named.append(f'{more} other causes')
     most = max(numbers, key=lambda name: numbers[name])
     return (
         f'{total:,} of {measure.examples * len(numbers):,} have no {measure.words.score}, at most {numbers[most]:,} of '
-        f'{measure.examples:,} with one assistant ({most}): {listed(named)}. Each is left out, and with it its '
+        f'{measure.examples:,} with one assistant ({most}): {causes_text(causes)}. Each is left out, and with it its '
         'comparisons'
     )
+
+
+def causes_text(causes: Mapping[str, int]) -> str:
+    """The most frequent causes, with their numbers."""
+    most = sorted(causes.items(), key=lambda item: -item[1])[:MAX_CAUSES]
+    more = [f'{len(causes) - len(most)} other causes'] if len(causes) > len(most) else []
+    return listed([*(f'{cause} ({count:,})' for cause, count in most), *more])
 
 
 def _orderings(differences: Sequence[Difference], several: bool) -> str:
