@@ -482,6 +482,41 @@ def test_a_hub_data_set_is_streamed_at_one_commit(tmp_path, wildbench, monkeypat
         wildchat.prepare('owner/name', tmp_path / 'out', SETTINGS)
 
 
+def test_a_killed_stream_of_the_hub_continues_in_its_file(tmp_path, wildbench, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    for name, rows in (('a', planted()[:13]), ('b', planted()[13:26]), ('c', planted()[26:])):
+        write_parquet(tmp_path / 'data' / f'{name}.parquet', rows)
+    local = wildchat.prepare(str(tmp_path / 'data'), tmp_path / 'local', SETTINGS, wildbench=wildbench)
+    Hub({wildchat.SOURCE: tmp_path / 'data' / '*.parquet', wildchat.WILDBENCH: pathlib.Path(wildbench)}, monkeypatch)
+    monkeypatch.setattr(wildchat_facts, 'CHECKPOINT_ROWS', 5)
+    opened, read = [], raw_rows._shard_rows
+
+    def reading(shard: object, fields: Sequence[str], place: str) -> Iterator[Mapping]:
+        opened.append(place)
+        return read(shard, fields, place)
+
+    monkeypatch.setattr(raw_rows, '_shard_rows', reading)
+    with monkeypatch.context() as patch:
+        parsed, parse = [], wildchat_facts.parse_row
+
+        def dying(row: Mapping, *rest: object) -> tuple:
+            if len(parsed) == 17:
+                raise Killed
+            parsed.append(row)
+            return parse(row, *rest)
+
+        patch.setattr(wildchat_facts, 'parse_row', dying)
+        with pytest.raises(Killed):
+            wildchat.prepare(wildchat.SOURCE, tmp_path / 'out', SETTINGS)
+    before = len(opened)
+    made = wildchat.prepare(wildchat.SOURCE, tmp_path / 'out', SETTINGS)
+    assert {**made, 'inputs': 0} == {**local, 'inputs': 0}
+    files = [f'{wildchat.SOURCE}, train, file {number}' for number in (1, 2, 3)]
+    tasks = f'{wildchat.WILDBENCH}, test, file 1'
+    assert opened[:before] == [tasks, *files[:2]]
+    assert opened[before:] == [tasks, *files[1:], *files]  # of the first pass, then of the second
+
+
 def test_json_of_the_hub_is_streamed_from_its_folder_and_splits(tmp_path, monkeypatch):
     texts = [f'\n\nHuman: {i}\n\nAssistant: ' for i in range(9)]
     rows = [{'chosen': f'{text}Yes.', 'rejected': f'{text}No.'} for text in texts]

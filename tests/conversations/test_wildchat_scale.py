@@ -15,7 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from simrl.conversations import wildchat
-from simrl.conversations.wildchat import DECISIONS
+from simrl.conversations.wildchat import DECISIONS, NGRAMS
+from simrl.conversations.wildchat_facts import READING
 from tests.conversations.wildchat_rows import WHEN, wildbench_row, write_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -69,11 +70,12 @@ def test_a_million_rows_take_under_two_gigabytes_and_survive_a_kill(tmp_path):
     tasks = write_jsonl(tmp_path / 'tasks.jsonl', [wildbench_row('never asked')])
     options = [f'--source={source}', f'--wildbench={tasks}', f'--output={out}']
     command = [sys.executable, '-m', 'tools.prepare', 'wildchat', *options]
-    with subprocess.Popen(command, cwd=ROOT) as first:
-        while first.poll() is None and not (out / 'unfinished' / DECISIONS).exists():
-            time.sleep(0.1)
-        time.sleep(2)
-        first.kill()
+    for passed in (f'{NGRAMS}/{READING}', DECISIONS):  # one kill in each pass
+        with subprocess.Popen(command, cwd=ROOT) as process:
+            while process.poll() is None and not (out / 'unfinished' / passed).exists():
+                time.sleep(0.1)
+            time.sleep(2)
+            process.kill()
     assert {path.name for path in out.iterdir()} == {'unfinished', 'stage.lock', f'{wildchat.OUTPUT}.partial'}
     subprocess.run(command, cwd=ROOT, check=True)
     made = json.loads((out / 'manifest.json').read_text())
