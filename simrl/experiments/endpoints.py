@@ -89,7 +89,7 @@ def usage_metrics(used: Used) -> Callable[[], Metrics]:
             for name, count in usage.counts().items()
         }
         totals = np.array(list(found.values()))
-        if jax.process_count() > 1:
+        if found and jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             totals = multihost_utils.process_allgather(totals).sum(axis=0)

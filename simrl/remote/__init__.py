@@ -3,6 +3,7 @@
 `settings`: an endpoint, as a config states it. `requests`: chats and raw completions as JSON bodies and cache keys.
 `answers`: a server's reply as an answer or a failure. `schema`: structured answers, strictly. `cache`: answers in
 sqlite. `transport`: one request over HTTP. `client`: calls under a cap, with tries, back-off, deadlines and spend.
+`usage`: their sums.
 
 Read `settings`, `requests`, `answers`, `client`.
 """

@@ -177,6 +177,7 @@ def test_of_two_processes_each_asks_a_share_and_both_get_all_verdicts():
     expected = [dataclasses.asdict(verdict) for verdict in two_processes.submit(two_processes.QUESTIONS)()]
     assert first['verdicts'] == second['verdicts'] == expected
     assert (first['asked'], second['asked']) == (['e0', 'e2', 'e4'], ['e1', 'e3'])
+    assert first['used'] == second['used'] == {'endpoint/judge/calls': 2 + 3, 'endpoint/judge/cost': 0.5}
     assert first['error'].startswith('RuntimeError: a judge in another of 2 processes: ValueError: ')
     assert second['error'].startswith('ValueError: ')
 

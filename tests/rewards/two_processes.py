@@ -4,6 +4,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
+import jax
+
+from simrl.experiments.endpoints import usage_metrics
+from simrl.remote.usage import Usage
 from simrl.rewards.judging import Judge, Question, Verdict, shared
 from simrl.rewards.rewards import JUDGE_FAILED
 from tests import many_devices
@@ -39,7 +43,11 @@ def main() -> None:
         error = ''
     except Exception as found:
         error = f'{type(found).__name__}: {found}'
-    print(json.dumps({'verdicts': verdicts, 'asked': asked[:-1], 'error': error}))
+    usage = {'judge': Usage(calls=1)}
+    metrics = usage_metrics(lambda: dict(usage))
+    usage['judge'] = Usage(calls=3 + jax.process_index(), cost=0.25)
+    used = {name: total for name, (total, _) in metrics().items() if total}
+    print(json.dumps({'verdicts': verdicts, 'asked': asked[:-1], 'error': error, 'used': used}))
 
 
 if __name__ == '__main__':
