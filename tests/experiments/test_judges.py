@@ -5,10 +5,12 @@ import json
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from simrl.experiments import experiment
 from simrl.experiments.endpoints import answers_file
 from simrl.experiments.judges import JudgeSettings, LocalJudgeSettings, PanelSettings, RewardSettings, judge_identity
+from simrl.experiments.pretrained_settings import PretrainedSimulator, RemoteSettings
 from simrl.models.files.export import export
 from simrl.remote.settings import EndpointSettings
 from simrl.rewards import rubric
@@ -152,6 +154,32 @@ def test_a_conversation_that_a_panel_always_fails_does_not_keep_a_stage_from_end
     assert sorted(cause for cause in outcomes['cause'] if cause) == ['a judge failed: judge first: invalid_json']
     lost = [bool(cause) for cause in outcomes['cause']].index(True)
     assert outcomes['score'] == [None if i == lost else pytest.approx(0.7) for i in range(len(outcomes['score']))]
+
+
+def test_an_evaluation_asks_endpoints_for_its_conversations_alone_and_one_may_always_fail(judge_files, tmp_path):
+    """Four conversations in a batch of six: none of what fills it up is sent, and the others keep their places."""
+    failing = []
+
+    def script(body, _):
+        if 'score' in body['response_format']['json_schema']['schema']['properties']:
+            return answer(7)
+        found = next(i for i in range(22) if f'line {i} 0' in json.dumps(body))
+        failing[:] = failing or [found]
+        said = 'no JSON' if found == failing[0] else {'current_answer': 'none', 'thought': 'more', 'response': 'and?'}
+        return chat_reply(json.dumps(said))
+
+    with ScriptedServer(script) as server:
+        config = judged_config(judge_files, reward=by_panel(server, 'first'))
+        remote = RemoteSettings(endpoint(server.url), form='json')
+        with config.unlocked(), config.ignore_type():
+            config.arms = ConfigDict({'remote': to_config_dict(PretrainedSimulator('role_play', remote=remote))})
+        experiment.run(config, tmp_path / 'run', only=('matrix/initial/remote',))
+        bodies = [json.dumps(body, sort_keys=True) for body in server.requests if 'messages' in body]
+    assert len(set(bodies)) == len(bodies), 'a copy of a conversation asks the same again'
+    outcomes = json.loads((tmp_path / 'run/matrix/initial/remote/result.json').read_text())['outcomes']
+    lost = outcomes['example'].index(f'c{failing[0]}')
+    assert [bool(cause) for cause in outcomes['cause']] == [i == lost for i in range(4)]
+    assert outcomes['score'] == [None if i == lost else pytest.approx(0.7) for i in range(4)]
 
 
 def identities(config):
