@@ -94,7 +94,7 @@ def scored_conversations(
             number, host = len(chosen), placement.to_host(found.batch)
             causes |= {len(rows) + row: cause for row, cause in without.items()}
             rows += transcripts(host, chat.decode)[:number]
-            resamples.append(host.resamples[:number].reshape(number, -1).sum(1))
+            resamples.append(host.resamples[:number])
             scores.append(np.where(found.rewards.valid, found.rewards.value, np.nan)[:number])
             progress.update(tokens=float(np.sum(host.length[:number])))
     print_causes(name, causes.values())
