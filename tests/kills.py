@@ -52,7 +52,7 @@ def run_with_kills(
     *,
     lines: int,
     span: float,
-    timeout: float = 600.0,
+    timeout: float = 3600.0,
 ) -> list[Kill]:
     """Runs and kills `command` `num_kills` times, then runs it to its end.
 

@@ -22,11 +22,12 @@ TERMINAL_TEXT = '<|endconversation|>'  # name of the added terminal token; in a 
 
 
 class EncodingError(ValueError):
-    """A text with a character that the tokenizer has no token for."""
+    """A text with a character that the tokenizer has no token for; `reason` says so without the text."""
 
     def __init__(self, text: str, character: str) -> None:
         code = f' (U+{ord(character):04X})' if len(character) == 1 else ''
-        super().__init__(f'cannot encode {_shown(text)}: the tokenizer has no token for {_shown(character)}{code}')
+        self.reason = f'the tokenizer has no token for {_shown(character)}{code}'
+        super().__init__(f'cannot encode {_shown(text)}: {self.reason}')
 
 
 class Tokenizer(Protocol):

@@ -4,8 +4,8 @@
    that both have; the recovered share of the oracle's gain.
 2. `transfers`: gains with simulators that an arm did not train against.
 
-A difference is over the examples on which both sides have an outcome, and one of means over seeds over those that all
-seeds have.
+A difference is over the examples on which both sides have an outcome; of several seeds an example's outcome is the mean
+over those that have one.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from simrl.evaluation.results import INITIAL, Arm, ArmResult, Difference, Transf
 from simrl.evaluation.statistics import (
     SeedEstimate,
     cluster_bootstraps,
+    mean_over_seeds,
     paired_difference,
     present_mean,
     t_interval,
@@ -75,8 +76,8 @@ def compare_arms(
         means = [paired_means(*of_seed) for of_seed in zip(*of_pair(pair, values), strict=True)]
         return paired_difference(*zip(*means, strict=True), level=level)
 
-    gaps = [np.mean(over_seeds(arm, scores), 0) - initial for arm in runs]
-    gaps.extend(np.mean(first, 0) - np.mean(second, 0) for first, second in (of_pair(pair, scores) for pair in shared))
+    gaps = [mean_over_seeds(over_seeds(arm, scores)) - initial for arm in runs]
+    gaps.extend(np.subtract(*map(mean_over_seeds, of_pair(pair, scores))) for pair in shared)
     bootstrapped = cluster_bootstraps(gaps, clusters, level=level, resamples=resamples, seed=seed, nan='missing')
     recovered = {}
     if oracle is not None and oracle in runs:

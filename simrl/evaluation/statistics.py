@@ -135,6 +135,14 @@ def present_mean(values: np.ndarray) -> float:
     return float(values[~np.isnan(values)].mean())
 
 
+def mean_over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of each observation, float64 `[N]`, over the seeds `[S][N]` that have it; NaN where none has."""
+    data = np.asarray(values, np.float64)
+    there = ~np.isnan(data)
+    number, total = there.sum(0), np.where(there, data, 0.0).sum(0)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
 def cluster_shares(
     measures: Sequence[Vector], clusters: Sequence[Hashable], *, level: float = 0.95, nan: NaN = 'refused'
 ) -> list[Estimate]:

@@ -1,5 +1,6 @@
 """Conversations of an evaluation, with their scores or the cause why there is none."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from simrl.conversations.chat import ASSISTANT, Chat
 from simrl.conversations.records import Example
 from simrl.experiments.settings import Compute
 from simrl.models import placement
+from simrl.remote.answers import MAY_PASS
 from simrl.rewards.rewards import Score
 from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
-from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.collect import ConversationError, for_sampling
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import transcripts
 from simrl.run.progress import Progress
@@ -69,7 +71,7 @@ def scored_conversations(
         name: of the progress bar and in errors.
 
     Raises:
-        ConversationError: too many conversations have no score.
+        ConversationError: too many conversations have no score; see also `check_answered`.
     """
     mesh = compute.mesh.make()
     check_agents(user, assistant, chat, limits)
@@ -92,6 +94,7 @@ def scored_conversations(
             max_unjudged=compute.loop.max_unjudged,
         ):
             number, host = len(chosen), placement.to_host(found.batch)
+            check_answered(name, without)
             causes |= {len(rows) + row: cause for row, cause in without.items()}
             rows += transcripts(host, chat.decode)[:number]
             resamples.append(host.resamples[:number])
@@ -99,6 +102,25 @@ def scored_conversations(
             progress.update(tokens=float(np.sum(host.length[:number])))
     print_causes(name, causes.values())
     return Scored(examples, rows, np.concatenate(resamples), np.concatenate(scores), causes)
+
+
+def check_answered(name: str, causes: Mapping[int, str]) -> None:
+    """Stops an evaluation whose endpoints fail in a way that may pass: its result would be of those that were up.
+
+    Args:
+        name: of the conversations.
+        causes: of those without a score.
+
+    Raises:
+        ConversationError: there are such.
+    """
+    passing = collections.Counter(cause for cause in causes.values() if MAY_PASS in cause)
+    if passing:
+        found = ', '.join(f'{cause} ({count})' for cause, count in passing.most_common())
+        raise ConversationError(
+            f'{name}: {passing.total()} conversations have no score: {found}. Answers in the cache stay, and the same '
+            'command asks for the others'
+        )
 
 
 def columns_of(scored: Scored, outcomes: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

@@ -45,7 +45,7 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio, mean_over_seeds
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.outputs import read_result
 from simrl.run.metrics import Writer
@@ -250,7 +250,7 @@ def _matrix(
     )
     by_arm = {who: _by_arm(spec, users) for who, users in scores.items()}
     clusters = {arm: found[0]['outcomes']['cluster'] for arm, found in _by_arm(spec, met[INITIAL]).items()}
-    cells = {arm: [np.mean(users[arm], 0) for users in by_arm.values()] for arm in clusters}
+    cells = {arm: [mean_over_seeds(users[arm]) for users in by_arm.values()] for arm in clusters}
     conversations = {arm: [sum(map(_judged, users[arm])) for users in by_arm.values()] for arm in clusters}
     failed = {arm: [sum(len(x) - _judged(x) for x in users[arm]) for users in by_arm.values()] for arm in clusters}
     if matrix.people is not None:

@@ -25,6 +25,7 @@ Cause = Literal[
     'spend_cap',  # not sent: the endpoint's spend cap is reached
 ]
 TRIED_AGAIN = ('timeout', 'rate_limit', 'server', 'connection', 'cut', 'protocol')
+MAY_PASS = 'for now'  # in the reason of a conversation's failure which another day may not have
 SHOWN = 200  # characters of a server's text in a detail
 
 
@@ -70,6 +71,11 @@ class Failure:
 
 
 Outcome = Answer | Failure
+
+
+def reason_of(failure: Failure) -> str:
+    """The reason of a conversation's failure: a few words, which many share; the detail has numbers of its own."""
+    return f'{failure.cause} {MAY_PASS}' if failure.cause in TRIED_AGAIN else failure.cause
 
 
 def read_reply(text: str, request: Request) -> Outcome:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from simrl.conversations.records import Message
-from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.answers import Answer, Failure, Outcome, reason_of
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
@@ -81,9 +81,9 @@ def request_of(rubric: Rubric, question: Question, max_tokens: int) -> ChatReque
 
 def verdict_of(outcomes: Mapping[str, Outcome]) -> Verdict:
     """The verdict of a panel, by its judges' outcomes: the mean score, and each judge's as a part."""
-    failed = {name: outcome.cause for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    failed = {name: reason_of(outcome) for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
     if failed:
-        reasons = ', '.join(f'judge {name}: {cause}' for name, cause in failed.items())
+        reasons = ', '.join(f'judge {name}: {reason}' for name, reason in failed.items())
         return Verdict(None, cause=JUDGE_FAILED, detail=f'{JUDGE_FAILED}: {reasons}')
     parts = {_part(name): score_of(outcome) / HIGHEST for name, outcome in outcomes.items()}
     return Verdict(sum(parts.values()) / len(parts), parts)

@@ -16,7 +16,6 @@ from simrl.models.transformer import Params
 from simrl.rewards.rewards import Rewards, Score
 from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits
-from simrl.rollouts.collect import ConversationError
 
 VALIDATION_STEP = 2**31 - 5  # in the keys of conversations, far above the steps of training: no two uses draw the same
 
@@ -124,16 +123,18 @@ def beats(later: np.ndarray, earlier: np.ndarray, margin: float) -> bool:
     Args:
         later, earlier: float `[examples]`, in the same order; NaN where a conversation has no reward.
 
-    Raises:
-        ConversationError: fewer than two examples have a reward after both steps.
+    Returns:
+        False too where fewer than two examples have a reward after both steps, which is printed.
     """
     difference = later - earlier
     difference = difference[np.isfinite(difference)]
     if len(difference) < 2:
-        raise ConversationError(
-            'validation: expected at least 2 examples with a reward after both of two steps, found '
-            f'{len(difference)} of {len(later)}: nothing tells which step is better'
+        print(
+            f'validation: {len(difference)} of {len(later)} examples have a reward after both of two steps: the later '
+            'one does not count as better',
+            flush=True,
         )
+        return False
     error = np.std(difference, ddof=1) / np.sqrt(len(difference))
     return bool(np.mean(difference) > margin * error)
 

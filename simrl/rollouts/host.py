@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import HEADERS, Chat
+from simrl.conversations.chat import HEADERS, Chat, EncodingError
 from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.interleave import Threads
@@ -231,6 +231,8 @@ def encode_reply(reply: Reply, chat: Chat, role: int, max_new_tokens: int) -> tu
         raise FailedReplyError(f'expected text, found {reply.text!r:.80}')
     try:
         ids = chat.encode(reply.text, HEADERS[role])
+    except EncodingError as error:
+        raise FailedReplyError(error.reason) from error
     except ValueError as error:
         raise FailedReplyError(str(error)) from error
     content = [*ids[: max_new_tokens - 1], chat.terminal] if reply.ends else ids[:max_new_tokens]

@@ -169,7 +169,7 @@ def raw_simulator(
         try:
             tokens = text_view(agent, chat, conversation).tokens
         except EncodingError as error:  # what the assistant said
-            return Reply('', failure=str(error))
+            return Reply('', failure=error.reason)
         sent: tuple[int, ...] | str = tuple(tokens)
         if prompt == 'text':
             sent = chat.decode(tokens)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.answers import Answer, Failure, Outcome, reason_of
 from simrl.remote.requests import Request
 from simrl.rollouts.agents import HostConversation, Reply, Resampling
 from simrl.rollouts.token_sampling import Sampling
@@ -123,7 +123,7 @@ def ask(
     def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> list[Reply]:
         replies: dict[int, Reply] = {}  # a repeat until another reply takes its place
         asked, faults, repeated = (np.zeros(len(conversations), int) for _ in range(3))
-        discarded: collections.Counter[str] = collections.Counter()
+        discarded, unanswered = collections.Counter[str](), dict[str, list[Failure]]()
         waiting = list(range(len(conversations)))
         while waiting:
             requests = dict[int, Request]()
@@ -137,6 +137,8 @@ def ask(
                         requests[i] = request
             again = []
             for i, outcome in zip(requests, call(list(requests.values())), strict=True):
+                if isinstance(outcome, Failure) and outcome.cause not in ASKED_AGAIN:
+                    unanswered.setdefault(outcome.cause, []).append(outcome)
                 match _read(outcome, read):
                     case Fault(cause):
                         discarded[cause] += 1
@@ -156,6 +158,8 @@ def ask(
                                 again.append(i)
                             repeated[i] += 1
             waiting = again
+        for failures in unanswered.values():
+            print(f'simulator: calls without an answer: {len(failures)}, the first: {failures[0]}', flush=True)
         if discarded:
             counts = ', '.join(f'{cause}: {count}' for cause, count in sorted(discarded.items()))
             print(f'simulator: replies asked for again: {counts}', flush=True)
@@ -169,7 +173,7 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read:
         return read(outcome)
     if outcome.cause in ASKED_AGAIN:
         return Fault(outcome.cause)
-    return Reply('', failure=str(outcome))
+    return Reply('', failure=reason_of(outcome))
 
 
 def _draw(sampling: Sampling, resampling: Resampling | None, seed: int, attempt: int, repeated: int) -> Draw:

@@ -105,7 +105,7 @@ def text_agent(agent: ModelAgent, chat: Chat, mesh: Mesh, *, keys: Keys = keys_o
             try:
                 views[i] = text_view(agent, chat, conversation)
             except EncodingError as error:  # a text of its partner, or of the person
-                replies[i] = Reply('', failure=str(error))
+                replies[i] = Reply('', failure=error.reason)
         waiting = list(views)
         rule, usual = agent.resampling, float(agent.policy.temperature)
         for attempt in range(1 + (0 if rule is None else rule.tries)):
@@ -195,9 +195,7 @@ def _sample(
     replies = []
     for row, fit in enumerate(fits):
         if not fit:
-            replies.append(
-                Reply('', failure=f'a conversation of {len(views[row].tokens)} tokens, expected at most {room}')
-            )
+            replies.append(Reply('', failure=f'a conversation of more than {room} tokens'))
             continue
         text = chat.decode(tokens[row, : content_length[row]].tolist())
         ends = bool(stopped[row])

@@ -30,6 +30,12 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def over_seeds(*seeds):
+    """By example, the mean over the seeds that have a score."""
+    there = [[x for x in scores if x is not None] for scores in zip(*seeds, strict=True)]
+    return [mean(scores) if scores else None for scores in there]
+
+
 def pairs(first, second):
     return [(x, y) for x, y in zip(first, second, strict=True) if x is not None and y is not None]
 
@@ -58,9 +64,9 @@ def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
         seeds = [scores[f'{arm}_{seed}'] for seed in (0, 1)]
         gains = [mean([x - y for x, y in pairs(own, scores['initial'])]) for own in seeds]
         assert arms[arm].gain.values == pytest.approx(gains)
-        whole = [row for row in zip(*seeds, scores['initial'], strict=True) if None not in row]
-        assert arms[arm].checkpoint_gain.num_observations == len(whole)
-        assert arms[arm].checkpoint_gain.mean == pytest.approx(mean([(x + y) / 2 - z for x, y, z in whole]))
+        both = pairs(over_seeds(*seeds), scores['initial'])
+        assert arms[arm].checkpoint_gain.num_observations == len(both)
+        assert arms[arm].checkpoint_gain.mean == pytest.approx(mean([x - y for x, y in both]))
     by_seed = [(scores[f'b_{seed}'], scores[f'a_{seed}']) for seed in (0, 1)]
     assert difference.score.values == pytest.approx([mean([x - y for x, y in pairs(*both)]) for both in by_seed])
     rates = []
@@ -68,10 +74,8 @@ def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
         rows = [row for row in zip(first, second, scores['initial'], strict=True) if None not in row]
         rates.append(mean([vote(x, z) - vote(y, z) for x, y, z in rows]))
     assert difference.win_rate.values == pytest.approx(rates)
-    all_four = [row for row in zip(*by_seed[0], *by_seed[1], strict=True) if None not in row]
-    assert difference.checkpoint_score.mean == pytest.approx(
-        mean([(w + y) / 2 - (x + z) / 2 for w, x, y, z in all_four])
-    )
+    both = pairs(*(over_seeds(*seeds) for seeds in zip(*by_seed, strict=True)))
+    assert difference.checkpoint_score.mean == pytest.approx(mean([x - y for x, y in both]))
 
 
 @settings(max_examples=30, deadline=None)

@@ -133,7 +133,8 @@ def test_a_panel_that_always_fails_stops_the_run_with_the_cause(judge_files, tmp
         if not validates:
             config.rl.validation.update(dict.fromkeys(config.rl.validation))
         with pytest.raises(
-            ConversationError, match=rf'^{where} .*: a judge failed: judge first: server, judge second: server'
+            ConversationError,
+            match=rf'^{where} .*: a judge failed: judge first: server for now, judge second: server for now',
         ):
             experiment.run(config, tmp_path / 'run', only=('rl/role_play',))
 

@@ -17,6 +17,8 @@ from simrl.experiments import experiment, replies, work
 from simrl.experiments.outputs import lines_at, save_result
 from simrl.experiments.replies import outcome_columns
 from simrl.experiments.settings import Compute, EvaluationSettings, MeshSettings
+from simrl.remote.answers import TRIED_AGAIN, Cause, Failure, reason_of
+from simrl.rewards.panel import verdict_of
 from simrl.rewards.rewards import CAUSES, JUDGE_FAILED, Judging, Rewards
 from simrl.rl import judged
 from simrl.rollouts.agents import HostAgent
@@ -140,6 +142,17 @@ def test_a_measure_in_which_too_many_failed_is_not_done(monkeypatch, max_unjudge
         match=rf'^people: {found} conversations have no reward \(config.compute.loop.max_unjudged={max_unjudged}\): ',
     ):
         measured(monkeypatch, FAILED, max_unjudged=max_unjudged)
+
+
+@pytest.mark.parametrize('cause', TRIED_AGAIN)
+def test_a_measure_whose_endpoints_were_down_is_not_done(monkeypatch, cause: Cause) -> None:
+    """Its result would be of the conversations that came before or after: the same command asks for the others."""
+    failure = Failure(cause, 'tries: 3, 12.5 s')
+    for reason in (reason_of(failure), str(verdict_of({'a': failure}).detail)):
+        with pytest.raises(
+            ConversationError, match=rf'1 conversations have no score: .*{cause} for now \(1\)\. Answers'
+        ):
+            measured(monkeypatch, FAILED | {'e2': reason})
 
 
 def test_a_measure_in_which_all_failed_is_never_done(monkeypatch) -> None:

@@ -340,9 +340,9 @@ def test_failures_end_their_conversations_and_no_others() -> None:
     batch, failures = scripted_talk()
     assert failures == {
         1: 'the line is dead',
-        2: "cannot encode '12 what 13': the tokenizer has no token for '1' (U+0031)",  # of these ids a lone 1 is none
+        2: "the tokenizer has no token for '1' (U+0031)",  # of these ids a lone 1 is none
         3: 'expected text, found None',
-        8: "cannot encode '12 \\ud83c': the tokenizer has no token for '\\ud83c' (U+D83C)",
+        8: "the tokenizer has no token for '\\ud83c' (U+D83C)",
         16: r'no answer: \ud83c',
     }
     assert all(reason.isascii() for reason in failures.values()), 'they can be printed'

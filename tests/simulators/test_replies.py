@@ -149,7 +149,7 @@ def test_a_fault_does_not_warm_the_sampling() -> None:
 
 
 def test_a_failed_call_is_a_failed_conversation() -> None:
-    assert asked(DOWN)[0] == Reply('', failure='server: status 500')
+    assert asked(DOWN)[0] == Reply('', failure='server for now')
 
 
 def test_what_was_discarded_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
