@@ -830,7 +830,6 @@ NUM_GREEDY = 24
 
 
 @pytest.mark.parity
-@pytest.mark.optimized
 def test_real_logits_and_greedy_tokens_equal_those_of_transformers(
     real_path: Path, real: tuple[transformer.TransformerConfig, transformer.Params, PreTrainedTokenizerFast]
 ) -> None:
