@@ -43,7 +43,6 @@ if QUICK not in (_flags := os.environ.get('XLA_FLAGS', '')):
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'parity: compares with an independent implementation (torch, transformers)')
     config.addinivalue_line('markers', 'long: takes minutes; `python -m tools.soak tests` runs it')
-    config.addinivalue_line('markers', 'optimized: its programs are, since they compute for longer than they compile')
 
 
 class _ByPackage(LoadScopeScheduling):
@@ -70,17 +69,6 @@ def pytest_runtest_makereport(item, call):
         report.outcome = 'failed'
         report.longrepr = f'{item.nodeid}: a parity test was skipped: {report.longrepr}'
     return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """Optimizes the programs of a test that is marked so."""
-    quickly = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', quickly and not item.get_closest_marker('optimized'))
-    try:
-        return (yield)
-    finally:
-        jax.config.update('jax_disable_most_optimizations', quickly)
 
 
 @pytest.fixture
