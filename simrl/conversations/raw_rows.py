@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def open_data(source: str, fields: Sequence[str], parts: HubParts, revision: str
             raise ValueError(f'revision: expected none for the local data {source}, found {revision!r}')
         files = _files(path)
         inputs = {name: describe(file) for name, file in files.items()}
-        return RawData(inputs, lambda: [functools.partial(_local_rows, [file], fields) for file in files.values()])
+        return RawData(inputs, lambda: [functools.partial(_local_rows, file, fields) for file in files.values()])
     if source.count('/') != 1 or source.startswith(('.', '/', '~')):
         raise FileNotFoundError(f'{source}: expected a file, a folder or a hub name OWNER/NAME, found none')
     return _open_hub(source, fields, parts, revision)
@@ -91,16 +91,15 @@ def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def _local_rows(paths: Iterable[pathlib.Path], fields: Sequence[str]) -> Rows:
-    for path in paths:
-        word, rows = records.raw_rows(path, fields)
-        for number, line in rows:
-            try:
-                row = records.decode_row(line)
-            except RowError as error:
-                raise RowError(error.reason, error.detail, f'{path}, {word} {number}: ') from None
-            _check_fields(row, fields, f'{path}, {word} {number}')
-            yield row
+def _local_rows(path: pathlib.Path, fields: Sequence[str]) -> Rows:
+    word, rows = records.raw_rows(path, fields)
+    for number, line in rows:
+        try:
+            row = records.decode_row(line)
+        except RowError as error:
+            raise RowError(error.reason, error.detail, f'{path}, {word} {number}: ') from None
+        _check_fields(row, fields, f'{path}, {word} {number}')
+        yield row
 
 
 def _check_fields(row: Mapping[str, Any], fields: Sequence[str], place: str) -> None:

@@ -5,7 +5,7 @@ import datetime
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import datasets
 import huggingface_hub
@@ -237,10 +237,10 @@ def test_a_killed_preparation_resumes(tmp_path, wildbench, monkeypatch):
     out, read, passes = tmp_path / 'out', raw_rows._local_rows, []
 
     def dying(at_pass: int, at_row: int) -> Callable:
-        def rows(paths: Iterable[pathlib.Path], fields: Sequence[str]) -> Iterator[Mapping]:
+        def rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[Mapping]:
             if fields == wildchat.FIELDS:
                 passes.append(at_row)
-            for i, row in enumerate(read(paths, fields)):
+            for i, row in enumerate(read(path, fields)):
                 if fields == wildchat.FIELDS and (len(passes), i) == (at_pass, at_row):
                     raise Killed
                 yield row
@@ -275,9 +275,9 @@ def test_a_killed_first_pass_continues_after_its_last_checkpoint(tmp_path, wildb
     parsed: list[Mapping] = []
     opened: list[str] = []
 
-    def reading(paths: Sequence[pathlib.Path], fields: Sequence[str]) -> Iterator[Mapping]:
-        opened.extend(path.name for path in paths)
-        return read(paths, fields)
+    def reading(path: pathlib.Path, fields: Sequence[str]) -> Iterator[Mapping]:
+        opened.append(path.name)
+        return read(path, fields)
 
     monkeypatch.setattr(raw_rows, '_local_rows', reading)
     done = 0
