@@ -97,15 +97,20 @@ def test_results_of_stages_by_hand(spec, tmp_path):
     }
 
 
-def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, capsys):
-    """A block of this version beside one of an earlier version, without causes; a cell of the matrix."""
-    path = tmp_path / 'reply/b/seed-0/block-1/result.json'
+def lose(stage, causes, **fields):
+    """Rewrites a stage's result as if the examples with a cause had no score."""
+    path = stage / 'result.json'
     block = json.loads(path.read_text())
     for name, values in block['outcomes'].items():
         if name not in ('example', 'cluster'):
-            values[0] = None
-    block['outcomes']['cause'] = ['a judge failed: judge x: invalid_json', '']
-    path.write_text(json.dumps(block))
+            values[:] = [None if cause else value for cause, value in zip(causes, values, strict=True)]
+    block['outcomes']['cause'] = causes
+    path.write_text(json.dumps(block | fields))
+
+
+def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, capsys):
+    """A block of this version beside one of an earlier version, without causes; a cell of the matrix."""
+    lose(tmp_path / 'reply/b/seed-0/block-1', ['a judge failed: judge x: invalid_json', ''])
     path = tmp_path / 'matrix/a/seed-0/b/result.json'
     cell = json.loads(path.read_text())
     for name, values in cell['outcomes'].items():
@@ -136,13 +141,7 @@ def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, 
 
 
 def test_an_example_that_failed_with_an_assistant_is_shown_with_the_others(spec, tmp_path):
-    path = tmp_path / 'reply/b/seed-0/block-0/result.json'
-    block = json.loads(path.read_text())
-    for name, values in block['outcomes'].items():
-        if name not in ('example', 'cluster'):
-            values[1] = None
-    block['outcomes']['cause'] = ['', 'no line']
-    path.write_text(json.dumps(block | {'shown': []}))
+    lose(tmp_path / 'reply/b/seed-0/block-0', ['', 'no line'], shown=[])
     (shown,) = results_of(spec, tmp_path).conversations.measures['reply']
     assert list(shown.conversations) == ['initial', 'a/seed-0']
 
