@@ -10,7 +10,7 @@ eight, or several processes.
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -158,6 +158,12 @@ def init_sharded(
     return jax.jit(init, out_shardings=param_shardings(config, mesh, rules, heads))(key)
 
 
+@functools.cache
+def _copier(shardings: tuple[NamedSharding, ...]) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """A compiled copy: `device_put` reshards through the host, and its result may share memory with its argument."""
+    return jax.jit(lambda arrays: [jnp.copy(array) for array in arrays], out_shardings=list(shardings))
+
+
 def shard(tree: Any, shardings: Any) -> Any:
     """Copies a tree of arrays to devices by a tree of shardings; the given arrays remain valid.
 
@@ -170,10 +176,7 @@ def shard(tree: Any, shardings: Any) -> Any:
         for array, target in zip(leaves, targets, strict=True)
     ]
 
-    # A compiled copy: `device_put` reshards through the host, and its result may share memory with its argument.
-    copy = jax.jit(
-        lambda arrays: [jnp.copy(array) for array in arrays], out_shardings=list(itertools.compress(targets, stays))
-    )
+    copy = _copier(tuple(itertools.compress(targets, stays)))
     resharded = iter(copy(list(itertools.compress(leaves, stays))))
 
     def put(array: Any, target: NamedSharding) -> jax.Array:

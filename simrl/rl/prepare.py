@@ -154,6 +154,7 @@ def add_passes(
     return dataclasses.replace(passes, old=old, ref_log_prob=ref_log_prob)
 
 
+@functools.cache  # runs of equal settings share programs: tracing takes seconds
 def jit_prepare(
     *,
     trained_role: int,

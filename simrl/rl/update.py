@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rl import losses, masked
@@ -204,6 +205,21 @@ def jit_update(
     Args:
         state_sharding: see `jit_step`.
     """
+    leaves, tree = jax.tree.flatten(state_sharding)
+    return _jit_update(config, execution, settings, optimizer, tuple(leaves), tree)
+
+
+@functools.cache  # runs of equal settings share programs: tracing takes seconds
+def _jit_update(
+    config: TransformerConfig,
+    execution: Execution,
+    settings: AlgorithmSettings,
+    optimizer: Optimizer,
+    shardings: tuple[Sharding, ...],
+    state_tree: jax.tree_util.PyTreeDef,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Makes the update from the leaves and the tree of the state's shardings."""
+    state_sharding: TrainState | None = jax.tree.unflatten(state_tree, shardings)
     params_sharding = None if state_sharding is None else state_sharding.params
     zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=params_sharding)
     add = jax.jit(

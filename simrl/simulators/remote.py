@@ -14,6 +14,7 @@ names (vLLM, SGLang), or the last of the token ids (vLLM). A reply that ended an
 max_tokens cut.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -23,7 +24,7 @@ import numpy as np
 from simrl.conversations.chat import TERMINAL_TEXT, Chat, EncodingError
 from simrl.conversations.quoting import SpecialTexts, as_json, escape
 from simrl.conversations.records import Example, Message
-from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.answers import Answer, Outcome
 from simrl.remote.requests import ChatRequest, CompletionRequest, Request, body_of, key_of
 from simrl.remote.schema import object_of
 from simrl.remote.settings import EndpointSettings
@@ -215,6 +216,10 @@ def _with_end(answer: Answer, ends: Mapping[str, int | None]) -> str | None:
     return answer.text if is_known else None
 
 
+class _NotSentError(Exception):
+    """Ends a reply whose requests were only to be seen."""
+
+
 def request_keys(make: Callable[[Call], HostAgent], example: Example) -> list[str]:
     """The keys of all that an agent sends to its endpoint: for an opening, and for its next message.
 
@@ -225,8 +230,10 @@ def request_keys(make: Callable[[Call], HostAgent], example: Example) -> list[st
 
     def call(requests: Sequence[Request]) -> list[Outcome]:
         keys.extend(key_of(request, body_of(request, NOWHERE)) for request in requests)
-        return [Failure('refused', 'not sent')] * len(requests)
+        raise _NotSentError
 
     said = (('user', example.opening or 'opening'), ('assistant', 'reply'))
-    make(call).reply([HostConversation(example, 0, messages) for messages in ((), said)], np.zeros(2, np.uint32))
+    conversations = [HostConversation(example, 0, messages) for messages in ((), said)]
+    with contextlib.suppress(_NotSentError):
+        make(call).reply(conversations, np.zeros(2, np.uint32))
     return keys

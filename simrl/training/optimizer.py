@@ -8,6 +8,7 @@ Everything here is float32.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, ParamSpec
@@ -128,6 +129,7 @@ def decayed(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+@functools.cache  # equal ones are one, and so are the programs made of them
 def make_optimizer(settings: OptimizerSettings, total_steps: int) -> Optimizer:
     """Makes AdamW for a run of `total_steps` updates."""
     return Optimizer(settings, learning_rate_schedule(settings, total_steps))

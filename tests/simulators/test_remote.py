@@ -251,8 +251,11 @@ def test_a_message_that_the_server_cut_is_marked() -> None:
 
 
 @pytest.mark.parametrize('name', ['JSON_INSTRUCTIONS', 'NOT_BEGUN', 'VERSION'])
-def test_the_keys_of_requests_follow_every_text_that_is_sent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_keys_of_requests_follow_every_text_that_is_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     before = request_keys(json_agent, EXAMPLE)
+    assert capsys.readouterr().out == ''  # nothing is sent, and nothing fails
     assert before == request_keys(json_agent, EXAMPLE)
     assert len(set(before)) == 2
     monkeypatch.setattr(prompts, name, getattr(prompts, name) + ' More.')
