@@ -111,9 +111,10 @@ def shrink(config: ConfigDict) -> None:
     config.update(
         {
             'corpora': {'assistant': 600, 'base_user': 600, 'logs': 256, 'held_out': 64},
-            'rl': {'steps': 3, 'prompts_per_step': 8, 'samples_per_prompt': 4, 'row_buckets': (96, 200)},
+            'limits': {'turns': 3},
+            'rl': {'steps': 3, 'prompts_per_step': 4, 'samples_per_prompt': 4, 'row_buckets': (128,)},
             'rl_people': 64,
-            'evaluation': {'people': 64, 'block': 64, 'matrix': 32, 'batch_size': 32, 'shown': 2},
+            'evaluation': {'people': 64, 'block': 64, 'matrix': 16, 'batch_size': 16, 'shown': 2},
             'compute': {'loop': {'checkpoint_every': 2}, 'xla_flags': ()},
         }
     )

@@ -17,7 +17,7 @@ from simrl.conversations.records import Check, Conversation, OnBadRows, Preferen
 from simrl.conversations.templates import Rewrites, chat_from_huggingface
 from simrl.models import sharding, transformer
 from simrl.models.files.gguf_file import shard_paths
-from simrl.models.files.load import find_folder, load_config, load_model, resize_vocabulary
+from simrl.models.files.load import find_folder, load_config, load_params, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
 
@@ -90,12 +90,14 @@ class Model:
     Attributes:
         settings: where it comes from, with the commit as the revision of a hub's model.
         config: of the decoder, the terminal token included.
+        stored: its config as it comes, without rows for further tokens.
         chat: its tokenizer and template.
         tokenizer: the transformers tokenizer that the chat was made of; only exported models have the terminal token.
     """
 
     settings: ModelSettings
     config: TransformerConfig
+    stored: TransformerConfig
     chat: Chat
     tokenizer: Any
 
@@ -118,12 +120,10 @@ class Model:
         Returns:
             float32 `{'decoder'}`; without a mesh on the host or, where random, on one device.
         """
-        settings = self.settings
+        settings, config = self.settings, self.stored
         if settings.random is None:
-            config, params, _ = load_model(settings.source, mesh=mesh, revision=settings.revision)
+            params = load_params(settings.source, config, mesh=mesh, revision=settings.revision)
         else:
-            stored, _ = load_config(settings.source, revision=settings.revision)
-            config = settings.random.transformer_config(stored.vocab_size)
             key = jax.random.key(settings.random.seed)
             if mesh is None:
                 params = transformer.init_params(key, config)
@@ -148,13 +148,13 @@ def open_model(settings: ModelSettings) -> Model:
     if not model_files('model', settings) and not settings.source.endswith('.gguf'):
         # Without the network it is the commit in the hub's cache.
         settings = dataclasses.replace(settings, revision=find_folder(settings.source, settings.revision).name)
-    config, tokenizer = load_config(settings.source, revision=settings.revision)
+    stored, tokenizer = load_config(settings.source, revision=settings.revision)
     chat = chat_from_huggingface(tokenizer, rewrites=settings.rewrites, date=settings.date)
-    _check_rows(settings.source, config, chat)
+    _check_rows(settings.source, stored, chat)
     if settings.random is not None:
-        config = settings.random.transformer_config(config.vocab_size)
-    config = dataclasses.replace(config, vocab_size=max(config.vocab_size, chat.size))
-    return Model(settings, config, chat, tokenizer)
+        stored = settings.random.transformer_config(stored.vocab_size)
+    config = dataclasses.replace(stored, vocab_size=max(stored.vocab_size, chat.size))
+    return Model(settings, config, stored, chat, tokenizer)
 
 
 def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:

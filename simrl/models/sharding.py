@@ -152,10 +152,17 @@ def init_sharded(
 ) -> Params:
     """Initialises random float32 params in their shards, equal on every mesh but for rounding. Heads are zero."""
 
+    return _initialiser(config, mesh, rules, tuple(heads))(key)
+
+
+@functools.cache  # each stage of an experiment initialises the same models
+def _initialiser(
+    config: TransformerConfig, mesh: Mesh, rules: Rules, heads: tuple[str, ...]
+) -> Callable[[jax.Array], Params]:
     def init(key: jax.Array) -> Params:
         return nn.meta.unbox(init_boxed_params(key, config)) | {head: init_head(config) for head in heads}
 
-    return jax.jit(init, out_shardings=param_shardings(config, mesh, rules, heads))(key)
+    return jax.jit(init, out_shardings=param_shardings(config, mesh, rules, heads))
 
 
 @functools.cache

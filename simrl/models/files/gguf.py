@@ -74,33 +74,29 @@ _NEUTRAL_KEYS = {
 _LLAMA3_LOW_FREQ_FACTOR, _LLAMA3_HIGH_FREQ_FACTOR, _LLAMA3_ORIGINAL_POSITIONS = 1.0, 4.0, 8192
 
 
-def load(path: str | Path) -> tuple[TransformerConfig, Params, 'PreTrainedTokenizerFast']:
-    """Reads config, params and tokenizer from a GGUF file.
-
-    Params are float32 numpy arrays on the host. Besides them and the mapped file, memory has one chunk of one tensor.
+def load_config(path: str | Path) -> tuple[TransformerConfig, 'PreTrainedTokenizerFast']:
+    """Reads config and tokenizer from a GGUF file.
 
     Raises:
-        ValueError: a truncated file or no GGUF file; an unsupported architecture or tensor type; a missing, unknown or
-            misshapen tensor; an unsupported tokenizer. The message names the file and the key or tensor.
+        ValueError: a truncated file or no GGUF file; an unsupported architecture or tokenizer; a missing or misshapen
+            tensor on which the config depends. The message names the file and the key or tensor.
     """
     metadata, tensors = read(path)
-    config, tokenizer = _config_and_tokenizer(path, metadata, tensors)
-    architecture = metadata['general.architecture']
-    return config, params_from_tensors(path, architecture, config, tensors), tokenizer
-
-
-def load_config(path: str | Path) -> tuple[TransformerConfig, 'PreTrainedTokenizerFast']:
-    """Reads config and tokenizer without the weights; errors as in `load`."""
-    return _config_and_tokenizer(path, *read(path))
-
-
-def _config_and_tokenizer(
-    path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[TransformerConfig, 'PreTrainedTokenizerFast']:
     config = config_from_metadata(path, metadata, tensors)
     tokenizer = gguf_tokenizer.tokenizer_from_metadata(path, metadata, num_tokens=config.vocab_size)
     tokenizer.model_max_length = config.max_positions
     return config, tokenizer
+
+
+def load_params(path: str | Path, config: TransformerConfig) -> Params:
+    """Reads float32 numpy arrays on the host. Besides them and the mapped file, memory has one chunk of one tensor.
+
+    Raises:
+        ValueError: an unsupported tensor type; a missing, unknown or misshapen tensor. The message names the file and
+            the tensor.
+    """
+    metadata, tensors = read(path)
+    return params_from_tensors(path, metadata['general.architecture'], config, tensors)
 
 
 # The config.

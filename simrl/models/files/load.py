@@ -48,31 +48,54 @@ def load_model(
         FileNotFoundError: `source` or one of its files does not exist.
         ValueError: the files are invalid, or this decoder does not compute their model; or `source` is a URL.
     """
-    path = local_path(source)
-    if path.suffix == '.gguf':
-        if not path.is_file():
-            raise FileNotFoundError(f'{source}: expected a GGUF file, found none')
-        config, params, tokenizer = gguf.load(path)
-        params = jax.tree.map(lambda x: x.astype(huggingface.dtype_of(dtype)), params)
-        if mesh is not None:
-            params = sharding.shard(params, sharding.param_shardings(config, mesh, rules))
-        return config, params, tokenizer
-    folder = find_folder(source, revision)
-    config = huggingface.load_config(folder)
-    shardings = None if mesh is None else functools.partial(sharding.param_shardings, config, mesh, rules)
-    params = huggingface.load_params(folder, config, dtype=dtype, shardings=shardings)
-    return config, params, load_tokenizer(folder)
+    path = _find(source, revision)
+    config, tokenizer = _read_config(path)
+    return config, _read_params(path, config, dtype, mesh, rules), tokenizer
 
 
 def load_config(source: str, *, revision: str | None = None) -> tuple[TransformerConfig, Any]:
     """Reads the config and the tokenizer of a model source, without its weights; see `load_model`."""
-    path = local_path(source)
+    return _read_config(_find(source, revision))
+
+
+def load_params(
+    source: str,
+    config: TransformerConfig,
+    *,
+    dtype: str = 'float32',
+    mesh: jax.sharding.Mesh | None = None,
+    rules: sharding.Rules = sharding.TRAINING_RULES,
+    revision: str | None = None,
+) -> Params:
+    """Reads the weights of a model source of known config, without its tokenizer; see `load_model`."""
+    return _read_params(_find(source, revision), config, dtype, mesh, rules)
+
+
+def _read_config(path: Path) -> tuple[TransformerConfig, Any]:
     if path.suffix == '.gguf':
-        if not path.is_file():
-            raise FileNotFoundError(f'{source}: expected a GGUF file, found none')
         return gguf.load_config(path)
-    folder = find_folder(source, revision)
-    return huggingface.load_config(folder), load_tokenizer(folder)
+    return huggingface.load_config(path), load_tokenizer(path)
+
+
+def _read_params(
+    path: Path, config: TransformerConfig, dtype: str, mesh: jax.sharding.Mesh | None, rules: sharding.Rules
+) -> Params:
+    if path.suffix == '.gguf':
+        params = gguf.load_params(path, config)
+        params = jax.tree.map(lambda x: x.astype(huggingface.dtype_of(dtype)), params)
+        return params if mesh is None else sharding.shard(params, sharding.param_shardings(config, mesh, rules))
+    shardings = None if mesh is None else functools.partial(sharding.param_shardings, config, mesh, rules)
+    return huggingface.load_params(path, config, dtype=dtype, shardings=shardings)
+
+
+def _find(source: str, revision: str | None) -> Path:
+    """The GGUF file or the folder of a model source."""
+    path = local_path(source)
+    if path.suffix != '.gguf':
+        return find_folder(source, revision)
+    if not path.is_file():
+        raise FileNotFoundError(f'{source}: expected a GGUF file, found none')
+    return path
 
 
 def find_folder(source: str, revision: str | None = None) -> Path:

@@ -78,6 +78,11 @@ F32 = GGMLQuantizationType.F32
 TensorSpec = tuple[np.ndarray, GGMLQuantizationType]
 
 
+def load(path: Path) -> tuple[transformer.TransformerConfig, transformer.Params, PreTrainedTokenizerFast]:
+    config, tokenizer = gguf.load_config(path)
+    return config, gguf.load_params(path, config), tokenizer
+
+
 def random_tensors(config: transformer.TransformerConfig = CONFIG) -> dict[str, TensorSpec]:
     """Random float32 tensors of a llama of `config`, in the order and with the names of a GGUF file."""
     c, rng = config, np.random.default_rng(0)
@@ -210,7 +215,7 @@ def test_tensor_types_give_the_numbers_of_their_formulas(tmp_path: Path, name: s
     kind = GGMLQuantizationType[name]
     raw = quantised(kind, (CONFIG.model_dim, CONFIG.mlp_dim))
     path = write(tmp_path / 'model.gguf', random_tensors() | {DOWN: (raw, kind)})
-    _, params, _ = gguf.load(path)
+    _, params, _ = load(path)
     block_bytes = gguf_package.GGML_QUANT_SIZES[kind][1]
     flat = raw.tobytes()
     slow = [x for i in range(0, len(flat), block_bytes) for x in block_of(name, flat[i : i + block_bytes])]
@@ -237,7 +242,7 @@ def test_every_type_that_the_package_dequantises_is_read(tmp_path: Path) -> None
         tensors[f'blk.{layer}.ffn_down.weight'] = raw, kind
         expected.append(gguf_package.quants.dequantize(raw, kind).T)
     metadata = METADATA | {'llama.block_count': config.num_layers}
-    found = gguf.load(write(tmp_path / 'model.gguf', tensors, metadata))[1]['decoder']['layers']['down']
+    found = load(write(tmp_path / 'model.gguf', tensors, metadata))[1]['decoder']['layers']['down']
     for kind, ours, theirs in zip(KINDS, found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=kind.name)
 
@@ -257,9 +262,9 @@ def write_shards(folder: Path) -> list[Path]:
 
 
 def test_a_model_in_shards_is_read_by_any_of_them(tmp_path: Path) -> None:
-    whole = gguf.load(write(tmp_path / 'whole.gguf', random_tensors()))
+    whole = load(write(tmp_path / 'whole.gguf', random_tensors()))
     for path in write_shards(tmp_path):
-        config, params, tokenizer = gguf.load(path)
+        config, params, tokenizer = load(path)
         assert config == whole[0]
         jax.tree.map(np.testing.assert_array_equal, params, whole[1])
         assert tokenizer.get_vocab() == whole[2].get_vocab()
@@ -272,31 +277,31 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r'model-00002-of-00002\.gguf: expected shard 2 of 2 beside model-00001'
     ):
-        gguf.load(first)
+        load(first)
     (tmp_path / 'alone.gguf').write_bytes(content)
     with pytest.raises(ValueError, match=r'alone\.gguf: shard 1 of 2 .*: expected a name that ends with'):
-        gguf.load(tmp_path / 'alone.gguf')
+        load(tmp_path / 'alone.gguf')
     second.write_bytes(first.read_bytes())
     with pytest.raises(
         ValueError, match=r'model-00002-of-00002\.gguf: split\.no, split\.count: expected 1 of 2, found 0'
     ):
-        gguf.load(first)
+        load(first)
     rest = {'split.no': 1, 'split.count': 2}
     write(second, {'output_norm.weight': (np.ones(32, np.float32), F32)}, rest)
     with pytest.raises(ValueError, match=r'tensor output_norm\.weight: expected each tensor in one shard'):
-        gguf.load(first)
+        load(first)
     write(second, {}, rest)
     with pytest.raises(
         ValueError, match=r'model-00001-of-.*split\.tensors\.count: expected the 11 tensors .* found 20'
     ):
-        gguf.load(first)
+        load(first)
 
 
 # Layout.
 
 
 def test_config_and_params_have_the_shapes_of_a_fresh_model(tmp_path: Path) -> None:
-    config, params, _ = gguf.load(write(tmp_path / 'model.gguf', random_tensors()))
+    config, params, _ = load(write(tmp_path / 'model.gguf', random_tensors()))
     assert config == CONFIG
     fresh = jax.eval_shape(lambda: transformer.init_params(jax.random.key(0), CONFIG))
     fresh = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh)
@@ -311,7 +316,7 @@ def test_every_number_of_the_file_is_used_once(tmp_path: Path) -> None:
     for name, (array, kind) in random_tensors().items():
         tensors[name] = (np.arange(count + 1, count + 1 + array.size, dtype=np.float32).reshape(array.shape), kind)
         count += array.size
-    _, params, _ = gguf.load(write(tmp_path / 'model.gguf', tensors))
+    _, params, _ = load(write(tmp_path / 'model.gguf', tensors))
     found = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
     np.testing.assert_array_equal(np.sort(found[found > 0]), np.arange(1, count + 1))
     # A head's rows 2i and 2i + 1 of the file are rows i and i + H / 2 of ours; values are not reordered.
@@ -326,9 +331,9 @@ def test_every_number_of_the_file_is_used_once(tmp_path: Path) -> None:
 def test_a_tensor_larger_than_a_chunk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = quantised(GGMLQuantizationType.Q4_K, (CONFIG.model_dim, CONFIG.mlp_dim))
     path = write(tmp_path / 'model.gguf', random_tensors() | {DOWN: (raw, GGMLQuantizationType.Q4_K)})
-    whole = gguf.load(path)[1]
+    whole = load(path)[1]
     monkeypatch.setattr(gguf, '_CHUNK', 3 * CONFIG.mlp_dim)
-    jax.tree.map(np.testing.assert_array_equal, whole, gguf.load(path)[1])
+    jax.tree.map(np.testing.assert_array_equal, whole, load(path)[1])
 
 
 def tensors_of_hugging_face(model: Any) -> dict[str, TensorSpec]:
@@ -449,7 +454,7 @@ def test_logits_equal_those_of_transformers_before_conversion(tmp_path: Path, fa
         f'{architecture}.attention.key_length': config.head_dim,
         f'{architecture}.attention.value_length': config.head_dim,
     }
-    found_config, params, _ = gguf.load(write(tmp_path / 'model.gguf', tensors, metadata))
+    found_config, params, _ = load(write(tmp_path / 'model.gguf', tensors, metadata))
     assert found_config == config
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 48))
     with torch.no_grad():
@@ -471,7 +476,7 @@ TEXTS = (
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedTokenizerFast]:
     path = write(tmp_path_factory.mktemp('gguf') / 'model.gguf', random_tensors())
-    return path, gguf.load(path)[2]
+    return path, load(path)[2]
 
 
 def test_tokenizer_cuts_digits_and_keeps_special_tokens_whole(tiny: tuple[Path, PreTrainedTokenizerFast]) -> None:
@@ -507,7 +512,7 @@ def test_special_tokens_behind_the_vocabulary_are_no_tokens_of_the_model(tmp_pat
     del (metadata := dict(METADATA))['tokenizer.ggml.add_bos_token']
     metadata |= {f'tokenizer.ggml.{key}': value for key, value in keys.items()} | {'llama.vocab_size': len(tokens)}
     config = dataclasses.replace(CONFIG, vocab_size=len(tokens))
-    _, _, tokenizer = gguf.load(write(tmp_path / 'model.gguf', random_tensors(config), metadata))
+    _, _, tokenizer = load(write(tmp_path / 'model.gguf', random_tensors(config), metadata))
     bos = len(tokens) - 1
     # Llama 3 begins with the start token unless the file says otherwise.
     assert tokenizer.encode('ab') == [bos, tokens.index('ab')]
@@ -521,7 +526,7 @@ def test_pieces_equal_those_of_transformers(tmp_path: Path, pre: str) -> None:
     from transformers import AutoTokenizer, Qwen2Tokenizer
 
     path = write(tmp_path / 'model.gguf', random_tensors(), METADATA | {'tokenizer.ggml.pre': pre})
-    found = gguf.load(path)[2]
+    found = load(path)[2]
     expected = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     for text in TEXTS:
         pieces = found.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
@@ -603,7 +608,7 @@ BAD_METADATA = {
 def test_bad_metadata_is_refused(tmp_path: Path, case: str) -> None:
     metadata, message = BAD_METADATA[case]
     with pytest.raises(ValueError, match=rf'model\.gguf: .*{message}'):
-        gguf.load(write(tmp_path / 'model.gguf', random_tensors(), metadata))
+        load(write(tmp_path / 'model.gguf', random_tensors(), metadata))
 
 
 def test_biases_that_a_file_lacks_are_zero_so_that_the_model_exports(tmp_path: Path) -> None:
@@ -612,7 +617,7 @@ def test_biases_that_a_file_lacks_are_zero_so_that_the_model_exports(tmp_path: P
         for i in range(CONFIG.num_layers)
         for name, size in (('attn_v', 16), ('ffn_up', 256))
     }
-    config, params, _ = gguf.load(write(tmp_path / 'model.gguf', random_tensors() | biases))
+    config, params, _ = load(write(tmp_path / 'model.gguf', random_tensors() | biases))
     assert config.biases == ATTENTION + MLP
     layers = params['decoder']['layers']
     for name in config.biases:
@@ -664,7 +669,7 @@ def test_bad_tensors_are_refused(tmp_path: Path, case: str) -> None:
     changes, message = BAD_TENSORS[case]
     tensors = {name: spec for name, spec in (random_tensors() | changes).items() if spec is not None}
     with pytest.raises(ValueError, match=rf'model\.gguf: {message}'):
-        gguf.load(write(tmp_path / 'model.gguf', tensors))
+        load(write(tmp_path / 'model.gguf', tensors))
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -676,7 +681,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for size in cuts:
         cut.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r'model\.gguf: .*(truncated|expected a GGUF file)') as caught:
-            gguf.load(cut)
+            load(cut)
         messages.append(str(caught.value))
     for part in ('header', 'tokenizer.ggml.tokens', 'metadata key', 'tensor token_embd.weight'):
         assert any(part in message for message in messages), part
@@ -686,17 +691,17 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / 'model.gguf'
     with pytest.raises(FileNotFoundError, match=r'model\.gguf: expected a GGUF file, found none'):
-        gguf.load(path)
+        load(path)
     path.write_bytes(b'')
     with pytest.raises(ValueError, match=r'model\.gguf: expected a GGUF file, found an empty one'):
-        gguf.load(path)
+        load(path)
     path.write_bytes(b'PK\3\4' + b'\0' * 100)
     with pytest.raises(ValueError, match=r"model\.gguf: expected a GGUF file .*, found b'PK"):
-        gguf.load(path)
+        load(path)
     for version in (1, 3 << 24):  # the latter is 3 in a big-endian file
         path.write_bytes(b'GGUF' + struct.pack('<IQQ', version, 0, 0))
         with pytest.raises(ValueError, match=rf'model\.gguf: expected GGUF version 2 or 3, .* found {version}'):
-            gguf.load(path)
+            load(path)
 
 
 def header(*parts: bytes, tensors: int = 0, keys: int = 0) -> bytes:
@@ -770,7 +775,7 @@ def read_once() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def real(real_path: Path) -> tuple[transformer.TransformerConfig, transformer.Params, PreTrainedTokenizerFast]:
-    return gguf.load(real_path)
+    return load(real_path)
 
 
 def messages_of_people() -> list[str]:
