@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from simrl.experiments import experiment
+from simrl.experiments.concierge_setup import WORLD_STAGE
 from simrl.experiments.experiment import build_stages, scene_of
-from simrl.rollouts.agents import HostConversation
+from simrl.rollouts.agents import HostConversation, told
 from simrl.run.config import ConfigError, to_dict
 from tests.experiments.scene import settings, tiny_settings
 
@@ -39,22 +40,27 @@ def modules(tmp_path, monkeypatch) -> pathlib.Path:
 OWN = {name: {'simulator': f'own_simulators:{name}'} for name in ('terse', 'hurried')}
 
 
-def test_the_example_of_the_readme_trains_in_the_concierge_world(modules, tmp_path):
+def test_the_example_of_the_readme_replies_and_tells(modules, tmp_path, monkeypatch):
     (modules / 'own_simulators.py').write_text(readme_example())
-    settings = tiny_settings(OWN, workers=1)
-    experiment.run(to_dict(settings), tmp_path / 'run', only=('rl/hurried',))
-    rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
-    assert 'impatient' in json.loads(rows[0])['told']
-    scene = scene_of(settings, tmp_path / 'run')
+    tiny = tiny_settings(OWN, workers=1)
+    experiment.run(to_dict(tiny), tmp_path / 'run', only=(WORLD_STAGE,))  # words
+    scene = scene_of(tiny, tmp_path / 'run')
+    examples = scene.training_examples()[:2]
     terse = scene.simulator('terse', 0)
-    replies = terse.reply([HostConversation(example, 0, ()) for example in scene.training_examples()[:2]], np.arange(2))
+    replies = terse.reply([HostConversation(example, 0, ()) for example in examples], np.arange(2))
     assert all(reply.text and not reply.failure for reply in replies)
+    config = scene.settings.users['medium'].model.transformer_config(scene.chat.size)
+    monkeypatch.setattr(type(scene), 'user_model', lambda _: (config, {}))  # without weights
+    hurried = scene.simulator('hurried', 0)
+    assert [told(hurried, example) for example in examples] == [f'impatient: {x.intent}' for x in examples]
 
 
 @pytest.mark.long
-def test_the_example_of_the_readme_is_measured_with_workers(modules, tmp_path):
+def test_the_example_of_the_readme_is_trained_with_and_measured(modules, tmp_path):
     (modules / 'own_simulators.py').write_text(readme_example())
     experiment.run(to_dict(tiny_settings(OWN, workers=2)), tmp_path / 'run')
+    rows = (tmp_path / 'run' / 'rl' / 'hurried' / 'seed-0' / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    assert 'impatient' in json.loads(rows[0])['told']
     fidelity = json.loads((tmp_path / 'run' / 'results' / 'fidelity.json').read_text())
     assert fidelity['simulators']['terse']['nats_per_token'] is None  # off the device
     assert fidelity['simulators']['hurried']['nats_per_token']['mean'] > 0

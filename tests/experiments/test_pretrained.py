@@ -1,6 +1,7 @@
 """The experiment on a tiny pretrained model and made-up people: it runs, resumes, grows, and refuses."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -178,7 +179,8 @@ def test_an_edited_simulator_is_run_again_and_no_other_arm(files, finished, tmp_
     assert 'fine_tuned' not in str(refused.value).partition('--rerun')[0].replace('matrix/fine_tuned', '')
 
 
-def test_a_stage_knows_every_setting_that_it_depends_on(files):
+def test_a_stage_knows_every_setting_that_it_depends_on(files, monkeypatch):
+    monkeypatch.setattr(sources, 'open_model', functools.cache(sources.open_model))  # of settings that stay the same
     settings = experiment.settings_of(config_of(files))
     without, skipped = fields_without_effect(to_dict(settings))
     declared = without_effect(settings)

@@ -265,14 +265,16 @@ def test_messages_donate_the_dialogue_and_nothing_else(monkeypatch: pytest.Monke
         assert all(x.is_deleted() for x in jax.tree.leaves(dialogue.assistant.cache))
 
 
-def test_processes_do_not_matter() -> None:
+@pytest.mark.parametrize('on_both', [False, pytest.param(True, marks=pytest.mark.long)])
+def test_processes_do_not_matter(on_both: bool) -> None:
     """In two processes each row's first turn is that of one process, and each process asks for other replies.
 
     So it is with an agent that computes on the devices of both, which is asked for all replies in each.
     """
     from tests.rollouts import two_processes  # which imports this scene
 
-    printed = many_devices.run_processes(two_processes.__name__, 2, XLA_FLAGS='--xla_backend_optimization_level=0')
+    variables = {'XLA_FLAGS': '--xla_backend_optimization_level=0'} | ({two_processes.ON_BOTH: '1'} if on_both else {})
+    printed = many_devices.run_processes(two_processes.__name__, 2, **variables)
     first, second = (json.loads(lines.splitlines()[-1]) for lines in printed)  # after what Gloo prints
     found = first['alike']
     assert found == second['alike']
@@ -284,10 +286,11 @@ def test_processes_do_not_matter() -> None:
     batch, failures = talk(ASSISTANT, partner_of(two_processes.failing))
     messages, reasons = found['host']
     np.testing.assert_array_equal(messages, first_turn(batch))
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-    batch, _ = talk(ASSISTANT, text_agent(for_sampling(agent_of(USER), mesh), CHAT, mesh))
-    np.testing.assert_array_equal(found['text'][0], first_turn(batch))
-    assert len({str(message) for message in found['text'][0]}) > 3
+    if on_both:
+        mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+        batch, _ = talk(ASSISTANT, text_agent(for_sampling(agent_of(USER), mesh), CHAT, mesh))
+        np.testing.assert_array_equal(found['text'][0], first_turn(batch))
+        assert len({str(message) for message in found['text'][0]}) > 3
     written = ~given
     assert reasons == {str(row): reason for row, reason in failures.items() if written[row]}
     assert len(first['asked']) == len(second['asked']) == written.sum() / 2

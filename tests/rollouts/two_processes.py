@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 
 import jax
@@ -16,6 +17,7 @@ from simrl.simulators.text_view import text_agent
 from tests import many_devices
 from tests.rollouts import test_host as scene
 
+ON_BOTH = 'TEST_AN_AGENT_ON_THE_DEVICES_OF_BOTH'
 LIMITS = dataclasses.replace(scene.LIMITS, turns=1)
 
 
@@ -47,7 +49,9 @@ def main() -> None:
 
     results: dict[str, object] = {}
     # On the devices of both: each must run the same programs, whoever has how many rows that wait.
-    results['text'] = messages(text_agent(for_sampling(scene.agent_of(USER), mesh), scene.CHAT, mesh), scene.EXAMPLES)
+    if ON_BOTH in os.environ:
+        agent = text_agent(for_sampling(scene.agent_of(USER), mesh), scene.CHAT, mesh)
+        results['text'] = messages(agent, scene.EXAMPLES)
     asked: list[tuple[str, int]] = []
 
     def reply(conversation: HostConversation, seed: int) -> Reply:
