@@ -35,7 +35,7 @@ def model_of(template: str = CHATML) -> Model:
     tokenizer = byte_tokenizer(template=template)
     chat = chat_from_huggingface(tokenizer)
     config = tiny_config(chat.size, mlp_dim=32, max_positions=2000)
-    return Model(ModelSettings('nowhere'), config, chat, tokenizer)
+    return Model(ModelSettings('nowhere'), config, config, chat, tokenizer)
 
 
 MODEL = model_of()

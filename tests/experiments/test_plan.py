@@ -173,7 +173,7 @@ def test_sizes_have_user_models_of_their_own():
         ({'evaluation__people': 0}, r'config.evaluation.people: expected at least 1, found 0'),
         ({'evaluation__people': 65}, r'config.evaluation.people: expected a multiple of block=64, found 65'),
         ({'evaluation__shown': 65}, r'config.evaluation.shown: expected 0 to 64, .* found 65'),
-        ({'rl_people': 7}, r'config.rl.prompts_per_step: expected at most the 7 examples .* found 8'),
+        ({'rl_people': 3}, r'config.rl.prompts_per_step: expected at most the 3 examples .* found 4'),
         (
             {'rl__samples_per_prompt': 1},
             r"config.rl.samples_per_prompt: expected at least 2 \(advantage 'grpo' .* found 1",
@@ -186,7 +186,7 @@ def test_sizes_have_user_models_of_their_own():
         ({'rl__optimizer__warmup_steps': 99}, r'config.rl.optimizer.warmup_steps: expected fewer than the 6 updates'),
         ({'users__medium__base__optimizer__warmup_steps': 99}, r'config.users.medium.base.optimizer.warmup_steps'),
         ({'assistant__sft__batch__lengths': (40, 1024)}, r'config.assistant.sft.batch.lengths: expected at most'),
-        ({'compute__rows_in_flight': 5}, r'config.compute.rows_in_flight: expected None or a divisor of the 32'),
+        ({'compute__rows_in_flight': 5}, r'config.compute.rows_in_flight: expected None or a divisor of the 16'),
         ({'world__dial': 1.5}, r'config.world.dial: expected a number in \[0, 1\], found 1.5'),
         ({'corpora__logs': 0}, r'config.corpora.logs: expected at least 1, found 0'),
         ({'workers': 0}, r'config.workers: expected at least 1, or None, found 0'),
@@ -194,7 +194,7 @@ def test_sizes_have_user_models_of_their_own():
         ({'limits__turns': 6}, r'config.limits.turns: expected at most 5, .* found 6'),
         (
             {'limits__user_tokens': 400},
-            r'config.assistant.model.max_positions: expected at least the 2096 tokens.*found 512',
+            r'config.assistant.model.max_positions: expected at least the 1264 tokens.*found 512',
         ),
         ({'rl_people': 0}, r'config.rl_people: expected at least 1, found 0'),
         ({'assistant__model__num_heads': 0}, r'^config.assistant.model.num_heads: expected at least 1, found 0'),
