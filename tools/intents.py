@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import jax
 
+from simrl.conversations.chat import Chat
 from simrl.conversations.completion import Complete
 from simrl.conversations.intents import VERSION, IntentSettings, write_intents
 from simrl.conversations.manifest import check_data
@@ -72,6 +73,20 @@ def settings_of(options: argparse.Namespace, name: str) -> Any:
 
 
 @contextlib.contextmanager
+def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[ModelAgent, Chat]]:
+    """An assistant on the device, sampled by temperature and top_p."""
+    start_backend()
+    enable_compilation_cache()
+    with numeric_defaults():
+        loaded = load_assistant(name)
+        agent = resampled(
+            loaded.agent, temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=max_tokens
+        )
+        assert isinstance(agent, ModelAgent)
+        yield agent, loaded.chat
+
+
+@contextlib.contextmanager
 def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int]]:
     """The model that was asked for, the name of all that decides its answers, and the number of chats for a call."""
     sampling, endpoint = settings_of(options, 'sampling'), settings_of(options, 'endpoint')
@@ -89,22 +104,11 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
         return
     if sampling.top_k or sampling.min_p:
         raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')
-    start_backend()
-    enable_compilation_cache()
-    with numeric_defaults():
-        loaded = load_assistant(options.model)
-        assert isinstance(loaded.agent, ModelAgent)
-        agent = resampled(
-            loaded.agent,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_new_tokens=options.max_tokens,
-        )
-        assert isinstance(agent, ModelAgent)
+    with on_device(options.model, sampling, options.max_tokens) as (agent, chat):
         yield (
             complete_on_device(
                 agent,
-                loaded.chat,
+                chat,
                 prompt_tokens=options.prompt_tokens,
                 batch_size=options.rows,
                 mesh=MeshSettings(data=1).make(),

@@ -7,7 +7,8 @@ from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.completion import NoText
 from simrl.conversations.records import Message
 from simrl.models import sharding
-from simrl.rollouts.completion import complete
+from simrl.rollouts.completion import Sampled, complete
+from simrl.rollouts.completion import replies as sampled
 from tests.serving.test_stream import CHAT, agent
 
 MESH = sharding.make_mesh(1, 1, jax.devices()[:1])
@@ -33,7 +34,24 @@ def test_a_reply_depends_on_its_prompt_alone() -> None:
     assert replies(PROMPTS, attempt=1) != found
 
 
-def test_only_chats_of_one_user_message_are_taken() -> None:
+def test_only_chats_that_alternate_from_user_to_user_are_taken() -> None:
     function = complete(agent(ASSISTANT), CHAT, prompt_tokens=40, batch_size=8, mesh=MESH)
-    with pytest.raises(ValueError, match=r"expected chats of one user message, found \['system', 'user'\]"):
-        function([(Message('system', 'a'), Message('user', 'b'))], 0)
+    for roles in (('system', 'user'), ('user', 'assistant'), ('user', 'user', 'user'), ()):
+        with pytest.raises(ValueError, match=r'expected chats that alternate from user to user, found \['):
+            function([[Message(role, 'a') for role in roles]], 0)
+
+
+def test_a_reply_depends_on_the_whole_chat() -> None:
+    """Other chats beside it change nothing."""
+
+    def chat_of(*texts: str) -> list[Message]:
+        return [Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
+
+    chats = [chat_of('Hi!'), chat_of('a', 'b', 'Hi!'), chat_of('a', 'c', 'Hi!'), chat_of('x' * 20, 'y' * 20, 'Hi!')]
+    sample = sampled(agent(ASSISTANT), CHAT, prompt_tokens=40, batch_size=8, mesh=MESH, seed=5)
+    found = sample(chats, 0)
+    assert found[3] == NoText('prompt too long')
+    assert len(set(found)) == 4
+    assert [sample([one], 0)[0] for one in chats] == found
+    assert isinstance(found[0], Sampled)
+    assert replies(['Hi!']) == [NoText('length') if found[0].truncated else found[0].text]

@@ -1,0 +1,139 @@
+"""Judge files in the benchmark's own layout, as scores and comparisons.
+
+A row without a verdict that can be read is counted, and is never a number. The benchmark's own code drops such rows, or
+fails.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from simrl.conversations.records import decode_row, raw_rows
+from simrl.evaluation.wildbench.generations import read_list
+
+NO_VERDICT = 'no verdict'
+OUTCOMES = {'win_much': 1.0, 'win': 0.5, 'tie': 0.0, 'lose': -0.5, 'lose_much': -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A judge's score of a reply, from 1 to 10."""
+
+    task: str
+    score: float
+    reply: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A judge's verdict on a reply and the reference's.
+
+    Attributes:
+        value: of `OUTCOMES`, in the eyes of the assistant that is not the reference.
+        first: the one whose reply was shown first.
+    """
+
+    task: str
+    value: float
+    reply: str
+    reference: str
+    first: Literal['assistant', 'reference']
+
+
+def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[str]]:
+    """Reads a judge file of scores; also counts rows without a readable one.
+
+    Args:
+        path: .json as the benchmark writes it, or .jsonl or .jsonl.gz with a row a line.
+
+    Raises:
+        ValueError: a row has no id or no reply, or an id is there twice.
+    """
+    found, left_out = [], collections.Counter[str]()
+    for place, row in _rows(path):
+        match row:
+            case {'session_id': str(task), 'model_output': str(reply)}:
+                score = _score(row.get('score'))
+            case _:
+                raise ValueError(f'{place}: expected session_id and model_output, found {_fields(row)}')
+        if score is None:
+            left_out[NO_VERDICT] += 1
+        else:
+            found.append(Score(task, score, reply))
+    _check_once(path, [(of.task,) for of in found])
+    return found, left_out
+
+
+def _score(value: Any) -> float | None:
+    """A number from 1 to 10, also as text, as judges write it; else None."""
+    try:
+        score = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else 0.0
+    except ValueError:
+        return None
+    return score if 1 <= score <= 10 else None
+
+
+def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Comparison], collections.Counter[str]]:
+    """Reads a judge file of pairs; also counts rows without a verdict.
+
+    Args:
+        path: as for `read_scores`.
+        reference: name of the reference in the file.
+
+    Raises:
+        ValueError: a row is no comparison of the reference with the one other assistant of the file, or one of the same
+            task and order is there twice. It names the row.
+    """
+    found, left_out, others = [], collections.Counter[str](), set[str]()
+    for place, row in _rows(path):
+        match row:
+            case {'session_id': str(task), 'model_A': str(a), 'model_B': str(b), 'model_outputs': Mapping() as outputs}:
+                pass
+            case _:
+                raise ValueError(
+                    f'{place}: expected session_id, model_A, model_B and model_outputs, found {_fields(row)}'
+                )
+        if (a == reference) == (b == reference) or not all(isinstance(outputs.get(name), str) for name in (a, b)):
+            raise ValueError(f'{place}: expected replies of {reference!r} and another, found those of {a!r} and {b!r}')
+        other = b if a == reference else a
+        others.add(other)
+        if len(others) > 1:
+            raise ValueError(f'{place}: expected one assistant beside the reference, found {sorted(others)}')
+        value = _value(row.get('winner'), row.get('extent'), other, reference)
+        if value is None:
+            left_out[NO_VERDICT] += 1
+            continue
+        first: Literal['assistant', 'reference'] = 'reference' if a == reference else 'assistant'
+        found.append(Comparison(task, value, outputs[other], outputs[reference], first))
+    _check_once(path, [(of.task, of.first) for of in found])
+    return found, left_out
+
+
+def _value(winner: Any, extent: Any, other: str, reference: str) -> float | None:
+    if winner == 'tie':
+        return 0.0
+    if winner not in (other, reference) or isinstance(extent, bool) or extent not in (1, 2):
+        return None
+    return float(extent / 2 if winner == other else -extent / 2)
+
+
+def _rows(path: pathlib.Path) -> list[tuple[str, Any]]:
+    """Rows with their places."""
+    if path.suffix == '.json':
+        return [(f'{path}, row {number}', row) for number, row in enumerate(read_list(path), start=1)]
+    unit, lines = raw_rows(path, ())
+    return [(f'{path}, {unit} {number}', decode_row(line)) for number, line in lines]
+
+
+def _fields(row: Any) -> str:
+    return ', '.join(sorted(row)) if isinstance(row, Mapping) else type(row).__name__
+
+
+def _check_once(path: pathlib.Path, keys: Sequence[tuple[str, ...]]) -> None:
+    if not keys:
+        raise ValueError(f'{path}: expected at least one verdict, found none')
+    key, count = collections.Counter(keys).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f'{path}: expected one verdict of a session_id and order, found {count} of {", ".join(key)}')

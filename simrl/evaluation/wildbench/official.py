@@ -1,0 +1,238 @@
+"""WB-Score and WB-Reward (arXiv:2406.04770) from the scores and comparisons of judge files.
+
+WB-Score is a judge's mean score from 1 to 10, also as (mean - 5) x 2. WB-Reward is the mean of 1 for a reply that is
+much better than the reference's, 1/2 for slightly better, 0 for a tie, -1/2 and -1. Both also as a mean over groups of
+tasks with the weights of the leaderboard.
+
+The leaderboard has quirks, which the settings name: a verdict on a reply that is empty, or was cut for the judge, is in
+no count, but the rewards of all tasks together are divided by the number of all verdicts; and each pair was judged in
+one order. `LEADERBOARD` has them; the defaults judge every reply, divide by what was judged, and take both orders.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from simrl.evaluation.wildbench.asking import CUT
+from simrl.evaluation.wildbench.checklist import Mean, mean_of
+from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
+from simrl.evaluation.wildbench.tasks import CODING, CREATIVE, INFORMATION, MATH, PLANNING, Task, by_group, check_known
+
+WEIGHTS = {CREATIVE: 0.5, PLANNING: 1.25, MATH: 1.0, INFORMATION: 0.75, CODING: 1.25}
+NAMES = {value: name for name, value in OUTCOMES.items()}
+
+CutReplies = Literal['judged', 'left out']
+Divisor = Literal['judged', 'all']
+Orders = Literal['mean', 'strict', 'single']
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings:
+    """Settings of WB-Reward."""
+
+    # A slight win is a tie if its reply is longer by more than this many characters; None: it stays a win. The
+    # leaderboard's K, which is -1 where it is off.
+    length_margin: int | None = None
+    cut_replies: CutReplies = 'judged'  # verdicts on a pair with an empty reply, or one that was cut for the judge
+    divisor: Divisor = 'judged'  # of the sum over all tasks; groups are divided by what was judged
+    # Of a pair that was judged in both orders: their mean; or a tie where not both have the same winner. 'single': each
+    # pair was judged in one.
+    orders: Orders = 'mean'
+
+    def __post_init__(self) -> None:
+        if self.length_margin is not None and self.length_margin < 0:
+            raise ValueError(f'RewardSettings.length_margin: expected at least 0, or None, found {self.length_margin}')
+
+
+LEADERBOARD = RewardSettings(cut_replies='left out', divisor='all', orders='single')
+
+
+@dataclasses.dataclass(frozen=True)
+class WBScore:
+    """WB-Score of an assistant.
+
+    Attributes:
+        score: mean over tasks.
+        adjusted: from -8 to 10.
+        groups: adjusted, by group; empty without tags.
+        task_macro: their weighted mean; None without tags.
+        length: mean characters of a reply that is not empty and was not cut; None without such a reply.
+        left_out: verdicts that could not be read, by cause.
+    """
+
+    score: Mean
+    adjusted: float
+    groups: Mapping[str, float]
+    task_macro: float | None
+    length: float | None
+    left_out: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class WBReward:
+    """WB-Reward of an assistant over a reference.
+
+    Attributes:
+        reward: mean over tasks, from -1 to 1.
+        counts: verdicts by outcome, after the length margin.
+        groups: rewards by group; empty without tags.
+        task_macro: their weighted mean; None without tags.
+        flips: tasks whose two orders have different winners.
+        length: as of `WBScore`, of the assistant's replies.
+        left_out: tasks or verdicts that are in no count, by cause.
+    """
+
+    reward: Mean
+    counts: Mapping[str, int]
+    groups: Mapping[str, float]
+    task_macro: float | None
+    flips: int
+    length: float | None
+    left_out: Mapping[str, int]
+
+
+def adjusted_score(score: float) -> float:
+    """A mean score from 1 to 10 on a scale from -8 to 10. One of the benchmark's tables has it times 10."""
+    return (score - 5) * 2
+
+
+def task_macro(groups: Mapping[str, float]) -> float:
+    """The weighted mean of numbers by group, over the groups that are there; added up in their order."""
+    if not groups:
+        raise ValueError(f'groups: expected some of {", ".join(WEIGHTS)}, found none')
+    return sum(value * WEIGHTS[group] for group, value in groups.items()) / sum(WEIGHTS[group] for group in groups)
+
+
+def reward_of_counts(counts: Mapping[str, int], total: int | None = None) -> float:
+    """The reward of verdicts counted by outcome.
+
+    Args:
+        total: what it is divided by; None: the verdicts that are counted.
+    """
+    number = sum(counts[name] for name in OUTCOMES) if total is None else total
+    return sum(value * counts[name] for name, value in OUTCOMES.items()) / number
+
+
+def mixture(rewards: Sequence[float]) -> float:
+    """The mean of an assistant's rewards over several references; the leaderboard has three."""
+    return sum(rewards) / len(rewards)
+
+
+def is_cut(reply: str) -> bool:
+    """True for a reply that is empty or was cut for the judge."""
+    return not reply.strip() or reply.rstrip().endswith(CUT)
+
+
+def mean_length(replies: Sequence[str]) -> float | None:
+    """Mean characters of the replies that are not empty and were not cut."""
+    lengths = [len(reply) for reply in replies if not is_cut(reply)]
+    return sum(lengths) / len(lengths) if lengths else None
+
+
+def wb_score(
+    scores: Sequence[Score],
+    tasks: Mapping[str, Task] | None = None,
+    *,
+    cut_replies: CutReplies = 'judged',
+    left_out: Mapping[str, int] | None = None,
+) -> WBScore:
+    """WB-Score from scores.
+
+    Args:
+        tasks: by id, with their tags; None: no groups.
+        cut_replies: whether replies that are empty or cut are in the groups; they are in the mean over all. The
+            leaderboard leaves them out.
+        left_out: of `read_scores`.
+
+    Raises:
+        ValueError: there is no score, or one of an unknown task.
+    """
+    mean = mean_of([of.score for of in scores])
+    if mean.mean is None:
+        raise ValueError('scores: expected at least one, found none')
+    groups: dict[str, float] = {}
+    if tasks is not None:
+        check_known(tasks, [of.task for of in scores], 'scores')
+        values = {of.task: of.score for of in scores if cut_replies == 'judged' or not is_cut(of.reply)}
+        groups = {group: adjusted_score(sum(found) / len(found)) for group, found in by_group(tasks, values).items()}
+    return WBScore(
+        mean,
+        adjusted_score(mean.mean),
+        groups,
+        task_macro(groups) if groups else None,
+        mean_length([of.reply for of in scores]),
+        dict(left_out or {}),
+    )
+
+
+def value_after_margin(comparison: Comparison, margin: int | None) -> float:
+    """The value of a comparison; 0 for a slight win that is longer by more than the margin."""
+    if margin is None or abs(comparison.value) != 0.5:
+        return comparison.value
+    longer = len(comparison.reply) - len(comparison.reference)
+    return 0.0 if longer * (1 if comparison.value > 0 else -1) > margin else comparison.value
+
+
+def wb_reward(
+    comparisons: Sequence[Comparison],
+    tasks: Mapping[str, Task] | None = None,
+    settings: RewardSettings = RewardSettings(),
+    *,
+    left_out: Mapping[str, int] | None = None,
+) -> WBReward:
+    """WB-Reward from comparisons with one reference.
+
+    A task that has a verdict in one order only is left out and counted, unless orders are 'single'.
+
+    Args:
+        tasks: by id, with their tags; None: no groups.
+        left_out: of `read_comparisons`.
+
+    Raises:
+        ValueError: there is no comparison, one of an unknown task, or two of a task where orders are 'single'.
+    """
+    by_task: dict[str, list[Comparison]] = {}
+    for of in comparisons:
+        by_task.setdefault(of.task, []).append(of)
+    if tasks is not None:
+        check_known(tasks, list(by_task), 'comparisons')
+    dropped = collections.Counter(left_out or {})
+    kept: dict[str, list[Comparison]] = {}
+    num_cut = 0
+    for task, of_task in by_task.items():
+        if len(of_task) > 1 and settings.orders == 'single':
+            raise ValueError(f"orders: expected 'mean' or 'strict' for task {task}, judged in both, found 'single'")
+        if len(of_task) == 1 and settings.orders != 'single':
+            dropped['one order only'] += 1
+        elif settings.cut_replies == 'left out' and any(is_cut(of.reply) or is_cut(of.reference) for of in of_task):
+            num_cut += 1
+        else:
+            kept[task] = of_task
+    dropped['empty or cut reply'] += num_cut
+    values = {
+        task: [value_after_margin(of, settings.length_margin) for of in of_task] for task, of_task in kept.items()
+    }
+    merged = {task: _merged(of_task, settings.orders) for task, of_task in values.items()}
+    over_all = [*merged.values(), *([0.0] * num_cut if settings.divisor == 'all' else [])]
+    if not over_all:
+        raise ValueError(f'comparisons: expected at least one that is judged, found none; left out: {dict(+dropped)}')
+    groups = {} if tasks is None else {group: mixture(found) for group, found in by_group(tasks, merged).items()}
+    counts = collections.Counter(NAMES[value] for of_task in values.values() for value in of_task)
+    return WBReward(
+        mean_of(over_all),
+        {name: counts[name] for name in OUTCOMES},
+        groups,
+        task_macro(groups) if groups else None,
+        sum(_flips(of_task) for of_task in values.values()),
+        mean_length([of_task[0].reply for of_task in by_task.values()]),
+        dict(+dropped),
+    )
+
+
+def _flips(values: Sequence[float]) -> bool:
+    return len({(value > 0) - (value < 0) for value in values}) > 1
+
+
+def _merged(values: Sequence[float], orders: Orders) -> float:
+    return 0.0 if orders == 'strict' and _flips(values) else sum(values) / len(values)

@@ -1,0 +1,263 @@
+"""The command from tasks to numbers, with assistants and judges behind a scripted server."""
+
+import json
+import pathlib
+import threading
+from typing import Any
+
+import pytest
+
+from simrl.conversations.records import Conversation, Message, write_conversations
+from tests.evaluation.wildbench import made_up
+from tests.remote.server import Hang, ScriptedServer, Status, chat_reply
+from tools import wildbench
+
+MODELS = ('mine', 'initial', 'a', 'b', 'c')
+NUM = 8
+
+
+@pytest.fixture
+def tasks(tmp_path: pathlib.Path) -> str:
+    rows = [made_up.task_row(number, items=1 + number % 4, turns=1 + number % 3) for number in range(NUM)]
+    path = tmp_path / 'tasks.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+
+def judges(server: ScriptedServer, names: str = 'abc') -> list[str]:
+    quick = {'in_flight': 2, 'tries': 1, 'try_seconds': 1.0, 'deadline': 2.0}
+    return ['--judge=' + json.dumps({'url': server.url, 'model': name, **quick}) for name in names]
+
+
+def generate(server: ScriptedServer, tasks: str, output: pathlib.Path, model: str) -> None:
+    endpoint = [
+        f'--endpoint.url={server.url}',
+        f'--endpoint.model={model}',
+        '--endpoint.tries=1',
+        '--endpoint.in_flight=2',
+    ]
+    wildbench.main(['generate', f'--tasks={tasks}', f'--output={output}', *endpoint])
+
+
+def run(server: ScriptedServer, tasks: str, folder: pathlib.Path) -> None:
+    """All of it: replies of two assistants, and every protocol."""
+    mine, initial = (folder / f'{model}.json' for model in ('mine', 'initial'))
+    for model, path in (('mine', mine), ('initial', initial)):
+        generate(server, tasks, path, model)
+        flags = [f'--tasks={tasks}', f'--generations={path}', *judges(server)]
+        wildbench.main(['checklist', *flags, f'--output={folder / model}.checklist.jsonl'])
+        wildbench.main(['score', *flags, f'--output={folder / "score"}'])
+    flags = [f'--tasks={tasks}', f'--generations={mine}', f'--reference={initial}', *judges(server)]
+    wildbench.main(['pairs', *flags, f'--output={folder / "pairwise"}'])
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    """All results; a cache of answers is no result."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if '.sqlite' not in name}
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The JSON at the end of the output."""
+    out = capsys.readouterr().out
+    return json.loads(out[out.index('\n{\n') if '\n{\n' in out else 0 :])
+
+
+def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
+    folder = tmp_path / 'out'
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        run(server, tasks, folder)
+        first = files(folder)
+        assert len(server.requests) == 2 * NUM * (1 + 3 + 3) + 2 * NUM * 3
+        capsys.readouterr()
+        run(server, tasks, folder)
+        assert files(folder) == first
+        assert len(server.requests) == 2 * NUM * 7 + 2 * NUM * 3, 'all answers are in the caches'
+    generated = json.loads(first['mine.json'])
+    assert [row['session_id'] for row in generated] == [f'task{i}' for i in range(NUM)]
+    questions = [row['chat_history'][-1] for row in generated]
+    assert [row['output'] for row in generated] == [[f'mine on {question}'] for question in questions]
+
+    def slow(model: str) -> list[tuple[int, int]]:
+        counts = []
+        for number in range(NUM):
+            row = made_up.task_row(number, items=1 + number % 4)
+            reply = f'{model} on {questions[number]}'
+            votes = [[made_up.verdict_of(judge, item, reply) == 'yes' for judge in 'abc'] for item in row['checklist']]
+            counts.append((sum(sum(vote) >= 2 for vote in votes), len(votes)))
+        return counts
+
+    satisfied = {model: slow(model) for model in ('mine', 'initial')}
+    for model, counts in satisfied.items():
+        summary = json.loads(first[f'{model}.checklist.jsonl.summary.json'])
+        assert summary['share']['mean'] == pytest.approx(sum(got / of for got, of in counts) / NUM)
+        assert summary['tasks'] == {'all': NUM, 'judged': NUM, 'without a reply': 0, 'without a verdict': 0}
+        assert list(summary['judges']) == ['a', 'b', 'c']
+    capsys.readouterr()
+    wildbench.main(['compare', *(str(folder / f'{model}.checklist.jsonl') for model in ('mine', 'initial'))])
+    found = json.loads(capsys.readouterr().out)
+    pairs = list(zip(*satisfied.values(), strict=True))
+    wins = [sum(mine[0] > initial[0] for mine, initial in pairs), sum(x[0] == y[0] for x, y in pairs)]
+    assert found['wins, ties, losses'] == [*wins, NUM - sum(wins)]
+    assert found['win rate']['mean'] == pytest.approx((wins[0] + wins[1] / 2) / NUM)
+
+    for judge in 'abc':
+        path = folder / 'score' / f'eval={judge}' / 'mine.json'
+        scores = [made_up.score_of(judge, f'mine on {question}') for question in questions]
+        assert [row['score'] for row in json.loads(path.read_text())] == scores
+        wildbench.main(['wb-score', str(path)])
+        assert json.loads(capsys.readouterr().out)['adjusted'] == pytest.approx((sum(scores) / NUM - 5) * 2)
+        path = folder / 'pairwise' / f'eval={judge}' / 'ref=initial' / 'mine.json'
+        assert len(json.loads(path.read_text())) == 2 * NUM
+        wildbench.main(['wb-reward', str(path), '--reference=initial', f'--tasks={tasks}'])
+        gain = {'A++': 1, 'A+': 0.5, 'A=B': 0, 'B+': -0.5, 'B++': -1}
+        values = []
+        for question in questions:
+            mine, other = (f'{model} on {question}' for model in ('mine', 'initial'))
+            values.append(
+                (gain[made_up.choice_of(judge, mine, other)] - gain[made_up.choice_of(judge, other, mine)]) / 2
+            )
+        reward = result(capsys)
+        assert reward['reward']['mean'] == pytest.approx(sum(values) / NUM)
+        assert reward['task_macro'] is not None
+
+
+class Killed(BaseException):
+    """In the place of a kill."""
+
+
+def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_path, tasks, monkeypatch) -> None:
+    """Each command dies at its first writes of answers again and again; what it paid for is not asked for again."""
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        run(server, tasks, tmp_path / 'whole')
+        wanted = len(server.requests)
+    put, lock, left = wildbench.Cache.put, threading.Lock(), [0]
+
+    def dying(self, key, answer, **more):
+        kept = put(self, key, answer, **more)
+        with lock:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+        return kept
+
+    monkeypatch.setattr(wildbench.Cache, 'put', dying)
+    deaths = 0
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        while True:
+            left[0] = 6 * (deaths + 1)
+            try:
+                run(server, tasks, tmp_path / 'killed')
+                break
+            except Killed:
+                deaths += 1
+        asked = len(server.requests)
+    assert deaths >= 5
+    assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
+    assert asked < wanted + deaths * 3 * 2, 'at most the calls in flight are lost'
+
+
+def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path, tasks, capsys) -> None:
+    broken = True
+
+    def script(body: dict[str, Any], attempt: int) -> Any:
+        text = body['messages'][-1]['content']
+        if broken and 'response_format' not in body and made_up.numbered(text) == 1:
+            return Status(400)
+        if broken and body['model'] == 'b' and 'Question 2.' in text:
+            return Hang(0.1)
+        if broken and body['model'] == 'c' and 'Question 3.' in text:
+            return chat_reply('{"score": "10"}')
+        return made_up.script(body, attempt)
+
+    with ScriptedServer(script, models=MODELS) as server:
+        path = tmp_path / 'mine.json'
+        with pytest.raises(SystemExit, match=r'^error: expected replies and verdicts of all tasks, found 1 missing'):
+            generate(server, tasks, path, 'mine')
+        assert 'no reply: 1 (refused)' in capsys.readouterr().out
+        assert len(json.loads(path.read_text())) == NUM - 1
+        flags = [f'--tasks={tasks}', f'--generations={path}', *judges(server)]
+        checked = ['checklist', *flags, f'--output={tmp_path / "c.jsonl"}']
+        with pytest.raises(SystemExit, match='found 2 missing'):
+            wildbench.main(checked)
+        summary = result(capsys)
+        assert summary['tasks'] == {'all': NUM, 'judged': NUM - 3, 'without a reply': 1, 'without a verdict': 2}
+        assert summary['judges']['b']['failures'] == {'timeout': 1} or summary['judges']['b']['failures'] == {
+            'connection': 1
+        }
+        assert summary['judges']['c']['failures'] == {'schema': 1}
+        rows = [json.loads(line) for line in (tmp_path / 'c.jsonl').read_text().splitlines()]
+        assert [row['judges']['c']['raw'] for row in rows if row['judges']['c'].get('cause')] == ['{"score": "10"}']
+        with pytest.raises(SystemExit, match='found 2 missing'):
+            wildbench.main(['score', *flags, f'--output={tmp_path / "score"}'])
+        out = capsys.readouterr().out
+        assert 'no verdict: 1 (schema)' in out
+        assert f'{path}: {NUM - 1} replies; tasks without one: 1' in out
+        broken = False
+        before = len(server.requests)
+        generate(server, tasks, path, 'mine')
+        wildbench.main(checked)
+        # The reply; the verdicts on it of three judges; and those of b and c that failed.
+        assert len(server.requests) == before + 1 + 3 + 2
+    assert len((tmp_path / 'c.jsonl').read_text().splitlines()) == NUM
+
+
+def test_overlap_with_training_data_is_reported(tmp_path, tasks, capsys) -> None:
+    openings = ['question 1.0? ', 'something else', 'Question 4.0?']
+    people = tmp_path / 'people.jsonl'
+    write_conversations(people, [Conversation(x, 'wildchat', 'train', (Message('user', x),)) for x in openings])
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        generate(server, tasks, tmp_path / 'mine.json', 'mine')
+        flags = [f'--tasks={tasks}', f'--generations={tmp_path / "mine.json"}', *judges(server)]
+        wildbench.main(['checklist', *flags, f'--output={tmp_path / "c.jsonl"}', f'--training={people}'])
+    overlap = result(capsys)['overlap']
+    assert (overlap['tasks'], overlap['ids']) == (2, ['task1', 'task4'])
+    assert overlap['share of the others']['n'] == NUM - 2
+
+
+JUDGE = '--judge={"url": "http://127.0.0.1:1/v1", "model": "a"}'
+
+
+@pytest.mark.parametrize(
+    ('change', 'found'),
+    [
+        (['--judge={'], '--judge: expected a JSON object'),
+        (['--judge=[]'], '--judge: expected a JSON object'),
+        (['--judge={"model": "a"}'], '--judge.url: missing'),
+        ([JUDGE] * 2, 'expected judges of different models'),
+        ([JUDGE], 'expected a reply, found none'),
+        ([JUDGE, '--tries=0'], 'settings.tries: expected at least 1, found 0'),
+        ([JUDGE, '--tasks=no.jsonl'], 'no.jsonl'),
+        ([JUDGE, '--generations=no.json'], 'no.json'),
+    ],
+)
+def test_bad_input_is_one_error(tmp_path, tasks, change: list[str], found: str) -> None:
+    row = made_up.task_row(0)
+    history = [message['content'] for message in row['conversation_input']]
+    rows = [{'session_id': 'task0', 'chat_history': history, 'output': ['x'], 'generator': 'm'}]
+    path = tmp_path / 'm.json'
+    path.write_text(json.dumps(rows))
+    flags = [f'--tasks={tasks}', f'--generations={path}', f'--output={tmp_path / "c.jsonl"}', *change]
+    with pytest.raises(SystemExit, match=f'^error: .*{found}'):
+        wildbench.main(['checklist', *flags])
+
+
+def test_files_that_are_not_checklists_are_refused(tmp_path) -> None:
+    good = {'session_id': 't', 'task': 'k', 'generator': 'm', 'version': '1', 'satisfied': [True], 'judges': {}}
+    path = tmp_path / 'c.jsonl'
+    for rows, expected in (
+        ([good, good], 'line 2: expected a row of `checklist` with a session_id of its own'),
+        ([{**good, 'satisfied': 1}], 'line 1: expected a row of `checklist`'),
+        ([], 'expected at least one row, found none'),
+    ):
+        path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        with pytest.raises(SystemExit, match=f'^error: .*c.jsonl.*{expected}'):
+            wildbench.main(['compare', str(path), str(path)])
+
+
+def test_one_assistant_is_needed(tmp_path, tasks) -> None:
+    for more in ([], ['--model=m', '--endpoint.url=http://127.0.0.1:1/v1', '--endpoint.model=m']):
+        with pytest.raises(
+            SystemExit, match=r'^error: expected either --endpoint.url and --endpoint.model, or --model'
+        ):
+            wildbench.main(['generate', f'--tasks={tasks}', f'--output={tmp_path / "m.json"}', *more])
