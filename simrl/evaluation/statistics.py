@@ -123,7 +123,7 @@ def cluster_bootstraps(
     check_level('cluster_bootstraps', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
     bounds = [percentile_interval(draws[np.isfinite(draws)], level=level) for draws in means]
-    _, counts = _cluster_sums(data, clusters)
+    _, counts = cluster_sums(data, clusters)
     return [
         Estimate(present_mean(values), low, high, int(count.sum()), int((count > 0).sum()), level)
         for values, count, (low, high) in zip(data, counts.T, bounds, strict=True)
@@ -169,7 +169,7 @@ def cluster_shares(
             f'cluster_shares: expected values from 0 to 1, found {np.nanmin(data):g} to {np.nanmax(data):g}'
         )
     estimates = []
-    for values, total, count in zip(data, *(sums.T for sums in _cluster_sums(data, clusters)), strict=True):
+    for values, total, count in zip(data, *(sums.T for sums in cluster_sums(data, clusters)), strict=True):
         there, share = count > 0, present_mean(values)
         low, high = _share_interval(share, total[there], count[there], level)
         estimates.append(Estimate(share, low, high, int(count.sum()), int(there.sum()), level))
@@ -181,7 +181,7 @@ def _share_interval(
 ) -> tuple[float, float] | tuple[None, None]:
     """The interval of `cluster_shares`, from the sum and the number of each cluster's observations."""
     number, inside = len(counts), 0 < share < 1
-    if number == 1 or (inside and not _differ(totals / counts)):
+    if number == 1 or (inside and not differ(totals / counts)):
         return None, None
     found = np.square((totals - share * counts) / counts.mean()).sum()  # of cluster means, times their number
     expected = number * share * (1 - share)  # the same where each cluster is one yes or no
@@ -220,7 +220,7 @@ def cluster_ratio(
 
 def percentile_interval(draws: np.ndarray, *, level: float) -> tuple[float, float] | tuple[None, None]:
     """The percentiles of bootstrap draws that bound an interval; none where all draws are equal."""
-    if not len(draws) or not _differ(draws):
+    if not len(draws) or not differ(draws):
         return None, None
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -239,7 +239,7 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
         [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired. NaN where a draw has
         missing values only.
     """
-    total, count = _cluster_sums(measures, clusters)
+    total, count = cluster_sums(measures, clusters)
     equal_shares = np.full(len(count), 1 / len(count))
     random = np.random.default_rng(seed)
     means = np.empty((resamples, len(measures)))
@@ -250,7 +250,7 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     return means.T
 
 
-def _cluster_sums(measures: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(measures: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """The sums of each cluster's observations that are not NaN, and their numbers, both float64 [clusters, K]."""
     index: dict[Hashable, int] = {}
     member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
@@ -277,7 +277,7 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     check_level('t_interval', level)
     mean, each = float(data.mean()), tuple(data.tolist())
     p_value = None if null is None or len(data) == 1 else sign_flip_test(data - null)
-    if not _differ(data):
+    if not differ(data):
         return SeedEstimate(mean, low=None, high=None, values=each, p_value=p_value, level=level)
     half = float(scipy.special.stdtrit(len(data) - 1, (1 + level) / 2)) * float(data.std(ddof=1)) / math.sqrt(len(data))
     return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level)
@@ -325,7 +325,7 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
     return float((1 + (np.abs(signs @ data) >= found).sum()) / (1 + resamples))
 
 
-def _differ(values: np.ndarray) -> bool:
+def differ(values: np.ndarray) -> bool:
     """True if some numbers differ by more than rounding."""
     return bool(np.ptp(values) > max(_ROUNDING * np.abs(values).max(), _NOTHING))
 

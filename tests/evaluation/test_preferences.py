@@ -1,0 +1,169 @@
+"""Win rates over participants: by hand, against statsmodels, and over simulated studies of people who vote again."""
+
+import math
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
+
+from simrl.evaluation.preferences import align, cluster_robust, independent_votes, trinomial, win_rates
+from tests.evaluation.studies import study, true_win_rate
+
+VOTES = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, math.nan]), st.integers(0, 4)), min_size=1, max_size=25)
+
+
+def test_wins_ties_and_losses_by_hand():
+    found = trinomial(50, 20, 30)
+    assert found.mean == 0.6
+    assert found.high - found.mean == pytest.approx(1.959964 * math.sqrt(((50 + 20 / 4) / 100 - 0.36) / 100))
+    assert found == independent_votes([1.0] * 50 + [0.5] * 20 + [0.0] * 30)
+    assert (found.low, found.high) == pytest.approx((found.mean * 2 - found.high, found.high))
+
+
+def test_without_ties_it_is_the_interval_of_a_proportion():
+    found = trinomial(58, 0, 42, level=0.9)
+    assert (found.low, found.high) == pytest.approx(proportion_confint(58, 100, alpha=0.1, method='normal'))
+
+
+def test_the_published_study_has_the_widths_of_independent_votes():
+    """58.1% [54.3, 61.8] and 50.6% [46.5, 54.9] have the widths of some 600 and 500 votes with a fifth of ties."""
+    for rate, low, high, votes in ((0.581, 0.543, 0.618, 530), (0.506, 0.465, 0.549, 435)):
+        wins = round(votes * (rate - 0.1))
+        found = trinomial(wins, votes // 5, votes - wins - votes // 5)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.003)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VOTES.filter(lambda rows: len({who for _, who in rows}) > 1))
+def test_agrees_with_statsmodels_on_the_cluster_robust_error(rows):
+    votes, people = np.array([vote for vote, _ in rows]), np.array([who for _, who in rows])
+    votes = np.nan_to_num(votes, nan=0.25)
+    found = cluster_robust(votes, people.tolist())
+    fit = sm.OLS(votes, np.ones(len(votes))).fit(cov_type='cluster', cov_kwds={'groups': people}, use_t=True)
+    assert found.mean == pytest.approx(fit.params[0])
+    if found.low is None:
+        assert fit.bse[0] == pytest.approx(0, abs=1e-9)
+    else:
+        assert (found.low, found.high) == pytest.approx(tuple(fit.conf_int()[0]))
+    assert found.num_clusters == len(set(people))
+
+
+def slow_win_rate(rows, value_of_failures):
+    """The primary estimand as a loop; None of a failure leaves it out."""
+    votes = {}
+    for vote, who in rows:
+        vote = value_of_failures if math.isnan(vote) else vote
+        if vote is not None:
+            votes.setdefault(who, []).append(vote)
+    return sum(sum(x) / len(x) for x in votes.values()) / len(votes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VOTES.filter(lambda rows: not all(math.isnan(vote) for vote, _ in rows)))
+def test_the_primary_rate_is_the_mean_over_participants_and_failures_bound_it(rows):
+    votes, people = [vote for vote, _ in rows], [f'person {who}' for _, who in rows]
+    found = win_rates(votes, people, resamples=50)
+    known = [vote for vote in votes if not math.isnan(vote)]
+    assert found.failures == len(votes) - len(known)
+    for rate, value in ((found.observed, None), (found.all_lost, 0.0), (found.all_won, 1.0)):
+        assert rate.by_participant.mean == pytest.approx(slow_win_rate(rows, value))
+        assert rate.by_vote.mean == rate.naive.mean
+        if rate.by_participant.low is not None:
+            assert 0 <= rate.by_participant.low <= rate.by_participant.high <= 1
+    assert found.observed.by_vote.mean == pytest.approx(sum(known) / len(known))
+    assert found.all_lost.by_vote.mean == pytest.approx(sum(known) / len(votes))
+    assert found.all_lost.by_vote.mean <= found.observed.by_vote.mean <= found.all_won.by_vote.mean
+    other = win_rates([1 - vote for vote in votes], people, resamples=50)
+    assert other.observed.by_participant.mean == pytest.approx(1 - found.observed.by_participant.mean)
+    assert other.all_won.by_participant.mean == pytest.approx(1 - found.all_lost.by_participant.mean)
+
+
+def test_who_votes_often_counts_once():
+    found = win_rates([1.0] * 8 + [0.0, 0.0], ['often'] * 8 + ['once', 'twice']).observed
+    assert (found.by_participant.mean, found.by_vote.mean) == (pytest.approx(1 / 3), 0.8)
+    assert (found.by_participant.num_observations, found.by_participant.num_clusters) == (10, 3)
+    assert (found.naive.num_observations, found.naive.num_clusters) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ('votes', 'people', 'naive'),
+    [
+        ([1.0, 0.0, 0.5], ['one person'] * 3, True),
+        ([0.5] * 4, [0, 1, 2, 3], False),  # all ties
+        ([1.0] * 4, [0, 1, 2, 3], False),
+        ([1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1], True),  # no person differs from another
+    ],
+)
+def test_one_person_all_ties_or_people_who_are_alike_have_no_interval(votes, people, naive):
+    found = win_rates(votes, people, resamples=50).observed
+    for estimate in (found.by_participant, found.by_vote):
+        assert (estimate.mean, estimate.low, estimate.high, estimate.sign) == (np.mean(votes), None, None, None)
+    assert (found.naive.low is not None) == naive
+
+
+@pytest.mark.parametrize(
+    ('votes', 'people', 'message'),
+    [
+        ([], [], 'win_rates: expected at least one vote, found none'),
+        ([math.nan] * 2, [0, 1], 'win_rates: expected a vote that did not fail, found 2 failures'),
+        ([1.0], [0, 1], 'win_rates: expected a participant of each vote, found 2 of 1'),
+        ([1.5, 0.5], [0, 1], 'win_rates: expected preferences from 0 to 1, found 1.5'),
+        ([math.inf], [0], 'win_rates: expected preferences from 0 to 1, found inf'),
+    ],
+)
+def test_bad_votes(votes, people, message):
+    with pytest.raises(ValueError, match=message):
+        win_rates(votes, people)
+
+
+def test_bad_counts_and_levels():
+    with pytest.raises(ValueError, match=r'trinomial: expected counts of at least 0, found \(1, -1, 0\)'):
+        trinomial(1, -1, 0)
+    with pytest.raises(ValueError, match='independent_votes: expected at least one vote, found none'):
+        trinomial(0, 0, 0)
+    for function in (win_rates, cluster_robust):
+        with pytest.raises(ValueError, match=r'expected a level in \(0, 1\), found 95'):
+            function([1.0, 0.0], [0, 1], level=95)
+
+
+def test_sources_are_aligned_by_id():
+    ids, values = align({'a': [('x', 1.0), ('y', 0.5)], 'b': [('y', 0.0), ('x', 0.25)]})
+    assert ids == ('x', 'y')
+    assert values.tolist() == [[1.0, 0.5], [0.25, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ('sources', 'message'),
+    [
+        ({}, 'align: expected at least one source, found none'),
+        ({'a': [('x', 1.0), ('x', 1.0)]}, "align: expected each id once in 'a', found 'x' twice"),
+        ({'a': [('x', 1.0)], 'b': [('y', 1.0)]}, "expected the ids of 'a' in 'b', found 'x' in 'a' alone"),
+        ({'a': [('x', 1.0)], 'b': [('x', 1.0), ('y', 1.0), ('z', 1.0)]}, r"found 'y' in 'b' alone \(one of 2\)"),
+    ],
+)
+def test_ids_that_differ_or_come_twice_are_refused(sources, message):
+    with pytest.raises(ValueError, match=message):
+        align(sources)
+
+
+@pytest.mark.parametrize(
+    ('studies', 'resamples', 'margin'), [(150, 300, 0.05), pytest.param(2_000, 1_000, 0.015, marks=pytest.mark.long)]
+)
+def test_the_primary_interval_covers_where_the_naive_one_does_not(studies, resamples, margin):
+    """Of 283 people who vote 5 to 12 times, who prefers the first assistant more often; ties and a position bias."""
+    random = np.random.default_rng(0)
+    truth = true_win_rate()
+    covered = {'by_participant': 0, 'naive': 0}
+    for seed in range(studies):
+        votes = study(random, people=283, more_if_keen=True)
+        found = win_rates(votes.preferences, votes.people.tolist(), resamples=resamples, seed=seed).observed
+        for name in covered:
+            estimate = getattr(found, name)
+            covered[name] += estimate.low <= truth <= estimate.high
+    shares = {name: number / studies for name, number in covered.items()}
+    print(shares)
+    assert shares['by_participant'] == pytest.approx(0.95, abs=margin)
+    assert shares['naive'] < 0.9

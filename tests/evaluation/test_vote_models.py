@@ -1,0 +1,152 @@
+"""Regressions of votes recover what was planted, agree with statsmodels, and refuse votes that determine nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import statsmodels.api as sm
+from scipy.special import expit
+from statsmodels.miscmodels.ordinal_model import OrderedModel
+
+from simrl.evaluation.preferences import cluster_robust
+from simrl.evaluation.vote_models import cumulative_logit, gee
+from tests.evaluation.studies import study, true_win_rate
+
+
+def test_planted_preference_position_bias_and_spread_are_recovered():
+    """The model of one study, and over 40 small ones intervals that hold the truth at about their level."""
+    votes = study(np.random.default_rng(0), people=500)
+    found = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
+    for coefficient, truth in ((found.preference, 0.3), (found.position, 0.4), (found.win_rate, true_win_rate())):
+        assert abs(coefficient.value - truth) < 3 * coefficient.standard_error
+        assert coefficient.high - coefficient.low == pytest.approx(2 * 1.959964 * coefficient.standard_error)
+    assert (found.tie, found.participant_sd) == (pytest.approx(0.5, abs=0.05), pytest.approx(1.2, abs=0.1))
+    assert (found.num_votes, found.num_participants) == (len(votes.preferences), 500)
+    assert found.preference.standard_error < 0.08
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(40):
+        votes = study(random, people=60)
+        small = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
+        covered += small.preference.low <= 0.3 <= small.preference.high
+    assert covered >= 34
+
+
+def test_agrees_with_statsmodels_where_people_do_not_differ():
+    votes = study(np.random.default_rng(2), people=200, sd=0.0)
+    people = np.random.default_rng(0).permutation(votes.people)
+    found = cumulative_logit(votes.preferences, people.tolist(), votes.a_first)
+    x = votes.a_first - 0.5
+    fit = OrderedModel(votes.preferences, x[:, None], distr='logit').fit(method='bfgs', disp=0, gtol=1e-8)
+    slope, first, gap = fit.params
+    second = first + math.exp(gap)
+    if found.participant_sd < 0.05:
+        assert found.log_likelihood == pytest.approx(fit.llf, abs=1e-3)
+    assert found.position.value == pytest.approx(slope, abs=0.02)
+    assert found.position.standard_error == pytest.approx(fit.bse[0], rel=0.03)
+    assert found.preference.value == pytest.approx(-(first + second) / 2, abs=0.01)
+    assert found.tie == pytest.approx((second - first) / 2, abs=0.01)
+
+
+def slow_log_likelihood(votes, preference, position, tie, sd):
+    """Adaptive integration, person by person."""
+    total = 0.0
+    for who in set(votes.people.tolist()):
+        rows = votes.people == who
+        at = preference + position * (votes.a_first[rows] - 0.5)
+        kinds = votes.preferences[rows]
+
+        def density(u, at=at, kinds=kinds):
+            above, below = expit(at + u - tie), expit(-at - u - tie)
+            chosen = np.where(kinds == 1, above, np.where(kinds == 0, below, 1 - above - below))
+            return chosen.prod() * math.exp(-u * u / (2 * sd * sd)) / (sd * math.sqrt(2 * math.pi))
+
+        total += math.log(scipy.integrate.quad(density, -10 * sd, 10 * sd, epsabs=1e-14, limit=200)[0])
+    return total
+
+
+def test_the_likelihood_is_that_of_adaptive_integration_and_highest_at_the_fit():
+    votes = study(np.random.default_rng(3), people=25, sd=2.0, votes=(8, 16))
+    found = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
+    at = [found.preference.value, found.position.value, found.tie, found.participant_sd]
+    best = slow_log_likelihood(votes, *at)
+    assert found.log_likelihood == pytest.approx(best, abs=1e-5)
+    for number in range(4):
+        for factor in (0.95, 1.05):
+            moved = [value * (factor if number == i else 1.0) for i, value in enumerate(at)]
+            assert slow_log_likelihood(votes, *moved) < best + 1e-7
+
+
+def test_exchanging_assistants_changes_signs_only():
+    votes = study(np.random.default_rng(4), people=60)
+    people = votes.people.tolist()
+    one = cumulative_logit(votes.preferences, people, votes.a_first)
+    other = cumulative_logit(1 - votes.preferences, people, ~votes.a_first)
+    assert other.preference.value == pytest.approx(-one.preference.value, abs=1e-4)
+    assert other.position.value == pytest.approx(one.position.value, abs=1e-4)
+    assert other.win_rate.value == pytest.approx(1 - one.win_rate.value, abs=1e-5)
+    first, second = gee(votes.preferences, people, votes.a_first), gee(1 - votes.preferences, people, ~votes.a_first)
+    assert second.preference.value == pytest.approx(-first.preference.value)
+    assert second.position.value == pytest.approx(first.position.value)
+
+
+def test_without_ties_and_positions_it_is_a_logistic_model_with_intercepts():
+    votes = study(np.random.default_rng(5), people=400, tie=0.0, position=0.0)
+    found = cumulative_logit(votes.preferences, votes.people.tolist())
+    assert (found.tie, found.position) == (0.0, None)
+    assert abs(found.preference.value - 0.3) < 3 * found.preference.standard_error
+    assert found.participant_sd == pytest.approx(1.2, abs=0.25)
+
+
+def test_gee_of_a_mean_alone_is_the_cluster_robust_mean():
+    """With votes of equal numbers the estimate is the plain mean, its error that of clusters."""
+    votes = study(np.random.default_rng(6), people=80, votes=(6, 7))
+    people = votes.people.tolist()
+    found, mean = gee(votes.preferences, people), cluster_robust(votes.preferences, people)
+    assert found.win_rate.value == pytest.approx(mean.mean)
+    assert found.win_rate.high - found.win_rate.low == pytest.approx(mean.high - mean.low, rel=0.03)
+    assert found.win_rate.low < found.win_rate.value < found.win_rate.high
+    assert 0.05 < found.correlation < 0.5
+    assert found.position is None
+
+
+def test_gee_recovers_marginal_effects_and_does_not_depend_on_the_order_of_votes():
+    votes = study(np.random.default_rng(7), people=500)
+    found = gee(votes.preferences, votes.people.tolist(), votes.a_first)
+    assert abs(found.win_rate.value - true_win_rate()) < 3 * found.win_rate.standard_error
+    model = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
+    assert found.win_rate.value == pytest.approx(model.win_rate.value, abs=0.01)
+    assert 0 < found.position.value < model.position.value, 'effects over all people are nearer to 0'
+    order = np.random.default_rng(0).permutation(len(votes.people))
+    mixed = gee(votes.preferences[order], [f'p{x}' for x in votes.people[order]], votes.a_first[order])
+    assert mixed.preference.value == pytest.approx(found.preference.value)
+    assert mixed.position.standard_error == pytest.approx(found.position.standard_error)
+    alone = gee(votes.preferences, range(len(votes.people)), votes.a_first)
+    fit = sm.GLM(votes.preferences, sm.add_constant(votes.a_first - 0.5), family=sm.families.Binomial()).fit()
+    assert (alone.preference.value, alone.position.value) == pytest.approx(tuple(fit.params), abs=1e-6)
+
+
+@pytest.mark.parametrize('function', [cumulative_logit, gee])
+@pytest.mark.parametrize(
+    ('votes', 'people', 'a_first', 'message'),
+    [
+        ([], [], None, 'expected at least one vote, found none'),
+        ([1.0, 0.0], [0], None, 'expected a participant of each vote, found 1 of 2'),
+        ([1.0, 0.0], [0, 0], None, 'expected at least two participants, found 1'),
+        ([0.5] * 4, [0, 0, 1, 1], None, 'expected votes for both assistants, found 0.5 to 0.5'),
+        ([1.0, 0.5, 1.0, 1.0], [0, 0, 1, 1], None, 'expected votes for both assistants, found 0.5 to 1'),
+        ([1.0, 0.0], [0, 1], [True], 'expected a position of each vote, found 1 of 2'),
+        ([1.0, 0.0], [0, 1], [True, True], 'expected votes with each assistant first, found one position only'),
+        ([1.0, 1.0, 0.0, 1.0], [0, 0, 1, 1], [True, True, False, False], 'is in the first position, found 1 only'),
+    ],
+)
+def test_votes_that_determine_nothing(function, votes, people, a_first, message):
+    with pytest.raises(ValueError, match=f'{function.__name__}: .*{message}|{function.__name__}: {message}'):
+        function(votes, people, a_first)
+
+
+def test_cumulative_logit_needs_whole_votes_and_people_who_vote_twice():
+    with pytest.raises(ValueError, match='expected preferences of 1, 1/2 or 0, found'):
+        cumulative_logit([1.0, 0.0, 0.3], [0, 0, 1])
+    with pytest.raises(ValueError, match='expected a participant with at least two votes, found none'):
+        cumulative_logit([1.0, 0.0, 0.5], [0, 1, 2])
