@@ -11,6 +11,7 @@ metric is if all of these failed, or all were satisfied.
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -175,6 +176,7 @@ def summary(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], overla
             'without a verdict': len(rows) - len(found),
         },
         'judges': {name: _of_judge(rows, name) for name in rows[0]['judges']},
+        'agreement': agreement(rows),
         'groups': {group: dataclasses.asdict(mean_of(numbers)) for group, numbers in by_group(tasks, found).items()},
         'overlap': {
             'tasks': len(overlap),
@@ -184,6 +186,16 @@ def summary(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], overla
             ),
         },
     }
+
+
+def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Agreement of each two judges: the share of items that both or neither find satisfied, and of how many items."""
+    found: dict[str, dict[str, float | None]] = {}
+    for pair in itertools.combinations(rows[0]['judges'], 2):
+        both = [[row['judges'][name]['verdicts'] for name in pair] for row in rows]
+        equal = [(x == 'yes') == (y == 'yes') for a, b in both if a and b for x, y in zip(a, b, strict=True)]
+        found[' and '.join(pair)] = {'share': sum(equal) / len(equal) if equal else None, 'items': len(equal)}
+    return found
 
 
 def _of_judge(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

@@ -7,6 +7,9 @@ tasks with the weights of the leaderboard.
 The leaderboard has quirks, which the settings name: a verdict on a reply that is empty, or was cut for the judge, is in
 no count, but the rewards of all tasks together are divided by the number of all verdicts; and each pair was judged in
 one order. `LEADERBOARD` has them; the defaults judge every reply, divide by what was judged, and take both orders.
+
+Of the published numbers, those by group need the tags of the tasks, which no judge file has. The Elo ratings come from a
+simulation whose draws are not published.
 """
 
 import collections
@@ -15,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from simrl.evaluation.wildbench.asking import CUT
-from simrl.evaluation.wildbench.checklist import Mean, mean_of
+from simrl.evaluation.wildbench.checklist import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
 from simrl.evaluation.wildbench.tasks import CODING, CREATIVE, INFORMATION, MATH, PLANNING, Task, by_group, check_known
 
@@ -57,6 +60,7 @@ class WBScore:
         adjusted: from -8 to 10.
         groups: adjusted, by group; empty without tags.
         task_macro: their weighted mean; None without tags.
+        bounds: the mean if all tasks without a score have 1, and if all have 10; None without tasks.
         length: mean characters of a reply that is not empty and was not cut; None without such a reply.
         left_out: verdicts that could not be read, by cause.
     """
@@ -65,6 +69,7 @@ class WBScore:
     adjusted: float
     groups: Mapping[str, float]
     task_macro: float | None
+    bounds: tuple[float, float] | None
     length: float | None
     left_out: Mapping[str, int]
 
@@ -78,6 +83,7 @@ class WBReward:
         counts: verdicts by outcome, after the length margin.
         groups: rewards by group; empty without tags.
         task_macro: their weighted mean; None without tags.
+        bounds: the mean if all tasks that are not judged are lost by far, and if all are won; None without tasks.
         flips: tasks whose two orders have different winners.
         length: as of `WBScore`, of the assistant's replies.
         left_out: tasks or verdicts that are in no count, by cause.
@@ -87,6 +93,7 @@ class WBReward:
     counts: Mapping[str, int]
     groups: Mapping[str, float]
     task_macro: float | None
+    bounds: tuple[float, float] | None
     flips: int
     length: float | None
     left_out: Mapping[str, int]
@@ -161,6 +168,7 @@ def wb_score(
         adjusted_score(mean.mean),
         groups,
         task_macro(groups) if groups else None,
+        None if tasks is None else bounds([of.score for of in scores], len(tasks) - len(scores), 1.0, 10.0),
         mean_length([of.reply for of in scores]),
         dict(left_out or {}),
     )
@@ -224,6 +232,7 @@ def wb_reward(
         {name: counts[name] for name in OUTCOMES},
         groups,
         task_macro(groups) if groups else None,
+        None if tasks is None else bounds(list(merged.values()), len(tasks) - len(merged), -1.0, 1.0),
         sum(_flips(of_task) for of_task in values.values()),
         mean_length([of_task[0].reply for of_task in by_task.values()]),
         dict(+dropped),

@@ -221,6 +221,16 @@ def test_wins_agree_with_a_slow_loop(drawn: list[tuple[list[bool] | None, list[b
     assert other['win rate']['mean'] == pytest.approx(1 - rate)
 
 
+def test_agreement_of_judges_is_of_items_that_both_judged() -> None:
+    verdicts = {'a': ['yes', 'no', 'partly'], 'b': ['yes', 'partly', 'yes'], 'c': None}
+    rows = [{'judges': {name: {'verdicts': of} for name, of in verdicts.items()}}] * 2
+    assert checklist.agreement(rows) == {
+        'a and b': {'share': 2 / 3, 'items': 6},
+        'a and c': {'share': None, 'items': 0},
+        'b and c': {'share': None, 'items': 0},
+    }
+
+
 def test_what_is_not_comparable_is_refused() -> None:
     row = row_of('t', [True])
     for changes, expected in (

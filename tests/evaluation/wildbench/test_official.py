@@ -162,6 +162,8 @@ def test_the_leaderboards_rules_agree_with_a_slow_loop(tmp_path_factory, drawn, 
     assert {name: count for name, count in found.counts.items() if count} == dict(counts)
     assert found.left_out.get('empty or cut reply', 0) == len(rows) - counts.total()
     assert reward_of_counts(found.counts, len(rows)) == pytest.approx(reward)
+    gained, missing = reward_of_counts(found.counts, 1), len(TASKS) - sum(found.counts.values())
+    assert found.bounds == pytest.approx(((gained - missing) / len(TASKS), (gained + missing) / len(TASKS)))
     if groups:
         weights = sum(WEIGHTS[group] for group in groups)
         assert found.task_macro == pytest.approx(sum(WEIGHTS[g] * x for g, x in groups.items()) / weights)
@@ -240,6 +242,8 @@ def test_scores_agree_with_a_slow_loop(drawn) -> None:
                     of_group[group].append(score)
         assert found.groups == pytest.approx({g: (statistics.fmean(x) - 5) * 2 for g, x in of_group.items()})
         assert found.adjusted == pytest.approx((statistics.fmean(score for score, _ in drawn.values()) - 5) * 2)
+        total, missing = sum(score for score, _ in drawn.values()), len(TASKS) - len(drawn)
+        assert found.bounds == pytest.approx(((total + missing) / len(TASKS), (total + 10 * missing) / len(TASKS)))
         lengths = [len(reply) for _, reply in drawn.values() if reply and not reply.endswith(CUT)]
         assert found.length == (pytest.approx(statistics.fmean(lengths)) if lengths else None)
 

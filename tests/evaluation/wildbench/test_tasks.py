@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simrl.conversations.records import RowError
-from simrl.evaluation.wildbench.tasks import GROUPS, by_group, check_known, overlapping, read_tasks
+from simrl.evaluation.wildbench.tasks import FIELDS, GROUPS, SOURCE, by_group, check_known, overlapping, read_tasks
+from tests.conversations.test_wildchat import Hub
 from tests.evaluation.wildbench.made_up import task, task_row, tasks_of
 
 ROWS = [task_row(number, turns=1 + number % 3) for number in range(6)]
@@ -77,6 +78,16 @@ def test_a_file_without_tasks_is_refused(tmp_path: pathlib.Path) -> None:
         read_tasks(write(tmp_path / 'u.jsonl', [{k: v for k, v in ROWS[0].items() if k != 'checklist'}]))
     with pytest.raises(FileNotFoundError, match=r'missing.jsonl'):
         read_tasks(str(tmp_path / 'missing.jsonl'))
+
+
+def test_tasks_of_the_hub_are_streamed_of_their_config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / 't.parquet', ROWS)
+    hub = Hub({SOURCE: pathlib.Path(path)}, monkeypatch)
+    assert read_tasks(revision='abc') == read_tasks(path)
+    (call,) = hub.calls
+    assert call[0] == 'allenai/WildBench'
+    expected = {'name': 'v2', 'split': 'test', 'revision': 'abc', 'streaming': True, 'columns': list(FIELDS)}
+    assert expected.items() <= call[1].items()
 
 
 def test_overlap_is_by_content_and_of_first_messages_only() -> None:
