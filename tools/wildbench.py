@@ -45,7 +45,7 @@ from simrl.evaluation.wildbench.generations import (
     sample,
     write_generations,
 )
-from simrl.evaluation.wildbench.official import CutReplies, RewardSettings, WBReward, WBScore
+from simrl.evaluation.wildbench.official import CutReplies, RewardSettings
 from simrl.evaluation.wildbench.tasks import SOURCE, Task, overlapping, read_tasks
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
@@ -270,20 +270,22 @@ def write_verdicts(path: pathlib.Path, rows: Rows, field: str) -> int:
     return sum(failed.values())
 
 
-def print_result(result: WBScore | WBReward | Mapping[str, Any]) -> None:
+def print_result(result: Mapping[str, Any]) -> None:
     """Prints a result as JSON."""
-    found = result if isinstance(result, Mapping) else dataclasses.asdict(result)
-    print(json.dumps(found, indent=1, ensure_ascii=False), flush=True)
+    print(json.dumps(result, indent=1, ensure_ascii=False), flush=True)
 
 
-def score_of(path: pathlib.Path, tasks: Tasks | None, cut_replies: CutReplies = 'judged') -> WBScore:
+def score_of(path: pathlib.Path, tasks: Tasks | None, cut_replies: CutReplies = 'judged') -> Mapping[str, Any]:
     scores, left_out = judge_files.read_scores(path)
-    return official.wb_score(scores, tasks, cut_replies=cut_replies, left_out=left_out)
+    return dataclasses.asdict(official.wb_score(scores, tasks, cut_replies=cut_replies, left_out=left_out))
 
 
-def reward_of(path: pathlib.Path, reference: str, tasks: Tasks | None, settings: RewardSettings) -> WBReward:
+def reward_of(path: pathlib.Path, reference: str, tasks: Tasks | None, settings: RewardSettings) -> Mapping[str, Any]:
     comparisons, left_out = judge_files.read_comparisons(path, reference)
-    return official.wb_reward(comparisons, tasks, settings, left_out=left_out)
+    bias = official.position(comparisons)
+    return dataclasses.asdict(official.wb_reward(comparisons, tasks, settings, left_out=left_out)) | {
+        'position': None if bias is None else dataclasses.asdict(bias)
+    }
 
 
 def run_wb_score(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from simrl.conversations.quoting import as_json
+from simrl.evaluation.preferences import independent_votes
 from simrl.evaluation.wildbench.asking import AskSettings, Question, ask, kept, prompt_of, shown, task_lines
 from simrl.evaluation.wildbench.generations import Generation
 from simrl.evaluation.wildbench.tasks import Task, by_group
@@ -210,16 +211,13 @@ def _of_judge(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     }
 
 
-def win_rate(values: Sequence[float]) -> Mean:
-    """The win rate of 1 a win, 1/2 a tie and 0 a loss, with its trinomial standard error.
+def win_rate(values: Sequence[float]) -> dict[str, Any]:
+    """The win rate of 1 a win, 1/2 a tie and 0 a loss, with its trinomial standard error (arXiv:2605.09808, app. G.1).
 
-    p = (w + t / 2) / n, and its variance ((w + t / 4) / n - p^2) / n (arXiv:2605.09808, appendix G.1).
+    p = (w + t / 2) / n, and its variance ((w + t / 4) / n - p^2) / n, which is the variance of the values by n.
     """
-    n, wins, ties = len(values), sum(x == 1 for x in values), sum(x == 0.5 for x in values)
-    if not n:
-        return Mean(None, None, 0)
-    rate = (wins + ties / 2) / n
-    return Mean(rate, math.sqrt(max((wins + ties / 4) / n - rate**2, 0.0) / n), n)
+    error = float(np.std(values)) / math.sqrt(len(values))
+    return dataclasses.asdict(independent_votes(values)) | {'standard error': error}
 
 
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -248,7 +246,7 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     return {
         'first': first[0]['generator'],
         'second': second[0]['generator'],
-        'win rate': dataclasses.asdict(win_rate(values)),
+        'win rate': win_rate(values),
         'wins, ties, losses': [values.count(x) for x in (1.0, 0.5, 0.0)],
         'left out': failed,
         'bounds': bounds(values, failed, 0.0, 1.0),

@@ -8,7 +8,7 @@ The leaderboard has quirks, which the settings name: a verdict on a reply that i
 no count, but the rewards of all tasks together are divided by the number of all verdicts; and each pair was judged in
 one order. `LEADERBOARD` has them; the defaults judge every reply, divide by what was judged, and take both orders.
 
-Of the published numbers, those by group need the tags of the tasks, which no judge file has. The Elo ratings come from a
+Of the published numbers, those by group need the tags of tasks, which no judge file has. The Elo ratings come from a
 simulation whose draws are not published.
 """
 
@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from simrl.evaluation.position import PositionBias, position_bias
 from simrl.evaluation.wildbench.asking import CUT
 from simrl.evaluation.wildbench.checklist import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
@@ -237,6 +238,16 @@ def wb_reward(
         mean_length([of_task[0].reply for of_task in by_task.values()]),
         dict(+dropped),
     )
+
+
+def position(comparisons: Sequence[Comparison]) -> PositionBias | None:
+    """The judge's position bias, over tasks; None where no task is judged in both orders."""
+    firsts: list[dict[str, float]] = [
+        {of.task: (of.value + 1) / 2 for of in comparisons if of.first == first} for first in ('assistant', 'reference')
+    ]
+    both = [task for task in firsts[0] if task in firsts[1]]
+    shown_first, shown_second = ([side[task] for task in both] for side in firsts)
+    return position_bias(shown_first, shown_second, both) if both else None
 
 
 def _flips(values: Sequence[float]) -> bool:

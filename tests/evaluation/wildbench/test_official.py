@@ -21,6 +21,7 @@ from simrl.evaluation.wildbench.official import (
     adjusted_score,
     mean_length,
     mixture,
+    position,
     reward_of_counts,
     task_macro,
     value_after_margin,
@@ -207,6 +208,10 @@ def test_a_judge_that_only_sees_the_place_gives_no_reward(drawn) -> None:
     biased = [dataclasses.replace(of, value=0.5 if of.first == 'assistant' else -0.5) for of in both_orders(drawn)]
     found = wb_reward(biased)
     assert (found.reward.mean, found.flips) == (0.0, len(drawn))
+    bias = position(biased)
+    assert bias is not None
+    assert (bias.to_first.mean, bias.consistent.mean, bias.first_position.mean) == (1.0, 0.0, 0.75)
+    assert position(biased[:1]) is None
 
 
 def test_one_order_alone_is_left_out_unless_each_has_one() -> None:
