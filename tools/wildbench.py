@@ -166,8 +166,13 @@ def read_replies(path: pathlib.Path, tasks: Tasks) -> dict[str, Generation]:
 
 
 def read_openings(paths: Sequence[pathlib.Path]) -> list[str]:
-    """First user messages of files of conversations."""
-    return [conversation.opening for path in paths for conversation in read_conversations(path)[0]]
+    """First user messages of the conversations to train on in files; prints how many there are."""
+    found = []
+    for path in paths:
+        openings = [of.opening for of in read_conversations(path)[0] if of.split == 'train']
+        print(f'{path}: {len(openings)} conversations of the split train', flush=True)
+        found += openings
+    return found
 
 
 def run_checklist(options: argparse.Namespace) -> int:
@@ -313,7 +318,7 @@ def parser_of() -> argparse.ArgumentParser:
                 '--tasks', default=tasks, help=f'hub name, file or folder; default: {tasks or "no tags"}'
             )
             added.add_argument('--revision', help='of tasks on the hub; default: the main branch')
-            added.add_argument('--on-bad-rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
+            added.add_argument('--on_bad_rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
         return added
 
     added = command('generate', run_generate)
@@ -336,9 +341,8 @@ def parser_of() -> argparse.ArgumentParser:
         added.add_argument('--judge', required=True, action='append', help='endpoint settings as JSON; may be repeated')
         add_settings(added, AskSettings())
         if name == 'checklist':
-            added.add_argument(
-                '--training', type=local_path, action='append', default=[], help='conversations that were trained on'
-            )
+            told = 'conversations whose split train was trained on; may be repeated'
+            added.add_argument('--training', type=local_path, action='append', default=[], help=told)
         if name == 'pairs':
             added.add_argument('--reference', required=True, type=local_path, help="the reference's result file")
     added = command('compare', run_compare)

@@ -4,7 +4,8 @@
 votes by people or judges; `vote_models`: their regressions; `ranking`: several assistants on one scale; `position`:
 judges who see both orders, and panels; `length_control`: win rates at equal lengths. `comparisons`: arms over training
 seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages
-under a simulator. `controls`: negative controls. `results`: the JSON files of a run; `report`: the page made of them.
+under a simulator. `controls`: negative controls. `wildbench`: assistants on real tasks with checklists. `results`: the
+JSON files of a run; `report`: the page made of them.
 
 Read `statistics`, `outcomes`, `comparisons`, `results`.
 """

@@ -205,7 +205,8 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
 def test_overlap_with_training_data_is_reported(tmp_path, tasks, capsys) -> None:
     openings = ['question 1.0? ', 'something else', 'Question 4.0?']
     people = tmp_path / 'people.jsonl'
-    write_conversations(people, [Conversation(x, 'wildchat', 'train', (Message('user', x),)) for x in openings])
+    split = dict.fromkeys(openings, 'train') | {'Question 5.0?': 'test'}
+    write_conversations(people, [Conversation(x, 'wildchat', of, (Message('user', x),)) for x, of in split.items()])
     with ScriptedServer(made_up.script, models=MODELS) as server:
         generate(server, tasks, tmp_path / 'mine.json', 'mine')
         flags = [f'--tasks={tasks}', f'--generations={tmp_path / "mine.json"}', *judges(server)]

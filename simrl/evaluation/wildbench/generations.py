@@ -5,8 +5,8 @@
 2. `write_generations` writes the file, a JSON list with an object for each task; `read_generations` also reads files
    that the benchmark's code wrote.
 
-A reply that could not be had is not in the file, and no empty reply either: the file says of whom it has replies. An
-empty reply in a file is the assistant's own.
+A reply that could not be had is not in the file, and is no empty reply either. An empty reply in a file is the
+assistant's own; an empty message of an endpoint is none, as nothing tells it from a fault of the server.
 """
 
 import collections

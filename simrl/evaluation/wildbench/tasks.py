@@ -12,7 +12,7 @@ from typing import Any
 
 from simrl.conversations.openings import opening_key
 from simrl.conversations.raw_rows import open_data
-from simrl.conversations.records import Conversation, Message, OnBadRows, RowError, parse_conversation
+from simrl.conversations.records import STRIPPED, Conversation, Message, OnBadRows, RowError, parse_conversation
 from simrl.conversations.splits import hash64
 from simrl.conversations.wildchat import WILDBENCH, WILDBENCH_PARTS
 
@@ -87,7 +87,7 @@ def read_tasks(
             counts[error.reason] += 1
             continue
         tasks[task.id] = task
-        counts['texts stripped'] += stripped
+        counts[STRIPPED] += stripped
     if not tasks:
         raise ValueError(f'{source}: expected at least one task, found none; rows dropped: {dict(counts)}')
     return tasks, +counts

@@ -1,0 +1,109 @@
+"""Scores and comparisons by our own judges: the official layout, both orders, empty replies, versions of prompts."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from simrl.conversations.splits import hash64
+from simrl.evaluation.wildbench import checklist, verdicts
+from simrl.evaluation.wildbench.asking import CUT, AskSettings, Question
+from simrl.evaluation.wildbench.generations import Generation
+from simrl.evaluation.wildbench.judge_files import read_comparisons, read_scores
+from simrl.evaluation.wildbench.official import LEADERBOARD, wb_reward
+from simrl.remote.client import Endpoint
+from simrl.remote.settings import EndpointSettings
+from tests.evaluation.wildbench.made_up import choice_of, material, score_of, script, task, tasks_of
+from tests.remote.server import ScriptedServer
+
+TASKS = tasks_of(*map(task, range(4)))
+NAMES = list(TASKS)
+
+
+def generations(generator: str, *texts: str) -> dict[str, Generation]:
+    return {name: Generation(name, text, generator) for name, text in zip(NAMES, texts, strict=False)}
+
+
+def asked(call: Any, *args: Any, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of judge a, and the bodies of its requests."""
+    with ScriptedServer(script, models=['a']) as server:
+        with Endpoint(EndpointSettings(server.url, 'a', in_flight=2)) as endpoint:
+            rows = call(TASKS, *args, {'a': endpoint}, AskSettings(max_tokens=50, **settings))
+        return rows['a'], server.requests
+
+
+def written(path: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_scores_are_in_the_official_layout_and_an_empty_reply_is_not_judged(tmp_path: pathlib.Path) -> None:
+    rows, bodies = asked(verdicts.score, generations('m', 'one', ' \n', 'three'))
+    assert len(bodies) == 2
+    assert [(row['session_id'], row['model_test'], row['model_output']) for row in rows] == [
+        (NAMES[0], 'm', 'one'),
+        (NAMES[1], 'm', ' \n'),
+        (NAMES[2], 'm', 'three'),
+    ]
+    assert [row['score'] for row in rows] == [score_of('a', 'one'), 1, score_of('a', 'three')]
+    assert all(row['parsed_result'].keys() == {'strengths', 'weaknesses', 'score'} for row in rows)
+    scores, left_out = read_scores(written(tmp_path / 'm.json', rows))
+    assert ([of.score for of in scores], left_out) == ([row['score'] for row in rows], {})
+
+
+def test_pairs_are_judged_in_both_orders_and_read_back_alike(tmp_path: pathlib.Path) -> None:
+    mine, other = generations('m', 'one', '', 'three', ''), generations('r', 'uno', 'due', '', '')
+    rows, bodies = asked(verdicts.pairs, mine, other)
+    assert len(bodies) == 2, 'a pair with an empty reply is not judged'
+    shown = [{name: text for line in material(body) for name, text in line.items()} for body in bodies]
+    assert sorted((x['A'], x['B']) for x in shown) == [('one', 'uno'), ('uno', 'one')]
+    comparisons, left_out = read_comparisons(written(tmp_path / 'm.json', rows), 'r')
+    assert not left_out
+    assert [(of.task, of.first) for of in comparisons] == [
+        (name, first) for name in NAMES for first in ('assistant', 'reference')
+    ]
+    gain = {'A++': 1.0, 'A+': 0.5, 'A=B': 0.0, 'B+': -0.5, 'B++': -1.0}
+    assert [of.value for of in comparisons] == [
+        gain[choice_of('a', 'one', 'uno')],
+        -gain[choice_of('a', 'uno', 'one')],
+        *(-1.0, -1.0),
+        *(1.0, 1.0),
+        *(0.0, 0.0),
+    ]
+    assert [(of.reply, of.reference) for of in comparisons[::2]] == [
+        ('one', 'uno'), ('', 'due'), ('three', ''), ('', '')
+    ]  # fmt: skip
+    assert wb_reward(comparisons[::2], TASKS, LEADERBOARD).left_out == {'empty or cut reply': 3}
+
+
+def test_judges_see_replies_as_far_as_they_are_asked_to(tmp_path: pathlib.Path) -> None:
+    rows, bodies = asked(verdicts.pairs, generations('m', 'a b c d'), generations('r', 'a b c'), max_words=3)
+    assert rows[0]['model_outputs'] == {'m': f'a b c{CUT}', 'r': 'a b c'}
+    assert sum(f'a b c{CUT}' in body['messages'][0]['content'] for body in bodies) == 2
+    comparisons, _ = read_comparisons(written(tmp_path / 'm.json', rows), 'r')
+    assert wb_reward(comparisons[:1], settings=LEADERBOARD).left_out == {'empty or cut reply': 1}
+
+
+def test_pairs_need_two_names_and_a_common_task() -> None:
+    with pytest.raises(ValueError, match="generator: expected two assistants of different names, found 'm' twice"):
+        asked(verdicts.pairs, generations('m', 'a'), generations('m', 'b'))
+    with pytest.raises(ValueError, match='expected at least one task with replies of both assistants'):
+        asked(verdicts.pairs, generations('m', 'a'), {NAMES[1]: Generation(NAMES[1], 'x', 'r')})
+
+
+PROMPTS = {  # by protocol and version; a change of a word needs another version, and its hash here
+    'wildbench-checklist-1': 10871530333995509260,
+    'wildbench-score-1': 11579509099135538246,
+    'wildbench-pair-1': 18194449524436153839,
+}
+
+
+def test_a_changed_prompt_has_another_version() -> None:
+    one = task(0, items=2, turns=2)
+    questions: list[Question] = [
+        checklist.question_of(one, 'reply'),
+        verdicts.score_question(one, 'reply'),
+        verdicts.pair_question(one, 'reply', 'other'),
+    ]
+    assert {of.version: hash64(of.prompt + json.dumps(of.schema)) for of in questions} == PROMPTS
