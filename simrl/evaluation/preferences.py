@@ -7,6 +7,7 @@ vote that could not be collected.
 2. `independent_votes`, `trinomial`: the interval that takes each vote for a participant of its own.
 3. `cluster_robust`: the mean over votes, with an interval that allows for votes of one participant being alike.
 4. `win_rates`: the primary estimand, the mean over participants, beside both, and with failures lost and won.
+5. `majorities`: a sign test of the assistant that each participant prefers.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ import numpy as np
 import scipy.special
 
 from simrl.evaluation.statistics import Estimate, Vector, check_level, cluster_bootstraps, cluster_sums, differ
+
+_EVEN = 1e-9  # mean preferences nearer to 1/2 are 1/2 but for rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,22 @@ class WinRates:
     all_lost: WinRate
     all_won: WinRate
     failures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Majorities:
+    """Participants by the assistant that they prefer on the mean.
+
+    Attributes:
+        first, second: number of participants who prefer the first, or the second assistant.
+        neither: number of participants whose mean preference is 1/2.
+        p_value: of the two-sided sign test that both are as likely; None where no participant prefers either.
+    """
+
+    first: int
+    second: int
+    neither: int
+    p_value: float | None
 
 
 def align(sources: Mapping[str, Iterable[tuple[Hashable, float]]]) -> tuple[tuple[Hashable, ...], np.ndarray]:
@@ -190,6 +209,26 @@ def win_rates(
         return WinRates(observed, observed, observed, 0)
     lost, won = (win_rate(np.where(failed, value, data), participants) for value in (0.0, 1.0))
     return WinRates(observed, lost, won, int(failed.sum()))
+
+
+def majorities(preferences: Vector, participants: Sequence[Hashable]) -> Majorities:
+    """The assistant that each participant prefers, and the exact sign test over those who prefer one (Conover 1999).
+
+    It needs no more than independent participants, and ignores how strongly each prefers.
+
+    Args:
+        preferences: [votes], from 0 to 1.
+        participants: [votes], who voted.
+
+    Raises:
+        ValueError: no votes, lengths that differ, or a preference that is not from 0 to 1.
+    """
+    data = checked('majorities', preferences, participants)
+    totals, counts = (sums[:, 0] for sums in cluster_sums(data[None] - 0.5, participants))
+    means = totals / counts
+    first, second = int((means > _EVEN).sum()), int((means < -_EVEN).sum())
+    tail = float(scipy.special.bdtr(min(first, second), first + second, 0.5)) if first + second else None
+    return Majorities(first, second, len(means) - first - second, None if tail is None else min(1.0, 2 * tail))
 
 
 def checked(caller: str, preferences: Vector, participants: Sequence[Hashable] | None = None) -> np.ndarray:

@@ -21,6 +21,8 @@ from simrl.evaluation.statistics import Vector, check_level
 # Standard normal points and the logarithms of their weights. Equal steps converge faster than Gauss-Hermite's points
 # where the many votes of a participant make the integrand narrow.
 _NODES = np.linspace(-6.25, 6.25, 101)
+_LARGEST_SD = 8.0  # of participants: beyond, the integrand is narrower than the steps
+_LARGEST_ERROR = 100.0  # in log-odds: beyond, the votes say nothing
 _LOG_WEIGHTS = -np.square(_NODES) / 2 - math.log(np.exp(-np.square(_NODES) / 2).sum())
 
 
@@ -112,7 +114,7 @@ def cumulative_logit(
     Raises:
         ValueError: a preference that is not 1, 1/2 or 0; lengths that differ; one participant, or no participant with
             two votes; never a vote for one of the assistants; one position only, or a position in which all votes are
-            alike; a likelihood whose maximum is not found.
+            alike; participants who each always vote alike; a likelihood whose maximum is not found.
     """
     data, member, x = _design('cumulative_logit', preferences, participants, a_first, level)
     if not np.isin(data, (0, 0.5, 1)).all():
@@ -132,6 +134,11 @@ def cumulative_logit(
     if not (found.success and np.isfinite(covariance).all() and (np.diagonal(covariance) > 0).all()):
         raise ValueError(f'cumulative_logit: expected a likelihood with a maximum, found none: {found.message}')
     preference, position, tie, sd = _parameters(found.x, x is not None, bool(ties))
+    if abs(sd) > _LARGEST_SD:
+        raise ValueError(
+            'cumulative_logit: expected participants whose own votes vary, found a standard deviation between them of '
+            f'{abs(sd):.0f} in log-odds, above {_LARGEST_SD:g}: each always votes alike'
+        )
 
     def win_rate(theta: np.ndarray) -> np.ndarray:
         preference, position, tie, sd = _parameters(theta, x is not None, bool(ties))
@@ -173,7 +180,8 @@ def gee(
 
     Raises:
         ValueError: a preference that is not from 0 to 1; lengths that differ; one participant; never a vote for one of
-            the assistants; one position only; no convergence.
+            the assistants; one position only, or a position in which all votes are alike; as many coefficients as
+            participants; no convergence, or a standard error above 100 in log-odds.
     """
     data, member, x = _design('gee', preferences, participants, a_first, level)
     columns = np.ones((len(data), 1)) if x is None else np.column_stack([np.ones(len(data)), x])
@@ -182,9 +190,14 @@ def gee(
     model = genmod.GEE(
         data[order], columns[order], member[order], family=genmod.families.Binomial(), cov_struct=structure
     )
-    fit = model.fit(cov_type='bias_reduced', maxiter=200)
-    if not (fit.converged and np.isfinite(fit.bse).all()):
-        raise ValueError('gee: expected estimating equations with a solution, found no convergence')
+    try:
+        with np.errstate(over='ignore'):  # of steps that diverge
+            fit = model.fit(cov_type='bias_reduced')
+    except np.linalg.LinAlgError as error:
+        raise ValueError(f'gee: expected more participants than coefficients, found {member.max() + 1}') from error
+    if not (fit.converged and fit.bse.max() < _LARGEST_ERROR):
+        reason = f'a standard error of {fit.bse.max():g} in log-odds' if fit.converged else 'no convergence'
+        raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
     preference = _wald(float(fit.params[0]), float(fit.bse[0]), level)
     rate, low, high = (float(scipy.special.expit(y)) for y in (preference.value, preference.low, preference.high))
     return Gee(

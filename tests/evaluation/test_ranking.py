@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import statsmodels.api as sm
+from evalica import Winner, newman
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,6 +91,18 @@ def test_agrees_with_a_slow_fit():
         strengths, abs=1e-4
     )
     assert found.ties == pytest.approx(nu, abs=1e-4)
+
+
+@pytest.mark.parametrize('nu', [0.0, 0.7])
+def test_agrees_with_evalica(nu):
+    """Whose algorithm is Newman's (2023), of the same likelihood; its tie parameter is half of nu."""
+    first, second, preference, people = votes_of(np.random.default_rng(0), [0.0, 0.5, -0.8, 1.1], nu, 100, 8)
+    found = davidson(first, second, preference, people, resamples=20)
+    winners = [{1.0: Winner.X, 0.0: Winner.Y, 0.5: Winner.Draw}[x] for x in preference]
+    other = newman(first, second, winners, tolerance=1e-12, limit=100_000)
+    expected = np.log(other.scores) - np.log(other.scores).mean()
+    assert [x.mean for x in found.strengths] == pytest.approx(expected[list(found.models)].tolist(), abs=1e-9)
+    assert found.ties == pytest.approx(2 * other.v, abs=1e-9)
 
 
 def test_without_ties_it_is_the_bradley_terry_model_of_statsmodels():

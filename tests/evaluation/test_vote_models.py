@@ -145,6 +145,23 @@ def test_votes_that_determine_nothing(function, votes, people, a_first, message)
         function(votes, people, a_first)
 
 
+def test_people_who_never_change_their_vote_have_no_finite_spread():
+    votes, people = [1.0] * 9 + [0.0] * 6 + [0.5, 1.0], [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5]
+    with pytest.raises(ValueError, match='expected participants whose own votes vary, found a standard deviation'):
+        cumulative_logit(votes, people)
+
+
+def test_gee_of_almost_nothing_is_refused():
+    votes, first = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0], [True, False, False, True, True, True]
+    with pytest.raises(ValueError, match='gee: expected more participants than coefficients, found 2'):
+        gee(votes, [0, 1, 1, 0, 0, 0], first)
+    votes, first = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0], [False, False, True, False, False, False, False, True]
+    with pytest.raises(
+        ValueError, match=r'estimating equations with a solution, found a standard error of .* log-odds'
+    ):
+        gee(votes, [4, 4, 1, 0, 0, 3, 1, 1], first)
+
+
 def test_cumulative_logit_needs_whole_votes_and_people_who_vote_twice():
     with pytest.raises(ValueError, match='expected preferences of 1, 1/2 or 0, found'):
         cumulative_logit([1.0, 0.0, 0.3], [0, 0, 1])
