@@ -1,11 +1,12 @@
 """Outcomes of conversations -> estimates with intervals, and the report.
 
-`statistics`: intervals and tests. `win_rate`, `outcomes`: assistants on the same examples. `preferences`: win rates of
-votes by people or judges; `vote_models`: their regressions; `ranking`: several assistants on one scale; `position`:
+`statistics`: intervals and tests; `blocks`: for few seeds; `crossed`: over seeds and people at once; `multiplicity`:
+several tests; `power`: sample sizes. `win_rate`, `outcomes`: assistants on the same examples. `preferences`: win rates
+of votes by people or judges; `vote_models`: their regressions; `ranking`: several assistants on one scale; `position`:
 judges who see both orders, and panels; `length_control`: win rates at equal lengths. `comparisons`: arms over training
-seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages
-under a simulator. `controls`: negative controls. `wildbench`: assistants on real tasks with checklists. `results`: the
-JSON files of a run; `report`: the page made of them.
+seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages under a
+simulator. `controls`: negative controls. `wildbench`: assistants on real tasks with checklists. `results`: the JSON
+files of a run; `report`: the page made of them.
 
 Read `statistics`, `outcomes`, `comparisons`, `results`.
 """

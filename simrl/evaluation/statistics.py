@@ -78,6 +78,9 @@ class SeedEstimate(_Interval):
         p_value: of the two-sided sign-flip test that there is no effect; None with one seed, or where no value without
             an effect was given.
         level: the nominal coverage of the interval.
+        df: degrees of freedom of the interval; None without an interval.
+        alone: the two bounds of these seeds' own t-interval, where `low` and `high` pool the spread over arms
+            (`blocks`); None where they do not, or without one.
     """
 
     mean: float
@@ -86,6 +89,8 @@ class SeedEstimate(_Interval):
     values: tuple[float, ...]
     p_value: float | None
     level: float
+    df: float | None = None
+    alone: tuple[float, ...] | None = None
 
     @property
     def num_seeds(self) -> int:
@@ -119,7 +124,7 @@ def cluster_bootstraps(
     Raises:
         ValueError: no observation, a measure without a value, a value that is not finite, or lengths that differ.
     """
-    data = _measures('cluster_bootstraps', measures, len(clusters), nan)
+    data = checked_measures('cluster_bootstraps', measures, len(clusters), nan)
     check_level('cluster_bootstraps', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
     bounds = [percentile_interval(draws[np.isfinite(draws)], level=level) for draws in means]
@@ -162,7 +167,7 @@ def cluster_shares(
     Raises:
         ValueError: as `cluster_bootstraps`, or a value is not from 0 to 1.
     """
-    data = _measures('cluster_shares', measures, len(clusters), nan)
+    data = checked_measures('cluster_shares', measures, len(clusters), nan)
     check_level('cluster_shares', level)
     if data.size and not (np.nanmin(data) >= 0 and np.nanmax(data) <= 1):
         raise ValueError(
@@ -279,8 +284,14 @@ def t_interval(values: Vector, *, level: float = 0.95, null: float | None = None
     p_value = None if null is None or len(data) == 1 else sign_flip_test(data - null)
     if not differ(data):
         return SeedEstimate(mean, low=None, high=None, values=each, p_value=p_value, level=level)
-    half = float(scipy.special.stdtrit(len(data) - 1, (1 + level) / 2)) * float(data.std(ddof=1)) / math.sqrt(len(data))
-    return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level)
+    df = len(data) - 1
+    half = t_quantile(df, level) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    return SeedEstimate(mean, mean - half, mean + half, values=each, p_value=p_value, level=level, df=df)
+
+
+def t_quantile(df: float, level: float) -> float:
+    """The bound t such that Student's t of `df` degrees of freedom is within +-t with probability `level`."""
+    return float(scipy.special.stdtrit(df, (1 + level) / 2))
 
 
 def paired_difference(first: Vector, second: Vector, *, level: float = 0.95) -> SeedEstimate:
@@ -325,9 +336,9 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
     return float((1 + (np.abs(signs @ data) >= found).sum()) / (1 + resamples))
 
 
-def differ(values: np.ndarray) -> bool:
-    """True if some numbers differ by more than rounding."""
-    return bool(np.ptp(values) > max(_ROUNDING * np.abs(values).max(), _NOTHING))
+def differ(values: np.ndarray, size: float = 0.0) -> bool:
+    """True if some numbers differ by more than rounding; `size` is the largest of the numbers they were made of."""
+    return bool(np.ptp(values) > max(_ROUNDING * max(np.abs(values).max(), size), _NOTHING))
 
 
 def check_level(caller: str, level: float) -> None:
@@ -337,10 +348,10 @@ def check_level(caller: str, level: float) -> None:
 
 def _finite(caller: str, measures: Sequence[Vector], num_observations: int) -> np.ndarray:
     """[K][N] finite numbers as float64 [K, N]; errors name `caller`."""
-    return _measures(caller, measures, num_observations, 'refused')
+    return checked_measures(caller, measures, num_observations, 'refused')
 
 
-def _measures(caller: str, measures: Sequence[Vector], num_observations: int, nan: NaN) -> np.ndarray:
+def checked_measures(caller: str, measures: Sequence[Vector], num_observations: int, nan: NaN) -> np.ndarray:
     """[K][N] numbers as float64 [K, N]; errors name `caller`."""
     if not num_observations:
         raise ValueError(f'{caller}: expected at least one observation, found none')
