@@ -6,8 +6,10 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
+import scipy.linalg
 import scipy.special
 
 from simrl.evaluation.preferences import checked
@@ -100,7 +102,7 @@ def length_controlled(
 
     Raises:
         ValueError: numbers of instructions that differ, fewer than `FOLDS`, a preference that is not from 0 to 1, a
-            difficulty that is not finite, or length differences that are all alike.
+            difficulty that is not finite, length differences that are all alike, or a reference with a fault of these.
     """
     data = checked('length_controlled', preferences)
     hardness = np.zeros(len(data)) if difficulty is None else np.asarray(difficulty, np.float64)
@@ -112,17 +114,23 @@ def length_controlled(
         )
     if len(data) < FOLDS:
         raise ValueError(f'length_controlled: expected at least {FOLDS} instructions, found {len(data)}')
-    if not np.isfinite(hardness).all():
-        raise ValueError('length_controlled: expected finite difficulties, found one that is not')
     features, targets = np.column_stack([np.ones(len(data)), length, hardness]), data
     weights = np.ones(len(data))
     if reference is not None:
         extra = checked('length_controlled', reference.preferences)
+        if not len(extra) == len(reference.terms) == len(reference.difficulty) or reference.weight < 0:
+            raise ValueError(
+                'length_controlled: expected a reference with a term and a difficulty of each preference and a weight '
+                f'of at least 0, found {len(reference.terms)} and {len(reference.difficulty)} of {len(extra)}, and the '
+                f'weight {reference.weight:g}'
+            )
         features = np.concatenate(
             [features, np.column_stack([np.zeros(len(extra)), reference.terms, reference.difficulty])]
         )
         targets = np.concatenate([data, extra])
         weights = np.concatenate([weights, np.full(len(extra), reference.weight)])
+    if not np.isfinite(features).all():
+        raise ValueError('length_controlled: expected finite terms and difficulties, found one that is not')
     fold = np.arange(len(targets)) % FOLDS
     losses = np.zeros(len(PENALTIES))
     for held_out in range(FOLDS):
@@ -158,39 +166,30 @@ def instruction_difficulty(preferences: np.ndarray, terms: np.ndarray, *, spread
             f'{preferences.shape} and {terms.shape}'
         )
     data = checked('instruction_difficulty', preferences.ravel()).reshape(preferences.shape)
-    number, size = len(data), data[0].size
+    number = len(data)
     columns = np.stack([np.ones_like(terms), terms], axis=1)  # [assistants, 2, N]
-    ones = np.ones_like(data)
+    precision = np.append(np.full(2 * number, _PRIOR), np.full(data[0].size, 1 / spread**2))
 
-    def loss(own: np.ndarray, common: np.ndarray) -> float:
-        prior = _PRIOR * float(np.square(own).sum()) + float(np.square(common).sum()) / spread**2
-        return _loss(np.einsum('kcn,kc->kn', columns, own) + common, data, ones) + prior / 2
+    def logit(theta: np.ndarray) -> np.ndarray:
+        return np.einsum('kcn,kc->kn', columns, theta[: 2 * number].reshape(number, 2)) + theta[2 * number :]
 
-    own, common = np.zeros((number, 2)), np.zeros(size)
-    least = loss(own, common)
-    for _ in range(_STEPS):
-        share = scipy.special.expit(np.einsum('kcn,kc->kn', columns, own) + common)
+    def loss(theta: np.ndarray) -> float:
+        return _loss(logit(theta), data, np.ones_like(data)) + float(precision @ np.square(theta)) / 2
+
+    def target(theta: np.ndarray) -> np.ndarray:
+        share = scipy.special.expit(logit(theta))
         error, variance = share - data, share * (1 - share)
-        slope_own = (columns * error[:, None]).sum(2) + _PRIOR * own
-        slope_common = error.sum(0) + common / spread**2
-        mixed = (columns * variance[:, None]).reshape(2 * number, size)  # by both kinds of parameters
-        diagonal = variance.sum(0) + 1 / spread**2
-        block = np.einsum('kcn,kdn->kcd', columns * variance[:, None], columns)
-        whole = _PRIOR * np.eye(2 * number)
-        for k in range(number):
-            whole[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] += block[k]
-        step = np.linalg.solve(
-            whole - (mixed / diagonal) @ mixed.T, slope_own.ravel() - mixed @ (slope_common / diagonal)
-        )
-        step_own, step_common = step.reshape(number, 2), (slope_common - step @ mixed) / diagonal
-        size_of_step = 1.0
-        while loss(own - size_of_step * step_own, common - size_of_step * step_common) > least and size_of_step > 1e-10:
-            size_of_step /= 2
-        own, common = own - size_of_step * step_own, common - size_of_step * step_common
-        previous, least = least, loss(own, common)
-        if previous - least <= 1e-13 * abs(least):
-            return common - common.mean()
-    raise ValueError(f'instruction_difficulty: expected a fit within {_STEPS} steps, found none')
+        slope = np.concatenate([(columns * error[:, None]).sum(2).ravel(), error.sum(0)]) + precision * theta
+        own, common = slope[: 2 * number], slope[2 * number :]
+        diagonal = variance.sum(0) + 1 / spread**2  # the block of g; that of m and l is solved for first
+        mixed = (columns * variance[:, None]).reshape(2 * number, -1)
+        blocks = np.einsum('kcn,kdn->kcd', columns * variance[:, None], columns)
+        whole = scipy.linalg.block_diag(*blocks) + _PRIOR * np.eye(2 * number) - (mixed / diagonal) @ mixed.T
+        step = np.linalg.solve(whole, own - mixed @ (common / diagonal))
+        return theta - np.concatenate([step, (common - step @ mixed) / diagonal])
+
+    common = _newton('instruction_difficulty', loss, target, np.zeros(len(precision)))[2 * number :]
+    return common - common.mean()
 
 
 def _loss(logit: np.ndarray, data: np.ndarray, weights: np.ndarray) -> float:
@@ -203,27 +202,36 @@ def _lasso(
 ) -> np.ndarray:
     """The coefficients [K] that minimise log-loss + sum |coefficients| / penalty.
 
-    Newton's method: the quadratic form at hand and the penalty are minimised by coordinate descent (Friedman et al.
-    2010), and the step is halved until the loss falls.
+    Each step goes to the minimum of the quadratic form at hand and the penalty, by coordinate descent (Friedman et al.
+    2010).
     """
 
     def loss(coefficients: np.ndarray) -> float:
         return _loss(features @ coefficients, data, weights) + float(np.abs(coefficients).sum()) / penalty
 
-    found, least = start, loss(start)
-    for _ in range(_STEPS):
-        share = scipy.special.expit(features @ found)
+    def target(coefficients: np.ndarray) -> np.ndarray:
+        share = scipy.special.expit(features @ coefficients)
         slope = features.T @ (weights * (share - data))
         curvature = (features.T * (weights * share * (1 - share))) @ features
-        target = _minimum(slope - curvature @ found, curvature, 1 / penalty, found)
-        size = 1.0
-        while loss(found + size * (target - found)) > least and size > 1e-10:
+        return _minimum(slope - curvature @ coefficients, curvature, 1 / penalty, coefficients)
+
+    return _newton('length_controlled', loss, target, start)
+
+
+def _newton(
+    caller: str, loss: Callable[[np.ndarray], float], target: Callable[[np.ndarray], np.ndarray], start: np.ndarray
+) -> np.ndarray:
+    """The minimum of a convex loss: steps to `target` are halved until the loss falls; errors name `caller`."""
+    found, least = start, loss(start)
+    for _ in range(_STEPS):
+        step, size = target(found) - found, 1.0
+        while loss(found + size * step) > least and size > 1e-10:
             size /= 2
-        previous, found = least, found + size * (target - found)
-        least = loss(found)
+        found = found + size * step
+        previous, least = least, loss(found)
         if previous - least <= 1e-13 * abs(least):
             return found
-    raise ValueError(f'length_controlled: expected a fit within {_STEPS} steps, found none')
+    raise ValueError(f'{caller}: expected a fit within {_STEPS} steps, found none')
 
 
 def _minimum(linear: np.ndarray, curvature: np.ndarray, threshold: float, start: np.ndarray) -> np.ndarray:

@@ -82,8 +82,10 @@ def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') 
         combine: 'mean': of both verdicts. 'strict': the verdict if both are the same, else a tie.
 
     Raises:
-        ValueError: no pairs, lengths that differ, or a verdict that is not from 0 to 1.
+        ValueError: no pairs, lengths that differ, a verdict that is not from 0 to 1, or another `combine`.
     """
+    if combine not in ('mean', 'strict'):
+        raise ValueError(f"both_orders: expected to combine by 'mean' or 'strict', found {combine!r}")
     first, second = _verdicts('both_orders', {'a_first': a_first, 'b_first': b_first})
     mean = (first + second) / 2
     return mean if combine == 'mean' else np.where(np.isnan(mean) | (first == second), mean, 0.5)

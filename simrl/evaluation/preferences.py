@@ -17,7 +17,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import numpy as np
 import scipy.special
 
-from simrl.evaluation.statistics import Estimate, Vector, check_level, cluster_bootstraps, cluster_sums, differ
+from simrl.evaluation.statistics import (
+    Estimate,
+    Vector,
+    check_level,
+    cluster_bootstraps,
+    cluster_sums,
+    differ,
+    t_quantile,
+)
 
 _EVEN = 1e-9  # mean preferences nearer to 1/2 are 1/2 but for rounding
 
@@ -159,7 +167,7 @@ def cluster_robust(preferences: Vector, participants: Sequence[Hashable], *, lev
     if number == 1 or not differ(np.append(residual, 0.0)):
         return Estimate(mean, None, None, len(data), number, level)
     error = math.sqrt(number / (number - 1) * float(np.square(residual).sum())) / len(data)
-    half = float(scipy.special.stdtrit(number - 1, (1 + level) / 2)) * error
+    half = t_quantile(number - 1, level) * error
     return Estimate(mean, mean - half, mean + half, len(data), number, level)
 
 

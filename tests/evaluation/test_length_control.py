@@ -92,12 +92,26 @@ def test_difficulties_of_instructions_are_recovered():
         ([1.0] * 5, [7] * 5, [1] * 5, None, 'expected length differences that vary, found 5 alike'),
         ([1.0] * 4, [1, 2, 3, 4], [1] * 4, None, 'expected at least 5 instructions, found 4'),
         ([2.0] * 5, [1, 2, 3, 4, 5], [1] * 5, None, 'expected preferences from 0 to 1, found 2'),
-        ([1.0] * 5, [1, 2, 3, 4, 5], [1] * 5, [np.nan] * 5, 'expected finite difficulties'),
+        ([1.0] * 5, [1, 2, 3, 4, 5], [1] * 5, [np.nan] * 5, 'expected finite terms and difficulties'),
     ],
 )
 def test_bad_input(preferences, lengths, baseline, difficulty, message):
     with pytest.raises(ValueError, match=message):
         length_controlled(preferences, lengths, baseline, difficulty)
+
+
+@pytest.mark.parametrize(
+    ('reference', 'message'),
+    [
+        (Reference([0.5], [0.1, 0.2], [0.0]), 'found 2 and 1 of 1, and the weight 0.1'),
+        (Reference([0.5], [0.1], [0.0], weight=-1.0), 'found 1 and 1 of 1, and the weight -1'),
+        (Reference([0.5], [np.nan], [0.0]), 'expected finite terms and difficulties'),
+        (Reference([1.5], [0.1], [0.0]), 'expected preferences from 0 to 1, found 1.5'),
+    ],
+)
+def test_bad_references(reference, message):
+    with pytest.raises(ValueError, match=message):
+        length_controlled([1.0, 0.0, 1.0, 0.5, 1.0], [1, 2, 3, 4, 5], [1] * 5, None, reference)
 
 
 def test_difficulty_needs_a_term_of_each_preference():

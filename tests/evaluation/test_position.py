@@ -28,6 +28,11 @@ def test_a_flip_counts_half_and_nothing_is_dropped(rows):
     np.testing.assert_array_equal(swapped, 1 - strict)
 
 
+def test_another_way_to_combine_is_refused():
+    with pytest.raises(ValueError, match="expected to combine by 'mean' or 'strict', found 'first'"):
+        both_orders([1.0], [0.0], combine='first')
+
+
 def judged(random, pairs, bias):
     """Verdicts of a judge without ties who takes the first position with probability `bias`, else decides."""
     better = (random.random(pairs) < 0.6).astype(float)
