@@ -232,11 +232,10 @@ def run_score(options: argparse.Namespace) -> int:
     generations = read_replies(options.generations, tasks)
     with opened(judges, options.output / 'score') as clients:
         found = verdicts.score(tasks, generations, clients, settings, 'scores')
-    lost, paths = 0, []
-    for judge, rows in found.items():
-        paths.append(options.output / f'eval={file_name(judge)}' / f'{file_name(rows[0]["model_test"])}.json')
-        lost += write_verdicts(paths[-1], rows, 'score')
-    for path in paths:
+    name = f'{file_name(next(iter(generations.values())).generator)}.json'
+    rows = {options.output / f'eval={file_name(judge)}' / name: of_judge for judge, of_judge in found.items()}
+    lost = write_all(rows)
+    for path in rows:
         print_result(score_of(path, tasks))
     return lost
 
@@ -249,12 +248,10 @@ def run_pairs(options: argparse.Namespace) -> int:
     with opened(judges, options.output / 'pairs') as clients:
         found = verdicts.pairs(tasks, generations, references, clients, settings, 'pairs')
     name, reference = (next(iter(side.values())).generator for side in (generations, references))
-    lost, paths = 0, []
-    for judge, rows in found.items():
-        folder = options.output / f'eval={file_name(judge)}' / f'ref={file_name(reference)}'
-        paths.append(folder / f'{file_name(name)}.json')
-        lost += write_verdicts(paths[-1], rows, 'winner')
-    for path in paths:
+    place = pathlib.Path(f'ref={file_name(reference)}', f'{file_name(name)}.json')
+    rows = {options.output / f'eval={file_name(judge)}' / place: of_judge for judge, of_judge in found.items()}
+    lost = write_all(rows)
+    for path in rows:
         print_result(reward_of(path, reference, tasks, RewardSettings()))
     return lost
 
@@ -264,15 +261,23 @@ def file_name(model: str) -> str:
     return re.sub(r'[^\w.@=-]+', '_', model)
 
 
-def write_verdicts(path: pathlib.Path, rows: Rows, field: str) -> int:
-    """Writes a judge file; returns the number of rows without a verdict, and prints them by cause."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows)
-    print(f'{path}: written, {len(rows)} rows')
-    failed = collections.Counter(row['meta_data']['cause'] for row in rows if row[field] is None)
-    for cause, count in failed.most_common():
-        print(f'no verdict: {count} ({cause})')
-    return sum(failed.values())
+def write_all(rows_by_path: Mapping[pathlib.Path, Rows]) -> int:
+    """Writes judge files; returns the number of rows without a verdict, and prints them by cause.
+
+    Raises:
+        ValueError: a judge has no verdict at all; the files of the others are written.
+    """
+    lost, without = 0, []
+    for path, rows in rows_by_path.items():
+        failed = judge_files.write_verdicts(path, rows)
+        print(f'{path}: {len(rows) - failed.total()} of {len(rows)} verdicts')
+        for cause, count in failed.most_common():
+            print(f'no verdict: {count} ({cause})')
+        lost += failed.total()
+        without += [path] if failed.total() == len(rows) else []
+    if without:
+        raise ValueError(f'{without[0]}: expected at least one verdict, found none')
+    return lost
 
 
 def print_result(result: Mapping[str, Any]) -> None:

@@ -192,6 +192,8 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
             wildbench.main(['score', *flags, f'--output={tmp_path / "score"}'])
         out = capsys.readouterr().out
         assert 'no verdict: 1 (schema)' in out
+        assert f'eval=c/mine.json: {NUM - 2} of {NUM - 1} verdicts' in out
+        assert '"schema": 1' in out
         assert f'{path}: {NUM - 1} replies; tasks without one: 1' in out
         broken = False
         before = len(server.requests)

@@ -35,14 +35,14 @@ class AskSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class JudgePrompt:
     """A prompt with the schema of its answer.
 
     Attributes:
         check: why a value that fits the schema is no answer yet; None: it is one.
     """
 
-    prompt: str
+    text: str
     schema: Schema
     version: str
     check: Callable[[Any], str | None] = lambda value: None
@@ -65,26 +65,26 @@ def shown(reply: str, settings: AskSettings) -> str:
 
 
 def ask(
-    endpoints: Mapping[str, Endpoint], questions: Sequence[Question], settings: AskSettings, name: str = ''
+    endpoints: Mapping[str, Endpoint], prompts: Sequence[JudgePrompt], settings: AskSettings, name: str = ''
 ) -> dict[str, list[Outcome]]:
-    """The outcomes of the questions by judge, in their order; every judge is asked every question.
+    """The outcomes of the prompts by judge, in their order; every judge gets all of them.
 
     Args:
         endpoints: by the judges' names, each with a cache, so that a call continues where a killed one was.
         name: of the progress lines; empty: none.
     """
     found: dict[str, list[Outcome]] = {judge: [] for judge in endpoints}
-    waiting = {judge: list(range(len(questions))) for judge in endpoints}
+    waiting = {judge: list(range(len(prompts))) for judge in endpoints}
     for attempt in range(settings.tries):
         pending = {
-            judge: endpoints[judge].submit([_request(questions[i], settings, attempt) for i in numbers])
+            judge: endpoints[judge].submit([_request(prompts[i], settings, attempt) for i in numbers])
             for judge, numbers in waiting.items()
             if numbers
         }
         for judge, calls in pending.items():
             outcomes = calls.result(name and f'{name}, {judge}')
             for i, outcome in zip(waiting[judge], outcomes, strict=True):
-                outcome = _checked(questions[i], outcome)
+                outcome = _checked(prompts[i], outcome)
                 if attempt:
                     found[judge][i] = outcome
                 else:
@@ -93,19 +93,19 @@ def ask(
     return found
 
 
-def _request(question: Question, settings: AskSettings, attempt: int) -> ChatRequest:
+def _request(prompt: JudgePrompt, settings: AskSettings, attempt: int) -> ChatRequest:
     return ChatRequest(
-        messages=(Message('user', question.prompt),),
+        messages=(Message('user', prompt.text),),
         max_tokens=settings.max_tokens,
         sampling=Sampling(RETRY_TEMPERATURE if attempt else 0.0),
-        schema=question.schema,
+        schema=prompt.schema,
         sample=attempt,
-        version=question.version,
+        version=prompt.version,
     )
 
 
-def _checked(question: Question, outcome: Outcome) -> Outcome:
-    if isinstance(outcome, Answer) and (fault := question.check(outcome.value)) is not None:
+def _checked(prompt: JudgePrompt, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, Answer) and (fault := prompt.check(outcome.value)) is not None:
         return Failure('schema', fault, outcome.text)
     return outcome
 

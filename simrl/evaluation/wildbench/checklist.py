@@ -20,7 +20,7 @@ import numpy as np
 
 from simrl.conversations.quoting import as_json
 from simrl.evaluation.preferences import independent_votes
-from simrl.evaluation.wildbench.asking import AskSettings, Question, ask, kept, prompt_of, shown, task_lines
+from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
 from simrl.evaluation.wildbench.generations import Generation
 from simrl.evaluation.wildbench.tasks import Task, by_group
 from simrl.evaluation.win_rate import preferences
@@ -45,8 +45,8 @@ END = (
 )
 
 
-def question_of(task: Task, reply: str) -> Question:
-    """The question whether a reply satisfies each item of a task's checklist."""
+def checklist_prompt(task: Task, reply: str) -> JudgePrompt:
+    """Asks of each item of a task's checklist whether a reply satisfies it."""
     numbers = list(range(1, len(task.checklist) + 1))
     items = [as_json({'item': number, 'question': text}) for number, text in zip(numbers, task.checklist, strict=True)]
     lines = [*task_lines(task), as_json({'reply': reply}), *items]
@@ -61,7 +61,7 @@ def question_of(task: Task, reply: str) -> Question:
         found = [item['item'] for item in value['items']]
         return None if found == numbers else f'answer.items: expected the items {numbers} in order, found {found}'
 
-    return Question(prompt_of(INSTRUCTION, lines, END), schema, f'wildbench-checklist-{VERSION}', check)
+    return JudgePrompt(prompt_of(INSTRUCTION, lines, END), schema, f'wildbench-checklist-{VERSION}', check)
 
 
 def judge(
@@ -77,7 +77,7 @@ def judge(
     unless every judge has a verdict.
     """
     asked = [(tasks[of.task], of) for of in generations.values()]
-    outcomes = ask(endpoints, [question_of(task, shown(of.text, settings)) for task, of in asked], settings, name)
+    outcomes = ask(endpoints, [checklist_prompt(task, shown(of.text, settings)) for task, of in asked], settings, name)
     rows = []
     for i, (task, of) in enumerate(asked):
         judges = {

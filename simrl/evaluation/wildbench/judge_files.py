@@ -1,7 +1,7 @@
 """Judge files in the benchmark's own layout, as scores and comparisons.
 
-A row without a verdict that can be read is counted, and is never a number. The benchmark's own code drops such rows, or
-fails.
+A row without a verdict that can be read is counted, and is never a number. The benchmark's own code fails at such rows:
+what our judges could not say is in a file beside theirs (`.failures.json`), which is counted with it.
 """
 
 import collections
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from simrl.conversations.records import decode_row, raw_rows
 from simrl.evaluation.wildbench.generations import read_list
+from simrl.run.stage_files import write_json
 
 NO_VERDICT = 'no verdict'
 OUTCOMES = {'win_much': 1.0, 'win': 0.5, 'tie': 0.0, 'lose': -0.5, 'lose_much': -1.0}
@@ -42,6 +43,39 @@ class Comparison:
     first: Literal['assistant', 'reference']
 
 
+def write_verdicts(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> collections.Counter[str]:
+    """Writes a judge file of rows of `verdicts`; returns the number of those without a verdict by cause.
+
+    Rows without a verdict go into the file beside it. Without any verdict there is no judge file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failed, done = ([row for row in rows if (row['parsed_result'] is None) == lost] for lost in (True, False))
+    for file, some in ((path, done), (_failures(path), failed)):
+        if some:
+            write_json(file, some)
+        else:
+            file.unlink(missing_ok=True)
+    return collections.Counter(row['meta_data']['cause'] for row in failed)
+
+
+def _failures(path: pathlib.Path) -> pathlib.Path:
+    return path.with_suffix('.failures.json')
+
+
+def _failed(path: pathlib.Path) -> collections.Counter[str]:
+    """The rows of the file beside a judge file, by cause; without one there are none."""
+    file = _failures(path)
+    rows = read_list(file) if file.exists() else []
+    causes = collections.Counter[str]()
+    for number, row in enumerate(rows, start=1):
+        match row:
+            case {'meta_data': {'cause': str(cause)}}:
+                causes[cause] += 1
+            case _:
+                raise ValueError(f'{file}, row {number}: expected meta_data with a cause, found {_fields(row)}')
+    return causes
+
+
 def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[str]]:
     """Reads a judge file of scores; also counts rows without a readable one.
 
@@ -51,7 +85,7 @@ def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[st
     Raises:
         ValueError: a row has no id or no reply, or an id is there twice.
     """
-    found, left_out = [], collections.Counter[str]()
+    found, left_out = [], _failed(path)
     for place, row in _rows(path):
         match row:
             case {'session_id': str(task), 'model_output': str(reply)}:
@@ -86,7 +120,7 @@ def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Compariso
         ValueError: a row is no comparison of the reference with the one other assistant of the file, or one of the same
             task and order is there twice. It names the row.
     """
-    found, left_out, others = [], collections.Counter[str](), set[str]()
+    found, left_out, others = [], _failed(path), set[str]()
     for place, row in _rows(path):
         match row:
             case {'session_id': str(task), 'model_A': str(a), 'model_B': str(b), 'model_outputs': Mapping() as outputs}:

@@ -2,14 +2,14 @@
 
 The prompts are ours, and so are the numbers: they are near the leaderboard's only as far as the judges agree. An empty
 reply is not judged: it scores 1, and loses by far against one that is not, as in the benchmark. A row without a verdict
-has the cause and the raw text, and no score or winner.
+has the cause and the raw text, and no score or winner; `judge_files.write_verdicts` keeps it out of the judge file.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.conversations.quoting import as_json
-from simrl.evaluation.wildbench.asking import AskSettings, Question, ask, kept, prompt_of, shown, task_lines
+from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
 from simrl.evaluation.wildbench.generations import Generation
 from simrl.evaluation.wildbench.tasks import Task
 from simrl.remote.answers import Answer
@@ -52,37 +52,37 @@ def _items(task: Task) -> list[str]:
     return [as_json({'question': text}) for text in task.checklist]
 
 
-def score_question(task: Task, reply: str) -> Question:
-    """The question for the score of a reply."""
+def score_prompt(task: Task, reply: str) -> JudgePrompt:
+    """Asks for the score of a reply."""
     lines = [*task_lines(task), as_json({'reply': reply}), *_items(task)]
-    return Question(prompt_of(SCORE_INSTRUCTION, lines, SCORE_END), SCORE_SCHEMA, f'wildbench-score-{VERSION}')
+    return JudgePrompt(prompt_of(SCORE_INSTRUCTION, lines, SCORE_END), SCORE_SCHEMA, f'wildbench-score-{VERSION}')
 
 
-def pair_question(task: Task, reply_a: str, reply_b: str) -> Question:
-    """The question for the better of two replies."""
+def pair_prompt(task: Task, reply_a: str, reply_b: str) -> JudgePrompt:
+    """Asks for the better of two replies."""
     lines = [*task_lines(task), as_json({'A': reply_a}), as_json({'B': reply_b}), *_items(task)]
-    return Question(prompt_of(PAIR_INSTRUCTION, lines, PAIR_END), PAIR_SCHEMA, f'wildbench-pair-{VERSION}')
+    return JudgePrompt(prompt_of(PAIR_INSTRUCTION, lines, PAIR_END), PAIR_SCHEMA, f'wildbench-pair-{VERSION}')
 
 
 def _answers(
-    questions: Sequence[Question | dict[str, Any]],
+    prompts: Sequence[JudgePrompt | dict[str, Any]],
     endpoints: Mapping[str, Endpoint],
     settings: AskSettings,
     name: str,
 ) -> dict[str, list[tuple[dict[str, Any] | None, dict[str, Any]]]]:
-    """The values and what is kept of each, by judge; a question that is a value already is not asked."""
-    asked = [question for question in questions if isinstance(question, Question)]
+    """The values and what is kept of each, by judge; what is a value already is not asked for."""
+    asked = [prompt for prompt in prompts if isinstance(prompt, JudgePrompt)]
     found = {}
     for judge, outcomes in ask(endpoints, asked, settings, name).items():
         rest = iter(outcomes)
         answers: list[tuple[dict[str, Any] | None, dict[str, Any]]] = []
-        for question in questions:
-            if isinstance(question, Question):
+        for prompt in prompts:
+            if isinstance(prompt, JudgePrompt):
                 outcome = next(rest)
                 value = outcome.value if isinstance(outcome, Answer) else None
-                answers.append((value, {'version': question.version, **kept(outcome)}))
+                answers.append((value, {'version': prompt.version, **kept(outcome)}))
             else:
-                answers.append((question, {'version': 'an empty reply is not judged'}))
+                answers.append((prompt, {'version': 'an empty reply is not judged'}))
         found[judge] = answers
     return found
 
@@ -97,7 +97,7 @@ def score(
     """Rows of a judge file of scores, by judge."""
     replies = {task: shown(of.text, settings) for task, of in generations.items()}
     empty = {'strengths': '', 'weaknesses': 'The reply is empty.', 'score': 1}
-    questions = [score_question(tasks[task], reply) if reply.strip() else empty for task, reply in replies.items()]
+    prompts = [score_prompt(tasks[task], reply) if reply.strip() else empty for task, reply in replies.items()]
     return {
         judge: [
             {
@@ -110,7 +110,7 @@ def score(
             }
             for task, (value, meta) in zip(replies, answers, strict=True)
         ]
-        for judge, answers in _answers(questions, endpoints, settings, name).items()
+        for judge, answers in _answers(prompts, endpoints, settings, name).items()
     }
 
 
@@ -137,12 +137,12 @@ def pairs(
         (task, a[task], b[task]) for task in common for a, b in ((generations, references), (references, generations))
     ]
     replies = [(shown(a.text, settings), shown(b.text, settings)) for _, a, b in ordered]
-    questions = [
-        _empty_pair(*reply) or pair_question(tasks[task], *reply)
+    prompts = [
+        _empty_pair(*reply) or pair_prompt(tasks[task], *reply)
         for (task, _, _), reply in zip(ordered, replies, strict=True)
     ]
     found = {}
-    for judge, answers in _answers(questions, endpoints, settings, name).items():
+    for judge, answers in _answers(prompts, endpoints, settings, name).items():
         rows = []
         for (task, a, b), (reply_a, reply_b), (value, meta) in zip(ordered, replies, answers, strict=True):
             by_letter = {'A': a.generator, 'B': b.generator, 'tie': 'tie'}

@@ -8,9 +8,9 @@ import pytest
 
 from simrl.conversations.splits import hash64
 from simrl.evaluation.wildbench import checklist, verdicts
-from simrl.evaluation.wildbench.asking import CUT, AskSettings, Question
+from simrl.evaluation.wildbench.asking import CUT, AskSettings, JudgePrompt
 from simrl.evaluation.wildbench.generations import Generation
-from simrl.evaluation.wildbench.judge_files import read_comparisons, read_scores
+from simrl.evaluation.wildbench.judge_files import read_comparisons, read_scores, write_verdicts
 from simrl.evaluation.wildbench.official import LEADERBOARD, wb_reward
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
@@ -85,6 +85,26 @@ def test_judges_see_replies_as_far_as_they_are_asked_to(tmp_path: pathlib.Path) 
     assert wb_reward(comparisons[:1], settings=LEADERBOARD).left_out == {'empty or cut reply': 1}
 
 
+def test_what_judges_could_not_say_is_beside_their_file_and_counted_with_it(tmp_path: pathlib.Path) -> None:
+    """The benchmark's own code reads a score of every row."""
+    path = tmp_path / 'a' / 'm.json'
+    rows, _ = asked(verdicts.score, generations('m', 'one', 'two', 'three'))
+    lost = {**rows[1], 'parsed_result': None, 'score': None, 'meta_data': {'cause': 'schema', 'raw': '{}'}}
+    assert write_verdicts(path, [rows[0], lost, rows[2]]) == {'schema': 1}
+    assert json.loads(path.read_text()) == [rows[0], rows[2]]
+    assert json.loads((path.parent / 'm.failures.json').read_text()) == [lost]
+    scores, left_out = read_scores(path)
+    assert ([of.task for of in scores], left_out) == ([NAMES[0], NAMES[2]], {'schema': 1})
+    assert not write_verdicts(path, rows)
+    assert [found.name for found in path.parent.iterdir()] == ['m.json']
+    assert write_verdicts(path, [lost]) == {'schema': 1}
+    assert [found.name for found in path.parent.iterdir()] == ['m.failures.json']
+    (path.parent / 'm.failures.json').write_text('[{}]')
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r'm.failures.json, row 1: expected meta_data with a cause'):
+        read_scores(path)
+
+
 def test_pairs_need_two_names_and_a_common_task() -> None:
     with pytest.raises(ValueError, match="generator: expected two assistants of different names, found 'm' twice"):
         asked(verdicts.pairs, generations('m', 'a'), generations('m', 'b'))
@@ -101,9 +121,9 @@ PROMPTS = {  # by protocol and version; a change of a word needs another version
 
 def test_a_changed_prompt_has_another_version() -> None:
     one = task(0, items=2, turns=2)
-    questions: list[Question] = [
-        checklist.question_of(one, 'reply'),
-        verdicts.score_question(one, 'reply'),
-        verdicts.pair_question(one, 'reply', 'other'),
+    prompts: list[JudgePrompt] = [
+        checklist.checklist_prompt(one, 'reply'),
+        verdicts.score_prompt(one, 'reply'),
+        verdicts.pair_prompt(one, 'reply', 'other'),
     ]
-    assert {of.version: hash64(of.prompt + json.dumps(of.schema)) for of in questions} == PROMPTS
+    assert {of.version: hash64(of.text + json.dumps(of.schema)) for of in prompts} == PROMPTS
