@@ -1,15 +1,20 @@
 """The command from tasks to numbers, with assistants and judges behind a scripted server."""
 
+import contextlib
 import json
 import pathlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Conversation, Message, write_conversations
+from simrl.rollouts.token_sampling import Sampling
 from tests.evaluation.wildbench import made_up
 from tests.remote.server import Hang, ScriptedServer, Status, chat_reply
+from tests.serving.test_stream import CHAT, agent
 from tools import wildbench
 
 MODELS = ('mine', 'initial', 'a', 'b', 'c')
@@ -155,6 +160,41 @@ def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_pat
     assert deaths >= 4
     assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
     assert asked < wanted + deaths * 3 * 2, 'at most the calls in flight are lost'
+
+
+def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypatch, capsys) -> None:
+    """A task that is too long is counted; the same command samples nothing anew, and another seed all of it."""
+
+    @contextlib.contextmanager
+    def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[Any, Any]]:
+        assert (name, sampling, max_tokens) == ('tiny', Sampling(1.0), 2048)
+        yield agent(ASSISTANT), CHAT
+
+    chats = [('Hi!',), ('a', 'b', 'Hi!'), ('a', 'c', 'Hi!'), ('x' * 80,)]
+    rows = [
+        made_up.task_row(
+            number,
+            conversation_input=[
+                {'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(texts)
+            ],
+        )
+        for number, texts in enumerate(chats)
+    ]
+    tasks, output = tmp_path / 'tasks.jsonl', tmp_path / 'm.json'
+    tasks.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    monkeypatch.setattr(wildbench, 'on_device', on_device)
+    flags = ['generate', f'--tasks={tasks}', f'--output={output}', '--model=tiny', '--prompt_tokens=40', '--rows=8']
+    found = []
+    for more in ([], [], ['--seed=1']):
+        with pytest.raises(SystemExit, match='found 1 missing'):
+            wildbench.main([*flags, *more])
+        assert 'no reply: 1 (prompt too long)' in capsys.readouterr().out
+        found.append(output.read_bytes())
+    assert found[0] == found[1] != found[2]
+    replies = json.loads(found[0])
+    assert [row['session_id'] for row in replies] == ['task0', 'task1', 'task2']
+    assert len({row['output'][0] for row in replies}) == 3
+    assert {row['generator'] for row in replies} == {'tiny'}
 
 
 def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path, tasks, capsys) -> None:
