@@ -66,7 +66,7 @@ def slow_log_likelihood(votes, preference, position, tie, sd):
 
 
 def test_the_likelihood_is_that_of_adaptive_integration_and_highest_at_the_fit():
-    votes = study(np.random.default_rng(3), people=25, sd=2.0, votes=(8, 16))
+    votes = study(np.random.default_rng(3), people=14, sd=2.0, votes=(8, 16))
     found = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
     at = [found.preference.value, found.position.value, found.tie, found.participant_sd]
     best = slow_log_likelihood(votes, *at)
@@ -111,7 +111,7 @@ def test_gee_of_a_mean_alone_is_the_cluster_robust_mean():
 
 
 def test_gee_recovers_marginal_effects_and_does_not_depend_on_the_order_of_votes():
-    votes = study(np.random.default_rng(7), people=500)
+    votes = study(np.random.default_rng(7), people=300)
     found = gee(votes.preferences, votes.people.tolist(), votes.a_first)
     assert abs(found.win_rate.value - true_win_rate()) < 3 * found.win_rate.standard_error
     model = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
