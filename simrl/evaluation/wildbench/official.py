@@ -225,7 +225,10 @@ def wb_reward(
     merged = {task: _merged(of_task, settings.orders) for task, of_task in values.items()}
     over_all = [*merged.values(), *([0.0] * num_cut if settings.divisor == 'all' else [])]
     if not over_all:
-        raise ValueError(f'comparisons: expected at least one that is judged, found none; left out: {dict(+dropped)}')
+        hint = "; where each pair was judged once, orders='single' takes them" if dropped['one order only'] else ''
+        raise ValueError(
+            f'comparisons: expected at least one that is judged, found none; left out: {dict(+dropped)}{hint}'
+        )
     groups = {} if tasks is None else {group: mixture(found) for group, found in by_group(tasks, merged).items()}
     counts = collections.Counter(NAMES[value] for of_task in values.values() for value in of_task)
     return WBReward(

@@ -220,7 +220,9 @@ def test_one_order_alone_is_left_out_unless_each_has_one() -> None:
     assert (found.reward.mean, found.left_out) == (0.75, {'one order only': 1})
     with pytest.raises(ValueError, match="expected 'mean' or 'strict' for task task0, judged in both, found 'single'"):
         wb_reward(comparisons, settings=RewardSettings(orders='single'))
-    with pytest.raises(ValueError, match=r"expected at least one that is judged, found none; left out: \{'one order"):
+    with pytest.raises(
+        ValueError, match=r"expected at least one that is judged, found none; .*orders='single' takes them"
+    ):
         wb_reward(comparisons[2:])
 
 
