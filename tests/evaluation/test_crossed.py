@@ -170,8 +170,8 @@ def coverage(seeds, people, share, *, studies, arms=1):
     return np.mean(found, axis=0)
 
 
-def check_coverage(seeds, people, share, studies):
-    both, over_seeds, over_people = coverage(seeds, people, share, studies=studies)
+def check_coverage(seeds, people, share, studies, arms=1):
+    both, over_seeds, over_people = coverage(seeds, people, share, studies=studies, arms=arms)
     noise = 3 * np.sqrt(0.95 * 0.05 / studies)
     assert 0.94 - noise <= both <= 0.98 + noise
     if share == 0.5:
@@ -179,13 +179,13 @@ def check_coverage(seeds, people, share, studies):
         assert over_seeds < 0.94 + noise, 'seeds alone leave out other people'
 
 
-@pytest.mark.parametrize(('seeds', 'people', 'share'), [(2, 30, 0.5), (3, 30, 0.9), (8, 30, 0.1)])
-def test_covers_over_seeds_and_people_at_once(seeds, people, share):
-    check_coverage(seeds, people, share, 150)
+@pytest.mark.parametrize(('seeds', 'people', 'share', 'arms'), [(2, 30, 0.5, 1), (3, 30, 0.9, 5), (8, 30, 0.1, 1)])
+def test_covers_over_seeds_and_people_at_once(seeds, people, share, arms):
+    check_coverage(seeds, people, share, 150, arms)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('seeds', [2, 3, 5, 8])
-@pytest.mark.parametrize('share', [0.1, 0.5, 0.9])
-def test_covers_in_two_thousand_experiments_of_283_people(seeds, share):
-    check_coverage(seeds, 283, share, 2000)
+@pytest.mark.parametrize(('share', 'arms'), [(0.1, 1), (0.5, 1), (0.5, 5), (0.9, 1)])
+def test_covers_in_two_thousand_experiments_of_283_people(seeds, share, arms):
+    check_coverage(seeds, 283, share, 2000, arms)
