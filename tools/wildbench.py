@@ -177,6 +177,8 @@ def read_openings(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def run_checklist(options: argparse.Namespace) -> int:
     settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
+    if not options.output.name.endswith(('.jsonl', '.jsonl.gz')):  # before anything is paid for
+        raise ValueError(f'--output: expected a name that ends in .jsonl or .jsonl.gz, found {options.output.name}')
     tasks = read_options_tasks(options)
     generations = read_replies(options.generations, tasks)
     overlap = overlapping(tasks, read_openings(options.training))

@@ -270,6 +270,7 @@ JUDGE = '--judge={"url": "http://127.0.0.1:1/v1", "model": "a"}'
         ([JUDGE] * 2, 'expected judges of different models'),
         ([JUDGE], 'expected a reply, found none'),
         ([JUDGE, '--tries=0'], 'settings.tries: expected at least 1, found 0'),
+        ([JUDGE, '--output=verdicts'], '--output: expected a name that ends in .jsonl or .jsonl.gz, found verdicts'),
         ([JUDGE, '--tasks=no.jsonl'], 'no.jsonl'),
         ([JUDGE, '--generations=no.json'], 'no.json'),
     ],
