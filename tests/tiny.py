@@ -1,20 +1,18 @@
-"""Small things that tests are made of."""
+"""Small things that tests and benchmarks are made of."""
 
 import functools
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import sentencepiece
 import tokenizers
 import transformers
 
 from simrl.models.files.load import load_tokenizer
 from simrl.models.transformer import TransformerConfig
-from simrl.rollouts import compaction, context
 
 CHATML_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 CHATML = (
@@ -28,18 +26,6 @@ def tiny_config(vocab_size: int, **changes: Any) -> TransformerConfig:
     """A decoder of one layer with a key/value head for two query heads."""
     sizes = {'model_dim': 16, 'num_layers': 1, 'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 8, 'mlp_dim': 16}
     return TransformerConfig(vocab_size, **sizes | {'max_positions': 256} | changes)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_shape() -> Iterator[None]:
-    """Conversations in batches and caches of one size, so that a message is one program for each role.
-
-    Tests of `rollouts` show that sizes decide no token.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, 'MIN_ROWS', 2**20)
-        patch.setattr(context, 'SMALLEST_CACHE', 2**20)
-        yield
 
 
 def byte_tokenizer(

@@ -1,8 +1,8 @@
 """Writes a model as a Hugging Face folder (config.json, safetensors, tokenizer, generation config).
 
-    python tools/export.py --source=SmolLM2-135M-Instruct-Q8_0.gguf --output=smollm2
-    python tools/export.py --source=Qwen/Qwen2.5-0.5B-Instruct --revision=main --output=qwen-bf16 --dtype=bfloat16
-    python tools/export.py --stage=runs/smollm2-cpu/sft/fine_tuned --output=user-simulator
+    python -m tools.export --source=SmolLM2-135M-Instruct-Q8_0.gguf --output=smollm2
+    python -m tools.export --source=Qwen/Qwen2.5-0.5B-Instruct --revision=main --output=qwen-bf16 --dtype=bfloat16
+    python -m tools.export --stage=runs/smollm2-cpu/sft/fine_tuned --output=user-simulator
 
 A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
 tokenizer gets the terminal token that the run added, and generation stops where the stage's model learned to stop. The

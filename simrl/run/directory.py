@@ -110,6 +110,9 @@ def _check_settings(workdir: pathlib.Path, stages: Sequence[Stage], rerun: Colle
             else:
                 equal.add(stage.name)
     if changed:
+        selected = {stage.name for stage in stages}
+        started = {path.parent.relative_to(workdir).as_posix() for path in workdir.rglob(STAGE_FILE)}
+        equal |= started - selected  # as far as is known
         refused = {name for names in changed.values() for name in names}
         flag = ','.join(_names_to_rerun(workdir, stages, refused, equal))
         what = '; '.join(f'{shorten(names)} ({lines})' for lines, names in changed.items())

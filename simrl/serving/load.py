@@ -5,7 +5,7 @@
     RUN/STAGE                       the assistant or the simulator that a stage left
     FOLDER, OWNER/MODEL, FILE.gguf  a model outside a run: as an assistant, or prompted to play the user
 
-A folder whose tokenizer has the terminal token, as `tools/export.py` writes a fine-tuned simulator, is that simulator.
+A folder whose tokenizer has the terminal token, as `tools.export` writes a fine-tuned simulator, is that simulator.
 """
 
 import dataclasses

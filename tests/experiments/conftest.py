@@ -1,5 +1,5 @@
 """Set-up of the tests that run whole experiments."""
 
-from tests.tiny import one_shape
+from tests.shapes import one_shape
 
 __all__ = ['one_shape']

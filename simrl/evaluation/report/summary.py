@@ -87,8 +87,11 @@ def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
 
 
 def number(value: float | None, digits: int = 2, sign: str = '') -> str:
-    """A rounded number; a dash for None, no minus before 0. `sign` is '+' for a plus before positive numbers."""
-    return '–' if value is None else f'{round(value, digits) + 0.0:{sign}.{digits}f}'.replace('-', '−')
+    """A rounded number, a dash for None. With '+' as `sign` all have one, also what is 0 but for rounding."""
+    if value is None:
+        return '–'
+    shown = value if sign else round(value, digits) + 0.0
+    return f'{shown:{sign}.{digits}f}'.replace('-', '−')
 
 
 def share(value: float | None) -> str:

@@ -80,6 +80,8 @@ def export(
         }
         if heads:
             safetensors.numpy.save_file(heads, temporary / HEADS_FILE)
+        for file in temporary.glob('*.safetensors'):  # which safetensors keeps to their owner
+            shutil.copymode(temporary / 'config.json', file)
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

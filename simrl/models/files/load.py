@@ -108,7 +108,8 @@ def find_folder(source: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f'{source}: expected a folder or a .gguf file, found another file; give its folder')
     if source.count('/') != 1 or source.startswith(('.', '/', '~')):
         raise FileNotFoundError(f'{source}: expected a folder, a .gguf file or a hub name OWNER/MODEL, found none')
-    import huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.errors
 
     if huggingface_hub.constants.HF_HUB_CACHE.startswith('~'):  # would become a folder of that name, here
         raise FileNotFoundError(f'{source}: no home folder for models of the hub; set HOME or HF_HOME')

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -502,6 +505,7 @@ class TestIndex:
 def test_round_trip_strips_and_restores_the_padding(folder, params):
     with safe_open(folder / 'model.safetensors', 'numpy') as file:
         assert file.get_slice('model.embed_tokens.weight').get_shape() == [150, 16]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever reads one may read all
     loaded = load_params(folder, CONFIG)
     assert_equal_trees(without_padding(loaded, CONFIG), without_padding(params, CONFIG))
     assert loaded['decoder']['embedding'].shape == (256, 16)
@@ -601,7 +605,7 @@ def test_an_adapter_and_a_file_of_a_model_are_no_model(tmp_path, folder):
 
 
 def test_why_nothing_came_from_the_hub_is_one_line(monkeypatch):
-    import huggingface_hub
+    import huggingface_hub.errors
 
     def fail(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError('Connection refused\nPlease check your connection.')
@@ -614,8 +618,16 @@ def test_why_nothing_came_from_the_hub_is_one_line(monkeypatch):
         load_model('a/b')
 
 
+def test_a_model_of_the_hub_is_looked_for_in_a_new_process(tmp_path):
+    """Where no other package has imported parts of huggingface_hub."""
+    code = "from simrl.models.files.load import find_folder; find_folder('a/b')"
+    offline = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | offline, capture_output=True, text=True)
+    assert 'FileNotFoundError: a/b: no such folder, and nothing from the hub: LocalEntryNotFoundError: ' in done.stderr
+
+
 def test_a_user_without_a_home_folder_has_no_place_for_models_of_the_hub(monkeypatch):
-    import huggingface_hub
+    import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', '~/.cache/huggingface/hub')
     with pytest.raises(FileNotFoundError, match=r'^a/b: no home folder for models of the hub; set HOME or HF_HOME$'):
@@ -625,7 +637,7 @@ def test_a_user_without_a_home_folder_has_no_place_for_models_of_the_hub(monkeyp
 @pytest.fixture
 def hub(tmp_path, params, monkeypatch):
     """A folder that stands for a repository of the hub, and the calls of its download."""
-    import huggingface_hub
+    import huggingface_hub.utils
 
     repository, commit, asked = tmp_path / 'repository', tmp_path / 'snapshots' / 'commit', []
     export(params, CONFIG, tokenizer_of(150), repository, max_file_bytes=8_000)
