@@ -5,6 +5,7 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 'config.user_sft'. None reads weights.
 """
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -106,8 +107,13 @@ def check_user_sft(
         if not found:
             raise ConfigError(
                 f'{field}: expected a conversation of the split {split!r} with something of the {settings.role} to '
-                f'learn in it, found none among {len(conversations)}'
+                f'learn in it, found none among {len(conversations)}; all of the data: {_splits(people)}'
             )
+
+
+def _splits(records: Sequence[Conversation | Preference]) -> str:
+    """'train 12, test 6'."""
+    return ', '.join(f'{split} {number}' for split, number in collections.Counter(x.split for x in records).items())
 
 
 def check_reward_model(
@@ -124,7 +130,7 @@ def check_reward_model(
         if not any(preference_rows([pair], model.chat, longest, on_long='drop')[0] for pair in pairs):
             raise ConfigError(
                 f'{field}: expected a pair of {where} that fits into preference.batch.lengths={longest} tokens, '
-                f'found none among {len(pairs)}'
+                f'found none among {len(pairs)}; all of the data: {_splits(preferences)}'
             )
 
 

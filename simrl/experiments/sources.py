@@ -223,11 +223,12 @@ def conversations_of(settings: DataSettings, check: Check) -> list[Conversation]
 
     Raises:
         RowError, OSError: as `read_conversations`.
-        ValueError: the file is not the one that the manifest beside it describes.
+        ValueError: no row is left; or the file is not the one that the manifest beside it describes.
     """
     check_data(path := conversations_file(settings))
     conversations, counts = read_conversations(path, on_bad_rows=settings.on_bad_rows, check=check)
     print_counts('conversations', len(conversations), counts)
+    _check_some(path, conversations)
     return conversations
 
 
@@ -236,7 +237,13 @@ def preferences_of(settings: DataSettings, check: Check) -> list[Preference]:
     check_data(path := preferences_file(settings))
     preferences, counts = read_preferences(path, on_bad_rows=settings.on_bad_rows, check=check)
     print_counts('preferences', len(preferences), counts)
+    _check_some(path, preferences)
     return preferences
+
+
+def _check_some(path: pathlib.Path, rows: Sequence[Any]) -> None:
+    if not rows:
+        raise ValueError(f'{path}: expected at least one row that can be used, found none')
 
 
 def of_split(records: Sequence[Record], split: str) -> list[Record]:

@@ -126,7 +126,7 @@ def test_models_that_a_mesh_cannot_split_are_named():
 @pytest.mark.parametrize(
     ('conversations', 'message'),
     [
-        (people(splits=('train',)), "the split 'test' .* found none among 0"),
+        (people(splits=('train',)), r"the split 'test' .* found none among 0; all of the data: train \d+$"),
         (people(splits=('test',)), "the split 'train' .* found none among 0"),
         (people(messages=1), "the split 'train' .* found none among 2"),  # a given opening is not learnt
     ],

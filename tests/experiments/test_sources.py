@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import huggingface_hub
 import jax
@@ -127,6 +128,9 @@ def test_conversations_that_the_tokenizer_cannot_write_are_bad_rows(tmp_path, ca
     found = sources.conversations_of(DataSettings(tmp_path, on_bad_rows='drop'), check)
     assert [conversation.id for conversation in found] == ['a']
     assert capsys.readouterr().out == 'conversations: 1; unusable text: 1\n'
+    (tmp_path / 'none.jsonl').write_text('')
+    with pytest.raises(ValueError, match=r'none\.jsonl: expected at least one row that can be used, found none$'):
+        sources.conversations_of(DataSettings(tmp_path, pathlib.Path('none.jsonl')), check)
 
 
 def test_the_files_of_a_model_are_inputs_of_stages(tmp_path):
