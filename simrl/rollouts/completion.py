@@ -79,12 +79,12 @@ def replies(
 
     def sample(chats: Sequence[Sequence[Message]], attempt: int) -> list[Sampled | NoText]:
         examples = list(map(example, chats))
-        long = {one.id: messages for one, messages in zip(examples, chats, strict=True) if len(messages) > 1}
+        long = {one: messages for one, messages in zip(examples, chats, strict=True) if len(messages) > 1}
 
         def prompt(example: Example) -> Rendered:
-            if example.id not in long:
+            if example not in long:
                 return agent.prompt(example)
-            return render(chat, long[example.id], system=None if agent.system is None else agent.system(example))
+            return render(chat, long[example], system=None if agent.system is None else agent.system(example))
 
         reader = dataclasses.replace(agent, prompt=prompt)
         faults = [fault(one, reader) for one in examples]

@@ -48,10 +48,11 @@ def test_a_reply_depends_on_the_whole_chat() -> None:
         return [Message(('user', 'assistant')[i % 2], text) for i, text in enumerate(texts)]
 
     chats = [chat_of('Hi!'), chat_of('a', 'b', 'Hi!'), chat_of('a', 'c', 'Hi!'), chat_of('x' * 20, 'y' * 20, 'Hi!')]
+    chats.append(chat_of('["a", "b", "Hi!"]'))  # a text that looks like a chat
     sample = sampled(agent(ASSISTANT), CHAT, prompt_tokens=40, batch_size=8, mesh=MESH, seed=5)
     found = sample(chats, 0)
     assert found[3] == NoText('prompt too long')
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
     assert [sample([one], 0)[0] for one in chats] == found
     assert isinstance(found[0], Sampled)
     assert replies(['Hi!']) == [NoText('length') if found[0].truncated else found[0].text]

@@ -90,7 +90,7 @@ def number(value: float | None, digits: int = 2, sign: str = '') -> str:
     """A rounded number, a dash for None. With '+' as `sign` all have one, also what is 0 but for rounding."""
     if value is None:
         return '–'
-    shown = value if sign else round(value, digits) + 0.0
+    shown = (value if sign else round(value, digits)) + 0.0  # no negative zero
     return f'{shown:{sign}.{digits}f}'.replace('-', '−')
 
 

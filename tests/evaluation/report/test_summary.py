@@ -144,4 +144,4 @@ def test_rows_are_the_arms_as_the_config_lists_them(results):
 
 def test_numbers():
     assert [number(x) for x in (0.125, -0.125, -0.001, None)] == ['0.12', '−0.12', '0.00', '–']
-    assert [number(x, 3, '+') for x in (0.5, -0.5, 0.0, -0.0001)] == ['+0.500', '−0.500', '+0.000', '−0.000']
+    assert [number(x, 3, '+') for x in (0.5, -0.5, -0.0, -0.0001)] == ['+0.500', '−0.500', '+0.000', '−0.000']
