@@ -67,8 +67,9 @@ def replies(
         roles, texts = ([getattr(message, of) for message in messages] for of in ('role', 'content'))
         if len(roles) % 2 == 0 or roles != [('user', 'assistant')[i % 2] for i in range(len(roles))]:
             raise ValueError(f'expected chats that alternate from user to user, found {roles}')
-        whole = texts[0] if len(texts) == 1 else json.dumps(texts)
-        name = hashlib.sha256(whole.encode(errors='surrogatepass')).hexdigest()
+        alone = texts[0].encode(errors='surrogatepass')
+        whole = alone if len(texts) == 1 else b'\xff' + json.dumps(texts).encode()  # no text has this byte in UTF-8
+        name = hashlib.sha256(whole).hexdigest()
         return Example(name, texts[-1], None, 0, 'prompt', 'train')
 
     def fault(example: Example, reader: ModelAgent) -> NoText | None:
@@ -79,12 +80,12 @@ def replies(
 
     def sample(chats: Sequence[Sequence[Message]], attempt: int) -> list[Sampled | NoText]:
         examples = list(map(example, chats))
-        long = {one: messages for one, messages in zip(examples, chats, strict=True) if len(messages) > 1}
+        long = {one.id: messages for one, messages in zip(examples, chats, strict=True) if len(messages) > 1}
 
         def prompt(example: Example) -> Rendered:
-            if example not in long:
+            if example.id not in long:
                 return agent.prompt(example)
-            return render(chat, long[example], system=None if agent.system is None else agent.system(example))
+            return render(chat, long[example.id], system=None if agent.system is None else agent.system(example))
 
         reader = dataclasses.replace(agent, prompt=prompt)
         faults = [fault(one, reader) for one in examples]
