@@ -33,7 +33,8 @@ from typing import Any
 
 import jax
 
-from simrl.conversations.records import decode_row, raw_rows, read_conversations, write_rows
+from simrl.conversations.raw_rows import placed_rows
+from simrl.conversations.records import read_conversations, write_rows
 from simrl.evaluation.wildbench import checklist, judge_files, official, verdicts
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.generations import (
@@ -203,10 +204,8 @@ def read_checklist_rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
         ValueError: a row is none of its rows, or an id is there twice.
     """
     rows = []
-    unit, lines = raw_rows(path, ())
     seen = set[str]()
-    for number, line in lines:
-        row = decode_row(line)
+    for place, row in placed_rows(path):
         match row:
             case {
                 'session_id': str(name),
@@ -220,8 +219,7 @@ def read_checklist_rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
                 rows.append(row)
             case _:
                 raise ValueError(
-                    f'{path}, {unit} {number}: expected a row of `checklist` with a session_id of its own, found '
-                    f'{str(row)[:80]}'
+                    f'{place}: expected a row of `checklist` with a session_id of its own, found {str(row)[:80]}'
                 )
     if not rows:
         raise ValueError(f'{path}: expected at least one row, found none')

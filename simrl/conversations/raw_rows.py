@@ -92,14 +92,28 @@ def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _local_rows(path: pathlib.Path, fields: Sequence[str]) -> Rows:
+    for place, row in placed_rows(path, fields):
+        _check_fields(row, fields, place)
+        yield row
+
+
+def placed_rows(path: pathlib.Path, fields: Sequence[str] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Reads a file's rows with their places, such as 'a.jsonl, line 3'.
+
+    Args:
+        fields: as for `records.raw_rows`.
+
+    Raises:
+        RowError: a row is no JSON object; it names the place.
+    """
     word, rows = records.raw_rows(path, fields)
     for number, line in rows:
+        place = f'{path}, {word} {number}'
         try:
             row = records.decode_row(line)
         except RowError as error:
-            raise RowError(error.reason, error.detail, f'{path}, {word} {number}: ') from None
-        _check_fields(row, fields, f'{path}, {word} {number}')
-        yield row
+            raise RowError(error.reason, error.detail, f'{place}: ') from None
+        yield place, row
 
 
 def _check_fields(row: Mapping[str, Any], fields: Sequence[str], place: str) -> None:

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from simrl.conversations.records import decode_row, raw_rows
+from simrl.conversations.raw_rows import placed_rows
 from simrl.evaluation.wildbench.generations import read_list
 from simrl.run.stage_files import write_json
 
@@ -157,8 +157,7 @@ def _rows(path: pathlib.Path) -> list[tuple[str, Any]]:
     """Rows with their places."""
     if path.suffix == '.json':
         return [(f'{path}, row {number}', row) for number, row in enumerate(read_list(path), start=1)]
-    unit, lines = raw_rows(path, ())
-    return [(f'{path}, {unit} {number}', decode_row(line)) for number, line in lines]
+    return list(placed_rows(path))
 
 
 def _fields(row: Any) -> str:

@@ -333,3 +333,10 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match='groups: expected some of'):
         task_macro({})
     assert mean_length(['', f'x{CUT}']) is None
+
+
+def test_a_line_that_is_no_json_is_named_by_its_place(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'scores.jsonl'
+    path.write_text('{"session_id": "a", "model_output": "x", "score": 5}\n{"session_id"\n')
+    with pytest.raises(ValueError, match=rf'^{path}, line 2: not JSON: '):
+        read_scores(path)
