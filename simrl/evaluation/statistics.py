@@ -255,11 +255,16 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     return means.T
 
 
+def cluster_numbers(clusters: Sequence[Hashable]) -> np.ndarray:
+    """The number of each observation's cluster, int [N], counted from 0 in the order in which clusters first appear."""
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
+
+
 def cluster_sums(measures: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """The sums of each cluster's observations that are not NaN, and their numbers, both float64 [clusters, K]."""
-    index: dict[Hashable, int] = {}
-    member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
-    total, count = np.zeros((2, len(index), len(measures)))
+    member = cluster_numbers(clusters)
+    total, count = np.zeros((2, int(member.max()) + 1, len(measures)))
     there = ~np.isnan(measures.T)
     np.add.at(total, member, np.where(there, measures.T, 0.0))
     np.add.at(count, member, there)

@@ -16,7 +16,7 @@ import scipy.special
 import statsmodels.genmod.api as genmod
 
 from simrl.evaluation.preferences import checked
-from simrl.evaluation.statistics import Vector, check_level
+from simrl.evaluation.statistics import Vector, check_level, cluster_numbers
 
 # Standard normal points and the logarithms of their weights. Equal steps converge faster than Gauss-Hermite's points
 # where the many votes of a participant make the integrand narrow.
@@ -217,10 +217,9 @@ def _design(
     """Votes, the number of each one's participant, and positions as 1/2 and -1/2, all [votes]; errors name `caller`."""
     data = checked(caller, preferences, participants)
     check_level(caller, level)
-    index: dict[Hashable, int] = {}
-    member = np.array([index.setdefault(who, len(index)) for who in participants])
-    if len(index) < 2:
-        raise ValueError(f'{caller}: expected at least two participants, found {len(index)}')
+    member = cluster_numbers(participants)
+    if (number := int(member.max()) + 1) < 2:
+        raise ValueError(f'{caller}: expected at least two participants, found {number}')
     if data.max() <= 0.5 or data.min() >= 0.5:
         raise ValueError(f'{caller}: expected votes for both assistants, found {data.min():g} to {data.max():g}')
     if a_first is None:

@@ -45,7 +45,7 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_ratio, mean_over_seeds
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_numbers, cluster_ratio, mean_over_seeds
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.outputs import read_result
 from simrl.run.metrics import Writer
@@ -191,7 +191,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         scores=ScoresResult(
             {
                 name: MeasureScores(
-                    _numbered(found[INITIAL].clusters),
+                    tuple(cluster_numbers(found[INITIAL].clusters).tolist()),
                     {
                         who: tuple(None if math.isnan(score) else score for score in x.score.tolist())
                         for who, x in found.items()
@@ -206,11 +206,6 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),
         timings=TimingsResult(dict(spec.seconds)),
     )
-
-
-def _numbered(clusters: Sequence[str]) -> tuple[int, ...]:
-    numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(cluster, len(numbers)) for cluster in clusters)
 
 
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
