@@ -151,7 +151,6 @@ def init_sharded(
     key: jax.Array, config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()
 ) -> Params:
     """Initialises random float32 params in their shards, equal on every mesh but for rounding. Heads are zero."""
-
     return _initialiser(config, mesh, rules, tuple(heads))(key)
 
 

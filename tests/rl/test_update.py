@@ -106,7 +106,6 @@ LENGTH = conversations()['length']
 REWARDS = rewards_of(np.random.default_rng(1).random(ROWS))
 
 
-@functools.cache
 def preparing_of(settings, trained_role):
     return preparing.jit_prepare(trained_role=trained_role, config=CONFIG, execution=EXECUTION, settings=settings)
 
@@ -154,7 +153,6 @@ def assembled(settings, rewards=REWARDS, rows=None):
     return preparing.assemble(passes, trajectories(rows), rewards, settings=settings)
 
 
-@functools.cache
 def jitted(settings, adamw):
     return update.jit_update(CONFIG, EXECUTION, settings, adamw)
 
