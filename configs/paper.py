@@ -46,6 +46,7 @@ ASSISTANTS = {  # [paper]
     # The template writes today's date; this one is its default where there is no clock [ours].
     'llama': ModelSettings('meta-llama/Llama-3.2-3B-Instruct', date='26 Jul 2024'),
 }
+HELD_OUT = ('sftuser2-14b',)  # of the matrix [paper]
 LENGTHS = (2048, 4096, 8192, 16384)  # tokens of a row [ours], up to the context of [paper]
 
 
@@ -64,11 +65,11 @@ def role_play(
     )
 
 
-def published(size: str, *, text: bool = False) -> PretrainedSimulator:
+def published(size: str, *, series: str = 'sftuser', text: bool = False) -> PretrainedSimulator:
     """A published simulator, fine-tuned on WildChat."""
     return PretrainedSimulator(
         'fine_tuned',
-        ModelSettings(f'jjssuh/sftuser-base-Qwen2.5-{size}-Instruct'),
+        ModelSettings(f'jjssuh/{series}-base-Qwen2.5-{size}-Instruct'),
         dtype='bfloat16',
         weights='load',
         intent='required',
@@ -92,6 +93,9 @@ def arms(text: bool) -> dict[str, PretrainedSimulator]:
         'sftuser-32b': published('32B', text=text),
         'rpuser3-qwen3-14b': role_play(qwen3['14B'], guidelines=True, text=True),
         'rpuser3-qwen3-32b': role_play(qwen3['32B'], guidelines=True, text=True),
+        # The paper has a simulator of WildChat-4.8M, which no assistant trains against; that it is this one is read off
+        # its name [ours].
+        'sftuser2-14b': published('14B', series='sftuser2', text=text),
     }
 
 
@@ -153,6 +157,7 @@ def get_config(arg: str = '') -> ConfigDict:
             ),
             scale=ReplySettings(),  # of a reward model
             arms={name: known[name] for name in chosen},
+            held_out_simulators=tuple(name for name in HELD_OUT if name in chosen),
             seeds=(42,),  # [paper]; more of them make a claim about simulators
             rl=RLSettings(
                 steps=100,  # [ours]: the paper does not say where its one epoch was stopped

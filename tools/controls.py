@@ -42,7 +42,7 @@ def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     """Each arm of a finished run against itself."""
     found = _read(run)
     scores = found.scores.measures[found.experiment.measures[0]].assistants
-    arms = {arm: found.experiment.assistants_of(arm) for arm in found.experiment.arms}
+    arms = {arm: found.experiment.assistants_of(arm) for arm in found.measures[found.experiment.measures[0]].arms}
     if (fewest := min(map(len, arms.values()))) < MIN_SEEDS:
         raise SystemExit(f'{run}: expected at least {MIN_SEEDS} training seeds, found {fewest}')
     of_arms = {arm: np.array([scores[name] for name in names], np.float64) for arm, names in arms.items()}

@@ -1,8 +1,7 @@
 """Comparisons of arms, with the training run as the unit.
 
-1. `compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds
-   that both have; the recovered share of the oracle's gain.
-2. `transfers`: gains with simulators that an arm did not train against.
+`compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds that
+both have; the recovered share of the oracle's gain.
 
 A difference is over the examples on which both sides have an outcome; of several seeds an example's outcome is the mean
 over those that have one.
@@ -15,7 +14,7 @@ import numpy as np
 
 from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.outcomes import Compared, Outcomes
-from simrl.evaluation.results import INITIAL, Arm, ArmResult, Difference, Transfer
+from simrl.evaluation.results import INITIAL, ArmResult, Difference
 from simrl.evaluation.statistics import (
     SeedEstimate,
     cluster_bootstraps,
@@ -63,10 +62,7 @@ def compare_arms(
     def over_seeds(arm: str, values: Mapping[str, T]) -> list[T]:
         return [values[name] for name in runs[arm].values()]
 
-    arms = tuple(runs)
-    pairs = [(second, first) for number, second in enumerate(arms) for first in arms[:number]]
-    shared = {pair: sorted(runs[pair[0]].keys() & runs[pair[1]].keys()) for pair in pairs}
-    shared = {pair: seeds for pair, seeds in shared.items() if seeds}
+    shared = pairs_of(runs)
 
     def of_pair(pair: tuple[str, str], values: Mapping[str, T]) -> tuple[list[T], list[T]]:
         first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
@@ -112,6 +108,14 @@ def compare_arms(
     return results, differences
 
 
+def pairs_of(runs: Runs) -> dict[tuple[str, str], list[int]]:
+    """The pairs of arms that share training seeds, the arm that is listed later first, and these seeds, ascending."""
+    arms = tuple(runs)
+    pairs = [(second, first) for number, second in enumerate(arms) for first in arms[:number]]
+    shared = {(first, second): sorted(runs[first].keys() & runs[second].keys()) for first, second in pairs}
+    return {pair: seeds for pair, seeds in shared.items() if seeds}
+
+
 def paired_means(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """The means of two measures over the observations that both have.
 
@@ -122,37 +126,3 @@ def paired_means(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     if not both.any():
         raise ValueError(f'paired_means: expected an example with an outcome of both, found none among {len(both)}')
     return float(first[both].mean()), float(second[both].mean())
-
-
-def transfers(
-    runs: Runs,
-    arms: Mapping[str, Arm],
-    simulators: Mapping[str, str],
-    met: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    level: float = 0.95,
-) -> dict[str, Transfer]:
-    """The gain of each arm over the initial assistant with each arm's simulator, over the arm's training seeds.
-
-    Args:
-        runs: the runs of each arm.
-        arms: the kinds of simulators.
-        simulators: simulator -> its arm. An arm has several where they are trained anew for each training seed.
-        met: assistant -> simulator -> scores of the same examples, NaN where there is none. The initial assistant met
-            every simulator that a run met.
-        level: of the intervals.
-    """
-    found = {}
-    for arm, assistants in runs.items():
-        gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
-        for assistant in assistants.values():
-            for simulator, scores in met[assistant].items():
-                mean, initial = paired_means(scores, met[INITIAL][simulator])
-                gains.setdefault(simulators[simulator], []).append(mean - initial)
-        others = [values for other, values in gains.items() if arms[other].kind != arms[arm].kind]
-        found[arm] = Transfer(
-            seeds=tuple(assistants),
-            simulators={other: t_interval(values, level=level, null=0.0) for other, values in gains.items()},
-            other_kinds=t_interval(np.mean(others, 0), level=level, null=0.0) if others else None,
-        )
-    return found

@@ -26,6 +26,7 @@ class Arm:
 
     kind: str  # arms whose simulators are of one kind differ in size or settings
     oracle: bool = False  # its simulator is the people themselves
+    held_out: bool = False  # no assistant trains against its simulator, and all meet it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +139,31 @@ class Transfer:
     """The gain of an arm over the initial assistant with each simulator, over its training seeds."""
 
     seeds: tuple[int, ...]
-    simulators: dict[str, SeedEstimate]  # by the arm that trains against it
+    simulators: dict[str, SeedEstimate]  # by the simulator's arm
     other_kinds: SeedEstimate | None  # the mean over simulators of other kinds than its own; None without one
+    held_out: SeedEstimate | None = None  # the mean over held-out simulators, the same for every arm; None without one
+    # By the simulator's arm: the mean over seeds, conversations resampled: of these checkpoints only.
+    checkpoints: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorDifference:
+    """One arm minus another with the same simulator, conversation by conversation, over the seeds that both have."""
+
+    user: str  # the simulator's arm
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    score: SeedEstimate
+    checkpoint_score: Estimate  # mean over seeds, conversations resampled: of these checkpoints only
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixResult:
-    """matrix.json: mean score with each user (rows) of each assistant (columns).
+    """matrix.json: mean score with each user (rows) of each assistant (columns), on the same examples.
 
-    A simulator is named by the arm that trains against it. One that is trained anew for each training seed is that of
-    the assistant's seed; with the initial assistant it is the mean over all of them.
+    A simulator is named by its arm. One that is trained anew for each training seed is that of the assistant's seed;
+    with the initial assistant it is the mean over all of them.
     """
 
     score: str  # its name
@@ -161,6 +177,8 @@ class MatrixResult:
     transfers: dict[str, Transfer]
     failed: tuple[tuple[int, ...], ...] = ()  # conversations without a score; () in results of an earlier version
     causes: dict[str, int] = dataclasses.field(default_factory=dict)  # of those with simulators
+    times: int = 1  # reports show scores multiplied by it: 100 for a score of at most 1
+    differences: tuple[SimulatorDifference, ...] = ()  # of every pair of arms with a common seed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,7 @@ class ConciergeScene:
 
     assistant_stage: str | None = concierge_setup.ASSISTANT_STAGE
     reward_name = 'satisfaction'
+    reward_times = 100
     people_measure: str | None = PEOPLE
     rates: Mapping[str, tuple[str, str]] = {
         'words a message': ('words', 'messages'),

@@ -89,6 +89,11 @@ class ConciergeSettings(ExperimentSettings):
                 )
         if len(oracles := [arm for arm, settings in self.arms.items() if settings.simulator == PEOPLE]) > 1:
             raise ValueError(f'ConciergeSettings.arms: expected at most one arm of people, found {", ".join(oracles)}')
+        if people := [arm for arm in self.held_out_simulators if self.arms[arm].simulator == PEOPLE]:
+            raise ValueError(
+                f'ConciergeSettings.held_out_simulators: expected simulators, found {people[0]!r}: every assistant is '
+                'measured on people'
+            )
         if self.rl_people < 1:
             raise ValueError(f'ConciergeSettings.rl_people: expected at least 1, found {self.rl_people}')
         if self.evaluation.people is None:

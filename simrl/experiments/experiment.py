@@ -128,12 +128,17 @@ def workers_of(settings: ExperimentSettings) -> int:
 
 
 def results_spec(scene: Scene) -> results.ResultsSpec:
-    """Stages that the results are made of."""
+    """Stages that the results are made of, and the seconds of those that are done."""
     settings = scene.settings
     blocks = range(len(settings.evaluation.blocks()))
     assistants = plan.assistants(scene)
     return results.ResultsSpec(
-        arms={arm: results.Arm(scene.arm_kind(arm), scene.is_people(arm)) for arm in settings.arms},
+        arms={
+            arm: results.Arm(
+                scene.arm_kind(arm), oracle=scene.is_people(arm), held_out=arm in settings.held_out_simulators
+            )
+            for arm in settings.arms
+        },
         assistants={
             f'{arm}/seed-{seed}': results.AssistantSpec(arm, seed, plan.rl_stage(arm, seed))
             for arm, seed in plan.runs(scene)
@@ -163,8 +168,13 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
                 for name, assistant in assistants.items()
             },
             people=scene.people_measure,
+            times=scene.reward_times,
         ),
         rates=scene.rates,
         caution=scene.caution,
-        seconds={stage.name: stages.stage_seconds(scene.workdir / stage.name) for stage in plan.plan(scene)},
+        seconds={
+            stage.name: stages.stage_seconds(scene.workdir / stage.name)
+            for stage in plan.plan(scene)
+            if stage_files.is_done(scene.workdir / stage.name)
+        },
     )

@@ -2,7 +2,8 @@
 
 `plan` reads as the experiment does:
 1. The scene's own stages: data, fine-tuning, reward models.
-2. rl/ARM/seed-K: for each arm and seed an assistant is RL-trained against that arm's simulator.
+2. rl/ARM/seed-K: for each arm and seed an assistant is RL-trained against that arm's simulator. An arm of
+   `held_out_simulators` trains none.
 3. MEASURE/ASSISTANT/block-I: each assistant on the scene's measures, on people that no simulator saw.
 4. matrix/ASSISTANT/SIMULATOR: each assistant with each simulator.
 5. likelihood/SIMULATOR: how well each simulator predicts what people said.
@@ -42,10 +43,12 @@ def likelihood_stage(simulator: str) -> str:
 
 
 def runs(scene: Scene) -> Iterator[tuple[str, int]]:
-    """Every arm and training seed."""
-    for seed in scene.settings.seeds:
-        for arm in scene.settings.arms:
-            yield arm, seed
+    """Every training: an arm and a training seed."""
+    settings = scene.settings
+    for seed in settings.seeds:
+        for arm in settings.arms:
+            if arm not in settings.held_out_simulators:
+                yield arm, seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,12 @@ def assistants(scene: Scene) -> dict[str, Assistant]:
 
 def simulators(scene: Scene) -> dict[str, tuple[str, int]]:
     """Every simulator's name, with an arm and a seed that has it; people are none."""
-    return {simulator_name(scene, arm, seed): (arm, seed) for arm, seed in runs(scene) if not scene.is_people(arm)}
+    return {
+        simulator_name(scene, arm, seed): (arm, seed)
+        for seed in scene.settings.seeds
+        for arm in scene.settings.arms
+        if not scene.is_people(arm)
+    }
 
 
 def simulator_name(scene: Scene, arm: str, seed: int) -> str:

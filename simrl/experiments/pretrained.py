@@ -60,6 +60,11 @@ class PretrainedScene:
     def caution(self) -> str:
         return self.rewards.caution()
 
+    @property
+    def reward_times(self) -> int:
+        """A judge's score is from 0 to 1; a reward model's has no bounds."""
+        return 1 if self.settings.reward.by == 'reward_model' else 100
+
     @functools.cached_property
     def rewards(self) -> PretrainedRewards:
         return PretrainedRewards(self.settings, self.workdir, self.model)

@@ -199,6 +199,11 @@ class PretrainedSettings(ExperimentSettings):
                     raise ValueError(
                         f'{where}.mixture: expected names of other arms that are no mixtures, found {member!r}'
                     )
+                if member in self.held_out_simulators and arm not in self.held_out_simulators:
+                    raise ValueError(
+                        'PretrainedSettings.held_out_simulators: expected simulators that no assistant trains against, '
+                        f'found {member!r}, which the mixture {arm!r} has'
+                    )
             if settings.simulator == 'role_play':
                 try:
                     check_fields(self.role_play(arm).instructions, settings.opening, settings.tells_person)

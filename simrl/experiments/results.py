@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from simrl.evaluation import results as results_lib
-from simrl.evaluation.comparisons import Runs, compare_arms, transfers
+from simrl.evaluation.comparisons import Runs, compare_arms
+from simrl.evaluation.matrix import matrix_of
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.results import (
     INITIAL,
@@ -45,7 +46,7 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_numbers, cluster_ratio, mean_over_seeds
+from simrl.evaluation.statistics import cluster_numbers, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.outputs import read_result
 from simrl.run.metrics import Writer
@@ -92,11 +93,13 @@ class MatrixSpec:
         stages: assistant -> simulator -> stage. A trained assistant meets the simulators of its own seed, 'initial'
             all of them.
         people: the measure that has the same score for conversations with people; it becomes the last row.
+        times: see `MatrixResult`.
     """
 
     score: str
     stages: Mapping[str, Mapping[str, str]]
     people: str | None = None
+    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +203,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
                 for name, found in outcomes.items()
             }
         ),
-        matrix=_matrix(spec, spec.matrix, met, outcomes),
+        matrix=_matrix(spec, met, outcomes),
         fidelity=_fidelity(spec, workdir, met.get(INITIAL, {}), people),
         training=TrainingResult({name: _curve(read_result(workdir / x.rl)) for name, x in spec.assistants.items()}),
         conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),
@@ -231,48 +234,24 @@ def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> 
 
 def _matrix(
     spec: ResultsSpec,
-    matrix: MatrixSpec,
     met: Mapping[str, Mapping[str, Mapping[str, Any]]],
     outcomes: Mapping[str, Mapping[str, Outcomes]],
-) -> MatrixResult:
-    cells_of = {
-        who: {simulator: outcomes_of(who, _columns([found])) for simulator, found in users.items()}
-        for who, users in met.items()
-    }
-    scores = {who: {simulator: x.score for simulator, x in users.items()} for who, users in cells_of.items()}
-    causes = collections.Counter(
-        cause for users in cells_of.values() for x in users.values() for cause in x.cause if cause
-    )
-    by_arm = {who: _by_arm(spec, users) for who, users in scores.items()}
-    clusters = {arm: found[0]['outcomes']['cluster'] for arm, found in _by_arm(spec, met[INITIAL]).items()}
-    cells = {arm: [mean_over_seeds(users[arm]) for users in by_arm.values()] for arm in clusters}
-    conversations = {arm: [sum(map(_judged, users[arm])) for users in by_arm.values()] for arm in clusters}
-    failed = {arm: [sum(len(x) - _judged(x) for x in users[arm]) for users in by_arm.values()] for arm in clusters}
-    if matrix.people is not None:
-        found = outcomes[matrix.people]
-        cells[matrix.people] = [found[who].score for who in met]
-        clusters[matrix.people] = found[INITIAL].clusters
-        conversations[matrix.people] = [_judged(row) for row in cells[matrix.people]]
-        failed[matrix.people] = [len(row) - _judged(row) for row in cells[matrix.people]]
-    estimates = {user: cluster_bootstraps(row, clusters[user], nan='missing') for user, row in cells.items()}
-    simulators = {name: simulator.arm for name, simulator in spec.simulators.items()}
-    return MatrixResult(
+) -> MatrixResult | None:
+    if not met.get(INITIAL):
+        return None
+    matrix = spec.matrix
+    return matrix_of(
+        {
+            who: {simulator: outcomes_of(f'{who}/{simulator}', _columns([found])) for simulator, found in users.items()}
+            for who, users in met.items()
+        },
+        {name: simulator.arm for name, simulator in spec.simulators.items()},
+        spec.runs,
+        spec.arms,
         score=matrix.score,
-        users=tuple(cells),
-        people=matrix.people,
-        assistants=tuple(met),
-        mean=tuple(tuple(cell.mean for cell in row) for row in estimates.values()),
-        low=tuple(tuple(cell.low for cell in row) for row in estimates.values()),
-        high=tuple(tuple(cell.high for cell in row) for row in estimates.values()),
-        conversations=tuple(map(tuple, conversations.values())),
-        failed=tuple(map(tuple, failed.values())),
-        causes=dict(sorted(causes.items())),
-        transfers=transfers(spec.runs, spec.arms, simulators, scores),
+        times=matrix.times,
+        people=None if matrix.people is None else (matrix.people, outcomes[matrix.people]),
     )
-
-
-def _judged(scores: np.ndarray) -> int:
-    return int(np.isfinite(scores).sum())
 
 
 def _by_arm(spec: ResultsSpec, simulators: Mapping[str, Any]) -> dict[str, list[Any]]:

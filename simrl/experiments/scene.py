@@ -61,6 +61,7 @@ class Scene(Protocol):
         limits: the sizes of every conversation.
         assistant_stage: the stage that leaves the initial assistant; None where it is the pretrained model itself.
         reward_name: what the report calls the reward.
+        reward_times: the reward of whole conversations is shown multiplied by it: 100 where it is at most 1.
         people_measure: the measure whose score is the reward, with people in the simulators' place; None: there
             is none.
         rates: statistics of users' messages by name, each the ratio of two counts of `outcomes`.
@@ -75,6 +76,9 @@ class Scene(Protocol):
 
     @property
     def caution(self) -> str: ...
+
+    @property
+    def reward_times(self) -> int: ...
 
     @property
     def settings(self) -> ExperimentSettings: ...

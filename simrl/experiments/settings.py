@@ -121,6 +121,8 @@ class ExperimentSettings:
 
     scene: str  # name of the scene, of `experiment.SCENES`
     arms: Mapping[str, Any]  # the simulators to train against, by the arm's name
+    # Names of arms that train no assistant; all assistants meet their simulators.
+    held_out_simulators: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)  # training seeds, the same for every arm
     rl: RLSettings
     evaluation: EvaluationSettings
@@ -142,6 +144,14 @@ class ExperimentSettings:
         if twice := [arm for arm in self.arms if folded.count(arm.casefold()) > 1]:
             raise ValueError(
                 f'{name}.arms: expected names that differ in more than case, found {" and ".join(map(repr, twice))}'
+            )
+        held_out = self.held_out_simulators
+        if unknown := [arm for arm in held_out if arm not in self.arms]:
+            raise ValueError(f'{name}.held_out_simulators: expected names of arms, found {unknown[0]!r}')
+        if len(set(held_out)) != len(held_out) or len(held_out) == len(self.arms):
+            raise ValueError(
+                f'{name}.held_out_simulators: expected different arms, and at least one that trains assistants, found '
+                f'{held_out} of {len(self.arms)}'
             )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f'{name}.seeds: expected different values, at least one, found {self.seeds}')

@@ -184,9 +184,9 @@ def _simulators_by_stage(scene: Scene) -> dict[str, str]:
     """Stages that stand for a simulator: those of assistants trained against it, and the one that left it."""
     names: dict[str, str] = {}
     for arm, seed in plan.runs(scene):
-        name = arm if scene.is_people(arm) else plan.simulator_name(scene, arm, seed)
-        names[plan.rl_stage(arm, seed)] = name
-        for folder in scene.simulator_inputs(arm, seed).values():
+        names[plan.rl_stage(arm, seed)] = arm if scene.is_people(arm) else plan.simulator_name(scene, arm, seed)
+    for name, of in simulators(scene).items():
+        for folder in scene.simulator_inputs(*of).values():
             if folder.is_relative_to(scene.workdir):
                 names.setdefault(folder.relative_to(scene.workdir).as_posix(), name)
     return names

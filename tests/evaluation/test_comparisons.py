@@ -1,11 +1,9 @@
-"""Comparisons over training seeds: paired by seed and by person, of every pair of arms, and with every simulator."""
+"""Comparisons over training seeds: paired by seed and by person, of every pair of arms."""
 
 import numpy as np
 import pytest
 
-from simrl.evaluation.comparisons import transfers
-from simrl.evaluation.results import Arm
-from tests.evaluation.made_up import compared_arms, outcomes, runs_of, vote
+from tests.evaluation.made_up import compared_arms, outcomes, vote
 
 
 def test_differences_are_paired_by_seed_and_by_person():
@@ -57,42 +55,3 @@ def test_all_pairs_are_compared_whatever_the_names_the_later_arm_first():
     _, differences = compared_arms(outcomes(initial=base, b_0=base, zz_0=base, a_0=base), resamples=20)
     assert [(x.first, x.second) for x in differences] == [('zz', 'b'), ('a', 'b'), ('a', 'zz')]
     assert compared_arms(outcomes(initial=base), resamples=20) == ({}, ())
-
-
-def scores_of(met):
-    """Scores of one example each."""
-    return {who: {user: np.array([mean]) for user, mean in users.items()} for who, users in met.items()}
-
-
-def test_transfer_is_the_gain_with_the_same_simulator_of_the_same_seed():
-    """A simulator that is trained anew for each seed is another user in each: the initial assistant met both."""
-    base = [0.2, 0.3]
-    found = outcomes(initial=base, small_0=base, small_1=base, tuned_0=base, best_1=base)
-    arms = {'small': Arm('prompted'), 'large': Arm('prompted'), 'tuned': Arm('tuned'), 'best': Arm('people', True)}
-    simulators = {'small': 'small', 'large': 'large', 'tuned/seed-0': 'tuned', 'tuned/seed-1': 'tuned'}
-    met = {
-        'initial': {'small': 0.5, 'large': 0.6, 'tuned/seed-0': 0.1, 'tuned/seed-1': 0.3},
-        'small/seed-0': {'small': 0.9, 'large': 0.9, 'tuned/seed-0': 0.1},
-        'small/seed-1': {'small': 0.8, 'large': 0.7, 'tuned/seed-1': 0.5},
-        'tuned/seed-0': {'small': 0.5, 'large': 0.8, 'tuned/seed-0': 0.7},
-        'best/seed-1': {'small': 0.4, 'large': 0.9, 'tuned/seed-1': 0.5},
-    }
-    found = transfers(runs_of(found), arms, simulators, scores_of(met))
-    small = found['small']
-    assert small.seeds == (0, 1)
-    assert {user: gain.values for user, gain in small.simulators.items()} == {
-        'small': pytest.approx((0.4, 0.3)),
-        'large': pytest.approx((0.3, 0.1)),
-        'tuned': pytest.approx((0.0, 0.2)),
-    }
-    assert small.other_kinds.values == pytest.approx((0.0, 0.2)), 'another simulator of its own kind is no other kind'
-    assert small.other_kinds.low < 0.1 < small.other_kinds.high
-    assert found['tuned'].other_kinds.values == pytest.approx(((0.0 + 0.2) / 2,))
-    assert found['best'].other_kinds.values == pytest.approx(((-0.1 + 0.3 + 0.2) / 3,)), 'all are others'
-    alone = transfers(
-        {'one': {0: 'one/seed-0'}},
-        {'one': Arm('x')},
-        {'one': 'one'},
-        scores_of({'initial': {'one': 0.1}, 'one/seed-0': {'one': 0.2}}),
-    )
-    assert alone['one'].other_kinds is None

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.evaluation.comparisons import transfers
 from simrl.evaluation.gap_recovered import gaps_recovered
+from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import compare, outcomes_of, summarise
 from simrl.evaluation.results import Arm
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares

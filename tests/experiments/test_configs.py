@@ -113,6 +113,13 @@ BAD = {
         {'arms': {'a': {'simulator': 'oracle'}}},
         r"config\.arms\.a\.simulator: expected one of role_play, fine_tuned, mixture or 'module:function', found 'or",
     ),
+    'a held-out simulator in a mixture': (
+        {
+            'arms': {'both': {'simulator': 'mixture', 'mixture': {'role_play': 1.0}}},
+            'held_out_simulators': ('role_play',),
+        },
+        r"config\.held_out_simulators: expected .* trains against, found 'role_play', which the mixture 'both' has",
+    ),
     'an arm without a simulator': ({'arms': {'a': {}}}, r'config\.arms\.a\.simulator: missing'),
     'clashing seeds': ({'seeds': (1, 1)}, 'seeds: expected different values'),
     'minibatch not dividing': ({'rl': {'algorithm': {'minibatches': 3}}}, 'minibatches.*expected to divide the 8 rows'),
@@ -178,6 +185,7 @@ FAMILIES = {  # of the models of paper.py, by how their names begin
     'Qwen/Qwen2.5-': 'qwen2_5',
     'Qwen/Qwen3-': 'qwen3',
     'jjssuh/sftuser-base-Qwen2.5-': 'qwen2_5',
+    'jjssuh/sftuser2-base-Qwen2.5-': 'qwen2_5',
     'meta-llama/Llama-3.2-': 'llama3_2',
 }
 

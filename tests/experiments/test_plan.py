@@ -103,6 +103,20 @@ def test_seeds_may_be_run_one_by_one_and_an_assistant_meets_the_simulators_of_it
             assert together[stage].inputs['simulator'] == WORKDIR / f'sft/fine_tuned/seed-{seed}'
 
 
+def test_a_held_out_simulator_trains_no_assistant_and_meets_all_of_them():
+    """It changes no other stage: an arm of a finished run may be held out, and a held-out one added."""
+    held_out, alone = stages(held_out_simulators=('fine_tuned',), seeds=(0, 3)), stages(seeds=(0, 3))
+    without = {name for name in alone if '/fine_tuned/' in f'{name}/' and name.startswith(('rl/', 'people/'))}
+    without |= {name for name in alone if name.startswith('matrix/fine_tuned/')}
+    assert len(without) == 2 * (1 + 1 + 3), 'by seed: a training, a block of people, a cell for each simulator'
+    assert held_out.keys() == alone.keys() - without
+    assert all(identity(stage) == identity(alone[name]) for name, stage in held_out.items())
+    assert {'matrix/persona/seed-3/fine_tuned/seed-3', 'likelihood/fine_tuned/seed-0'} <= held_out.keys()
+    spec = experiment.results_spec(scene_of(settings(held_out_simulators=('fine_tuned',)), WORKDIR))
+    assert [name for name, arm in spec.arms.items() if arm.held_out] == ['fine_tuned']
+    assert list(spec.runs) == ['role_play', 'persona', 'oracle']
+
+
 @pytest.mark.parametrize(
     ('field', 'refused'),
     [('logs', 'logs'), ('vocabulary', 'world'), ('assistant', 'world'), ('base_user', 'world')],
@@ -197,6 +211,16 @@ def test_sizes_have_user_models_of_their_own():
             r'config.assistant.model.max_positions: expected at least the 1264 tokens.*found 512',
         ),
         ({'rl_people': 0}, r'config.rl_people: expected at least 1, found 0'),
+        ({'held_out_simulators': ('gone',)}, r"config.held_out_simulators: expected names of arms, found 'gone'"),
+        (
+            {'held_out_simulators': ('oracle',)},
+            r"config.held_out_simulators: expected simulators, found 'oracle': every assistant is measured on people",
+        ),
+        (
+            {'arms': arms('persona'), 'held_out_simulators': ('persona',)},
+            r"config.held_out_simulators: expected .* at least one that trains assistants, found \('persona',\) of 1",
+        ),
+        ({'held_out_simulators': ('persona', 'persona')}, r'config.held_out_simulators: expected different arms'),
         ({'assistant__model__num_heads': 0}, r'^config.assistant.model.num_heads: expected at least 1, found 0'),
         (
             {'assistant__model__num_kv_heads': 3},

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from simrl.evaluation.report.matrix import mean_digits, titled, user_name
 from simrl.evaluation.report.summary import Interval, Row, number, rows_of
 from simrl.evaluation.results import (
     INITIAL,
@@ -151,6 +152,10 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
     arms, values = by_arm(experiment, result)
     users = result.users
     low, high = float(values.min()), float(values.max())
+
+    def shown(value: float) -> str:
+        return number(value * result.times, mean_digits(result))
+
     high = high if high > low else low + 1
     with _style():
         figure, axis = _panel(1.5 + 0.42 * len(arms), '', width=max(WIDTH, 2.2 + 0.75 * len(users)))
@@ -161,8 +166,9 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
         axis.invert_yaxis()
         for (row, column), value in np.ndenumerate(values):
             ink = 'black' if value > low + 0.48 * (high - low) else 'white'
-            axis.text(column, row, number(float(value)), ha='center', va='center', color=ink)
-        axis.set_xticks(range(len(users)), users, rotation=35, ha='left', rotation_mode='anchor')
+            axis.text(column, row, shown(float(value)), ha='center', va='center', color=ink)
+        names = [user_name(experiment, user) for user in users]
+        axis.set_xticks(range(len(users)), names, rotation=35, ha='left', rotation_mode='anchor')
         axis.set_yticks(range(len(arms)), arms)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
@@ -170,10 +176,10 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
         if result.people is not None and len(users) > 1:
             axis.axvline(users.index(result.people) - 0.5, color='white', linewidth=4)
     said = '; '.join(
-        f'{name} with {", ".join(f"{u} {number(float(x))}" for u, x in zip(users, row, strict=True))}'
+        f'{name} with {", ".join(f"{u} {shown(float(x))}" for u, x in zip(users, row, strict=True))}'
         for name, row in zip(arms, values, strict=True)
     )
-    return Drawing(figure, f'Mean {result.score} by assistant and user: {said}.')
+    return Drawing(figure, f'Mean {titled(result.score, result)} by assistant and user: {said}.')
 
 
 def by_arm(experiment: ExperimentResult, result: MatrixResult) -> tuple[list[str], np.ndarray]:

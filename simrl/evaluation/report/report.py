@@ -6,9 +6,9 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
-from simrl.evaluation.report import figures, page, sections, summary
+from simrl.evaluation.report import figures, matrix, page, sections, summary
 from simrl.evaluation.report.summary import interval, number
-from simrl.evaluation.results import MeasureResult, Results
+from simrl.evaluation.results import MatrixResult, MeasureResult, Results
 from simrl.run.stage_files import named_errors
 
 REPORT_FILE = 'report.html'
@@ -43,18 +43,7 @@ def console_table(results: Results) -> str:
     for measure in results.measures.values():
         lines += ['', measure.words.title, *_arms(results, measure), '', *_differences(measure)]
     if results.matrix:
-        people = results.matrix.people
-        gains = [
-            (
-                arm,
-                interval(found.simulators.get(arm), 3, '+'),
-                interval(found.other_kinds, 3, '+'),
-                *([interval(results.measures[people].arms[arm].gain, 3, '+')] if people else []),
-            )
-            for arm, found in results.matrix.transfers.items()
-        ]
-        header = ('gain over initial with', 'its own simulator', 'other kinds', *([people] if people else []))
-        lines += ['', *_columns([header, *gains])]
+        lines += ['', *_transfers(results, results.matrix)]
         if results.matrix.causes:
             said = f'Conversations without a score: {summary.causes_text(results.matrix.causes)}.'
             lines += textwrap.wrap(said, CONSOLE_WIDTH)
@@ -108,6 +97,26 @@ def _differences(measure: MeasureResult) -> list[str]:
     ]
     more = [f'{len(rows) - MAX_LINES} more in {REPORT_FILE}'] if len(rows) > MAX_LINES else []
     return [*_columns([header, *rows[:MAX_LINES]]), *more] if rows else []
+
+
+def _transfers(results: Results, found: MatrixResult) -> list[str]:
+    people, held_out = found.people, matrix.held_out(results.experiment, found)
+    header = (
+        matrix.titled('gain over initial with', found),
+        *('its own simulator', 'other kinds'),
+        *(['held-out simulators'] if held_out else []),
+        *([people] if people else []),
+    )
+    gains = [
+        (
+            arm,
+            *(matrix.gain_text(found, gain) for gain in (transfer.simulators.get(arm), transfer.other_kinds)),
+            *([matrix.gain_text(found, transfer.held_out)] if held_out else []),
+            *([matrix.gain_text(found, results.measures[people].arms[arm].gain)] if people else []),
+        )
+        for arm, transfer in found.transfers.items()
+    ]
+    return _columns([header, *gains])
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

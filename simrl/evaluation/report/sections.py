@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.report import figures, page, summary
+from simrl.evaluation.report import figures, matrix, page, summary
 from simrl.evaluation.report.figures import Drawing, Look
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, Row, interval, number, share
-from simrl.evaluation.results import INITIAL, Difference, MatrixResult, MeasureResult, Results
+from simrl.evaluation.results import INITIAL, Difference, MeasureResult, Results
 
 TITLE = 'Which user simulator trains the better assistant?'
 MAX_ROWS = 24  # longer tables are folded
@@ -37,16 +37,6 @@ VALIDATION = (
     'step whose checkpoint the run left: the first that no later one beats by a mean paired difference of more than '
     '{margin} × its standard error.'
 )
-MATRIX = (
-    'Rows are assistants, columns the users that they talk with; a simulator is named by the arm that trains against '
-    'it. A simulator that is trained anew for each seed is the one of the assistant’s own seed; the initial assistant '
-    'meets all of them. Colours run from the lowest to the highest number. '
-)
-TRANSFER = (
-    'Gains in mean score over the initial assistant, with intervals over training seeds: with the simulator that the '
-    'arm trains against, and with simulators of other kinds (their mean). A gain with its own simulator alone does not '
-    'transfer. The simulators of other kinds differ from arm to arm: do not compare that column between arms. '
-)
 FIDELITY = (
     'Rates are over conversations with the initial assistant. Perplexity is per token of people’s messages that no '
     'simulator was trained on; it is not known for simulators off the device.'
@@ -62,7 +52,8 @@ def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
     for name, measure in results.measures.items():
         drawn = _drawn(f'win_rates_{name}', drawings)
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
-    legend = page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in results.experiment.arms})
+    trained = [arm for arm in results.experiment.arms if results.experiment.assistants_of(arm)]
+    legend = page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in trained})
     parts.append(
         page.section(
             'Training', legend, _drawn('training', drawings), page.paragraph(_about_training(results), 'note')
@@ -70,8 +61,18 @@ def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
     )
     if results.matrix:
         drawn = _drawn('matrix', drawings)
-        parts.append(page.section('Every assistant with every user', *_matrix(results.matrix, looks, drawn)))
-        parts.append(page.section('Gains with other simulators', *_transfers(results, results.matrix, looks)))
+        found, colours = results.matrix, {name: look.colour for name, look in looks.items()}
+        parts.append(
+            page.section(
+                matrix.titled('Every assistant with every user', found),
+                *matrix.matrix(results.experiment, found, colours, drawn),
+            )
+        )
+        parts.append(
+            page.section(
+                matrix.titled('Gains with other simulators', found), *matrix.transfers(results, found, colours)
+            )
+        )
     return [
         *parts,
         page.section('Simulators beside people', *_fidelity(results, looks)),
@@ -205,60 +206,6 @@ def _pair(pair: Difference) -> Sequence[str | Cell]:
 
 def _significance(words: str) -> Cell:
     return Cell(words, shade={'yes': 1.0, 'this checkpoint only': 0.4}.get(words, 0.0))
-
-
-def _matrix(found: MatrixResult, looks: Mapping[str, Look], drawn: str) -> list[str]:
-    low, high = min(map(min, found.mean)), max(map(max, found.mean))
-    cells = [
-        (
-            Cell(assistant, dot=looks[assistant].colour),
-            *(
-                Cell(
-                    number(found.mean[row][column]),
-                    under=f'{summary.bounds(found.low[row][column], found.high[row][column])} '
-                    f'n={found.conversations[row][column]:,}{_failed(found, row, column)}',
-                    shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
-                )
-                for row in range(len(found.users))
-            ),
-        )
-        for column, assistant in enumerate(found.assistants)
-    ]
-    table = page.table(('assistant', *(f'with {user}' for user in found.users)), cells)
-    people = f'The last column is the measure “{found.people}”. ' if found.people else ''
-    if found.causes:
-        people += f'Conversations without a score are left out: {summary.causes_text(found.causes)}. '
-    return [
-        drawn,
-        page.paragraph(f'Mean {found.score}. {MATRIX}{people}', 'note'),
-        page.details('The numbers, a checkpoint a row (intervals over conversations)', table),
-    ]
-
-
-def _failed(found: MatrixResult, row: int, column: int) -> str:
-    number = found.failed[row][column] if found.failed else 0
-    return f', {number:,} without a score' if number else ''
-
-
-def _transfers(results: Results, matrix: MatrixResult, looks: Mapping[str, Look]) -> list[str]:
-    people = results.measures[matrix.people] if matrix.people else None
-    simulators = [user for user in matrix.users if user != matrix.people]
-    rows: list[Sequence[str | Cell]] = []
-    each: list[Sequence[str | Cell]] = []
-    for arm, found in matrix.transfers.items():
-        name = Cell(arm, dot=looks[arm].colour)
-        gains = [found.simulators.get(arm), found.other_kinds, *([people.arms[arm].gain] if people else [])]
-        rows.append((name, str(len(found.seeds)), *(_estimate(gain, 3, '+') for gain in gains)))
-        each.append((name, *(_estimate(found.simulators.get(user), 3, '+') for user in simulators)))
-    header = (
-        *('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds'),
-        *([f'with {people.name}'] if people else []),
-    )
-    return [
-        page.table(header, rows),
-        page.paragraph(TRANSFER, 'note'),
-        page.details('Gains with every simulator', page.table(('arm', *(f'with {user}' for user in simulators)), each)),
-    ]
 
 
 def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:

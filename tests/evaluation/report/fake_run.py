@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 
-from simrl.evaluation.comparisons import compare_arms, transfers
+from simrl.evaluation.comparisons import compare_arms
+from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.report.report import console_table, write_report
 from simrl.evaluation.results import (

@@ -1,0 +1,200 @@
+"""The cross-simulator matrix: every assistant with every simulator, on the same examples.
+
+1. Cells: the mean score of an assistant with a simulator, its interval over conversations: of this checkpoint only.
+2. `transfers`: each arm minus the initial assistant, by simulator; their means over simulators of other kinds and over
+   held-out ones.
+3. `differences`: each pair of arms, by simulator.
+
+Differences are paired: conversation by conversation with the same simulator, from the same example and seed of sampling.
+Beside their interval over training seeds stands one over conversations, of these checkpoints only. A simulator that is
+trained anew for each training seed is another user in each, with which the initial assistant met the same examples.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+
+from simrl.evaluation.comparisons import Runs, paired_means, pairs_of
+from simrl.evaluation.outcomes import Outcomes
+from simrl.evaluation.results import INITIAL, Arm, MatrixResult, SimulatorDifference, Transfer
+from simrl.evaluation.statistics import (
+    Estimate,
+    cluster_bootstraps,
+    mean_over_seeds,
+    paired_difference,
+    t_interval,
+)
+
+Met = Mapping[str, Mapping[str, Outcomes]]  # assistant -> simulator -> outcomes
+Scores = Mapping[str, Mapping[str, np.ndarray]]  # the same, scores alone; NaN without one
+
+
+def matrix_of(
+    met: Met,
+    simulators: Mapping[str, str],
+    runs: Runs,
+    arms: Mapping[str, Arm],
+    *,
+    score: str,
+    times: int = 1,
+    people: tuple[str, Mapping[str, Outcomes]] | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> MatrixResult:
+    """The matrix, and the differences between its assistants.
+
+    Args:
+        met: 'initial' first. A trained assistant met one simulator of each arm, the initial assistant all of them.
+        simulators: simulator -> its arm. An arm has several where they are trained anew for each training seed.
+        runs: the runs of each arm.
+        arms: those of `simulators` and `runs`.
+        score, times: as in `MatrixResult`.
+        people: the name of a measure with the same score, and its outcomes; it becomes the last user.
+        level: of all intervals.
+        resamples, seed: of the bootstraps over clusters of examples.
+
+    Raises:
+        ValueError: a cell has other examples than another, or one twice; two assistants share no conversation with a
+            score.
+    """
+    clusters = _clusters_of(met)
+    scores = {who: {name: x.score for name, x in found.items()} for who, found in met.items()}
+    bootstraps = functools.partial(cluster_bootstraps, level=level, resamples=resamples, seed=seed, nan='missing')
+    rows = {}
+    for user in dict.fromkeys(simulators[name] for name in met[INITIAL]):
+        with_user = {
+            who: {name: x for name, x in of.items() if simulators[name] == user} for who, of in scores.items()
+        }
+        rows[user] = _row(user, with_user, runs, functools.partial(bootstraps, clusters=clusters), level)
+    gains = transfers(runs, arms, simulators, scores, level=level)
+    causes = collections.Counter(cause for of in met.values() for x in of.values() for cause in x.cause if cause)
+    shown = {user: (row.cells, row.counts) for user, row in rows.items()}
+    if people is not None:
+        name, outcomes = people
+        found = [outcomes[who].score for who in met]
+        shown[name] = bootstraps(found, clusters=outcomes[INITIAL].clusters), [_counts([x]) for x in found]
+    cells = [row for row, _ in shown.values()]
+    return MatrixResult(
+        score=score,
+        users=tuple(shown),
+        people=people and people[0],
+        assistants=tuple(met),
+        mean=tuple(tuple(cell.mean for cell in row) for row in cells),
+        low=tuple(tuple(cell.low for cell in row) for row in cells),
+        high=tuple(tuple(cell.high for cell in row) for row in cells),
+        conversations=tuple(tuple(judged for judged, _ in counts) for _, counts in shown.values()),
+        failed=tuple(tuple(failed for _, failed in counts) for _, counts in shown.values()),
+        causes=dict(sorted(causes.items())),
+        transfers={
+            arm: dataclasses.replace(gain, checkpoints={user: row.gains[arm] for user, row in rows.items()})
+            for arm, gain in gains.items()
+        },
+        times=times,
+        differences=tuple(difference for row in rows.values() for difference in row.differences),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One simulator with every assistant."""
+
+    cells: list[Estimate]
+    counts: list[tuple[int, int]]  # conversations with a score, and without
+    gains: dict[str, Estimate]  # by arm: over the initial assistant, of these checkpoints
+    differences: list[SimulatorDifference]
+
+
+def _row(user: str, met: Scores, runs: Runs, bootstraps: Callable[..., list[Estimate]], level: float) -> _Row:
+    """The row of a simulator; `met` has its trainings alone."""
+    columns = [list(found.values()) for found in met.values()]
+    own = {who: next(iter(found.items())) for who, found in met.items() if who != INITIAL}
+    gains = {
+        arm: [own[who][1] - met[INITIAL][own[who][0]] for who in by_seed.values()] for arm, by_seed in runs.items()
+    }
+    pairs = pairs_of(runs)
+    sides = {
+        pair: [tuple(own[runs[arm][number]][1] for arm in pair) for number in seeds] for pair, seeds in pairs.items()
+    }
+    between = [[x - y for x, y in of_seeds] for of_seeds in sides.values()]
+    measures = [*columns, *gains.values(), *between]
+    estimates = iter(bootstraps([mean_over_seeds(values) for values in measures]))
+    cells = list(itertools.islice(estimates, len(columns)))
+    return _Row(
+        cells=cells,
+        counts=[_counts(column) for column in columns],
+        gains=dict(zip(gains, estimates, strict=False)),
+        differences=[
+            SimulatorDifference(
+                user,
+                *pair,
+                seeds=tuple(pairs[pair]),
+                score=paired_difference(*zip(*(paired_means(*side) for side in of_seeds), strict=True), level=level),
+                checkpoint_score=estimate,
+            )
+            for (pair, of_seeds), estimate in zip(sides.items(), estimates, strict=True)
+        ],
+    )
+
+
+def transfers(
+    runs: Runs,
+    arms: Mapping[str, Arm],
+    simulators: Mapping[str, str],
+    met: Scores,
+    *,
+    level: float = 0.95,
+) -> dict[str, Transfer]:
+    """The gain of each arm over the initial assistant with each arm's simulator, over the arm's training seeds.
+
+    Args:
+        runs: the runs of each arm.
+        arms: the kinds of simulators.
+        simulators: simulator -> its arm. An arm has several where they are trained anew for each training seed.
+        met: assistant -> simulator -> scores of the same examples, NaN where there is none. The initial assistant met
+            every simulator that a run met.
+        level: of the intervals.
+    """
+    found = {}
+    for arm, assistants in runs.items():
+        gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
+        for assistant in assistants.values():
+            for simulator, scores in met[assistant].items():
+                mean, initial = paired_means(scores, met[INITIAL][simulator])
+                gains.setdefault(simulators[simulator], []).append(mean - initial)
+        others = [values for other, values in gains.items() if arms[other].kind != arms[arm].kind]
+        held_out = [values for other, values in gains.items() if arms[other].held_out]
+        found[arm] = Transfer(
+            seeds=tuple(assistants),
+            simulators={other: t_interval(values, level=level, null=0.0) for other, values in gains.items()},
+            other_kinds=t_interval(np.mean(others, 0), level=level, null=0.0) if others else None,
+            held_out=t_interval(np.mean(held_out, 0), level=level, null=0.0) if held_out else None,
+        )
+    return found
+
+
+def _counts(columns: Sequence[np.ndarray]) -> tuple[int, int]:
+    """The conversations with a score, and those without."""
+    judged = sum(int(np.isfinite(scores).sum()) for scores in columns)
+    return judged, sum(map(len, columns)) - judged
+
+
+def _clusters_of(met: Met) -> Sequence[Hashable]:
+    """The clusters of the examples, which are the same in every cell."""
+    first = next(iter(met[INITIAL].values()))
+    if len(set(first.examples)) < len(first.examples):
+        twice, _ = collections.Counter(first.examples).most_common(1)[0]
+        raise ValueError(f'matrix: expected each example once, found {twice!r} more often')
+    for who, found in met.items():
+        for name, x in found.items():
+            if (x.examples, x.clusters) != (first.examples, first.clusters):
+                raise ValueError(
+                    f'matrix: expected the {len(first.examples)} examples of every cell in their order, found '
+                    f'{len(x.examples)} of {who!r} with {name!r}, {len({*x.examples} & {*first.examples})} of them the '
+                    'same'
+                )
+    return first.clusters

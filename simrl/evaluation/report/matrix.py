@@ -1,0 +1,184 @@
+"""The sections of the matrix: every assistant with every user, and what of a gain is kept with other simulators.
+
+Scores of at most 1 are shown x 100 (`MatrixResult.times`), in the sections' titles and in every number.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from simrl.evaluation.report import page, summary
+from simrl.evaluation.report.page import Cell
+from simrl.evaluation.report.summary import Interval, interval, number
+from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results
+from simrl.evaluation.statistics import Estimate, SeedEstimate
+
+MAX_ROWS = 24  # longer tables are folded
+MATRIX = (
+    'Rows are assistants, columns the users that they talk with, on the same examples; a simulator is named by its '
+    'arm. A simulator that is trained anew for each seed is the one of the assistant’s own seed; the initial assistant '
+    'meets all of them. Colours run from the lowest to the highest number. '
+)
+HELD_OUT = 'Held out: no assistant trained against it. '
+TRANSFER = (
+    'Gains over the initial assistant, with intervals over training seeds: with the simulator that the arm trains '
+    'against, and with simulators of other kinds (their mean). A gain with its own simulator alone does not transfer. '
+    'The simulators of other kinds differ from arm to arm: do not compare that column between arms. '
+)
+TRANSFER_HELD_OUT = 'Held-out simulators (their mean) are the same for every arm. '
+DIFFERENCES = (
+    'With one simulator, paired conversation by conversation (the same example, the same seed of sampling); means over '
+    'the training seeds that both sides have. The first interval is over these seeds; the one below, over '
+    'conversations, is of these checkpoints only.'
+)
+
+
+def titled(title: str, found: MatrixResult) -> str:
+    """A title with the factor of the numbers below it."""
+    return title if found.times == 1 else f'{title} (× {found.times})'
+
+
+def matrix(experiment: ExperimentResult, found: MatrixResult, colours: Mapping[str, str], drawn: str) -> list[str]:
+    """The parts of the section of the matrix; `drawn` is its figure."""
+    low, high = min(map(min, found.mean)), max(map(max, found.mean))
+    users = range(len(found.users))
+    cells = [
+        (
+            Cell(assistant, dot=colours[assistant]),
+            *(
+                Cell(
+                    number(found.mean[row][column] * found.times, mean_digits(found)),
+                    under=f'{_bounds(found, row, column)} n={found.conversations[row][column]:,}'
+                    f'{_failed(found, row, column)}',
+                    shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
+                )
+                for row in users
+            ),
+        )
+        for column, assistant in enumerate(found.assistants)
+    ]
+    table = page.table(('assistant', *(f'with {user_name(experiment, user)}' for user in found.users)), cells)
+    times = '' if found.times == 1 else f' × {found.times}'
+    about = f'Mean {found.score}{times}. {MATRIX}'
+    if held_out(experiment, found):
+        about += HELD_OUT
+    if found.people:
+        about += f'The last column is the measure “{found.people}”. '
+    if found.causes:
+        about += f'Conversations without a score are left out: {summary.causes_text(found.causes)}. '
+    return [
+        drawn,
+        page.paragraph(about, 'note'),
+        page.details('The numbers, a checkpoint a row (intervals over conversations)', table),
+    ]
+
+
+def transfers(results: Results, found: MatrixResult, colours: Mapping[str, str]) -> list[str]:
+    """The parts of the section of gains and differences with each simulator."""
+    experiment = results.experiment
+    people = results.measures[found.people] if found.people else None
+    some_held_out = bool(held_out(experiment, found))
+    rows: list[Sequence[str | Cell]] = []
+    for arm, gain in found.transfers.items():
+        gains = [
+            gain.simulators.get(arm),
+            gain.other_kinds,
+            *([gain.held_out] if some_held_out else []),
+            *([people.arms[arm].gain] if people else []),
+        ]
+        rows.append((Cell(arm, dot=colours[arm]), str(len(gain.seeds)), *(_gain(found, x) for x in gains)))
+    header = (
+        *('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds'),
+        *(['with held-out simulators'] if some_held_out else []),
+        *([f'with {people.name}'] if people else []),
+    )
+    return [
+        page.table(header, rows),
+        page.paragraph(TRANSFER + (TRANSFER_HELD_OUT if some_held_out else ''), 'note'),
+        *_differences(experiment, found),
+    ]
+
+
+def held_out(experiment: ExperimentResult, found: MatrixResult) -> list[str]:
+    """The held-out simulators of a matrix."""
+    return [user for user in found.users if user != found.people and experiment.arms[user].held_out]
+
+
+def user_name(experiment: ExperimentResult, user: str) -> str:
+    """A user of the matrix, marked where it is a held-out simulator."""
+    marked = user in experiment.arms and experiment.arms[user].held_out
+    return f'{user} (held out)' if marked else user
+
+
+def mean_digits(found: MatrixResult) -> int:
+    return max(1, 2 - round(math.log10(found.times)))
+
+
+def gain_digits(found: MatrixResult) -> int:
+    return max(1, 3 - round(math.log10(found.times)))
+
+
+def scaled(estimate: Interval | None, times: float) -> Interval | None:
+    """The estimate of a score that is multiplied by a factor."""
+    if estimate is None:
+        return None
+
+    def by(value: float | None) -> float | None:
+        return None if value is None else value * times
+
+    mean, low, high = estimate.mean * times, by(estimate.low), by(estimate.high)
+    if isinstance(estimate, Estimate):
+        return dataclasses.replace(estimate, mean=mean, low=low, high=high)
+    values = tuple(value * times for value in estimate.values)
+    alone = None if estimate.alone is None else tuple(bound * times for bound in estimate.alone)
+    return dataclasses.replace(estimate, mean=mean, low=low, high=high, values=values, alone=alone)
+
+
+def gain_text(found: MatrixResult, estimate: Interval | None) -> str:
+    """A difference of scores with its interval."""
+    return interval(scaled(estimate, found.times), gain_digits(found), '+')
+
+
+def _gain(found: MatrixResult, estimate: Interval | None, under: str = '') -> Cell:
+    mean, _, bounds = gain_text(found, estimate).partition(' ')
+    return Cell(mean, under=', '.join(part for part in (bounds, under) if part))
+
+
+def _differences(experiment: ExperimentResult, found: MatrixResult) -> list[str]:
+    """A row for each difference, a column for each simulator."""
+    users = [user for user in found.users if user != found.people]
+    cells: dict[str, dict[str, tuple[SeedEstimate, Estimate | None]]] = {}
+    for arm, gain in found.transfers.items():
+        cells[f'{arm} − {INITIAL}'] = {
+            user: (estimate, gain.checkpoints.get(user)) for user, estimate in gain.simulators.items()
+        }
+    for pair in found.differences:
+        cells.setdefault(f'{pair.first} − {pair.second}', {})[pair.user] = (pair.score, pair.checkpoint_score)
+    rows = [(name, *(_difference(found, by_user.get(user)) for user in users)) for name, by_user in cells.items()]
+    header = ('difference', *(f'with {user_name(experiment, user)}' for user in users))
+    return [
+        page.details(
+            f'Differences with each simulator ({len(rows)})', page.table(header, rows), opened=len(rows) <= MAX_ROWS
+        ),
+        page.paragraph(DIFFERENCES, 'note'),
+    ]
+
+
+def _difference(found: MatrixResult, estimates: tuple[SeedEstimate, Estimate | None] | None) -> str | Cell:
+    if estimates is None:
+        return '–'
+    over_seeds, checkpoint = estimates
+    if checkpoint is None:
+        return _gain(found, over_seeds)
+    _, _, bounds = gain_text(found, checkpoint).partition(' ')
+    return _gain(found, over_seeds, f'checkpoints {bounds}')
+
+
+def _bounds(found: MatrixResult, row: int, column: int) -> str:
+    low, high = (None if x is None else x * found.times for x in (found.low[row][column], found.high[row][column]))
+    return summary.bounds(low, high, mean_digits(found))
+
+
+def _failed(found: MatrixResult, row: int, column: int) -> str:
+    lost = found.failed[row][column] if found.failed else 0
+    return f', {lost:,} without a score' if lost else ''
