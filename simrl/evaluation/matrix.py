@@ -5,9 +5,9 @@
    held-out ones.
 3. `differences`: each pair of arms, by simulator.
 
-Differences are paired: conversation by conversation with the same simulator, from the same example and seed of sampling.
+Differences are paired by conversation: with the same simulator, from the same example, with the same seed of sampling.
 Beside their interval over training seeds stands one over conversations, of these checkpoints only. A simulator that is
-trained anew for each training seed is another user in each, with which the initial assistant met the same examples.
+trained anew for each training seed is another user in each; the initial assistant meets all of them.
 """
 
 import collections
@@ -64,14 +64,12 @@ def matrix_of(
     """
     clusters = _clusters_of(met)
     scores = {who: {name: x.score for name, x in found.items()} for who, found in met.items()}
+    gains = transfers(runs, arms, simulators, scores, level=level)
     bootstraps = functools.partial(cluster_bootstraps, level=level, resamples=resamples, seed=seed, nan='missing')
     rows = {}
     for user in dict.fromkeys(simulators[name] for name in met[INITIAL]):
-        with_user = {
-            who: {name: x for name, x in of.items() if simulators[name] == user} for who, of in scores.items()
-        }
+        with_user = {who: {name: x for name, x in of.items() if simulators[name] == user} for who, of in scores.items()}
         rows[user] = _row(user, with_user, runs, functools.partial(bootstraps, clusters=clusters), level)
-    gains = transfers(runs, arms, simulators, scores, level=level)
     causes = collections.Counter(cause for of in met.values() for x in of.values() for cause in x.cause if cause)
     shown = {user: (row.cells, row.counts) for user, row in rows.items()}
     if people is not None:

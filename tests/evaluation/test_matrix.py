@@ -95,7 +95,9 @@ def test_every_difference_is_of_the_same_conversations_and_the_same_simulator(sc
             assert checkpoints.num_observations == len(there)
             assert checkpoints.num_clusters == len({CLUSTERS[i] for i in there})
             assert checkpoints.low < checkpoints.mean < checkpoints.high
-    assert found.causes == {FAILURE: sum(x is None for (who, name), of in scores.items() for x in of if name in met[who])}
+    assert found.causes == {
+        FAILURE: sum(x is None for (who, name), of in scores.items() for x in of if name in met[who])
+    }
 
 
 def test_what_conversations_share_cancels_in_a_pair_and_not_in_a_cell():
@@ -117,9 +119,7 @@ def test_what_conversations_share_cancels_in_a_pair_and_not_in_a_cell():
 
 def test_people_are_the_last_user_with_examples_of_their_own():
     met = met_like(lambda who, name: [0.1 * i for i in range(8)])
-    with_people = {
-        who: outcomes_of(who, columns([0.5, 0.25, None])) for who in met
-    }
+    with_people = {who: outcomes_of(who, columns([0.5, 0.25, None])) for who in met}
     found = matrix_of(met, SIMULATORS, RUNS, ARMS, score='reward', people=('people', with_people), resamples=20)
     assert (found.users[-1], found.people) == ('people', 'people')
     assert found.mean[-1] == (0.375,) * 5

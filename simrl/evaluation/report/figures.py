@@ -151,6 +151,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
     """Mean score by assistant (rows) and user (columns, people last), in means over training seeds."""
     arms, values = by_arm(experiment, result)
     users = result.users
+    names = [user_name(experiment, user) for user in users]
     low, high = float(values.min()), float(values.max())
 
     def shown(value: float) -> str:
@@ -167,7 +168,6 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
         for (row, column), value in np.ndenumerate(values):
             ink = 'black' if value > low + 0.48 * (high - low) else 'white'
             axis.text(column, row, shown(float(value)), ha='center', va='center', color=ink)
-        names = [user_name(experiment, user) for user in users]
         axis.set_xticks(range(len(users)), names, rotation=35, ha='left', rotation_mode='anchor')
         axis.set_yticks(range(len(arms)), arms)
         axis.xaxis.tick_top()
@@ -176,7 +176,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
         if result.people is not None and len(users) > 1:
             axis.axvline(users.index(result.people) - 0.5, color='white', linewidth=4)
     said = '; '.join(
-        f'{name} with {", ".join(f"{u} {shown(float(x))}" for u, x in zip(users, row, strict=True))}'
+        f'{name} with {", ".join(f"{u} {shown(float(x))}" for u, x in zip(names, row, strict=True))}'
         for name, row in zip(arms, values, strict=True)
     )
     return Drawing(figure, f'Mean {titled(result.score, result)} by assistant and user: {said}.')

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from simrl.evaluation.report import figures
-from simrl.evaluation.report.matrix import scaled
-from simrl.evaluation.report.report import console_table, write_report
+from simrl.evaluation.report import figures, matrix, page
+from simrl.evaluation.report.report import console_table
 from simrl.evaluation.results import SimulatorDifference
 from simrl.evaluation.statistics import Estimate, t_interval
 from tests.evaluation.report.fake_run import fake_results
@@ -25,8 +24,7 @@ def held_out(results):
     """The same with a held-out simulator, one gain that is known, and one pair of arms."""
     arms = dict(results.experiment.arms)
     arms[HELD_OUT] = dataclasses.replace(arms[HELD_OUT], held_out=True)
-    matrix = results.matrix
-    transfers = dict(matrix.transfers)
+    transfers = dict(results.matrix.transfers)
     gains = t_interval([0.011, 0.012, 0.016], null=0.0)
     transfers['sft 7b'] = dataclasses.replace(
         transfers['sft 7b'],
@@ -40,33 +38,43 @@ def held_out(results):
     return dataclasses.replace(
         results,
         experiment=dataclasses.replace(results.experiment, arms=arms),
-        matrix=dataclasses.replace(matrix, times=100, transfers=transfers, differences=(pair,)),
+        matrix=dataclasses.replace(results.matrix, times=100, transfers=transfers, differences=(pair,)),
     )
 
 
-def test_scores_of_at_most_one_are_shown_times_a_hundred_and_the_headings_say_so(held_out, tmp_path):
-    text = write_report(held_out, tmp_path).read_text()
-    assert '<h2>Every assistant with every user (× 100)</h2>' in text
-    assert '<h2>Gains with other simulators (× 100)</h2>' in text
+def sections_of(results) -> str:
+    """The two sections of the page, without the figure."""
+    found, colours = results.matrix, dict.fromkeys((*results.matrix.assistants, *results.experiment.arms), '#000000')
+    parts = {
+        'Assistants': matrix.matrix(results.experiment, found, colours, ''),
+        'Gains': matrix.transfers(results, found, colours),
+    }
+    return ''.join(page.section(matrix.titled(title, found), *inside) for title, inside in parts.items())
+
+
+def test_scores_of_at_most_one_are_shown_times_a_hundred_and_the_headings_say_so(held_out):
+    text = sections_of(held_out)
+    assert '<h2>Assistants (× 100)</h2>' in text
+    assert '<h2>Gains (× 100)</h2>' in text
     assert 'Mean satisfaction × 100. Rows are assistants' in text
-    matrix = held_out.matrix
-    cell = f'{matrix.mean[0][0] * 100:.1f}<small>[{matrix.low[0][0] * 100:.1f}, {matrix.high[0][0] * 100:.1f}] n=1,024'
+    found = held_out.matrix
+    cell = f'{found.mean[0][0] * 100:.1f}<small>[{found.low[0][0] * 100:.1f}, {found.high[0][0] * 100:.1f}] n=1,024'
     assert cell in text
     people = held_out.measures['people'].arms['sft 7b'].gain
     assert f'{people.mean * 100:+.1f}<small>[' in text, 'the gain with people too'
-    assert f'{matrix.mean[0][0] * 100:.1f}' in figures.matrix(held_out.experiment, matrix).text
+    assert f'{found.mean[0][0] * 100:.1f}' in figures.matrix(held_out.experiment, found).text
 
 
-def test_differences_have_the_interval_over_conversations_below_that_over_seeds(held_out, tmp_path):
-    text = write_report(held_out, tmp_path).read_text()
+def test_differences_have_the_interval_over_conversations_below_that_over_seeds(held_out):
+    text = sections_of(held_out)
     rows = dict(re.findall(r'<th scope="row">([^<]+ − [^<]+)</th>(.*?)</tr>', text.split('Differences with each')[1]))
     assert '+1.3<small>[+0.6, +2.0], checkpoints [+1.2, +2.5]</small>' in rows['sft 7b − initial']
     assert 'checkpoints [−31.0, −12.0]' in rows['sft 7b − role_play']
     assert rows['sft 7b − role_play'].count('<td>–</td>') == 2, 'nothing is known with the other simulators'
 
 
-def test_held_out_simulators_are_marked_everywhere(held_out, tmp_path):
-    text = write_report(held_out, tmp_path).read_text()
+def test_held_out_simulators_are_marked_everywhere(held_out):
+    text = sections_of(held_out)
     assert text.count(f'<th scope="col">with {HELD_OUT} (held out)</th>') == 2, 'in the matrix and in the differences'
     assert '<th scope="col">with held-out simulators</th>' in text
     assert 'Held out: no assistant trained against it.' in text
@@ -77,18 +85,18 @@ def test_held_out_simulators_are_marked_everywhere(held_out, tmp_path):
     ]
 
 
-def test_without_a_bound_nor_a_held_out_simulator_all_is_as_measured(results, tmp_path):
-    text = write_report(results, tmp_path).read_text()
-    assert '<h2>Every assistant with every user</h2>' in text
+def test_without_a_bound_nor_a_held_out_simulator_all_is_as_measured(results):
+    text = sections_of(results)
+    assert '<h2>Assistants</h2>' in text
     assert 'eld out' not in text + console_table(results)
     assert f'{results.matrix.mean[0][0]:.2f}<small>[{results.matrix.low[0][0]:.2f}, ' in text
 
 
 def test_a_scaled_estimate_keeps_its_p_value_and_its_size():
     one = t_interval([0.1, 0.3], null=0.0)
-    many = scaled(one, 100)
+    many = matrix.scaled(one, 100)
     assert many.values == pytest.approx((10.0, 30.0))
     assert (many.mean, many.low, many.high) == pytest.approx((20.0, 100 * one.low, 100 * one.high))
     assert (many.p_value, many.df, many.level) == (one.p_value, one.df, one.level)
-    assert scaled(Estimate(0.5, None, None, 3, 1, 0.95), 100) == Estimate(50.0, None, None, 3, 1, 0.95)
-    assert scaled(None, 100) is None
+    assert matrix.scaled(Estimate(0.5, None, None, 3, 1, 0.95), 100) == Estimate(50.0, None, None, 3, 1, 0.95)
+    assert matrix.scaled(None, 100) is None
