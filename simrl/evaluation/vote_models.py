@@ -185,6 +185,8 @@ def gee(
     """
     data, member, x = _design('gee', preferences, participants, a_first, level)
     columns = np.ones((len(data), 1)) if x is None else np.column_stack([np.ones(len(data)), x])
+    if (number := int(member.max()) + 1) <= columns.shape[1]:  # their correction has no finite value
+        raise ValueError(f'gee: expected more than {columns.shape[1]} participants, as many as coefficients, found {number}')
     order = np.argsort(member, kind='stable')
     structure = genmod.cov_struct.Exchangeable()
     model = genmod.GEE(
@@ -194,7 +196,7 @@ def gee(
         with np.errstate(over='ignore'):  # of steps that diverge
             fit = model.fit(cov_type='bias_reduced')
     except np.linalg.LinAlgError as error:
-        raise ValueError(f'gee: expected more participants than coefficients, found {member.max() + 1}') from error
+        raise ValueError(f'gee: expected estimating equations with a solution, found: {error}') from error
     if not (fit.converged and fit.bse.max() < _LARGEST_ERROR):
         reason = f'a standard error of {fit.bse.max():g} in log-odds' if fit.converged else 'no convergence'
         raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
@@ -206,7 +208,7 @@ def gee(
         correlation=float(structure.dep_params),
         win_rate=Coefficient(rate, rate * (1 - rate) * preference.standard_error, low, high),
         num_votes=len(data),
-        num_participants=int(member.max()) + 1,
+        num_participants=number,
         level=level,
     )
 

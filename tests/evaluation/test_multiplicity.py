@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
@@ -15,6 +15,7 @@ def test_a_small_family():
     assert holm({}) == {}
 
 
+@settings(max_examples=10)  # statsmodels collects garbage at each call, which takes long in a large process
 @given(st.lists(st.integers(0, 1000).map(lambda x: x / 1000), min_size=1, max_size=12))
 def test_as_statsmodels(p_values):
     found = holm(dict(enumerate(p_values)))

@@ -153,7 +153,7 @@ def test_people_who_never_change_their_vote_have_no_finite_spread():
 
 def test_gee_of_almost_nothing_is_refused():
     votes, first = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0], [True, False, False, True, True, True]
-    with pytest.raises(ValueError, match='gee: expected more participants than coefficients, found 2'):
+    with pytest.raises(ValueError, match='gee: expected more than 2 participants, as many as coefficients, found 2'):
         gee(votes, [0, 1, 1, 0, 0, 0], first)
     votes, first = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0], [False, False, True, False, False, False, False, True]
     with pytest.raises(
