@@ -9,6 +9,7 @@ import json
 import pathlib
 from typing import Any, TypeVar
 
+from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 from simrl.run import config as config_lib
@@ -199,6 +200,34 @@ class FidelityResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimulatorForecast:
+    """A simulator as it is known before anything is trained against it; see `evaluation.forecast`.
+
+    Of an arm whose simulator is trained anew for each training seed it is the mean over these simulators. All intervals
+    are over clusters of examples.
+    """
+
+    cosine: Estimate | None  # of the policy gradients under it and under people; None where noise hides one of them
+    best_of_n: Estimate | None  # gain in people's value by its choice; None where too few replies have both numbers
+    reason: str | None  # why there is no cosine, or no interval
+    stages: tuple[str, ...]  # its own; timings.json has their seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastResult:
+    """forecast.json, by the arm that trains against the simulator."""
+
+    people: str  # what stands for people, as a sentence
+    people_stage: str  # of people's side, which all arms share; timings.json has its seconds
+    measure: str  # whose utilities the forecasts are correlated with
+    examples: int
+    samples: int  # conversations, or replies, of each example
+    n: int  # of best-of-n
+    simulators: dict[str, SimulatorForecast]
+    correlations: tuple[RankCorrelation, ...]  # of each forecast with each utility, over these arms
+
+
+@dataclasses.dataclass(frozen=True)
 class ValidationCurve:
     """A run's validation: the mean reward by validated step, and the step whose checkpoint is the result."""
 
@@ -279,6 +308,7 @@ class Results:
     training: TrainingResult
     conversations: ConversationsResult
     timings: TimingsResult
+    forecast: ForecastResult | None = None  # None where nothing was forecast, and in results of an earlier version
 
 
 FILES: dict[str, type] = {
@@ -289,7 +319,9 @@ FILES: dict[str, type] = {
     'training': TrainingResult,
     'conversations': ConversationsResult,
     'timings': TimingsResult,
+    'forecast': ForecastResult,
 }
+OPTIONAL = ('matrix', 'forecast')  # null where there is none
 
 
 def write(results: Results, workdir: pathlib.Path) -> None:
@@ -305,10 +337,13 @@ def read(workdir: pathlib.Path) -> Results:
     Raises:
         ConfigError: there are none, or a file is not JSON or not of this version; names the file and the field.
     """
-    parts: dict[str, Any] = {name: _read(cls, workdir, name) for name, cls in FILES.items() if name != 'matrix'}
-    matrix = None if _content(workdir, 'matrix') is None else _read(MatrixResult, workdir, 'matrix')
+    parts: dict[str, Any] = {name: _read(cls, workdir, name) for name, cls in FILES.items() if name not in OPTIONAL}
     measures = {name: _read(MeasureResult, workdir, name) for name in parts['experiment'].measures}
-    return Results(measures=measures, matrix=matrix, **parts)
+    parts['matrix'] = None if _content(workdir, 'matrix') is None else _read(MatrixResult, workdir, 'matrix')
+    forecast = _path(workdir, 'forecast').exists() and _content(workdir, 'forecast') is not None
+    return Results(
+        measures=measures, forecast=_read(ForecastResult, workdir, 'forecast') if forecast else None, **parts
+    )
 
 
 def _read(cls: type[T], workdir: pathlib.Path, name: str) -> T:

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from simrl.evaluation.results import read, write
+from simrl.evaluation.forecast import rank_correlation
+from simrl.evaluation.results import ForecastResult, SimulatorForecast, read, write
+from simrl.evaluation.statistics import Estimate
 from simrl.run.config import ConfigError
 from tests.evaluation.report.fake_run import fake_results
 
@@ -19,9 +21,20 @@ def test_results_are_read_as_they_were_written(results, tmp_path):
     write(results, tmp_path)
     assert read(tmp_path) == results
     assert sorted(path.stem for path in (tmp_path / 'results').iterdir()) == [
-        *('conversations', 'experiment', 'fidelity', 'held_out_reward_model', 'matrix', 'people', 'scores'),
-        *('timings', 'training'),
+        *('conversations', 'experiment', 'fidelity', 'forecast', 'held_out_reward_model', 'matrix', 'people'),
+        *('scores', 'timings', 'training'),
     ]
+    (tmp_path / 'results' / 'forecast.json').unlink()
+    assert read(tmp_path) == results, 'an earlier version forecast nothing'
+
+
+def test_a_forecast_is_read_as_it_was_written(results, tmp_path):
+    known = SimulatorForecast(Estimate(1.02, 0.9, 1.1, 32, 32, 0.95), None, 'it continues none', ('forecast/a',))
+    correlation = rank_correlation('cosine', 'gain', [1.0, 2.0, 3.0], [1.0, 3.0, 2.0])
+    forecast = ForecastResult('Logged.', 'people_forecast', 'people', 32, 8, 4, {'role_play': known}, (correlation,))
+    written = dataclasses.replace(results, forecast=forecast)
+    write(written, tmp_path)
+    assert read(tmp_path) == written
 
 
 def test_without_a_matrix(results, tmp_path):
