@@ -186,7 +186,9 @@ def gee(
     data, member, x = _design('gee', preferences, participants, a_first, level)
     columns = np.ones((len(data), 1)) if x is None else np.column_stack([np.ones(len(data)), x])
     if (number := int(member.max()) + 1) <= columns.shape[1]:  # their correction has no finite value
-        raise ValueError(f'gee: expected more than {columns.shape[1]} participants, as many as coefficients, found {number}')
+        raise ValueError(
+            f'gee: expected more than {columns.shape[1]} participants, as many as coefficients, found {number}'
+        )
     order = np.argsort(member, kind='stable')
     structure = genmod.cov_struct.Exchangeable()
     model = genmod.GEE(
