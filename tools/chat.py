@@ -25,7 +25,7 @@ from simrl.main import USER_ERRORS
 from simrl.rollouts.agents import ModelAgent
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
-from simrl.serving.load import Loaded, load_assistant, load_simulator, resampled, with_persona, with_system
+from simrl.serving.load import Loaded, find_assistant, find_simulator, resampled, with_persona, with_system
 from simrl.serving.stream import view_of
 
 HELP = """\
@@ -203,11 +203,13 @@ def stoppable() -> Iterator[threading.Event]:
 
 def load(options: argparse.Namespace) -> dict[int, Loaded]:
     """The agents that were asked for, by role."""
-    agents = {}
+    found = {}
     if options.simulator is not None:
-        agents[USER] = load_simulator(options.simulator, persona=options.persona, number=options.seed)
+        found[USER] = find_simulator(options.simulator, persona=options.persona, number=options.seed)
     if options.assistant is not None:
-        agents[ASSISTANT] = load_assistant(options.assistant)
+        found[ASSISTANT] = find_assistant(options.assistant)
+    print('loading; the first message of a model on this machine takes a while to compile', flush=True)
+    agents = {role: load_agent() for role, load_agent in found.items()}
     sampling = {name: getattr(options, name) for name in ('temperature', 'top_p', 'max_new_tokens')}
     agents = {role: dataclasses.replace(of, agent=resampled(of.agent, **sampling)) for role, of in agents.items()}
     if options.system is not None:
@@ -236,7 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         start_backend()
         enable_compilation_cache()
-        print('loading; the first message of a model on this machine takes a while to compile', flush=True)
         with numeric_defaults():
             agents = load(options)
             you = ', '.join(f'you are the {name}' for role, name in NAMES.items() if role not in agents)

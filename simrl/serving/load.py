@@ -11,6 +11,7 @@ A folder whose tokenizer has the terminal token, as `tools.export` writes a fine
 import dataclasses
 import datetime
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -53,22 +54,36 @@ class Loaded:
 
 
 def load_assistant(name: str) -> Loaded:
-    """The assistant of that name.
+    """Loads the assistant of that name. Raises as `find_assistant`."""
+    return find_assistant(name)()
+
+
+def load_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Loaded:
+    """Loads the user simulator of that name; arguments and errors as of `find_simulator`."""
+    return find_simulator(name, persona=persona, number=number)()
+
+
+def find_assistant(name: str) -> Callable[[], Loaded]:
+    """Finds the assistant of that name; the function that is returned loads its weights.
 
     Raises:
         FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
     """
     if (run := find_run(local_path(name))) is None:
         model = _open_model(name)
-        agent = assistant(
-            model.chat,
-            model.config,
-            model.load_params(),
-            _execution(),
-            max_new_tokens=MAX_NEW_TOKENS,
-            sampling=SAMPLING,
-        )
-        return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, BLANK)
+
+        def load_model() -> Loaded:
+            agent = assistant(
+                model.chat,
+                model.config,
+                model.load_params(),
+                _execution(),
+                max_new_tokens=MAX_NEW_TOKENS,
+                sampling=SAMPLING,
+            )
+            return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, BLANK)
+
+        return load_model
     scene, part = run
     stages_by_name = {found: of.stage for found, of in plan.assistants(scene).items()}
     by_stage = {stage: found for found, stage in stages_by_name.items() if stage is not None}
@@ -81,12 +96,11 @@ def load_assistant(name: str) -> Loaded:
     if folder is not None:
         _check_done(name, scene, folder)
         check_model(scene, folder)
-    agent = scene.assistant(folder)
-    return Loaded(name, _ready(agent, scene.compute.mesh), scene.chat, BLANK)
+    return lambda: Loaded(name, _ready(scene.assistant(folder), scene.compute.mesh), scene.chat, BLANK)
 
 
-def load_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Loaded:
-    """The user simulator of that name.
+def find_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Callable[[], Loaded]:
+    """Finds the user simulator of that name; the function that is returned loads its weights.
 
     Args:
         persona: see `with_persona`. None: that of a held-out person of the run.
@@ -95,15 +109,18 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
     Raises:
         FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
     """
-    agent: Agent
-    example = dataclasses.replace(BLANK, persona_seed=number)
+    blank = dataclasses.replace(BLANK, persona_seed=number)
     if (run := find_run(local_path(name))) is None:
         model = _open_model(name)
-        agent = _simulator(model)
-        if persona is None and agent.system is not None:
+        if persona is None and not model.knows_terminal:  # it is prompted
             raise ValueError(f'{name}: expected --persona, the message that the simulated user opens with, found none')
-        example = example if persona is None else with_persona(agent, example, persona)
-        return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, example)
+
+        def load_model() -> Loaded:
+            agent = _simulator(model)
+            example = blank if persona is None else with_persona(agent, blank, persona)
+            return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, example)
+
+        return load_model
     scene, part = run
     arms = simulators(scene)
     found = _simulators_by_stage(scene).get(part, part)
@@ -113,17 +130,21 @@ def load_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
         if folder.is_relative_to(scene.workdir):
             _check_done(name, scene, folder)
             check_model(scene, folder, arms[found])
-    agent = scene.simulator(*arms[found])
-    if persona is None:
-        people = scene.settings.evaluation.people
-        examples = scene.held_out_examples(None if people is None else range(people))
-        example = examples[number % len(examples)]
-    else:
-        example = with_persona(agent_for(agent, example), example, persona)
-    one = agent_for(agent, example)
-    if one.opening == 'written':
-        example = dataclasses.replace(example, opening=None)
-    return Loaded(name, _ready(one, scene.compute.mesh), scene.chat, example)
+
+    def load() -> Loaded:
+        agent = scene.simulator(*arms[found])
+        if persona is None:
+            people = scene.settings.evaluation.people
+            examples = scene.held_out_examples(None if people is None else range(people))
+            example = examples[number % len(examples)]
+        else:
+            example = with_persona(agent_for(agent, blank), blank, persona)
+        one = agent_for(agent, example)
+        if one.opening == 'written':
+            example = dataclasses.replace(example, opening=None)
+        return Loaded(name, _ready(one, scene.compute.mesh), scene.chat, example)
+
+    return load
 
 
 def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:

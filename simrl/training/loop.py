@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -150,6 +151,8 @@ def run(
             )
         writer.truncate(meta['offsets'], 0 if restored is None else step + 1)
         recorder = _Recorder(writer, settings, num_steps, name, meta['totals'], stop)
+        if step < num_steps and jax.process_index() == 0:  # it may take a minute in which nothing else is printed
+            print(f'{name}: compiling the first step', file=sys.stderr, flush=True)
         if restored is None:
             if hyperparameters is not None:
                 writer.hyperparameters(hyperparameters)

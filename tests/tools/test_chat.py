@@ -179,7 +179,7 @@ def run_of(folder, config: str, **changes):
         ),
     ],
 )
-def test_errors_are_one_line(tmp_path, monkeypatch, arguments, expected):
+def test_errors_are_one_line_before_anything_is_loaded(tmp_path, monkeypatch, capsys, arguments, expected):
     monkeypatch.chdir(tmp_path)
     run_of(tmp_path / 'run', 'quickstart')
     run_of(tmp_path / 'old', 'quickstart', format=3)
@@ -188,6 +188,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, expected):
     with pytest.raises(SystemExit, match=f'^error: {expected}') as error:
         chat.main(arguments)
     assert '\n' not in str(error.value)
+    assert 'loading' not in capsys.readouterr().out
 
 
 def model_folder(folder, special_tokens: Sequence[str] = ()):

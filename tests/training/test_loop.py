@@ -155,8 +155,9 @@ def test_weights_decide_the_average_of_a_line(tmp_path: pathlib.Path) -> None:
     assert [(row['step'], row['x']) for row in metrics_of(tmp_path)] == [(3, 3 / 4), (5, 7 / 3)]
 
 
-def test_a_finished_run_is_left_alone(tmp_path: pathlib.Path) -> None:
+def test_a_finished_run_is_left_alone(tmp_path: pathlib.Path, capsys) -> None:
     loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=4, name='count')
+    assert capsys.readouterr().err.splitlines().count('count: compiling the first step') == 1
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
 
     def never(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
@@ -164,6 +165,7 @@ def test_a_finished_run_is_left_alone(tmp_path: pathlib.Path) -> None:
 
     loop.run(tmp_path, tiny_job.init_state(), never, settings(), num_steps=4, name='count')
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+    assert 'compiling' not in capsys.readouterr().err
     with pytest.raises(ValueError, match='expected a run of at most 3 steps, found a checkpoint of step 4'):
         loop.run(tmp_path, tiny_job.init_state(), never, settings(), num_steps=3, name='count')
 
