@@ -52,15 +52,30 @@ def judge_agent(chat: Chat, config: TransformerConfig, params: Params, execution
     return dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, token_mask=token_mask))
 
 
+def reply_runs(chat: Chat, replies: Sequence[str]) -> Runs:
+    """The tokens of each reply, its end-of-turn included."""
+    return tuple((*chat.encode(reply, 'assistant'), chat.end_of_turn['assistant']) for reply in replies)
+
+
 def score_runs(chat: Chat) -> Runs:
-    """The tokens of each score from 0 to 10 as a reply, its end-of-turn included."""
-    end = chat.end_of_turn['assistant']
-    return tuple((*chat.encode(str(score), 'assistant'), end) for score in range(HIGHEST + 1))
+    """The tokens of each score from 0 to 10 as a reply."""
+    return reply_runs(chat, [str(score) for score in range(HIGHEST + 1)])
 
 
 def prompt_tokens(chat: Chat, prompt: str) -> np.ndarray:
     """A judge's prompt up to its reply, int32 `[T]`."""
     return np.concatenate([natural_prompt(chat, prompt).tokens, np.array(chat.header('assistant'), np.int32)])
+
+
+def prompt_row(chat: Chat, prompt: str, most: int) -> np.ndarray | Verdict:
+    """`prompt_tokens`; where there are more than `most`, or none, the verdict that says so."""
+    try:
+        row = prompt_tokens(chat, prompt)
+    except EncodingError as error:
+        return Verdict(None, cause=JUDGE_FAILED, detail=f'{JUDGE_FAILED}: {error}')
+    if len(row) <= most:
+        return row
+    return Verdict(None, cause=TOO_LONG, detail=f'{TOO_LONG}: expected at most {most} tokens, found {len(row)}')
 
 
 def chains_of(runs: Runs) -> tuple[Runs, list[tuple[int, int]]]:
@@ -194,15 +209,7 @@ def local_judge(
 
     def row_of(question: Question) -> np.ndarray | Verdict:
         prompt = judge_prompt(rubric, question.intent, question.messages, question.subject, 'number')
-        try:
-            row = prompt_tokens(chat, prompt)
-        except EncodingError as error:
-            return Verdict(None, cause=JUDGE_FAILED, detail=f'{JUDGE_FAILED}: {error}')
-        if len(row) + room <= lengths[-1]:
-            return row
-        return Verdict(
-            None, cause=TOO_LONG, detail=f'{TOO_LONG}: expected at most {lengths[-1] - room} tokens, found {len(row)}'
-        )
+        return prompt_row(chat, prompt, lengths[-1] - room)
 
     submitted: list[_Submitted] = []
 

@@ -172,7 +172,7 @@ def read_generations(path: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str,
         ValueError: an id is unknown or there twice, the rows are of several assistants, a row was written for another
             conversation than the task's, or it has no reply. It names the file, the row and the field.
     """
-    found = [_generation(row, f'{path}, row {number}') for number, row in enumerate(read_list(path), start=1)]
+    found = [parse_generation(row, f'{path}, row {number}') for number, row in enumerate(read_list(path), start=1)]
     check_known(tasks, [of.task for of, _ in found], str(path))
     if len(generators := sorted({of.generator for of, _ in found})) > 1:
         raise ValueError(f'{path}, generator: expected one, found {", ".join(generators[:5])}')
@@ -187,7 +187,12 @@ def read_generations(path: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str,
     return {name: by_task[name] for name in tasks if name in by_task}
 
 
-def _generation(row: Any, place: str) -> tuple[Generation, list[str]]:
+def parse_generation(row: Any, place: str) -> tuple[Generation, list[str]]:
+    """Parses a row of a result file: the reply, and the texts that it answers.
+
+    Raises:
+        ValueError: a field is missing or wrong; it names the place and the field.
+    """
     match row:
         case {'session_id': str(task), 'chat_history': list(history), 'output': output, 'generator': str(generator)}:
             pass

@@ -1,0 +1,348 @@
+"""Pairwise win rates: judges see the responses of two assistants in both orders, and say which served the user better.
+
+    python -m tools.win_rate judge trained=runs/trained.jsonl initial=runs/initial.jsonl --output=runs/win_rate \\
+        --judge='{"url": "http://127.0.0.1:8000/v1", "model": "judge-a"}' --judge='{"url": ..., "model": "judge-b"}'
+    python -m tools.win_rate respond --assistant=runs/quickstart/persona/seed-0 --user=oracle --people=100 \\
+        --output=runs/trained.jsonl                        or --prompts=FILE in the place of --user and --people
+
+`judge` takes two or more assistants as NAME=FILE. FILE has rows `{id, messages: [{role, content}], person?, intent?}`, or
+WildBench's result layout, or is a stage of a run, such as runs/quickstart/people/initial/block-0, which keeps no more
+conversations than the report shows. All assistants were given the same: the opening, or with --given=history all
+messages before the last reply. Judges are endpoints (--judge), a model on the device (--model), or both.
+
+`respond` has an assistant reply to prompts, files of rows as above that end with the user's message, or talk with the
+held-out people of its run, played by one of the run's simulators; each assistant of a run meets the same.
+
+OUTPUT gets verdicts.jsonl (each verdict with its order and raw text) and results.json. A preference is the mean of both
+orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept beside the
+output (.answers.sqlite). Verdicts that could not be had are counted, bounded, and asked for again; the exit code is
+then 1.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from simrl.conversations.raw_rows import placed_rows
+from simrl.conversations.records import write_rows
+from simrl.evaluation.pairwise import judges, responses
+from simrl.evaluation.pairwise.judges import Judged, Verdict
+from simrl.evaluation.pairwise.responses import Response
+from simrl.evaluation.pairwise.table import PANEL, Comparison, Labels, Table, table
+from simrl.evaluation.ranking import Ranking
+from simrl.evaluation.wildbench.asking import AskSettings
+from simrl.experiments.checks import check_row_lengths
+from simrl.experiments.settings import MeshSettings
+from simrl.experiments.sources import ModelSettings, open_model
+from simrl.main import USER_ERRORS
+from simrl.models.transformer import Execution
+from simrl.remote.cache import Cache
+from simrl.rewards.llm_judge import judge_agent
+from simrl.rollouts.collect import for_sampling
+from simrl.run import config
+from simrl.run.config import local_path
+from simrl.run.program import run_program
+from simrl.run.progress import Progress
+from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
+from simrl.run.stage_files import write_json
+from simrl.serving import respond
+from tools.prepare import add_settings, read_settings
+from tools.wildbench import cache_path, judges_of, opened
+
+VERDICTS_FILE, RESULTS_FILE = 'verdicts.jsonl', 'results.json'
+
+
+def read_assistants(options: argparse.Namespace) -> dict[str, dict[str, Response]]:
+    """The responses of NAME=FILE, by name; prints how many there are."""
+    found: dict[str, dict[str, Response]] = {}
+    for text in options.responses:
+        name, separator, path = text.partition('=')
+        if not (name and separator and path):
+            raise ValueError(f'expected NAME=FILE, found {text!r}')
+        if name in found:
+            raise ValueError(f'{text}: expected assistants of different names, found {name!r} twice')
+        found[name], counts = responses.read_responses(local_path(path), options.given)
+        print(f'{name}: {len(found[name])} responses of {path}')
+        for what, count in counts.items():
+            print(f'  {what}: {count}')
+    return found
+
+
+def read_labels(path: pathlib.Path, pairs: Sequence[responses.Pair]) -> Labels:
+    """People's preferences, of rows `{id, first, second, preference}`.
+
+    Raises:
+        ValueError: a row is none of these, or of no pair, or a pair is there twice; it names the row.
+    """
+    known = {(pair.id, pair.first, pair.second) for pair in pairs}
+    labels: dict[tuple[str, str, str], float] = {}
+    for place, row in placed_rows(path):
+        match row:
+            case {'id': str(name), 'first': str(a), 'second': str(b), 'preference': int() | float() as value} if (
+                0 <= value <= 1
+            ):
+                key, value = ((name, a, b), value) if (name, a, b) in known else ((name, b, a), 1 - value)
+            case _:
+                raise ValueError(
+                    f'{place}: expected id, first, second, and a preference for the first from 0 to 1, found '
+                    f'{str(row)[:80]}'
+                )
+        if key not in known or key in labels:
+            found = 'it again' if key in labels else f'another pair, {name!r} of {a!r} and {b!r}'
+            raise ValueError(f'{place}: expected a pair that is judged, found {found}')
+        labels[key] = float(value)
+    return labels
+
+
+def run_judge(options: argparse.Namespace) -> int:
+    settings, endpoints = read_settings(AskSettings, vars(options)), judges_of(options)
+    names = [*endpoints, *([] if options.model is None else [options.model])]
+    if not names:
+        raise ValueError('expected at least one judge, --judge or --model, found none')
+    if PANEL in names or len(set(names)) < len(names):
+        raise ValueError(f'expected judges of different names, and none {PANEL!r}, found {", ".join(names)}')
+    if options.read == 'expected' and options.combine == 'strict':
+        raise ValueError('--combine=strict: expected verdicts that may be equal, found --read=expected')
+    found = read_assistants(options)
+    pairs = responses.compared(found, against=options.against, on_missing=options.on_missing)
+    labels = None if options.labels is None else read_labels(options.labels, pairs)
+    print(f'{len(pairs)} pairs in both orders, {len(names)} judges', flush=True)
+    output = options.output / 'judge'
+
+    def ask(asked: Sequence[tuple[Response, Response]]) -> dict[str, list[Verdict]]:
+        with opened(endpoints, output) as clients:
+            verdicts = judges.by_endpoints(asked, clients, settings, 'verdicts') if clients else {}
+        if options.model is not None:
+            verdicts[options.model] = of_model(options, settings, asked)
+        return verdicts
+
+    judged = judges.judge(found, pairs, ask)
+    write_rows(options.output / VERDICTS_FILE, [one.row() for one in judged])
+    result = table(judged, found, combine=options.combine, labels=labels)
+    write_json(options.output / RESULTS_FILE, plain(result, options, names))
+    print(console_table(result))
+    return print_lost(judged, options.output)
+
+
+def print_lost(judged: Sequence[Judged], output: pathlib.Path) -> int:
+    """Prints what has no verdict by cause, and where all is; returns how many of them may be asked for again."""
+    lost = judges.causes(judged)
+    for cause, count in sorted(lost.items()):
+        print(f'no verdict: {count} ({cause})')
+    print(f'{output / VERDICTS_FILE}: {len(judged) - lost.total()} of {len(judged)} verdicts')
+    return lost.total() - lost[judges.NO_RESPONSE]
+
+
+@contextlib.contextmanager
+def device() -> Iterator[None]:
+    """JAX on the device, with the settings of all programs."""
+    start_backend()
+    enable_compilation_cache()
+    with numeric_defaults():
+        yield
+
+
+def of_model(
+    options: argparse.Namespace, settings: AskSettings, asked: Sequence[tuple[Response, Response]]
+) -> list[Verdict]:
+    """The verdicts of --model."""
+    with device(), Cache(cache_path(options.output / 'judge')) as cache:
+        # There is no history that a template could rewrite: a judge replies once.
+        model = open_model(ModelSettings(options.model, rewrites='keep', date=options.date))
+        check_row_lengths('--lengths', options.lengths, model.config)
+        mesh = MeshSettings(data=1).make()
+        agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
+        with jax.set_mesh(mesh):
+            policy = for_sampling(agent, mesh).policy
+        with Progress(f'verdicts, {options.model}', len(asked)) as progress:
+            return judges.by_model(
+                asked,
+                policy,
+                model.chat,
+                settings,
+                cache,
+                read=options.read,
+                identity=f'{options.model} {options.date} {jax.default_backend()}',
+                lengths=options.lengths,
+                batch_size=options.rows,
+                mesh=mesh,
+                progress=progress,
+            )
+
+
+def plain(result: Table, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The table as JSON, with what decided it."""
+    told = {
+        'judges': names,
+        'prompt': judges.VERSION,
+        'assistants': list(options.responses),
+        'given': options.given,
+        'labels': options.labels,
+        'settings': read_settings(AskSettings, vars(options)),
+        'read': options.read if options.model is not None else None,
+    }
+    rankings = {
+        source: ranking if isinstance(ranking, str) else vars(ranking) | {'differences': named(ranking.differences)}
+        for source, ranking in result.rankings.items()
+    }
+    whole: dict[str, Any] = config.to_dict(told | vars(result) | {'rankings': rankings})
+    return whole
+
+
+def named(by_two: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+    return {' over '.join(two): value for two, value in by_two.items()}
+
+
+def console_table(result: Table) -> str:
+    """The table as text."""
+    lines: list[str] = []
+    for of in result.comparisons:
+        lines += ['', *comparison_lines(of, len(result.comparisons))]
+    for source, ranking in result.rankings.items():
+        lines += ['', f'strengths by {source}, in log-odds:', *ranking_lines(ranking)]
+    return '\n'.join(lines).strip('\n')
+
+
+def comparison_lines(of: Comparison, family: int) -> list[str]:
+    """Two assistants as text."""
+    header = ('judge', 'win rate', 'failures lost, won', 'equal lengths', 'wins', 'ties', 'losses', 'same', 'to first')
+    rows = [header]
+    for name, counted in of.judges.items():
+        rates, length, position = counted.win_rates, counted.length_controlled, counted.position
+        none = not isinstance(rates, str) and not rates.failures
+        rows.append(
+            (
+                name,
+                'none' if isinstance(rates, str) else rate_text(rates.observed.by_participant),
+                '-'
+                if isinstance(rates, str) or none
+                else f'{rates.all_lost.by_participant.mean:.3f}, {rates.all_won.by_participant.mean:.3f}',
+                '-' if isinstance(length, str) else f'{length.controlled:.3f}',
+                *map(str, (counted.wins, counted.ties, counted.losses)),
+                *(
+                    ('-', '-')
+                    if position is None or isinstance(position, str)
+                    else (f'{position.consistent.mean:.0%}', f'{position.first_position.mean:.3f}')
+                ),
+            )
+        )
+    about = f'{of.first} over {of.second}: {of.pairs} prompts of {of.clusters} people or openings; characters: '
+    about += ' and '.join(f'{count:.0f}' for count in of.characters.values())
+    for what, counts in (('empty', of.empty), ('missing', of.missing)):
+        about += ''.join(f'; {what}: {count} of {name}' for name, count in counts.items() if count)
+    lines = [about, *columns(rows)]
+    if of.agreement is not None:
+        votes, errors = of.agreement.votes, of.agreement.errors
+        if not isinstance(votes, str) and votes.effective is not None:
+            lines.append(
+                f'{len(of.judges) - 1} judges vary as {votes.effective:.2f} independent ones (correlation '
+                f'{votes.mean_correlation:.2f})'
+            )
+        if errors is not None and not isinstance(errors, str):
+            each = ', '.join(f'{name} {rate_text(found)}' for name, found in errors.agreement.items())
+            lines.append(f'agreement with people: {each}; panel {rate_text(errors.panel)}')
+            if errors.effective_votes is not None:
+                lines.append(f'by the correlation of errors {errors.effective_votes:.2f} independent votes')
+    if of.p_value is not None:
+        lines.append(f'sign test: p = {of.p_value:.3g}; Holm over {family}: {of.adjusted:.3g}')
+    return lines
+
+
+def ranking_lines(ranking: Ranking | str) -> list[str]:
+    if isinstance(ranking, str):
+        return [f'none: {ranking}']
+    return columns([(name, rate_text(of)) for name, of in zip(ranking.models, ranking.strengths, strict=True)])
+
+
+def rate_text(of: Any) -> str:
+    return f'{of.mean:.3f} {of.bounds_text()}'
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells with equal widths; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        '  ' + '  '.join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def run_respond(options: argparse.Namespace) -> int:
+    if (options.prompts is None) == (options.user is None):
+        raise ValueError('expected either --prompts or --user')
+    with device():
+        if options.prompts is not None:
+            prompts = respond.read_prompts(options.prompts)
+            rows, failed = respond.to_prompts(
+                options.assistant,
+                prompts,
+                prompt_tokens=options.prompt_tokens,
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                batch_size=options.rows,
+                seed=options.seed,
+            )
+        else:
+            rows, failed = respond.with_user(options.assistant, options.user, people=options.people)
+    if rows:
+        write_rows(options.output, rows)
+    print(f'{options.output}: {"written" if rows else "not written"}, {len(rows)} of {len(rows) + failed.total()}')
+    for cause, count in failed.most_common():
+        print(f'no response: {count} ({cause})')
+    return failed.total()
+
+
+def parser_of() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    added = commands.add_parser('judge')
+    added.set_defaults(run=run_judge)
+    added.add_argument('responses', nargs='+', metavar='NAME=FILE', help='an assistant, and its responses')
+    added.add_argument('--output', required=True, type=local_path, help='folder')
+    added.add_argument('--judge', action='append', default=[], help='endpoint settings as JSON; may be repeated')
+    added.add_argument('--model', help='a judge on the device: OWNER/MODEL, a folder or a .gguf file')
+    added.add_argument('--read', choices=('argmax', 'expected'), default='argmax', help='of --model: its verdict')
+    added.add_argument('--lengths', type=int, nargs='+', default=[1024, 2048, 4096], help='of --model: tokens')
+    added.add_argument('--rows', type=int, default=8, help='of --model: pairs judged at once')
+    added.add_argument('--date', default='26 Jul 2024', help='of --model: today, for a template that writes it')
+    added.add_argument('--combine', choices=('mean', 'strict'), default='mean', help='of both orders')
+    added.add_argument('--given', choices=('opening', 'history', 'nothing'), default='opening', help='of rows')
+    added.add_argument('--against', help='compare all others with this assistant; default: each two')
+    added.add_argument('--on_missing', choices=('raise', 'failure'), default='raise', help='of ids that some lack')
+    added.add_argument('--labels', type=local_path, help="people's preferences: id, first, second, preference")
+    add_settings(added, AskSettings())
+    added = commands.add_parser('respond')
+    added.set_defaults(run=run_respond)
+    added.add_argument('--assistant', required=True, help='RUN/initial, RUN/ARM/seed-K; with --prompts also a model')
+    added.add_argument('--output', required=True, type=local_path, help='.jsonl, .jsonl.gz or .parquet')
+    added.add_argument('--prompts', type=local_path, help='rows {id, messages} that end with the user')
+    added.add_argument('--user', help='a simulator of the run, or an arm whose simulator is people')
+    added.add_argument('--people', type=int, default=100, help='held-out people; beside --user')
+    added.add_argument('--prompt_tokens', type=int, default=2048, help='max tokens of a prompt; beside --prompts')
+    added.add_argument('--max_tokens', type=int, default=512, help='of a reply; beside --prompts')
+    added.add_argument('--temperature', type=float, default=1.0, help='of replies; beside --prompts')
+    added.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --prompts')
+    added.add_argument('--seed', type=int, default=0, help='of sampling; beside --prompts')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser_of().parse_args(arguments)
+    try:
+        lost = options.run(options)
+    except (*USER_ERRORS, ValueError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('stopped; the same command continues', file=sys.stderr)
+        sys.exit(130)
+    if lost:
+        sys.exit(f'error: expected all responses and verdicts, found {lost} missing; the same command asks again')
+
+
+if __name__ == '__main__':
+    run_program(main)
