@@ -5,8 +5,8 @@
     python -m tools.win_rate respond --assistant=runs/quickstart/persona/seed-0 --user=oracle --people=100 \\
         --output=runs/trained.jsonl                        or --prompts=FILE in the place of --user and --people
 
-`judge` takes two or more assistants as NAME=FILE. FILE has rows `{id, messages: [{role, content}], person?, intent?}`, or
-WildBench's result layout, or is a stage of a run, such as runs/quickstart/people/initial/block-0, which keeps no more
+`judge` takes two or more assistants as NAME=FILE, of rows `{id, messages: [{role, content}], person?, intent?}` or in
+WildBench's result layout; or a stage of a run, such as runs/quickstart/people/initial/block-0, which keeps no more
 conversations than the report shows. All assistants were given the same: the opening, or with --given=history all
 messages before the last reply. Judges are endpoints (--judge), a model on the device (--model), or both.
 

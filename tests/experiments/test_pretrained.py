@@ -27,6 +27,7 @@ from simrl.models.transformer import TransformerConfig
 from simrl.run import directory, stage_files
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
+from simrl.serving import respond
 from simrl.training import loop
 from tests.experiments.scene import fields_without_effect, leaves, without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer, tiny_config
@@ -155,6 +156,25 @@ def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(fi
     )
     assert {stage.state for stage in planned} == {'done', 'missing', 'waits'}
     assert {stage.name for stage in planned if stage.state != 'done'} == stages_of(ARMS, 1)
+
+
+def test_responses_to_a_simulator_are_the_conversations_of_the_matrix(finished):
+    """Whole, and without the message that ended one."""
+    openings = []
+    for name, stage in (('initial', 'matrix/initial'), (TRAINED, 'matrix/role_play/seed-0')):
+        rows, failed = respond.with_user(str(finished / name), 'role_play', people=4)
+        outcomes = json.loads((finished / stage / 'role_play' / 'result.json').read_text())['outcomes']
+        assert not failed
+        assert [row['id'] for row in rows] == outcomes['example']
+        for row, end, turns in zip(rows, outcomes['end'], outcomes['assistant_turns'], strict=True):
+            roles = [message['role'] for message in row['messages']]
+            assert roles == ['user', 'assistant'] * (len(roles) // 2) + ['user'] * (len(roles) % 2)
+            if turns is not None:  # it has a score
+                assert (row['end'], roles.count('assistant')) == (end, turns)
+        openings.append([row['messages'][0]['content'] for row in rows])
+    assert openings[0] == openings[1]
+    with pytest.raises(ValueError, match=r'nobody: expected a simulator of the run \(role_play, fine_tuned\)'):
+        respond.with_user(str(finished / 'initial'), 'nobody', people=4)
 
 
 @pytest.mark.long
