@@ -211,7 +211,7 @@ def console_table(result: Table) -> str:
 def comparison_lines(of: Comparison, family: int) -> list[str]:
     """Two assistants as text."""
     header = ('judge', 'win rate', 'failures lost, won', 'equal lengths', 'wins', 'ties', 'losses', 'same', 'to first')
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for name, counted in of.judges.items():
         rates, length, position = counted.win_rates, counted.length_controlled, counted.position
         none = not isinstance(rates, str) and not rates.failures

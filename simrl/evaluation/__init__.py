@@ -5,8 +5,8 @@ several tests; `power`: sample sizes. `win_rate`, `outcomes`: assistants on the 
 of votes by people or judges; `vote_models`: their regressions; `ranking`: several assistants on one scale; `position`:
 judges who see both orders, and panels; `length_control`: win rates at equal lengths. `comparisons`: arms over training
 seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages under a
-simulator. `controls`: negative controls. `wildbench`: assistants on real tasks with checklists. `results`: the JSON
-files of a run; `report`: the page made of them.
+simulator. `controls`: negative controls. `pairwise`: judges who see two responses. `wildbench`: real tasks with
+checklists. `results`: the JSON files of a run; `report`: the page made of them.
 
 Read `statistics`, `outcomes`, `comparisons`, `results`.
 """

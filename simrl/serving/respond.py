@@ -120,14 +120,16 @@ def with_user(assistant: str, user: str, *, people: int) -> tuple[Rows, Counts]:
     examples = scene.held_out_examples(range(people))
     mesh, size = scene.compute.mesh.make(), scene.settings.evaluation.batch_size
     with jax.set_mesh(mesh):
-        agents = [for_sampling(fitting_simulator(scene, *known[user], examples), mesh), load_assistant(assistant).agent]
-    check_agents(*agents, scene.chat, scene.limits)
+        simulator = for_sampling(fitting_simulator(scene, *known[user], examples), mesh)
+        own = load_assistant(assistant).agent
+    check_agents(simulator, own, scene.chat, scene.limits)
     rows, failed = [], Counts()
     with Progress('conversations', len(examples)) as progress:
         for start in range(0, len(examples), size):
             chosen = examples[start : start + size]
             batch, reasons = collect(
-                *agents,
+                simulator,
+                own,
                 chosen,
                 chat=scene.chat,
                 limits=scene.limits,

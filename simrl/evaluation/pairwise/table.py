@@ -10,8 +10,10 @@ A number that the verdicts do not determine is given as the reason in words.
 
 import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,11 +32,12 @@ from simrl.evaluation.position import (
 from simrl.evaluation.preferences import Majorities, WinRates, majorities, win_rates
 from simrl.evaluation.ranking import Ranking, davidson
 from simrl.evaluation.statistics import Estimate, cluster_shares
-from simrl.evaluation.vote_models import CumulativeLogit, Gee, cumulative_logit, gee
+
+if TYPE_CHECKING:  # importing it takes a second, which few tables need
+    from simrl.evaluation.vote_models import CumulativeLogit, Gee
 
 PANEL = 'panel'  # the name of all judges together; no judge has it
 EVEN = 1e-9  # preferences nearer to 1/2 are 1/2 but for rounding
-P = ParamSpec('P')
 T = TypeVar('T')
 Two = tuple[str, str]  # names of the first and the second assistant
 Labels = Mapping[tuple[str, str, str], float]  # by id, first and second assistant: people's preference for the first
@@ -61,8 +64,8 @@ class Counted:
     majorities: Majorities | str
     length_controlled: LengthControlled | str
     position: PositionBias | str | None
-    cumulative_logit: CumulativeLogit | str | None
-    gee: Gee | str | None
+    cumulative_logit: 'CumulativeLogit | str | None'
+    gee: 'Gee | str | None'
     failures: Mapping[str, int]
 
 
@@ -210,11 +213,13 @@ def _side(preferences: np.ndarray) -> np.ndarray:
     return np.where(np.abs(preferences - 0.5) < EVEN, 0.0, np.sign(preferences - 0.5))
 
 
-def or_reason(function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | str:
-    """The result of a statistic; where its data do not determine it, the reason."""
+def or_reason(statistic: Callable[[], T]) -> T | str:
+    """A statistic; where its data do not determine it, what it expected and found. Other faults are raised."""
     try:
-        return function(*args, **options)
+        return statistic()
     except ValueError as error:
+        if ': expected ' not in str(error):
+            raise
         return str(error)
 
 
@@ -263,22 +268,20 @@ def _counted(
     for judge in judges:
         failures.update(found.failures[judge])
     asked = found.asked
+    asked_clusters = [cluster for cluster, is_asked in zip(clusters, asked, strict=True) if is_asked]
+    position: PositionBias | str | None = None
+    if name != PANEL:
+        a_first, b_first = found.single[name][:, asked]
+        position = or_reason(lambda: position_bias(a_first, b_first, asked_clusters))
+    to_compare = np.array([of_id[both[i]] for i in with_length], np.float64)
     return Counted(
         wins=int((side == 1).sum()),
         ties=int((side == 0).sum()),
         losses=int((side == -1).sum()),
-        win_rates=or_reason(win_rates, values, clusters),
-        majorities=or_reason(majorities, values[there], known),
-        length_controlled=or_reason(
-            length_controlled, np.array([of_id[both[i]] for i in with_length], np.float64), own, other
-        ),
-        position=None
-        if name == PANEL
-        else or_reason(
-            position_bias,
-            *found.single[name][:, asked],
-            [cluster for cluster, is_asked in zip(clusters, asked, strict=True) if is_asked],
-        ),
+        win_rates=or_reason(lambda: win_rates(values, clusters)),
+        majorities=or_reason(lambda: majorities(values[there], known)),
+        length_controlled=or_reason(lambda: length_controlled(to_compare, own, other)),
+        position=position,
         **_regressions(found, judges),
         failures=dict(sorted(failures.items())),
     )
@@ -288,12 +291,17 @@ def _regressions(found: _Verdicts, judges: Sequence[str]) -> dict[str, Any]:
     """Both regressions of the judges' single verdicts on the pairs that they were asked about."""
     if any(pair.person is None for pair in found.pairs):
         return {'cumulative_logit': None, 'gee': None}
+    from simrl.evaluation.vote_models import cumulative_logit, gee
+
     single = np.concatenate([found.single[judge][:, found.asked] for judge in judges])  # [2 x judges, asked]
     people = [pair.person for pair, asked in zip(found.pairs, found.asked, strict=True) if asked]
     there = ~np.isnan(single)
     who = [people[i] for i in np.nonzero(there)[1]]
     a_first = (np.nonzero(there)[0] % 2 == 0).tolist()
-    return {model.__name__: or_reason(model, single[there], who, a_first) for model in (cumulative_logit, gee)}
+    return {
+        'cumulative_logit': or_reason(lambda: cumulative_logit(single[there], who, a_first)),
+        'gee': or_reason(lambda: gee(single[there], who, a_first)),
+    }
 
 
 def _agreement(
@@ -303,20 +311,20 @@ def _agreement(
     asked = [pair for pair, is_asked in zip(found.pairs, found.asked, strict=True) if is_asked]
     clusters = [pair.cluster for pair in asked]
     of_judge = {judge: preferences[judge][found.asked] for judge in judges}
-    equal = {}
-    for i, judge in enumerate(judges):
-        for other in judges[i + 1 :]:
-            near = 1 - np.abs(of_judge[judge] - of_judge[other])
-            of_two = or_reason(cluster_shares, [near], clusters, nan='missing')
-            equal[f'{judge} and {other}'] = of_two if isinstance(of_two, str) else of_two[0]
+
+    def equal(judge: str, other: str) -> Estimate | str:
+        near = 1 - np.abs(of_judge[judge] - of_judge[other])
+        return or_reason(lambda: cluster_shares([near], clusters, nan='missing')[0])
+
     # Errors against the same label on all pairs are the preferences themselves, but for a constant.
-    same = or_reason(panel_agreement, of_judge, np.full(len(asked), 0.5), clusters)
+    same = or_reason(lambda: panel_agreement(of_judge, np.full(len(asked), 0.5), clusters))
     votes = same if isinstance(same, str) else Votes(same.mean_correlation, same.effective_votes, same.low, same.high)
     errors = None
     if labels is not None:
         told = np.array([labels.get((pair.id, *two), np.nan) for pair in asked])
-        errors = or_reason(panel_agreement, of_judge, told, clusters)
-    return JudgeAgreement(equal, votes, errors)
+        errors = or_reason(lambda: panel_agreement(of_judge, told, clusters))
+    of_two = {f'{judge} and {other}': equal(judge, other) for judge, other in itertools.combinations(judges, 2)}
+    return JudgeAgreement(of_two, votes, errors)
 
 
 def table(
@@ -346,8 +354,8 @@ def _rankings(found: Mapping[Two, _Verdicts], combine: Combine) -> dict[str, Ran
 
     Votes are single verdicts, a panel's those of all its judges; with 'strict' the preferences of pairs.
     """
-    votes: dict[str, list[tuple[str, str, float, str]]] = collections.defaultdict(list)
-    for two, verdicts in found.items():
+    votes: dict[str, list[tuple[Pair, float]]] = collections.defaultdict(list)
+    for verdicts in found.values():
         if combine == 'strict':
             sources = {name: values[None] for name, values in preferences_of(verdicts.single, combine).items()}
         else:
@@ -356,11 +364,18 @@ def _rankings(found: Mapping[Two, _Verdicts], combine: Combine) -> dict[str, Ran
                 sources[PANEL] = np.concatenate(list(sources.values()))
         for source, values in sources.items():
             votes[source] += [
-                (*two, float(value), pair.cluster)
+                (pair, float(value))
                 for row in values
-                for value, pair in zip(row, verdicts.pairs, strict=True)
+                for pair, value in zip(verdicts.pairs, row, strict=True)
                 if not np.isnan(value)
             ]
-    return {
-        source: or_reason(davidson, *([row[i] for row in rows] for i in range(4))) for source, rows in votes.items()
-    }
+    return {source: or_reason(functools.partial(_ranking, rows)) for source, rows in votes.items()}
+
+
+def _ranking(votes: Sequence[tuple[Pair, float]]) -> Ranking:
+    return davidson(
+        [pair.first for pair, _ in votes],
+        [pair.second for pair, _ in votes],
+        [value for _, value in votes],
+        [pair.cluster for pair, _ in votes],
+    )
