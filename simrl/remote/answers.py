@@ -17,7 +17,8 @@ Cause = Literal[
     'connection',  # no connection, or closed before a reply
     'cut',  # the reply ended early
     'protocol',  # the reply is not of the API: no JSON, fields missing, another role
-    'refused',  # another status, or the model or its filter refuses
+    'refused',  # another status
+    'filtered',  # the model or its filter declines to answer
     'length',  # a JSON answer was cut by max_tokens, or reasoning left no room for an answer
     'empty',  # an empty chat message
     'invalid_json',  # a JSON answer was asked for, and this is none
@@ -25,6 +26,8 @@ Cause = Literal[
     'spend_cap',  # not sent: the endpoint's spend cap is reached
 ]
 TRIED_AGAIN = ('timeout', 'rate_limit', 'server', 'connection', 'cut', 'protocol')
+UNREADABLE = ('length', 'empty', 'invalid_json', 'schema')  # another answer of the model may be readable
+ANSWERED = ('filtered', *UNREADABLE)  # the model answered: caches keep the failure, and nobody asks for it again
 MAY_PASS = 'for now'  # in the reason of a conversation's failure which another day may not have
 SHOWN = 200  # characters of a server's text in a detail
 
@@ -58,13 +61,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A call without an answer. `raw`: the text of an answer that was refused here."""
+    """A call without an answer. `raw`: the text of an answer that was refused here; `cached`: as of `Answer`."""
 
     cause: Cause
     detail: str
     raw: str = ''
     input_tokens: int = 0
     output_tokens: int = 0
+    cached: bool = False
 
     def __str__(self) -> str:
         return f'{self.cause}: {self.detail}'
@@ -98,10 +102,19 @@ def read_reply(text: str, request: Request) -> Outcome:
     return dataclasses.replace(answer, input_tokens=usage[0], output_tokens=usage[1])
 
 
-def with_value(answer: Answer, request: Request) -> Answer:
-    """An answer from the cache with the JSON of its text, where the request has a schema."""
+def read_stored(found: Mapping[str, Any], request: Request, *, cached: bool) -> Outcome:
+    """An outcome from its stored fields: JSON has no tuples, and a value is that of its text."""
+    if 'cause' in found:
+        return Failure(**found, cached=cached)
+    tuples = {name: tuple(found[name]) for name in ('tokens', 'log_probs')}
+    answer = Answer(**{**found, **tuples}, cached=cached)
     has_value = isinstance(request, ChatRequest) and request.schema is not None
     return dataclasses.replace(answer, value=parse_json(answer.text)) if has_value else answer
+
+
+def stored(outcome: Outcome) -> dict[str, Any]:
+    """The fields that `read_stored` needs."""
+    return {name: value for name, value in dataclasses.asdict(outcome).items() if name not in ('value', 'cached')}
 
 
 def shown(text: str) -> str:
@@ -141,7 +154,7 @@ def _read_chat(reply: Any) -> Outcome | None:
     if not isinstance(content, str) or not isinstance(reasoning, str):
         return None
     if refusal := message.get('refusal'):
-        return Failure('refused', shown(str(refusal)))
+        return Failure('filtered', shown(str(refusal)))
     return _finished(choice, content, reasoning)
 
 
@@ -169,7 +182,7 @@ def _finished(choice: Mapping[str, Any], text: str, reasoning: str) -> Outcome |
     """The answer by the reason why it ended; None if that is no end of an answer."""
     stop, reason = choice.get('stop_reason', choice.get('matched_stop')), choice.get('finish_reason')  # vLLM, SGLang
     if reason == 'content_filter':
-        return Failure('refused', "the server's content filter")
+        return Failure('filtered', "the server's content filter")
     if reason not in ('stop', 'length'):
         return None
     return Answer(text, None, reasoning, reason == 'length', stop if isinstance(stop, str | int) else None)

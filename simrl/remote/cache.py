@@ -1,7 +1,9 @@
 """Answers in a sqlite file, shared by threads and processes.
 
-Keys are those of `requests.key_of`. Only answers are found again: a failure is kept beside them, with the raw text of
-the refused answer, and asked for anew. The first answer to a key stays, so that all who ask for it read the same.
+Keys are those of `requests.key_of`. What a model answered is found again, and so is an answer that cannot be read
+(`answers.ANSWERED`): another one would make what follows differ from an unbroken run. What a server failed is asked for
+anew. The first answer to a key stays, so that all who ask for it read the same. Failures with a text or a cost are also
+kept apart, for people to read.
 
 Every answer is a transaction of its own: a kill loses at most the one that is being written. The journal is a
 write-ahead log, which needs memory that all processes share: where the file system is not known to be of this machine

@@ -15,14 +15,14 @@ import json
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2
 
 from simrl.conversations.completion import Complete, Failed, NoText
 from simrl.conversations.records import Message
-from simrl.remote.answers import TRIED_AGAIN, Answer, Failure, Outcome, with_value
+from simrl.remote.answers import ANSWERED, TRIED_AGAIN, Answer, Failure, Outcome, read_stored, stored
 from simrl.remote.cache import Cache
 from simrl.remote.requests import ChatRequest, Request, body_of, key_of
 from simrl.remote.settings import EndpointError, EndpointSettings, read_key
@@ -53,7 +53,7 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         self.failed += isinstance(outcome, Failure)
-        self.tokens += 0 if isinstance(outcome, Answer) and outcome.cached else outcome.output_tokens
+        self.tokens += 0 if outcome.cached else outcome.output_tokens
         self.finished += 1
 
 
@@ -204,12 +204,12 @@ class Endpoint:
         finally:
             self._free.put_nowait(client)
 
-    def _cached(self, key: str, request: Request) -> Answer | None:
+    def _cached(self, key: str, request: Request) -> Outcome | None:
         found = None if self._cache is None else self._cache.get(key)
         if found is None:
             return None
         self._counts['cached'] += 1
-        return with_value(_stored(found, cached=True), request)
+        return read_stored(found, request, cached=True)
 
     def _over_cap(self) -> bool:
         cap, cache = self.settings.spend_cap, self._cache
@@ -234,7 +234,7 @@ class Endpoint:
             await asyncio.sleep(wait)
 
     def _paid(self, outcome: Outcome, request: Request, key: str) -> Outcome:
-        """Counts what a try cost, and keeps its answer, or the text that was refused."""
+        """Counts what a try cost, and keeps its outcome if the model answered."""
         settings = self.settings
         cost = settings.cost(outcome.input_tokens, outcome.output_tokens)
         self._counts['tries'] += 1
@@ -249,11 +249,11 @@ class Endpoint:
                 f'{settings.url}: expected the usage (prompt_tokens and completion_tokens) in each reply, by which '
                 'spend_cap is kept, found none: set spend_cap to None'
             )
-        if self._cache is None or isinstance(outcome, Failure):
+        if self._cache is None or (isinstance(outcome, Failure) and outcome.cause not in ANSWERED):
             return outcome
-        plain = dataclasses.asdict(outcome)
-        kept = {name: value for name, value in plain.items() if name not in ('value', 'cached')}
-        return with_value(_stored(self._cache.put(key, kept, model=settings.model, cost=cost)), request)
+        unpaid = cost if isinstance(outcome, Answer) else 0.0
+        kept = self._cache.put(key, stored(outcome), model=settings.model, cost=unpaid)
+        return read_stored(kept, request, cached=False)
 
     def _pause(self, number: int, retry_after: float | None) -> float:
         """Seconds before the next try: at least those that the server asks for; jitter spreads the calls."""
@@ -298,9 +298,3 @@ def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version
         return list(map(text, endpoint.call(requests, name)))
 
     return complete_all
-
-
-def _stored(found: Mapping[str, Any], cached: bool = False) -> Answer:
-    """An answer from its stored fields; JSON has no tuples."""
-    tuples = {name: tuple(found[name]) for name in ('tokens', 'log_probs')}
-    return Answer(**{**found, **tuples}, cached=cached)

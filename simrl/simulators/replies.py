@@ -20,13 +20,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from simrl.remote.answers import Answer, Failure, Outcome, reason_of
+from simrl.remote.answers import UNREADABLE, Answer, Failure, Outcome, reason_of
 from simrl.remote.requests import Request
 from simrl.rollouts.agents import HostConversation, Reply, Resampling
 from simrl.rollouts.token_sampling import Sampling
 
 Call = Callable[[Sequence[Request]], Sequence[Outcome]]  # requests -> an outcome for each
-ASKED_AGAIN = ('empty', 'invalid_json', 'schema', 'length')  # causes of failures that another answer may not have
 REASONING = re.compile(r'</?think(ing)?>|</?reasoning>', re.IGNORECASE)
 FIELDS = re.compile(r'\s*(```(?:json)?\s*)?(?=\{\s*"(current_answer|thought|response)"\s*:\s*")')  # of JSON role-play
 AS_ASSISTANT = re.compile(r'\s*(\[|<\|?|#+ *|\*\*)?((ai )?assistant|ai|chatbot)(\]|\|?>|\*\*)?\s*:', re.IGNORECASE)
@@ -137,7 +136,7 @@ def ask(
                         requests[i] = request
             again = []
             for i, outcome in zip(requests, call(list(requests.values())), strict=True):
-                if isinstance(outcome, Failure) and outcome.cause not in ASKED_AGAIN:
+                if isinstance(outcome, Failure) and outcome.cause not in UNREADABLE:
                     unanswered.setdefault(outcome.cause, []).append(outcome)
                 match _read(outcome, read):
                     case Fault(cause):
@@ -171,7 +170,7 @@ def ask(
 def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read:
     if not isinstance(outcome, Failure):
         return read(outcome)
-    if outcome.cause in ASKED_AGAIN:
+    if outcome.cause in UNREADABLE:
         return Fault(outcome.cause)
     return Reply('', failure=reason_of(outcome))
 

@@ -164,7 +164,7 @@ FINAL: dict[str, tuple[Reply, str, str]] = {
     'bad request': (Status(400, b'too long'), 'refused', 'status 400'),
     'unknown model': (Status(404), 'refused', 'status 404'),
     'elsewhere': (Status(307, headers={'Location': 'http://127.0.0.1:1/v1'}), 'refused', 'status 307'),
-    'filter': (chat_reply('', finish='content_filter'), 'refused', 'filter'),
+    'filter': (chat_reply('', finish='content_filter'), 'filtered', 'filter'),
     'empty': (chat_reply(''), 'empty', 'found none'),
     'nothing': (chat_reply(None), 'empty', 'found none'),
     'only reasoning': (chat_reply(None, reasoning='hm', finish='length'), 'length', '20 tokens'),
@@ -192,11 +192,45 @@ def test_an_answer_that_is_refused_is_kept_raw_and_paid(tmp_path) -> None:
     raw = 'I give this a 10'
     with Cache(tmp_path / 'cache') as cache, ScriptedServer(lambda *_: chat_reply(raw)) as server:
         with Endpoint(settings_of(server, output_price=1e6), cache=cache) as endpoint:
-            outcomes = endpoint.call([chat('a', schema=SCORE)]) + endpoint.call([chat('a', schema=SCORE)])
-        ((_, cause, _, found), _) = cache.failures()
-        assert (cause, found, len(cache), cache.spent('model')) == ('invalid_json', raw, 0, 10.0)
-    assert [outcome.raw for outcome in outcomes if isinstance(outcome, Failure)] == [raw, raw]
-    assert len(server.requests) == 2  # a failure is never a cached answer
+            (outcome,) = endpoint.call([chat('a', schema=SCORE)])
+        ((_, cause, _, found),) = cache.failures()
+        assert (cause, found, cache.spent('model')) == ('invalid_json', raw, 5.0)
+    assert isinstance(outcome, Failure)
+    assert outcome.raw == raw
+
+
+@pytest.mark.parametrize('name', FINAL)
+def test_a_failure_of_the_model_is_found_again_and_one_of_the_server_is_asked_for_anew(tmp_path, name: str) -> None:
+    """The server would now answer: what follows is as if the calls had never been interrupted."""
+    reply, cause, _ = FINAL[name]
+    script = lambda body, attempt: reply if attempt == 0 else chat_reply('{"thought": "", "score": 7}')  # noqa: E731
+    with Cache(tmp_path / 'cache') as cache, ScriptedServer(script) as server:
+        with Endpoint(settings_of(server, output_price=1e6), cache=cache) as endpoint:
+            (first,) = endpoint.call([chat('a', schema=SCORE)])
+        with Endpoint(settings_of(server, output_price=1e6), cache=cache) as endpoint:
+            (again,) = endpoint.call([chat('a', schema=SCORE)])
+            usage = endpoint.usage()
+        if cause == 'refused':
+            assert isinstance(again, Answer)
+            assert len(server.requests) == 2
+        else:
+            assert again == dataclasses.replace(first, cached=True)
+            assert (len(server.requests), usage.tries, usage.cached, usage.failures) == (1, 0, 1, {cause: 1})
+            assert cache.spent('model') == 5.0, 'paid once'
+
+
+@pytest.mark.parametrize(('fault', 'cause'), [FAULTS['server'], FAULTS['cut']])
+def test_a_fault_of_the_server_is_in_no_cache(tmp_path, fault: Reply, cause: str) -> None:
+    script = lambda body, attempt: fault if attempt == 0 else echo(body, attempt)  # noqa: E731
+    with (
+        Cache(tmp_path / 'cache') as cache,
+        ScriptedServer(script) as server,
+        Endpoint(settings_of(server, tries=1), cache=cache) as endpoint,
+    ):
+        first, again = (endpoint.call([chat('a')])[0] for _ in range(2))
+    assert isinstance(first, Failure)
+    assert first.cause == cause
+    assert isinstance(again, Answer)
 
 
 def test_a_plain_answer_that_is_cut_is_an_answer() -> None:
