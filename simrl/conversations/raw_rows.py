@@ -129,7 +129,7 @@ def _open_hub(source: str, fields: Sequence[str], parts: HubParts, revision: str
     except Exception as error:  # a wrong name, no network, no access: errors of the hub and of its HTTP client
         raise FileNotFoundError(
             f'{source}: no such file or folder, and the hub gives no data set of this name: '
-            f'{type(error).__name__}: {error}'
+            f'{type(error).__name__}: {_one_line(error)}'
         ) from error
     files = {file.rfilename: file for file in info.siblings or ()}
     inputs = {
@@ -159,7 +159,7 @@ def _shards(path: str, **options: Any) -> list[Any]:
     try:
         data = datasets.load_dataset(path, streaming=True, **options).with_format('arrow')
     except BROKEN as error:
-        raise ValueError(f'{path}: the stream broke off: {error}') from error
+        raise ValueError(f'{path}: the stream broke off: {_one_line(error)}') from error
     return [data.shard(num_shards=data.num_shards, index=number) for number in range(data.num_shards)]
 
 
@@ -175,7 +175,12 @@ def _streamed(shard: Any, place: str) -> Rows:
             for batch in table.to_batches(BATCH_ROWS):
                 yield from records.batch_rows(batch)
     except BROKEN as error:
-        raise ValueError(f'{place}: the stream broke off: {error}') from error
+        raise ValueError(f'{place}: the stream broke off: {_one_line(error)}') from error
+
+
+def _one_line(error: Exception) -> str:
+    """The text of an error; those of the hub and of pyarrow have several lines."""
+    return ' '.join(str(error).split())
 
 
 def read_time(value: Any) -> datetime.datetime:
