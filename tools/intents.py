@@ -43,6 +43,7 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import from_config_dict, local_path
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
+from simrl.serving.identity import identity_of
 from simrl.serving.load import load_assistant, resampled
 
 SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
@@ -104,6 +105,7 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
         return
     if sampling.top_k or sampling.min_p:
         raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')
+    identity = identity_of(options.model)
     with on_device(options.model, sampling, options.max_tokens) as (agent, chat):
         yield (
             complete_on_device(
@@ -114,7 +116,7 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
                 mesh=MeshSettings(data=1).make(),
                 seed=options.seed,
             ),
-            f'{options.model} seed={options.seed} {jax.default_backend()} {sampled}',
+            f'{identity} seed={options.seed} {jax.default_backend()} {sampled}',
             options.rows,
         )
 

@@ -70,7 +70,7 @@ def find_assistant(name: str) -> Callable[[], Loaded]:
         FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
     """
     if (run := find_run(local_path(name))) is None:
-        model = _open_model(name)
+        model = open_model(name)
 
         def load_model() -> Loaded:
             agent = assistant(
@@ -85,6 +85,20 @@ def find_assistant(name: str) -> Callable[[], Loaded]:
 
         return load_model
     scene, part = run
+    folder = assistant_stage(name, scene, part)
+    return lambda: Loaded(name, _ready(scene.assistant(folder), scene.compute.mesh), scene.chat, BLANK)
+
+
+def assistant_stage(name: str, scene: Scene, part: str) -> pathlib.Path | None:
+    """The finished stage that left an assistant of a run; None: it is the pretrained model itself.
+
+    Args:
+        name: what the assistant was asked for by.
+        part: the path within the run.
+
+    Raises:
+        ValueError, WorkdirError: there is no such assistant, it is not finished, or it was made with another model.
+    """
     stages_by_name = {found: of.stage for found, of in plan.assistants(scene).items()}
     by_stage = {stage: found for found, stage in stages_by_name.items() if stage is not None}
     found = by_stage.get(part, part)
@@ -92,11 +106,12 @@ def find_assistant(name: str) -> Callable[[], Loaded]:
         names = (', '.join(x) for x in (stages_by_name, simulators(scene)))
         raise ValueError('{}: expected an assistant of the run ({}); --simulator takes {}'.format(name, *names))
     stage = stages_by_name[found]
-    folder = None if stage is None else scene.workdir / stage
-    if folder is not None:
-        _check_done(name, scene, folder)
-        check_model(scene, folder)
-    return lambda: Loaded(name, _ready(scene.assistant(folder), scene.compute.mesh), scene.chat, BLANK)
+    if stage is None:
+        return None
+    folder = scene.workdir / stage
+    _check_done(name, scene, folder)
+    check_model(scene, folder)
+    return folder
 
 
 def find_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Callable[[], Loaded]:
@@ -111,7 +126,7 @@ def find_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
     """
     blank = dataclasses.replace(BLANK, persona_seed=number)
     if (run := find_run(local_path(name))) is None:
-        model = _open_model(name)
+        model = open_model(name)
         if persona is None and not model.knows_terminal:  # it is prompted
             raise ValueError(f'{name}: expected --persona, the message that the simulated user opens with, found none')
 
@@ -213,7 +228,8 @@ def _simulators_by_stage(scene: Scene) -> dict[str, str]:
     return names
 
 
-def _open_model(name: str) -> Model:
+def open_model(name: str) -> Model:
+    """A model outside a run, as `sources.open_model`."""
     # A person reads the chat as it goes: what a template hides of history later, or today's date, may be in it.
     today = datetime.date.today().strftime('%d %b %Y')
     return sources.open_model(ModelSettings(name, rewrites='keep', date=today))
