@@ -4,7 +4,7 @@ A preference is a number from 0 to 1: 1 for the first assistant, 0 for the secon
 vote that could not be collected.
 
 1. `align`: rows of several sources by id -> arrays in one order.
-2. `independent_votes`, `trinomial`: the interval that takes each vote for a participant of its own.
+2. `independent_votes`, `trinomial`, `standard_error`: each vote taken for that of a participant of its own.
 3. `cluster_robust`: the mean over votes, with an interval that allows for votes of one participant being alike.
 4. `win_rates`: the primary estimand, the mean over participants, beside both, and with failures lost and won.
 5. `majorities`: a sign test of the assistant that each participant prefers.
@@ -140,8 +140,18 @@ def independent_votes(preferences: Vector, *, level: float = 0.95) -> Estimate:
     mean = float(data.mean())
     if not differ(data):
         return Estimate(mean, None, None, len(data), len(data), level)
-    half = float(scipy.special.ndtri((1 + level) / 2)) * math.sqrt(float(data.var()) / len(data))
+    half = float(scipy.special.ndtri((1 + level) / 2)) * standard_error(data)
     return Estimate(mean, mean - half, mean + half, len(data), len(data), level)
+
+
+def standard_error(preferences: Vector) -> float:
+    """The standard error of the mean of independent votes, sqrt(var / n) with the var of `independent_votes`.
+
+    Raises:
+        ValueError: no votes, or a preference that is not from 0 to 1.
+    """
+    data = checked('standard_error', preferences)
+    return math.sqrt(float(data.var()) / len(data))
 
 
 def cluster_robust(preferences: Vector, participants: Sequence[Hashable], *, level: float = 0.95) -> Estimate:
