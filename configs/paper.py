@@ -3,8 +3,8 @@
     python -m simrl.main --config=configs/paper.py:rpuser1,sftuser-14b --config.data.folder=FOLDER
 
 For a TPU or GPU cluster; `--plan` checks all that can be checked without weights. The argument names arms (none: all of
-them) and one assistant, 1.5b, 3b (the default), 7b or llama. FOLDER is made by `tools/prepare.py wildchat`, and then
-`tools/intents.py`, which writes intents. The judges are served elsewhere:
+them) and one assistant, 1.5b, 3b (the default), 7b or llama. FOLDER is made by `python -m tools.prepare
+wildchat`, and then `python -m tools.intents`, which writes intents. The judges are served elsewhere:
 --config.reward.panel.judges.mistral.url=http://HOST:PORT/v1, and the same of held_out.
 
 Behind each value stands where it is from: [paper], the paper's text or code; [trainer], the default of the trainer that

