@@ -5,6 +5,7 @@
     python -m tools.wildbench checklist --generations=runs/wb/mine.json --output=runs/wb/mine.checklist.jsonl \\
         --judge='{"url": "http://127.0.0.1:8001/v1", "model": "judge-a"}' --judge='{"url": ..., "model": "judge-b"}'
     python -m tools.wildbench compare runs/wb/mine.checklist.jsonl runs/wb/initial.checklist.jsonl
+    python -m tools.wildbench agreement runs/wb/mine.checklist.jsonl people.jsonl
     python -m tools.wildbench score --generations=runs/wb/mine.json --output=runs/wb/score --judge=...
     python -m tools.wildbench pairs --generations=runs/wb/mine.json --reference=runs/wb/initial.json \\
         --output=runs/wb/pairwise --judge=...
@@ -12,42 +13,47 @@
     python -m tools.wildbench wb-reward FILE --reference=NAME [--cut_replies='left out' --divisor=all --orders=single]
 
 `generate` writes the benchmark's own result layout. `checklist` is the protocol of arXiv:2605.09808: the share of each
-task's checklist that a panel finds satisfied; `compare` is the win rate that follows from two of its files. `score` and
-`pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files.
+task's checklist that a panel finds satisfied; `compare` is the win rate that follows from two of its files. `agreement`
+holds its judges against people: a copy of its file, in which `satisfied` is what people said, or null, gives each
+judge's agreement, the correlation of their errors and the number of independent votes that the panel is worth. `score`
+and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files.
 
-Tasks are those of the hub, or --tasks=FILE in their schema. After a kill the same command continues: answers are kept
-beside the output (.answers.sqlite). Replies and verdicts that could not be had are counted, and the same command asks
-for them again; the exit code is then 1.
+Tasks are those of the hub, or --tasks=FILE in their schema. --training=FILE counts those that training data has, and
+gives the numbers without them. After a kill the same command continues: answers are kept beside the output
+(.answers.sqlite), those of a model on the device by its contents. What could not be had is counted, and the exit code
+is then 1. The same command asks again for what a server failed, and for no answer that it has, readable or not.
 """
 
 import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from simrl.conversations.raw_rows import placed_rows
 from simrl.conversations.records import read_conversations, write_rows
 from simrl.evaluation.wildbench import checklist, judge_files, official, verdicts
 from simrl.evaluation.wildbench.asking import AskSettings
+from simrl.evaluation.wildbench.checklist import Rows
 from simrl.evaluation.wildbench.generations import (
     Generation,
     GenerationSettings,
+    Replies,
     generate,
+    generator_of,
     missing,
     read_generations,
     sample,
     write_generations,
 )
 from simrl.evaluation.wildbench.official import CutReplies, RewardSettings
-from simrl.evaluation.wildbench.tasks import SOURCE, Task, overlapping, read_tasks
+from simrl.evaluation.wildbench.tasks import SOURCE, Overlap, Task, overlap_of, read_tasks
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
@@ -58,12 +64,14 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import from_config_dict, local_path
 from simrl.run.program import run_program
 from simrl.run.progress import Progress
+from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
+from simrl.serving.identity import identity_of
 from tools.intents import add_fields, on_device, settings_of
 from tools.prepare import add_settings, read_settings
 
 Tasks = Mapping[str, Task]
-Rows = Sequence[Mapping[str, Any]]
+Result = Mapping[str, Any]
 
 
 def read_options_tasks(options: argparse.Namespace) -> dict[str, Task]:
@@ -129,28 +137,32 @@ def run_generate(options: argparse.Namespace) -> int:
 def sample_on_device(
     options: argparse.Namespace, settings: GenerationSettings, tasks: Tasks
 ) -> tuple[list[Generation], collections.Counter[str]]:
-    """Replies of --model."""
-    sampling = Sampling(settings.temperature, top_p=settings.top_p)
-    with (
-        on_device(options.model, sampling, settings.max_tokens) as (agent, chat),
-        Cache(cache_path(options.output)) as cache,
-        Progress('replies', len(tasks)) as progress,
-    ):
-        return sample(
-            tasks,
-            replies(
+    """Replies of --model, whose weights are loaded if any reply is missing."""
+    start_backend()
+    identity = f'{identity_of(options.model)} seed={options.seed} {jax.default_backend()} {settings}'
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def sampler() -> Replies:
+            sampling = Sampling(settings.temperature, top_p=settings.top_p)
+            agent, chat = stack.enter_context(on_device(options.model, sampling, settings.max_tokens))
+            return replies(
                 agent,
                 chat,
                 prompt_tokens=options.prompt_tokens,
                 batch_size=options.rows,
                 mesh=MeshSettings(data=1).make(),
                 seed=options.seed,
-            ),
-            cache,
+            )
+
+        return sample(
+            tasks,
+            lambda chats, attempt: sampler()(chats, attempt),
+            stack.enter_context(Cache(cache_path(options.output))),
             generator=options.generator or options.model,
-            identity=f'{options.model} seed={options.seed} {jax.default_backend()} {settings}',
+            identity=identity,
             batch_size=options.rows,
-            progress=progress,
+            progress=stack.enter_context(Progress('replies', len(tasks))),
         )
 
 
@@ -166,24 +178,43 @@ def read_replies(path: pathlib.Path, tasks: Tasks) -> dict[str, Generation]:
     return found
 
 
-def read_openings(paths: Sequence[pathlib.Path]) -> list[str]:
-    """First user messages of the conversations to train on in files; prints how many there are."""
+def read_overlap(paths: Sequence[pathlib.Path], tasks: Tasks | None) -> Overlap | None:
+    """The overlap of the tasks with the conversations of --training; prints how many these are.
+
+    Raises:
+        ValueError: there are no tasks, or a file has no conversation to train on.
+    """
+    if not paths:
+        return None
+    if tasks is None:
+        raise ValueError('--training: expected --tasks beside it, found none')
     found = []
     for path in paths:
         openings = [of.opening for of in read_conversations(path)[0] if of.split == 'train']
+        if not openings:
+            raise ValueError(f'{path}: expected conversations of the split train, found none')
         print(f'{path}: {len(openings)} conversations of the split train', flush=True)
         found += openings
-    return found
+    return overlap_of(tasks, found)
+
+
+@contextlib.contextmanager
+def judging(
+    options: argparse.Namespace, output: pathlib.Path
+) -> Iterator[tuple[dict[str, Task], dict[str, Generation], dict[str, Endpoint], AskSettings]]:
+    """The tasks, the replies to judge, and the judges, whose answers are kept beside `output`."""
+    settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
+    tasks = read_options_tasks(options)
+    generations = read_replies(options.generations, tasks)
+    with opened(judges, output) as clients:
+        yield tasks, generations, clients, settings
 
 
 def run_checklist(options: argparse.Namespace) -> int:
-    settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
     if not options.output.name.endswith(('.jsonl', '.jsonl.gz')):  # before anything is paid for
         raise ValueError(f'--output: expected a name that ends in .jsonl or .jsonl.gz, found {options.output.name}')
-    tasks = read_options_tasks(options)
-    generations = read_replies(options.generations, tasks)
-    overlap = overlapping(tasks, read_openings(options.training))
-    with opened(judges, options.output) as clients:
+    with judging(options, options.output) as (tasks, generations, clients, settings):
+        overlap = read_overlap(options.training, tasks)
         rows = checklist.judge(tasks, generations, clients, settings, 'verdicts')
     write_rows(options.output, rows)
     summary = checklist.summary(rows, tasks, overlap) | {'settings': dataclasses.asdict(settings)}
@@ -193,121 +224,96 @@ def run_checklist(options: argparse.Namespace) -> int:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    print_result(checklist.compare(*map(read_checklist_rows, options.files)))
+    print_result(checklist.compare(*map(checklist.read_rows, options.files)))
     return 0
 
 
-def read_checklist_rows(path: pathlib.Path) -> list[Mapping[str, Any]]:
-    """The rows of a file of `checklist`.
-
-    Raises:
-        ValueError: a row is none of its rows, or an id is there twice.
-    """
-    rows = []
-    seen = set[str]()
-    for place, row in placed_rows(path):
-        match row:
-            case {
-                'session_id': str(name),
-                'task': str(),
-                'generator': str(),
-                'version': str(),
-                'satisfied': list() | None,
-                'judges': dict(),
-            } if name not in seen:
-                seen.add(name)
-                rows.append(row)
-            case _:
-                raise ValueError(
-                    f'{place}: expected a row of `checklist` with a session_id of its own, found {str(row)[:80]}'
-                )
-    if not rows:
-        raise ValueError(f'{path}: expected at least one row, found none')
-    return rows
+def run_agreement(options: argparse.Namespace) -> int:
+    print_result(dataclasses.asdict(checklist.against_people(*map(checklist.read_rows, options.files))))
+    return 0
 
 
 def run_score(options: argparse.Namespace) -> int:
-    settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
-    tasks = read_options_tasks(options)
-    generations = read_replies(options.generations, tasks)
-    with opened(judges, options.output / 'score') as clients:
+    with judging(options, options.output / 'score') as (tasks, generations, clients, settings):
+        overlap = read_overlap(options.training, tasks)
         found = verdicts.score(tasks, generations, clients, settings, 'scores')
-    name = f'{file_name(next(iter(generations.values())).generator)}.json'
-    rows = {options.output / f'eval={file_name(judge)}' / name: of_judge for judge, of_judge in found.items()}
-    lost = write_all(rows)
-    for path in rows:
-        print_result(score_of(path, tasks))
-    return lost
+    return write_all(options.output, found, generations, None, lambda path: score_of(path, tasks, overlap))
 
 
 def run_pairs(options: argparse.Namespace) -> int:
-    settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
-    tasks = read_options_tasks(options)
-    generations = read_replies(options.generations, tasks)
-    references = read_replies(options.reference, tasks)
-    with opened(judges, options.output / 'pairs') as clients:
+    with judging(options, options.output / 'pairs') as (tasks, generations, clients, settings):
+        references = read_replies(options.reference, tasks)
+        overlap = read_overlap(options.training, tasks)
         found = verdicts.pairs(tasks, generations, references, clients, settings, 'pairs')
-    name, reference = (next(iter(side.values())).generator for side in (generations, references))
-    place = pathlib.Path(f'ref={file_name(reference)}', f'{file_name(name)}.json')
-    rows = {options.output / f'eval={file_name(judge)}' / place: of_judge for judge, of_judge in found.items()}
-    lost = write_all(rows)
-    for path in rows:
-        print_result(reward_of(path, reference, tasks, RewardSettings()))
-    return lost
+    reference = generator_of(references)
+
+    def result_of(path: pathlib.Path) -> Result:
+        return reward_of(path, reference, tasks, RewardSettings(), overlap)
+
+    return write_all(options.output, found, generations, reference, result_of)
 
 
-def file_name(model: str) -> str:
-    """The name of a model as a part of a path."""
-    return re.sub(r'[^\w.@=-]+', '_', model)
-
-
-def write_all(rows_by_path: Mapping[pathlib.Path, Rows]) -> int:
-    """Writes judge files; returns the number of rows without a verdict, and prints them by cause.
+def write_all(
+    folder: pathlib.Path,
+    found: Mapping[str, Rows],
+    generations: Mapping[str, Generation],
+    reference: str | None,
+    result_of: Callable[[pathlib.Path], Result],
+) -> int:
+    """Writes a judge file of each judge's rows, and prints its result; returns the number of rows without a verdict.
 
     Raises:
         ValueError: a judge has no verdict at all; the files of the others are written.
     """
-    lost, without = 0, []
-    for path, rows in rows_by_path.items():
+    lost, without, paths = 0, list[pathlib.Path](), list[pathlib.Path]()
+    for judge, rows in found.items():
+        path = judge_files.judge_file(folder, judge, generator_of(generations), reference)
         failed = judge_files.write_verdicts(path, rows)
         print(f'{path}: {len(rows) - failed.total()} of {len(rows)} verdicts')
         for cause, count in failed.most_common():
             print(f'no verdict: {count} ({cause})')
         lost += failed.total()
-        without += [path] if failed.total() == len(rows) else []
+        (without if failed.total() == len(rows) else paths).append(path)
+    for path in paths:
+        print_result(result_of(path))
     if without:
         raise ValueError(f'{without[0]}: expected at least one verdict, found none')
     return lost
 
 
-def print_result(result: Mapping[str, Any]) -> None:
+def print_result(result: Result) -> None:
     """Prints a result as JSON."""
     print(json.dumps(result, indent=1, ensure_ascii=False), flush=True)
 
 
-def score_of(path: pathlib.Path, tasks: Tasks | None, cut_replies: CutReplies = 'judged') -> Mapping[str, Any]:
+def score_of(
+    path: pathlib.Path, tasks: Tasks | None, overlap: Overlap | None, cut_replies: CutReplies = 'judged'
+) -> Result:
     scores, left_out = judge_files.read_scores(path)
-    return dataclasses.asdict(official.wb_score(scores, tasks, cut_replies=cut_replies, left_out=left_out))
+    found = official.wb_score(scores, tasks, cut_replies=cut_replies, left_out=left_out, overlap=overlap)
+    return dataclasses.asdict(found)
 
 
-def reward_of(path: pathlib.Path, reference: str, tasks: Tasks | None, settings: RewardSettings) -> Mapping[str, Any]:
+def reward_of(
+    path: pathlib.Path, reference: str, tasks: Tasks | None, settings: RewardSettings, overlap: Overlap | None
+) -> Result:
     comparisons, left_out = judge_files.read_comparisons(path, reference)
     bias = official.position(comparisons)
-    return dataclasses.asdict(official.wb_reward(comparisons, tasks, settings, left_out=left_out)) | {
-        'position': None if bias is None else dataclasses.asdict(bias)
-    }
+    found = official.wb_reward(comparisons, tasks, settings, left_out=left_out, overlap=overlap)
+    return dataclasses.asdict(found) | {'position': None if bias is None else dataclasses.asdict(bias)}
 
 
 def run_wb_score(options: argparse.Namespace) -> int:
     tasks = read_options_tasks(options) if options.tasks else None
-    print_result(score_of(options.file, tasks, cut_replies=options.cut_replies))
+    print_result(score_of(options.file, tasks, read_overlap(options.training, tasks), options.cut_replies))
     return 0
 
 
 def run_wb_reward(options: argparse.Namespace) -> int:
     settings = read_settings(RewardSettings, vars(options))
     tasks = read_options_tasks(options) if options.tasks else None
-    print_result(reward_of(options.file, options.reference, tasks, settings))
+    overlap = read_overlap(options.training, tasks)
+    print_result(reward_of(options.file, options.reference, tasks, settings, overlap))
     return 0
 
 
@@ -318,12 +324,15 @@ def parser_of() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], tasks: str | None = SOURCE) -> Any:
         added = commands.add_parser(name)
         added.set_defaults(run=run)
-        if name != 'compare':
+        if name not in ('compare', 'agreement'):
             added.add_argument(
                 '--tasks', default=tasks, help=f'hub name, file or folder; default: {tasks or "no tags"}'
             )
             added.add_argument('--revision', help='of tasks on the hub; default: the main branch')
             added.add_argument('--on_bad_rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
+        if name not in ('compare', 'agreement', 'generate'):
+            told = 'conversations whose split train was trained on; may be repeated'
+            added.add_argument('--training', type=local_path, action='append', default=[], help=told)
         return added
 
     added = command('generate', run_generate)
@@ -345,13 +354,13 @@ def parser_of() -> argparse.ArgumentParser:
         added.add_argument('--output', required=True, type=local_path, help=output)
         added.add_argument('--judge', required=True, action='append', help='endpoint settings as JSON; may be repeated')
         add_settings(added, AskSettings())
-        if name == 'checklist':
-            told = 'conversations whose split train was trained on; may be repeated'
-            added.add_argument('--training', type=local_path, action='append', default=[], help=told)
         if name == 'pairs':
             added.add_argument('--reference', required=True, type=local_path, help="the reference's result file")
-    added = command('compare', run_compare)
-    added.add_argument('files', nargs=2, type=local_path, help='files of `checklist`')
+    for name, run in (('compare', run_compare), ('agreement', run_agreement)):
+        added = command(name, run)
+        added.add_argument(
+            'files', nargs=2, type=local_path, help="files of `checklist`; of `agreement` people's second"
+        )
     added = command('wb-score', run_wb_score, None)
     added.add_argument('file', type=local_path)
     added.add_argument('--cut_replies', choices=('judged', 'left out'), default='judged', help='in the groups')
@@ -373,7 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     if lost:
         sys.exit(
-            f'error: expected replies and verdicts of all tasks, found {lost} missing; the same command asks again'
+            f'error: expected replies and verdicts of all tasks, found {lost} missing; the same command asks again for '
+            'those that a server failed'
         )
 
 

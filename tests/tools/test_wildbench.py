@@ -13,11 +13,12 @@ from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Conversation, Message, write_conversations
 from simrl.rollouts.token_sampling import Sampling
 from tests.evaluation.wildbench import made_up
-from tests.remote.server import Hang, ScriptedServer, Status, chat_reply
+from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.serving.test_stream import CHAT, agent
 from tools import wildbench
 
-MODELS = ('mine', 'initial', 'a', 'b', 'c')
+JUDGES = ('org/b', 'org_b', 'c')  # two are one file's name but for what it cannot hold
+MODELS = ('mine', 'initial', *JUDGES)
 NUM = 8
 
 
@@ -29,7 +30,7 @@ def tasks(tmp_path: pathlib.Path) -> str:
     return str(path)
 
 
-def judges(server: ScriptedServer, names: str = 'abc') -> list[str]:
+def judges(server: ScriptedServer, names: tuple[str, ...] = JUDGES) -> list[str]:
     quick = {'in_flight': 2, 'tries': 1, 'try_seconds': 1.0, 'deadline': 2.0}
     return ['--judge=' + json.dumps({'url': server.url, 'model': name, **quick}) for name in names]
 
@@ -44,16 +45,31 @@ def generate(server: ScriptedServer, tasks: str, output: pathlib.Path, model: st
     wildbench.main(['generate', f'--tasks={tasks}', f'--output={output}', *endpoint])
 
 
-def run(server: ScriptedServer, tasks: str, folder: pathlib.Path, names: str = 'abc') -> None:
-    """All of it: replies of two assistants, and every protocol."""
+def run(
+    server: ScriptedServer,
+    tasks: str,
+    folder: pathlib.Path,
+    names: tuple[str, ...] = JUDGES,
+    *suppressed: type[BaseException],
+) -> None:
+    """All of it: replies of two assistants, and every protocol.
+
+    Args:
+        suppressed: what a command may end with.
+    """
+
+    def judge(*command: str) -> None:
+        with contextlib.suppress(*suppressed):
+            wildbench.main(command)
+
     mine, initial = (folder / f'{model}.json' for model in ('mine', 'initial'))
     for model, path in (('mine', mine), ('initial', initial)):
         generate(server, tasks, path, model)
         flags = [f'--tasks={tasks}', f'--generations={path}', *judges(server, names)]
-        wildbench.main(['checklist', *flags, f'--output={folder / model}.checklist.jsonl'])
-        wildbench.main(['score', *flags, f'--output={folder / "score"}'])
+        judge('checklist', *flags, f'--output={folder / model}.checklist.jsonl')
+        judge('score', *flags, f'--output={folder / "score"}')
     flags = [f'--tasks={tasks}', f'--generations={mine}', f'--reference={initial}', *judges(server, names)]
-    wildbench.main(['pairs', *flags, f'--output={folder / "pairwise"}'])
+    judge('pairs', *flags, f'--output={folder / "pairwise"}')
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -88,7 +104,7 @@ def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
         for number in range(NUM):
             row = made_up.task_row(number, items=1 + number % 4)
             reply = f'{model} on {questions[number]}'
-            votes = [[made_up.verdict_of(judge, item, reply) == 'yes' for judge in 'abc'] for item in row['checklist']]
+            votes = [[made_up.verdict_of(judge, item, reply) == 'yes' for judge in JUDGES] for item in row['checklist']]
             counts.append((sum(sum(vote) >= 2 for vote in votes), len(votes)))
         return counts
 
@@ -97,7 +113,8 @@ def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
         summary = json.loads(first[f'{model}.checklist.jsonl.summary.json'])
         assert summary['share']['mean'] == pytest.approx(sum(got / of for got, of in counts) / NUM)
         assert summary['tasks'] == {'all': NUM, 'judged': NUM, 'without a reply': 0, 'without a verdict': 0}
-        assert list(summary['judges']) == ['a', 'b', 'c']
+        assert list(summary['judges']) == list(JUDGES)
+        assert summary['overlap'] == 'not measured'
     capsys.readouterr()
     wildbench.main(['compare', *(str(folder / f'{model}.checklist.jsonl') for model in ('mine', 'initial'))])
     found = json.loads(capsys.readouterr().out)
@@ -106,13 +123,13 @@ def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
     assert found['wins, ties, losses'] == [*wins, NUM - sum(wins)]
     assert found['win rate']['mean'] == pytest.approx((wins[0] + wins[1] / 2) / NUM)
 
-    for judge in 'abc':
-        path = folder / 'score' / f'eval={judge}' / 'mine.json'
+    for judge, place in zip(JUDGES, ('org%2Fb', 'org_b', 'c'), strict=True):
+        path = folder / 'score' / f'eval={place}' / 'mine.json'
         scores = [made_up.score_of(judge, f'mine on {question}') for question in questions]
         assert [row['score'] for row in json.loads(path.read_text())] == scores
         wildbench.main(['wb-score', str(path)])
         assert json.loads(capsys.readouterr().out)['adjusted'] == pytest.approx((sum(scores) / NUM - 5) * 2)
-        path = folder / 'pairwise' / f'eval={judge}' / 'ref=initial' / 'mine.json'
+        path = folder / 'pairwise' / f'eval={place}' / 'ref=initial' / 'mine.json'
         assert len(json.loads(path.read_text())) == 2 * NUM
         wildbench.main(['wb-reward', str(path), '--reference=initial', f'--tasks={tasks}'])
         gain = {'A++': 1, 'A+': 0.5, 'A=B': 0, 'B+': -0.5, 'B++': -1}
@@ -133,8 +150,15 @@ class Killed(BaseException):
 
 def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_path, tasks, monkeypatch) -> None:
     """Each command dies at its first writes of answers again and again; what it paid for is not asked for again."""
-    with ScriptedServer(made_up.script, models=MODELS) as server:
-        run(server, tasks, tmp_path / 'whole', 'a')
+
+    def script(body: dict[str, Any], attempt: int) -> Any:
+        """Many of the judge's first answers cannot be read, and of the second ones, too, which are asked for warmer."""
+        answer = made_up.pick(('unreadable', 'readable', 'readable'), body['messages'], body['temperature'])
+        is_asked = 'response_format' in body and answer == 'unreadable'
+        return chat_reply('hm') if is_asked else made_up.script(body, attempt)
+
+    with ScriptedServer(script, models=MODELS) as server:
+        run(server, tasks, tmp_path / 'whole', ('c',), SystemExit)
         wanted = len(server.requests)
     put, lock, left = wildbench.Cache.put, threading.Lock(), [0]
 
@@ -148,26 +172,70 @@ def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_pat
 
     monkeypatch.setattr(wildbench.Cache, 'put', dying)
     deaths = 0
-    with ScriptedServer(made_up.script, models=MODELS) as server:
+    with ScriptedServer(script, models=MODELS) as server:
         while True:
             left[0] = 4 * (deaths + 1)
             try:
-                run(server, tasks, tmp_path / 'killed', 'a')
+                run(server, tasks, tmp_path / 'killed', ('c',), SystemExit)
                 break
             except Killed:
                 deaths += 1
         asked = len(server.requests)
     assert deaths >= 4
     assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
-    assert asked < wanted + deaths * 3 * 2, 'at most the calls in flight are lost'
+    assert asked <= wanted + deaths * 2, 'at most the calls in flight are lost'
+    assert b'"cause": "invalid_json"' in files(tmp_path / 'whole')['mine.checklist.jsonl']
+
+
+def test_a_finished_command_asks_for_nothing_that_was_answered(tmp_path, tasks, capsys) -> None:
+    """The server would give other answers now: unreadable ones stay, too, and more --tries ask for others."""
+
+    def script(body: dict[str, Any], attempt: int) -> Any:
+        text = body['messages'][-1]['content']
+        if 'response_format' not in body:
+            return chat_reply('' if 'Question 7.' in text and not attempt else f'reply {attempt} to {text}')
+        readable = 'Question 3.' not in text and (body['temperature'] or attempt)
+        return made_up.script({**body, 'model': f'{body["model"]} {attempt}'}, 0) if readable else chat_reply('hm')
+
+    def everything() -> None:
+        for command in commands:
+            with pytest.raises(
+                SystemExit, match=r'^error: expected replies and verdicts of all tasks, found 1 missing'
+            ):
+                wildbench.main(command)
+
+    with ScriptedServer(script, models=MODELS) as server:
+        generations = tmp_path / 'mine.json'
+        flags = [f'--tasks={tasks}', f'--generations={generations}', *judges(server, ('c',))]
+        endpoint = [f'--endpoint.url={server.url}', '--endpoint.model=mine']
+        commands = [
+            ['generate', f'--tasks={tasks}', f'--output={generations}', *endpoint],
+            ['checklist', *flags, f'--output={tmp_path / "c.jsonl"}'],
+            ['score', *flags, f'--output={tmp_path / "score"}'],
+        ]
+        everything()
+        first, asked = files(tmp_path), len(server.requests)
+        # Each of 7 replies has a first answer that cannot be read, and of task 3 all three cannot.
+        assert asked == NUM + 2 * (6 * 2 + 3)
+        everything()
+        assert (files(tmp_path), len(server.requests)) == (first, asked)
+        assert 'no verdict: 1 (invalid_json)' in capsys.readouterr().out
+        with pytest.raises(SystemExit, match='found 1 missing'):
+            wildbench.main([*commands[1], '--tries=4'])
+        assert len(server.requests) == asked + 1
 
 
 def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypatch, capsys) -> None:
-    """A task that is too long is counted; the same command samples nothing anew, and another seed all of it."""
+    """A task that is too long is counted; the same command samples nothing anew, and another seed all of it.
+
+    Replies are those of the model's contents: they are found again where it was moved, and not for another one there.
+    """
+    loaded: list[str] = []
 
     @contextlib.contextmanager
     def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[Any, Any]]:
-        assert (name, sampling, max_tokens) == ('tiny', Sampling(1.0), 2048)
+        assert (sampling, max_tokens) == (Sampling(1.0), 2048)
+        loaded.append(name)
         yield agent(ASSISTANT), CHAT
 
     chats = [('Hi!',), ('a', 'b', 'Hi!'), ('a', 'c', 'Hi!'), ('x' * 80,)]
@@ -183,6 +251,8 @@ def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypa
     tasks, output = tmp_path / 'tasks.jsonl', tmp_path / 'm.json'
     tasks.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     monkeypatch.setattr(wildbench, 'on_device', on_device)
+    contents = {'tiny': 'one', 'moved': 'one'}
+    monkeypatch.setattr(wildbench, 'identity_of', lambda name: contents[name])
     flags = ['generate', f'--tasks={tasks}', f'--output={output}', '--model=tiny', '--prompt_tokens=40', '--rows=8']
     found = []
     for more in ([], [], ['--seed=1']):
@@ -195,6 +265,15 @@ def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypa
     assert [row['session_id'] for row in replies] == ['task0', 'task1', 'task2']
     assert len({row['output'][0] for row in replies}) == 3
     assert {row['generator'] for row in replies} == {'tiny'}
+    assert len(loaded) == 3
+    tasks.write_text(''.join(json.dumps(row) + '\n' for row in rows[:3]))
+    flags[3] = '--model=moved'
+    wildbench.main(flags)
+    assert json.loads(output.read_bytes()) == [row | {'generator': 'moved'} for row in replies]
+    assert len(loaded) == 3, 'nothing is loaded where nothing is missing'
+    contents['moved'] = 'two'
+    wildbench.main(flags)
+    assert loaded[3:] == ['moved']
 
 
 def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path, tasks, capsys) -> None:
@@ -204,8 +283,8 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
         text = body['messages'][-1]['content']
         if broken and 'response_format' not in body and made_up.numbered(text) == 1:
             return Status(400)
-        if broken and body['model'] == 'b' and 'Question 2.' in text:
-            return Hang(0.1)
+        if broken and body['model'] == 'org_b' and 'Question 2.' in text:
+            return Status(500)
         if broken and body['model'] == 'c' and 'Question 3.' in text:
             return chat_reply('{"score": "10"}')
         return made_up.script(body, attempt)
@@ -222,12 +301,16 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
             wildbench.main(checked)
         summary = result(capsys)
         assert summary['tasks'] == {'all': NUM, 'judged': NUM - 3, 'without a reply': 1, 'without a verdict': 2}
-        assert summary['judges']['b']['failures'] == {'timeout': 1} or summary['judges']['b']['failures'] == {
-            'connection': 1
+        assert {name: of['failures'] for name, of in summary['judges'].items()} == {
+            'org/b': {},
+            'org_b': {'server': 1},
+            'c': {'schema': 1},
         }
-        assert summary['judges']['c']['failures'] == {'schema': 1}
         rows = [json.loads(line) for line in (tmp_path / 'c.jsonl').read_text().splitlines()]
-        assert [row['judges']['c']['raw'] for row in rows if row['judges']['c'].get('cause')] == ['{"score": "10"}']
+        assert [row['session_id'] for row in rows] == [f'task{i}' for i in range(NUM)]
+        assert rows[1]['judges'] == {}
+        assert rows[2]['judges']['org_b'] == {'model': 'org_b', 'verdicts': None, 'cause': 'server', 'raw': ''}
+        assert (rows[3]['judges']['c']['cause'], rows[3]['judges']['c']['raw']) == ('schema', '{"score": "10"}')
         with pytest.raises(SystemExit, match='found 2 missing'):
             wildbench.main(['score', *flags, f'--output={tmp_path / "score"}'])
         out = capsys.readouterr().out
@@ -238,10 +321,11 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
         broken = False
         before = len(server.requests)
         generate(server, tasks, path, 'mine')
-        wildbench.main(checked)
-        # The reply; the verdicts on it of three judges; and those of b and c that failed.
-        assert len(server.requests) == before + 1 + 3 + 2
-    assert len((tmp_path / 'c.jsonl').read_text().splitlines()) == NUM
+        with pytest.raises(SystemExit, match='found 1 missing'):
+            wildbench.main(checked)
+        # The reply; the verdicts on it of three judges; and the one that the server failed.
+        assert len(server.requests) == before + 1 + 3 + 1
+    assert result(capsys)['judges']['c']['failures'] == {'schema': 1}, "the judge's own answers stay"
 
 
 def test_overlap_with_training_data_is_reported(tmp_path, tasks, capsys) -> None:
@@ -253,9 +337,38 @@ def test_overlap_with_training_data_is_reported(tmp_path, tasks, capsys) -> None
         generate(server, tasks, tmp_path / 'mine.json', 'mine')
         flags = [f'--tasks={tasks}', f'--generations={tmp_path / "mine.json"}', *judges(server)]
         wildbench.main(['checklist', *flags, f'--output={tmp_path / "c.jsonl"}', f'--training={people}'])
-    overlap = result(capsys)['overlap']
-    assert (overlap['tasks'], overlap['ids']) == (2, ['task1', 'task4'])
-    assert overlap['share of the others']['n'] == NUM - 2
+        found = [result(capsys)]
+        wildbench.main(['score', *flags[:-2], f'--output={tmp_path}', f'--training={people}'])
+        found.append(result(capsys))
+        path = tmp_path / 'eval=org%2Fb' / 'mine.json'
+        wildbench.main(['wb-score', str(path), f'--tasks={tasks}', f'--training={people}'])
+        found.append(result(capsys))
+        with pytest.raises(SystemExit, match=r'^error: --training: expected --tasks beside it, found none'):
+            wildbench.main(['wb-score', str(path), f'--training={people}'])
+        write_conversations(people, [Conversation('x', 'wildchat', 'test', (Message('user', 'x'),))])
+        with pytest.raises(SystemExit, match=r'^error: .*people.jsonl: expected conversations of the split train'):
+            wildbench.main(['wb-score', str(path), f'--tasks={tasks}', f'--training={people}'])
+    for one in found:
+        told = {key: one['overlap'][key] for key in ('conversations', 'tasks', 'ids')}
+        assert told == {'conversations': 3, 'tasks': 2, 'ids': ['task1', 'task4']}
+        assert one['overlap']['without them']['n'] == NUM - 2
+
+
+def test_judges_are_held_against_people_by_a_copy_of_their_file(tmp_path, tasks, capsys) -> None:
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        generate(server, tasks, tmp_path / 'mine.json', 'mine')
+        flags = [f'--tasks={tasks}', f'--generations={tmp_path / "mine.json"}', *judges(server)]
+        wildbench.main(['checklist', *flags, f'--output={tmp_path / "c.jsonl"}'])
+    rows = [json.loads(line) for line in (tmp_path / 'c.jsonl').read_text().splitlines()]
+    for row in rows:  # people agree with the last judge
+        row['satisfied'] = [verdict == 'yes' for verdict in row['judges']['c']['verdicts']]
+    (tmp_path / 'people.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    capsys.readouterr()
+    wildbench.main(['agreement', str(tmp_path / 'c.jsonl'), str(tmp_path / 'people.jsonl')])
+    found = json.loads(capsys.readouterr().out)
+    assert (found['agreement']['c']['mean'], found['failures']) == (1.0, 0)
+    assert found['agreement']['org/b']['mean'] < 1
+    assert found['effective_votes'] is None, 'a judge without an error has no correlation'
 
 
 JUDGE = '--judge={"url": "http://127.0.0.1:1/v1", "model": "a"}'
@@ -290,8 +403,10 @@ def test_files_that_are_not_checklists_are_refused(tmp_path) -> None:
     good = {'session_id': 't', 'task': 'k', 'generator': 'm', 'version': '1', 'satisfied': [True], 'judges': {}}
     path = tmp_path / 'c.jsonl'
     for rows, expected in (
-        ([good, good], 'line 2: expected a row of `checklist` with a session_id of its own'),
-        ([{**good, 'satisfied': 1}], 'line 1: expected a row of `checklist`'),
+        ([good, good], 'line 2: expected a row of the checklist protocol with a session_id of its own'),
+        ([{**good, 'satisfied': 1}], 'line 1: expected a row of the checklist protocol'),
+        ([{**good, 'satisfied': [0.5]}], 'line 1: expected a row of the checklist protocol'),
+        ([{**good, 'judges': {'a': {}}}], 'line 1: expected a row of the checklist protocol'),
         ([], 'expected at least one row, found none'),
     ):
         path.write_text(''.join(json.dumps(row) + '\n' for row in rows))

@@ -1,4 +1,8 @@
-"""Requests to a panel of judges: all at once, each answer read strictly, an unreadable one asked for again."""
+"""Requests to a panel of judges: all at once, each answer read strictly, an unreadable one asked for again.
+
+Caches keep unreadable answers, too: the same call asks for none of them anew, and ends as an unbroken one. What a
+server failed it does ask for again.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +11,13 @@ from typing import Any
 from simrl.conversations.quoting import as_json
 from simrl.conversations.records import Message
 from simrl.evaluation.wildbench.tasks import Task
-from simrl.remote.answers import Answer, Failure, Outcome
+from simrl.remote.answers import TRIED_AGAIN, UNREADABLE, Answer, Failure, Outcome
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import Schema
 from simrl.rewards.rubric import FRAME
 from simrl.rollouts.token_sampling import Sampling
 
-UNREADABLE = ('schema', 'invalid_json')  # causes that another answer may not have
 CUT = '... (truncated)'  # ends a reply that was cut for the judge, as in the benchmark's own files
 RETRY_TEMPERATURE = 0.3  # of further answers; the first is at 0. So in arXiv:2605.09808
 
@@ -115,7 +118,11 @@ def _is_unreadable(outcome: Outcome) -> bool:
 
 
 def kept(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as a file keeps it: the raw text, and of a failure its cause."""
+    """An outcome as a file keeps it: the raw text, and of a failure its cause.
+
+    The detail of a server's failure has seconds in it, which differ between equal calls: it is left out.
+    """
     if isinstance(outcome, Answer):
         return {'raw': outcome.text}
-    return {'cause': outcome.cause, 'detail': outcome.detail, 'raw': outcome.raw}
+    detail = {} if outcome.cause in TRIED_AGAIN else {'detail': outcome.detail}
+    return {'cause': outcome.cause, **detail, 'raw': outcome.raw}

@@ -5,24 +5,27 @@
 3. The metric is the mean over tasks of the share of satisfied items, with the standard error of that mean.
 4. Of two assistants the one with more satisfied items wins a task; with equally many each has half a win.
 
-A task without a reply, or without a verdict of every judge, has no share: it is counted, and the bounds say what the
-metric is if all of these failed, or all were satisfied.
+A task without a reply, or without a verdict of every judge, has no share: it has a row and is counted, and the bounds
+say what the metric is if all of these failed, or all were satisfied.
 """
 
 import collections
 import dataclasses
 import itertools
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simrl.conversations.quoting import as_json
-from simrl.evaluation.preferences import independent_votes
+from simrl.conversations.raw_rows import placed_rows
+from simrl.evaluation.position import PanelAgreement, panel_agreement
+from simrl.evaluation.preferences import align, independent_votes, standard_error
 from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
-from simrl.evaluation.wildbench.generations import Generation
-from simrl.evaluation.wildbench.tasks import Task, by_group
+from simrl.evaluation.wildbench.generations import Generation, generator_of
+from simrl.evaluation.wildbench.tasks import NOT_MEASURED, Overlap, Task, by_group
 from simrl.evaluation.win_rate import preferences
 from simrl.remote.answers import Answer, Outcome
 from simrl.remote.client import Endpoint
@@ -30,6 +33,7 @@ from simrl.remote.schema import object_of
 
 VERSION = '1'  # of the prompt; goes up with every change of a word
 VERDICTS = ('yes', 'partly', 'no')
+Rows = Sequence[Mapping[str, Any]]  # of `judge`
 
 INSTRUCTION = """\
 You check one reply of an AI assistant against a list of questions about it. The conversation comes first, then the
@@ -71,30 +75,36 @@ def judge(
     settings: AskSettings,
     name: str = '',
 ) -> list[dict[str, Any]]:
-    """Asks a panel about all replies; returns a row for each, in the order of the tasks, for `summary` and a file.
+    """Asks a panel about all replies; returns a row for each task, in their order, for `summary` and a file.
 
     A row has the raw text of each judge, its verdicts or why there are none, and `satisfied`, by item, which is null
-    unless every judge has a verdict.
+    unless every judge has a verdict. That of a task without a reply has no judges.
+
+    Args:
+        generations: by task, at least one, all of one assistant.
     """
-    asked = [(tasks[of.task], of) for of in generations.values()]
-    outcomes = ask(endpoints, [checklist_prompt(task, shown(of.text, settings)) for task, of in asked], settings, name)
-    rows = []
-    for i, (task, of) in enumerate(asked):
-        judges = {
+    replies = {task: shown(of.text, settings) for task, of in generations.items()}
+    outcomes = ask(endpoints, [checklist_prompt(tasks[task], reply) for task, reply in replies.items()], settings, name)
+    by_task = {
+        task: {
             judge: {'model': endpoints[judge].settings.model, 'verdicts': _verdicts(found[i]), **kept(found[i])}
             for judge, found in outcomes.items()
         }
-        rows.append(
-            {
-                'session_id': task.id,
-                'task': task.fingerprint,
-                'generator': of.generator,
-                'version': VERSION,
-                'satisfied': majority([one['verdicts'] for one in judges.values()]),
-                'judges': judges,
-            }
-        )
-    return rows
+        for i, task in enumerate(replies)
+    }
+    generator = generator_of(generations)
+    return [
+        {
+            'session_id': task.id,
+            'task': task.fingerprint,
+            'generator': generator,
+            'version': VERSION,
+            'satisfied': majority([one['verdicts'] for one in judges.values()]) if judges else None,
+            'judges': judges,
+        }
+        for task in tasks.values()
+        for judges in [by_task.get(task.id, {})]
+    ]
 
 
 def _verdicts(outcome: Outcome) -> list[str] | None:
@@ -113,7 +123,7 @@ def majority(verdicts: Sequence[Sequence[str] | None]) -> list[bool] | None:
     return [2 * sum(verdict == 'yes' for verdict in item) > len(whole) for item in zip(*whole, strict=True)]
 
 
-def shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def shares(rows: Rows) -> dict[str, float]:
     """The share of satisfied items by task, of the rows that have verdicts."""
     return {row['session_id']: _share(row['satisfied']) for row in rows if row['satisfied'] is not None}
 
@@ -136,10 +146,6 @@ class Mean:
     sem: float | None
     n: int
 
-    def __str__(self) -> str:
-        mean, sem = ('none' if x is None else f'{x:.4f}' for x in (self.mean, self.sem))
-        return f'{mean} (standard error {sem}, {self.n} tasks)'
-
 
 def mean_of(values: Sequence[float]) -> Mean:
     """The mean of a number for each task."""
@@ -154,16 +160,16 @@ def bounds(values: Sequence[float], failed: int, lowest: float, highest: float) 
     return (total + failed * lowest) / n, (total + failed * highest) / n
 
 
-def summary(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], overlap: Sequence[str]) -> dict[str, Any]:
+def summary(rows: Rows, tasks: Mapping[str, Task], overlap: Overlap | None) -> dict[str, Any]:
     """The metric of an assistant, with each judge's own numbers and all that was left out.
 
     Args:
-        rows: of `judge`.
-        tasks: all tasks, those without a reply among them.
-        overlap: ids of tasks that training data has.
+        rows: of `judge` about these tasks.
+        overlap: with training data; None: not measured.
     """
     found = shares(rows)
     values = list(found.values())
+    asked = [row for row in rows if row['judges']]
     return {
         'protocol': 'checklist',
         'version': VERSION,
@@ -173,23 +179,17 @@ def summary(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task], overla
         'tasks': {
             'all': len(tasks),
             'judged': len(found),
-            'without a reply': len(tasks) - len(rows),
-            'without a verdict': len(rows) - len(found),
+            'without a reply': len(tasks) - len(asked),
+            'without a verdict': len(asked) - len(found),
         },
-        'judges': {name: _of_judge(rows, name) for name in rows[0]['judges']},
-        'agreement': agreement(rows),
+        'judges': {name: _of_judge(asked, name) for name in asked[0]['judges']},
+        'agreement': agreement(asked),
         'groups': {group: dataclasses.asdict(mean_of(numbers)) for group, numbers in by_group(tasks, found).items()},
-        'overlap': {
-            'tasks': len(overlap),
-            'ids': list(overlap),
-            'share of the others': dataclasses.asdict(
-                mean_of([value for task, value in found.items() if task not in set(overlap)])
-            ),
-        },
+        'overlap': NOT_MEASURED if overlap is None else overlap.result(mean_of(overlap.others(found))),
     }
 
 
-def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+def agreement(rows: Rows) -> dict[str, dict[str, float | None]]:
     """Agreement of each two judges: the share of items that both or neither find satisfied, and of how many items."""
     found: dict[str, dict[str, float | None]] = {}
     for pair in itertools.combinations(rows[0]['judges'], 2):
@@ -199,7 +199,33 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
     return found
 
 
-def _of_judge(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+def against_people(rows: Rows, people: Rows) -> PanelAgreement:
+    """Each judge of a panel against people's verdicts on the same replies, over items in clusters of a task.
+
+    Args:
+        people: rows of the same replies in which `satisfied` is what people said; null where nobody was asked.
+
+    Raises:
+        ValueError: rows of people are of another assistant, task or checklist; or no item has verdicts of all.
+    """
+    by_task = {row['session_id']: row for row in rows}
+    verdicts = {name: list[float]() for row in rows for name in row['judges']}
+    labels, clusters = list[float](), list[str]()
+    for said in people:
+        if said['satisfied'] is None:
+            continue
+        name, fields = said['session_id'], ('task', 'generator')
+        if name not in by_task or any(said[field] != by_task[name][field] for field in fields):
+            raise ValueError(f'people, session_id {name!r}: expected a task and a reply of the judges, found others')
+        labels += map(float, said['satisfied'])
+        clusters += [name] * len(said['satisfied'])
+        for judge, found in verdicts.items():
+            own = by_task[name]['judges'].get(judge, {}).get('verdicts')
+            found += [math.nan] * len(said['satisfied']) if own is None else [float(x == 'yes') for x in own]
+    return panel_agreement(verdicts, labels, clusters)
+
+
+def _of_judge(rows: Rows, name: str) -> dict[str, Any]:
     own = [row['judges'][name] for row in rows]
     verdicts = [one['verdicts'] for one in own if one['verdicts'] is not None]
     counts = collections.Counter(verdict for of in verdicts for verdict in of)
@@ -211,51 +237,85 @@ def _of_judge(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     }
 
 
-def win_rate(values: Sequence[float]) -> dict[str, Any]:
-    """The win rate of 1 a win, 1/2 a tie and 0 a loss, with its trinomial standard error (arXiv:2605.09808, app. G.1).
-
-    p = (w + t / 2) / n, and its variance ((w + t / 4) / n - p^2) / n, which is the variance of the values by n.
-    """
-    error = float(np.std(values)) / math.sqrt(len(values))
-    return dataclasses.asdict(independent_votes(values)) | {'standard error': error}
-
-
-def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compare(first: Rows, second: Rows) -> dict[str, Any]:
     """The win rate of the first assistant over the second, from their rows of `judge`.
 
-    Tasks that only one has a share of are left out and counted; the bounds count them all lost, and all won.
+    Tasks that not both have a share of are left out and counted by reason; the bounds count them all lost, and all won.
 
     Raises:
         ValueError: the rows are of other panels, prompts or tasks, or no task has shares of both.
     """
-    sides = [{row['session_id']: row for row in rows} for rows in (first, second)]
     for field, told in (('version', _version), ('judges', _panel)):
         found = [told(rows) for rows in (first, second)]
         if found[0] != found[1]:
             raise ValueError(f'{field}: expected the same of both assistants, found {found[0]} and {found[1]}')
-    common = [name for name in sides[0] if name in sides[1]]
-    for name in common:
-        if sides[0][name]['task'] != sides[1][name]['task']:
+    names, counts = align({side: _counts(rows) for side, rows in (('first', first), ('second', second))})
+    tasks, others = ({row['session_id']: row for row in rows} for rows in (first, second))
+    left_out = collections.Counter[str]()
+    for name, of_task in zip(names, counts.T, strict=True):
+        pair = tasks[str(name)], others[str(name)]
+        if pair[0]['task'] != pair[1]['task']:
             raise ValueError(f'session_id {name!r}: expected one prompt and checklist of both assistants, found others')
-    judged = [name for name in common if all(side[name]['satisfied'] is not None for side in sides)]
-    if not judged:
-        raise ValueError('expected at least one task with verdicts of both assistants, found none')
-    own, other = ([sum(side[name]['satisfied']) for name in judged] for side in sides)
-    values = preferences(own, other)
-    failed = len({*sides[0], *sides[1]}) - len(judged)
+        if np.isnan(of_task).any():
+            silent = [side for side, row in zip(('first', 'second'), pair, strict=True) if not row['judges']]
+            left_out[f'no reply of the {" and the ".join(silent)}' if silent else 'no verdict'] += 1
+    judged = counts[:, ~np.isnan(counts).any(axis=0)]
+    if not judged.size:
+        raise ValueError(f'expected at least one task with verdicts of both assistants, found none: {dict(left_out)}')
+    values = preferences(*judged.tolist())
     return {
         'first': first[0]['generator'],
         'second': second[0]['generator'],
-        'win rate': win_rate(values),
+        'win rate': {
+            **dataclasses.asdict(independent_votes(values)),
+            'standard error': standard_error(values),
+        },
         'wins, ties, losses': [values.count(x) for x in (1.0, 0.5, 0.0)],
-        'left out': failed,
-        'bounds': bounds(values, failed, 0.0, 1.0),
+        'tasks': {'all': len(names), 'judged': len(values), **left_out},
+        'bounds': bounds(values, left_out.total(), 0.0, 1.0),
     }
 
 
-def _version(rows: Sequence[Mapping[str, Any]]) -> str:
+def _counts(rows: Rows) -> list[tuple[str, float]]:
+    """The number of satisfied items by task; NaN without verdicts."""
+    return [(row['session_id'], math.nan if row['satisfied'] is None else float(sum(row['satisfied']))) for row in rows]
+
+
+def _version(rows: Rows) -> str:
     return ', '.join(sorted({row['version'] for row in rows}))
 
 
-def _panel(rows: Sequence[Mapping[str, Any]]) -> str:
+def _panel(rows: Rows) -> str:
     return ', '.join(sorted({f'{name} ({one["model"]})' for row in rows for name, one in row['judges'].items()}))
+
+
+def read_rows(path: pathlib.Path) -> Rows:
+    """The rows of `judge` in a file.
+
+    Raises:
+        ValueError: a row is none of its rows, there is no row, or an id is there twice.
+    """
+    rows: dict[str, Mapping[str, Any]] = {}
+    for place, row in placed_rows(path):
+        if not _is_row(row) or row['session_id'] in rows:
+            expected = 'a row of the checklist protocol with a session_id of its own'
+            raise ValueError(f'{place}: expected {expected}, found {str(row)[:80]}')
+        rows[row['session_id']] = row
+    if not rows:
+        raise ValueError(f'{path}: expected at least one row, found none')
+    return list(rows.values())
+
+
+def _is_row(row: Any) -> bool:
+    match row:
+        case {
+            'session_id': str(),
+            'task': str(),
+            'generator': str(),
+            'version': str(),
+            'satisfied': list() | None as satisfied,
+            'judges': dict(judges),
+        }:
+            answered = all(isinstance(of, dict) and isinstance(of.get('model'), str) for of in judges.values())
+            return answered and all(isinstance(x, bool) for x in satisfied or [])
+    return False

@@ -227,3 +227,8 @@ def read_list(path: pathlib.Path) -> list[Any]:
 def missing(tasks: Mapping[str, Task], generations: Mapping[str, Generation]) -> list[str]:
     """Ids of the tasks without a reply."""
     return [name for name in tasks if name not in generations]
+
+
+def generator_of(generations: Mapping[str, Generation]) -> str:
+    """The name of the one assistant whose replies these are."""
+    return next(iter(generations.values())).generator

@@ -1,16 +1,19 @@
 """Judge files in the benchmark's own layout, as scores and comparisons.
 
 A row without a verdict that can be read is counted, and is never a number. The benchmark's own code fails at such rows:
-what our judges could not say is in a file beside theirs (`.failures.json`), which is counted with it.
+what our judges could not say is in a file beside theirs, MODEL.failures.jsonl, which is counted with it. Its name is
+none of a judge file, as that code reads every .json of a folder.
 """
 
 import collections
 import dataclasses
 import pathlib
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from simrl.conversations.raw_rows import placed_rows
+from simrl.conversations.records import write_rows
 from simrl.evaluation.wildbench.generations import read_list
 from simrl.run.stage_files import write_json
 
@@ -43,6 +46,19 @@ class Comparison:
     first: Literal['assistant', 'reference']
 
 
+def judge_file(folder: pathlib.Path, judge: str, generator: str, reference: str | None = None) -> pathlib.Path:
+    """The place of a judge file in the benchmark's layout; `reference`: of pairs.
+
+    What a file name cannot hold is written as %XX, so that models of different names have different places.
+    """
+
+    def part(name: str) -> str:
+        return urllib.parse.quote(name, safe='@=+')
+
+    pair = [] if reference is None else [f'ref={part(reference)}']
+    return folder.joinpath(f'eval={part(judge)}', *pair, f'{part(generator)}.json')
+
+
 def write_verdicts(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> collections.Counter[str]:
     """Writes a judge file of rows of `verdicts`; returns the number of those without a verdict by cause.
 
@@ -50,29 +66,28 @@ def write_verdicts(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> col
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     failed, done = ([row for row in rows if (row['parsed_result'] is None) == lost] for lost in (True, False))
-    for file, some in ((path, done), (_failures(path), failed)):
+    for file, write, some in ((path, write_json, done), (_failures(path), write_rows, failed)):
         if some:
-            write_json(file, some)
+            write(file, some)
         else:
             file.unlink(missing_ok=True)
     return collections.Counter(row['meta_data']['cause'] for row in failed)
 
 
 def _failures(path: pathlib.Path) -> pathlib.Path:
-    return path.with_suffix('.failures.json')
+    return path.with_suffix('.failures.jsonl')
 
 
 def _failed(path: pathlib.Path) -> collections.Counter[str]:
     """The rows of the file beside a judge file, by cause; without one there are none."""
     file = _failures(path)
-    rows = read_list(file) if file.exists() else []
     causes = collections.Counter[str]()
-    for number, row in enumerate(rows, start=1):
+    for place, row in placed_rows(file) if file.exists() else ():
         match row:
             case {'meta_data': {'cause': str(cause)}}:
                 causes[cause] += 1
             case _:
-                raise ValueError(f'{file}, row {number}: expected meta_data with a cause, found {_fields(row)}')
+                raise ValueError(f'{place}: expected meta_data with a cause, found {_fields(row)}')
     return causes
 
 
@@ -85,18 +100,19 @@ def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[st
     Raises:
         ValueError: a row has no id or no reply, or an id is there twice.
     """
-    found, left_out = [], _failed(path)
+    found, left_out, seen = [], _failed(path), set[tuple[str, ...]]()
     for place, row in _rows(path):
         match row:
             case {'session_id': str(task), 'model_output': str(reply)}:
                 score = _score(row.get('score'))
             case _:
                 raise ValueError(f'{place}: expected session_id and model_output, found {_fields(row)}')
+        _check_new(place, seen, (task,))
         if score is None:
             left_out[NO_VERDICT] += 1
         else:
             found.append(Score(task, score, reply))
-    _check_once(path, [(of.task,) for of in found])
+    _check_some(path, found)
     return found, left_out
 
 
@@ -120,7 +136,7 @@ def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Compariso
         ValueError: a row is no comparison of the reference with the one other assistant of the file, or one of the same
             task and order is there twice. It names the row.
     """
-    found, left_out, others = [], _failed(path), set[str]()
+    found, left_out, others, seen = [], _failed(path), set[str](), set[tuple[str, ...]]()
     for place, row in _rows(path):
         match row:
             case {'session_id': str(task), 'model_A': str(a), 'model_B': str(b), 'model_outputs': Mapping() as outputs}:
@@ -135,13 +151,14 @@ def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Compariso
         others.add(other)
         if len(others) > 1:
             raise ValueError(f'{place}: expected one assistant beside the reference, found {sorted(others)}')
+        first: Literal['assistant', 'reference'] = 'reference' if a == reference else 'assistant'
+        _check_new(place, seen, (task, f'{first} first'))
         value = _value(row.get('winner'), row.get('extent'), other, reference)
         if value is None:
             left_out[NO_VERDICT] += 1
-            continue
-        first: Literal['assistant', 'reference'] = 'reference' if a == reference else 'assistant'
-        found.append(Comparison(task, value, outputs[other], outputs[reference], first))
-    _check_once(path, [(of.task, of.first) for of in found])
+        else:
+            found.append(Comparison(task, value, outputs[other], outputs[reference], first))
+    _check_some(path, found)
     return found, left_out
 
 
@@ -164,9 +181,13 @@ def _fields(row: Any) -> str:
     return ', '.join(sorted(row)) if isinstance(row, Mapping) else type(row).__name__
 
 
-def _check_once(path: pathlib.Path, keys: Sequence[tuple[str, ...]]) -> None:
-    if not keys:
+def _check_new(place: str, seen: set[tuple[str, ...]], key: tuple[str, ...]) -> None:
+    """Refuses a second row of a session_id and order, with a verdict or without; adds the key to those seen."""
+    if key in seen:
+        raise ValueError(f'{place}: expected one row of a session_id and order, found another of {", ".join(key)}')
+    seen.add(key)
+
+
+def _check_some(path: pathlib.Path, found: Sequence[Any]) -> None:
+    if not found:
         raise ValueError(f'{path}: expected at least one verdict, found none')
-    key, count = collections.Counter(keys).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f'{path}: expected one verdict of a session_id and order, found {count} of {", ".join(key)}')

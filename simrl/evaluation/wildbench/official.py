@@ -15,13 +15,24 @@ simulation whose draws are not published.
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from simrl.evaluation.position import PositionBias, position_bias
 from simrl.evaluation.wildbench.asking import CUT
 from simrl.evaluation.wildbench.checklist import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
-from simrl.evaluation.wildbench.tasks import CODING, CREATIVE, INFORMATION, MATH, PLANNING, Task, by_group, check_known
+from simrl.evaluation.wildbench.tasks import (
+    CODING,
+    CREATIVE,
+    INFORMATION,
+    MATH,
+    NOT_MEASURED,
+    PLANNING,
+    Overlap,
+    Task,
+    by_group,
+    check_known,
+)
 
 WEIGHTS = {CREATIVE: 0.5, PLANNING: 1.25, MATH: 1.0, INFORMATION: 0.75, CODING: 1.25}
 NAMES = {value: name for name, value in OUTCOMES.items()}
@@ -62,8 +73,10 @@ class WBScore:
         groups: adjusted, by group; empty without tags.
         task_macro: their weighted mean; None without tags.
         bounds: the mean if all tasks without a score have 1, and if all have 10; None without tasks.
+        unjudged: number of tasks without a score, for whatever reason; None without tasks.
         length: mean characters of a reply that is not empty and was not cut; None without such a reply.
         left_out: verdicts that could not be read, by cause.
+        overlap: with training data, and the score without these tasks; or `NOT_MEASURED`.
     """
 
     score: Mean
@@ -71,8 +84,10 @@ class WBScore:
     groups: Mapping[str, float]
     task_macro: float | None
     bounds: tuple[float, float] | None
+    unjudged: int | None
     length: float | None
     left_out: Mapping[str, int]
+    overlap: Mapping[str, Any] | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +100,11 @@ class WBReward:
         groups: rewards by group; empty without tags.
         task_macro: their weighted mean; None without tags.
         bounds: the mean if all tasks that are not judged are lost by far, and if all are won; None without tasks.
+        unjudged: number of tasks that are in no count, for whatever reason; None without tasks.
         flips: tasks whose two orders have different winners.
         length: as of `WBScore`, of the assistant's replies.
         left_out: tasks or verdicts that are in no count, by cause.
+        overlap: with training data, and the reward without these tasks; or `NOT_MEASURED`.
     """
 
     reward: Mean
@@ -95,9 +112,11 @@ class WBReward:
     groups: Mapping[str, float]
     task_macro: float | None
     bounds: tuple[float, float] | None
+    unjudged: int | None
     flips: int
     length: float | None
     left_out: Mapping[str, int]
+    overlap: Mapping[str, Any] | str
 
 
 def adjusted_score(score: float) -> float:
@@ -144,6 +163,7 @@ def wb_score(
     *,
     cut_replies: CutReplies = 'judged',
     left_out: Mapping[str, int] | None = None,
+    overlap: Overlap | None = None,
 ) -> WBScore:
     """WB-Score from scores.
 
@@ -152,6 +172,7 @@ def wb_score(
         cut_replies: whether replies that are empty or cut are in the groups; they are in the mean over all. The
             leaderboard leaves them out.
         left_out: of `read_scores`.
+        overlap: with training data; None: not measured.
 
     Raises:
         ValueError: there is no score, or one of an unknown task.
@@ -164,14 +185,19 @@ def wb_score(
         check_known(tasks, [of.task for of in scores], 'scores')
         values = {of.task: of.score for of in scores if cut_replies == 'judged' or not is_cut(of.reply)}
         groups = {group: adjusted_score(sum(found) / len(found)) for group, found in by_group(tasks, values).items()}
+    unjudged = None if tasks is None else len(tasks) - len(scores)
     return WBScore(
         mean,
         adjusted_score(mean.mean),
         groups,
         task_macro(groups) if groups else None,
-        None if tasks is None else bounds([of.score for of in scores], len(tasks) - len(scores), 1.0, 10.0),
+        None if unjudged is None else bounds([of.score for of in scores], unjudged, 1.0, 10.0),
+        unjudged,
         mean_length([of.reply for of in scores]),
         dict(left_out or {}),
+        NOT_MEASURED
+        if overlap is None
+        else overlap.result(mean_of(overlap.others({of.task: of.score for of in scores}))),
     )
 
 
@@ -189,6 +215,7 @@ def wb_reward(
     settings: RewardSettings = RewardSettings(),
     *,
     left_out: Mapping[str, int] | None = None,
+    overlap: Overlap | None = None,
 ) -> WBReward:
     """WB-Reward from comparisons with one reference.
 
@@ -197,6 +224,7 @@ def wb_reward(
     Args:
         tasks: by id, with their tags; None: no groups.
         left_out: of `read_comparisons`.
+        overlap: with training data; None: not measured.
 
     Raises:
         ValueError: there is no comparison, one of an unknown task, or two of a task where orders are 'single'.
@@ -208,22 +236,22 @@ def wb_reward(
         check_known(tasks, list(by_task), 'comparisons')
     dropped = collections.Counter(left_out or {})
     kept: dict[str, list[Comparison]] = {}
-    num_cut = 0
+    cut: list[str] = []
     for task, of_task in by_task.items():
         if len(of_task) > 1 and settings.orders == 'single':
             raise ValueError(f"orders: expected 'mean' or 'strict' for task {task}, judged in both, found 'single'")
         if len(of_task) == 1 and settings.orders != 'single':
             dropped['one order only'] += 1
         elif settings.cut_replies == 'left out' and any(is_cut(of.reply) or is_cut(of.reference) for of in of_task):
-            num_cut += 1
+            cut.append(task)
         else:
             kept[task] = of_task
-    dropped['empty or cut reply'] += num_cut
+    dropped['empty or cut reply'] += len(cut)
     values = {
         task: [value_after_margin(of, settings.length_margin) for of in of_task] for task, of_task in kept.items()
     }
     merged = {task: _merged(of_task, settings.orders) for task, of_task in values.items()}
-    over_all = [*merged.values(), *([0.0] * num_cut if settings.divisor == 'all' else [])]
+    over_all = merged | (dict.fromkeys(cut, 0.0) if settings.divisor == 'all' else {})
     if not over_all:
         hint = "; where each pair was judged once, orders='single' takes them" if dropped['one order only'] else ''
         raise ValueError(
@@ -231,15 +259,18 @@ def wb_reward(
         )
     groups = {} if tasks is None else {group: mixture(found) for group, found in by_group(tasks, merged).items()}
     counts = collections.Counter(NAMES[value] for of_task in values.values() for value in of_task)
+    unjudged = None if tasks is None else len(tasks) - len(merged)
     return WBReward(
-        mean_of(over_all),
+        mean_of(list(over_all.values())),
         {name: counts[name] for name in OUTCOMES},
         groups,
         task_macro(groups) if groups else None,
-        None if tasks is None else bounds(list(merged.values()), len(tasks) - len(merged), -1.0, 1.0),
+        None if unjudged is None else bounds(list(merged.values()), unjudged, -1.0, 1.0),
+        unjudged,
         sum(_flips(of_task) for of_task in values.values()),
         mean_length([of_task[0].reply for of_task in by_task.values()]),
         dict(+dropped),
+        NOT_MEASURED if overlap is None else overlap.result(mean_of(overlap.others(over_all))),
     )
 
 

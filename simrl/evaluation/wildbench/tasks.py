@@ -7,7 +7,7 @@ The benchmark sums tags up into five groups.
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.conversations.openings import opening_key
@@ -17,6 +17,7 @@ from simrl.conversations.splits import hash64
 from simrl.conversations.wildchat import WILDBENCH, WILDBENCH_PARTS
 
 SOURCE = WILDBENCH
+NOT_MEASURED = 'not measured'  # the overlap without training data to compare with, which is none of 0
 FIELDS = ('session_id', 'conversation_input', 'checklist', 'primary_tag', 'secondary_tags')
 CREATIVE, PLANNING, MATH = 'Creative Tasks', 'Planning & Reasoning', 'Math & Data Analysis'
 INFORMATION, CODING = 'Information/Advice seeking', 'Coding & Debugging'
@@ -122,14 +123,45 @@ def _texts(row: Mapping[str, Any], field: str) -> list[str]:
     return values
 
 
-def overlapping(tasks: Mapping[str, Task], openings: Iterable[str]) -> list[str]:
-    """Ids of the tasks whose first user message is among the openings, but for case and white space.
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Tasks whose first user message is also that of a training conversation, but for case and white space.
 
     WildBench is made of conversations of WildChat, so a simulator or assistant that was trained on them may have met a
     task. Ids do not tell: the data sets share none.
+
+    Attributes:
+        conversations: number of the training conversations.
+        ids: of those tasks, in their order.
     """
+
+    conversations: int
+    ids: tuple[str, ...]
+
+    def others(self, values: Mapping[str, float]) -> list[float]:
+        """The values of the other tasks."""
+        return [value for name, value in values.items() if name not in self.ids]
+
+    def result(self, without: Any) -> dict[str, Any]:
+        """The overlap as results have it.
+
+        Args:
+            without: the metric over the other tasks, a dataclass.
+        """
+        return {**dataclasses.asdict(self), 'tasks': len(self.ids), 'without them': dataclasses.asdict(without)}
+
+
+def overlap_of(tasks: Mapping[str, Task], openings: Sequence[str]) -> Overlap:
+    """The overlap with training conversations, of which these are the first user messages.
+
+    Raises:
+        ValueError: there is no conversation: that is no overlap of 0, but none that was measured.
+    """
+    if not openings:
+        raise ValueError('overlap: expected at least one training conversation, found none')
     known = {opening_key(text) for text in openings}
-    return [task.id for task in tasks.values() if opening_key(task.conversation.opening) in known]
+    ids = tuple(task.id for task in tasks.values() if opening_key(task.conversation.opening) in known)
+    return Overlap(len(openings), ids)
 
 
 def by_group(tasks: Mapping[str, Task], values: Mapping[str, float]) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from simrl.conversations.quoting import as_json
 from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
-from simrl.evaluation.wildbench.generations import Generation
+from simrl.evaluation.wildbench.generations import Generation, generator_of
 from simrl.evaluation.wildbench.tasks import Task
 from simrl.remote.answers import Answer
 from simrl.remote.client import Endpoint
@@ -130,7 +130,7 @@ def pairs(
     common = [task for task in generations if task in references]
     if not common:
         raise ValueError('expected at least one task with replies of both assistants, found none')
-    names = [side[common[0]].generator for side in (generations, references)]
+    names = [generator_of(side) for side in (generations, references)]
     if names[0] == names[1]:
         raise ValueError(f'generator: expected two assistants of different names, found {names[0]!r} twice')
     ordered = [

@@ -16,6 +16,8 @@ from simrl.conversations.quoting import as_json
 from simrl.evaluation.wildbench import checklist
 from simrl.evaluation.wildbench.asking import CUT, AskSettings, shown
 from simrl.evaluation.wildbench.generations import Generation
+from simrl.evaluation.wildbench.tasks import Overlap
+from simrl.remote.answers import TRIED_AGAIN
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
@@ -28,7 +30,12 @@ REPLIES = {name: Generation(name, f'reply to {name}', 'mine') for name in TASKS}
 QUICK = AskSettings(max_tokens=100, tries=2)
 
 
-def judged(answer: Callable[..., Any], judges: tuple[str, ...] = ('a', 'b', 'c'), **changes: Any) -> Iterator[Any]:
+def judged(
+    answer: Callable[..., Any],
+    judges: tuple[str, ...] = ('a', 'b', 'c'),
+    replies: dict[str, Generation] = REPLIES,
+    **changes: Any,
+) -> Iterator[Any]:
     """Rows of the panel; then the bodies of its requests."""
     with ScriptedServer(answer, models=judges) as server:
         settings = {
@@ -37,7 +44,7 @@ def judged(answer: Callable[..., Any], judges: tuple[str, ...] = ('a', 'b', 'c')
         }
         endpoints = {name: Endpoint(of) for name, of in settings.items()}
         try:
-            yield checklist.judge(TASKS, REPLIES, endpoints, dataclasses.replace(QUICK, **changes))
+            yield checklist.judge(TASKS, replies, endpoints, dataclasses.replace(QUICK, **changes))
         finally:
             for endpoint in endpoints.values():
                 endpoint.close()
@@ -124,7 +131,10 @@ def test_a_verdict_that_cannot_be_had_is_counted_and_never_a_zero(name: str) -> 
     if cause in ('schema', 'invalid_json'):
         assert failed['judges']['b']['raw']
         assert [body['temperature'] for body in asked] == [0.0, 0.3], 'asked again, at another temperature'
-    found = checklist.summary(rows, TASKS, [])
+    # Of a server's failure it has seconds in it, and equal calls would write other bytes.
+    assert ('detail' in failed['judges']['b']) == (cause not in TRIED_AGAIN)
+    found = checklist.summary(rows, TASKS, None)
+    assert found['overlap'] == 'not measured'
     assert found['tasks'] == {'all': 5, 'judged': 4, 'without a reply': 0, 'without a verdict': 1}
     assert found['judges']['b']['failures'] == {cause: 1}
     assert found['judges']['b']['share']['n'] == 4
@@ -142,6 +152,24 @@ def test_an_unreadable_answer_is_asked_for_again_and_the_readable_one_counts() -
     rows, bodies = judged(answer)
     assert all(row['satisfied'] is not None for row in rows)
     assert len(bodies) == 30
+
+
+def test_a_task_without_a_reply_has_a_row_and_is_asked_about_by_nobody() -> None:
+    replies = {name: of for name, of in REPLIES.items() if name not in ('task1', 'task4')}
+    rows, bodies = judged(script, replies=replies)
+    whole, _ = judged(script)
+    assert len(bodies) == 9
+    for row, other in zip(rows, whole, strict=True):
+        silent = row['session_id'] in ('task1', 'task4')
+        assert row == (other | {'satisfied': None, 'judges': {}} if silent else other)
+    found = checklist.summary(rows, TASKS, Overlap(7, ('task0', 'task1')))
+    assert found['tasks'] == {'all': 5, 'judged': 3, 'without a reply': 2, 'without a verdict': 0}
+    assert found['overlap']['without them']['n'] == 2
+    assert found['bounds'][1] - found['bounds'][0] == pytest.approx(2 / 5)
+    tasks = checklist.compare(rows, whole)['tasks']
+    assert tasks == {'all': 5, 'judged': 3, 'no reply of the first': 2}
+    assert checklist.compare(whole, rows)['tasks'] == {'all': 5, 'judged': 3, 'no reply of the second': 2}
+    assert checklist.compare(rows, rows)['tasks'] == {'all': 5, 'judged': 3, 'no reply of the first and the second': 2}
 
 
 VERDICTS = st.sampled_from(checklist.VERDICTS)
@@ -162,11 +190,11 @@ def test_majority_agrees_with_a_slow_loop(data: st.DataObject, judges: int, item
     assert found == slow
 
 
-def row_of(name: str, satisfied: list[bool] | None, **changes: Any) -> dict[str, Any]:
+def row_of(name: str, satisfied: list[bool] | None, *, replied: bool = True, **changes: Any) -> dict[str, Any]:
     verdicts = None if satisfied is None else ['yes' if x else 'partly' for x in satisfied]
     cause = {'cause': 'schema'} if satisfied is None else {}
     judges = {'a': {'model': 'a', 'verdicts': verdicts, 'raw': '', **cause}}
-    row = {'session_id': name, 'task': 'key', 'generator': 'mine', 'version': '1', 'judges': judges}
+    row = {'session_id': name, 'task': 'key', 'generator': 'mine', 'version': '1', 'judges': judges if replied else {}}
     return row | {'satisfied': satisfied} | changes
 
 
@@ -177,12 +205,20 @@ ITEMS = st.one_of(st.none(), st.lists(st.booleans(), min_size=3, max_size=3))
 def test_the_summary_agrees_with_a_slow_loop(drawn: list[list[bool] | None], overlap: set[int]) -> None:
     tasks = tasks_of(*map(task, range(13)))
     rows = [row_of(f'task{i}', satisfied) for i, satisfied in enumerate(drawn)]
-    found = checklist.summary(rows, tasks, [f'task{i}' for i in overlap])
+    rows += [row_of(f'task{i}', None, replied=False) for i in range(len(drawn), 13)]
+    found = checklist.summary(rows, tasks, Overlap(99, tuple(f'task{i}' for i in overlap)))
+    assert found['tasks'] == {
+        'all': 13,
+        'judged': 13 - drawn.count(None) - (13 - len(drawn)),
+        'without a reply': 13 - len(drawn),
+        'without a verdict': drawn.count(None),
+    }
+    assert (found['overlap']['tasks'], found['overlap']['conversations']) == (len(overlap), 99)
     shares = {i: sum(x) / 3 for i, x in enumerate(drawn) if x is not None}
     for told, values in (
         (found['share'], list(shares.values())),
         (found['judges']['a']['share'], list(shares.values())),
-        (found['overlap']['share of the others'], [x for i, x in shares.items() if i not in overlap]),
+        (found['overlap']['without them'], [x for i, x in shares.items() if i not in overlap]),
     ):
         assert told['n'] == len(values)
         assert told['mean'] == (pytest.approx(statistics.fmean(values)) if values else None)
@@ -207,7 +243,7 @@ def test_wins_agree_with_a_slow_loop(drawn: list[tuple[list[bool] | None, list[b
         if a is not None and b is not None
     ]
     if not values:
-        with pytest.raises(ValueError, match='expected at least one task with verdicts of both'):
+        with pytest.raises(ValueError, match=r"with verdicts of both assistants, found none: \{'no verdict'"):
             checklist.compare(first, second)
         return
     found = checklist.compare(first, second)
@@ -216,10 +252,13 @@ def test_wins_agree_with_a_slow_loop(drawn: list[tuple[list[bool] | None, list[b
     n, wins, ties = len(values), values.count(1.0), values.count(0.5)
     trinomial = math.sqrt(max((wins + ties / 4) / n - ((wins + ties / 2) / n) ** 2, 0) / n)
     assert found['win rate']['standard error'] == pytest.approx(trinomial, abs=1e-7)
+    alike = len(set(values)) == 1
+    assert found['win rate']['high'] == (None if alike else pytest.approx(rate + 1.959964 * trinomial))
     assert found['win rate']['num_observations'] == n
     assert found['wins, ties, losses'] == [values.count(x) for x in (1.0, 0.5, 0.0)]
-    assert found['left out'] == len(drawn) - len(values)
-    assert found['bounds'][0] == pytest.approx(sum(values) / len(drawn))
+    assert found['tasks']['judged'] == n
+    assert found['tasks'].get('no verdict', 0) == len(drawn) - n
+    assert found['bounds'] == pytest.approx((sum(values) / len(drawn), (sum(values) + len(drawn) - n) / len(drawn)))
     other = checklist.compare(second, first)
     assert other['win rate']['mean'] == pytest.approx(1 - rate)
 
@@ -240,10 +279,32 @@ def test_what_is_not_comparable_is_refused() -> None:
         ({'version': '2'}, 'version: expected the same of both assistants, found 1 and 2'),
         ({'judges': {'b': row['judges']['a']}}, r'judges: expected the same of both assistants, found a \(a\) and b'),
         ({'task': 'other'}, "session_id 't': expected one prompt and checklist of both assistants"),
-        ({'session_id': 'u'}, 'expected at least one task with verdicts of both assistants'),
+        ({'session_id': 'u'}, "expected the ids of 'first' in 'second', found 't' in 'first' alone"),
+        ({'satisfied': None}, r"with verdicts of both assistants, found none: \{'no verdict': 1\}"),
     ):
         with pytest.raises(ValueError, match=expected):
             checklist.compare([row], [row | changes])
+    with pytest.raises(ValueError, match="expected the ids of 'first' in 'second', found 'u' in 'second' alone"):
+        checklist.compare([row], [row, row | {'session_id': 'u'}])
+
+
+def test_judges_are_held_against_people_on_the_items_that_these_judged() -> None:
+    """One judge says what people say, another the opposite of it on half of the items, and a third is silent once."""
+    people = [row_of(f't{i}', [i % 2 == 0, i % 3 == 0]) for i in range(12)]
+    rows = []
+    for i, row in enumerate(people):
+        right = ['yes' if x else 'no' for x in row['satisfied']]
+        wrong = ['no' if x else 'yes' for x in row['satisfied']] if i % 2 else right
+        said = {'a': right, 'b': wrong, 'c': None if i == 4 else right}
+        judges = {name: {'model': name, 'verdicts': verdicts} for name, verdicts in said.items()}
+        rows.append(row | {'judges': judges, 'satisfied': None})
+    found = checklist.against_people(rows, [*people[:8], *(row | {'satisfied': None} for row in people[8:])])
+    assert {name: of.mean for name, of in found.agreement.items()} == {'a': 1.0, 'b': pytest.approx(6 / 14), 'c': 1.0}
+    assert (found.panel.mean, found.failures) == (1.0, 2)
+    assert (found.panel.num_observations, found.panel.num_clusters) == (14, 7)
+    for changes in ({'task': 'other'}, {'generator': 'other'}, {'session_id': 'x'}):
+        with pytest.raises(ValueError, match=r"people, session_id '\w+': expected a task and a reply of the judges"):
+            checklist.against_people(rows, [people[0] | changes])
 
 
 def test_the_fingerprint_of_a_task_is_of_its_prompt_and_checklist() -> None:

@@ -28,6 +28,7 @@ from simrl.evaluation.wildbench.official import (
     wb_reward,
     wb_score,
 )
+from simrl.evaluation.wildbench.tasks import Overlap
 from tests.evaluation.wildbench.made_up import task, tasks_of
 
 DATA = os.environ.get('SIMRL_DATA')
@@ -165,6 +166,9 @@ def test_the_leaderboards_rules_agree_with_a_slow_loop(tmp_path_factory, drawn, 
     assert reward_of_counts(found.counts, len(rows)) == pytest.approx(reward)
     gained, missing = reward_of_counts(found.counts, 1), len(TASKS) - sum(found.counts.values())
     assert found.bounds == pytest.approx(((gained - missing) / len(TASKS), (gained + missing) / len(TASKS)))
+    assert found.unjudged == missing
+    of_file = wb_reward(comparisons, settings=LEADERBOARD)
+    assert (of_file.unjudged, of_file.bounds, of_file.task_macro, of_file.groups) == (None, None, None, {})
     if groups:
         weights = sum(WEIGHTS[group] for group in groups)
         assert found.task_macro == pytest.approx(sum(WEIGHTS[g] * x for g, x in groups.items()) / weights)
@@ -251,8 +255,27 @@ def test_scores_agree_with_a_slow_loop(drawn) -> None:
         assert found.adjusted == pytest.approx((statistics.fmean(score for score, _ in drawn.values()) - 5) * 2)
         total, missing = sum(score for score, _ in drawn.values()), len(TASKS) - len(drawn)
         assert found.bounds == pytest.approx(((total + missing) / len(TASKS), (total + 10 * missing) / len(TASKS)))
+        assert found.unjudged == missing
         lengths = [len(reply) for _, reply in drawn.values() if reply and not reply.endswith(CUT)]
         assert found.length == (pytest.approx(statistics.fmean(lengths)) if lengths else None)
+
+
+@given(BOTH, st.sets(st.sampled_from(sorted(TASKS))))
+def test_the_numbers_without_tasks_that_training_data_has(drawn, known) -> None:
+    overlap = Overlap(9, tuple(sorted(known)))
+    others = {task: pair for task, pair in drawn.items() if task not in known}
+    scores = [Score(name, 5 + 4 * pair[0], 'r') for name, pair in drawn.items()]
+    for found, values in (
+        (wb_reward(both_orders(drawn), TASKS, overlap=overlap), [sum(pair) / 2 for pair in others.values()]),
+        (wb_score(scores, TASKS, overlap=overlap), [5 + 4 * pair[0] for pair in others.values()]),
+    ):
+        told = dict(found.overlap)
+        without = told.pop('without them')
+        assert told == {'conversations': 9, 'ids': overlap.ids, 'tasks': len(known)}
+        assert without['n'] == len(others)
+        assert without['mean'] == (pytest.approx(statistics.fmean(values)) if values else None)
+    for found in (wb_reward(both_orders(drawn), TASKS), wb_score(scores, TASKS)):
+        assert found.overlap == 'not measured'
 
 
 def written(path: pathlib.Path, rows: object) -> pathlib.Path:
@@ -296,7 +319,8 @@ BAD = {
         [ROW, {**ROW, 'session_id': 'u', 'model_A': 'n', 'model_outputs': {'n': 'a', 'ref': 'b'}}],
         r"row 2: expected one assistant beside the reference, found \['m', 'n'\]",
     ),
-    'twice': ([ROW, ROW], 'expected one verdict of a session_id and order, found 2 of t, assistant'),
+    'twice': ([ROW, ROW], 'row 2: expected one row of a session_id and order, found another of t, assistant first'),
+    'twice, once without a verdict': ([ROW, {**ROW, 'winner': '?'}], 'row 2: .* found another of t, assistant first'),
     'none': ([{**ROW, 'winner': '?'}], 'expected at least one verdict, found none'),
 }
 
@@ -313,7 +337,8 @@ def test_bad_files_of_scores_are_one_error(tmp_path: pathlib.Path) -> None:
     row = {'session_id': 't', 'score': 5, 'model_output': 'r'}
     for rows, expected in (
         ([{**row, 'model_output': None}], 'row 1: expected session_id and model_output, found model_output, score'),
-        ([row, row], 'found 2 of t'),
+        ([row, row], 'row 2: expected one row of a session_id and order, found another of t'),
+        ([row, {**row, 'score': 'x'}], 'row 2: expected one row of a session_id and order, found another of t'),
         ([{**row, 'score': 'x'}], 'expected at least one verdict, found none'),
     ):
         with pytest.raises(ValueError, match=expected):

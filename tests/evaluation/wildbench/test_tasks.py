@@ -4,6 +4,7 @@ import gzip
 import json
 import pathlib
 
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simrl.conversations.records import RowError
-from simrl.evaluation.wildbench.tasks import FIELDS, GROUPS, SOURCE, by_group, check_known, overlapping, read_tasks
+from simrl.evaluation.wildbench.tasks import (
+    FIELDS,
+    GROUPS,
+    SOURCE,
+    Overlap,
+    by_group,
+    check_known,
+    overlap_of,
+    read_tasks,
+)
 from tests.conversations.test_wildchat import Hub
 from tests.evaluation.wildbench.made_up import task, task_row, tasks_of
 
@@ -90,10 +100,30 @@ def test_tasks_of_the_hub_are_streamed_of_their_config(tmp_path: pathlib.Path, m
     assert expected.items() <= call[1].items()
 
 
+def test_a_hub_without_the_tasks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError('cannot reach the hub.\n\n  Check your connection.')
+
+    monkeypatch.setattr(huggingface_hub.HfApi, 'dataset_info', unreachable)
+    with pytest.raises(FileNotFoundError) as error:
+        read_tasks()
+    assert str(error.value) == (
+        'allenai/WildBench: no such file or folder, and the hub gives no data set of this name: ConnectionError: '
+        'cannot reach the hub. Check your connection.'
+    )
+
+
 def test_overlap_is_by_content_and_of_first_messages_only() -> None:
     tasks = tasks_of(*(task(number, turns=2) for number in range(4)))
-    assert overlapping(tasks, ['question  1.0?', 'Question 3.0?\n', 'Question 2.1?', 'task0']) == ['task1', 'task3']
-    assert overlapping(tasks, []) == []
+    found = overlap_of(tasks, ['question  1.0?', 'Question 3.0?\n', 'Question 2.1?', 'task0'])
+    assert found == Overlap(4, ('task1', 'task3'))
+    assert found.others({'task3': 1.0, 'task2': 0.5, 'task0': 0.25}) == [0.5, 0.25]
+    assert overlap_of(tasks, ['x']) == Overlap(1, ())
+
+
+def test_nothing_to_compare_with_is_no_overlap_of_0() -> None:
+    with pytest.raises(ValueError, match='overlap: expected at least one training conversation, found none'):
+        overlap_of(tasks_of(task(0)), [])
 
 
 @given(st.sets(st.integers(0, 30), min_size=1))

@@ -10,7 +10,7 @@ from simrl.conversations.splits import hash64
 from simrl.evaluation.wildbench import checklist, verdicts
 from simrl.evaluation.wildbench.asking import CUT, AskSettings, JudgePrompt
 from simrl.evaluation.wildbench.generations import Generation
-from simrl.evaluation.wildbench.judge_files import read_comparisons, read_scores, write_verdicts
+from simrl.evaluation.wildbench.judge_files import judge_file, read_comparisons, read_scores, write_verdicts
 from simrl.evaluation.wildbench.official import LEADERBOARD, wb_reward
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
@@ -86,23 +86,38 @@ def test_judges_see_replies_as_far_as_they_are_asked_to(tmp_path: pathlib.Path) 
 
 
 def test_what_judges_could_not_say_is_beside_their_file_and_counted_with_it(tmp_path: pathlib.Path) -> None:
-    """The benchmark's own code reads a score of every row."""
+    """The benchmark's own code reads a score of every row of every .json in the folder."""
     path = tmp_path / 'a' / 'm.json'
     rows, _ = asked(verdicts.score, generations('m', 'one', 'two', 'three'))
     lost = {**rows[1], 'parsed_result': None, 'score': None, 'meta_data': {'cause': 'schema', 'raw': '{}'}}
     assert write_verdicts(path, [rows[0], lost, rows[2]]) == {'schema': 1}
     assert json.loads(path.read_text()) == [rows[0], rows[2]]
-    assert json.loads((path.parent / 'm.failures.json').read_text()) == [lost]
+    assert json.loads((path.parent / 'm.failures.jsonl').read_text()) == lost
     scores, left_out = read_scores(path)
     assert ([of.task for of in scores], left_out) == ([NAMES[0], NAMES[2]], {'schema': 1})
     assert not write_verdicts(path, rows)
     assert [found.name for found in path.parent.iterdir()] == ['m.json']
     assert write_verdicts(path, [lost]) == {'schema': 1}
-    assert [found.name for found in path.parent.iterdir()] == ['m.failures.json']
-    (path.parent / 'm.failures.json').write_text('[{}]')
+    assert [found.name for found in path.parent.iterdir()] == ['m.failures.jsonl']
+    (path.parent / 'm.failures.jsonl').write_text('{}\n')
     path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r'm.failures.json, row 1: expected meta_data with a cause'):
+    with pytest.raises(ValueError, match=r'm.failures.jsonl, line 1: expected meta_data with a cause'):
         read_scores(path)
+
+
+def test_each_judge_and_assistant_has_a_place_of_its_own(tmp_path: pathlib.Path) -> None:
+    """Names that differ only by what a file name cannot hold, and names of files that are no judge files."""
+    names = ['org/m', 'org_m', 'org%2Fm', 'org m', 'm', 'm.failures', 'm@host', '..', 'mönch']
+    folder = tmp_path / 'eval'
+    places = [judge_file(folder, judge, model) for judge in names for model in names]
+    places += [judge_file(folder, 'a', model, reference) for model in names for reference in names]
+    places += [path.with_suffix('.failures.jsonl') for path in places]
+    assert len({*places}) == len(places)
+    for path in places:
+        assert '..' not in path.relative_to(folder).parts
+    assert judge_file(folder, 'gpt-4o', 'Qwen1.5-72B-Chat@together', 'claude-3').relative_to(folder) == pathlib.Path(
+        'eval=gpt-4o/ref=claude-3/Qwen1.5-72B-Chat@together.json'
+    )
 
 
 def test_pairs_need_two_names_and_a_common_task() -> None:
