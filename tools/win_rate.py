@@ -15,8 +15,8 @@ held-out people of its run, played by one of the run's simulators; each assistan
 
 OUTPUT gets verdicts.jsonl (each verdict with its order and raw text) and results.json. A preference is the mean of both
 orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept beside the
-output (.answers.sqlite). Verdicts that could not be had are counted, bounded, and asked for again; the exit code is
-then 1.
+output (.answers.sqlite). Verdicts that could not be had are counted and bounded, and those that a server failed are
+asked for again; the exit code is then 1.
 """
 
 import argparse
@@ -51,6 +51,7 @@ from simrl.run.progress import Progress
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
+from simrl.serving.identity import identity_of_model
 from tools.prepare import add_settings, read_settings
 from tools.wildbench import cache_path, judges_of, opened
 
@@ -130,7 +131,7 @@ def run_judge(options: argparse.Namespace) -> int:
 
 
 def print_lost(judged: Sequence[Judged], output: pathlib.Path) -> int:
-    """Prints what has no verdict by cause, and where all is; returns how many of them may be asked for again."""
+    """Prints what has no verdict by cause, and where all is; returns how many a judge was asked for."""
     lost = judges.causes(judged)
     for cause, count in sorted(lost.items()):
         print(f'no verdict: {count} ({cause})')
@@ -167,7 +168,7 @@ def of_model(
                 settings,
                 cache,
                 read=options.read,
-                identity=f'{options.model} {options.date} {jax.default_backend()}',
+                identity=f'{identity_of_model(model)} {jax.default_backend()}',
                 lengths=options.lengths,
                 batch_size=options.rows,
                 mesh=mesh,
@@ -341,7 +342,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('stopped; the same command continues', file=sys.stderr)
         sys.exit(130)
     if lost:
-        sys.exit(f'error: expected all responses and verdicts, found {lost} missing; the same command asks again')
+        sys.exit(
+            f'error: expected all responses and verdicts, found {lost} missing; the same command asks again for those '
+            'that a server failed'
+        )
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ Answers that are kept by it are found again after a model was moved, and never t
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from simrl.experiments.scene import Scene
@@ -25,27 +26,27 @@ def identity_of(name: str) -> str:
         FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
     """
     run = find_run(config.local_path(name))
-    parts = _of_model(open_model(name)) if run is None else _of_run(name, *run)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return identity_of_model(open_model(name)) if run is None else _of_run(name, *run)
 
 
-def _of_model(model: Model) -> dict[str, Any]:
-    """Files, or name and commit on the hub, and the template as it is today: some write the date."""
+def identity_of_model(model: Model) -> str:
+    """The identity of a model: its files, or name and commit on the hub, and its template, with the date if in it."""
     settings, chat = model_identity(model.settings), model.chat
     del settings['date']
     template = [chat.default_prefix, dict(chat.headers), dict(chat.first_headers)]
-    return {'settings': settings, 'template': template, 'files': _hashes(model_files('model', model.settings))}
+    return _hash({'settings': settings, 'template': template}, model_files('model', model.settings))
 
 
-def _of_run(name: str, scene: Scene, part: str) -> dict[str, Any]:
-    """The stage that left the assistant; or the model that the run starts from."""
+def _of_run(name: str, scene: Scene, part: str) -> str:
+    """The identity of the stage that left the assistant; or of the model that the run starts from."""
     stage = assistant_stage(name, scene, part)
     if stage is not None:
-        return {'stage': Hashes().of(stage)}
+        return _hash({}, {'stage': stage})
     files = {key: path for key, path in scene.inputs().items() if key.partition(' ')[0] == 'model'}
-    return {'scene': config.identity(scene.identity()), 'files': _hashes(files)}
+    return _hash(config.identity(scene.identity()), files)
 
 
-def _hashes(files: dict[str, pathlib.Path]) -> dict[str, str]:
+def _hash(settings: Any, files: Mapping[str, pathlib.Path]) -> str:
     hashes = Hashes()
-    return {key: hashes.of(path) for key, path in files.items()}
+    whole = [settings, {key: hashes.of(path) for key, path in files.items()}]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -160,7 +160,7 @@ def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_pat
 
 
 def test_an_answer_without_a_verdict_is_counted_kept_and_asked_for_again(tmp_path, files, capsys) -> None:
-    """It is bounded, and no score; the same command asks for it alone."""
+    """It is bounded, and no score; the same command asks for it alone where the server failed."""
     broken = True
 
     def faulty(body: dict[str, Any], attempt: int) -> Any:
@@ -199,9 +199,11 @@ def test_an_answer_without_a_verdict_is_counted_kept_and_asked_for_again(tmp_pat
         }
         assert all(of['preference for A'] is None for of in lost)
         before, broken = len(server.requests), False
-        win_rate.main(flags)
-        assert len(server.requests) == before + 6
-    assert json.loads((output / 'results.json').read_text())['comparisons'][0]['judges']['a']['failures'] == {}
+        with pytest.raises(SystemExit, match='found 4 missing'):
+            win_rate.main(flags)
+        assert len(server.requests) == before + 2
+    failures = json.loads((output / 'results.json').read_text())['comparisons'][0]['judges']['a']['failures']
+    assert failures == {'invalid_json': 1, 'schema': 1}
 
 
 def test_what_is_missing_or_empty_needs_no_judge(tmp_path, capsys) -> None:
