@@ -6,7 +6,8 @@ of votes by people or judges; `vote_models`: their regressions; `ranking`: sever
 judges who see both orders, and panels; `length_control`: win rates at equal lengths. `comparisons`: arms over training
 seeds. `gap_recovered`: an arm's gain as a share of the oracle's. `fidelity`: likelihood of people's messages under a
 simulator. `controls`: negative controls. `pairwise`: judges who see two responses. `wildbench`: real tasks with
-checklists. `results`: the JSON files of a run; `report`: the page made of them.
+checklists. `matrix`: every assistant with every simulator. `results`: the JSON files of a run; `report`: the page made
+of them. `card`: all that is known of one simulator.
 
 Read `statistics`, `outcomes`, `comparisons`, `results`.
 """

@@ -27,6 +27,7 @@ class Arm:
 
     kind: str  # arms whose simulators are of one kind differ in size or settings
     oracle: bool = False  # its simulator is the people themselves
+    parameters: int | None = None  # of its simulator's model; None where it is no model here
     held_out: bool = False  # no assistant trains against its simulator, and all meet it
 
 

@@ -4,7 +4,7 @@
 `concierge` (with `concierge_settings`, `concierge_people`, `concierge_setup`) and `pretrained` (with
 `pretrained_settings`, `pretrained_agents`, `pretrained_rewards`, `replies`) are the two that there are. `settings`,
 `sources` (models and data), `judges` and `endpoints`, `fitting` (fine-tuning and reward models, whose rows `kept_rows`
-keeps), `outputs` (what stages leave), `checks`, `banner` and `results` serve them.
+keeps), `outputs` (what stages leave), `checks`, `banner` and `results` serve them; `cards` reads a run of any state.
 
 Read `plan`, `scene`, `pretrained`.
 """

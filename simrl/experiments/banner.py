@@ -1,5 +1,6 @@
 """A run's facts before its first stage: devices, processes, parameters by model, tokens a step, estimated memory."""
 
+import functools
 import math
 
 import jax
@@ -34,6 +35,7 @@ def banner(scene: Scene) -> str:
     return '\n'.join(lines)
 
 
+@functools.cache  # it traces the model's initialisation; arms share models
 def num_parameters(config: TransformerConfig) -> int:
     shapes = jax.eval_shape(lambda key: transformer.init_params(key, config), jax.random.key(0))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -295,6 +295,16 @@ class ConciergeScene:
     def arm_kind(self, arm: str) -> str:
         return self.settings.arms[arm].simulator
 
+    def simulator_model(self, arm: str) -> TransformerConfig | None:
+        settings = self.settings.arms[arm]
+        if settings.simulator not in TOLD:
+            return None
+        return self.settings.users[settings.size].model.transformer_config(self._vocab_size)
+
+    def model_name(self, arm: str) -> str | None:
+        settings = self.settings.arms[arm]
+        return f'the user model of the size {settings.size}' if settings.simulator in TOLD else None
+
     def is_people(self, arm: str) -> bool:
         return self.settings.arms[arm].simulator == PEOPLE
 

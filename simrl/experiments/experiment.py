@@ -135,7 +135,10 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
     return results.ResultsSpec(
         arms={
             arm: results.Arm(
-                scene.arm_kind(arm), oracle=scene.is_people(arm), held_out=arm in settings.held_out_simulators
+                scene.arm_kind(arm),
+                oracle=scene.is_people(arm),
+                parameters=None if (model := scene.simulator_model(arm)) is None else banner.num_parameters(model),
+                held_out=arm in settings.held_out_simulators,
             )
             for arm in settings.arms
         },

@@ -26,7 +26,7 @@ from simrl.experiments.fitting import RewardModelSettings
 from simrl.experiments.outputs import load_params, save_result
 from simrl.experiments.pretrained_agents import assistant_agent, tuned_text, usual_agents
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, SCALE_STAGE, PretrainedRewards
-from simrl.experiments.pretrained_settings import PretrainedSettings
+from simrl.experiments.pretrained_settings import MODELS, PretrainedSettings
 from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
 from simrl.experiments.replies import REPLY_STEP, outcome_columns, scored_conversations
 from simrl.experiments.scene import Measure, own_simulator
@@ -288,6 +288,18 @@ class PretrainedScene:
 
     def arm_kind(self, arm: str) -> str:
         return self.settings.arms[arm].simulator
+
+    def simulator_model(self, arm: str) -> TransformerConfig | None:
+        own = self.settings.arms[arm]
+        here = own.simulator in MODELS and own.remote is None
+        return self.simulators.model(arm).config if here else None
+
+    def model_name(self, arm: str) -> str | None:
+        own = self.settings.arms[arm]
+        if own.remote is not None:
+            return f'{own.remote.endpoint.model} behind an endpoint'
+        model = own.model or self.settings.model
+        return str(model.source) if own.simulator in MODELS else None
 
     def is_people(self, arm: str) -> bool:
         return False

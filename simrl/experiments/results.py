@@ -66,7 +66,7 @@ class SimulatorSpec:
     """The simulator of an arm; one of several where it is trained anew for each training seed."""
 
     arm: str
-    likelihood: str  # the stage with its likelihood of people's messages
+    likelihood: str | None  # the stage with its likelihood of people's messages; None: it is not done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class MatrixSpec:
     Attributes:
         score: the name of the score of these conversations, for the report.
         stages: assistant -> simulator -> stage. A trained assistant meets the simulators of its own seed, 'initial'
-            all of them.
+            all of them. Of a run that is not finished, the assistants that have met all of them.
         people: the measure that has the same score for conversations with people; it becomes the last row.
         times: see `MatrixResult`.
     """
@@ -240,13 +240,14 @@ def _matrix(
     if not met.get(INITIAL):
         return None
     matrix = spec.matrix
+    runs = {arm: {seed: who for seed, who in assistants.items() if who in met} for arm, assistants in spec.runs.items()}
     return matrix_of(
         {
             who: {simulator: outcomes_of(f'{who}/{simulator}', _columns([found])) for simulator, found in users.items()}
             for who, users in met.items()
         },
         {name: simulator.arm for name, simulator in spec.simulators.items()},
-        spec.runs,
+        {arm: assistants for arm, assistants in runs.items() if assistants},
         spec.arms,
         score=matrix.score,
         times=matrix.times,
@@ -271,7 +272,10 @@ def _fidelity(
     """Simulators beside people: rates of their messages to the initial assistant, likelihoods of people's messages."""
     fidelity = {}
     for arm, names in _by_arm(spec, {name: name for name in spec.simulators}).items():
-        found = [read_result(workdir / spec.simulators[name].likelihood) for name in names]
+        done = [stage for name in names if (stage := spec.simulators[name].likelihood) is not None]
+        if not done:
+            continue
+        found = [read_result(workdir / stage) for stage in done]
         nats = None
         if found[0]['tokens'] is not None:  # over tokens and trainings of the simulator; all have the same rows
             total = -np.mean([x['log_likelihood'] for x in found], 0)

@@ -125,6 +125,12 @@ class Scene(Protocol):
     def arm_kind(self, arm: str) -> str:
         """The kind of an arm's simulator; arms of one kind differ in size or settings."""
 
+    def simulator_model(self, arm: str) -> TransformerConfig | None:
+        """The model of an arm's simulator; None: people, a mixture, one behind an endpoint, or your own."""
+
+    def model_name(self, arm: str) -> str | None:
+        """The name of an arm's model, also of one behind an endpoint; None: there is none, or it is your own."""
+
     def is_people(self, arm: str) -> bool:
         """True if the arm trains against the people themselves (the oracle)."""
 

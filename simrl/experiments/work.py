@@ -22,9 +22,9 @@ from simrl.rewards.rewards import Score
 from simrl.rl import train as rl
 from simrl.rl.futures import FutureScore
 from simrl.rl.validation import Validation
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, fitting
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, fitting
 from simrl.rollouts.collect import ConversationError
-from simrl.rollouts.trajectories import repeated_messages
+from simrl.rollouts.trajectories import missed_signals, repeated_messages
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError
 from simrl.training import partition
@@ -164,7 +164,8 @@ def conversations_with(
     """Holds one conversation per example and says what it was worth: `outcomes`, `statistics` and those `shown`.
 
     Of every user the statistics have: messages that it discarded (`resampled`), and of its messages after the first
-    (`later_messages`) those that repeat the one before (`repeated`). A conversation without a score is in none of them,
+    (`later_messages`) those that repeat the one before (`repeated`); of one with a stop text, messages with it that
+    ended nothing (`missed_signals`). A conversation without a score is in none of them,
     and of the outcomes it has the cause alone.
 
     Args:
@@ -191,6 +192,10 @@ def conversations_with(
     columns, counts = scene.outcomes([examples[number] for number in kept], rows, scored.scores[kept])
     repeated, later = repeated_messages(rows)
     of_users = {'resampled': int(scored.resamples[kept].sum()), 'repeated': repeated, 'later_messages': later}
+    stop_texts = [agent_for(user, examples[number]).stop_text for number in kept]
+    if any(stop_texts):
+        signalled = zip(rows, stop_texts, strict=True)
+        of_users['missed_signals'] = sum(missed_signals([row], text) for row, text in signalled if text)
     return {
         'outcomes': columns_of(scored, columns),
         'statistics': dict(counts) | of_users,

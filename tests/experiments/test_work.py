@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Example
 from simrl.evaluation.outcomes import outcomes_of
 from simrl.experiments import experiment, replies, work
@@ -98,8 +99,14 @@ def measured(monkeypatch, failed: Mapping[str, str], examples: int = 5, max_unju
         return lambda: (Rewards(value, valid, {}, np.where(valid, 0, CAUSES.index(JUDGE_FAILED)).astype('i4')), reasons)
 
     def transcripts(batch, _):
-        messages = [{'role': role, 'content': role, 'tokens': 1, 'truncated': False} for role in ('user', 'assistant')]
-        return [{'messages': messages, 'end_reason': 'turns'} for _ in batch.end_reason]
+        said = [{'user': 'bye' + TERMINAL_TEXT * (row == 2), 'assistant': 'hi'} for row in range(len(batch.end_reason))]
+        return [
+            {
+                'messages': [{'role': role, 'content': x, 'tokens': 1, 'truncated': False} for role, x in one.items()],
+                'end_reason': 'turns',
+            }
+            for one in said
+        ]
 
     monkeypatch.setattr(judged, 'collect', collect)
     monkeypatch.setattr(replies, 'transcripts', transcripts)
@@ -124,7 +131,8 @@ def test_a_conversation_without_a_score_is_masked_with_its_cause(monkeypatch, ca
     assert columns['score'] == [0.0, None, pytest.approx(0.2), pytest.approx(0.3), None]
     assert columns['end'] == ['turns', None, 'turns', 'turns', None]
     assert columns['act'] == ['ask', None, 'ask', 'ask', None]
-    assert found['statistics'] == {'talks': 3, 'resampled': 0 + 2 + 0, 'repeated': 0, 'later_messages': 0}
+    of_users = {'resampled': 0 + 2 + 0, 'repeated': 0, 'later_messages': 0, 'missed_signals': 1}
+    assert found['statistics'] == {'talks': 3} | of_users
     assert found['shown'] == [{'example': 'e0'}], 'the first two examples, without the one that failed'
     assert outcomes_of('initial', columns).judged.tolist() == [True, False, True, True, False]
     printed = capsys.readouterr().out

@@ -155,7 +155,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
     low, high = float(values.min()), float(values.max())
 
     def shown(value: float) -> str:
-        return number(value * result.times, mean_digits(result))
+        return number(value * result.times, mean_digits(result.times))
 
     high = high if high > low else low + 1
     with _style():

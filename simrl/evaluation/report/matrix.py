@@ -47,7 +47,7 @@ def matrix(experiment: ExperimentResult, found: MatrixResult, colours: Mapping[s
             Cell(assistant, dot=colours[assistant]),
             *(
                 Cell(
-                    number(found.mean[row][column] * found.times, mean_digits(found)),
+                    number(found.mean[row][column] * found.times, mean_digits(found.times)),
                     under=f'{_bounds(found, row, column)} n={found.conversations[row][column]:,}'
                     f'{_failed(found, row, column)}',
                     shade=(found.mean[row][column] - low) / (high - low) if high > low else 0.0,
@@ -110,12 +110,12 @@ def user_name(experiment: ExperimentResult, user: str) -> str:
     return f'{user} (held out)' if marked else user
 
 
-def mean_digits(found: MatrixResult) -> int:
-    return max(1, 2 - round(math.log10(found.times)))
+def mean_digits(times: int) -> int:
+    return max(1, 2 - round(math.log10(times)))
 
 
-def gain_digits(found: MatrixResult) -> int:
-    return max(1, 3 - round(math.log10(found.times)))
+def gain_digits(times: int) -> int:
+    return max(1, 3 - round(math.log10(times)))
 
 
 def scaled(estimate: Interval | None, times: float) -> Interval | None:
@@ -136,7 +136,7 @@ def scaled(estimate: Interval | None, times: float) -> Interval | None:
 
 def gain_text(found: MatrixResult, estimate: Interval | None) -> str:
     """A difference of scores with its interval."""
-    return interval(scaled(estimate, found.times), gain_digits(found), '+')
+    return interval(scaled(estimate, found.times), gain_digits(found.times), '+')
 
 
 def _gain(found: MatrixResult, estimate: Interval | None, under: str = '') -> Cell:
@@ -176,7 +176,7 @@ def _difference(found: MatrixResult, estimates: tuple[SeedEstimate, Estimate | N
 
 def _bounds(found: MatrixResult, row: int, column: int) -> str:
     low, high = (None if x is None else x * found.times for x in (found.low[row][column], found.high[row][column]))
-    return summary.bounds(low, high, mean_digits(found))
+    return summary.bounds(low, high, mean_digits(found.times))
 
 
 def _failed(found: MatrixResult, row: int, column: int) -> str:

@@ -6,6 +6,7 @@ No script, no request, no font from elsewhere: it opens offline and reads the sa
 import dataclasses
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 STYLE = """
 :root { --paper: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #5c646d; --line: #dfdcd6; --shade: 0, 114, 178;
@@ -154,6 +155,17 @@ def talk(title: str, colour: str, messages: Sequence[tuple[str, str]], outcome: 
 def side_by_side(talks: Iterable[str]) -> str:
     inside = '\n'.join(talks)
     return f'<div class="talks">\n{inside}\n</div>'
+
+
+def flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+    """Nested settings as dotted names and values."""
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            rows.extend(flat(value, f'{prefix}{name}.'))
+        else:
+            rows.append((f'{prefix}{name}', str(value)))
+    return rows
 
 
 def _dot(colour: str) -> str:

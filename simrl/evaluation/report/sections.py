@@ -270,7 +270,7 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
-    rows = [(name, Cell(value, words=True)) for name, value in _flat(settings)]
+    rows = [(name, Cell(value, words=True)) for name, value in page.flat(settings)]
     return [page.details(f'{len(rows)} settings, from config.json', page.table(('field', 'value'), rows))]
 
 
@@ -290,17 +290,6 @@ def _drawn(name: str, drawings: Mapping[str, Sequence[Drawing]]) -> str:
         (figures.svg(drawing, f'{name}-{position}'), drawing.text, drawing.figure.get_figwidth() * 96)  # CSS pixels
         for position, drawing in enumerate(drawings[name])
     )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-    """Nested settings as dotted names and values."""
-    rows = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            rows.extend(_flat(value, f'{prefix}{name}.'))
-        else:
-            rows.append((f'{prefix}{name}', str(value)))
-    return rows
 
 
 def _about_training(results: Results) -> str:

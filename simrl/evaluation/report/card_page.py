@@ -1,0 +1,339 @@
+"""A simulator's card as one self-contained page, in the style of the report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simrl.evaluation.card import (
+    CardForecast,
+    CardTransfer,
+    Cost,
+    MeasureUtility,
+    SimulatorCard,
+    Training,
+)
+from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.report import page, summary
+from simrl.evaluation.report.matrix import gain_digits, mean_digits, scaled
+from simrl.evaluation.report.page import Cell
+from simrl.evaluation.report.summary import Interval, interval, number, share
+
+NOT_MEASURED = 'not measured'
+UTILITY = (
+    'The first row is over training seeds, the unit of a claim about a simulator. Rows of single assistants have '
+    'intervals over {unit}: of that checkpoint only. '
+)
+TRANSFER = (
+    'Gains in {score} of its assistants over the initial one, with each simulator, conversation by conversation; '
+    'intervals over training seeds, in the last column over conversations, of these checkpoints only. '
+)
+MET = 'Every assistant with this simulator: mean {score}; intervals over conversations, of that checkpoint only. '
+FIDELITY = (
+    'Rates are over conversations with the initial assistant. Perplexity is per token of people’s messages that no '
+    'simulator was trained on. '
+)
+FORECAST = (
+    'Known before anything was trained against it, from {examples:,} examples of {samples:,} conversations or replies '
+    'each. People: {people} '
+)
+HELD = (
+    'Conversations of the evaluation, of all assistants together. One without a score is in none of the other numbers. '
+)
+TRAINING = 'Means over {lines:,} logged lines of {runs} training {run}. '
+COUNTS = {
+    'later_messages': 'messages after the first',
+    'repeated': 'of them verbatim repeats',
+    'resampled': 'messages that were sampled again',
+    'missed_signals': 'missed end signals',
+}
+METRICS = {  # of training, and their names on the page
+    'reward/unjudged': 'conversations without a reward',
+    'rollout/end_failure': 'conversations that a failure ended',
+    'rollout/end_signal': 'conversations that it ended',
+    'rollout/truncated_user': 'messages that reached max_new_tokens',
+    'rollout/repeated_user': 'messages that repeat its one before',
+    'rollout/resampled_user': 'messages sampled again, for each that it sent',
+    'rollout/missed_signals': 'missed end signals, for each conversation',
+}
+
+
+def document(card: SimulatorCard) -> str:
+    """The page of a card."""
+    parts = [
+        f'<h1>{page.escape(f"Simulator card: {card.name}")}</h1>',
+        f'<div class="lead">{"".join(map(page.paragraph, sentences(card)))}</div>',
+        page.section('The simulator', *_identity(card)),
+        page.section('Utility', *_utility(card)),
+        page.section(*_transfer(card)),
+        page.section('Fidelity', *_fidelity(card)),
+        page.section('Forecast', *_forecast(card)),
+        page.section('Failures', *_conversations(card), *_training(card)),
+        page.section('Cost', *_cost(card.cost, card.training)),
+        page.section('Not measured', *_missing(card.not_measured)),
+    ]
+    return page.document(f'Simulator card: {card.name}', parts)
+
+
+def sentences(card: SimulatorCard) -> list[str]:
+    """The card in short."""
+    about, size = card.identity, card.parameters
+    model = f', {about.model}' if about.model else ''
+    parameters = f', {size:,} parameters' if size else ''
+    said = [f'A simulator of the kind “{about.kind}”{model}{parameters}, of the run {about.run}.']
+    if card.utility is None:
+        said.append(f'Utility: {NOT_MEASURED}; {card.not_measured["utility"]}.')
+    else:
+        measure = next(iter(card.utility.values()))
+        several = measure.arm.win_rate.num_seeds > 1
+        one = next(iter(measure.assistants.values()))
+        found: Interval | None = measure.arm.win_rate if several else one.win_rate
+        over = f'{measure.arm.win_rate.num_seeds} training seeds' if several else f'{measure.words.unit}, one seed'
+        said.append(
+            f'Assistants that trained against it are preferred to the initial assistant at a rate of '
+            f'{interval(found)} (interval over {over}; {measure.words.title}, {measure.clusters:,} '
+            f'{measure.words.unit}).'
+        )
+    return [*said, card.caution]
+
+
+def _identity(card: SimulatorCard) -> list[str]:
+    about = card.identity
+    facts: dict[str, Any] = {
+        'arm': card.name,
+        'kind': about.kind,
+        'model': about.model or 'none',
+        'parameters': NOT_MEASURED if card.parameters is None else f'{card.parameters:,}',
+        'prompt version (fingerprint of what it is told)': about.depends_on.get('told', 'none: it is told nothing'),
+        'trained against': 'no: it is held out' if about.held_out else 'yes',
+        'run': f'{about.run}, the scene {about.scene}, simrl {about.version}',
+    }
+    rows = [(name, Cell(str(value), words=True)) for name, value in facts.items()]
+    rows += [(f'sha256 of {name}', Cell(value, words=True)) for name, value in about.inputs.items()]
+    settings = [(name, Cell(value, words=True)) for name, value in page.flat(about.settings)]
+    depends = [(name, Cell(value, words=True)) for name, value in page.flat(about.depends_on)]
+    return [
+        page.table(('', 'value'), rows),
+        page.details('The settings of its arm', page.table(('field', 'value'), settings)),
+        page.details('What its messages depend on: prompts and sampling', page.table(('field', 'value'), depends)),
+    ]
+
+
+def _utility(card: SimulatorCard) -> list[str]:
+    if card.utility is None:
+        return [_absent(card.not_measured['utility'])]
+    return [part for measure in card.utility.values() for part in _measure(measure)]
+
+
+def _measure(measure: MeasureUtility) -> list[str]:
+    arm, words = measure.arm, measure.words
+    strict, recovered = arm.strict_win_rate is not None, arm.gap_recovered is not None
+    header = (
+        *('', 'win rate'),
+        *(['strict win rate'] if strict else []),
+        *('gain', words.score),
+        *(['gap recovered'] if recovered else []),
+        *('n', f'without a {words.score}'),
+    )
+    over_seeds: list[str | Cell] = [
+        f'{len(arm.seeds)} seed{"s" if len(arm.seeds) > 1 else ""}',
+        _estimate(arm.win_rate),
+        *([_estimate(arm.strict_win_rate)] if strict else []),
+        *(_estimate(arm.gain, 3, '+'), _estimate(arm.score, 3)),
+        *([_gap_recovered(arm.gap_recovered)] if recovered else []),
+        *(f'{measure.clusters:,} {words.unit}', '–'),
+    ]
+    rows: list[Sequence[str | Cell]] = [
+        (
+            name,
+            _estimate(found.win_rate),
+            *([_estimate(found.strict_win_rate)] if strict else []),
+            *(_estimate(found.gain, 3, '+'), _estimate(found.score, 3)),
+            *(['–'] if recovered else []),
+            *(f'{found.score.num_observations:,}', f'{sum(found.causes.values()):,}'),
+        )
+        for name, found in measure.assistants.items()
+    ]
+    causes: dict[str, int] = {}
+    for found in measure.assistants.values():
+        for cause, count in found.causes.items():
+            causes[cause] = causes.get(cause, 0) + count
+    lost = f'Left out, without a {words.score}: {summary.causes_text(causes)}. ' if causes else ''
+    return [
+        page.heading(words.title),
+        page.table(header, [over_seeds, *rows]),
+        page.paragraph(f'{UTILITY.format(unit=words.unit)}{lost}{words.about}', 'note'),
+    ]
+
+
+def _transfer(card: SimulatorCard) -> list[str]:
+    """The title of the section, then its parts."""
+    found = card.transfer
+    if found is None:
+        return ['Transfer', _absent(card.not_measured['transfer'])]
+    score = found.score if found.times == 1 else f'{found.score} × {found.times}'
+    title = 'Transfer' if found.times == 1 else f'Transfer (× {found.times})'
+    return [title, *_gains(card, found, score), *_met(card, found, score)]
+
+
+def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
+    if found.gains is None:
+        return [_absent(card.not_measured.get('transfer') or card.not_measured['utility'])]
+    gains = found.gains
+    rows: list[Sequence[str | Cell]] = [
+        ('simulators of other kinds (mean)', _score(found, gains.other_kinds, '+'), '–'),
+        ('held-out simulators (mean)', _score(found, gains.held_out, '+'), '–'),
+    ]
+    rows += [
+        (
+            f'{user}{" (its own)" if user == card.name else ""}',
+            _score(found, gain, '+'),
+            _score(found, gains.checkpoints.get(user), '+'),
+        )
+        for user, gain in gains.simulators.items()
+    ]
+    return [
+        page.table(('with', f'{len(gains.seeds)} training seeds', 'these checkpoints only'), rows),
+        page.paragraph(TRANSFER.format(score=score), 'note'),
+    ]
+
+
+def _met(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
+    if found.met is None:
+        return [_absent(card.not_measured['assistants with it'])] if 'assistants with it' in card.not_measured else []
+    digits = mean_digits(found.times)
+    rows = []
+    for assistant, cell in found.met.items():
+        low, high = (None if bound is None else bound * found.times for bound in (cell.low, cell.high))
+        mean = Cell(number(cell.mean * found.times, digits), under=summary.bounds(low, high, digits))
+        rows.append((assistant, mean, f'{cell.conversations:,}', f'{cell.failed:,}'))
+    header = ('assistant', score, 'conversations', 'without a score')
+    return [page.table(header, rows), page.paragraph(MET.format(score=score), 'note')]
+
+
+def _fidelity(card: SimulatorCard) -> list[str]:
+    found = card.fidelity
+    if found is None:
+        return [_absent(card.not_measured['fidelity'])]
+    nats = found.nats_per_token
+    rows: list[Sequence[str | Cell]] = [
+        ('perplexity per token', NOT_MEASURED if found.perplexity is None else number(found.perplexity), '–'),
+        ('nats per token', NOT_MEASURED if nats is None else _estimate(nats), '–'),
+    ]
+    rows += [
+        (name.replace('_', ' '), _rate(value), _rate(card.people.get(name))) for name, value in found.statistics.items()
+    ]
+    return [page.table(('', 'simulator', 'people'), rows), page.paragraph(FIDELITY, 'note')]
+
+
+def _forecast(card: SimulatorCard) -> list[str]:
+    found = card.forecast
+    if found is None:
+        return [_absent(card.not_measured['forecast'])]
+    rows: list[Sequence[str | Cell]] = [
+        (words, NOT_MEASURED if estimate is None else _estimate(estimate, 3), known)
+        for words, estimate, known in (
+            ('cosine of the policy gradients', found.own.cosine, _correlated(found, 'cosine')),
+            (f'gain by its best of {found.n}', found.own.best_of_n, _correlated(found, 'best_of_n')),
+        )
+    ]
+    note = FORECAST.format(examples=found.examples, samples=found.samples, people=found.people)
+    header = ('forecast', 'interval over examples', 'rank correlation with the utility, over the arms of the run')
+    return [page.table(header, rows), page.paragraph(note + (found.own.reason or ''), 'note')]
+
+
+def _correlated(found: CardForecast, forecast: str) -> Cell:
+    known = [
+        f'{x.utility.replace("_", " ")}: {number(x.mean)} {summary.bounds(x.low, x.high)} ({x.num_arms} arms)'
+        for x in found.correlations
+        if x.forecast == forecast and x.mean is not None
+    ]
+    return Cell('; '.join(known) or NOT_MEASURED, words=True)
+
+
+def _conversations(card: SimulatorCard) -> list[str]:
+    found = card.conversations
+    if found is None:
+        return [page.heading('In the evaluation'), _absent(card.not_measured['failures in the evaluation'])]
+    lost, judged = sum(found.causes.values()), sum(found.ends.values())
+    rows: list[tuple[str, str]] = [
+        ('conversations', f'{found.held:,}'),
+        ('without a score', _of(lost, found.held)),
+        *((f'because of: {cause}', f'{count:,}') for cause, count in found.causes.items()),
+        *((f'ended: {end}', _of(count, judged)) for end, count in found.ends.items()),
+        ('with a message that reached max_new_tokens', _of(found.truncated, judged)),
+        *(
+            (words, f'{found.counts[name]:,}' if name in found.counts else NOT_MEASURED)
+            for name, words in COUNTS.items()
+        ),
+    ]
+    return [page.heading('In the evaluation'), page.table(('', 'value'), rows), page.paragraph(HELD, 'note')]
+
+
+def _training(card: SimulatorCard) -> list[str]:
+    found = card.training
+    if found is None:
+        why = card.not_measured.get('failures in training') or card.not_measured['utility']
+        return [page.heading('In training'), _absent(why)]
+    rows = [
+        (words, f'{found.rates[metric]:.2%}' if metric in found.rates else NOT_MEASURED)
+        for metric, words in METRICS.items()
+    ]
+    note = TRAINING.format(lines=found.lines, runs=found.runs, run='run' if found.runs == 1 else 'runs')
+    return [page.heading('In training'), page.table(('', 'share'), rows), page.paragraph(note, 'note')]
+
+
+def _cost(cost: Cost, training: Training | None) -> list[str]:
+    stages = [(stage, f'{seconds:,.1f}') for of in cost.seconds.values() for stage, seconds in of.items()]
+    rows = [
+        (purpose, str(len(of)), f'{sum(of.values()):,.1f}') if of else (purpose, '0', NOT_MEASURED)
+        for purpose, of in cost.seconds.items()
+    ]
+    unfinished = f'Not finished: {", ".join(cost.unfinished)}. ' if cost.unfinished else ''
+    parts = [
+        page.table(('seconds of work', 'finished stages', 'seconds'), rows),
+        page.paragraph(f'{unfinished}Stages run side by side take less time; other arms share some of them.', 'note'),
+        page.details(f'{len(stages)} stages', page.table(('stage', 'seconds'), stages)),
+    ]
+    if training is None or not training.usage:
+        return [*parts, page.paragraph('Training against it used no endpoint that was counted.', 'note')]
+    names = list(dict.fromkeys(name for of in training.usage.values() for name in of))
+    used = [(model, *(f'{of.get(name, 0):,.6g}' for name in names)) for model, of in training.usage.items()]
+    note = (
+        'Usage of endpoints in training, by model: the simulator’s and those of judges. What the evaluation used is '
+        'printed by its stages, and not kept.'
+    )
+    header = ('endpoint', *(name.replace('_', ' ') for name in names))
+    return [*parts, page.table(header, used), page.paragraph(note, 'note')]
+
+
+def _missing(missing: Mapping[str, str]) -> list[str]:
+    if not missing:
+        return [page.paragraph('All that a card has is measured.')]
+    return [page.table(('number', 'why'), [(name, Cell(why, words=True)) for name, why in missing.items()])]
+
+
+def _absent(why: str) -> str:
+    return page.paragraph(f'{NOT_MEASURED.capitalize()}: {why}.')
+
+
+def _estimate(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> Cell:
+    mean, _, bounds = interval(estimate, digits, sign).partition(' ')
+    return Cell(mean, under=bounds)
+
+
+def _gap_recovered(found: GapRecovered | None) -> Cell:
+    return Cell('undefined') if found and found.mean is None else _estimate(found)
+
+
+def _score(found: CardTransfer, estimate: Interval | None, sign: str) -> Cell | str:
+    """A difference of scores, multiplied as the card says."""
+    return (
+        NOT_MEASURED if estimate is None else _estimate(scaled(estimate, found.times), gain_digits(found.times), sign)
+    )
+
+
+def _rate(value: float | None) -> str:
+    return NOT_MEASURED if value is None else number(value, 2 if abs(value) >= 1 else 3)
+
+
+def _of(part: int, whole: int) -> str:
+    return f'{part:,} of {whole:,} ({share(part / whole)})' if whole else f'{part:,}'
