@@ -35,7 +35,7 @@ class Identity:
         kind: the kind of its arm.
         model: the name of its model; None where it is no model, or a function of the user's own makes it.
         held_out: no assistant trains against it.
-        settings: those of its arm.
+        settings: those of its arm, but for what changes no result: the address of an endpoint is in no card.
         depends_on: what its stages depend on: prompts and sampling; `told` is the fingerprint of what it is told, which
             is the version of its prompts.
         inputs: hashes (sha256) of the files and stages that it is made of, by name.

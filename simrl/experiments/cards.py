@@ -160,7 +160,7 @@ def _identity(scene: Scene, arm: str, using: Sequence[str]) -> Identity:
         kind=scene.arm_kind(arm),
         model=scene.model_name(arm),
         held_out=arm in scene.settings.held_out_simulators,
-        settings=config['arms'][arm],
+        settings=config_lib.identity(scene.settings.arms[arm]),
         depends_on=depends_on,
         inputs=inputs,
     )
