@@ -3,18 +3,21 @@
 `compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds that
 both have; the recovered share of the oracle's gain.
 
-A difference is over the examples on which both sides have an outcome; of several seeds an example's outcome is the mean
-over those that have one.
+A difference is over the examples on which both sides have an outcome, which are counted; of several seeds an example's
+outcome is the mean over those that have one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from simrl.evaluation.blocks import BlockSpread, Spread, block_spread, pooled_interval
+from simrl.evaluation.crossed import crossed_mean
 from simrl.evaluation.gap_recovered import gaps_recovered
-from simrl.evaluation.outcomes import Compared, Outcomes
-from simrl.evaluation.results import INITIAL, ArmResult, Difference
+from simrl.evaluation.multiplicity import holm
+from simrl.evaluation.outcomes import Compared, Outcomes, failed_as
+from simrl.evaluation.results import INITIAL, ArmResult, Difference, OtherIntervals, SeedBounds
 from simrl.evaluation.statistics import (
     SeedEstimate,
     cluster_bootstraps,
@@ -40,7 +43,8 @@ def compare_arms(
 ) -> tuple[dict[str, ArmResult], tuple[Difference, ...]]:
     """Each arm over its training seeds, and the difference of each pair of arms that share a seed.
 
-    In a pair the arm that is listed later comes first: listed from weak to strong, gains are positive.
+    In a pair the arm that is listed later comes first: listed from weak to strong, gains are positive. The p-values of
+    all pairs' scores are one family for Holm's correction.
 
     Args:
         outcomes: of 'initial' and each run, on the same examples.
@@ -53,14 +57,15 @@ def compare_arms(
     clusters = outcomes[INITIAL].clusters
     initial = outcomes[INITIAL].score
     scores = {name: outcomes[name].score for name in compared}
-    score = {name: present_mean(x) for name, x in scores.items()}
-    gain = {name: present_mean(x.gain) for name, x in compared.items()}
+    gains = {name: x.gain for name, x in compared.items()}
     preferred = {name: x.preferred for name, x in compared.items()}
-    win_rate = {name: present_mean(x) for name, x in preferred.items()}
-    higher = {name: present_mean(x.higher) for name, x in compared.items() if x.higher is not None}
+    higher = {name: x.higher for name, x in compared.items() if x.higher is not None}
 
     def over_seeds(arm: str, values: Mapping[str, T]) -> list[T]:
         return [values[name] for name in runs[arm].values()]
+
+    def mean(arm: str, values: Mapping[str, np.ndarray], null: float | None = None) -> SeedEstimate:
+        return t_interval([present_mean(x) for x in over_seeds(arm, values)], level=level, null=null)
 
     shared = pairs_of(runs)
 
@@ -79,33 +84,79 @@ def compare_arms(
     if oracle is not None and oracle in runs:
         by_arm = {arm: np.stack(over_seeds(arm, scores)) for arm in runs}
         recovered = gaps_recovered(by_arm, initial, oracle, clusters, level=level, resamples=resamples, seed=seed)
-    results = {
-        arm: ArmResult(
+    of_gain, of_win_rate = run_spread(runs, gains), run_spread(runs, preferred)
+    results = {}
+    for arm, checkpoint_gain in zip(runs, bootstrapped[: len(runs)], strict=True):
+        gain, win_rate = mean(arm, gains, 0.0), mean(arm, preferred, 0.5)
+        results[arm] = ArmResult(
             seeds=tuple(runs[arm]),
-            score=t_interval(over_seeds(arm, score), level=level),
+            score=mean(arm, scores),
             parts={
-                part: t_interval([present_mean(outcomes[name].parts[part]) for name in runs[arm].values()], level=level)
+                part: mean(arm, {name: outcomes[name].parts[part] for name in compared})
                 for part in outcomes[INITIAL].parts
             },
-            gain=t_interval(over_seeds(arm, gain), level=level, null=0.0),
-            win_rate=t_interval(over_seeds(arm, win_rate), level=level, null=0.5),
-            strict_win_rate=t_interval(over_seeds(arm, higher), level=level, null=0.5) if higher else None,
+            gain=gain,
+            win_rate=win_rate,
+            strict_win_rate=mean(arm, higher, 0.5) if higher else None,
             checkpoint_gain=checkpoint_gain,
             gap_recovered=recovered.get(arm),
+            compared=tuple(int(np.isfinite(x).sum()) for x in over_seeds(arm, gains)),
+            win_rate_bounds=seed_bounds(over_seeds(arm, preferred), level=level),
+            strict_win_rate_bounds=seed_bounds(over_seeds(arm, higher), level=level) if higher else None,
+            gain_intervals=other_intervals(gain, of_gain.run, over_seeds(arm, gains), clusters),
+            win_rate_intervals=other_intervals(win_rate, of_win_rate.run, over_seeds(arm, preferred), clusters),
         )
-        for arm, checkpoint_gain in zip(runs, bootstrapped[: len(runs)], strict=True)
-    }
-    differences = tuple(
-        Difference(
-            *pair,
-            seeds=tuple(seeds),
-            score=difference(pair, scores),
-            win_rate=difference(pair, preferred),
-            checkpoint_score=checkpoint_score,
+    found = {pair: difference(pair, scores) for pair in shared}
+    adjusted = holm({pair: x.p_value for pair, x in found.items() if x.p_value is not None})
+    differences = []
+    for (pair, seeds), checkpoint_score in zip(shared.items(), bootstrapped[len(runs) :], strict=True):
+        by_score, by_preference = (np.subtract(*of_pair(pair, values)) for values in (scores, preferred))
+        win_rate = difference(pair, preferred)
+        differences.append(
+            Difference(
+                *pair,
+                seeds=tuple(seeds),
+                score=found[pair],
+                win_rate=win_rate,
+                checkpoint_score=checkpoint_score,
+                compared=tuple(np.isfinite(by_score).sum(1).tolist()),
+                adjusted_p=adjusted.get(pair),
+                score_intervals=other_intervals(found[pair], of_gain.difference, by_score, clusters),
+                win_rate_intervals=other_intervals(win_rate, of_win_rate.difference, by_preference, clusters),
+            )
         )
-        for (pair, seeds), checkpoint_score in zip(shared.items(), bootstrapped[len(runs) :], strict=True)
+    return results, tuple(differences)
+
+
+def run_spread(runs: Runs, values: Mapping[str, np.ndarray]) -> BlockSpread:
+    """The spreads of arms' means over training seeds (`blocks.block_spread`), from each run's values."""
+    seeds = sorted({seed for of_arm in runs.values() for seed in of_arm})
+    layout = [
+        [present_mean(values[of_arm[seed]]) if seed in of_arm else np.nan for seed in seeds] for of_arm in runs.values()
+    ]
+    return (block_spread(layout) if layout else None) or BlockSpread(None, None)
+
+
+def seed_bounds(preferred: Sequence[np.ndarray], *, level: float) -> SeedBounds | None:
+    """An arm's win rates, [seeds][N], with what has no outcome (NaN) lost, and won; None if all have one."""
+    if not np.isnan(preferred).any():
+        return None
+    lost, won = (
+        t_interval([float(failed_as(x, value).mean()) for x in preferred], level=level, null=0.5)
+        for value in (0.0, 1.0)
     )
-    return results, differences
+    return SeedBounds(lost, won)
+
+
+def other_intervals(
+    own: SeedEstimate, spread: Spread | None, values: np.ndarray | Sequence[np.ndarray], clusters: Sequence[Hashable]
+) -> OtherIntervals:
+    """The pooled and the crossed interval beside the t-interval `own` of values [seeds][N]."""
+    in_all = ~np.isnan(values).any(axis=0)
+    return OtherIntervals(
+        pooled=None if spread is None else pooled_interval(own.values, spread, level=own.level),
+        crossed=crossed_mean(values, clusters, level=own.level, nan='missing') if in_all.any() else None,
+    )
 
 
 def pairs_of(runs: Runs) -> dict[tuple[str, str], list[int]]:

@@ -6,6 +6,8 @@ of variance (two-way random effects without interaction, Searle, Casella & McCul
 
     score[seed, person] = mean + run[seed] + person[person] + residual[seed, person]
 
+The mean is over observations: a person with more of them weighs more.
+
 The interval joins a t-interval of each part by Cochran's (1964) weights. Coverage of 95% intervals in 40,000 simulated
 experiments of 283 people, where from 0 to 97% of the mean's variance is from seeds:
 
@@ -48,11 +50,15 @@ class CrossedEstimate(SeedEstimate):
         low, high: None with one seed or one person, or where seeds or people do not differ.
         from_seeds, from_people: the parts of the mean's variance, squared units; None without an interval.
         num_people: number of clusters.
+        num_observations: of each seed, after those that not all seeds have are left out.
+        left_out: number of those.
     """
 
     from_seeds: float | None
     from_people: float | None
     num_people: int
+    num_observations: int
+    left_out: int
 
 
 def crossed_mean(
@@ -72,15 +78,16 @@ def crossed_mean(
         half = (t_{S-1} from_seeds + t_{C-1} from_people) / sqrt(from_seeds + from_people).
 
     The two parts are the variance of Cameron, Gelbach & Miller (2011) for two-way clusters, the residual counted once.
-    Clusters of several sizes weigh as their observations: mean squares are of sums of deviations from the mean, over
-    the mean size.
+    Clusters of several sizes weigh as their observations. In place of a cluster's mean stands the sum of its n[c]
+    observations' deviations from the mean, over the mean size n; its expectation from a seed alone, which the residual
+    leaves out, is n[c] / n times that of the seed. With equal sizes these are the mean squares of textbooks.
 
     Args:
         values: [seeds][N] scores.
         clusters: [N], the person, or what else is drawn, of each observation.
         level: nominal coverage, in (0, 1).
         spread: of a seed's mean about the arm's, pooled over arms (`blocks.block_spread`), in place of MS_seeds / C.
-        nan: what NaN is. An observation that is missing in one seed is left out of all.
+        nan: what NaN is. An observation that is missing in one seed is left out of all, and counted.
 
     Raises:
         ValueError: no seed, no observation that all seeds have, a value that is not finite, or lengths that differ.
@@ -95,14 +102,15 @@ def crossed_mean(
     data = np.compress(in_all, data, axis=1)
     totals, counts = cluster_sums(data, list(compress(clusters, in_all)))
     mean, of_seed = float(data.mean()), data.mean(axis=1)
-    table = (totals - mean * counts) / counts.mean()  # [clusters, seeds]
+    weights = counts / counts.mean()  # [clusters, seeds], alike for all seeds
+    table = totals / counts.mean() - mean * weights
     num_people, num_seeds = table.shape
     of_person = table.mean(axis=1)
     size = float(np.abs(data).max())
     known = min(num_seeds, num_people) > 1 and differ(of_person, size) and (spread is not None or differ(of_seed))
     low = high = from_seeds = from_people = None
     if known:
-        residual = table - of_person[:, None] - (of_seed - mean)
+        residual = table - of_person[:, None] - weights * (of_seed - mean)
         residual_ms = float(np.square(residual).sum()) / ((num_seeds - 1) * (num_people - 1))
         people_ms = num_seeds * float(of_person.var(ddof=1))
         seed_spread = spread or Spread(float(of_seed.var(ddof=1)), num_seeds - 1)
@@ -116,6 +124,8 @@ def crossed_mean(
         from_seeds=from_seeds,
         from_people=from_people,
         num_people=num_people,
+        num_observations=data.shape[1],
+        left_out=int((~in_all).sum()),
     )
 
 

@@ -177,7 +177,7 @@ class RankCorrelation:
         utility: name of the utility, 'gain' or 'win_rate' of an `ArmResult`, its mean over training seeds.
         num_arms: arms that have both.
         mean: the correlation; None with fewer than three arms, or where either is the same for all.
-        low, high: percentiles of the correlation over resampled arms; None without one. The arms of an experiment were
+        low, high: percentiles of the correlation over resampled arms; None of few arms. The arms of an experiment were
             chosen: the interval is of such a choice, and leaves the noise of each arm's own numbers in.
         p_value: of the two-sided permutation test that the orders have nothing to do with each other.
         level: the nominal coverage of the interval.
@@ -230,7 +230,7 @@ def rank_correlation(
     found = float(_correlations(*map(_ranks, data)))
     drawn = data[:, random.integers(0, number, (resamples, number))]
     draws = _correlations(*map(_ranks, drawn))
-    low, high = percentile_interval(draws[np.isfinite(draws)], level=level)
+    low, high = percentile_interval(draws, number, level=level)
     first, second = map(_ranks, data)
     exact = number <= MAX_EXACT_ARMS
     if exact:

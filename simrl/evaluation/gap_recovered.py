@@ -6,7 +6,15 @@ from itertools import compress
 
 import numpy as np
 
-from simrl.evaluation.statistics import check_level, percentile_interval, resampled_means, t_interval
+from simrl.evaluation.statistics import (
+    check_level,
+    cluster_sums,
+    fewest_clusters,
+    mean_interval,
+    percentile_interval,
+    resampled_means,
+    t_interval,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +24,12 @@ class GapRecovered:
     Attributes:
         mean: the share; None where it is undefined.
         low, high: the bounds of its interval over clusters: of these checkpoints only. None for the oracle itself,
-            whose share is 1 by definition, and where all resamples have the same share.
+            whose share is 1 by definition, where all resamples have the same share, and of few clusters.
         reason: why the share, or else its interval, is undefined.
         num_examples: how many examples the means are over.
         level: the nominal coverage of the interval.
+        undefined_draws: share of bootstrap draws in which the oracle's gain is not above 0; the interval leaves them
+            out (`statistics.percentile_interval`).
     """
 
     mean: float | None
@@ -28,6 +38,7 @@ class GapRecovered:
     reason: str | None
     num_examples: int
     level: float
+    undefined_draws: float = 0.0
 
 
 def gaps_recovered(
@@ -71,8 +82,9 @@ def gaps_recovered(
     gains, clusters, number = np.compress(of_all, gains, axis=1), list(compress(clusters, of_all)), int(of_all.sum())
     oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
     by_seed = t_interval(np.compress(of_all, np.atleast_2d(arms[oracle]) - base, axis=1).mean(1), level=level)
+    totals, counts = (sums[:, 0] for sums in cluster_sums(gains[:1], clusters))
     intervals = {
-        'examples': percentile_interval(oracle_draws, level=level),
+        'examples': mean_interval(totals, counts, oracle_draws, level=level),
         'training seeds': (by_seed.low, by_seed.high),
     }
     reasons = [
@@ -84,12 +96,16 @@ def gaps_recovered(
         reasons = [f"the oracle's gain {gains[0].mean():+.3f} has no interval: one example, or all are alike"]
     if reasons:
         return dict.fromkeys(arms, GapRecovered(None, None, None, reasons[0], number, level))
-    defined = oracle_draws > 0  # all but fewer draws than the interval leaves out below
+    defined = np.where(oracle_draws > 0, oracle_draws, np.nan)
+    undefined, fewest = float(np.isnan(defined).mean()), fewest_clusters(level)
+    no_interval = 'the share is the same whichever examples are drawn'
+    if len(totals) < fewest:
+        no_interval = f'an interval of a share needs {fewest} clusters of examples, there are {len(totals)}'
     shares = {}
     for arm, gain, draws in zip(arms, gains[1:], arm_draws, strict=True):
-        low, high = percentile_interval(draws[defined] / oracle_draws[defined], level=level)
-        reason = 'the share is the same whichever examples are drawn' if low is None else None
-        shares[arm] = GapRecovered(float(gain.mean() / gains[0].mean()), low, high, reason, number, level)
+        low, high = percentile_interval(draws / defined, len(totals), level=level)
+        reason = no_interval if low is None else None
+        shares[arm] = GapRecovered(float(gain.mean() / gains[0].mean()), low, high, reason, number, level, undefined)
     return shares | {oracle: GapRecovered(1.0, None, None, None, number, level)}
 
 

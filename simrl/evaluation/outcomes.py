@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from simrl.evaluation.results import INITIAL, AssistantResult
+from simrl.evaluation.results import INITIAL, AssistantResult, Bounds
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 
@@ -63,14 +63,17 @@ def outcomes_of(assistant: str, columns: Mapping[str, Sequence[Any]]) -> Outcome
             others but the example and its cluster are None.
 
     Raises:
-        ValueError: a column is missing, is empty, or has another length than the others; no example has an outcome; a
-            value is missing that has no cause, or the other way round.
+        ValueError: a column is missing, is empty, or has another length than the others; an example comes twice; none
+            has an outcome; a value is missing that has no cause, or the other way round.
     """
     if missing := [name for name in COLUMNS if name not in columns]:
         raise ValueError(f'outcomes of {assistant!r}: expected a column {missing[0]!r}, found {sorted(columns)}')
     lengths = {name: len(values) for name, values in columns.items()}
     if min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
         raise ValueError(f'outcomes of {assistant!r}: expected columns of one length, at least 1, found {lengths}')
+    (example, times), *_ = collections.Counter(columns['example']).most_common(1)
+    if times > 1:
+        raise ValueError(f'outcomes of {assistant!r}: expected each example once, found {example!r} {times} times')
     there = [row for row, cause in enumerate(columns['cause']) if not cause]
     if not there:
         raise ValueError(f'outcomes of {assistant!r}: expected an example with an outcome, found none')
@@ -125,8 +128,8 @@ def compare(outcomes: Mapping[str, Outcomes], prefer: Prefer = prefer_higher) ->
         prefer: the probability that the first of two scores is preferred.
 
     Raises:
-        ValueError: without the initial assistant, with other examples than its own, or with an outcome on none that has
-            one with the initial assistant too.
+        ValueError: without the initial assistant, with other examples or clusters than its own, or with an outcome on
+            none that has one with the initial assistant too.
     """
     if INITIAL not in outcomes:
         raise ValueError(f'outcomes: expected {INITIAL!r} among the assistants, found {", ".join(outcomes) or "none"}')
@@ -137,6 +140,12 @@ def compare(outcomes: Mapping[str, Outcomes], prefer: Prefer = prefer_higher) ->
             raise ValueError(
                 f'outcomes of {name!r}: expected the {len(initial.examples)} examples of {INITIAL!r} in their order, '
                 f'found {len(found.examples)}, {len({*found.examples} & {*initial.examples})} of them the same'
+            )
+        if wrong := [x for x in zip(found.examples, found.clusters, initial.clusters, strict=True) if x[1] != x[2]]:
+            example, cluster, expected = wrong[0]
+            raise ValueError(
+                f'outcomes of {name!r}: expected the cluster {expected!r} of example {example!r}, as with {INITIAL!r}, '
+                f'found {cluster!r}'
             )
         if name != INITIAL:
             if not (found.judged & initial.judged).any():
@@ -155,6 +164,11 @@ def _preferred(found: Outcomes, initial: Outcomes, prefer: Prefer) -> np.ndarray
     values = np.full(len(both), np.nan)
     values[both] = preferences(found.score[both].tolist(), initial.score[both].tolist(), prefer)
     return values
+
+
+def failed_as(preferred: np.ndarray, value: float) -> np.ndarray:
+    """Preferences with every example that has none counted as `value`: 0 as lost, 1 as won."""
+    return np.where(np.isnan(preferred), value, preferred)
 
 
 def summarise(
@@ -180,9 +194,13 @@ def summarise(
         values.update({(name, f'parts.{part}'): x for part, x in found.parts.items()})
         if name in compared:
             values[name, 'gain'] = compared[name].gain
-            shares[name, 'win_rate'] = compared[name].preferred
-            if (higher := compared[name].higher) is not None:
-                shares[name, 'strict_win_rate'] = higher
+            rates = {'win_rate': compared[name].preferred, 'strict_win_rate': compared[name].higher}
+            for kind, preferred in rates.items():
+                if preferred is not None:
+                    shares[name, kind] = preferred
+                    if np.isnan(preferred).any():
+                        shares[name, f'{kind} lost'] = failed_as(preferred, 0.0)
+                        shares[name, f'{kind} won'] = failed_as(preferred, 1.0)
     clusters = outcomes[INITIAL].clusters
     bootstrapped = cluster_bootstraps(
         list(values.values()), clusters, level=level, resamples=resamples, seed=seed, nan='missing'
@@ -192,6 +210,11 @@ def summarise(
         estimates |= zip(
             shares, cluster_shares(list(shares.values()), clusters, level=level, nan='missing'), strict=True
         )
+
+    def bounds(name: str, kind: str) -> Bounds | None:
+        known = (name, f'{kind} lost') in estimates
+        return Bounds(estimates[name, f'{kind} lost'], estimates[name, f'{kind} won']) if known else None
+
     judged = {name: found.judged for name, found in outcomes.items()}
     ends = sorted({end for name, found in outcomes.items() for end in compress(found.end, judged[name])})
     kinds = {
@@ -213,6 +236,8 @@ def summarise(
             gain=estimates.get((name, 'gain')),
             win_rate=estimates.get((name, 'win_rate')),
             strict_win_rate=estimates.get((name, 'strict_win_rate')),
+            win_rate_bounds=bounds(name, 'win_rate'),
+            strict_win_rate_bounds=bounds(name, 'strict_win_rate'),
         )
         for name, found in outcomes.items()
     }

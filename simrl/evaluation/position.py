@@ -3,7 +3,11 @@
 A verdict is a preference for the first assistant of the pair, from 0 to 1, whichever order the judge saw; 1/2 is a tie,
 NaN a failure. `a_first` are verdicts with that assistant shown first, `b_first` with the other one shown first.
 
-1. `both_orders`: one preference per pair.
+A verdict's winner is the first assistant above 1/2, the second one below, and none at 1/2. A pair is a flip where its
+two orders have different winners, a tie beside a win among them. Of graded verdicts a slight and a clear win of one
+assistant are none.
+
+1. `flips`, `both_orders`: one preference per pair.
 2. `position_bias`: how often the order decides, and for which position.
 3. `panel_agreement`: each judge against reference labels, and the number of independent votes that a panel is worth.
 """
@@ -15,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from simrl.evaluation.preferences import checked
+from simrl.evaluation.preferences import checked, winners
 from simrl.evaluation.statistics import (
     Estimate,
     Vector,
@@ -33,8 +37,8 @@ class PositionBias:
     """Effects of the order of a pair on a judge's verdicts.
 
     Attributes:
-        consistent: share of pairs with the same verdict in both orders; one less it is the share of flips.
-        to_first, to_second: share of pairs whose verdict moves to the assistant shown first, or shown second.
+        consistent: share of pairs with the same winner in both orders; one less it is the share of flips.
+        to_first, to_second: share of flips to the assistant shown first, or shown second, among all pairs.
         first_position: mean preference for the assistant shown first; 1/2 without a bias.
         failures: number of pairs without a verdict in both orders; they are in none of the shares.
     """
@@ -57,7 +61,9 @@ class PanelAgreement:
         correlations: Pearson correlation of the errors of each two judges; None where a judge makes the same error
             on every pair.
         mean_correlation, effective_votes: over all pairs of judges; None where a correlation is.
-        low, high: the bounds of the effective number of votes.
+        low, high: the bounds of the effective number of votes; None as in `statistics.percentile_interval`.
+        undefined_draws: share of bootstrap draws without such a number, as a judge makes the same error on every pair,
+            or errors cancel; None where the number itself is.
         failures: number of pairs without a verdict of every judge, or without a label; they count nowhere above.
     """
 
@@ -69,7 +75,21 @@ class PanelAgreement:
     effective_votes: float | None
     low: float | None
     high: float | None
+    undefined_draws: float | None
     failures: int
+
+
+def flips(a_first: Vector, b_first: Vector) -> np.ndarray:
+    """bool [pairs], True where both orders have a verdict, and different winners.
+
+    Args:
+        a_first, b_first: [pairs] verdicts, in the same order of pairs.
+
+    Raises:
+        ValueError: no pairs, lengths that differ, or a verdict that is not from 0 to 1.
+    """
+    first, second = winners(_verdicts('flips', {'a_first': a_first, 'b_first': b_first}))
+    return np.asarray((first != second) & ~np.isnan(first + second))
 
 
 def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') -> np.ndarray:
@@ -79,7 +99,7 @@ def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') 
 
     Args:
         a_first, b_first: [pairs] verdicts, in the same order of pairs (`preferences.align`).
-        combine: 'mean': of both verdicts. 'strict': the verdict if both are the same, else a tie.
+        combine: 'mean': of both verdicts. 'strict': the same, but a tie where the pair is a flip.
 
     Raises:
         ValueError: no pairs, lengths that differ, a verdict that is not from 0 to 1, or another `combine`.
@@ -88,7 +108,7 @@ def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') 
         raise ValueError(f"both_orders: expected to combine by 'mean' or 'strict', found {combine!r}")
     first, second = _verdicts('both_orders', {'a_first': a_first, 'b_first': b_first})
     mean = (first + second) / 2
-    return mean if combine == 'mean' else np.where(np.isnan(mean) | (first == second), mean, 0.5)
+    return mean if combine == 'mean' else np.where(flips(first, second), 0.5, mean)
 
 
 def position_bias(
@@ -107,7 +127,8 @@ def position_bias(
     verdicts = _verdicts('position_bias', {'a_first': a_first, 'b_first': b_first}, clusters)
     there = _complete('position_bias', verdicts)
     first, second = verdicts[:, there]
-    measures = [first == second, first > second, first < second, (first + 1 - second) / 2]
+    shift = winners(first) - winners(second)
+    measures = [shift == 0, shift > 0, shift < 0, (first + 1 - second) / 2]
     units = [cluster for cluster, both in zip(clusters, there, strict=True) if both]
     consistent, to_first, to_second, first_position = cluster_shares(
         [np.asarray(x, np.float64) for x in measures], units, level=level
@@ -148,19 +169,21 @@ def panel_agreement(
     *judges, label = values[:, there]
     units = [cluster for cluster, whole in zip(clusters, there, strict=True) if whole]
     errors = np.stack(judges) - label
-    majority = (np.sign(np.mean(judges, axis=0) - 0.5) + 1) / 2
+    majority = (winners(np.mean(judges, axis=0)) + 1) / 2
     agreement = cluster_shares([*(1 - np.abs(errors)), 1 - np.abs(majority - label)], units, level=level)
     vary = np.array([differ(error) for error in errors])
     number = len(errors)
     products = np.concatenate([errors, (errors[:, None] * errors[None]).reshape(number**2, -1)])
     correlations = _correlations(products.mean(1)[:, None])[0]
     correlations[~(vary[:, None] & vary[None])] = np.nan
-    mean, votes, low, high = None, None, None, None
+    mean, votes, low, high, undefined = None, None, None, None, None
     if vary.all():
         mean = float(correlations[~np.eye(number, dtype=bool)].mean())
         votes = float(_effective_votes(correlations[None])[0])
         draws = _effective_votes(_correlations(resampled_means(products, units, resamples=resamples, seed=seed)))
-        low, high = percentile_interval(draws[np.isfinite(draws)], level=level)
+        draws = np.where(np.isinf(draws), np.nan, draws)
+        undefined = float(np.isnan(draws).mean())
+        low, high = percentile_interval(draws, len(set(units)), level=level)
     return PanelAgreement(
         judges=tuple(verdicts),
         agreement=dict(zip(verdicts, agreement[:-1], strict=True)),
@@ -170,6 +193,7 @@ def panel_agreement(
         effective_votes=votes,
         low=low,
         high=high,
+        undefined_draws=undefined,
         failures=int((~there).sum()),
     )
 

@@ -23,11 +23,11 @@ from simrl.evaluation.statistics import (
     check_level,
     cluster_bootstraps,
     cluster_sums,
+    cluster_t_interval,
     differ,
-    t_quantile,
 )
 
-_EVEN = 1e-9  # mean preferences nearer to 1/2 are 1/2 but for rounding
+_EVEN = 1e-9  # preferences nearer to 1/2 are 1/2 but for rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class WinRate:
     """The share of preferences for the first assistant, ties counted one half, by three intervals.
 
     Attributes:
-        by_participant: primary: the mean over participants of each one's mean preference, by cluster bootstrap.
+        by_participant: primary: the mean over participants of each one's mean preference, by cluster bootstrap, or by
+            Student's t of fewer than 6 participants.
         by_vote: the mean over votes, in which participants weigh as much as they vote; cluster-robust t-interval.
         naive: the same mean, votes taken as independent. Too narrow where participants vote more than once.
     """
@@ -155,11 +156,9 @@ def standard_error(preferences: Vector) -> float:
 
 
 def cluster_robust(preferences: Vector, participants: Sequence[Hashable], *, level: float = 0.95) -> Estimate:
-    """The mean over votes with the interval of its cluster-robust standard error (Liang & Zeger 1986).
+    """The mean over votes with the interval of its cluster-robust standard error (`statistics.cluster_t_interval`).
 
-    With G participants, N votes and r_g the sum of participant g's deviations from the mean, the variance of the mean
-    is G / (G - 1) x sum_g r_g^2 / N^2, and the interval is Student's with G - 1 degrees of freedom (Cameron & Miller
-    2015). There is none with one participant, or where no participant differs from the mean.
+    There is none with one participant, or where no participant differs from the mean.
 
     Args:
         preferences: [votes], from 0 to 1.
@@ -171,14 +170,9 @@ def cluster_robust(preferences: Vector, participants: Sequence[Hashable], *, lev
     """
     data = checked('cluster_robust', preferences, participants)
     check_level('cluster_robust', level)
-    total, count = (sums[:, 0] for sums in cluster_sums(data[None], participants))
-    mean, number = float(data.mean()), len(total)
-    residual = total - mean * count
-    if number == 1 or not differ(np.append(residual, 0.0)):
-        return Estimate(mean, None, None, len(data), number, level)
-    error = math.sqrt(number / (number - 1) * float(np.square(residual).sum())) / len(data)
-    half = t_quantile(number - 1, level) * error
-    return Estimate(mean, mean - half, mean + half, len(data), number, level)
+    totals, counts = (sums[:, 0] for sums in cluster_sums(data[None], participants))
+    low, high = cluster_t_interval(totals, counts, level=level)
+    return Estimate(float(data.mean()), low, high, len(data), len(totals), level)
 
 
 def win_rates(
@@ -192,8 +186,9 @@ def win_rates(
     """The win rate of the first assistant over participants, and its bounds over failures.
 
     Primary is the mean over participants of each one's mean preference. It weighs all participants alike, however often
-    they vote; its percentile interval resamples participants (Efron & Tibshirani 1993, ch. 8). A participant whose
-    votes all failed is in the bounds only.
+    they vote. Its interval is that of `statistics.cluster_bootstraps`: percentiles from resampling participants, with
+    wider tails for fewer, and Student's t of fewer than 6, cut at 0 and 1. A participant whose votes all failed is in
+    the bounds only.
 
     Args:
         preferences: [votes], from 0 to 1; NaN for a failure.
@@ -215,8 +210,9 @@ def win_rates(
         (primary,) = cluster_bootstraps(
             [totals / counts], range(len(totals)), level=level, resamples=resamples, seed=seed
         )
+        low, high = (None if x is None else min(max(x, 0.0), 1.0) for x in (primary.low, primary.high))
         return WinRate(
-            by_participant=dataclasses.replace(primary, num_observations=len(values)),
+            by_participant=dataclasses.replace(primary, low=low, high=high, num_observations=len(values)),
             by_vote=cluster_robust(values, voters, level=level),
             naive=independent_votes(values, level=level),
         )
@@ -243,10 +239,16 @@ def majorities(preferences: Vector, participants: Sequence[Hashable]) -> Majorit
     """
     data = checked('majorities', preferences, participants)
     totals, counts = (sums[:, 0] for sums in cluster_sums(data[None] - 0.5, participants))
-    means = totals / counts
-    first, second = int((means > _EVEN).sum()), int((means < -_EVEN).sum())
+    preferred = winners(0.5 + totals / counts)
+    first, second = int((preferred > 0).sum()), int((preferred < 0).sum())
     tail = float(scipy.special.bdtr(min(first, second), first + second, 0.5)) if first + second else None
-    return Majorities(first, second, len(means) - first - second, None if tail is None else min(1.0, 2 * tail))
+    return Majorities(first, second, len(preferred) - first - second, None if tail is None else min(1.0, 2 * tail))
+
+
+def winners(preferences: Vector) -> np.ndarray:
+    """1 where a preference is for the first assistant, -1 for the second, 0 at 1/2 but for rounding; NaN of NaN."""
+    margin = np.asarray(preferences, np.float64) - 0.5
+    return np.where(np.abs(margin) < _EVEN, 0.0, np.sign(margin))
 
 
 def checked(caller: str, preferences: Vector, participants: Sequence[Hashable] | None = None) -> np.ndarray:

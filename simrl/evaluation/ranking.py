@@ -29,8 +29,7 @@ class Ranking:
         differences: of each two models, the stronger first: the first one's strength less the second's.
         win_rates: [models][models], the probability that the row's model is preferred, ties one half; 1/2 to itself.
         ties: Davidson's nu: between equal models a tie is nu times as likely as a win of the first.
-        draws_without_fit: share of bootstrap draws whose votes have no finite fit; they are left out of intervals, and
-            where they are more than an interval leaves out on one side there is no interval.
+        draws_without_fit: share of bootstrap draws whose votes have no finite fit: `Estimate.undefined_draws`.
     """
 
     models: tuple[str, ...]
@@ -55,7 +54,7 @@ def davidson(
 
     Of strengths p and q, the first model wins with probability p / (p + q + nu sqrt(p q)), the second with q over the
     same, and they tie with nu sqrt(p q) over the same. Without ties nu is 0: the model of Bradley & Terry (1952).
-    Percentile intervals resample participants (Efron & Tibshirani 1993, ch. 8).
+    Percentile intervals resample participants (`statistics.percentile_interval`); of fewer than 6 there are none.
 
     Args:
         first, second: [votes], the models compared.
@@ -104,9 +103,8 @@ def davidson(
     people = len(set(participants))
 
     def estimate(value: float, values: np.ndarray, number: int) -> Estimate:
-        known = values[finite] if without <= (1 - level) / 2 else values[:0]
-        low, high = percentile_interval(known, level=level)
-        return Estimate(float(value), low, high, number, people, level)
+        low, high = percentile_interval(values, people, level=level)
+        return Estimate(float(value), low, high, number, people, level, without)
 
     order = sorted(range(len(names)), key=lambda model: (-found[model], names[model]))
     counts = {model: int(((one == model) | (other == model)).sum()) for model in order}

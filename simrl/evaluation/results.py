@@ -9,6 +9,7 @@ import json
 import pathlib
 from typing import Any, TypeVar
 
+from simrl.evaluation.crossed import CrossedEstimate
 from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.statistics import Estimate, SeedEstimate
@@ -66,6 +67,30 @@ class MeasureWords:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bounds:
+    """A win rate with every example that has no outcome counted as lost, and as won."""
+
+    lost: Estimate
+    won: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedBounds:
+    """The same of an arm, over its training seeds."""
+
+    lost: SeedEstimate
+    won: SeedEstimate
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherIntervals:
+    """Further intervals of a number over training seeds, beside its t-interval, which is primary."""
+
+    pooled: SeedEstimate | None  # with the spread of all arms (`blocks`); None where no two arms share two seeds
+    crossed: CrossedEstimate | None  # over seeds and clusters at once; None where no example has all seeds' outcomes
+
+
+@dataclasses.dataclass(frozen=True)
 class AssistantResult:
     """One assistant; all intervals are over clusters of examples: of this checkpoint only."""
 
@@ -80,6 +105,8 @@ class AssistantResult:
     win_rate: Estimate | None = None  # against the initial assistant
     strict_win_rate: Estimate | None = None  # share of higher scores, ties count 1/2; None where win_rate is that
     causes: dict[str, int] = dataclasses.field(default_factory=dict)  # examples without an outcome, by cause
+    win_rate_bounds: Bounds | None = None  # None without failures of it or of the initial assistant
+    strict_win_rate_bounds: Bounds | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +121,12 @@ class ArmResult:
     strict_win_rate: SeedEstimate | None
     checkpoint_gain: Estimate  # mean over seeds, clusters resampled: of these checkpoints only
     gap_recovered: GapRecovered | None  # None without an oracle
+    # None, or (), in what follows: in results of an earlier version.
+    compared: tuple[int, ...] = ()  # by seed, examples with an outcome of it and of the initial assistant
+    win_rate_bounds: SeedBounds | None = None  # None without failures, too
+    strict_win_rate_bounds: SeedBounds | None = None
+    gain_intervals: OtherIntervals | None = None
+    win_rate_intervals: OtherIntervals | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +139,11 @@ class Difference:
     score: SeedEstimate
     win_rate: SeedEstimate
     checkpoint_score: Estimate  # mean over seeds, clusters resampled: of these checkpoints only
+    # None, or (), in what follows: in results of an earlier version.
+    compared: tuple[int, ...] = ()  # by seed, examples with an outcome of both
+    adjusted_p: float | None = None  # of `score` by Holm over all pairs of arms of the measure; None without a p-value
+    score_intervals: OtherIntervals | None = None
+    win_rate_intervals: OtherIntervals | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +157,7 @@ class MeasureResult:
     assistants: dict[str, AssistantResult]
     arms: dict[str, ArmResult]
     differences: tuple[Difference, ...]  # of every pair of arms with a common seed
+    without_outcome: int = 0  # examples that have none with any assistant; they are in no number
 
 
 @dataclasses.dataclass(frozen=True)

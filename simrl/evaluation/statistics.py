@@ -9,6 +9,16 @@ of that measure alone, so that a measure of differences is over the pairs that a
 
 From one cluster or one seed, or from several that are all alike, nothing is known of how others would differ: there is
 no interval, and no conclusion to draw.
+
+Percentile intervals of few clusters are too short, as a resample varies less than other clusters would: their tails are
+Hesterberg's (2015), which make up for that as Student's t does. Below 6 clusters (at 95%) no percentile does, as even
+the range of the clusters' values misses the median with probability 2 / 2^n: a mean then has Student's t-interval with
+its cluster-robust standard error, another statistic none. Coverage of 95% intervals of a win rate in 2,000 studies each
+of four kinds (means over several votes or single votes, win rates near .56 and .8), lowest and highest:
+
+    participants         4             5             6             10            15            30
+    these intervals      .915 .998     .917 .999     .909 .996     .928 .998     .934 .956     .939 .956
+    percentiles alone    .770 .964     .823 .971     .826 .959     .852 .908     .907 .936     .919 .942
 """
 
 import dataclasses
@@ -51,9 +61,12 @@ class Estimate(_Interval):
 
     Attributes:
         mean: the mean over observations.
-        low, high: the bounds of the interval; None with one cluster, or where clusters do not differ.
+        low, high: the bounds of the interval; None with one cluster, where clusters do not differ, or with too many
+            undefined draws.
         num_observations, num_clusters: sizes of the sample.
         level: the nominal coverage of the interval.
+        undefined_draws: share of bootstrap draws without a value, as all of their values are missing. The interval
+            leaves them out; where they are more than (1 - level) / 2 there is none.
     """
 
     mean: float
@@ -62,6 +75,7 @@ class Estimate(_Interval):
     num_observations: int
     num_clusters: int
     level: float
+    undefined_draws: float = 0.0
 
     def __str__(self) -> str:
         return f'{self.mean:.3f} {self.bounds_text()} (n={self.num_observations})'
@@ -111,7 +125,8 @@ def cluster_bootstraps(
 ) -> list[Estimate]:
     """The means of measures with percentile intervals from resampling whole clusters (Efron & Tibshirani 1993, ch. 8).
 
-    All measures share their resamples. There is no interval where all resamples have the same mean.
+    All measures share their resamples. There is no interval where all resamples have the same mean. Of few clusters the
+    interval is `mean_interval`'s.
 
     Args:
         measures: [K][N] numbers.
@@ -127,12 +142,16 @@ def cluster_bootstraps(
     data = checked_measures('cluster_bootstraps', measures, len(clusters), nan)
     check_level('cluster_bootstraps', level)
     means = resampled_means(data, clusters, resamples=resamples, seed=seed)
-    bounds = [percentile_interval(draws[np.isfinite(draws)], level=level) for draws in means]
-    _, counts = cluster_sums(data, clusters)
-    return [
-        Estimate(present_mean(values), low, high, int(count.sum()), int((count > 0).sum()), level)
-        for values, count, (low, high) in zip(data, counts.T, bounds, strict=True)
-    ]
+    estimates = []
+    for values, draws, total, count in zip(
+        data, means, *(sums.T for sums in cluster_sums(data, clusters)), strict=True
+    ):
+        there = count > 0
+        low, high = mean_interval(total[there], count[there], draws, level=level)
+        undefined = float(np.isnan(draws).mean())
+        sizes = int(count.sum()), int(there.sum())
+        estimates.append(Estimate(present_mean(values), low, high, *sizes, level, undefined))
+    return estimates
 
 
 def present_mean(values: np.ndarray) -> float:
@@ -204,7 +223,7 @@ def cluster_ratio(
 ) -> Estimate:
     """The mean over observations, from their sum in each cluster: sum(totals) / sum(counts).
 
-    Its percentile interval resamples clusters: the same as `cluster_bootstraps` of the observations themselves.
+    Its interval is the same as that of `cluster_bootstraps` of the observations themselves.
 
     Args:
         totals, counts: [clusters], the sum over each cluster's observations, and their number.
@@ -218,17 +237,82 @@ def cluster_ratio(
     if data[1].min() < 1:
         raise ValueError(f'cluster_ratio: expected at least 1 observation in each cluster, found {data[1].min():g}')
     sums, numbers = resampled_means(data, range(len(totals)), resamples=resamples, seed=seed)
-    low, high = percentile_interval(sums / numbers, level=level)
+    low, high = mean_interval(data[0], data[1], sums / numbers, level=level)
     mean = float(data[0].sum() / data[1].sum())
     return Estimate(mean, low, high, int(data[1].sum()), len(totals), level)
 
 
-def percentile_interval(draws: np.ndarray, *, level: float) -> tuple[float, float] | tuple[None, None]:
-    """The percentiles of bootstrap draws that bound an interval; none where all draws are equal."""
-    if not len(draws) or not differ(draws):
+def fewest_clusters(level: float) -> int:
+    """The fewest clusters whose values' range holds their median with probability `level`: 2 / 2^n <= 1 - level."""
+    return max(2, math.ceil(1 - math.log2(1 - level) - _ROUNDING))
+
+
+def percentile_interval(
+    draws: np.ndarray, num_clusters: int, *, level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The percentiles of bootstrap draws that bound an interval, by Hesterberg's expanded tails.
+
+    With n clusters the tails are Phi(-sqrt(n / (n - 1)) t), where t bounds Student's t with n - 1 degrees of freedom
+    (Hesterberg 2015): a draw's variance is (n - 1) / n of the sample's, and a sample's is itself uncertain.
+
+    Args:
+        draws: [R], NaN where undefined.
+        num_clusters: number of clusters that are resampled.
+        level: nominal coverage, in (0, 1).
+
+    Returns:
+        None of fewer than `fewest_clusters`, where all draws are equal, and where more than (1 - level) / 2 of them are
+        undefined; fewer are left out.
+    """
+    known = draws[~np.isnan(draws)]
+    if num_clusters < fewest_clusters(level) or not len(known) or not differ(known):
         return None, None
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    if len(draws) - len(known) > (1 - level) / 2 * len(draws):
+        return None, None
+    wider = math.sqrt(num_clusters / (num_clusters - 1)) * t_quantile(num_clusters - 1, level)
+    tail = float(scipy.special.ndtr(-wider))
+    low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(
+    totals: np.ndarray, counts: np.ndarray, draws: np.ndarray, *, level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of a mean over observations: `percentile_interval`, or `cluster_t_interval` of few clusters.
+
+    Args:
+        totals, counts: [clusters], the sum over each cluster's observations, and their number, at least 1.
+        draws: [R], the mean in each resample, NaN where undefined.
+        level: nominal coverage, in (0, 1).
+    """
+    if len(totals) < fewest_clusters(level):
+        return cluster_t_interval(totals, counts, level=level)
+    return percentile_interval(draws, len(totals), level=level)
+
+
+def cluster_t_interval(
+    totals: np.ndarray, counts: np.ndarray, *, level: float
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of a mean over observations by its cluster-robust standard error (Liang & Zeger 1986).
+
+    With G clusters, N observations and r_g the sum of cluster g's deviations from the mean, the variance of the mean is
+    G / (G - 1) x sum_g r_g^2 / N^2, and the interval is Student's with G - 1 degrees of freedom (Cameron & Miller
+    2015).
+
+    Args:
+        totals, counts: [clusters], the sum over each cluster's observations, and their number.
+        level: nominal coverage, in (0, 1).
+
+    Returns:
+        None with one cluster, or where no cluster differs from the mean.
+    """
+    number, mean = len(totals), float(totals.sum() / counts.sum())
+    residual = totals - mean * counts
+    if number == 1 or not differ(np.append(residual, 0.0), float(np.abs(totals).max())):
+        return None, None
+    error = math.sqrt(number / (number - 1) * float(np.square(residual).sum())) / float(counts.sum())
+    half = t_quantile(number - 1, level) * error
+    return mean - half, mean + half
 
 
 def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resamples: int, seed: int) -> np.ndarray:

@@ -1,9 +1,15 @@
 """Regressions of votes: the preference for an assistant apart from the position in which it is shown.
 
-Two views of the same votes. They estimate different numbers on the log-odds scale and agree on the win rate.
+Two views of the same votes. They estimate different numbers on the log-odds scale, and one win rate: that of the first
+assistant with a new participant, ties one half, the mean over both positions with equal weight. Where votes have no
+positions it is the win rate in whichever positions there were.
 
 1. `cumulative_logit`: the odds within one participant, by maximum likelihood with an intercept of each participant.
 2. `gee`: the odds over all participants, with an interval that does not depend on how votes of one participant vary.
+
+Intervals are Student's, with one degree of freedom less than there are participants (Cameron & Miller 2015, s. VI.D):
+participants are the independent units, and standard errors of few are uncertain. That of a win rate is taken in
+log-odds, so that it stays between 0 and 1.
 """
 
 import dataclasses
@@ -16,7 +22,7 @@ import scipy.special
 import statsmodels.genmod.api as genmod
 
 from simrl.evaluation.preferences import checked
-from simrl.evaluation.statistics import Vector, check_level, cluster_numbers
+from simrl.evaluation.statistics import Vector, check_level, cluster_numbers, t_quantile
 
 # Standard normal points and the logarithms of their weights. Equal steps converge faster than Gauss-Hermite's points
 # where the many votes of a participant make the integrand narrow.
@@ -76,7 +82,7 @@ class Gee:
         preference: for the first assistant, positions aside.
         position: for the assistant in the first position over the one in the second; None without positions.
         correlation: between two votes of one participant, as the working model estimates it.
-        win_rate: of the first assistant, ties one half, without a position.
+        win_rate: of the first assistant, ties one half, the mean over both positions.
         num_votes, num_participants: sizes of the sample.
         level: the nominal coverage of the intervals.
     """
@@ -102,7 +108,7 @@ def cumulative_logit(
     Participant g votes for the first assistant where b + c x + u_g + e > t, for the second where it is below -t, and
     ties in between: x is 1/2 where the first assistant is in the first position, else -1/2; u_g is normal with mean 0;
     e is logistic. The thresholds mirror each other: exchanging the assistants changes signs only. The likelihood is
-    integrated over u_g by the trapezoidal rule at 101 points. Wald intervals are from the observed information.
+    integrated over u_g by the trapezoidal rule at 101 points. Standard errors are from the observed information.
 
     Args:
         preferences: [votes], each 1, 1/2 or 0.
@@ -148,15 +154,17 @@ def cumulative_logit(
 
     slope = _jacobian(win_rate, found.x)[0]
     errors = np.sqrt(np.diagonal(covariance))
+    number = int(member.max()) + 1
+    bound = t_quantile(number - 1, level)
     return CumulativeLogit(
-        preference=_wald(preference, errors[0], level),
-        position=None if x is None else _wald(position, errors[1], level),
+        preference=_coefficient(preference, errors[0], bound),
+        position=None if x is None else _coefficient(position, errors[1], bound),
         tie=tie,
         participant_sd=abs(sd),
-        win_rate=_wald(float(win_rate(found.x)[0]), math.sqrt(slope @ covariance @ slope), level),
+        win_rate=_rate(float(win_rate(found.x)[0]), math.sqrt(slope @ covariance @ slope), bound),
         log_likelihood=-float(found.fun),
         num_votes=len(data),
-        num_participants=int(member.max()) + 1,
+        num_participants=number,
         level=level,
     )
 
@@ -172,7 +180,8 @@ def gee(
 
     Votes of one participant have one correlation in the working model; standard errors are robust to its being wrong,
     and corrected for few participants (Mancl & DeRouen 2001). x is 1/2 or -1/2, as in `cumulative_logit`; the win rate
-    is logistic(b).
+    is the mean of logistic(b + c / 2) and logistic(b - c / 2). Participants who vote more often weigh more, but less
+    than their votes: where these prefer another assistant than the rest, `preferences.win_rates` is of all alike.
 
     Args:
         preferences: [votes], from 0 to 1.
@@ -202,13 +211,17 @@ def gee(
     if not (fit.converged and fit.bse.max() < _LARGEST_ERROR):
         reason = f'a standard error of {fit.bse.max():g} in log-odds' if fit.converged else 'no convergence'
         raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
-    preference = _wald(float(fit.params[0]), float(fit.bse[0]), level)
-    rate, low, high = (float(scipy.special.expit(y)) for y in (preference.value, preference.low, preference.high))
+    params, covariance = np.asarray(fit.params), np.asarray(fit.cov_params())
+    places = np.array([[1.0]]) if x is None else np.array([[1.0, 0.5], [1.0, -0.5]])
+    by_place = scipy.special.expit(places @ params)
+    slope = (by_place * (1 - by_place)) @ places / len(places)
+    number = int(member.max()) + 1
+    bound = t_quantile(number - 1, level)
     return Gee(
-        preference=preference,
-        position=None if x is None else _wald(float(fit.params[1]), float(fit.bse[1]), level),
+        preference=_coefficient(params[0], fit.bse[0], bound),
+        position=None if x is None else _coefficient(params[1], fit.bse[1], bound),
         correlation=float(structure.dep_params),
-        win_rate=Coefficient(rate, rate * (1 - rate) * preference.standard_error, low, high),
+        win_rate=_rate(float(by_place.mean()), math.sqrt(slope @ covariance @ slope), bound),
         num_votes=len(data),
         num_participants=number,
         level=level,
@@ -299,6 +312,13 @@ def _jacobian(function: Callable[[np.ndarray], np.ndarray], at: np.ndarray, step
     return np.stack([(function(at + s) - function(at - s)) / (2 * step) for s in steps], axis=1)
 
 
-def _wald(value: float, error: float, level: float) -> Coefficient:
-    half = float(scipy.special.ndtri((1 + level) / 2)) * float(error)
-    return Coefficient(value, float(error), value - half, value + half)
+def _coefficient(value: float, error: float, bound: float) -> Coefficient:
+    """A parameter with the interval value +- bound x error."""
+    half = bound * float(error)
+    return Coefficient(float(value), float(error), float(value) - half, float(value) + half)
+
+
+def _rate(value: float, error: float, bound: float) -> Coefficient:
+    """A win rate with the interval of its log-odds, whose standard error is error / (value (1 - value))."""
+    odds, half = float(scipy.special.logit(value)), bound * error / (value * (1 - value))
+    return Coefficient(value, error, float(scipy.special.expit(odds - half)), float(scipy.special.expit(odds + half)))

@@ -229,6 +229,7 @@ def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> 
         assistants=summarise(outcomes, compared),
         arms=arms,
         differences=differences,
+        without_outcome=int((~np.any([found.judged for found in outcomes.values()], axis=0)).sum()),
     )
 
 

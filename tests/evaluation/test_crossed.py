@@ -1,5 +1,7 @@
 """An interval over seeds and people at once: parity with the analysis of variance, and coverage where others fail."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,6 +82,68 @@ def test_observations_of_one_person_stay_together():
     assert uneven.num_people == 15
 
 
+def uneven(random, seeds, sizes, of_seed, lost=0.0):
+    """Scores of people with several observations each, which share a person's effect; some are lost in a seed."""
+    person = np.repeat(np.arange(len(sizes)), sizes)
+    own = random.normal(size=len(sizes)) + 0.8 * random.normal(size=(seeds, len(sizes)))
+    values = of_seed * random.normal(size=(seeds, 1)) + own[:, person] + random.normal(size=(seeds, len(person)))
+    return np.where(random.random(values.shape) < lost, NAN, values), person.tolist()
+
+
+def test_what_seeds_differ_in_is_no_part_of_people_of_several_sizes():
+    random = np.random.default_rng(3)
+    values, person = uneven(random, 4, random.integers(1, 9, 20), of_seed=0.0)
+    before = crossed_mean(values, person)
+    after = crossed_mean(values + np.array([[5.0], [-2.0], [0.5], [-3.5]]), person)
+    assert after.from_people == pytest.approx(before.from_people)
+    assert after.from_seeds > 100 * before.from_seeds
+
+
+def slow_parts(values, person):
+    """Person by person and seed by seed: the parts of the mean's variance of people of several sizes."""
+    seeds, people, number = len(values), sorted(set(person)), len(person)
+    mean = sum(map(sum, values)) / (seeds * number)
+    by_seed = [sum(row) / number for row in values]
+    deviation = {
+        (s, c): sum(x - mean for x, who in zip(row, person, strict=True) if who == c)
+        for s, row in enumerate(values)
+        for c in people
+    }
+    of_person = {c: sum(deviation[s, c] for s in range(seeds)) / seeds for c in people}
+    size = {c: person.count(c) for c in people}
+    residual = sum(
+        (deviation[s, c] - of_person[c] - size[c] * (by_seed[s] - mean)) ** 2 for s in range(seeds) for c in people
+    )
+    squares = seeds * sum(x**2 for x in of_person.values()) / (len(people) - 1)
+    each = len(people) / number  # the mean size is its inverse
+    squares, residual = squares * each**2, residual * each**2 / ((seeds - 1) * (len(people) - 1))
+    from_seeds = sum((x - mean) ** 2 for x in by_seed) / (seeds - 1) / seeds
+    return from_seeds, max(0.0, squares - residual) / (seeds * len(people))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.lists(st.integers(1, 4), min_size=2, max_size=7), st.integers(0, 2**16))
+def test_the_parts_of_people_of_several_sizes_are_those_of_a_slow_loop(seeds, sizes, number):
+    values, person = uneven(np.random.default_rng(number), seeds, sizes, of_seed=1.0)
+    found = crossed_mean(values, person)
+    assert (found.from_seeds, found.from_people) == pytest.approx(slow_parts(values.tolist(), person), abs=1e-12)
+
+
+@pytest.mark.parametrize('lost', [0.0, 0.1])
+def test_covers_people_of_several_sizes_also_where_a_tenth_is_lost(lost):
+    """600 experiments; what a seed lacks is left out of all. The parts add up to the variance that the means have."""
+    random, estimates = np.random.default_rng(4), []
+    sizes = random.integers(1, 9, 60)
+    for _ in range(600):
+        values, person = uneven(random, 4, sizes, of_seed=0.4, lost=lost)
+        estimates.append(crossed_mean(values, person, nan='missing'))
+        assert estimates[-1].left_out == int(np.isnan(values).any(axis=0).sum())
+        assert estimates[-1].num_observations + estimates[-1].left_out == len(person)
+    assert np.mean([x.low <= 0 <= x.high for x in estimates]) == pytest.approx(0.95, abs=0.03)
+    expected = np.mean([x.from_seeds + x.from_people for x in estimates])
+    assert np.var([x.mean for x in estimates]) == pytest.approx(expected, rel=0.15)
+
+
 def test_a_difference_is_paired_by_seed_and_person():
     common = scores(3, 40, 2, of_seed=3.0, of_person=3.0)
     first, second = common + 0.2 + 0.1 * scores(3, 40, 3), common + 0.1 * scores(3, 40, 4)
@@ -109,7 +173,9 @@ def test_an_observation_that_one_seed_lacks_is_left_out_of_all():
     lost = values.copy()
     lost[0, 3] = lost[2, 7] = NAN
     kept = [i for i in range(12) if i not in (3, 7)]
-    assert crossed_mean(lost, range(12), nan='missing') == crossed_mean(values[:, kept], kept)
+    found = crossed_mean(lost, range(12), nan='missing')
+    assert (found.num_observations, found.left_out) == (10, 2)
+    assert dataclasses.replace(found, left_out=0) == crossed_mean(values[:, kept], kept)
 
 
 @pytest.mark.parametrize(

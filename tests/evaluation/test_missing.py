@@ -1,17 +1,20 @@
 """Conversations without an outcome: every number against a slow loop over the examples that it is of."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import compare, outcomes_of, summarise
+from simrl.evaluation.preferences import cluster_robust
 from simrl.evaluation.results import Arm
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, percentile_interval
 from tests.evaluation.made_up import FAILURE, columns, compared_arms, outcomes, vote
 
 NAMES = ('initial', 'a_0', 'a_1', 'b_0', 'b_1')
@@ -40,6 +43,20 @@ def pairs(first, second):
     return [(x, y) for x, y in zip(first, second, strict=True) if x is not None and y is not None]
 
 
+def with_failures(own, initial, prefer, value):
+    """By example, the preference for the assistant; `value` where either has no score."""
+    return [value if None in (x, y) else prefer(x, y) for x, y in zip(own, initial, strict=True)]
+
+
+def check_bounds(found, own, initial, prefer):
+    if None not in (*own, *initial):
+        assert found is None, 'nothing failed'
+        return
+    for estimate, value in ((found.lost, 0.0), (found.won, 1.0)):
+        assert estimate.mean == pytest.approx(mean(with_failures(own, initial, prefer, value)))
+        assert estimate.num_observations == len(own)
+
+
 @settings(max_examples=60, deadline=None)
 @given(scores())
 def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
@@ -60,15 +77,29 @@ def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
             assert result.gain.mean == pytest.approx(mean([x - y for x, y in both]))
             assert result.win_rate.mean == pytest.approx(mean([vote(x, y) for x, y in both]))
             assert result.strict_win_rate.mean == pytest.approx(mean([(x > y) + (x == y) / 2 for x, y in both]))
+            check_bounds(result.win_rate_bounds, own, scores['initial'], vote)
+            check_bounds(result.strict_win_rate_bounds, own, scores['initial'], lambda x, y: (x > y) + (x == y) / 2)
     for arm in 'ab':
         seeds = [scores[f'{arm}_{seed}'] for seed in (0, 1)]
         gains = [mean([x - y for x, y in pairs(own, scores['initial'])]) for own in seeds]
         assert arms[arm].gain.values == pytest.approx(gains)
+        assert arms[arm].compared == tuple(len(pairs(own, scores['initial'])) for own in seeds)
+        if (bounds := arms[arm].win_rate_bounds) is None:
+            assert not any(None in own for own in (*seeds, scores['initial']))
+        else:
+            for found, value in ((bounds.lost, 0.0), (bounds.won, 1.0)):
+                rates = [mean(with_failures(own, scores['initial'], vote, value)) for own in seeds]
+                assert found.values == pytest.approx(rates)
+        in_all = [row for row in zip(*seeds, scores['initial'], strict=True) if None not in row]
+        crossed = arms[arm].gain_intervals.crossed
+        assert crossed.values == pytest.approx([mean([row[s] - row[2] for row in in_all]) for s in (0, 1)])
+        assert (crossed.num_observations, crossed.left_out) == (len(in_all), len(seeds[0]) - len(in_all))
         both = pairs(over_seeds(*seeds), scores['initial'])
         assert arms[arm].checkpoint_gain.num_observations == len(both)
         assert arms[arm].checkpoint_gain.mean == pytest.approx(mean([x - y for x, y in both]))
     by_seed = [(scores[f'b_{seed}'], scores[f'a_{seed}']) for seed in (0, 1)]
     assert difference.score.values == pytest.approx([mean([x - y for x, y in pairs(*both)]) for both in by_seed])
+    assert difference.compared == tuple(len(pairs(*both)) for both in by_seed)
     rates = []
     for first, second in by_seed:
         rows = [row for row in zip(first, second, scores['initial'], strict=True) if None not in row]
@@ -81,7 +112,10 @@ def test_every_mean_is_over_the_examples_that_both_sides_have(scores):
 @settings(max_examples=30, deadline=None)
 @given(scores(), st.integers(2, 7))
 def test_what_fails_with_one_assistant_shifts_no_other(scores, lost):
-    """All numbers of the other arm, and of the initial assistant, stay as they were to the bit."""
+    """All numbers of the other arm, and of the initial assistant, stay as they were to the bit.
+
+    But for its pooled intervals, which have the spread of all arms.
+    """
     fewer = scores | {'a_1': [None if i == lost else x for i, x in enumerate(scores['a_1'])]}
     (before, (arms_before, _)), (after, (arms_after, _)) = (
         (summarise(found, compare(found, vote), resamples=20), compared_arms(found, resamples=20))
@@ -90,12 +124,21 @@ def test_what_fails_with_one_assistant_shifts_no_other(scores, lost):
     assert {name: x for name, x in before.items() if name != 'a/seed-1'} == {
         name: x for name, x in after.items() if name != 'a/seed-1'
     }
-    assert arms_before['b'] == arms_after['b']
+    fields = ('gain_intervals', 'win_rate_intervals')
+    without_pooled = [
+        dataclasses.replace(arm, **{name: dataclasses.replace(getattr(arm, name), pooled=None) for name in fields})
+        for arm in (arms_before['b'], arms_after['b'])
+    ]
+    assert without_pooled[0] == without_pooled[1]
+
+
+def bound_of(estimate):
+    return scipy.stats.t.ppf(0.975, estimate.num_clusters - 1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(VALUES | st.just(float('nan')), st.integers(0, 4)), min_size=1, max_size=16),
+    st.lists(st.tuples(VALUES | st.just(float('nan')), st.integers(0, 8)), min_size=1, max_size=16),
     st.lists(st.floats(0, 1), min_size=16, max_size=16),
 )
 def test_intervals_resample_clusters_and_leave_missing_values_out(rows, whole):
@@ -124,10 +167,36 @@ def test_intervals_resample_clusters_and_leave_missing_values_out(rows, whole):
     there = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value == value]
     assert found.mean == pytest.approx(mean([value for value, _ in there]))
     assert (found.num_observations, found.num_clusters) == (len(there), len({cluster for _, cluster in there}))
-    if found.low is not None:
-        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    assert found.undefined_draws == pytest.approx(1 - len(means) / 40)
+    if found.num_clusters >= 6 and found.low is not None:
+        tail = scipy.stats.norm.cdf(-math.sqrt(found.num_clusters / (found.num_clusters - 1)) * bound_of(found))
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [tail, 1 - tail])))
+    elif found.low is not None:
+        whole = cluster_robust([value for value, _ in there], [cluster for _, cluster in there])
+        assert (found.low, found.high) == pytest.approx((whole.low, whole.high)), 'of few: Student’s'
     share = cluster_shares([values], clusters, nan='missing')
     assert share == cluster_shares([[value for value, _ in there]], [cluster for _, cluster in there])
+
+
+def test_too_many_draws_without_a_value_leave_no_interval():
+    """Two of eight people have a value: (6/8)^8 of the draws, a tenth, have none. Of six hardly any lacks one."""
+    nan = float('nan')
+    few, some = [0.2, 0.9] + [nan] * 6, [0.2, 0.9, 0.1, 0.3, 0.5, 0.6, nan, nan]
+    values = [few * 4, some * 4]
+    people = list(range(8)) * 4
+    found = cluster_bootstraps([*values, [x if x == x else 0.4 for x in few * 4]], people, nan='missing')
+    assert [x.num_clusters for x in found] == [2, 6, 8]
+    assert found[0].undefined_draws == pytest.approx(0.75**8, abs=0.01)
+    assert found[1].undefined_draws == pytest.approx(0.25**8, abs=0.001)
+    assert found[2].undefined_draws == 0
+    whole = cluster_robust([0.2, 0.9] * 4, [0, 1] * 4)
+    assert (found[0].low, found[0].high) == pytest.approx((whole.low, whole.high)), 'no draw is in a t-interval'
+    assert found[1].low < found[1].mean < found[1].high
+    draws = np.linspace(0, 1, 1000)
+    draws[:25] = nan
+    assert percentile_interval(draws, 100, level=0.95)[0] is not None
+    draws[25] = nan
+    assert percentile_interval(draws, 100, level=0.95) == (None, None)
 
 
 def test_a_gap_is_over_the_examples_that_all_arms_have():
@@ -202,4 +271,6 @@ def test_without_failures_masks_change_no_bit():
     compared = {name: dataclasses.astuple(x) for name, x in compare(found, vote).items()}
     arms, (difference,) = compared_arms(found, resamples=20)
     assert arms['a'].gain.values == (float(compared['a/seed-0'][0].mean()),)
+    assert (arms['a'].compared, difference.compared) == ((301,), (301,))
+    assert (arms['a'].win_rate_bounds, result['a/seed-0'].win_rate_bounds) == (None, None)
     assert difference.score.values == (float(found['b/seed-0'].score.mean()) - float(found['a/seed-0'].score.mean()),)

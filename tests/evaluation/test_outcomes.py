@@ -51,7 +51,8 @@ def test_examples_of_one_cluster_stay_together():
     found = {name: outcomes_of(name, columns([0, 0, 1, 1], **twice)) for name in ('initial', 'x/seed-0')}
     score = summarise(found, compare(found), resamples=200)['initial'].score
     assert (score.num_observations, score.num_clusters) == (4, 2)
-    assert (score.low, score.high) == (0.0, 1.0)
+    half = 12.7062 / 2  # Student's t of one degree of freedom, and two people half apart
+    assert (score.low, score.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
 
 
 def test_the_gap_recovered_covers_the_truth():
@@ -81,6 +82,19 @@ def test_the_gap_recovered_of_the_ends_of_its_scale_and_beyond():
     assert [share.reason is None for share in shares.values()] == [False, False, False, True], 'why no interval'
 
 
+def test_a_share_of_few_people_has_no_interval_and_says_so():
+    initial = np.array([0.1, 0.4, 0.2, 0.3, 0.2])
+    gains = {'arm': [0.1, 0.12, 0.08, 0.1, 0.11], 'oracle': [0.2, 0.3, 0.25, 0.2, 0.3]}
+    arms = {name: initial + np.array(gain) for name, gain in gains.items()}
+    share = gaps_recovered(arms, initial, 'oracle', range(5))['arm']
+    assert (share.mean, share.low) == (pytest.approx(0.51 / 1.25), None)
+    assert share.reason == 'an interval of a share needs 6 clusters of examples, there are 5'
+    arms = {name: np.tile(x, 2) for name, x in arms.items()}
+    share = gaps_recovered(arms, np.tile(initial, 2), 'oracle', range(10))['arm']
+    assert share.low < share.mean < share.high
+    assert share.undefined_draws == 0
+
+
 def test_no_share_of_a_gain_that_may_be_none_of_other_seeds():
     """Many people are sure of each checkpoint, but the seeds of the oracle disagree."""
     initial = np.linspace(0.1, 0.5, 400)
@@ -99,7 +113,10 @@ def test_no_share_of_a_gain_without_an_interval():
     arms = {'arm': np.array([[0.5], [0.5]]), 'oracle': np.array([[0.9], [0.92]])}
     several = gaps_recovered(arms, np.array([0.1]), 'oracle', ['p'])['arm']
     assert (several.mean, several.low, several.high) == (pytest.approx(0.4 / 0.81), None, None)
-    assert several.reason == 'the share is the same whichever examples are drawn'
+    assert several.reason == 'an interval of a share needs 6 clusters of examples, there are 1'
+    arms = {name: np.repeat(x, 6, axis=1) for name, x in arms.items()}
+    alike = gaps_recovered(arms, np.full(6, 0.1), 'oracle', range(6))['arm']
+    assert (alike.low, alike.reason) == (None, 'the share is the same whichever examples are drawn')
 
 
 @pytest.mark.parametrize('gain', [0.0, -0.5])
@@ -123,6 +140,14 @@ def test_no_share_of_a_gain_that_may_be_none(gain):
             r"outcomes of 'x': expected a column 'example', found \['score'\]",
         ),
         (lambda: compare(outcomes(oracle_0=[0.1])), "expected 'initial' among the assistants, found oracle/seed-0"),
+        (
+            lambda: outcomes_of('x', columns([0.5, 0.1, 0.2], example=['p', 'q', 'p'])),
+            "outcomes of 'x': expected each example once, found 'p' 2 times",
+        ),
+        (
+            lambda: compare(outcomes(initial=[0.1]) | {'x': outcomes_of('x', columns([1], cluster=['p']))}),
+            "'x': expected the cluster 'person-0' of example 'person-0', as with 'initial', found 'p'",
+        ),
         (
             lambda: compare(outcomes(initial=[0.1], oracle_0=[0.1, 0.2])),
             "'oracle/seed-0': expected the 1 examples of 'initial' in their order, found 2, 1 of them the same",

@@ -8,22 +8,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simrl.evaluation.position import both_orders, panel_agreement, position_bias
+from simrl.evaluation.position import both_orders, flips, panel_agreement, position_bias
 
-VERDICTS = st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, math.nan])] * 2), min_size=1, max_size=20)
+GRADES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
+VERDICTS = st.lists(st.tuples(GRADES, GRADES), min_size=1, max_size=20)
+
+
+def winner(verdict):
+    return 'a' if verdict > 0.5 else 'b' if verdict < 0.5 else None
 
 
 @given(VERDICTS)
 def test_a_flip_counts_half_and_nothing_is_dropped(rows):
+    """Two winners are a flip, a tie beside a win too; a slight and a clear win of one assistant are none."""
     a_first, b_first = zip(*rows, strict=True)
     mean, strict = both_orders(a_first, b_first), both_orders(a_first, b_first, combine='strict')
-    for (x, y), m, s in zip(rows, mean, strict, strict=True):
+    found = flips(a_first, b_first)
+    for (x, y), m, s, flip in zip(rows, mean, strict, found, strict=True):
         if math.isnan(x) or math.isnan(y):
             assert math.isnan(m)
             assert math.isnan(s)
+            assert not flip
         else:
             assert m == (x + y) / 2
-            assert s == (x if x == y else 0.5)
+            assert flip == (winner(x) != winner(y))
+            assert s == (0.5 if flip else m)
+    both = [(winner(x), winner(y)) for x, y in rows if not math.isnan(x + y)]
+    if both:
+        bias = position_bias(a_first, b_first, range(len(rows)))
+        assert bias.consistent.mean == pytest.approx(sum(x == y for x, y in both) / len(both))
+        assert 1 - bias.consistent.mean == pytest.approx(bias.to_first.mean + bias.to_second.mean)
+        assert bias.failures == len(rows) - len(both)
     swapped = both_orders([1 - y for y in b_first], [1 - x for x in a_first], combine='strict')
     np.testing.assert_array_equal(swapped, 1 - strict)
 
@@ -60,6 +75,15 @@ def test_by_hand():
     assert (found.consistent.mean, found.to_first.mean, found.to_second.mean) == (0.25, 0.5, 0.25)
     assert found.first_position.mean == (0.5 + 0.75 + 0.0 + 1.0) / 4
     assert (found.failures, found.consistent.num_observations, found.consistent.num_clusters) == (1, 4, 3)
+
+
+def test_a_judge_who_only_grades_by_position_never_flips():
+    """A clear win first and a slight one second is a bias, of the mean, and no flip: `strict` leaves it as it is."""
+    a_first, b_first = [1.0, 0.25], [0.75, 0.0]
+    found = position_bias(a_first, b_first, range(2))
+    assert (found.consistent.mean, found.to_first.mean, found.to_second.mean) == (1.0, 0.0, 0.0)
+    assert found.first_position.mean == 0.625
+    assert both_orders(a_first, b_first, combine='strict').tolist() == [0.875, 0.125]
 
 
 def test_intervals_need_two_clusters():
@@ -105,6 +129,21 @@ def test_nine_judges_are_worth_the_votes_of_their_errors(correlation, votes):
     assert found.effective_votes == pytest.approx(1 / independent), 'the variance of a mean of that many'
 
 
+def test_draws_without_a_number_of_votes_are_counted_and_leave_no_interval_if_many():
+    """Judges who err once each in ten pairs: a third of the draws miss the one pair, or the other, or both."""
+    verdicts = {'x': [0.0] + [1.0] * 9, 'y': [1.0, 0.0] + [1.0] * 8}
+    found = panel_agreement(verdicts, [1.0] * 10, range(10))
+    missed = 2 * 0.9**10 - 0.8**10
+    assert found.undefined_draws == pytest.approx(missed, abs=0.03)
+    assert (found.low, found.high) == (None, None)
+    many = panel_agreement({name: row * 9 for name, row in verdicts.items()}, [1.0] * 90, range(90))
+    assert many.undefined_draws < 0.005
+    assert many.low < many.effective_votes < many.high
+    opposed = panel_agreement({'x': [0.75, 0.25] * 20, 'y': [0.25, 0.75] * 20}, [0.5] * 40, range(40))
+    assert math.isinf(opposed.effective_votes)
+    assert (opposed.undefined_draws, opposed.low) == (1.0, None), 'errors that cancel are worth any number of votes'
+
+
 def test_a_panel_beside_its_judges():
     verdicts = {'x': [1, 1, 0, math.nan], 'y': [1, 0, 1, 1], 'z': [1, 1, 1, 1]}
     found = panel_agreement(verdicts, [1, 1, 1, 1], range(4), resamples=50)
@@ -116,7 +155,7 @@ def test_a_panel_beside_its_judges():
     assert (found.panel.mean, found.failures) == (1.0, 1)
     assert found.correlations[0][1] == pytest.approx(-0.5)
     assert found.correlations[2] == (None, None, None), 'a judge without an error has no correlation'
-    assert (found.mean_correlation, found.effective_votes, found.low) == (None, None, None)
+    assert (found.mean_correlation, found.effective_votes, found.low, found.undefined_draws) == (None,) * 4
     with pytest.raises(ValueError, match=r"expected at least two judges, found \['x'\]"):
         panel_agreement({'x': [1]}, [1], [0])
     with pytest.raises(ValueError, match=re.escape("found {'x': 1, 'y': 1, 'labels': 2, 'clusters': 2}")):

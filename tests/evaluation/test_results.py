@@ -6,6 +6,7 @@ import json
 import pytest
 
 from simrl.evaluation.forecast import rank_correlation
+from simrl.evaluation.report.tables import comparisons
 from simrl.evaluation.results import ForecastResult, SimulatorForecast, read, write
 from simrl.evaluation.statistics import Estimate
 from simrl.run.config import ConfigError
@@ -54,6 +55,35 @@ def test_results_of_before_failures_were_masked_are_read_as_results_without_any(
             del content['failed'], content['causes']
         path.write_text(json.dumps(content))
     assert read(tmp_path) == results
+
+
+NEW = {  # fields with defaults
+    'assistants': ('win_rate_bounds', 'strict_win_rate_bounds'),
+    'arms': ('compared', 'win_rate_bounds', 'strict_win_rate_bounds', 'gain_intervals', 'win_rate_intervals'),
+    'differences': ('compared', 'adjusted_p', 'score_intervals', 'win_rate_intervals'),
+}
+
+
+def test_results_of_before_further_intervals_are_read_and_reported_without_them(results, tmp_path):
+    write(results, tmp_path)
+    for name in ('people', 'held_out_reward_model'):
+        path = tmp_path / 'results' / f'{name}.json'
+        content = json.loads(path.read_text())
+        del content['without_outcome']
+        for group, fields in NEW.items():
+            for found in content[group] if group == 'differences' else content[group].values():
+                for field in fields:
+                    del found[field]
+        path.write_text(json.dumps(content))
+    found = read(tmp_path)
+    people, whole = found.measures['people'], results.measures['people']
+    assert people.arms['persona'].gain == whole.arms['persona'].gain
+    assert people.arms['persona'].gain_intervals is None
+    assert people.differences[0].adjusted_p is None
+    for measure, there in ((people, False), (whole, True)):
+        text = ''.join(comparisons(measure))
+        assert ('The same differences with other intervals' in text) == there
+        assert ('<small>adjusted ' in text) == there
 
 
 @pytest.mark.parametrize(

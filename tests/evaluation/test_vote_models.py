@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.stats
 import statsmodels.api as sm
-from scipy.special import expit
+from scipy.special import expit, logit
 from statsmodels.miscmodels.ordinal_model import OrderedModel
 
 from simrl.evaluation.preferences import cluster_robust
@@ -20,7 +21,6 @@ def test_planted_preference_position_bias_and_spread_are_recovered():
     found = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
     for coefficient, truth in ((found.preference, 0.3), (found.position, 0.4), (found.win_rate, true_win_rate())):
         assert abs(coefficient.value - truth) < 3 * coefficient.standard_error
-        assert coefficient.high - coefficient.low == pytest.approx(2 * 1.959964 * coefficient.standard_error)
     assert (found.tie, found.participant_sd) == (pytest.approx(0.5, abs=0.05), pytest.approx(1.2, abs=0.1))
     assert (found.num_votes, found.num_participants) == (len(votes.preferences), 500)
     assert found.preference.standard_error < 0.08
@@ -30,6 +30,61 @@ def test_planted_preference_position_bias_and_spread_are_recovered():
         small = cumulative_logit(votes.preferences, votes.people.tolist(), votes.a_first)
         covered += small.preference.low <= 0.3 <= small.preference.high
     assert covered >= 34
+
+
+@pytest.mark.parametrize('function', [cumulative_logit, gee])
+def test_intervals_of_few_participants_are_those_of_few(function):
+    """Student's of one degree of freedom less than participants; that of a win rate in log-odds."""
+    votes = study(np.random.default_rng(8), people=7, sd=0.5)
+    found = function(votes.preferences, votes.people.tolist(), votes.a_first)
+    bound = scipy.stats.t.ppf(0.975, 6)
+    for x in (found.preference, found.position):
+        assert (x.low, x.high) == pytest.approx(
+            (x.value - bound * x.standard_error, x.value + bound * x.standard_error)
+        )
+    rate = found.win_rate
+    half = bound * rate.standard_error / (rate.value * (1 - rate.value))
+    assert [logit(x) for x in (rate.low, rate.high)] == pytest.approx(
+        [logit(rate.value) - half, logit(rate.value) + half]
+    )
+    assert 0 < rate.low < rate.value < rate.high < 1
+
+
+@pytest.mark.parametrize('position', [0.0, 6.0])
+def test_both_models_have_one_win_rate_whatever_the_position_bias(position):
+    """That of both positions alike. It is not the rate at no position: logistic(b) is farther from 1/2."""
+    truth = true_win_rate(preference=1.5, position=position)
+    votes = study(np.random.default_rng(9), people=500, preference=1.5, position=position)
+    people = votes.people.tolist()
+    found = [function(votes.preferences, people, votes.a_first) for function in (cumulative_logit, gee)]
+    for x in found:
+        assert x.win_rate.value == pytest.approx(truth, abs=3 * x.win_rate.standard_error)
+        assert x.win_rate.standard_error < 0.02
+    assert found[0].win_rate.value == pytest.approx(found[1].win_rate.value, abs=0.01)
+    if position == 6.0:
+        assert expit(found[1].preference.value) > truth + 0.05
+    plain = [votes.preferences[votes.a_first == first].mean() for first in (True, False)]
+    assert found[1].win_rate.value == pytest.approx(np.mean(plain), abs=0.003), 'as counted in each position'
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('people', [6, 10, 20])
+def test_intervals_of_few_participants_cover(people):
+    """1,000 studies; the shares are those of studies whose votes determine the models at all."""
+    random, truth, covered, normal = np.random.default_rng(people), true_win_rate(sd=0.8), {}, {}
+    for _ in range(1_000):
+        votes = study(random, people=people, sd=0.8)
+        for function in (cumulative_logit, gee):
+            try:
+                rate = function(votes.preferences, votes.people.tolist(), votes.a_first).win_rate
+            except ValueError:
+                continue
+            covered.setdefault(function, []).append(rate.low <= truth <= rate.high)
+            normal.setdefault(function, []).append(abs(rate.value - truth) <= 1.96 * rate.standard_error)
+    for function in (cumulative_logit, gee):
+        assert np.mean(covered[function]) >= 0.93
+        assert np.mean(normal[function]) < np.mean(covered[function])
+        assert len(covered[function]) > 900
 
 
 def test_agrees_with_statsmodels_where_people_do_not_differ():

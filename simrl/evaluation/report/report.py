@@ -78,17 +78,18 @@ def _arms(results: Results, measure: MeasureResult) -> list[str]:
     lines = [*_columns([header, *cells]), summary.basis(rows, measure.words.unit)]
     if any(row.gap_recovered and row.gap_recovered.low is not None for row in rows):
         lines.append(f'Intervals of gap recovered are over {measure.words.unit}: these checkpoints only.')
-    return lines
+    return lines + textwrap.wrap(summary.bounds_text(rows), CONSOLE_WIDTH)
 
 
 def _differences(measure: MeasureResult) -> list[str]:
-    header = ('difference', 'significant', measure.words.score, 'p', 'win rate', 'seeds', 'these checkpoints')
+    header = ('difference', 'significant', measure.words.score, 'p', 'Holm p', 'win rate', 'seeds', 'these checkpoints')
     rows = [
         (
             f'{pair.first} - {pair.second}',
             summary.significance(pair.score, pair.checkpoint_score),
             interval(pair.score, 3, '+'),
-            summary.p_value(pair.score),
+            summary.p_value(pair.score.p_value),
+            summary.p_value(pair.adjusted_p),
             interval(pair.win_rate, 2, '+'),
             str(pair.score.num_seeds),
             interval(pair.checkpoint_score, 2, '+'),

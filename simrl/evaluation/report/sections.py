@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.report import figures, matrix, page, summary
+from simrl.evaluation.report import figures, matrix, page, summary, tables
 from simrl.evaluation.report.figures import Drawing, Look
 from simrl.evaluation.report.page import Cell
-from simrl.evaluation.report.summary import Interval, Row, interval, number, share
-from simrl.evaluation.results import INITIAL, Difference, MeasureResult, Results
+from simrl.evaluation.report.summary import Row, number, share
+from simrl.evaluation.results import MeasureResult, Results
 
 TITLE = 'Which user simulator trains the better assistant?'
-MAX_ROWS = 24  # longer tables are folded
 WIN_RATE = 'Win rate: the mean probability that this assistant is preferred to the initial one on the same example. '
 STRICT = 'Strict: the share of examples with a higher score, ties count ½. '
 GAP_RECOVERED = (
@@ -21,11 +20,6 @@ GAP_RECOVERED = (
 CUT = (
     'Cut: messages of the assistant that reached max_new_tokens; below, conversations in which a message of the user '
     'did. '
-)
-COMPARISONS = (
-    'The unit is the training run: intervals and sign-flip tests are over training seeds, paired between arms, on the '
-    'same examples, and not adjusted for the number of comparisons. With n seeds p is at least 2 / 2ⁿ. All seeds share '
-    'the initial assistant and the data: intervals over seeds leave out what others of these would change. '
 )
 TRAINING = (
     'Rewards are under each arm’s own simulator, so they compare a run with itself and not arms with each other. Thick '
@@ -84,7 +78,7 @@ def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
 
 def _measure(results: Results, measure: MeasureResult, looks: Mapping[str, Look], drawn: str) -> list[str]:
     rows = summary.rows_of(results.experiment, measure)
-    parts = [*_arms(results, measure, rows, looks), drawn, page.heading('Comparisons'), *_comparisons(measure)]
+    parts = [*_arms(results, measure, rows, looks), drawn, page.heading('Comparisons'), *tables.comparisons(measure)]
     for label in rows[0].labels:
         kinds = list(rows[0].labels[label])
         cells = [
@@ -117,8 +111,8 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
         (
             Cell(row.name, under=kinds.get(row.name, ''), dot=looks[row.name].colour),
             str(row.num_seeds) if row.num_seeds else '–',
-            *map(_estimate, (row.score, *row.parts.values(), row.win_rate)),
-            *([_estimate(row.strict_win_rate)] if strict else []),
+            *map(tables.estimate_cell, (row.score, *row.parts.values(), row.win_rate)),
+            *([tables.estimate_cell(row.strict_win_rate)] if strict else []),
             *([_gap_recovered(row.gap_recovered)] if recovered else []),
             number(row.turns, 1),
             *map(share, row.ends.values()),
@@ -138,13 +132,13 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
             'Below an arm’s name: the kind of its simulator.' if kinds else '',
         )
     )
-    parts = [page.table(header, cells), page.paragraph(note, 'note')]
+    parts = [page.table(header, cells), page.paragraph(note, 'note'), *tables.failure_bounds(rows)]
     if max(row.num_seeds for row in rows) > 1:
         each: list[Sequence[str | Cell]] = [
             (
                 Cell(name, dot=looks[name].colour),
-                *map(_estimate, (found.score, found.gain, found.win_rate)),
-                *([_estimate(found.strict_win_rate)] if strict else []),
+                *map(tables.estimate_cell, (found.score, found.gain, found.win_rate)),
+                *([tables.estimate_cell(found.strict_win_rate)] if strict else []),
             )
             for name, found in measure.assistants.items()
         ]
@@ -154,58 +148,8 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
     return parts
 
 
-def _estimate(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> Cell:
-    """A mean with its interval in small type below it."""
-    mean, _, bounds = interval(estimate, digits, sign).partition(' ')
-    return Cell(mean, under=bounds)
-
-
 def _gap_recovered(found: GapRecovered | None) -> Cell:
-    return Cell('undefined') if found and found.mean is None else _estimate(found)
-
-
-def _comparisons(measure: MeasureResult) -> list[str]:
-    words = measure.words
-    header = (
-        *('difference', 'significant', 'seeds', words.score, 'sign-flip p', 'win rate', 'sign-flip p'),
-        f'these checkpoints only, over {words.unit}',
-    )
-    arms: list[Sequence[str | Cell]] = [
-        (
-            f'{name} − {INITIAL}',
-            _significance(summary.significance(arm.gain, arm.checkpoint_gain)),
-            str(arm.gain.num_seeds),
-            *(_estimate(arm.gain, 3, '+'), summary.p_value(arm.gain)),
-            *(_estimate(arm.win_rate), summary.p_value(arm.win_rate)),
-            _estimate(arm.checkpoint_gain, 3, '+'),
-        )
-        for name, arm in measure.arms.items()
-    ]
-    pairs = [_pair(pair) for pair in measure.differences]
-    note = (
-        f'{COMPARISONS}The column over {words.unit} resamples {words.unit}: it is of these checkpoints only. '
-        'Significant: the interval over training seeds excludes 0; with one seed only that of this checkpoint can. '
-        'There is no interval from one alone, nor where all are alike.'
-    )
-    if len(arms) + len(pairs) <= MAX_ROWS:
-        return [page.table(header, [*arms, *pairs]), page.paragraph(note, 'note')]
-    folded = page.details(f'All {len(pairs)} pairs of arms', page.table(header, pairs))
-    return [page.table(header, arms), folded, page.paragraph(note, 'note')]
-
-
-def _pair(pair: Difference) -> Sequence[str | Cell]:
-    return (
-        f'{pair.first} − {pair.second}',
-        _significance(summary.significance(pair.score, pair.checkpoint_score)),
-        str(pair.score.num_seeds),
-        *(_estimate(pair.score, 3, '+'), summary.p_value(pair.score)),
-        *(_estimate(pair.win_rate, 2, '+'), summary.p_value(pair.win_rate)),
-        _estimate(pair.checkpoint_score, 3, '+'),
-    )
-
-
-def _significance(words: str) -> Cell:
-    return Cell(words, shade={'yes': 1.0, 'this checkpoint only': 0.4}.get(words, 0.0))
+    return Cell('undefined') if found and found.mean is None else tables.estimate_cell(found)
 
 
 def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
@@ -222,7 +166,7 @@ def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
             (
                 Cell(arm, dot=looks[arm].colour),
                 number(simulator.perplexity),
-                _estimate(simulator.nats_per_token),
+                tables.estimate_cell(simulator.nats_per_token),
                 *(_rate(simulator.statistics[name]) for name in names),
             )
         )
@@ -282,7 +226,10 @@ def _timings(results: Results) -> list[str]:
     ]
     total = f'All stages together: {sum(stages.values()):,.0f} s of work; stages run side by side take less time.'
     table = page.table(('stage', 'seconds'), rows)
-    return [page.paragraph(total, 'note'), page.details(f'{len(rows)} stages', table, opened=len(rows) <= MAX_ROWS)]
+    return [
+        page.paragraph(total, 'note'),
+        page.details(f'{len(rows)} stages', table, opened=len(rows) <= tables.MAX_ROWS),
+    ]
 
 
 def _drawn(name: str, drawings: Mapping[str, Sequence[Drawing]]) -> str:

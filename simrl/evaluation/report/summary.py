@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.results import INITIAL, Difference, ExperimentResult, MeasureResult, Results
+from simrl.evaluation.results import INITIAL, Bounds, Difference, ExperimentResult, MeasureResult, Results, SeedBounds
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 
 Interval = Estimate | SeedEstimate
@@ -39,6 +39,8 @@ class Row:
         score, parts: means with intervals.
         gain, win_rate, strict_win_rate, gap_recovered: against the initial assistant; None for itself.
         turns, ends, labels, truncated, user_truncated: means over the arm's assistants.
+        failures: examples without an outcome of it or of the initial assistant, over all seeds.
+        bounds, strict_bounds: win rates with these lost, and won; None without any.
     """
 
     name: str
@@ -54,6 +56,9 @@ class Row:
     labels: dict[str, dict[str, float]]
     truncated: float
     user_truncated: float
+    failures: int
+    bounds: Bounds | SeedBounds | None
+    strict_bounds: Bounds | SeedBounds | None
 
 
 def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
@@ -81,6 +86,9 @@ def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
                 },
                 truncated=float(np.mean([member.truncated for member in members])),
                 user_truncated=float(np.mean([member.user_truncated for member in members])),
+                failures=sum(measure.examples - x.gain.num_observations for x in members if x.gain),
+                bounds=source.win_rate_bounds,
+                strict_bounds=source.strict_win_rate_bounds,
             )
         )
     return rows
@@ -117,11 +125,9 @@ def bounds(low: float | None, high: float | None, digits: int = 2, sign: str = '
     return f'[{number(low, digits, sign)}, {number(high, digits, sign)}]'
 
 
-def p_value(estimate: Interval) -> str:
-    """The sign-flip p of a `SeedEstimate`; never '0.000'."""
-    if isinstance(estimate, Estimate) or estimate.p_value is None:
-        return '–'
-    return '< 0.001' if estimate.p_value < 0.001 else number(estimate.p_value, 3)
+def p_value(p: float | None) -> str:
+    """A p-value; never '0.000'."""
+    return '< 0.001' if p is not None and p < 0.001 else number(p, 3)
 
 
 def significance(over_seeds: SeedEstimate, checkpoint: Estimate) -> str:
@@ -218,11 +224,22 @@ def failures(measure: MeasureResult) -> str:
     for found in measure.assistants.values():
         causes.update(found.causes)
     most = max(numbers, key=lambda name: numbers[name])
+    nobody = f'; {measure.without_outcome:,} have none with any assistant' if measure.without_outcome else ''
     return (
         f'{total:,} of {measure.examples * len(numbers):,} have no {measure.words.score}, at most {numbers[most]:,} of '
         f'{measure.examples:,} with one assistant ({most}): {causes_text(causes)}. Each is left out, and with it its '
-        'comparisons'
+        f'comparisons{nobody}'
     )
+
+
+def bounds_text(rows: Sequence[Row]) -> str:
+    """Win rates with failures lost, and won; empty where there is none."""
+    found = [
+        f'{row.name} {number(row.bounds.lost.mean, 3)} to {number(row.bounds.won.mean, 3)} ({row.failures:,})'
+        for row in rows
+        if row.bounds
+    ]
+    return f'Win rates with failures all lost to all won (failures): {"; ".join(found)}.' if found else ''
 
 
 def causes_text(causes: Mapping[str, int]) -> str:

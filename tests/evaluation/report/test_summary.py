@@ -6,9 +6,10 @@ import re
 import pytest
 
 from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.report import tables
 from simrl.evaluation.report.report import console_table, figure_pngs, write_report
 from simrl.evaluation.report.summary import MAX_PAIRS_IN_WORDS, interval, number, rows_of, sentences, significance
-from simrl.evaluation.results import Difference
+from simrl.evaluation.results import Difference, SeedBounds
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 from tests.evaluation.report.fake_run import fake_results
 
@@ -96,6 +97,70 @@ def test_only_so_many_differences_are_put_into_words(results):
     outcome = sentences(with_people(results, {}, (pair,) * (MAX_PAIRS_IN_WORDS + 3)))[1]
     assert outcome.count(' above ') == MAX_PAIRS_IN_WORDS
     assert 'and 3 more in the table.' in outcome
+
+
+def lines_of(html_text):
+    """The rows of all tables: the name of each, and the text of its cells."""
+    rows = re.findall('<tr><th scope="row">(.*?)</th>(.*?)</tr>', html_text)
+    return {name: re.findall('<td.*?>(.*?)</td>', cells) for name, cells in rows}
+
+
+def test_the_adjusted_p_stands_beside_p(results):
+    people = results.measures['people']
+    pair = dataclasses.replace(people.differences[0], adjusted_p=0.75)
+    text = ''.join(tables.comparisons(dataclasses.replace(people, differences=(pair,))))
+    p = pair.score.p_value
+    assert lines_of(text.partition('<details>')[0])['persona − role_play'][3] == f'{p:.3f}<small>adjusted 0.750</small>'
+    header, line = console_table(results).split('difference')[1].splitlines()[:2]
+    assert header.split()[2:5] == ['p', 'Holm', 'p']
+    adjusted = people.differences[0].adjusted_p
+    assert re.search(rf' {p:.3f} +{adjusted:.3f} ', line)
+
+
+def test_other_intervals_are_folded_and_say_what_they_assume(results):
+    people = results.measures['people']
+    text = ''.join(tables.comparisons(people)).partition('<details>')[2]
+    assert 'The same differences with other intervals</summary>' in text
+    assert 'assumes that the runs of all arms spread alike' in text
+    shown = lines_of(text)
+    assert len(shown) == len(people.arms) + len(people.differences)
+    for name, own, others, digits in (
+        ('persona − initial', people.arms['persona'].gain, people.arms['persona'].gain_intervals, 3),
+        ('truth − sft 7b', people.differences[-1].score, people.differences[-1].score_intervals, 3),
+    ):
+        for cell, x in zip(shown[name], (own, others.pooled, others.crossed), strict=False):
+            assert cell == f'{number(x.mean, digits, "+")}<small>{interval(x, digits, "+").partition(" ")[2]}</small>'
+        assert shown[name][-1] == '300'
+    assert 'other intervals' not in ''.join(tables.comparisons(fake_results(seeds=1, people=20).measures['people']))
+
+
+def test_failures_are_shown_lost_and_won_where_there_are_any(results):
+    people = results.measures['people']
+    assert tables.failure_bounds(rows_of(results.experiment, people)) == []
+    assert 'failures all lost' not in console_table(results)
+    arm = people.arms['persona']
+    bounds = SeedBounds(lost=over_seeds(0.5, 0.4, 0.6, seeds=3), won=over_seeds(0.6, 0.5, 0.7, seeds=3))
+    arm = dataclasses.replace(arm, compared=(299, 300, 298), win_rate_bounds=bounds, strict_win_rate_bounds=bounds)
+    lost = {
+        f'persona/seed-{seed}': dataclasses.replace(
+            found, causes={'no line': n}, gain=dataclasses.replace(found.gain, num_observations=300 - n)
+        )
+        for seed, n in ((0, 1), (2, 2))
+        for found in [people.assistants[f'persona/seed-{seed}']]
+    }
+    changed = dataclasses.replace(
+        people, arms=people.arms | {'persona': arm}, assistants=people.assistants | lost, without_outcome=1
+    )
+    (folded,) = tables.failure_bounds(rows_of(results.experiment, changed))
+    row = ['3', interval(arm.win_rate), '0.50 [0.40, 0.60]', '0.60 [0.50, 0.70]']
+    shown = lines_of(folded)
+    assert [re.sub('<small>(.*?)</small>', r' \1', cell) for cell in shown['persona']] == row
+    assert list(shown) == ['persona', 'persona<small>strict</small>']
+    assert lines_of(''.join(tables.comparisons(changed)))['persona − initial'][-1].startswith('298–300 of 300')
+    results = dataclasses.replace(results, measures={'people': changed})
+    printed = ' '.join(console_table(results).split())
+    assert 'Win rates with failures all lost to all won (failures): persona 0.500 to 0.600 (3).' in printed
+    assert 'Each is left out, and with it its comparisons; 1 have none with any assistant.' in printed
 
 
 def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
