@@ -63,17 +63,14 @@ def outcomes_of(assistant: str, columns: Mapping[str, Sequence[Any]]) -> Outcome
             others but the example and its cluster are None.
 
     Raises:
-        ValueError: a column is missing, is empty, or has another length than the others; an example comes twice; none
-            has an outcome; a value is missing that has no cause, or the other way round.
+        ValueError: a column is missing, is empty, or has another length than the others; no example has an outcome; a
+            value is missing that has no cause, or the other way round.
     """
     if missing := [name for name in COLUMNS if name not in columns]:
         raise ValueError(f'outcomes of {assistant!r}: expected a column {missing[0]!r}, found {sorted(columns)}')
     lengths = {name: len(values) for name, values in columns.items()}
     if min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
         raise ValueError(f'outcomes of {assistant!r}: expected columns of one length, at least 1, found {lengths}')
-    (example, times), *_ = collections.Counter(columns['example']).most_common(1)
-    if times > 1:
-        raise ValueError(f'outcomes of {assistant!r}: expected each example once, found {example!r} {times} times')
     there = [row for row, cause in enumerate(columns['cause']) if not cause]
     if not there:
         raise ValueError(f'outcomes of {assistant!r}: expected an example with an outcome, found none')
@@ -128,12 +125,15 @@ def compare(outcomes: Mapping[str, Outcomes], prefer: Prefer = prefer_higher) ->
         prefer: the probability that the first of two scores is preferred.
 
     Raises:
-        ValueError: without the initial assistant, with other examples or clusters than its own, or with an outcome on
-            none that has one with the initial assistant too.
+        ValueError: without the initial assistant, with an example that comes twice, with other examples or clusters
+            than its own, or with an outcome on none that has one with the initial assistant too.
     """
     if INITIAL not in outcomes:
         raise ValueError(f'outcomes: expected {INITIAL!r} among the assistants, found {", ".join(outcomes) or "none"}')
     initial = outcomes[INITIAL]
+    (example, times), *_ = collections.Counter(initial.examples).most_common(1)
+    if times > 1:
+        raise ValueError(f'outcomes of {INITIAL!r}: expected each example once, found {example!r} {times} times')
     compared = {}
     for name, found in outcomes.items():
         if found.examples != initial.examples:

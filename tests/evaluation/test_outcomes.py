@@ -141,8 +141,8 @@ def test_no_share_of_a_gain_that_may_be_none(gain):
         ),
         (lambda: compare(outcomes(oracle_0=[0.1])), "expected 'initial' among the assistants, found oracle/seed-0"),
         (
-            lambda: outcomes_of('x', columns([0.5, 0.1, 0.2], example=['p', 'q', 'p'])),
-            "outcomes of 'x': expected each example once, found 'p' 2 times",
+            lambda: compare({'initial': outcomes_of('initial', columns([0.5, 0.1, 0.2], example=['p', 'q', 'p']))}),
+            "outcomes of 'initial': expected each example once, found 'p' 2 times",
         ),
         (
             lambda: compare(outcomes(initial=[0.1]) | {'x': outcomes_of('x', columns([1], cluster=['p']))}),
