@@ -145,8 +145,9 @@ def with_user(assistant: str, user: str, *, people: int) -> tuple[Rows, Counts]:
                     failed[reasons.get(number, 'failure')] += 1
                     continue
                 messages = [{'role': role, 'content': text} for role, text in heard(row)]
-                rows.append(
-                    {'id': example.id, 'intent': example.intent, 'end': row['end_reason'], 'messages': messages}
-                )
+                # Without an opening the example is a person, and not a text that several may have written.
+                person = example.id if example.opening is None else None
+                told = {'id': example.id, 'person': person, 'intent': example.intent, 'end': row['end_reason']}
+                rows.append({**told, 'messages': messages})
             progress.update(len(chosen))
     return rows, failed

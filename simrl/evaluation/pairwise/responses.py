@@ -178,17 +178,22 @@ def _generations(path: pathlib.Path, rows: Sequence[Any]) -> Iterator[tuple[str,
 def _shown(path: pathlib.Path, content: Any, counts: collections.Counter[str]) -> Iterator[tuple[str, Response]]:
     """The conversations that a stage keeps, without a message that ended one: its partner never read that."""
     match content:
-        case {'outcomes': {'example': list(examples), 'end': list(ends)}, 'shown': list(shown)}:
-            end_of = dict(zip(examples, ends, strict=True))
+        case {
+            'outcomes': {'example': list(examples), 'cluster': list(clusters), 'end': list(ends)},
+            'shown': list(shown),
+        }:
+            end_of, cluster_of = (dict(zip(examples, values, strict=True)) for values in (ends, clusters))
         case _:
             raise ValueError(f"{path}: expected WildBench's result layout or a stage with conversations, found neither")
-    counts[NOT_KEPT] = len(examples) - len(shown)
+    counts[NOT_KEPT] = len(names) - len(shown)
     for number, row in enumerate(shown, start=1):
         place = f'{path}, conversation {number}'
         match row:
             case {'example': example, 'messages': list(values)} if example in end_of:
                 heard = values[:-1] if end_of[example] == 'signal' else values
-                yield _row(place, {'id': example, 'intent': row.get('intent'), 'messages': heard}, 'opening')
+                person = example if cluster_of[example] == example else None  # else its cluster is its opening
+                told = {'id': example, 'intent': row.get('intent'), 'person': person}
+                yield _row(place, {**told, 'messages': heard}, 'opening')
             case _:
                 raise ValueError(f'{place}: expected an example of the stage and its messages, found {str(row)[:60]}')
 

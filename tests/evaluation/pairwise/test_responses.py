@@ -87,11 +87,13 @@ def test_a_stage_has_the_conversations_that_it_keeps(tmp_path) -> None:
         {'example': f'e{i}', 'intent': 'tea', 'traits': {}, 'messages': row('', 'hi', 'tea?', 'bye')['messages']}
         for i in range(2)
     ]
-    outcomes = {'example': [f'e{i}' for i in range(5)], 'end': ['signal', *['turns'] * 4]}
+    names = [f'e{i}' for i in range(5)]
+    outcomes = {'example': names, 'cluster': ['e0', *['hi'] * 4], 'end': ['signal', *['turns'] * 4]}
     (tmp_path / 'result.json').write_text(json.dumps({'outcomes': outcomes, 'shown': shown}))
     found, counts = read_responses(tmp_path)
     assert [[message.content for message in of.rest] for of in found.values()] == [['tea?'], ['tea?', 'bye']]
     assert (counts, found['e0'].intent) == ({NOT_KEPT: 3}, 'tea')
+    assert [of.person for of in found.values()] == ['e0', None]
     (tmp_path / 'result.json').write_text(json.dumps({'outcomes': outcomes, 'shown': [{'example': 'other'}]}))
     with pytest.raises(ValueError, match='conversation 1: expected an example of the stage'):
         read_responses(tmp_path)
