@@ -23,7 +23,7 @@ from simrl.conversations.chat import Chat
 from simrl.conversations.quoting import as_json
 from simrl.conversations.records import Message
 from simrl.evaluation.pairwise.responses import Pair, Response, Responses
-from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, prompt_of, shown
+from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown
 from simrl.remote.answers import Answer, Outcome
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
@@ -146,7 +146,7 @@ def by_endpoints(
 def _verdict(outcome: Outcome) -> Verdict:
     if isinstance(outcome, Answer):
         return Verdict(VALUES[outcome.value['verdict']], outcome.value['verdict'], raw=outcome.text)
-    return Verdict(None, None, outcome.cause, outcome.detail, outcome.raw)
+    return Verdict(None, None, outcome.cause, kept(outcome).get('detail', ''), outcome.raw)
 
 
 def by_model(

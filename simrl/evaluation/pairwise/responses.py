@@ -178,11 +178,8 @@ def _generations(path: pathlib.Path, rows: Sequence[Any]) -> Iterator[tuple[str,
 def _shown(path: pathlib.Path, content: Any, counts: collections.Counter[str]) -> Iterator[tuple[str, Response]]:
     """The conversations that a stage keeps, without a message that ended one: its partner never read that."""
     match content:
-        case {
-            'outcomes': {'example': list(examples), 'cluster': list(clusters), 'end': list(ends)},
-            'shown': list(shown),
-        }:
-            end_of, cluster_of = (dict(zip(examples, values, strict=True)) for values in (ends, clusters))
+        case {'outcomes': {'example': list(names), 'cluster': list(clusters), 'end': list(ends)}, 'shown': list(shown)}:
+            end_of, cluster_of = (dict(zip(names, values, strict=True)) for values in (ends, clusters))
         case _:
             raise ValueError(f"{path}: expected WildBench's result layout or a stage with conversations, found neither")
     counts[NOT_KEPT] = len(names) - len(shown)

@@ -11,6 +11,7 @@ from simrl.evaluation.pairwise import judges
 from simrl.evaluation.pairwise.judges import NO_RESPONSE, NOT_ASKED, Verdict, by_model, judge, pair_prompt, verdict_of
 from simrl.evaluation.pairwise.responses import Pair, Response
 from simrl.evaluation.wildbench.asking import CUT, AskSettings
+from simrl.remote.answers import Answer, Failure
 from simrl.remote.cache import Cache
 from tests.rewards.test_llm_judge import chat_of
 
@@ -126,3 +127,19 @@ def test_a_models_answers_are_kept_and_what_is_too_long_has_none(tmp_path, monke
     assert f'expected at most {length - 4} tokens, found ' in found[4].detail
     ask('another')
     assert calls == [2, 1, 1, 2, 1]
+
+
+def test_what_an_endpoint_failed_keeps_its_text_and_no_seconds(monkeypatch) -> None:
+    """Equal commands write equal bytes, however long a server took to fail."""
+    answer = {'thought': 't', 'verdict': 'tie'}
+    outcomes = [
+        Failure('timeout', 'no reply; tries: 1, 0.3 s'),
+        Failure('schema', 'expected A, B or tie', '{"verdict": "C"}'),
+        Answer(json.dumps(answer), answer),
+    ]
+    monkeypatch.setattr(judges, 'ask', lambda *_: {'j': outcomes})
+    assert judges.by_endpoints([], {}, SETTINGS)['j'] == [
+        Verdict(None, None, 'timeout'),
+        Verdict(None, None, 'schema', 'expected A, B or tie', '{"verdict": "C"}'),
+        Verdict(0.5, 'tie', raw=json.dumps(answer)),
+    ]
