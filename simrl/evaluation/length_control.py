@@ -1,6 +1,7 @@
 """Length-controlled win rates: what a judge would prefer were the responses of both assistants equally long.
 
-1. `instruction_difficulty`: how much harder than the mean each instruction is for all assistants.
+1. `instruction_difficulty`: how much better than on the mean instruction all assistants do on each one. The name is
+   AlpacaEval's; high values are easy instructions.
 2. `length_controlled`: the judge's preferences by length difference and difficulty; prediction without a difference.
 """
 
@@ -17,7 +18,7 @@ from simrl.evaluation.statistics import Vector
 
 FOLDS = 5
 _STEPS = 200  # of Newton's method, and of coordinate descent within each; fits need fewer
-_PRIOR = 1e-6  # precision of quality and length slope, so that assistants that always lose have a fit
+_PRIOR = 1e-6  # precision (1 / variance) of quality and length slope: assistants that always lose have a fit
 PENALTIES = tuple(float(c) for c in np.logspace(-4, 4, 10))  # inverse strengths that cross-validation chooses from
 
 
@@ -28,9 +29,9 @@ class LengthControlled:
     Attributes:
         win_rate: the mean preference.
         controlled: the mean predicted preference at equal lengths.
-        model, length, difficulty: coefficients of the logistic regression: the assistant's quality in log-odds against
-            the baseline, and the slopes of the length term and of the instruction's difficulty.
-        penalty: the chosen inverse strength of the L1 penalty.
+        model, length, difficulty: coefficients of the logistic regression, shrunk by its penalty: the assistant's
+            quality in log-odds against the baseline, and the slopes of the length term and of the difficulty.
+        penalty: the chosen inverse strength of the L1 penalty, one of `PENALTIES`.
     """
 
     win_rate: float
@@ -61,7 +62,7 @@ class Reference:
 
 
 def length_term(lengths: Vector, baseline_lengths: Vector) -> np.ndarray:
-    """tanh of the length difference in its standard deviations, float64 [N].
+    """tanh of the length difference, the first's less the second's, in its standard deviations; float64 [N].
 
     Args:
         lengths, baseline_lengths: [N], characters of the assistant's and the baseline's responses.
@@ -88,8 +89,10 @@ def length_controlled(
     """AlpacaEval's length-controlled win rate (Dubois et al. 2024, arXiv:2404.04475).
 
     The logit of the preference is m + l tanh(difference of lengths / its standard deviation) + d difficulty, fitted to
-    the judge's preferences by logistic regression with an L1 penalty on all three, whose strength 5-fold
-    cross-validation chooses by log-loss. The controlled win rate is the mean prediction with the length term at 0.
+    the judge's graded preferences by logistic regression: the least sum of log-loss + (|m| + |l| + |d|) / penalty.
+    5-fold cross-validation chooses the penalty by log-loss; fold k holds out every fifth row from the k-th, those of a
+    reference after the assistant's, and of equal losses the strongest penalty is taken. The controlled win rate is the
+    mean prediction with the length term at 0 and the difficulties as they are.
 
     The published numbers take the difficulty from a fit of all models on the leaderboard, and a `reference` of brief
     and verbose responses of the baseline, whose rows have no m. Both are arguments; AlpacaEval's are in its data set.
@@ -146,16 +149,18 @@ def length_controlled(
 
 
 def instruction_difficulty(preferences: np.ndarray, terms: np.ndarray, *, spread: float = 10.0) -> np.ndarray:
-    """The common part of several assistants' log-odds on each instruction, float64 [N], with mean 0.
+    """The common part of several assistants' log-odds on each instruction, float64 [N], shifted to mean 0.
 
-    The logit of assistant k's preference on instruction n is m_k + l_k term_kn + g_n, with g_n normal around 0: a Rasch
-    model with length slopes, by penalised maximum likelihood. High values are instructions on which all assistants do
-    well against the baseline.
+    The logit of assistant k's preference on instruction n is m_k + l_k term_kn + g_n: a Rasch model with length slopes.
+    All are fitted at once, at the mode under normal priors around 0: of standard deviation `spread` for g, and 1,000
+    for m and l. High values are instructions on which all assistants do well against the baseline. AlpacaEval's come
+    from a fit of all models on its leaderboard.
 
     Args:
         preferences: [assistants, N], from 0 to 1.
         terms: [assistants, N], from `length_term`.
-        spread: the prior standard deviation of g; wide, it only keeps instructions finite on which all lose.
+        spread: the prior standard deviation of g, in log-odds; wide, it only keeps instructions finite on which all
+            lose or all win.
 
     Raises:
         ValueError: shapes that differ, or a preference that is not from 0 to 1.

@@ -84,6 +84,25 @@ def test_difficulties_of_instructions_are_recovered():
     assert found.mean() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize('spread', [10.0, 0.7])
+def test_difficulties_are_the_mode_under_their_priors(spread):
+    """Also of an instruction on which all lose. A general optimizer finds no better point, and the same one."""
+    random = np.random.default_rng(7)
+    terms, preferences = random.uniform(-0.9, 0.9, (3, 6)), random.random((3, 6))
+    preferences[:, 0] = 0.0
+
+    def loss(theta):
+        own, common = theta[:6].reshape(3, 2), theta[6:]
+        logit = own[:, :1] + own[:, 1:] * terms + common
+        likely = preferences * np.log(expit(logit)) + (1 - preferences) * np.log(expit(-logit))
+        return -likely.sum() + np.square(common / spread).sum() / 2 + np.square(own / 1_000).sum() / 2
+
+    best = scipy.optimize.minimize(loss, np.zeros(12), method='BFGS', options={'gtol': 1e-7}).x[6:]
+    found = instruction_difficulty(preferences, terms, spread=spread)
+    assert found == pytest.approx(best - best.mean(), abs=1e-4)
+    assert found.argmin() == 0
+
+
 @pytest.mark.parametrize(
     ('preferences', 'lengths', 'baseline', 'difficulty', 'message'),
     [

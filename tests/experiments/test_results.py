@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from simrl.evaluation.report import summary
 from simrl.evaluation.report.report import REPORT_FILE
 from simrl.evaluation.results import Arm, MeasureWords, read
 from simrl.experiments.results import (
@@ -138,6 +139,25 @@ def test_what_has_no_score_is_left_out_with_its_pairs_and_named(spec, tmp_path, 
     printed = capsys.readouterr().out
     assert '1 of 12 have no reward-model score' in printed
     assert 'Conversations without a score: no line (2).' in printed
+
+
+def test_what_nobody_has_a_score_of_is_counted_and_every_win_rate_is_bounded(spec, tmp_path):
+    """The first example has no score with any assistant, the third none with one of them."""
+    for name in SCORES:
+        lose(tmp_path / f'reply/{name}/block-0', ['no line', ''], shown=[])
+    lose(tmp_path / 'reply/b/seed-0/block-1', ['no line', ''])
+    reply = results_of(spec, tmp_path).measures['reply']
+    assert reply.without_outcome == 1
+    assert summary.failures(reply).endswith('with it its comparisons; 1 have none with any assistant')
+    arm, one = reply.arms['b'], reply.assistants['b/seed-0']
+    assert (arm.compared, reply.arms['a'].compared) == ((2,), (3,))
+    assert one.win_rate.mean == arm.win_rate.mean == (0.5 + 1) / 2
+    for found in (arm.win_rate_bounds, one.win_rate_bounds):
+        assert (found.lost.mean, found.won.mean) == ((0.5 + 1) / 4, (1 + 0.5 + 1 + 1) / 4)
+    assert (one.strict_win_rate, one.strict_win_rate_bounds, arm.strict_win_rate_bounds) == (None, None, None)
+    assert [(x.compared, x.adjusted_p) for x in reply.differences] == [((2,), None)]
+    (row,) = [x for x in summary.rows_of(results_of(spec, tmp_path).experiment, reply) if x.name == 'b']
+    assert (row.failures, row.bounds) == (2, one.win_rate_bounds), 'of one seed over its openings'
 
 
 def test_an_example_that_failed_with_an_assistant_is_shown_with_the_others(spec, tmp_path):

@@ -17,7 +17,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from simrl.evaluation.position import PositionBias, position_bias
+import numpy as np
+
+from simrl.evaluation.position import PositionBias, both_orders, flips, position_bias
 from simrl.evaluation.wildbench.asking import CUT
 from simrl.evaluation.wildbench.checklist import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
@@ -250,7 +252,7 @@ def wb_reward(
     values = {
         task: [value_after_margin(of, settings.length_margin) for of in of_task] for task, of_task in kept.items()
     }
-    merged = {task: _merged(of_task, settings.orders) for task, of_task in values.items()}
+    merged, num_flips = _merged(values, settings.orders)
     over_all = merged | (dict.fromkeys(cut, 0.0) if settings.divisor == 'all' else {})
     if not over_all:
         hint = "; where each pair was judged once, orders='single' takes them" if dropped['one order only'] else ''
@@ -267,7 +269,7 @@ def wb_reward(
         task_macro(groups) if groups else None,
         None if unjudged is None else bounds(list(merged.values()), unjudged, -1.0, 1.0),
         unjudged,
-        sum(_flips(of_task) for of_task in values.values()),
+        num_flips,
         mean_length([of_task[0].reply for of_task in by_task.values()]),
         dict(+dropped),
         NOT_MEASURED if overlap is None else overlap.result(mean_of(overlap.others(over_all))),
@@ -284,9 +286,10 @@ def position(comparisons: Sequence[Comparison]) -> PositionBias | None:
     return position_bias(shown_first, shown_second, both) if both else None
 
 
-def _flips(values: Sequence[float]) -> bool:
-    return len({(value > 0) - (value < 0) for value in values}) > 1
-
-
-def _merged(values: Sequence[float], orders: Orders) -> float:
-    return 0.0 if orders == 'strict' and _flips(values) else sum(values) / len(values)
+def _merged(values: Mapping[str, Sequence[float]], orders: Orders) -> tuple[dict[str, float], int]:
+    """The reward of each task from its verdicts, and the number of flips among them (`position.flips`)."""
+    if orders == 'single' or not values:
+        return {task: value for task, (value,) in values.items()}, 0
+    first, second = (np.array(list(values.values())) + 1).T / 2
+    rewards = 2 * both_orders(first, second, combine=orders) - 1
+    return dict(zip(values, rewards.tolist(), strict=True)), int(flips(first, second).sum())
