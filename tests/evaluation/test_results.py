@@ -64,6 +64,15 @@ NEW = {  # fields with defaults
 }
 
 
+def without(field, content):
+    """JSON without a field, wherever it is."""
+    if isinstance(content, list):
+        return [without(field, x) for x in content]
+    if isinstance(content, dict):
+        return {name: without(field, x) for name, x in content.items() if name != field}
+    return content
+
+
 def test_results_of_before_further_intervals_are_read_and_reported_without_them(results, tmp_path):
     write(results, tmp_path)
     for name in ('people', 'held_out_reward_model'):
@@ -74,7 +83,7 @@ def test_results_of_before_further_intervals_are_read_and_reported_without_them(
             for found in content[group] if group == 'differences' else content[group].values():
                 for field in fields:
                     del found[field]
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(without('undefined_draws', content)))
     found = read(tmp_path)
     people, whole = found.measures['people'], results.measures['people']
     assert people.arms['persona'].gain == whole.arms['persona'].gain

@@ -82,7 +82,12 @@ def _arms(results: Results, measure: MeasureResult) -> list[str]:
 
 
 def _differences(measure: MeasureResult) -> list[str]:
-    header = ('difference', 'significant', measure.words.score, 'p', 'Holm p', 'win rate', 'seeds', 'these checkpoints')
+    differ = len({pair.score.num_seeds for pair in measure.differences}) > 1  # else a sentence has their number
+    header = (
+        *('difference', 'significant', measure.words.score, 'p', 'Holm p', 'win rate'),
+        *(['seeds'] if differ else []),
+        'these checkpoints',
+    )
     rows = [
         (
             f'{pair.first} - {pair.second}',
@@ -91,7 +96,7 @@ def _differences(measure: MeasureResult) -> list[str]:
             summary.p_value(pair.score.p_value),
             summary.p_value(pair.adjusted_p),
             interval(pair.win_rate, 2, '+'),
-            str(pair.score.num_seeds),
+            *([str(pair.score.num_seeds)] if differ else []),
             interval(pair.checkpoint_score, 2, '+'),
         )
         for pair in measure.differences

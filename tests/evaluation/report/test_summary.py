@@ -112,7 +112,7 @@ def test_the_adjusted_p_stands_beside_p(results):
     p = pair.score.p_value
     assert lines_of(text.partition('<details>')[0])['persona − role_play'][3] == f'{p:.3f}<small>adjusted 0.750</small>'
     header, line = console_table(results).split('difference')[1].splitlines()[:2]
-    assert header.split()[2:5] == ['p', 'Holm', 'p']
+    assert header.split()[2:] == ['p', 'Holm', 'p', 'win', 'rate', 'these', 'checkpoints'], 'nothing is cut off'
     adjusted = people.differences[0].adjusted_p
     assert re.search(rf' {p:.3f} +{adjusted:.3f} ', line)
 
