@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from simrl.evaluation.statistics import (
 
 Met = Mapping[str, Mapping[str, Outcomes]]  # assistant -> simulator -> outcomes
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # the same, scores alone; NaN without one
+Pair = tuple[str, str]  # of arms
 
 
 def matrix_of(
@@ -69,74 +70,96 @@ def matrix_of(
     rows = {}
     for user in dict.fromkeys(simulators[name] for name in met[INITIAL]):
         with_user = {who: {name: x for name, x in of.items() if simulators[name] == user} for who, of in scores.items()}
-        rows[user] = _row(user, with_user, runs, functools.partial(bootstraps, clusters=clusters), level)
-    causes = collections.Counter(cause for of in met.values() for x in of.values() for cause in x.cause if cause)
-    shown = {user: (row.cells, row.counts) for user, row in rows.items()}
+        rows[user] = _row(with_user, runs)
+    estimates = iter(bootstraps([values for row in rows.values() for values in row.measures], clusters=clusters))
+    found = {user: _estimated(user, row, estimates, level) for user, row in rows.items()}
+    shown = {user: (cells, row.counts) for (user, row), (cells, _, _) in zip(rows.items(), found.values(), strict=True)}
     if people is not None:
         name, outcomes = people
-        found = [outcomes[who].score for who in met]
-        shown[name] = bootstraps(found, clusters=outcomes[INITIAL].clusters), [_counts([x]) for x in found]
-    cells = [row for row, _ in shown.values()]
+        with_people = [outcomes[who].score for who in met]
+        cells = bootstraps(with_people, clusters=outcomes[INITIAL].clusters)
+        shown[name] = cells, [_counts([x]) for x in with_people]
+    causes = collections.Counter(cause for of in met.values() for x in of.values() for cause in x.cause if cause)
     return MatrixResult(
         score=score,
         users=tuple(shown),
         people=people and people[0],
         assistants=tuple(met),
-        mean=tuple(tuple(cell.mean for cell in row) for row in cells),
-        low=tuple(tuple(cell.low for cell in row) for row in cells),
-        high=tuple(tuple(cell.high for cell in row) for row in cells),
+        mean=tuple(tuple(cell.mean for cell in row) for row, _ in shown.values()),
+        low=tuple(tuple(cell.low for cell in row) for row, _ in shown.values()),
+        high=tuple(tuple(cell.high for cell in row) for row, _ in shown.values()),
         conversations=tuple(tuple(judged for judged, _ in counts) for _, counts in shown.values()),
         failed=tuple(tuple(failed for _, failed in counts) for _, counts in shown.values()),
         causes=dict(sorted(causes.items())),
         transfers={
-            arm: dataclasses.replace(gain, checkpoints={user: row.gains[arm] for user, row in rows.items()})
+            arm: dataclasses.replace(gain, checkpoints={user: by_arm[arm] for user, (_, by_arm, _) in found.items()})
             for arm, gain in gains.items()
         },
         times=times,
-        differences=tuple(difference for row in rows.values() for difference in row.differences),
+        differences=tuple(difference for _, _, differences in found.values() for difference in differences),
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Row:
-    """One simulator with every assistant."""
+    """Scores with one simulator; several arrays `[N]` are of several training seeds.
 
-    cells: list[Estimate]
-    counts: list[tuple[int, int]]  # conversations with a score, and without
-    gains: dict[str, Estimate]  # by arm: over the initial assistant, of these checkpoints
-    differences: list[SimulatorDifference]
+    Attributes:
+        columns: of each assistant; of the initial one, with each training of the simulator.
+        gains: of each arm, minus the initial assistant's with the same simulator.
+        pairs: of two arms, a pair for each training seed that both have.
+        seeds: these seeds.
+    """
+
+    columns: list[list[np.ndarray]]
+    gains: dict[str, list[np.ndarray]]
+    pairs: dict[Pair, list[tuple[np.ndarray, np.ndarray]]]
+    seeds: dict[Pair, list[int]]
+
+    @property
+    def measures(self) -> list[np.ndarray]:
+        """Means over training seeds by conversation: of columns, gains, and differences of pairs."""
+        differences = [[x - y for x, y in of_seeds] for of_seeds in self.pairs.values()]
+        return [mean_over_seeds(values) for values in (*self.columns, *self.gains.values(), *differences)]
+
+    @property
+    def counts(self) -> list[tuple[int, int]]:
+        """Of each assistant, the conversations with a score, and those without."""
+        return [_counts(column) for column in self.columns]
 
 
-def _row(user: str, met: Scores, runs: Runs, bootstraps: Callable[..., list[Estimate]], level: float) -> _Row:
+def _row(met: Scores, runs: Runs) -> _Row:
     """The row of a simulator; `met` has its trainings alone."""
-    columns = [list(found.values()) for found in met.values()]
     own = {who: next(iter(found.items())) for who, found in met.items() if who != INITIAL}
-    gains = {
-        arm: [own[who][1] - met[INITIAL][own[who][0]] for who in by_seed.values()] for arm, by_seed in runs.items()
-    }
-    pairs = pairs_of(runs)
-    sides = {
-        pair: [tuple(own[runs[arm][number]][1] for arm in pair) for number in seeds] for pair, seeds in pairs.items()
-    }
-    between = [[x - y for x, y in of_seeds] for of_seeds in sides.values()]
-    measures = [*columns, *gains.values(), *between]
-    estimates = iter(bootstraps([mean_over_seeds(values) for values in measures]))
-    cells = list(itertools.islice(estimates, len(columns)))
+    shared = pairs_of(runs)
     return _Row(
-        cells=cells,
-        counts=[_counts(column) for column in columns],
-        gains=dict(zip(gains, estimates, strict=False)),
-        differences=[
-            SimulatorDifference(
-                user,
-                *pair,
-                seeds=tuple(pairs[pair]),
-                score=paired_difference(*zip(*(paired_means(*side) for side in of_seeds), strict=True), level=level),
-                checkpoint_score=estimate,
-            )
-            for (pair, of_seeds), estimate in zip(sides.items(), estimates, strict=True)
-        ],
+        columns=[list(found.values()) for found in met.values()],
+        gains={arm: [own[who][1] - met[INITIAL][own[who][0]] for who in of.values()] for arm, of in runs.items()},
+        pairs={
+            (first, second): [(own[runs[first][seed]][1], own[runs[second][seed]][1]) for seed in seeds]
+            for (first, second), seeds in shared.items()
+        },
+        seeds=shared,
     )
+
+
+def _estimated(
+    user: str, row: _Row, estimates: Iterator[Estimate], level: float
+) -> tuple[list[Estimate], dict[str, Estimate], list[SimulatorDifference]]:
+    """The cells of a row, its gains by arm and its differences; takes the estimates of `row.measures`."""
+    cells = list(itertools.islice(estimates, len(row.columns)))
+    gains = {arm: next(estimates) for arm in row.gains}
+    differences = [
+        SimulatorDifference(
+            user,
+            *pair,
+            seeds=tuple(row.seeds[pair]),
+            score=paired_difference(*zip(*(paired_means(*both) for both in of_seeds), strict=True), level=level),
+            checkpoint_score=next(estimates),
+        )
+        for pair, of_seeds in row.pairs.items()
+    ]
+    return cells, gains, differences
 
 
 def transfers(
