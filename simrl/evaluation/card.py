@@ -36,9 +36,9 @@ class Identity:
         model: the name of its model; None where it is no model, or a function of the user's own makes it.
         held_out: no assistant trains against it.
         settings: those of its arm, but for what changes no result: the address of an endpoint is in no card.
-        depends_on: what its stages depend on: prompts and sampling; `told` is the fingerprint of what it is told, which
-            is the version of its prompts.
-        inputs: hashes (sha256) of the files and stages that it is made of, by name.
+        depends_on: what its messages depend on: model, prompts, sampling, limits, dtypes; `told` is the fingerprint of
+            what it is told, which is the version of its prompts.
+        inputs: hashes (sha256) of the files and stages that it is made of, and of those that all of the run depends on.
     """
 
     run: str
@@ -316,7 +316,7 @@ def _about_failures(facts: Facts, arm: Arm, missing: dict[str, str]) -> None:
         )
     if facts.training is None and not facts.identity.held_out:
         missing['failures in training'] = f'no training against it is finished yet: {AGAIN}'
-    if not facts.identity.inputs and not arm.oracle:
+    if not facts.identity.inputs:
         missing['hashes of inputs'] = f'no stage has read them yet: {AGAIN}'
     if arm.parameters is None and not arm.oracle:
         missing['parameters'] = f'its size is not known: {NO_MODEL}'

@@ -140,7 +140,7 @@ def _identity(scene: Scene, arm: str, using: Sequence[str]) -> Identity:
     """The simulator as the first stage that was started with it has it; as the config has it where none was."""
     config = directory.stored_config(scene.workdir)
     assert config is not None  # a scene of a run directory was made of it
-    depends_on = config_lib.identity(scene.simulator_identity(arm))
+    depends_on = config_lib.identity({**scene.identity(), **scene.simulator_identity(arm)})
     inputs: dict[str, str] = {}
     for name in using:
         started = stage_files.read_started(scene.workdir / name)
@@ -148,11 +148,15 @@ def _identity(scene: Scene, arm: str, using: Sequence[str]) -> Identity:
             continue
         if not inputs:
             depends_on = {key: started['settings'].get(key, value) for key, value in depends_on.items()}
-        for seed in scene.settings.seeds:
-            for key in scene.simulator_inputs(arm, seed):
-                of_seed = scene.simulator_per_seed(arm) and name.endswith(f'/seed-{seed}')
-                if key in started['inputs'] and (of_seed or not scene.simulator_per_seed(arm)):
-                    inputs.setdefault(f'{key} of seed {seed}' if of_seed else key, started['inputs'][key])
+        own = {
+            f'{key} of seed {seed}' if scene.simulator_per_seed(arm) else key: key
+            for seed in scene.settings.seeds
+            for key in scene.simulator_inputs(arm, seed)
+            if not scene.simulator_per_seed(arm) or name.endswith(f'/seed-{seed}')
+        }
+        for shown, key in ({key: key for key in scene.inputs()} | own).items():
+            if key in started['inputs']:
+                inputs.setdefault(shown, started['inputs'][key])
     return Identity(
         run=scene.workdir.absolute().name,
         version=str(config['version']),

@@ -38,7 +38,8 @@ def made_run(workdir: pathlib.Path, settings, people: int = 6) -> Scene:
         (folder / DONE_FILE).write_text(json.dumps({'name': stage.name, **started, 'outputs': {}, 'seconds': SECONDS}))
         counts = OF_MESSAGES | {name: 10 for counts in scene.rates.values() for name in counts}
         scores = random.integers(0, 6, people) / 10 + 0.5 * ('/oracle/' in stage.name)
-        result = _result(stage.name.split('/')[0], scores.tolist(), counts)
+        kind = stage.name.split('/')[0]
+        result = _result('measure' if kind in scene.measures() else kind, scores.tolist(), counts)
         if result is not None:
             (folder / RESULT_FILE).write_text(json.dumps(result))
         if stage.name.startswith('rl/'):
@@ -54,7 +55,7 @@ LINES = [  # of a training: the second has the mean over two steps, the third is
 
 
 def _result(kind: str, scores: list[float], counts: dict[str, int]):
-    if kind in ('people', 'matrix'):
+    if kind in ('measure', 'matrix'):
         missed = {'missed_signals': 1} if kind == 'matrix' else {}
         return {'outcomes': columns(scores), 'statistics': counts | missed, 'shown': []}
     if kind == 'rl':

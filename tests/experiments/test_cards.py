@@ -47,8 +47,9 @@ def test_a_card_has_what_the_results_and_the_stages_have(scene):
     assert [met.mean for met in card.transfer.met.values()] == list(results.matrix.mean[row])
     assert (card.transfer.met['initial'].conversations, card.transfer.met['initial'].failed) == (5, 1)
     assert card.fidelity == results.fidelity.simulators['role_play']
-    assert card.identity.inputs == {'simulator': 'hash of base_user'}
-    assert card.identity.depends_on == config.identity(scene.simulator_identity('role_play'))
+    assert card.identity.inputs == {'world': 'hash of world', 'simulator': 'hash of base_user'}
+    identity = config.identity({**scene.identity(), **scene.simulator_identity('role_play')})
+    assert card.identity.depends_on == identity
     assert card.identity.model == 'the user model of the size medium'
     talks = card.conversations
     assert (talks.stages, talks.held, talks.causes) == (7, 42, {CAUSE: 1}), 'of initial, two arms and the oracle'
@@ -83,7 +84,8 @@ def test_a_held_out_simulator_has_no_utility_and_all_assistants_meet_it(whole):
 
 def test_a_simulator_of_each_seed_has_the_inputs_of_each(whole):
     card = cards.simulator_card(whole, 'fine_tuned')
-    assert card.identity.inputs == {f'simulator of seed {k}': f'hash of seed-{k}' for k in (0, 1)}
+    seeds = {f'simulator of seed {k}': f'hash of seed-{k}' for k in (0, 1)}
+    assert card.identity.inputs == {'world': 'hash of world', **seeds}
     assert card.conversations.stages == 2 + 6, 'the initial assistant met both'
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
-from simrl.experiments import experiment, plan
+from simrl.evaluation.report.card_page import document
+from simrl.experiments import cards, experiment, plan
 from simrl.experiments.pretrained_settings import PretrainedSimulator, RemoteSettings
 from simrl.experiments.sources import ModelSettings
 from simrl.models import transformer
@@ -24,6 +25,7 @@ from simrl.run.config import ConfigError, to_config_dict
 from simrl.simulators import prompts
 from simrl.simulators.person import FewShotSettings
 from simrl.simulators.prompts import GUIDELINES
+from tests.experiments.made_run import made_run
 from tests.remote.server import ScriptedServer, chat_reply
 from tests.tiny import byte_tokenizer, tiny_config
 
@@ -391,6 +393,40 @@ def test_the_identity_of_a_remote_simulator_follows_what_is_sent(files, tmp_path
     after = identities('c')
     changed = {arm for arm in arms if before[arm] != after[arm]}
     assert changed == ({TEXTS[name]} if TEXTS[name] else {'json', 'opens'})
+
+
+def test_any_simulator_has_a_card(files, tmp_path):
+    """One of your own, one behind an endpoint, one that is loaded by name, a mixture; no card has an address."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([TERMINAL_TEXT], special_tokens=True)
+    published = save_model(tmp_path / 'published')
+    tokenizer.save_pretrained(tmp_path / 'published')
+    endpoint = EndpointSettings('http://127.0.0.1:1/v1', 'served')
+    arms = {
+        'plain': PretrainedSimulator('role_play'),
+        'own': PretrainedSimulator('simrl.rollouts.agents:opening_only'),
+        'remote': PretrainedSimulator('role_play', remote=RemoteSettings(endpoint, form='json')),
+        'loaded': PretrainedSimulator('fine_tuned', model=published, weights='load'),
+        'both': PretrainedSimulator('mixture', mixture={'plain': 1.0, 'remote': 3.0}),
+    }
+    scene = made_run(tmp_path / 'run', scene_of(files, tmp_path / 'run', arms).settings)
+    found = {arm: cards.simulator_card(scene, arm) for arm in arms}
+    assert {arm: card.identity.model for arm, card in found.items()} == {
+        'plain': str(files / 'model'),
+        'own': None,
+        'remote': 'served behind an endpoint',
+        'loaded': str(tmp_path / 'published'),
+        'both': None,
+    }
+    assert [arm for arm, card in found.items() if card.parameters is not None] == ['plain', 'loaded']
+    for arm, card in found.items():
+        own = ['simulator_model'] if arm == 'loaded' else []
+        assert sorted(card.identity.inputs) == ['conversations', 'model', *own]
+    assert found['both'].identity.depends_on['members'].keys() == {'plain', 'remote'}
+    assert found['own'].identity.depends_on['told'] == scene.simulator_identity('own')['told']
+    assert {card.transfer.times for card in found.values()} == {1}, 'the scores of a reward model have no bounds'
+    for card in found.values():
+        assert '127.0.0.1' not in document(card) + json.dumps(config_lib.to_dict(card))
 
 
 WRONG_REMOTE = {

@@ -113,7 +113,7 @@ def _identity(card: SimulatorCard) -> list[str]:
     return [
         page.table(('', 'value'), rows),
         page.details('The settings of its arm', page.table(('field', 'value'), settings)),
-        page.details('What its messages depend on: prompts and sampling', page.table(('field', 'value'), depends)),
+        page.details('What its messages depend on: model, prompts, sampling', page.table(('field', 'value'), depends)),
     ]
 
 
