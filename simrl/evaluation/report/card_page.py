@@ -16,6 +16,7 @@ from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.matrix import gain_digits, mean_digits, scaled
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number, share
+from simrl.evaluation.report.tables import estimate_cell
 
 NOT_MEASURED = 'not measured'
 UTILITY = (
@@ -135,18 +136,18 @@ def _measure(measure: MeasureUtility) -> list[str]:
     )
     over_seeds: list[str | Cell] = [
         f'{len(arm.seeds)} seed{"s" if len(arm.seeds) > 1 else ""}',
-        _estimate(arm.win_rate),
-        *([_estimate(arm.strict_win_rate)] if strict else []),
-        *(_estimate(arm.gain, 3, '+'), _estimate(arm.score, 3)),
+        estimate_cell(arm.win_rate),
+        *([estimate_cell(arm.strict_win_rate)] if strict else []),
+        *(estimate_cell(arm.gain, 3, '+'), estimate_cell(arm.score, 3)),
         *([_gap_recovered(arm.gap_recovered)] if recovered else []),
         *(f'{measure.clusters:,} {words.unit}', '–'),
     ]
     rows: list[Sequence[str | Cell]] = [
         (
             name,
-            _estimate(found.win_rate),
-            *([_estimate(found.strict_win_rate)] if strict else []),
-            *(_estimate(found.gain, 3, '+'), _estimate(found.score, 3)),
+            estimate_cell(found.win_rate),
+            *([estimate_cell(found.strict_win_rate)] if strict else []),
+            *(estimate_cell(found.gain, 3, '+'), estimate_cell(found.score, 3)),
             *(['–'] if recovered else []),
             *(f'{found.score.num_observations:,}', f'{sum(found.causes.values()):,}'),
         )
@@ -161,7 +162,23 @@ def _measure(measure: MeasureUtility) -> list[str]:
         page.heading(words.title),
         page.table(header, [over_seeds, *rows]),
         page.paragraph(f'{UTILITY.format(unit=words.unit)}{lost}{words.about}', 'note'),
+        *_other_intervals(measure),
     ]
+
+
+def _other_intervals(measure: MeasureUtility) -> list[str]:
+    """The win rate over seeds with its further intervals, and with failures lost and won; nothing without any."""
+    arm, others = measure.arm, measure.arm.win_rate_intervals
+    found: dict[str, Interval | None] = {}
+    if others is not None and len(arm.seeds) > 1:
+        found = {
+            'spread of all arms': others.pooled,
+            f'seeds and {measure.words.unit} at once': others.crossed,
+        }
+    if arm.win_rate_bounds is not None:
+        found |= {'failures all lost': arm.win_rate_bounds.lost, 'failures all won': arm.win_rate_bounds.won}
+    rows = [(words, estimate_cell(estimate)) for words, estimate in found.items() if estimate is not None]
+    return [page.details('The win rate with other intervals', page.table(('', 'win rate'), rows))] if rows else []
 
 
 def _transfer(card: SimulatorCard) -> list[str]:
@@ -216,7 +233,7 @@ def _fidelity(card: SimulatorCard) -> list[str]:
     nats = found.nats_per_token
     rows: list[Sequence[str | Cell]] = [
         ('perplexity per token', NOT_MEASURED if found.perplexity is None else number(found.perplexity), '–'),
-        ('nats per token', NOT_MEASURED if nats is None else _estimate(nats), '–'),
+        ('nats per token', NOT_MEASURED if nats is None else estimate_cell(nats), '–'),
     ]
     rows += [
         (name.replace('_', ' '), _rate(value), _rate(card.people.get(name))) for name, value in found.statistics.items()
@@ -229,7 +246,7 @@ def _forecast(card: SimulatorCard) -> list[str]:
     if found is None:
         return [_absent(card.not_measured['forecast'])]
     rows: list[Sequence[str | Cell]] = [
-        (words, NOT_MEASURED if estimate is None else _estimate(estimate, 3), known)
+        (words, NOT_MEASURED if estimate is None else estimate_cell(estimate, 3), known)
         for words, estimate, known in (
             ('cosine of the policy gradients', found.own.cosine, _correlated(found, 'cosine')),
             (f'gain by its best of {found.n}', found.own.best_of_n, _correlated(found, 'best_of_n')),
@@ -315,19 +332,16 @@ def _absent(why: str) -> str:
     return page.paragraph(f'{NOT_MEASURED.capitalize()}: {why}.')
 
 
-def _estimate(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> Cell:
-    mean, _, bounds = interval(estimate, digits, sign).partition(' ')
-    return Cell(mean, under=bounds)
-
-
 def _gap_recovered(found: GapRecovered | None) -> Cell:
-    return Cell('undefined') if found and found.mean is None else _estimate(found)
+    return Cell('undefined') if found and found.mean is None else estimate_cell(found)
 
 
 def _score(found: CardTransfer, estimate: Interval | None, sign: str) -> Cell | str:
     """A difference of scores, multiplied as the card says."""
     return (
-        NOT_MEASURED if estimate is None else _estimate(scaled(estimate, found.times), gain_digits(found.times), sign)
+        NOT_MEASURED
+        if estimate is None
+        else estimate_cell(scaled(estimate, found.times), gain_digits(found.times), sign)
     )
 
 
