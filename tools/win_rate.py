@@ -33,6 +33,7 @@ from simrl.conversations.records import write_rows
 from simrl.evaluation.pairwise import judges, responses
 from simrl.evaluation.pairwise.judges import Judged, Verdict
 from simrl.evaluation.pairwise.responses import Response
+from simrl.evaluation.pairwise.seeds import ArmWinRate
 from simrl.evaluation.pairwise.table import PANEL, Comparison, Labels, Table, table
 from simrl.evaluation.ranking import Ranking
 from simrl.evaluation.wildbench.asking import AskSettings
@@ -56,6 +57,10 @@ from tools.prepare import add_settings, read_settings
 from tools.wildbench import cache_path, judges_of, opened
 
 VERDICTS_FILE, RESULTS_FILE = 'verdicts.jsonl', 'results.json'
+ESTIMAND = (
+    'the mean over people, or openings where people are not known, of the mean preference for the first assistant with '
+    'each, ties one half; intervals over them are of these responses only'
+)
 
 
 def read_assistants(options: argparse.Namespace) -> dict[str, dict[str, Response]]:
@@ -107,8 +112,6 @@ def run_judge(options: argparse.Namespace) -> int:
         raise ValueError('expected at least one judge, --judge or --model, found none')
     if PANEL in names or len(set(names)) < len(names):
         raise ValueError(f'expected judges of different names, and none {PANEL!r}, found {", ".join(names)}')
-    if options.read == 'expected' and options.combine == 'strict':
-        raise ValueError('--combine=strict: expected verdicts that may be equal, found --read=expected')
     found = read_assistants(options)
     pairs = responses.compared(found, against=options.against, on_missing=options.on_missing)
     labels = None if options.labels is None else read_labels(options.labels, pairs)
@@ -179,6 +182,7 @@ def of_model(
 def plain(result: Table, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """The table as JSON, with what decided it."""
     told = {
+        'estimand': ESTIMAND,
         'judges': names,
         'prompt': judges.VERSION,
         'assistants': list(options.responses),
@@ -204,6 +208,8 @@ def console_table(result: Table) -> str:
     lines: list[str] = []
     for of in result.comparisons:
         lines += ['', *comparison_lines(of, len(result.comparisons))]
+    if result.seeds:
+        lines += ['', 'over training seeds:', *seeds_lines(result.seeds)]
     for source, ranking in result.rankings.items():
         lines += ['', f'strengths by {source}, in log-odds:', *ranking_lines(ranking)]
     return '\n'.join(lines).strip('\n')
@@ -252,6 +258,25 @@ def comparison_lines(of: Comparison, family: int) -> list[str]:
     if of.p_value is not None:
         lines.append(f'sign test: p = {of.p_value:.3g}; Holm over {family}: {of.adjusted:.3g}')
     return lines
+
+
+def seeds_lines(arms: Sequence[ArmWinRate]) -> list[str]:
+    """Arms over their training seeds as text."""
+    header = ('arm', 'seeds', 'win rate', 'pooled spread', 'seeds and people at once', 'p', 'Holm')
+    rows: list[tuple[str, ...]] = [header]
+    for of in arms:
+        others = (of.intervals.pooled, of.intervals.crossed)
+        tests = (of.win_rate.p_value, of.adjusted)
+        rows.append(
+            (
+                f'{of.arm} over {of.other}',
+                str(len(of.seeds)),
+                rate_text(of.win_rate),
+                *('-' if x is None else x.bounds_text() for x in others),
+                *('-' if x is None else f'{x:.3g}' for x in tests),
+            )
+        )
+    return columns(rows)
 
 
 def ranking_lines(ranking: Ranking | str) -> list[str]:

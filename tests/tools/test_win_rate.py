@@ -266,7 +266,6 @@ def test_people_qualify_judges(tmp_path, files) -> None:
         (lambda files: [*files[:2], '--judge={'], '--judge: expected a JSON object'),
         (lambda files: [*files[:2], '--model=a'], "expected judges of different names, and none 'panel', found a, a"),
         (lambda files: [*files[:2], '--tries=0'], 'tries: expected at least 1, found 0'),
-        (lambda files: [*files[:2], '--combine=strict', '--read=expected'], 'found --read=expected'),
         (lambda files: [files[0], 'gone=/nowhere.jsonl'], 'No such file or directory'),
     ],
 )

@@ -3,7 +3,8 @@
 1. `preferences_of`: one preference for each pair and judge from its verdicts in both orders, and the panel's.
 2. `compare`: of two assistants: win rates with intervals over prompts or people, with failures lost and won, and at
    equal lengths; position bias, regressions over people, and the agreement of judges.
-3. `table`: of each two assistants, with Holm's correction over them; of more than two also on one scale.
+3. `table`: of each two assistants, with Holm's correction over them; arms over their training seeds (`seeds`); of more
+   than two assistants also strengths on one scale.
 
 A number that the verdicts do not determine is given as the reason in words.
 """
@@ -21,6 +22,7 @@ from simrl.evaluation.length_control import LengthControlled, length_controlled
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.pairwise.judges import NOT_ASKED, Judged
 from simrl.evaluation.pairwise.responses import Pair, Responses
+from simrl.evaluation.pairwise.seeds import ArmWinRate, over_seeds
 from simrl.evaluation.position import (
     Combine,
     PanelAgreement,
@@ -29,7 +31,7 @@ from simrl.evaluation.position import (
     panel_agreement,
     position_bias,
 )
-from simrl.evaluation.preferences import Majorities, WinRates, majorities, win_rates
+from simrl.evaluation.preferences import Majorities, WinRates, majorities, win_rates, winners
 from simrl.evaluation.ranking import Ranking, davidson
 from simrl.evaluation.statistics import Estimate, cluster_shares
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:  # importing it takes a second, which few tables need
     from simrl.evaluation.vote_models import CumulativeLogit, Gee
 
 PANEL = 'panel'  # the name of all judges together; no judge has it
-EVEN = 1e-9  # preferences nearer to 1/2 are 1/2 but for rounding
 T = TypeVar('T')
 Two = tuple[str, str]  # names of the first and the second assistant
 Labels = Mapping[tuple[str, str, str], float]  # by id, first and second assistant: people's preference for the first
@@ -135,11 +136,13 @@ class Table:
     Attributes:
         combine: how a preference is made of a judge's two verdicts.
         comparisons: of each two assistants.
+        seeds: of runs of arms over an assistant that is none, by the panel, or by the one judge.
         rankings: by judge and panel, of more than two assistants, else empty.
     """
 
     combine: Combine
     comparisons: tuple[Comparison, ...]
+    seeds: tuple[ArmWinRate, ...]
     rankings: Mapping[str, Ranking | str]
 
 
@@ -204,13 +207,8 @@ def preferences_of(single: Mapping[str, np.ndarray], combine: Combine) -> dict[s
     found = {judge: both_orders(*values, combine=combine) for judge, values in single.items()}
     if len(found) > 1:
         mean = np.mean(list(found.values()), axis=0)
-        found[PANEL] = mean if combine == 'mean' else (_side(mean) + 1) / 2
+        found[PANEL] = mean if combine == 'mean' else (winners(mean) + 1) / 2
     return found
-
-
-def _side(preferences: np.ndarray) -> np.ndarray:
-    """1 where the first assistant is preferred, -1 where the second is, else 0; NaN stays."""
-    return np.where(np.abs(preferences - 0.5) < EVEN, 0.0, np.sign(preferences - 0.5))
 
 
 def or_reason(statistic: Callable[[], T]) -> T | str:
@@ -258,7 +256,7 @@ def _counted(
     name: str, values: np.ndarray, found: _Verdicts, lengths: Mapping[str, Sequence[int]], both: Sequence[str]
 ) -> Counted:
     """The numbers of a judge, or of the panel, from its preferences [N]."""
-    there, side, clusters = ~np.isnan(values), _side(values), found.clusters
+    there, side, clusters = ~np.isnan(values), winners(values), found.clusters
     known = [cluster for cluster, has in zip(clusters, there, strict=True) if has]
     of_id = {pair.id: value for pair, value in zip(found.pairs, values, strict=True)}
     with_length = [i for i, key in enumerate(both) if not np.isnan(of_id[key])]
@@ -342,9 +340,11 @@ def table(
     comparisons = {two: compare(two, verdicts, responses, combine, labels) for two, verdicts in found.items()}
     adjusted = holm({two: of.p_value for two, of in comparisons.items() if of.p_value is not None})
     assistants = {name for two in found for name in two}
+    primary = {two: (of.pairs, list(preferences_of(of.single, combine).values())[-1]) for two, of in found.items()}
     return Table(
         combine=combine,
         comparisons=tuple(dataclasses.replace(of, adjusted=adjusted.get(two)) for two, of in comparisons.items()),
+        seeds=over_seeds(primary),
         rankings=_rankings(found, combine) if len(assistants) > 2 else {},
     )
 

@@ -217,3 +217,33 @@ def test_what_verdicts_do_not_determine_is_a_reason() -> None:
     ]
     ranking = table(three, responses_of('lmn', 3), combine='mean').rankings['j']
     assert ranking.startswith('davidson: expected votes with a finite fit')
+
+
+def test_runs_of_an_arm_are_its_seeds() -> None:
+    """Each run against the initial assistant, whichever of both comes first; runs among themselves are no arm."""
+    random, number = np.random.default_rng(5), 30
+    people = [f'p{i // 2}' for i in range(number)]
+    rates = {'x/seed-0': 0.8, 'x/seed-2': 0.7, 'x/seed-1': 0.9, 'y/seed-0': 0.5, 'y/seed-1': 0.4, 'z': 0.5}
+    judged, means, bounds = [], {}, {}
+    for name, rate in rates.items():
+        chosen = (random.random(number) < rate).astype(float)
+        chosen[0] = np.nan if name == 'y/seed-1' else chosen[0]
+        first = name.startswith('x')
+        two = (name, 'initial') if first else ('initial', name)
+        judged += judged_of(two, {'j': np.array([chosen if first else 1 - chosen] * 2)}, people=people)
+        by_person = [np.nanmean(chosen[i : i + 2]) for i in range(0, number, 2)]
+        means[name] = np.mean(by_person)
+        bounds[name] = [np.where(np.isnan(chosen), to, chosen).mean() for to in (0.0, 1.0)]
+    judged += judged_of(('x/seed-0', 'x/seed-1'), {'j': np.ones((2, number))}, people=people)
+    found = table(judged, responses_of(['initial', *rates], number), combine='mean').seeds
+    assert [(of.arm, of.other, of.seeds) for of in found] == [('x', 'initial', (0, 1, 2)), ('y', 'initial', (0, 1))]
+    x, y = found
+    assert x.win_rate.values == pytest.approx([means[f'x/seed-{seed}'] for seed in range(3)])
+    assert y.win_rate.mean == pytest.approx((means['y/seed-0'] + means['y/seed-1']) / 2)
+    assert x.bounds is None
+    assert y.bounds.lost.values == pytest.approx([bounds[f'y/seed-{seed}'][0] for seed in range(2)])
+    assert y.bounds.won.values == pytest.approx([bounds[f'y/seed-{seed}'][1] for seed in range(2)])
+    assert (x.win_rate.p_value, x.adjusted) == (0.25, 0.5)
+    assert x.intervals.crossed.num_people == number // 2
+    assert x.intervals.crossed.mean == pytest.approx(x.win_rate.mean)
+    assert x.intervals.pooled.alone == pytest.approx((x.win_rate.low, x.win_rate.high))
