@@ -53,72 +53,82 @@ from simrl.evaluation.wildbench.generations import (
     write_generations,
 )
 from simrl.evaluation.wildbench.official import CutReplies, RewardSettings
-from simrl.evaluation.wildbench.tasks import SOURCE, Overlap, Task, overlap_of, read_tasks
+from simrl.evaluation.wildbench.tasks import NO_TASK, SOURCE, Overlap, Task, overlap_of, read_tasks
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
-from simrl.remote.client import Endpoint, check
+from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.completion import replies
 from simrl.rollouts.token_sampling import Sampling
-from simrl.run.config import from_config_dict, local_path
+from simrl.run.config import local_path
 from simrl.run.program import run_program
 from simrl.run.progress import Progress
 from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving.identity import identity_of
 from tools.intents import add_fields, on_device, settings_of
+from tools.judges import cache_path, judges_of, opened
 from tools.prepare import add_settings, read_settings
 
 Tasks = Mapping[str, Task]
 Result = Mapping[str, Any]
 
 
-def read_options_tasks(options: argparse.Namespace) -> dict[str, Task]:
-    """The tasks of --tasks; prints what was changed or dropped."""
-    tasks, counts = read_tasks(options.tasks, on_bad_rows=options.on_bad_rows, revision=options.revision)
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """Tasks that numbers are of.
+
+    Attributes:
+        tasks: by id; None: no tags, and nothing is known of those that the file lacks.
+        dropped: ids of rows that are no tasks.
+        overlap: with training data; None: not measured.
+    """
+
+    tasks: dict[str, Task] | None = None
+    dropped: frozenset[str] = frozenset()
+    overlap: Overlap | None = None
+
+
+def read_scope(options: argparse.Namespace) -> Scope:
+    """The tasks of --tasks, and their overlap with --training; prints how many, and what was changed or dropped.
+
+    Raises:
+        ValueError: there is --training alone, or a file of it has no conversation to train on.
+    """
+    if not options.tasks:
+        if options.training:
+            raise ValueError('--training: expected --tasks beside it, found none')
+        return Scope()
+    tasks, counts, dropped = read_tasks(options.tasks, on_bad_rows=options.on_bad_rows, revision=options.revision)
     print(f'{options.tasks}: {len(tasks)} tasks', flush=True)
     for what, count in sorted(counts.items()):
         print(f'  {what}: {count}')
-    return tasks
+    found = []
+    for path in options.training:
+        openings = [of.opening for of in read_conversations(path)[0] if of.split == 'train']
+        if not openings:
+            raise ValueError(f'{path}: expected conversations of the split train, found none')
+        print(f'{path}: {len(openings)} conversations of the split train', flush=True)
+        found += openings
+    overlap = overlap_of(tasks, found) if found else None
+    if overlap is not None:
+        print(f'tasks that these have: {len(overlap.ids)}', flush=True)
+    return Scope(tasks, dropped, overlap)
 
 
-def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:
-    """The judges of --judge, by their models' names."""
-    found: dict[str, EndpointSettings] = {}
-    for text in options.judge:
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f'--judge: expected a JSON object, found {text!r}: {error}') from None
-        if not isinstance(fields, dict):
-            raise ValueError(f'--judge: expected a JSON object, found {text!r}')
-        settings = from_config_dict(EndpointSettings, fields, '--judge')
-        if settings.model in found:
-            raise ValueError(f'--judge: expected judges of different models, found {settings.model} twice')
-        found[settings.model] = settings
-    return found
-
-
-@contextlib.contextmanager
-def opened(endpoints: Mapping[str, EndpointSettings], output: pathlib.Path) -> Iterator[dict[str, Endpoint]]:
-    """Clients with one cache beside the output; prints their usage at the end."""
-    for settings in endpoints.values():
-        check(settings)
-    with Cache(cache_path(output)) as cache, contextlib.ExitStack() as stack:
-        clients = {name: stack.enter_context(Endpoint(settings, cache=cache)) for name, settings in endpoints.items()}
-        try:
-            yield clients
-        finally:
-            for name, client in clients.items():
-                print(f'endpoint {name}: {client.usage()}', flush=True)
+def known_tasks(scope: Scope) -> dict[str, Task]:
+    """The tasks, without which nothing can be asked."""
+    if scope.tasks is None:
+        raise ValueError('--tasks: expected a hub name, a file or a folder, found none')
+    return scope.tasks
 
 
 def run_generate(options: argparse.Namespace) -> int:
     settings, endpoint = read_settings(GenerationSettings, vars(options)), settings_of(options, 'endpoint')
     if (endpoint is None) == (options.model is None):
         raise ValueError('expected either --endpoint.url and --endpoint.model, or --model')
-    tasks = read_options_tasks(options)
+    tasks = known_tasks(read_scope(options))
     if endpoint is not None:
         with opened({endpoint.model: endpoint}, options.output) as clients:
             found, failed = generate(tasks, clients[endpoint.model], settings, 'replies')
@@ -166,58 +176,34 @@ def sample_on_device(
         )
 
 
-def cache_path(output: pathlib.Path) -> pathlib.Path:
-    """The file beside the output in which answers are kept."""
-    return output.with_name(output.name + '.answers.sqlite')
-
-
-def read_replies(path: pathlib.Path, tasks: Tasks) -> dict[str, Generation]:
-    """The replies of a result file; prints how many tasks have none."""
-    found = read_generations(path, tasks)
-    print(f'{path}: {len(found)} replies; tasks without one: {len(missing(tasks, found))}', flush=True)
+def read_replies(path: pathlib.Path, scope: Scope) -> dict[str, Generation]:
+    """The replies of a result file; prints how many tasks have none, and how many replies are to no task."""
+    tasks = known_tasks(scope)
+    found, left_out = read_generations(path, tasks, scope.dropped)
+    more = f'; left out: {left_out} ({NO_TASK})' if left_out else ''
+    print(f'{path}: {len(found)} replies; tasks without one: {len(missing(tasks, found))}{more}', flush=True)
     return found
-
-
-def read_overlap(paths: Sequence[pathlib.Path], tasks: Tasks | None) -> Overlap | None:
-    """The overlap of the tasks with the conversations of --training; prints how many these are.
-
-    Raises:
-        ValueError: there are no tasks, or a file has no conversation to train on.
-    """
-    if not paths:
-        return None
-    if tasks is None:
-        raise ValueError('--training: expected --tasks beside it, found none')
-    found = []
-    for path in paths:
-        openings = [of.opening for of in read_conversations(path)[0] if of.split == 'train']
-        if not openings:
-            raise ValueError(f'{path}: expected conversations of the split train, found none')
-        print(f'{path}: {len(openings)} conversations of the split train', flush=True)
-        found += openings
-    return overlap_of(tasks, found)
 
 
 @contextlib.contextmanager
 def judging(
     options: argparse.Namespace, output: pathlib.Path
-) -> Iterator[tuple[dict[str, Task], dict[str, Generation], dict[str, Endpoint], AskSettings]]:
+) -> Iterator[tuple[Scope, dict[str, Generation], dict[str, Endpoint], AskSettings]]:
     """The tasks, the replies to judge, and the judges, whose answers are kept beside `output`."""
     settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
-    tasks = read_options_tasks(options)
-    generations = read_replies(options.generations, tasks)
+    scope = read_scope(options)
+    generations = read_replies(options.generations, scope)
     with opened(judges, output) as clients:
-        yield tasks, generations, clients, settings
+        yield scope, generations, clients, settings
 
 
 def run_checklist(options: argparse.Namespace) -> int:
     if not options.output.name.endswith(('.jsonl', '.jsonl.gz')):  # before anything is paid for
         raise ValueError(f'--output: expected a name that ends in .jsonl or .jsonl.gz, found {options.output.name}')
-    with judging(options, options.output) as (tasks, generations, clients, settings):
-        overlap = read_overlap(options.training, tasks)
-        rows = checklist.judge(tasks, generations, clients, settings, 'verdicts')
+    with judging(options, options.output) as (scope, generations, clients, settings):
+        rows = checklist.judge(known_tasks(scope), generations, clients, settings, 'verdicts')
     write_rows(options.output, rows)
-    summary = checklist.summary(rows, tasks, overlap) | {'settings': dataclasses.asdict(settings)}
+    summary = checklist.summary(rows, known_tasks(scope), scope.overlap) | {'settings': dataclasses.asdict(settings)}
     write_json(options.output.with_name(options.output.name + '.summary.json'), summary)
     print_result(summary)
     return int(summary['tasks']['without a verdict'])
@@ -234,21 +220,19 @@ def run_agreement(options: argparse.Namespace) -> int:
 
 
 def run_score(options: argparse.Namespace) -> int:
-    with judging(options, options.output / 'score') as (tasks, generations, clients, settings):
-        overlap = read_overlap(options.training, tasks)
-        found = verdicts.score(tasks, generations, clients, settings, 'scores')
-    return write_all(options.output, found, generations, None, lambda path: score_of(path, tasks, overlap))
+    with judging(options, options.output / 'score') as (scope, generations, clients, settings):
+        found = verdicts.score(known_tasks(scope), generations, clients, settings, 'scores')
+    return write_all(options.output, found, generations, None, lambda path: score_of(path, scope))
 
 
 def run_pairs(options: argparse.Namespace) -> int:
-    with judging(options, options.output / 'pairs') as (tasks, generations, clients, settings):
-        references = read_replies(options.reference, tasks)
-        overlap = read_overlap(options.training, tasks)
-        found = verdicts.pairs(tasks, generations, references, clients, settings, 'pairs')
+    with judging(options, options.output / 'pairs') as (scope, generations, clients, settings):
+        references = read_replies(options.reference, scope)
+        found = verdicts.pairs(known_tasks(scope), generations, references, clients, settings, 'pairs')
     reference = generator_of(references)
 
     def result_of(path: pathlib.Path) -> Result:
-        return reward_of(path, reference, tasks, RewardSettings(), overlap)
+        return reward_of(path, reference, scope, RewardSettings())
 
     return write_all(options.output, found, generations, reference, result_of)
 
@@ -275,6 +259,7 @@ def write_all(
         lost += failed.total()
         (without if failed.total() == len(rows) else paths).append(path)
     for path in paths:
+        print(f'{path}:')
         print_result(result_of(path))
     if without:
         raise ValueError(f'{without[0]}: expected at least one verdict, found none')
@@ -286,34 +271,27 @@ def print_result(result: Result) -> None:
     print(json.dumps(result, indent=1, ensure_ascii=False), flush=True)
 
 
-def score_of(
-    path: pathlib.Path, tasks: Tasks | None, overlap: Overlap | None, cut_replies: CutReplies = 'judged'
-) -> Result:
-    scores, left_out = judge_files.read_scores(path)
-    found = official.wb_score(scores, tasks, cut_replies=cut_replies, left_out=left_out, overlap=overlap)
+def score_of(path: pathlib.Path, scope: Scope, cut_replies: CutReplies = 'judged') -> Result:
+    scores, left_out = judge_files.read_scores(path, scope.dropped)
+    found = official.wb_score(scores, scope.tasks, cut_replies=cut_replies, left_out=left_out, overlap=scope.overlap)
     return dataclasses.asdict(found)
 
 
-def reward_of(
-    path: pathlib.Path, reference: str, tasks: Tasks | None, settings: RewardSettings, overlap: Overlap | None
-) -> Result:
-    comparisons, left_out = judge_files.read_comparisons(path, reference)
+def reward_of(path: pathlib.Path, reference: str, scope: Scope, settings: RewardSettings) -> Result:
+    comparisons, left_out = judge_files.read_comparisons(path, reference, scope.dropped)
     bias = official.position(comparisons)
-    found = official.wb_reward(comparisons, tasks, settings, left_out=left_out, overlap=overlap)
+    found = official.wb_reward(comparisons, scope.tasks, settings, left_out=left_out, overlap=scope.overlap)
     return dataclasses.asdict(found) | {'position': None if bias is None else dataclasses.asdict(bias)}
 
 
 def run_wb_score(options: argparse.Namespace) -> int:
-    tasks = read_options_tasks(options) if options.tasks else None
-    print_result(score_of(options.file, tasks, read_overlap(options.training, tasks), options.cut_replies))
+    print_result(score_of(options.file, read_scope(options), options.cut_replies))
     return 0
 
 
 def run_wb_reward(options: argparse.Namespace) -> int:
     settings = read_settings(RewardSettings, vars(options))
-    tasks = read_options_tasks(options) if options.tasks else None
-    overlap = read_overlap(options.training, tasks)
-    print_result(reward_of(options.file, options.reference, tasks, settings, overlap))
+    print_result(reward_of(options.file, options.reference, read_scope(options), settings))
     return 0
 
 
@@ -330,7 +308,7 @@ def parser_of() -> argparse.ArgumentParser:
             )
             added.add_argument('--revision', help='of tasks on the hub; default: the main branch')
             added.add_argument('--on_bad_rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
-        if name not in ('compare', 'agreement', 'generate'):
+        if name not in ('compare', 'agreement'):
             told = 'conversations whose split train was trained on; may be repeated'
             added.add_argument('--training', type=local_path, action='append', default=[], help=told)
         return added

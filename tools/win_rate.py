@@ -53,8 +53,8 @@ from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
+from tools.judges import cache_path, judges_of, opened
 from tools.prepare import add_settings, read_settings
-from tools.wildbench import cache_path, judges_of, opened
 
 VERDICTS_FILE, RESULTS_FILE = 'verdicts.jsonl', 'results.json'
 ESTIMAND = (

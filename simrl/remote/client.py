@@ -92,17 +92,18 @@ class Pending:
         return outcomes
 
     def _show(self, name: str) -> None:
-        """Shows progress until all calls are over."""
-        start, calls, tokens, over = time.monotonic(), 0, 0, False
-        with Progress(name, self.size) as progress:
+        """Shows progress until all calls are over; rates are of the calls that end meanwhile."""
+        start, before, over = time.monotonic(), dataclasses.replace(self.tally), False
+        last = before
+        with Progress(name, self.size, done=before.finished) as progress:
             while not over:
                 over = bool(concurrent.futures.wait([self.future], timeout=POLL_SECONDS).done)
                 tally = dataclasses.replace(self.tally)
-                if tally.finished > calls:
-                    rate = tally.finished / max(time.monotonic() - start, 1e-9)
+                if tally.finished > last.finished:
+                    rate = (tally.finished - before.finished) / max(time.monotonic() - start, 1e-9)
                     note = f'{rate:.1f} calls/s' + (f', {tally.failed} failed' if tally.failed else '')
-                    progress.update(tally.finished - calls, tokens=tally.tokens - tokens, note=note)
-                    calls, tokens = tally.finished, tally.tokens
+                    progress.update(tally.finished - last.finished, tokens=tally.tokens - last.tokens, note=note)
+                    last = tally
 
 
 class Endpoint:

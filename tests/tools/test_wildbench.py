@@ -328,6 +328,34 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
     assert result(capsys)['judges']['c']['failures'] == {'schema': 1}, "the judge's own answers stay"
 
 
+def test_a_task_without_a_checklist_stops_the_command_or_is_left_out_with_its_reply(tmp_path, capsys) -> None:
+    """Files that others wrote have replies to it, and scores."""
+    path, generations, scores = (tmp_path / name for name in ('tasks.jsonl', 'm.json', 'scores.json'))
+    rows = [made_up.task_row(number, checklist=[] if number == 1 else ['?']) for number in range(3)]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    names = [row['session_id'] for row in rows]
+    histories = [[message['content'] for message in row['conversation_input']] for row in rows]
+    told = {'output': ['r'], 'generator': 'm'}
+    replies = [{'session_id': x, 'chat_history': y, **told} for x, y in zip(names, histories, strict=True)]
+    generations.write_text(json.dumps(replies))
+    scores.write_text(json.dumps([{'session_id': x, 'model_output': 'r', 'score': 5} for x in names]))
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        flags = [f'--generations={generations}', f'--output={tmp_path / "c.jsonl"}', *judges(server, ('c',))]
+        commands = [['checklist', f'--tasks={path}', *flags], ['wb-score', f'--tasks={path}', str(scores)]]
+        for command in commands:
+            with pytest.raises(SystemExit, match=r'^error: .*tasks.jsonl, row 2: no checklist: checklist: expected at'):
+                wildbench.main(command)
+        assert not server.requests
+        wildbench.main([*commands[0], '--on_bad_rows=drop'])
+        assert len(server.requests) == 2
+    out = capsys.readouterr().out
+    assert '2 tasks\n  no checklist: 1\n' in out
+    assert f'{generations}: 2 replies; tasks without one: 0; left out: 1 (no task)' in out
+    wildbench.main([*commands[1], '--on_bad_rows=drop'])
+    found = result(capsys)
+    assert (found['score']['n'], found['unjudged'], found['left_out']) == (2, 0, {'no task': 1})
+
+
 def test_overlap_with_training_data_is_reported(tmp_path, tasks, capsys) -> None:
     openings = ['question 1.0? ', 'something else', 'Question 4.0?']
     people = tmp_path / 'people.jsonl'

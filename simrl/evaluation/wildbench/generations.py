@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from simrl.conversations.completion import NoText
@@ -165,14 +165,22 @@ def write_generations(
     write_json(path, rows)
 
 
-def read_generations(path: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str, Generation]:
-    """Reads a result file by task, in the order of the tasks.
+def read_generations(
+    path: pathlib.Path, tasks: Mapping[str, Task], dropped: Collection[str] = ()
+) -> tuple[dict[str, Generation], int]:
+    """Reads a result file by task, in the order of the tasks; also counts replies that are left out.
+
+    Args:
+        dropped: ids of rows that are no tasks, as of `read_tasks`: replies to them are left out.
 
     Raises:
         ValueError: an id is unknown or there twice, the rows are of several assistants, a row was written for another
             conversation than the task's, or it has no reply. It names the file, the row and the field.
     """
-    found = [parse_generation(row, f'{path}, row {number}') for number, row in enumerate(read_list(path), start=1)]
+    rows = [parse_generation(row, f'{path}, row {number}') for number, row in enumerate(read_list(path), start=1)]
+    found = [row for row in rows if row[0].task not in dropped]
+    if not found:
+        raise ValueError(f'{path}: expected replies to tasks, found {len(rows)}, all to rows that are none')
     check_known(tasks, [of.task for of, _ in found], str(path))
     if len(generators := sorted({of.generator for of, _ in found})) > 1:
         raise ValueError(f'{path}, generator: expected one, found {", ".join(generators[:5])}')
@@ -184,7 +192,7 @@ def read_generations(path: pathlib.Path, tasks: Mapping[str, Task]) -> dict[str,
                 f'found another conversation of {len(history)}'
             )
     by_task = {of.task: of for of, _ in found}
-    return {name: by_task[name] for name in tasks if name in by_task}
+    return {name: by_task[name] for name in tasks if name in by_task}, len(rows) - len(found)
 
 
 def parse_generation(row: Any, place: str) -> tuple[Generation, list[str]]:

@@ -9,12 +9,13 @@ import collections
 import dataclasses
 import pathlib
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from simrl.conversations.raw_rows import placed_rows
 from simrl.conversations.records import write_rows
 from simrl.evaluation.wildbench.generations import read_list
+from simrl.evaluation.wildbench.tasks import NO_TASK
 from simrl.run.stage_files import write_json
 
 NO_VERDICT = 'no verdict'
@@ -91,11 +92,12 @@ def _failed(path: pathlib.Path) -> collections.Counter[str]:
     return causes
 
 
-def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[str]]:
-    """Reads a judge file of scores; also counts rows without a readable one.
+def read_scores(path: pathlib.Path, dropped: Collection[str] = ()) -> tuple[list[Score], collections.Counter[str]]:
+    """Reads a judge file of scores; also counts what is left out by cause, such as rows without a readable score.
 
     Args:
         path: .json as the benchmark writes it, or .jsonl or .jsonl.gz with a row a line.
+        dropped: ids of rows that are no tasks, as of `read_tasks`: scores of replies to them are left out.
 
     Raises:
         ValueError: a row has no id or no reply, or an id is there twice.
@@ -108,8 +110,8 @@ def read_scores(path: pathlib.Path) -> tuple[list[Score], collections.Counter[st
             case _:
                 raise ValueError(f'{place}: expected session_id and model_output, found {_fields(row)}')
         _check_new(place, seen, (task,))
-        if score is None:
-            left_out[NO_VERDICT] += 1
+        if task in dropped or score is None:
+            left_out[NO_TASK if task in dropped else NO_VERDICT] += 1
         else:
             found.append(Score(task, score, reply))
     _check_some(path, found)
@@ -125,11 +127,13 @@ def _score(value: Any) -> float | None:
     return score if 1 <= score <= 10 else None
 
 
-def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Comparison], collections.Counter[str]]:
-    """Reads a judge file of pairs; also counts rows without a verdict.
+def read_comparisons(
+    path: pathlib.Path, reference: str, dropped: Collection[str] = ()
+) -> tuple[list[Comparison], collections.Counter[str]]:
+    """Reads a judge file of pairs; also counts what is left out by cause, such as rows without a verdict.
 
     Args:
-        path: as for `read_scores`.
+        path, dropped: as for `read_scores`.
         reference: name of the reference in the file.
 
     Raises:
@@ -154,8 +158,8 @@ def read_comparisons(path: pathlib.Path, reference: str) -> tuple[list[Compariso
         first: Literal['assistant', 'reference'] = 'reference' if a == reference else 'assistant'
         _check_new(place, seen, (task, f'{first} first'))
         value = _value(row.get('winner'), row.get('extent'), other, reference)
-        if value is None:
-            left_out[NO_VERDICT] += 1
+        if task in dropped or value is None:
+            left_out[NO_TASK if task in dropped else NO_VERDICT] += 1
         else:
             found.append(Comparison(task, value, outputs[other], outputs[reference], first))
     _check_some(path, found)

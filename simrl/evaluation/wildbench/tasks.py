@@ -17,6 +17,7 @@ from simrl.conversations.splits import hash64
 from simrl.conversations.wildchat import WILDBENCH, WILDBENCH_PARTS
 
 SOURCE = WILDBENCH
+NO_TASK = 'no task'  # the cause of what is left out with a dropped row
 NOT_MEASURED = 'not measured'  # the overlap without training data to compare with, which is none of 0
 FIELDS = ('session_id', 'conversation_input', 'checklist', 'primary_tag', 'secondary_tags')
 CREATIVE, PLANNING, MATH = 'Creative Tasks', 'Planning & Reasoning', 'Math & Data Analysis'
@@ -63,8 +64,10 @@ class Task:
 
 def read_tasks(
     source: str = SOURCE, *, on_bad_rows: OnBadRows = 'raise', revision: str | None = None
-) -> tuple[dict[str, Task], collections.Counter[str]]:
+) -> tuple[dict[str, Task], collections.Counter[str], frozenset[str]]:
     """Reads tasks by id, from the hub or local files; also counts stripped texts and dropped rows by reason.
+
+    Last come the ids of dropped rows, to which result files may have replies.
 
     Args:
         source: a hub name, or a .jsonl, .jsonl.gz or .parquet file in WildBench's schema, or a folder of them.
@@ -76,7 +79,7 @@ def read_tasks(
         ValueError: there is no task.
     """
     tasks: dict[str, Task] = {}
-    counts = collections.Counter[str]()
+    counts, dropped = collections.Counter[str](), set[str]()
     for number, row in enumerate(open_data(source, FIELDS, WILDBENCH_PARTS, revision).rows(), start=1):
         try:
             task, stripped = parse_task(row)
@@ -86,12 +89,13 @@ def read_tasks(
             if on_bad_rows == 'raise':
                 raise RowError(error.reason, error.detail, f'{source}, row {number}: ') from None
             counts[error.reason] += 1
+            dropped.add(str(row['session_id']))
             continue
         tasks[task.id] = task
         counts[STRIPPED] += stripped
     if not tasks:
         raise ValueError(f'{source}: expected at least one task, found none; rows dropped: {dict(counts)}')
-    return tasks, +counts
+    return tasks, +counts, frozenset(dropped - tasks.keys())
 
 
 def parse_task(row: Mapping[str, Any]) -> tuple[Task, int]:

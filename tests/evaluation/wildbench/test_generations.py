@@ -41,8 +41,9 @@ def test_a_file_is_read_back_in_the_order_of_the_tasks(tmp_path: pathlib.Path) -
     path = tmp_path / 'a' / 'm.json'
     found = [Generation(name, f' {name}\n', 'm', truncated=name == 'task1') for name in ('task2', 'task1')]
     write_generations(path, found, TASKS, GenerationSettings())
-    assert read_generations(path, TASKS) == {of.task: of for of in found[::-1]}
-    assert missing(TASKS, read_generations(path, TASKS)) == ['task0']
+    replies, left_out = read_generations(path, TASKS)
+    assert (replies, left_out) == ({of.task: of for of in found[::-1]}, 0)
+    assert missing(TASKS, replies) == ['task0']
     rows = json.loads(path.read_text())
     assert all(row.keys() >= FIELDS for row in rows)
     assert rows[0]['chat_history'] == [message.content for message in TASKS['task2'].messages]
@@ -57,9 +58,19 @@ def test_a_file_is_read_back_in_the_order_of_the_tasks(tmp_path: pathlib.Path) -
 
 def test_official_files_are_read_with_their_text_as_it_is(tmp_path: pathlib.Path) -> None:
     rows = [official('task0'), official('task1', output=['']), official('task2', output='text')]
-    found = read_generations(write(tmp_path / 'm.json', rows), TASKS)
+    found, _ = read_generations(write(tmp_path / 'm.json', rows), TASKS)
     assert [of.text for of in found.values()] == [' hi\n', '', 'text']
     assert {of.truncated for of in found.values()} == {None}
+
+
+def test_replies_to_rows_that_are_no_tasks_are_left_out_and_counted(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / 'm.json', [official('task0'), official('task1') | {'session_id': 'x'}])
+    found, left_out = read_generations(path, TASKS, {'x', 'y'})
+    assert (list(found), left_out) == (['task0'], 1)
+    with pytest.raises(ValueError, match=r"m.json: .* found 1 others, for instance 'x'"):
+        read_generations(path, TASKS, {'y'})
+    with pytest.raises(ValueError, match=r'm.json: expected replies to tasks, found 2, all to rows that are none'):
+        read_generations(path, TASKS, {'x', 'task0'})
 
 
 BAD = {

@@ -39,7 +39,8 @@ def write(path: pathlib.Path, rows: list[dict]) -> str:
 
 @pytest.mark.parametrize('name', ['t.jsonl', 't.jsonl.gz', 't.parquet'])
 def test_all_formats_give_the_same_tasks(tmp_path: pathlib.Path, name: str) -> None:
-    tasks, counts = read_tasks(write(tmp_path / name, ROWS))
+    tasks, counts, dropped = read_tasks(write(tmp_path / name, ROWS))
+    assert not dropped
     assert list(tasks) == [row['session_id'] for row in ROWS]
     assert not counts
     for row, found in zip(ROWS, tasks.values(), strict=True):
@@ -75,9 +76,10 @@ def test_a_bad_row_is_named_or_counted(tmp_path: pathlib.Path, name: str) -> Non
     path = write(tmp_path / 't.jsonl', [ROWS[0], task_row(1, **changes), ROWS[2]])
     with pytest.raises(RowError, match=f't.jsonl, row 2: .*{expected}'):
         read_tasks(path)
-    tasks, counts = read_tasks(path, on_bad_rows='drop')
+    tasks, counts, dropped = read_tasks(path, on_bad_rows='drop')
     assert list(tasks) == ['task0', 'task2']
     assert counts.total() == 1
+    assert dropped == {changes.get('session_id', 'task1')} - tasks.keys()
 
 
 def test_a_file_without_tasks_is_refused(tmp_path: pathlib.Path) -> None:

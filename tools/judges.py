@@ -1,0 +1,48 @@
+"""Judges of the command line: endpoints by their models' names, whose answers are kept beside a tool's output."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from simrl.remote.cache import Cache
+from simrl.remote.client import Endpoint, check
+from simrl.remote.settings import EndpointSettings
+from simrl.run.config import from_config_dict
+
+
+def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:
+    """The judges of --judge, by their models' names."""
+    found: dict[str, EndpointSettings] = {}
+    for text in options.judge:
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f'--judge: expected a JSON object, found {text!r}: {error}') from None
+        if not isinstance(fields, dict):
+            raise ValueError(f'--judge: expected a JSON object, found {text!r}')
+        settings = from_config_dict(EndpointSettings, fields, '--judge')
+        if settings.model in found:
+            raise ValueError(f'--judge: expected judges of different models, found {settings.model} twice')
+        found[settings.model] = settings
+    return found
+
+
+@contextlib.contextmanager
+def opened(endpoints: Mapping[str, EndpointSettings], output: pathlib.Path) -> Iterator[dict[str, Endpoint]]:
+    """Clients with one cache beside the output; prints their usage at the end."""
+    for settings in endpoints.values():
+        check(settings)
+    with Cache(cache_path(output)) as cache, contextlib.ExitStack() as stack:
+        clients = {name: stack.enter_context(Endpoint(settings, cache=cache)) for name, settings in endpoints.items()}
+        try:
+            yield clients
+        finally:
+            for name, client in clients.items():
+                print(f'endpoint {name}: {client.usage()}', flush=True)
+
+
+def cache_path(output: pathlib.Path) -> pathlib.Path:
+    """The file beside the output in which answers are kept."""
+    return output.with_name(output.name + '.answers.sqlite')
