@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import preference_rows
 from simrl.experiments.fitting import RewardModelSettings, UserSFTSettings, pairs_of, rows_of
-from simrl.experiments.settings import Compute
+from simrl.experiments.settings import Compute, ForecastSettings
 from simrl.experiments.sources import Model, of_split
 from simrl.models import sharding
 from simrl.models.transformer import TransformerConfig
@@ -149,6 +149,18 @@ def check_validation(settings: RLSettings, available: int) -> None:
             f"config.rl.validation.examples: expected at most the {available} examples of the split 'dev' that fit, "
             f'found {validation.examples}'
         )
+
+
+def check_forecast(settings: ForecastSettings | None, available: int, compute: Compute) -> None:
+    """Refuses a forecast from more than the `available` examples, or whose groups the devices cannot share evenly."""
+    if settings is None:
+        return
+    if settings.examples > available:
+        raise ConfigError(
+            f"config.evaluation.forecast.examples: expected at most the {available} examples of the split 'dev' that "
+            f'fit, found {settings.examples}'
+        )
+    check_split('config.evaluation.forecast.samples', settings.samples, compute)
 
 
 def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:

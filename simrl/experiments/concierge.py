@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from simrl.evaluation.results import MeasureWords
 from simrl.experiments import concierge_setup, work
 from simrl.experiments.checks import (
     check_fitting,
+    check_forecast,
     check_mesh,
     check_rl_steps,
     check_split,
@@ -30,6 +32,7 @@ from simrl.experiments.checks import (
     check_xla_flags,
 )
 from simrl.experiments.concierge_people import (
+    alike,
     log_example,
     outcomes,
     people_agent,
@@ -39,7 +42,7 @@ from simrl.experiments.concierge_people import (
 )
 from simrl.experiments.concierge_settings import PEOPLE, TOLD, ConciergeSettings, longest_conversation
 from simrl.experiments.outputs import load_params
-from simrl.experiments.scene import Measure, fingerprint, is_own, own_identity, own_simulator
+from simrl.experiments.scene import Measure, People, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel
 from simrl.models.transformer import Params, TransformerConfig
@@ -141,6 +144,7 @@ class ConciergeScene:
         if s.rl.validation is not None:
             check_validation(s.rl, s.rl.validation.examples)  # there is no end of people
         check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        check_forecast(s.evaluation.forecast, sys.maxsize, compute)  # there is no end of people
         for arm in s.arms:
             self.simulator_identity(arm)
 
@@ -356,6 +360,18 @@ class ConciergeScene:
 
     def usage(self) -> Mapping[str, Usage]:
         return {}
+
+    def people(self) -> People:
+        return People(
+            words='People are a program: the gradient is that of conversations with them, and a reply is worth what '
+            'their conversation with the initial assistant came to.',
+            agent=alike(people_agent(self.settings.world, self.limits)),
+            limits=self.limits,
+            value=self.score,
+            logs=None,
+            identity={},
+            inputs={},
+        )
 
     def measures(self) -> Mapping[str, Measure]:
         def meet(assistant: ModelAgent, examples: Sequence[Example], shown: int) -> dict[str, Any]:

@@ -61,6 +61,16 @@ def people_agent(world: World, limits: Limits) -> HostAgent:
     return HostAgent(reply, max_new_tokens=limits.user_tokens)
 
 
+def alike(people: HostAgent) -> HostAgent:
+    """People whose draws depend on who they are alone: they reply alike in all conversations of an example."""
+
+    def reply(conversations: Sequence[HostConversation], seeds: np.ndarray) -> Sequence[Reply]:
+        own = [example_hash(conversation.example.id) for conversation in conversations]
+        return people.reply(conversations, np.array(own, np.uint32))
+
+    return dataclasses.replace(people, reply=reply)
+
+
 def intent_of(example: Example) -> Intent:
     return Intent.from_text(told_intent(example))
 

@@ -175,6 +175,7 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
         ),
         rates=scene.rates,
         caution=scene.caution,
+        forecast=plan.forecast_spec(scene),
         seconds={
             stage.name: stages.stage_seconds(scene.workdir / stage.name)
             for stage in plan.plan(scene)

@@ -2,11 +2,13 @@
 
 `plan` reads as the experiment does:
 1. The scene's own stages: data, fine-tuning, reward models.
-2. rl/ARM/seed-K: for each arm and seed an assistant is RL-trained against that arm's simulator. An arm of
+2. forecast/SIMULATOR: what can be known of each simulator's utility before anything is trained against it, with
+   people_forecast, where `evaluation.forecast` is set.
+3. rl/ARM/seed-K: for each arm and seed an assistant is RL-trained against that arm's simulator. An arm of
    `held_out_simulators` trains none.
-3. MEASURE/ASSISTANT/block-I: each assistant on the scene's measures, on people that no simulator saw.
-4. matrix/ASSISTANT/SIMULATOR: each assistant with each simulator.
-5. likelihood/SIMULATOR: how well each simulator predicts what people said.
+4. MEASURE/ASSISTANT/block-I: each assistant on the scene's measures, on people that no simulator saw.
+5. matrix/ASSISTANT/SIMULATOR: each assistant with each simulator.
+6. likelihood/SIMULATOR: how well each simulator predicts what people said.
 
 Stages talk through the run directory alone, so arms, seeds and people can be added later. Listing them loads no model.
 """
@@ -18,12 +20,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simrl.evaluation.results import INITIAL
-from simrl.experiments import work
+from simrl.experiments import forecasts, work
 from simrl.experiments.endpoints import Work, showing_usage
+from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.scene import Measure, Scene
 from simrl.run.stages import Stage
 
-MATRIX, LIKELIHOOD = 'matrix', 'likelihood'
+MATRIX, LIKELIHOOD, FORECAST = 'matrix', 'likelihood', 'forecast'
+FORECAST_PEOPLE = 'people_forecast'  # people's side of all forecasts
 
 
 def rl_stage(arm: str, seed: int) -> str:
@@ -40,6 +44,10 @@ def matrix_stage(assistant: str, simulator: str) -> str:
 
 def likelihood_stage(simulator: str) -> str:
     return f'{LIKELIHOOD}/{simulator}'
+
+
+def forecast_stage(simulator: str) -> str:
+    return f'{FORECAST}/{simulator}'
 
 
 def runs(scene: Scene) -> Iterator[tuple[str, int]]:
@@ -96,6 +104,7 @@ def plan(scene: Scene) -> list[Stage]:
     """All stages; each comes after those that it reads."""
     stages = [
         *scene.setup(),
+        *_forecasts(scene),
         *(_train(scene, arm, seed) for arm, seed in runs(scene)),
         *(
             _measure(scene, name, measure, assistant, block)
@@ -123,6 +132,44 @@ def _stage(
 def _assistant_input(scene: Scene, assistant: str) -> dict[str, pathlib.Path]:
     stage = assistants(scene)[assistant].stage
     return {} if stage is None else {'assistant': scene.workdir / stage}
+
+
+def _forecasts(scene: Scene) -> Iterator[Stage]:
+    settings = scene.settings.evaluation
+    if settings.forecast is None:
+        return
+    people = scene.people()
+    identity = {
+        **scene.examples_identity('dev'),
+        **scene.reward_identity(),
+        **people.identity,
+        'forecast': settings.forecast,
+        'lora': scene.settings.rl.lora,
+        'seed': settings.seed,
+    }
+    inputs = {**_assistant_input(scene, INITIAL), **scene.reward_inputs(), **people.inputs}
+    run: Work = functools.partial(forecasts.forecast_people, scene=scene)
+    yield _stage(scene, FORECAST_PEOPLE, identity, inputs, run)
+    for simulator, (arm, seed) in simulators(scene).items():
+        folder = scene.workdir / FORECAST_PEOPLE
+        yield _stage(
+            scene,
+            forecast_stage(simulator),
+            {**identity, **scene.simulator_identity(arm)},
+            {**inputs, **scene.simulator_inputs(arm, seed), 'people': folder},
+            functools.partial(forecasts.forecast_simulator, scene=scene, arm=arm, seed=seed, people=folder),
+        )
+
+
+def forecast_spec(scene: Scene) -> ForecastSpec | None:
+    """The stages of forecasts; None where there are none."""
+    settings = scene.settings.evaluation.forecast
+    if settings is None:
+        return None
+    stages: dict[str, list[str]] = {}
+    for simulator, (arm, _) in simulators(scene).items():
+        stages.setdefault(arm, []).append(forecast_stage(simulator))
+    return ForecastSpec(scene.people().words, FORECAST_PEOPLE, stages, settings.n)
 
 
 def _train(scene: Scene, arm: str, seed: int) -> Stage:

@@ -29,7 +29,7 @@ from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, S
 from simrl.experiments.pretrained_settings import MODELS, PretrainedSettings
 from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
 from simrl.experiments.replies import REPLY_STEP, outcome_columns, scored_conversations
-from simrl.experiments.scene import Measure, own_simulator
+from simrl.experiments.scene import Measure, People, own_simulator
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models.transformer import Params, TransformerConfig
@@ -38,6 +38,8 @@ from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, opening_only, told
 from simrl.rollouts.agents import fitting as fitting_examples
+from simrl.rollouts.logs import logged_transcript
+from simrl.rollouts.state import Transcript
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -109,7 +111,9 @@ class PretrainedScene:
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def check(self) -> None:
         self._check_without_preferences()
-        validated = [] if self.settings.rl.validation is None else self.openings('dev')
+        settings = self.settings
+        needed = settings.rl.validation is not None or settings.evaluation.forecast is not None
+        validated = self.openings('dev') if needed else []
         rewarded = [*self.openings('train'), *validated, *self.openings('test')]
         self.rewards.check(rewarded, lambda: self.preferences)
 
@@ -130,6 +134,8 @@ class PretrainedScene:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
         checks.check_split('config.scale.batch_size', s.scale.batch_size, compute)
         checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        if s.evaluation.forecast is not None:
+            checks.check_forecast(s.evaluation.forecast, len(self.openings('dev')), compute)
         for field, wanted, most in (
             ('people', s.evaluation.people or held_out, held_out),
             ('matrix', s.evaluation.matrix, s.evaluation.people or held_out),
@@ -404,6 +410,23 @@ class PretrainedScene:
 
     def usage(self) -> Mapping[str, Usage]:
         return self.rewards.endpoints.usage()
+
+    def people(self) -> People:
+        _, identity, inputs, _ = self.rewards.held_out_measure()
+        return People(
+            words='People are logged: gradients are of single replies, to what people said to whichever assistant they '
+            'had and to what the simulator says to this one; a first reply is worth its held-out score.',
+            agent=opening_only(),
+            limits=self._reply_limits,
+            value=lambda _: self.rewards.score_held_out(),
+            logs=self._logged,
+            identity={'limits': self.limits, 'held_out': identity},
+            inputs=inputs,
+        )
+
+    def _logged(self, examples: Sequence[Example]) -> tuple[Transcript, int]:
+        by_id = {conversation.id: conversation for conversation in self.people_of('dev')}
+        return logged_transcript([by_id[example.id] for example in examples], self.chat, self.limits)
 
     def measures(self) -> Mapping[str, Measure]:
         name, identity, inputs, words = self.rewards.held_out_measure()

@@ -8,6 +8,7 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
   numbers ('share_met'), or labels ('first_act'). Where a conversation has no score, 'cause' says why and the columns
   after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none without a score.
 - of RL: columns by logged step
+- of forecasts: see `forecasts`
 - of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row; null for a simulator off the device
 """
 
@@ -48,6 +49,7 @@ from simrl.evaluation.results import (
 )
 from simrl.evaluation.statistics import cluster_numbers, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
+from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.outputs import read_result
 from simrl.run.metrics import Writer
 
@@ -115,6 +117,7 @@ class ResultsSpec:
         rates: statistics of users' messages by name, each the ratio of two counts of a stage's 'statistics'.
         caution: what the numbers do not show, as sentences for the top of the report.
         seconds: of each stage.
+        forecast: of simulators' utility; None: nothing was forecast.
     """
 
     arms: Mapping[str, Arm]
@@ -125,6 +128,7 @@ class ResultsSpec:
     rates: Mapping[str, tuple[str, str]]
     caution: str
     seconds: Mapping[str, float]
+    forecast: ForecastSpec | None = None
 
     def __post_init__(self) -> None:
         for name, measure in self.measures.items():
@@ -183,6 +187,8 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         for who, stages in spec.matrix.stages.items()
     }
     people = parts[spec.matrix.people][INITIAL] if spec.matrix.people else []
+    measures = {name: _measure(spec, name, found) for name, found in outcomes.items()}
+    headline = measures[next(iter(spec.measures))]
     return Results(
         experiment=ExperimentResult(
             arms=dict(spec.arms),
@@ -190,7 +196,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
             measures=tuple(spec.measures),
             caution=spec.caution,
         ),
-        measures={name: _measure(spec, name, found) for name, found in outcomes.items()},
+        measures=measures,
         scores=ScoresResult(
             {
                 name: MeasureScores(
@@ -208,6 +214,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         training=TrainingResult({name: _curve(read_result(workdir / x.rl)) for name, x in spec.assistants.items()}),
         conversations=ConversationsResult({name: _shown(found, outcomes[name]) for name, found in parts.items()}),
         timings=TimingsResult(dict(spec.seconds)),
+        forecast=None if spec.forecast is None else forecast_result(spec.forecast, workdir, headline),
     )
 
 

@@ -27,6 +27,7 @@ from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
 from simrl.rollouts.agents import Agent, HostAgent, Limits, ModelAgent
+from simrl.rollouts.state import Transcript
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -51,6 +52,30 @@ class Measure:
     inputs: Mapping[str, pathlib.Path]
     prefer: Prefer
     words: MeasureWords
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """People on their side of a forecast; see `experiments.forecasts`.
+
+    Attributes:
+        words: what stands for people, as a sentence for the report.
+        agent: whom the initial assistant replies to; the conversations of an example have the same opening.
+        limits: the sizes of these conversations.
+        value: what they are worth to people.
+        logs: (examples) -> conversations that people had, on the host, a row for each example; and how many messages
+            were cut off. None where `agent` is the people themselves, with whom conversations go on.
+        identity: what all this depends on, beside the scene's own identity.
+        inputs: what it reads, beside the scene's own files.
+    """
+
+    words: str
+    agent: Agent
+    limits: Limits
+    value: Callable[[Sequence[Example]], Score]
+    logs: Callable[[Sequence[Example]], tuple[Transcript, int]] | None
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, pathlib.Path]
 
 
 class Scene(Protocol):
@@ -191,6 +216,9 @@ class Scene(Protocol):
 
     def usage(self) -> Mapping[str, Usage]:
         """Usage of the scene's endpoints since the process began, by model; empty without endpoints."""
+
+    def people(self) -> People:
+        """People, as a forecast compares simulators with them."""
 
     def measures(self) -> Mapping[str, Measure]:
         """The measures of the trained assistants, by name; the first is the primary one."""

@@ -80,6 +80,22 @@ class Compute:
 
 
 @dataclasses.dataclass(frozen=True)
+class ForecastSettings:
+    """A forecast of each simulator's utility before anything is trained against it; see `experiments.forecasts`."""
+
+    examples: int = 32  # of the split 'dev', which neither training nor the measures start from
+    samples: int = 8  # conversations, or replies, of each example
+    n: int = 4  # replies that the best one is chosen from, in best-of-n
+
+    def __post_init__(self) -> None:
+        for field, least in (('examples', 2), ('samples', 2), ('n', 2)):
+            if getattr(self, field) < least:
+                raise ValueError(f'ForecastSettings.{field}: expected at least {least}, found {getattr(self, field)}')
+        if self.n > self.samples:
+            raise ValueError(f'ForecastSettings.n: expected at most samples={self.samples}, found {self.n}')
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
     """Measurement of assistants, the same for every arm."""
 
@@ -89,6 +105,7 @@ class EvaluationSettings:
     batch_size: int = dataclasses.field(default=64, metadata=NO_EFFECT)  # conversations sampled at once
     shown: int = 4  # people whose conversations the report shows
     seed: int = 0  # seed of sampling, and of the choice of `people` where there are more
+    forecast: ForecastSettings | None = None  # None: no simulator's utility is forecast
 
     def __post_init__(self) -> None:
         for field in ('people', 'block', 'matrix', 'batch_size'):

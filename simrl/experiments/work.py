@@ -40,7 +40,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     """RL-trains the initial assistant against an arm's simulator."""
     settings, compute = scene.settings.rl, scene.compute
     mesh = compute.mesh.make()
-    assistant = scene.assistant(_folder(scene, scene.assistant_stage))
+    assistant = initial_assistant(scene)
     examples = scene.training_examples()
     validated = [] if settings.validation is None else scene.validation_examples(settings.validation.examples)
     candidates, validation = None, None
@@ -221,6 +221,10 @@ def measure_likelihood(folder: pathlib.Path, *, scene: Scene, arm: str, seed: in
         mesh=scene.compute.mesh.make(),
     )
     save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()})
+
+
+def initial_assistant(scene: Scene) -> ModelAgent:
+    return scene.assistant(_folder(scene, scene.assistant_stage))
 
 
 def _folder(scene: Scene, stage: str | None) -> pathlib.Path | None:

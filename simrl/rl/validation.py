@@ -100,13 +100,13 @@ def validation_rewards(
         name=name,
         max_unjudged=max_unjudged,
     ):
-        values.append(_mean_of_turns(found.rewards)[: len(chosen)])
+        values.append(mean_of_turns(found.rewards)[: len(chosen)])
         causes.extend(without.values())
     print_causes(name, causes)
     return np.concatenate(values)
 
 
-def _mean_of_turns(rewards: Rewards) -> np.ndarray:
+def mean_of_turns(rewards: Rewards) -> np.ndarray:
     """The reward of each conversation, in the mean over its turns where they have one each."""
     valid = np.asarray(rewards.valid).reshape(len(rewards.valid), -1)
     value = np.where(valid, np.asarray(rewards.value).reshape(valid.shape), 0.0)

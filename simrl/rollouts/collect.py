@@ -294,7 +294,7 @@ def _conversing(
         repeats = Repeats(user.resampling, float(user.policy.temperature), chat.decode)
     sides, turns = (side(user), side(assistant)), limits.turns
     if replay is not None:
-        dialogue = replay_messages(*sides, dialogue, replay.record, messages=2 * replay.turns)
+        dialogue = replay_messages(*sides, dialogue, replay.record, messages=replay.messages)
         turns = replay.more
     dialogue = yield from conversing(*sides, dialogue, keys, turns=turns, repeats=repeats)
     if replay is not None:

@@ -7,6 +7,7 @@ what would have followed, if it is drawn with the same keys.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,18 +36,27 @@ class Replay:
             then ends as TURNS, as any conversation does whose turns are over.
         sample: added to the number of each conversation's sample, with which all that follows is drawn. 0 draws what
             the record drew.
+        heard: messages of the user that are replayed after these turns: with 1 the assistant replies to what the record
+            has next, and a conversation that has nothing the assistant heard there is over from the start.
     """
 
     record: Transcript
     turns: int
     more: int
     sample: int
+    heard: Literal[0, 1] = 0
+
+    @property
+    def messages(self) -> int:
+        """Messages that are replayed."""
+        return 2 * self.turns + self.heard
 
     @property
     def present(self) -> np.ndarray:
-        """True where the record has so many turns, bool `[B]`."""
-        whole = np.asarray(self.record.num_messages) >= 2 * self.turns
-        return whole & (np.asarray(self.record.end_reason) != EndReason.FAILURE)
+        """True where the record has so many messages, bool `[B]`."""
+        number, reason = np.asarray(self.record.num_messages), np.asarray(self.record.end_reason)
+        unheard = (reason == EndReason.SIGNAL) & (number == self.messages) & (self.heard == 1)
+        return (number >= self.messages) & (reason != EndReason.FAILURE) & ~unheard
 
 
 def recorded_openings(record: Transcript, idle: Sequence[bool]) -> list[WrittenOpening]:
