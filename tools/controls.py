@@ -40,7 +40,7 @@ OPENS = {True: 'opens', False: 'does NOT open', None: 'may or may not open'}
 
 def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     """Each arm of a finished run against itself."""
-    found = _read(run)
+    found = read_results(run)
     scores = found.scores.measures[found.experiment.measures[0]].assistants
     arms = {arm: found.experiment.assistants_of(arm) for arm in found.measures[found.experiment.measures[0]].arms}
     if (fewest := min(map(len, arms.values()))) < MIN_SEEDS:
@@ -52,17 +52,24 @@ def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     }
 
 
-def _read(run: pathlib.Path) -> results.Results:
+def read_results(run: pathlib.Path) -> results.Results:
+    """The results of a finished run; without them the program ends with a line that says so."""
     try:
         return results.read(run)
     except config.ConfigError as error:
         raise SystemExit(str(error)) from error
 
 
+def whole_config(path: str) -> ConfigDict:
+    """The config of a file, FILE.py[:arg]."""
+    file, _, argument = path.partition(':')
+    config: ConfigDict = runpy.run_path(file)['get_config'](*([argument] if argument else []))
+    return config
+
+
 def get_config(path: str) -> ConfigDict:
     """The config of a run of the dial: that of another file, FILE.py[:arg], with the two arms alone."""
-    file, _, argument = path.partition(':')
-    found: ConfigDict = runpy.run_path(file)['get_config'](*([argument] if argument else []))
+    found = whole_config(path)
     with found.unlocked():
         for arm in [arm for arm in found.arms if arm not in ARMS]:
             del found.arms[arm]
@@ -84,7 +91,7 @@ def run_dial(options: argparse.Namespace, dial: float) -> pathlib.Path:
 
 def row(workdir: pathlib.Path, dial: float) -> dict[str, Any]:
     """The results of one dial's run, of the two arms."""
-    found = _read(workdir)
+    found = read_results(workdir)
     measure = found.measures[found.experiment.measures[0]]
     return {
         'dial': dial,

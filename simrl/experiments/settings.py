@@ -88,7 +88,7 @@ class ForecastSettings:
     n: int = 4  # replies that the best one is chosen from, in best-of-n
 
     def __post_init__(self) -> None:
-        for field, least in (('examples', 2), ('samples', 2), ('n', 2)):
+        for field, least in (('examples', 3), ('samples', 2), ('n', 2)):
             if getattr(self, field) < least:
                 raise ValueError(f'ForecastSettings.{field}: expected at least {least}, found {getattr(self, field)}')
         if self.n > self.samples:

@@ -8,6 +8,7 @@ import pytest
 from simrl.evaluation.report import summary
 from simrl.evaluation.report.report import REPORT_FILE
 from simrl.evaluation.results import Arm, MeasureWords, read
+from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.results import (
     AssistantSpec,
     MatrixSpec,
@@ -18,6 +19,7 @@ from simrl.experiments.results import (
     results_of,
     write_results,
 )
+from tests.experiments.test_forecasts import made_up
 
 WORDS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
 SCORES = {'initial': (0.0, 1.0, 2.0, 2.0), 'b/seed-0': (1.0, 1.0, 2.0, 3.0), 'a/seed-0': (0.0, 0.0, 0.0, 0.0)}
@@ -158,6 +160,16 @@ def test_what_nobody_has_a_score_of_is_counted_and_every_win_rate_is_bounded(spe
     assert [(x.compared, x.adjusted_p) for x in reply.differences] == [((2,), None)]
     (row,) = [x for x in summary.rows_of(results_of(spec, tmp_path).experiment, reply) if x.name == 'b']
     assert (row.failures, row.bounds) == (2, one.win_rate_bounds), 'of one seed over its openings'
+
+
+def test_forecasts_are_those_of_the_first_measures_arms(spec, tmp_path):
+    made_up(tmp_path, {'b': 0.1, 'a/seed-0': 0.9})
+    stages = {'b': ['forecast/b'], 'a': ['forecast/a/seed-0']}
+    write_results(changed(spec, forecast=ForecastSpec('Made up.', 'people_forecast', stages, n=2)), tmp_path)
+    forecast = read(tmp_path).forecast
+    assert forecast.measure == 'reply'
+    assert forecast.simulators['b'].cosine.mean < forecast.simulators['a'].cosine.mean
+    assert {x.num_arms for x in forecast.correlations if x.forecast == 'cosine'} == {2}
 
 
 def test_an_example_that_failed_with_an_assistant_is_shown_with_the_others(spec, tmp_path):

@@ -177,3 +177,19 @@ def test_what_failed_is_over_from_the_start() -> None:
     batch, _ = talk(user_of('device'), replay)
     assert batch.num_messages[5] == batch.num_given[5]
     assert batch.end_reason[5] == EndReason.TURNS
+
+
+def test_what_the_user_says_next_may_be_replayed_too() -> None:
+    """The assistant replies to it; a conversation in which it heard nothing more is over from the start."""
+    record = transcript_of(recorded('device'))
+    replay = Replay(record, 1, 1, SAMPLES, heard=1)
+    ended = (record.num_messages == 3) & (record.end_reason == EndReason.SIGNAL)
+    assert ended.any()
+    np.testing.assert_array_equal(replay.present, (record.num_messages >= 3) & ~ended)
+    batch, failures = talk(user_of('device'), replay)
+    assert not failures
+    rows = np.flatnonzero(replay.present)
+    np.testing.assert_array_equal(batch.num_messages[rows], 4)
+    np.testing.assert_array_equal(batch.messages[rows, :3], record.messages[rows, :3])
+    assert not np.array_equal(batch.messages[rows, 3], record.messages[rows, 3])
+    assert np.all(batch.num_messages[~replay.present] < 2)
