@@ -64,7 +64,7 @@ def table(found: Results, forecast: ForecastResult) -> str:
 
 
 def cost_of(found: Results, forecast: ForecastResult) -> str:
-    """What a forecast took beside the training that it is of."""
+    """A forecast's seconds beside those of a training."""
     seconds = found.timings.stages
     arms = len(forecast.simulators)
     own = sum(seconds[stage] for known in forecast.simulators.values() for stage in known.stages)
