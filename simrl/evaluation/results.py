@@ -10,6 +10,7 @@ import pathlib
 from typing import Any, TypeVar
 
 from simrl.evaluation.crossed import CrossedEstimate
+from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.statistics import Estimate, SeedEstimate
@@ -229,6 +230,9 @@ class SimulatorFidelity:
     perplexity: float | None  # per token of people's held-out messages
     nats_per_token: Estimate | None
     statistics: dict[str, float | None]  # rates of its messages; None without anything to divide by
+    nats_by_source: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # by data set
+    # Its turns in people's place, by data set; with several, all of them come first. Empty where none are replayed.
+    replayed: dict[str, SourceFidelity] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,9 @@ def so_far(spec: ResultsSpec, workdir: pathlib.Path) -> ResultsSpec:
         },
         simulators={
             name: dataclasses.replace(
-                found, likelihood=found.likelihood if found.likelihood and done(found.likelihood) else None
+                found,
+                likelihood=found.likelihood if found.likelihood and done(found.likelihood) else None,
+                replay=found.replay if found.replay and done(found.replay) else None,
             )
             for name, found in spec.simulators.items()
         },
@@ -238,7 +240,10 @@ def _cost(scene: Scene, arm: str, names: Sequence[str], runs: Sequence[str], wit
         TRAIN: runs,
         MEASURE: measured,
         MEET: with_it,
-        COMPARE: [plan.likelihood_stage(name) for name in names],
+        COMPARE: [
+            *(plan.likelihood_stage(name) for name in names),
+            *(plan.replay_stage(name) for name in names if name in plan.replayed_simulators(scene)),
+        ],
     }
     seconds = {
         purpose: {name: stages.stage_seconds(scene.workdir / name) for name in found if is_done(scene.workdir / name)}

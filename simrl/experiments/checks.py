@@ -163,6 +163,12 @@ def check_forecast(settings: ForecastSettings | None, available: int, compute: C
     check_split('config.evaluation.forecast.samples', settings.samples, compute)
 
 
+def check_most(field: str, wanted: int, available: int, what: str) -> None:
+    """Refuses a number of things of which fewer are `available`."""
+    if wanted > available:
+        raise ConfigError(f'{field}: expected at most the {available} {what}, found {wanted}')
+
+
 def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> None:
     """Refuses steps of RL that need more than the `available` examples, never end warming up, or do not divide."""
     if available < settings.prompts_per_step:

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from simrl.conversations.chat import Chat
-from simrl.conversations.records import Example, read_conversations
+from simrl.conversations.records import Conversation, Example, read_conversations
 from simrl.conversations.sentencepiece import sentencepiece_chat
-from simrl.conversations.views import Rendered, natural_prompt, user_rows
+from simrl.conversations.views import natural_prompt, user_rows
 from simrl.evaluation.results import MeasureWords
 from simrl.experiments import concierge_setup, work
 from simrl.experiments.checks import (
     check_fitting,
     check_forecast,
     check_mesh,
+    check_most,
     check_rl_steps,
     check_split,
     check_validation,
@@ -42,9 +43,9 @@ from simrl.experiments.concierge_people import (
 )
 from simrl.experiments.concierge_settings import PEOPLE, TOLD, ConciergeSettings, longest_conversation
 from simrl.experiments.outputs import load_params
-from simrl.experiments.scene import Measure, People, fingerprint, is_own, own_identity, own_simulator
+from simrl.experiments.scene import LikelihoodRows, Measure, People, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import RandomModel
+from simrl.experiments.sources import RandomModel, subsample
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Rewards, Score
@@ -58,6 +59,7 @@ from simrl.simulators.personas import directed
 from simrl.worlds.concierge.language import all_intents
 from simrl.worlds.concierge.outcomes import vote
 from simrl.worlds.concierge.people import STEREOTYPES, person_of
+from simrl.worlds.concierge.scripted import SOURCE
 
 SATISFACTION = (
     'Satisfaction is the share of the intent met, 0 where the person left, less the effort it took. Win rate: how '
@@ -143,6 +145,7 @@ class ConciergeScene:
         check_rl_steps(s.rl, s.rl_people, compute)
         if s.rl.validation is not None:
             check_validation(s.rl, s.rl.validation.examples)  # there is no end of people
+        check_most('config.evaluation.replayed', s.evaluation.replayed, s.corpora.held_out, 'held-out conversations')
         check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         check_forecast(s.evaluation.forecast, sys.maxsize, compute)  # there is no end of people
         for arm in s.arms:
@@ -393,17 +396,27 @@ class ConciergeScene:
             )
         }
 
-    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
+    def likelihood_rows(self, simulator: ModelAgent) -> LikelihoodRows:
         """Held-out people's messages to the initial assistant, under the simulator's own system text.
 
         Rows are as long as conversations may be, so that the same tokens count whatever a simulator is told.
         """
-        logs, _ = read_conversations(self.workdir / concierge_setup.LOGS_STAGE / concierge_setup.HELD_OUT_LOGS)
+        logs = self._held_out_logs()
         length = longest_conversation(self.limits)
         rows, _ = user_rows(
             logs, self.chat, length, system=lambda log: told(simulator, log_example(log)), openings='trained'
         )
-        return rows, (length,)
+        return LikelihoodRows(rows, [SOURCE] * len(rows), (length,))
+
+    def _held_out_logs(self) -> list[Conversation]:
+        logs, _ = read_conversations(self.workdir / concierge_setup.LOGS_STAGE / concierge_setup.HELD_OUT_LOGS)
+        return logs
+
+    def people_to_replay(self, number: int) -> list[Conversation]:
+        return subsample(self._held_out_logs(), number, self.settings.evaluation.seed)
+
+    def example_of(self, conversation: Conversation) -> Example:
+        return log_example(conversation)
 
     def likelihood_identity(self) -> Mapping[str, Any]:
         return {}

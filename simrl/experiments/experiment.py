@@ -158,7 +158,11 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
             for name, measure in scene.measures().items()
         },
         simulators={
-            name: results.SimulatorSpec(arm, plan.likelihood_stage(name))
+            name: results.SimulatorSpec(
+                arm,
+                plan.likelihood_stage(name),
+                plan.replay_stage(name) if name in plan.replayed_simulators(scene) else None,
+            )
             for name, (arm, _) in plan.simulators(scene).items()
         },
         matrix=results.MatrixSpec(
@@ -181,4 +185,5 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
             for stage in plan.plan(scene)
             if stage_files.is_done(scene.workdir / stage.name)
         },
+        annotators=settings.evaluation.annotators,
     )

@@ -9,6 +9,7 @@
 4. MEASURE/ASSISTANT/block-I: each assistant on the scene's measures, on people that no simulator saw.
 5. matrix/ASSISTANT/SIMULATOR: each assistant with each simulator.
 6. likelihood/SIMULATOR: how well each simulator predicts what people said.
+7. replay/SIMULATOR: what each simulator says in people's place, turn by turn; none without `evaluation.replayed`.
 
 Stages talk through the run directory alone, so arms, seeds and people can be added later. Listing them loads no model.
 """
@@ -20,13 +21,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simrl.evaluation.results import INITIAL
-from simrl.experiments import forecasts, work
+from simrl.experiments import forecasts, replays, work
 from simrl.experiments.endpoints import Work, showing_usage
 from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.scene import Measure, Scene
 from simrl.run.stages import Stage
 
-MATRIX, LIKELIHOOD, FORECAST = 'matrix', 'likelihood', 'forecast'
+MATRIX, LIKELIHOOD, REPLAY, FORECAST = 'matrix', 'likelihood', 'replay', 'forecast'
 FORECAST_PEOPLE = 'people_forecast'  # people's side of all forecasts
 
 
@@ -48,6 +49,10 @@ def likelihood_stage(simulator: str) -> str:
 
 def forecast_stage(simulator: str) -> str:
     return f'{FORECAST}/{simulator}'
+
+
+def replay_stage(simulator: str) -> str:
+    return f'{REPLAY}/{simulator}'
 
 
 def runs(scene: Scene) -> Iterator[tuple[str, int]]:
@@ -88,6 +93,11 @@ def simulators(scene: Scene) -> dict[str, tuple[str, int]]:
     }
 
 
+def replayed_simulators(scene: Scene) -> dict[str, tuple[str, int]]:
+    """The simulators that replay people's conversations."""
+    return simulators(scene) if scene.settings.evaluation.replayed else {}
+
+
 def simulator_name(scene: Scene, arm: str, seed: int) -> str:
     return f'{arm}/seed-{seed}' if scene.simulator_per_seed(arm) else arm
 
@@ -118,6 +128,7 @@ def plan(scene: Scene) -> list[Stage]:
             for simulator, of in simulators_met(scene, of_assistant.seed).items()
         ),
         *(_likelihood(scene, simulator, *of) for simulator, of in simulators(scene).items()),
+        *(_replay(scene, simulator, *of) for simulator, of in replayed_simulators(scene).items()),
     ]
     return [dataclasses.replace(stage, run=showing_usage(stage.run, scene.usage)) for stage in stages]
 
@@ -245,4 +256,22 @@ def _likelihood(scene: Scene, simulator: str, arm: str, seed: int) -> Stage:
         {**scene.simulator_identity(arm), **scene.likelihood_identity()},
         {**scene.likelihood_inputs(), **scene.simulator_inputs(arm, seed)},
         run,
+    )
+
+
+def _replay(scene: Scene, simulator: str, arm: str, seed: int) -> Stage:
+    settings = scene.settings.evaluation
+    return _stage(
+        scene,
+        replay_stage(simulator),
+        {
+            **scene.simulator_identity(arm),
+            **scene.examples_identity('test'),
+            'conversations': settings.replayed,
+            'turns': settings.replayed_turns,
+            'tokens': settings.replayed_tokens,
+            'seed': settings.seed,
+        },
+        {**scene.likelihood_inputs(), **scene.simulator_inputs(arm, seed)},
+        functools.partial(replays.replay_people, scene=scene, arm=arm, seed=seed),
     )

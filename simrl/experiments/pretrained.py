@@ -29,7 +29,7 @@ from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, S
 from simrl.experiments.pretrained_settings import MODELS, PretrainedSettings
 from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
 from simrl.experiments.replies import REPLY_STEP, outcome_columns, scored_conversations
-from simrl.experiments.scene import Measure, People, own_simulator
+from simrl.experiments.scene import LikelihoodRows, Measure, People, own_simulator
 from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, subsample
 from simrl.models.transformer import Params, TransformerConfig
@@ -142,6 +142,9 @@ class PretrainedScene:
         ):
             if wanted > most:
                 raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
+        if s.evaluation.replayed:
+            held_out = len(self.people_of('dev')) + len(self.people_of('test'))
+            checks.check_most('config.evaluation.replayed', s.evaluation.replayed, held_out, 'held-out conversations')
         for arm in s.arms:
             self.simulators.check(arm)
 
@@ -390,11 +393,24 @@ class PretrainedScene:
             openings=simulator.opening,
         )
 
-    def likelihood_rows(self, simulator: ModelAgent) -> tuple[list[Rendered], tuple[int, ...]]:
+    def likelihood_rows(self, simulator: ModelAgent) -> LikelihoodRows:
         settings = self.settings.user_sft
-        rows, counts = self.rows_to_predict(simulator, self.people_of('test'))
-        sources.print_counts('conversations to predict', len(rows), counts)
-        return subsample(rows, settings.held_out, settings.held_out_seed), settings.sft.batch.lengths
+        found: list[tuple[Rendered, str]] = []
+        counts: collections.Counter[str] = collections.Counter()
+        for conversation in self.people_of('test'):
+            rows, own = self.rows_to_predict(simulator, [conversation])
+            found += [(row, conversation.source) for row in rows]
+            counts += own
+        sources.print_counts('conversations to predict', len(found), counts)
+        chosen = subsample(found, settings.held_out, settings.held_out_seed)
+        return LikelihoodRows([row for row, _ in chosen], [source for _, source in chosen], settings.sft.batch.lengths)
+
+    def people_to_replay(self, number: int) -> list[Conversation]:
+        """Of the splits dev and test: simulators are trained on neither."""
+        return subsample([*self.people_of('dev'), *self.people_of('test')], number, self.settings.evaluation.seed)
+
+    def example_of(self, conversation: Conversation) -> Example:
+        return example_of(conversation)
 
     def likelihood_identity(self) -> Mapping[str, Any]:
         settings = self.settings.user_sft

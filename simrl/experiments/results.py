@@ -9,7 +9,9 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
   after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none without a score.
 - of RL: columns by logged step
 - of forecasts: see `forecasts`
-- of a likelihood: {'log_likelihood': [...], 'tokens': [...]}, one entry per row; null for a simulator off the device
+- of a likelihood: {'log_likelihood': [...], 'tokens': [...], 'source': [...]}, one entry per row; null for a simulator
+  off the device; stages of an earlier version have no 'source'
+- of a replay: counts; `turns.jsonl.gz` beside it has the turns
 """
 
 import collections
@@ -23,6 +25,9 @@ import numpy as np
 
 from simrl.evaluation import results as results_lib
 from simrl.evaluation.comparisons import Runs, compare_arms
+from simrl.evaluation.fidelity import measure as fidelity_lib
+from simrl.evaluation.fidelity.annotators import Annotators
+from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.results import (
@@ -47,10 +52,11 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
-from simrl.evaluation.statistics import cluster_numbers, cluster_ratio
+from simrl.evaluation.statistics import Estimate, cluster_numbers, cluster_ratio
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.outputs import read_result
+from simrl.experiments.replays import TURNS_FILE
 from simrl.run.metrics import Writer
 
 
@@ -69,6 +75,7 @@ class SimulatorSpec:
 
     arm: str
     likelihood: str | None  # the stage with its likelihood of people's messages; None: it is not done
+    replay: str | None = None  # the stage in which it replays people's conversations; None: none, or not done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,7 @@ class ResultsSpec:
         caution: what the numbers do not show, as sentences for the top of the report.
         seconds: of each stage.
         forecast: of simulators' utility; None: nothing was forecast.
+        annotators: what describes replayed turns.
     """
 
     arms: Mapping[str, Arm]
@@ -129,6 +137,7 @@ class ResultsSpec:
     caution: str
     seconds: Mapping[str, float]
     forecast: ForecastSpec | None = None
+    annotators: Annotators = dataclasses.field(default_factory=Annotators)
 
     def __post_init__(self) -> None:
         for name, measure in self.measures.items():
@@ -277,23 +286,42 @@ def _fidelity(
     initial: Mapping[str, Mapping[str, Any]],
     people: Sequence[Mapping[str, Any]],
 ) -> FidelityResult:
-    """Simulators beside people: rates of their messages to the initial assistant, likelihoods of people's messages."""
+    """Simulators beside people: what they say to the initial assistant and in people's place, likelihoods of people."""
     fidelity = {}
+    replayed = any(simulator.replay for simulator in spec.simulators.values())
+    tools = fidelity_lib.make_tools(spec.annotators) if replayed else None
     for arm, names in _by_arm(spec, {name: name for name in spec.simulators}).items():
         done = [stage for name in names if (stage := spec.simulators[name].likelihood) is not None]
-        if not done:
+        stages = [stage for name in names if (stage := spec.simulators[name].replay)]
+        if not done and not stages:
             continue
-        found = [read_result(workdir / stage) for stage in done]
-        nats = None
-        if found[0]['tokens'] is not None:  # over tokens and trainings of the simulator; all have the same rows
-            total = -np.mean([x['log_likelihood'] for x in found], 0)
-            nats = cluster_ratio(total, np.array(found[0]['tokens']))
+        nats, by_source = _nats([read_result(workdir / stage) for stage in done])
+        turns = [turn for stage in stages for turn in read_turns(workdir / stage / TURNS_FILE)]
         fidelity[arm] = SimulatorFidelity(
             perplexity=math.exp(nats.mean) if nats else None,
             nats_per_token=nats,
             statistics=_rates(spec, [initial[name] for name in names if name in initial]),
+            nats_by_source=by_source,
+            replayed=fidelity_lib.measure(turns, tools) if turns and tools else {},
         )
     return FidelityResult(people=_rates(spec, people), simulators=fidelity)
+
+
+def _nats(found: Sequence[Mapping[str, Any]]) -> tuple[Estimate | None, dict[str, Estimate]]:
+    """Nats per token of people's messages, over all and by data set; None and {} where there is no likelihood.
+
+    Args:
+        found: results of likelihoods, of each training of one simulator; all have the same rows.
+    """
+    if not found or found[0]['tokens'] is None:
+        return None, {}
+    total, tokens = -np.mean([x['log_likelihood'] for x in found], 0), np.array(found[0]['tokens'])
+    sources = np.array(found[0].get('source', []))
+    by_source = {
+        str(source): cluster_ratio(total[sources == source], tokens[sources == source])
+        for source in dict.fromkeys(sources.tolist())
+    }
+    return cluster_ratio(total, tokens), by_source
 
 
 def _rates(spec: ResultsSpec, parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

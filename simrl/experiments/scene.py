@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from simrl.conversations.chat import Chat
-from simrl.conversations.records import Example
+from simrl.conversations.records import Conversation, Example
 from simrl.conversations.views import Rendered
 from simrl.evaluation.results import MeasureWords
 from simrl.evaluation.win_rate import Prefer
@@ -76,6 +76,21 @@ class People:
     logs: Callable[[Sequence[Example]], tuple[Transcript, int]] | None
     identity: Mapping[str, Any]
     inputs: Mapping[str, pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LikelihoodRows:
+    """People's messages as rows of tokens.
+
+    Attributes:
+        rows: a conversation each.
+        sources: the data set of each.
+        lengths: the rows' length buckets.
+    """
+
+    rows: Sequence[Rendered]
+    sources: Sequence[str]
+    lengths: tuple[int, ...]
 
 
 class Scene(Protocol):
@@ -174,14 +189,20 @@ class Scene(Protocol):
     def held_out_examples(self, numbers: range | None) -> Sequence[Example]:
         """Held-out examples, which no simulator was trained on; None: all of them."""
 
-    def likelihood_rows(self, simulator: ModelAgent) -> tuple[Sequence[Rendered], tuple[int, ...]]:
-        """People's messages that no simulator was trained on, in the simulator's view, and the rows' length buckets."""
+    def likelihood_rows(self, simulator: ModelAgent) -> LikelihoodRows:
+        """People's messages that no simulator was trained on, in the simulator's view."""
 
     def likelihood_identity(self) -> Mapping[str, Any]:
         """Settings that decide `likelihood_rows`, beside the inputs."""
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
-        """Inputs of `likelihood_rows`."""
+        """Inputs of `likelihood_rows` and `people_to_replay`."""
+
+    def people_to_replay(self, number: int) -> Sequence[Conversation]:
+        """`number` conversations of people that no simulator was trained on, chosen by `evaluation.seed`."""
+
+    def example_of(self, conversation: Conversation) -> Example:
+        """The example that a conversation of people started from."""
 
     def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         """The reward of every arm; it sees messages and no prompt of the simulator."""

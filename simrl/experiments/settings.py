@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.results import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
@@ -106,9 +107,14 @@ class EvaluationSettings:
     shown: int = 4  # people whose conversations the report shows
     seed: int = 0  # seed of sampling, and of the choice of `people` where there are more
     forecast: ForecastSettings | None = None  # None: no simulator's utility is forecast
+    replayed: int = 0  # held-out conversations of people that every simulator replays, turn by turn; 0: none
+    replayed_turns: int = 8  # max turns of a person in them, the opening included
+    replayed_tokens: int = 1024  # max tokens of the messages before a turn
+    # Libraries that describe the turns; what is not installed is not measured.
+    annotators: Annotators = dataclasses.field(default=Annotators(), metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
-        for field in ('people', 'block', 'matrix', 'batch_size'):
+        for field in ('people', 'block', 'matrix', 'batch_size', 'replayed_turns', 'replayed_tokens'):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f'EvaluationSettings.{field}: expected at least 1, found {value}')
@@ -121,6 +127,8 @@ class EvaluationSettings:
                 f'EvaluationSettings.shown: expected 0 to {self.block or self.people}, the people of one stage, '
                 f'found {self.shown}'
             )
+        if self.replayed < 0:
+            raise ValueError(f'EvaluationSettings.replayed: expected at least 0, found {self.replayed}')
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f'EvaluationSettings.seed: expected a number from 0 to {MAX_SEED}, found {self.seed}')
 

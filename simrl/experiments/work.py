@@ -12,7 +12,7 @@ import numpy as np
 
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.records import Example
-from simrl.evaluation.fidelity import row_log_likelihoods
+from simrl.evaluation.fidelity.likelihood import row_log_likelihoods
 from simrl.experiments.candidates import Candidates
 from simrl.experiments.endpoints import usage_metrics
 from simrl.experiments.outputs import metric_lines, save_params, save_result
@@ -210,17 +210,18 @@ def measure_likelihood(folder: pathlib.Path, *, scene: Scene, arm: str, seed: in
         save_result(folder, {'log_likelihood': None, 'tokens': None})
         return
     policy, batch_size = simulator.policy, scene.settings.evaluation.batch_size
-    rows, lengths = scene.likelihood_rows(simulator)
+    people = scene.likelihood_rows(simulator)
     log_likelihood, tokens = row_log_likelihoods(
         policy.params,
-        rows,
+        people.rows,
         np.asarray(policy.token_mask),
-        BatchSettings(batch_size, lengths),
+        BatchSettings(batch_size, people.lengths),
         config=policy.spec.config,
         execution=scene.compute.training,
         mesh=scene.compute.mesh.make(),
     )
-    save_result(folder, {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()})
+    found = {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()}
+    save_result(folder, found | {'source': list(people.sources)})
 
 
 def initial_assistant(scene: Scene) -> ModelAgent:

@@ -11,7 +11,7 @@ from simrl.conversations.batches import BatchSettings, stack
 from simrl.conversations.records import write_conversations
 from simrl.conversations.sentencepiece import train_sentencepiece
 from simrl.conversations.views import told_intent, user_rows
-from simrl.evaluation.fidelity import row_log_likelihoods
+from simrl.evaluation.fidelity.likelihood import row_log_likelihoods
 from simrl.experiments import concierge_setup
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.concierge_people import people_agent, people_examples, satisfaction

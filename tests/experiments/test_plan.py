@@ -53,7 +53,7 @@ def test_an_addition_computes_only_what_is_new(before, after, new):
 
 def test_a_stage_knows_every_setting_that_it_depends_on():
     """But for those that are declared to change no result beyond rounding."""
-    found = settings(evaluation__forecast={'examples': 8, 'samples': 8, 'n': 2})
+    found = settings(evaluation__forecast={'examples': 8, 'samples': 8, 'n': 2}, evaluation__replayed=2)
     without, skipped = fields_without_effect(to_dict(found))
     declared = without_effect(found)
     assert without - declared == {'arms.oracle.size'}  # people have no model

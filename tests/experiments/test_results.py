@@ -1,12 +1,18 @@
 """Results of stages of either scene: what stages wrote comes out, and what is not there is left out."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 
+from simrl.evaluation import results as results_lib
+from simrl.evaluation.fidelity import distances
+from simrl.evaluation.fidelity.annotators import Annotators
+from simrl.evaluation.fidelity.measure import ALL
+from simrl.evaluation.fidelity.turns import Turn, write_turns
 from simrl.evaluation.report import summary
-from simrl.evaluation.report.report import REPORT_FILE
+from simrl.evaluation.report.report import REPORT_FILE, write_report
 from simrl.evaluation.results import Arm, MeasureWords, read
 from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.results import (
@@ -208,3 +214,39 @@ def test_what_cannot_be_is_refused(spec):
         changed(spec, measures={'reply': MeasureSpec(WORDS, {})})
     with pytest.raises(ValueError, match='expected at most one oracle, found b, a'):
         changed(spec, arms={'b': Arm('people', True), 'a': Arm('people', True)})
+
+
+def test_replayed_turns_and_likelihoods_are_measured_by_data_set(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(distances, 'DRAWS', 20)
+    turns = [
+        Turn(f'c{c}', f'set {c % 2}', t, 'natural', real='a Word', real_end=t == 1, simulated='a word', ended=t == 1)
+        for c in range(6)
+        for t in (0, 1)
+    ]
+    for name in 'ba':
+        (tmp_path / 'replay' / name).mkdir(parents=True)
+        write_turns(tmp_path / 'replay' / name / 'turns.jsonl.gz', turns)
+    likelihood = {'log_likelihood': [-2.0, -4.0, -9.0], 'tokens': [1, 2, 3], 'source': ['set 0', 'set 0', 'set 1']}
+    (tmp_path / 'likelihood/a/seed-0/result.json').write_text(json.dumps(likelihood))
+    spec = dataclasses.replace(
+        spec,
+        simulators={
+            'b': SimulatorSpec('b', 'likelihood/b', 'replay/b'),
+            'a/seed-0': SimulatorSpec('a', 'likelihood/a/seed-0', 'replay/a'),
+        },
+        annotators=Annotators('', '', '', ''),
+    )
+    found = results_of(spec, tmp_path)
+    b, a = (found.fidelity.simulators[arm] for arm in 'ba')
+    assert list(b.replayed) == [ALL, 'set 0', 'set 1']
+    assert b.replayed[ALL].distances['capitalisation'].excess.mean == pytest.approx(0.5, abs=0.3)
+    assert b.replayed['set 0'].termination.f1.mean == 1.0
+    assert b.replayed['set 0'].not_measured['typo rate'] == 'no annotator is named for words'
+    assert {name: x.mean for name, x in a.nats_by_source.items()} == {'set 0': 2.0, 'set 1': 3.0}
+    assert (a.perplexity, b.nats_by_source) == (math.exp(15 / 6), {})
+    results_lib.write(found, tmp_path)
+    assert read(tmp_path).fidelity == found.fidelity
+    page = (write_report(found, tmp_path)).read_text()
+    assert 'Turns of real conversations, replayed' in page
+    assert 'Not measured: typo rate: no annotator is named for words.' in page
+    assert f'{math.exp(2):.3f}' in page or f'{math.exp(2):.2f}' in page

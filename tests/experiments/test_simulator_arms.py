@@ -161,7 +161,7 @@ def test_training_rows_and_the_simulator_have_one_system_text(files, tmp_path):
     for arm, text in texts.items():
         agent = scene.simulators.on_device(arm, {})
         assert told(agent, example) == text
-        rows, _ = scene.likelihood_rows(agent)
+        rows = scene.likelihood_rows(agent).rows
         assert len(rows) == 4
         prompt = agent.prompt(example).tokens
         assert text in scene.chat.decode(prompt)

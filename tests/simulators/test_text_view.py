@@ -18,10 +18,12 @@ from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution
 from simrl.rollouts.agents import Agent, HostConversation, Limits, ModelAgent, Resampling, assistant
 from simrl.rollouts.collect import collect, for_sampling
+from simrl.rollouts.host import agent_seeds
 from simrl.rollouts.state import EndReason, example_hash, row_keys
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import transcripts
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned, told_intent
+from simrl.simulators.next_turns import next_turns
 from simrl.simulators.role_play import RolePlaySettings, role_play
 from simrl.simulators.text_view import text_agent, text_view
 from tests.tiny import CHATML, byte_tokenizer, tiny_config
@@ -174,3 +176,19 @@ def test_a_tokenizer_of_its_own() -> None:
     assert [other] == host.reply(talks[1:], np.ones(1, np.uint32))
     assert other.failure is None
     assert host.reply(talks[:1], np.zeros(1, np.uint32)) == [lost]
+
+
+def test_next_turns_are_what_the_simulator_says_whatever_their_order_and_batch() -> None:
+    user = simulator('fine_tuned, repeats')
+    said = (('user', 'ab'), ('assistant', 'b'), ('user', 'b a'), ('assistant', 'a'))
+    talks = [
+        HostConversation(EXAMPLES[i % 2], sample, said[: 2 * (1 + i // 2)]) for sample in (0, 1) for i in (3, 0, 2, 1)
+    ]
+    asked = {'chat': CHAT, 'mesh': MESH, 'batch_size': 8, 'step': STEP, 'name': 'turns'}
+    found = next_turns(user, talks, seed=1, **asked)
+    hashes = np.array([example_hash(talk.example.id) for talk in talks], np.uint32)
+    seeds = np.asarray(agent_seeds(row_keys(1, STEP, hashes, np.repeat(np.arange(2, dtype=np.int32), 4))))
+    assert found == text_agent(user, CHAT, MESH).reply(talks, seeds)
+    assert next_turns(user, talks[::-1], seed=1, **asked) == found[::-1]
+    assert next_turns(user, talks, seed=2, **asked) != found
+    assert len({reply.text for reply in found}) > 2

@@ -1,14 +1,16 @@
 """The sections of the report, in reading order: outcomes, how sure they are, why, and what was run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import figures, matrix, page, summary, tables
 from simrl.evaluation.report.figures import Drawing, Look
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Row, number, share
-from simrl.evaluation.results import MeasureResult, Results
+from simrl.evaluation.results import FidelityResult, MeasureResult, Results
 
 TITLE = 'Which user simulator trains the better assistant?'
 WIN_RATE = 'Win rate: the mean probability that this assistant is preferred to the initial one on the same example. '
@@ -171,7 +173,30 @@ def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
             )
         )
     header = ('user', 'perplexity', 'nats per token', *(name.replace('_', ' ') for name in names))
-    return [page.table(header, rows), page.paragraph(FIDELITY, 'note')]
+    parts = [page.table(header, rows), page.paragraph(FIDELITY, 'note')]
+    sources = dict.fromkeys(source for simulator in found.simulators.values() for source in simulator.replayed)
+    if sources:
+        note = f'In people’s place, turn by turn, after what people and assistants had said. {fidelity_table.ABOUT}'
+        parts += [page.heading('Turns of real conversations, replayed'), page.paragraph(note, 'note')]
+    for position, source in enumerate(sources):
+        parts.append(page.details(source, *_replayed(found, looks, source), opened=position == 0))
+    return parts
+
+
+def _replayed(found: FidelityResult, looks: Mapping[str, Look], source: str) -> list[str]:
+    """Measures of the turns that simulators said in the place of people of one source."""
+    lines: list[Sequence[str | Cell]] = []
+    notes = []
+    for arm, simulator in found.simulators.items():
+        if source not in simulator.replayed:
+            continue
+        measured, name = simulator.replayed[source], Cell(arm, dot=looks[arm].colour)
+        lines += [(name, Cell(line[0], words=True), *line[1:]) for line in fidelity_table.lines_of(measured)]
+        if source in simulator.nats_by_source:
+            nats = simulator.nats_by_source[source]
+            lines.append((name, Cell('perplexity', words=True), '', number(math.exp(nats.mean)), ''))
+        notes.append(page.paragraph(f'{arm}: {fidelity_table.about(measured)}', 'note'))
+    return [page.table(('simulator', 'measure', 'people', 'simulator', 'excess'), lines), *notes]
 
 
 def _rate(value: float | None) -> str:
