@@ -10,8 +10,9 @@ WildBench's result layout; or a stage of a run, such as runs/quickstart/people/i
 conversations than the report shows. All assistants were given the same: the opening, or with --given=history all
 messages before the last reply. Judges are endpoints (--judge), a model on the device (--model), or both.
 
-`respond` has an assistant reply to prompts, files of rows as above that end with the user's message, or talk with the
-held-out people of its run, played by one of the run's simulators; each assistant of a run meets the same.
+`respond` has an assistant reply to prompts, rows as above that end with the user's message, or talk with the held-out
+people of its run, played by one of the run's simulators: each assistant of a run meets the same. To prompts an endpoint
+may reply, too (--endpoint.url and --endpoint.model in the place of --assistant).
 
 OUTPUT gets verdicts.jsonl (each verdict with its order and raw text) and results.json. A preference is the mean of both
 orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept beside the
@@ -20,6 +21,7 @@ asked for again; the exit code is then 1.
 """
 
 import argparse
+import collections
 import contextlib
 import pathlib
 import sys
@@ -29,7 +31,7 @@ from typing import Any
 import jax
 
 from simrl.conversations.raw_rows import placed_rows
-from simrl.conversations.records import write_rows
+from simrl.conversations.records import Conversation, RowError, parse_conversation, write_rows
 from simrl.evaluation.pairwise import judges, responses
 from simrl.evaluation.pairwise.judges import Judged, Verdict
 from simrl.evaluation.pairwise.responses import Response
@@ -37,12 +39,15 @@ from simrl.evaluation.pairwise.seeds import ArmWinRate
 from simrl.evaluation.pairwise.table import PANEL, Comparison, Labels, Table, table
 from simrl.evaluation.ranking import Ranking
 from simrl.evaluation.wildbench.asking import AskSettings
+from simrl.evaluation.wildbench.generations import GenerationSettings, generate
+from simrl.evaluation.wildbench.tasks import Task
 from simrl.experiments.checks import check_row_lengths
 from simrl.experiments.settings import MeshSettings
 from simrl.experiments.sources import ModelSettings, open_model
 from simrl.main import USER_ERRORS
 from simrl.models.transformer import Execution
 from simrl.remote.cache import Cache
+from simrl.remote.settings import EndpointSettings
 from simrl.rewards.llm_judge import judge_agent
 from simrl.rollouts.collect import for_sampling
 from simrl.run import config
@@ -53,8 +58,10 @@ from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
+from tools.intents import add_fields, settings_of
 from tools.judges import cache_path, judges_of, opened
 from tools.prepare import add_settings, read_settings
+from tools.wildbench import sample_on_device
 
 VERDICTS_FILE, RESULTS_FILE = 'verdicts.jsonl', 'results.json'
 ESTIMAND = (
@@ -299,28 +306,68 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run_respond(options: argparse.Namespace) -> int:
+    endpoint = settings_of(options, 'endpoint')
     if (options.prompts is None) == (options.user is None):
         raise ValueError('expected either --prompts or --user')
-    with device():
-        if options.prompts is not None:
-            prompts = respond.read_prompts(options.prompts)
-            rows, failed = respond.to_prompts(
-                options.assistant,
-                prompts,
-                prompt_tokens=options.prompt_tokens,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                batch_size=options.rows,
-                seed=options.seed,
-            )
-        else:
-            rows, failed = respond.with_user(options.assistant, options.user, people=options.people)
+    if (endpoint is None) == (options.model is None):
+        raise ValueError('expected either --endpoint.url and --endpoint.model, or --assistant')
+    if options.user is not None:
+        if options.model is None:
+            raise ValueError('--user: expected --assistant, found an endpoint')
+        with device(), Cache(cache_path(options.output)) as cache:
+            rows, failed = respond.with_user(options.model, options.user, cache, people=options.people)
+    else:
+        rows, failed = reply(options, endpoint)
     if rows:
         write_rows(options.output, rows)
     print(f'{options.output}: {"written" if rows else "not written"}, {len(rows)} of {len(rows) + failed.total()}')
     for cause, count in failed.most_common():
         print(f'no response: {count} ({cause})')
     return failed.total()
+
+
+def reply(
+    options: argparse.Namespace, endpoint: EndpointSettings | None
+) -> tuple[list[dict[str, Any]], collections.Counter[str]]:
+    """Rows of the assistant's replies to --prompts, and the number of prompts without one by cause."""
+    settings = read_settings(GenerationSettings, vars(options))
+    prompts = read_prompts(options.prompts)
+    tasks = {name: Task(conversation, (), '', ()) for name, (conversation, _) in prompts.items()}
+    if endpoint is None:
+        found, failed = sample_on_device(options, settings, tasks)
+    else:
+        with opened({endpoint.model: endpoint}, options.output) as clients:
+            found, failed = generate(tasks, clients[endpoint.model], settings, 'replies')
+    rows = []
+    for of in found:
+        said = {'role': 'assistant', 'content': of.text, 'truncated': of.truncated}
+        row = prompts[of.task][1]
+        rows.append({**row, 'messages': [*row['messages'], said]})
+    return rows, failed
+
+
+def read_prompts(path: pathlib.Path) -> dict[str, tuple[Conversation, dict[str, Any]]]:
+    """The prompts of a file by id, with their rows.
+
+    Raises:
+        RowError: a row has no messages that end with the user's, or an id is there twice; it names the row.
+        ValueError: there is none.
+    """
+    prompts: dict[str, tuple[Conversation, dict[str, Any]]] = {}
+    for place, row in placed_rows(path, responses.FIELDS):
+        own = {field: row[field] for field in responses.FIELDS if row.get(field) is not None}
+        try:
+            conversation, _ = parse_conversation({'source': 'prompts', 'split': 'test', **own})
+            if (last := conversation.messages[-1].role) != 'user':
+                raise RowError('no question', f"messages: expected them to end with the user's, found the {last}'s")
+            if conversation.id in prompts:
+                raise RowError('duplicate id', f'id: expected another in each row, found {conversation.id!r} again')
+        except RowError as error:
+            raise RowError(error.reason, error.detail, f'{place}: ') from None
+        prompts[conversation.id] = conversation, own
+    if not prompts:
+        raise ValueError(f'{path}: expected at least one prompt, found none')
+    return prompts
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -344,16 +391,18 @@ def parser_of() -> argparse.ArgumentParser:
     add_settings(added, AskSettings())
     added = commands.add_parser('respond')
     added.set_defaults(run=run_respond)
-    added.add_argument('--assistant', required=True, help='RUN/initial, RUN/ARM/seed-K; with --prompts also a model')
+    known = 'RUN/initial, RUN/ARM/seed-K; for --prompts also OWNER/MODEL, a folder or a .gguf file'
+    added.add_argument('--assistant', dest='model', metavar='ASSISTANT', help=known)
+    add_fields(added, 'endpoint', EndpointSettings)
     added.add_argument('--output', required=True, type=local_path, help='.jsonl, .jsonl.gz or .parquet')
     added.add_argument('--prompts', type=local_path, help='rows {id, messages} that end with the user')
     added.add_argument('--user', help='a simulator of the run, or an arm whose simulator is people')
     added.add_argument('--people', type=int, default=100, help='held-out people; beside --user')
-    added.add_argument('--prompt_tokens', type=int, default=2048, help='max tokens of a prompt; beside --prompts')
-    added.add_argument('--max_tokens', type=int, default=512, help='of a reply; beside --prompts')
-    added.add_argument('--temperature', type=float, default=1.0, help='of replies; beside --prompts')
-    added.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --prompts')
-    added.add_argument('--seed', type=int, default=0, help='of sampling; beside --prompts')
+    added.add_argument('--prompt_tokens', type=int, default=4096, help='max tokens of a prompt; on the device only')
+    added.add_argument('--rows', type=int, default=16, help='replies sampled at once; on the device only')
+    added.add_argument('--seed', type=int, default=0, help='of replies; on the device only')
+    added.set_defaults(generator=None)
+    add_settings(added, GenerationSettings())
     return parser
 
 

@@ -37,6 +37,12 @@ def identity_of_model(model: Model) -> str:
     return _hash({'settings': settings, 'template': template}, model_files('model', model.settings))
 
 
+def identity_of_simulator(scene: Scene, arm: str, seed: int) -> str:
+    """The identity of an arm's simulator, and of all that decides its conversations beside the assistant."""
+    parts = (scene.identity(), scene.simulator_identity(arm), scene.limits, scene.settings.evaluation.seed)
+    return _hash([config.identity(part) for part in parts], scene.simulator_inputs(arm, seed))
+
+
 def _of_run(name: str, scene: Scene, part: str) -> str:
     """The identity of the stage that left the assistant; or of the model that the run starts from."""
     stage = assistant_stage(name, scene, part)

@@ -1,101 +1,28 @@
-"""An assistant's responses, as rows for comparisons: replies to prompts, or conversations with simulated users."""
+"""An assistant's conversations with simulated users, as rows for comparisons."""
 
 import collections
-import pathlib
+import hashlib
 from typing import Any
 
 import jax
 
 from simrl.conversations.chat import ASSISTANT
-from simrl.conversations.completion import NoText
-from simrl.conversations.raw_rows import placed_rows
-from simrl.conversations.records import Message
-from simrl.evaluation.pairwise.responses import FIELDS, parse_messages
-from simrl.experiments.settings import MeshSettings
 from simrl.experiments.work import MATRIX_STEP, fitting_simulator
 from simrl.models import placement
+from simrl.remote.cache import Cache
 from simrl.rewards.judging import heard
-from simrl.rollouts.agents import ModelAgent
 from simrl.rollouts.collect import collect, for_sampling
-from simrl.rollouts.completion import replies
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.trajectories import transcripts
 from simrl.run.config import local_path
 from simrl.run.progress import Progress
-from simrl.serving.load import find_run, load_assistant, resampled, simulators
+from simrl.serving.identity import identity_of, identity_of_simulator
+from simrl.serving.load import find_run, load_assistant, simulators
 
-Rows = list[dict[str, Any]]
-Counts = collections.Counter[str]
-
-
-def read_prompts(path: pathlib.Path) -> Rows:
-    """Reads rows `{id, messages, person?, intent?}` whose messages alternate from the user's to the user's.
-
-    Raises:
-        ValueError: a row is none, or an id is there twice; it names the row.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for place, row in placed_rows(path, FIELDS):
-        name = row.get('id')
-        if not isinstance(name, str) or not name or name in rows:
-            found = f'{name!r} again' if name in rows else repr(name)
-            raise ValueError(f'{place}, id: expected a text of its own, found {found}')
-        roles = [message.role for message in parse_messages(place, row.get('messages'))]
-        if len(roles) % 2 == 0 or roles != [('user', 'assistant')[i % 2] for i in range(len(roles))]:
-            raise ValueError(
-                f"{place}, messages: expected them to alternate from the user's to the user's, found {', '.join(roles)}"
-            )
-        rows[name] = {field: row[field] for field in FIELDS if row.get(field) is not None}
-    if not rows:
-        raise ValueError(f'{path}: expected at least one prompt, found none')
-    return list(rows.values())
+Row = dict[str, Any]
 
 
-def to_prompts(
-    name: str,
-    prompts: Rows,
-    *,
-    prompt_tokens: int,
-    max_tokens: int,
-    temperature: float,
-    batch_size: int,
-    seed: int,
-) -> tuple[Rows, Counts]:
-    """An assistant's replies to prompts, and the number of prompts without one by cause.
-
-    A reply depends on the assistant, the prompt and the seed alone: the same call gives the same rows.
-
-    Args:
-        name: of `load_assistant`.
-        prompts: of `read_prompts`.
-    """
-    loaded = load_assistant(name)
-    agent = resampled(loaded.agent, temperature=temperature, max_new_tokens=max_tokens)
-    assert isinstance(agent, ModelAgent)
-    sample = replies(
-        agent,
-        loaded.chat,
-        prompt_tokens=prompt_tokens,
-        batch_size=batch_size,
-        mesh=MeshSettings(data=1).make(),
-        seed=seed,
-    )
-    rows, failed = [], Counts()
-    with Progress('replies', len(prompts)) as progress:
-        for start in range(0, len(prompts), batch_size):
-            some = prompts[start : start + batch_size]
-            chats = [[Message(of['role'], of['content'].strip()) for of in row['messages']] for row in some]
-            for row, reply in zip(some, sample(chats, 0), strict=True):
-                if isinstance(reply, NoText):
-                    failed[reply.cause] += 1
-                    continue
-                said = {'role': 'assistant', 'content': reply.text, 'truncated': reply.truncated}
-                rows.append({**row, 'messages': [*row['messages'], said]})
-            progress.update(len(some))
-    return rows, failed
-
-
-def with_user(assistant: str, user: str, *, people: int) -> tuple[Rows, Counts]:
+def with_user(assistant: str, user: str, cache: Cache, *, people: int) -> tuple[list[Row], collections.Counter[str]]:
     """An assistant's conversations with the first held-out people of its run, and the number of failed ones by cause.
 
     A simulator of the run plays them, with the seed and the draws of the run's matrix: every assistant meets the same,
@@ -105,6 +32,10 @@ def with_user(assistant: str, user: str, *, people: int) -> tuple[Rows, Counts]:
     Args:
         assistant: RUN/initial or RUN/ARM/seed-K.
         user: a name of `load.simulators`.
+        cache: keeps conversations as they come. Weights are loaded if one is missing.
+
+    Returns:
+        Rows `{id, person, intent, end, messages}`. The person is known where the user writes the opening.
 
     Raises:
         FileNotFoundError, ValueError, WorkdirError: there is none of that name, or it cannot be read.
@@ -118,36 +49,48 @@ def with_user(assistant: str, user: str, *, people: int) -> tuple[Rows, Counts]:
     if people < 1:
         raise ValueError(f'people: expected at least 1, found {people}')
     examples = scene.held_out_examples(range(people))
-    mesh, size = scene.compute.mesh.make(), scene.settings.evaluation.batch_size
-    with jax.set_mesh(mesh):
-        simulator = for_sampling(fitting_simulator(scene, *known[user], examples), mesh)
-        own = load_assistant(assistant).agent
-    check_agents(simulator, own, scene.chat, scene.limits)
-    rows, failed = [], Counts()
-    with Progress('conversations', len(examples)) as progress:
-        for start in range(0, len(examples), size):
-            chosen = examples[start : start + size]
-            batch, reasons = collect(
-                simulator,
-                own,
-                chosen,
-                chat=scene.chat,
-                limits=scene.limits,
-                seed=scene.settings.evaluation.seed,
-                step=MATRIX_STEP,
-                view=ASSISTANT,
-                mesh=mesh,
-                padding=size - len(chosen),
-            )
-            found = transcripts(placement.to_host(batch), scene.chat.decode)[: len(chosen)]
-            for number, (example, row) in enumerate(zip(chosen, found, strict=True)):
-                if row['end_reason'] == 'failure':
-                    failed[reasons.get(number, 'failure')] += 1
-                    continue
-                messages = [{'role': role, 'content': text} for role, text in heard(row)]
-                # Without an opening the example is a person, and not a text that several may have written.
-                person = example.id if example.opening is None else None
-                told = {'id': example.id, 'person': person, 'intent': example.intent, 'end': row['end_reason']}
-                rows.append({**told, 'messages': messages})
-            progress.update(len(chosen))
-    return rows, failed
+    identity = f'{identity_of(assistant)} {identity_of_simulator(scene, *known[user])} {jax.default_backend()}'
+    keys = {of.id: hashlib.sha256(f'{identity} {of}'.encode()).hexdigest() for of in examples}
+    rows = {name: row for name, key in keys.items() if (row := cache.get(key)) is not None}
+    waiting = [example for example in examples if example.id not in rows]
+    failed = collections.Counter[str]()
+    if waiting:
+        mesh, size = scene.compute.mesh.make(), scene.settings.evaluation.batch_size
+        with jax.set_mesh(mesh):
+            simulator = for_sampling(fitting_simulator(scene, *known[user], examples), mesh)
+            agent = load_assistant(assistant).agent
+        check_agents(simulator, agent, scene.chat, scene.limits)
+        with Progress('conversations', len(examples), done=len(rows)) as progress:
+            for start in range(0, len(waiting), size):
+                chosen = waiting[start : start + size]
+                batch, reasons = collect(
+                    simulator,
+                    agent,
+                    chosen,
+                    chat=scene.chat,
+                    limits=scene.limits,
+                    seed=scene.settings.evaluation.seed,
+                    step=MATRIX_STEP,
+                    view=ASSISTANT,
+                    mesh=mesh,
+                    padding=size - len(chosen),
+                )
+                found = transcripts(placement.to_host(batch), scene.chat.decode)[: len(chosen)]
+                for number, (example, row) in enumerate(zip(chosen, found, strict=True)):
+                    if row['end_reason'] == 'failure':
+                        failed[reasons.get(number, 'failure')] += 1
+                        continue
+                    rows[example.id] = cache.put(
+                        keys[example.id],
+                        {
+                            'id': example.id,
+                            # Without an opening the example is a person, and not a text that several may have written.
+                            'person': example.id if example.opening is None else None,
+                            'intent': example.intent,
+                            'end': row['end_reason'],
+                            'messages': [{'role': role, 'content': text} for role, text in heard(row)],
+                        },
+                        model=assistant,
+                    )
+                progress.update(len(chosen))
+    return [rows[example.id] for example in examples if example.id in rows], failed

@@ -24,6 +24,7 @@ from simrl.models import transformer
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import load_config, load_params
 from simrl.models.transformer import TransformerConfig
+from simrl.remote.cache import Cache
 from simrl.run import directory, stage_files
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
@@ -158,11 +159,16 @@ def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(fi
     assert {stage.name for stage in planned if stage.state != 'done'} == stages_of(ARMS, 1)
 
 
-def test_responses_to_a_simulator_are_the_conversations_of_the_matrix(finished):
-    """Whole, and without the message that ended one."""
-    openings = []
+def test_responses_to_a_simulator_are_the_conversations_of_the_matrix(finished, tmp_path, monkeypatch):
+    """Whole, and without the message that ended one. They are kept: those that are there need no weights."""
+    openings, cache = [], Cache(tmp_path / 'cache.sqlite')
     for name, stage in (('initial', 'matrix/initial'), (TRAINED, 'matrix/role_play/seed-0')):
-        rows, failed = respond.with_user(str(finished / name), 'role_play', people=4)
+        some, _ = respond.with_user(str(finished / name), 'role_play', cache, people=2)
+        rows, failed = respond.with_user(str(finished / name), 'role_play', cache, people=4)
+        assert rows[:2] == some
+        with monkeypatch.context() as patched:
+            patched.delattr(respond, 'load_assistant')
+            assert respond.with_user(str(finished / name), 'role_play', cache, people=4) == (rows, {})
         outcomes = json.loads((finished / stage / 'role_play' / 'result.json').read_text())['outcomes']
         assert not failed
         assert [row['id'] for row in rows] == outcomes['example']
@@ -174,7 +180,8 @@ def test_responses_to_a_simulator_are_the_conversations_of_the_matrix(finished):
         openings.append([row['messages'][0]['content'] for row in rows])
     assert openings[0] == openings[1]
     with pytest.raises(ValueError, match=r'nobody: expected a simulator of the run \(role_play, fine_tuned\)'):
-        respond.with_user(str(finished / 'initial'), 'nobody', people=4)
+        respond.with_user(str(finished / 'initial'), 'nobody', cache, people=4)
+    cache.close()
 
 
 @pytest.mark.long

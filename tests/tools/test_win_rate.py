@@ -11,16 +11,13 @@ from typing import Any
 import jax
 import pytest
 
-from simrl.conversations.chat import ASSISTANT
+from simrl.evaluation.pairwise.responses import read_responses
 from simrl.models import transformer
 from simrl.models.files.export import export
 from simrl.remote.cache import Cache
-from simrl.serving import respond
-from simrl.serving.load import BLANK, Loaded
 from tests.evaluation.pairwise.test_responses import row, write
 from tests.evaluation.wildbench import made_up
 from tests.remote.server import Body, ScriptedServer, Status, chat_reply
-from tests.serving.test_stream import CHAT, agent
 from tests.tiny import byte_tokenizer, tiny_config
 from tools import win_rate
 
@@ -52,6 +49,14 @@ def script(body: dict[str, Any], attempt: int) -> Any:
 def judges(server: ScriptedServer, *names: str) -> list[str]:
     quick = {'in_flight': 2, 'tries': 1, 'try_seconds': 2.0, 'deadline': 4.0}
     return ['--judge=' + json.dumps({'url': server.url, 'model': name, **quick}) for name in names]
+
+
+def model_folder(folder: pathlib.Path) -> pathlib.Path:
+    """A tiny random model as a Hugging Face folder."""
+    tokenizer = byte_tokenizer()
+    size = tiny_config(len(tokenizer), max_positions=4096, tied_embedding=True)
+    export(transformer.init_params(jax.random.key(0), size), size, tokenizer, folder)
+    return folder
 
 
 @pytest.fixture
@@ -281,54 +286,75 @@ def test_bad_arguments_are_told_before_anything_is_asked(
         win_rate.main(['judge', *files, f'--output={tmp_path / "out"}'])
 
 
+PROMPTS = [row('x', 'Hi!', person='p'), row('y', 'a', 'b', ' Hi! ', intent='tea'), row('z', 'x' * 3000)]
+
+
+def test_an_endpoint_replies_to_prompts_of_a_file(tmp_path, capsys) -> None:
+    """Rows as they were, with the reply; the same command asks for what is missing alone."""
+    broken = True
+
+    def replying(body: dict[str, Any], attempt: int) -> Any:
+        said = [message['content'] for message in body['messages']]
+        return Status(400) if broken and len(said[0]) > 100 else chat_reply(f'on {" ".join(said)}'[:20])
+
+    path, output = write(tmp_path / 'prompts.jsonl', *PROMPTS), tmp_path / 'm.jsonl'
+    with ScriptedServer(replying, models=['m']) as server:
+        asked = [f'--endpoint.url={server.url}', '--endpoint.model=m', f'--prompts={path}', f'--output={output}']
+        with pytest.raises(SystemExit, match='found 1 missing'):
+            win_rate.main(['respond', *asked])
+        assert 'no response: 1 (refused)' in capsys.readouterr().out
+        broken = False
+        win_rate.main(['respond', *asked])
+        assert len(server.requests) == 4
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [{**of, 'messages': of['messages'][:-1]} for of in rows] == PROMPTS
+    assert [of['messages'][-1]['content'] for of in rows] == ['on Hi!', 'on a b Hi!', f'on {"x" * 17}']
+    found, _ = read_responses(output, 'history')
+    assert [of.person for of in found.values()] == ['p', None, None]
+
+
 @pytest.mark.long
-def test_an_assistant_on_the_device_replies_to_prompts_of_a_file(tmp_path, monkeypatch, capsys) -> None:
+def test_an_assistant_on_the_device_replies_to_prompts_of_a_file(tmp_path, capsys) -> None:
     """The same rows each time; a prompt that is too long is counted."""
-
-    def load(name: str) -> Loaded:
-        return Loaded(name, agent(ASSISTANT), CHAT, BLANK)
-
-    monkeypatch.setattr(respond, 'load_assistant', load)
-    prompts = [row('x', 'Hi!', person='p'), row('y', 'a', 'b', ' Hi! ', intent='tea'), row('z', 'x' * 80)]
-    path = write(tmp_path / 'prompts.jsonl', *prompts)
-    output = tmp_path / 'tiny.jsonl'
-    flags = ['respond', '--assistant=tiny', f'--prompts={path}', f'--output={output}', '--prompt_tokens=40']
+    path, output = write(tmp_path / 'prompts.jsonl', *PROMPTS), tmp_path / 'tiny.jsonl'
+    flags = ['respond', f'--assistant={model_folder(tmp_path / "model")}', f'--prompts={path}', f'--output={output}']
     found = []
     for more in ([], [], ['--seed=1']):
         with pytest.raises(SystemExit, match='found 1 missing'):
-            win_rate.main([*flags, '--rows=8', '--max_tokens=9', *more])
+            win_rate.main([*flags, '--rows=2', '--max_tokens=9', '--prompt_tokens=64', *more])
         assert 'no response: 1 (prompt too long)' in capsys.readouterr().out
         found.append(output.read_bytes())
     assert found[0] == found[1] != found[2]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [{**of, 'messages': of['messages'][:-1]} for of in rows] == prompts[:2]
-    assert {of['messages'][-1]['role'] for of in rows} == {'assistant'}
+    assert [{**of, 'messages': of['messages'][:-1]} for of in rows] == PROMPTS[:2]
 
 
 def test_prompts_that_are_none_are_named(tmp_path) -> None:
     path, output = tmp_path / 'prompts.jsonl', tmp_path / 'tiny.jsonl'
     flags = ['respond', '--assistant=tiny', f'--prompts={path}', f'--output={output}']
     for bad, told in (
-        ([row('x', 'a', 'b')], "line 1, messages: expected them to alternate from the user's to the user's"),
-        ([row('x', 'a'), row('x', 'b')], "line 2, id: expected a text of its own, found 'x' again"),
+        ([row('x', 'a', 'b')], "line 1: no question: messages: expected them to end with the user's, found the assi"),
+        ([row('x', 'a'), row('x', 'b')], "line 2: duplicate id: id: expected another in each row, found 'x' again"),
+        ([row('x', '')], 'line 1: empty content: message 0: content: expected text, found none'),
         ([], 'expected at least one prompt, found none'),
     ):
         write(path, *bad)
         with pytest.raises(SystemExit, match=told):
             win_rate.main(flags)
-    with pytest.raises(SystemExit, match='expected either --prompts or --user'):
-        win_rate.main([*flags, '--user=oracle'])
-    with pytest.raises(SystemExit, match='expected an assistant of a run'):
-        win_rate.main(['respond', '--assistant=tiny', '--user=oracle', f'--output={output}'])
+    for wrong, told in (
+        ([*flags, '--user=oracle'], 'expected either --prompts or --user'),
+        (['respond', '--assistant=tiny', '--user=oracle', f'--output={output}'], 'expected an assistant of a run'),
+        ([*flags, '--endpoint.url=http://x/v1', '--endpoint.model=m'], 'expected either --endpoint.url and'),
+        ([flags[0], *flags[2:]], 'expected either --endpoint.url and --endpoint.model, or --assistant'),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            win_rate.main(wrong)
 
 
 @pytest.mark.long
 def test_a_model_on_the_device_judges_beside_an_endpoint(tmp_path, files) -> None:
     """From its answers' log-probabilities; those are kept, so that another reading of them samples nothing."""
-    folder = tmp_path / 'model'
-    tokenizer = byte_tokenizer()
-    size = tiny_config(len(tokenizer), max_positions=4096, tied_embedding=True)
-    export(transformer.init_params(jax.random.key(0), size), size, tokenizer, folder)
+    folder = model_folder(tmp_path / 'model')
     flags = [f'--model={folder}', '--lengths', '2048', '--rows=4']
     with ScriptedServer(script, models=['a']) as server:
         first = run(server, tmp_path / 'out', files[:2], ['a'], *flags)

@@ -126,11 +126,11 @@ def _row(place: str, row: Mapping[str, Any], given: Given) -> tuple[str, Respons
         if not isinstance(row.get(field), str | None):
             raise ValueError(f'{place}, {field}: expected a text or none, found {row[field]!r}')
     place = f'{place}, id {name!r}'
-    messages = parse_messages(place, row.get('messages'))
+    messages = _messages(place, row.get('messages'))
     return name, Response(messages, _given(place, messages, given), row.get('person'), row.get('intent'), place)
 
 
-def parse_messages(place: str, values: Any) -> tuple[Message, ...]:
+def _messages(place: str, values: Any) -> tuple[Message, ...]:
     """Messages as they are: an empty one is the speaker's own."""
     if not isinstance(values, list) or not values:
         raise ValueError(f'{place}, messages: expected a list of objects, found {str(values)[:SHOWN_LENGTH]}')
@@ -170,7 +170,7 @@ def _generations(path: pathlib.Path, rows: Sequence[Any]) -> Iterator[tuple[str,
         # A history ends with the user's message; one of an even length begins with the system's.
         roles = (['system'] if len(history) % 2 == 0 else []) + ['user', 'assistant'] * (len(history) // 2 + 1)
         values = [{'role': role, 'content': text} for role, text in zip(roles, history, strict=False)]
-        messages = parse_messages(f'{place}, chat_history', values)
+        messages = _messages(f'{place}, chat_history', values)
         response = (*messages, Message('assistant', generation.text))
         yield generation.task, Response(response, len(messages), None, None, f'{place}, id {generation.task!r}')
 
