@@ -152,7 +152,7 @@ def check_validation(settings: RLSettings, available: int) -> None:
 
 
 def check_forecast(settings: ForecastSettings | None, available: int, compute: Compute) -> None:
-    """Refuses a forecast from more than the `available` examples, or whose groups the devices cannot share evenly."""
+    """Refuses a forecast from more than the `available` examples, or whose rows the devices cannot share evenly."""
     if settings is None:
         return
     if settings.examples > available:
@@ -160,7 +160,8 @@ def check_forecast(settings: ForecastSettings | None, available: int, compute: C
             f"config.evaluation.forecast.examples: expected at most the {available} examples of the split 'dev' that "
             f'fit, found {settings.examples}'
         )
-    check_split('config.evaluation.forecast.samples', settings.samples, compute)
+    for field in ('examples', 'samples'):
+        check_split(f'config.evaluation.forecast.{field}', getattr(settings, field), compute)
 
 
 def check_most(field: str, wanted: int, available: int, what: str) -> None:

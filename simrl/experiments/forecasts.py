@@ -24,6 +24,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simrl.conversations.chat import ASSISTANT
@@ -55,7 +56,11 @@ GRADIENTS = 'gradients'  # beside the fields of the conversations
 
 
 class Forecaster:
-    """The initial assistant with whom it talks, from the examples of the forecast."""
+    """The initial assistant and the examples of the forecast.
+
+    Attributes:
+        examples_at_once: a divisor of their number, and a multiple of the devices that share rows.
+    """
 
     def __init__(self, scene: Scene) -> None:
         settings, self.compute = scene.settings, scene.compute
@@ -75,9 +80,9 @@ class Forecaster:
             dtype=execution.dtype,
             mesh=self.mesh,
         )
-        at_once = max(1, settings.evaluation.batch_size // self.settings.samples)
-        number = len(self.examples)
-        self.examples_at_once = max(size for size in range(1, at_once + 1) if number % size == 0)
+        number, devices = len(self.examples), self.mesh.shape['data']
+        most = max(devices, settings.evaluation.batch_size // self.settings.samples)
+        self.examples_at_once = max(size for size in range(devices, most + 1, devices) if number % size == 0)
 
     def talks(
         self, name: str, user: Agent, score: Score, limits: Limits, *, samples: int, replay: Replay | None = None
@@ -132,7 +137,7 @@ class Forecaster:
                 row_buckets=self.scene.settings.rl.row_buckets,
                 config=policy.spec.config,
                 execution=self.compute.training,
-                token_mask=jax.numpy.asarray(policy.token_mask),
+                token_mask=jnp.asarray(policy.token_mask),
                 temperature=policy.temperature,
             )
 

@@ -2,7 +2,7 @@
 
 `train`: one step is collect, score, prepare, update. `algorithm`: settings of the update. `futures`: rewards of replies
 by conversations that continue from them. `prepare`: rewards to `advantages`. `update`: optimizer steps on `losses`,
-over `microbatches`. `masked`: masked reductions.
+over `microbatches`. `masked`: masked reductions. `gradients`: of single examples, for forecasts.
 
 Read `train`, `algorithm`, `prepare`, `update`.
 """

@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 from simrl.evaluation.forecast import best_of_n, gradient_cosine
 from simrl.experiments import experiment
+from simrl.experiments.checks import check_forecast
 from simrl.experiments.concierge_people import alike, people_agent, people_examples
 from simrl.experiments.experiment import build_stages, scene_of
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.forecasts import cannot_continue
 from simrl.experiments.outputs import read_result, save_result
+from simrl.experiments.settings import Compute, ForecastSettings, MeshSettings
 from simrl.rollouts.agents import HostAgent, HostConversation, MixedAgent
 from simrl.run.config import ConfigError, to_dict
 from tests.evaluation.report.fake_run import fake_results
@@ -54,6 +56,17 @@ def test_forecasts_are_stages_of_their_own_one_for_each_simulator() -> None:
 def test_what_cannot_be_forecast_is_refused(change: Mapping[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=rf'^config\.evaluation\.forecast\.{message}'):
         settings(evaluation__forecast=FORECAST | change)
+
+
+def test_more_examples_than_people_and_groups_that_devices_cannot_share_are_refused() -> None:
+    wanted, compute = ForecastSettings(examples=8, samples=4), Compute(mesh=MeshSettings(data=1))
+    check_forecast(wanted, 8, compute)
+    check_forecast(None, 0, compute)
+    with pytest.raises(ConfigError, match=r"forecast.examples: expected at most the 7 examples of the split 'dev'"):
+        check_forecast(wanted, 7, compute)
+    devices = mock.Mock(mesh=mock.Mock(make=lambda: mock.Mock(shape={'data': 8})))
+    with pytest.raises(ConfigError, match=r'forecast.samples: expected a multiple of the 8 devices .* found 4'):
+        check_forecast(wanted, 8, devices)
 
 
 def test_people_reply_alike_in_all_conversations_of_an_example() -> None:
