@@ -29,6 +29,7 @@ from simrl.evaluation.statistics import Vector, check_level, cluster_numbers, t_
 _NODES = np.linspace(-6.25, 6.25, 101)
 _LARGEST_SD = 8.0  # of participants: beyond, the integrand is narrower than the steps
 _LARGEST_ERROR = 100.0  # in log-odds: beyond, the votes say nothing
+_LARGEST_CORRELATION = 1 - 1e-6  # of votes of one participant; 1 where each always votes alike
 _LOG_WEIGHTS = -np.square(_NODES) / 2 - math.log(np.exp(-np.square(_NODES) / 2).sum())
 
 
@@ -81,7 +82,7 @@ class Gee:
     Attributes:
         preference: for the first assistant, positions aside.
         position: for the assistant in the first position over the one in the second; None without positions.
-        correlation: between two votes of one participant, as the working model estimates it.
+        correlation: between two votes of one participant, as the working model estimates it, at least 0.
         win_rate: of the first assistant, ties one half, the mean over both positions.
         num_votes, num_participants: sizes of the sample.
         level: the nominal coverage of the intervals.
@@ -169,6 +170,14 @@ def cumulative_logit(
     )
 
 
+class _Alike(genmod.cov_struct.Exchangeable):  # type: ignore[misc]  # its package has no types
+    """One correlation between votes of one participant, from 0 to almost 1, where the covariance has an inverse."""
+
+    def update(self, params: np.ndarray) -> None:
+        super().update(params)
+        self.dep_params = min(max(float(self.dep_params), 0.0), _LARGEST_CORRELATION)
+
+
 def gee(
     preferences: Vector,
     participants: Sequence[Hashable],
@@ -178,8 +187,9 @@ def gee(
 ) -> Gee:
     """Generalised estimating equations: logit of the mean preference is b + c x (Liang & Zeger 1986).
 
-    Votes of one participant have one correlation in the working model; standard errors are robust to its being wrong,
-    and corrected for few participants (Mancl & DeRouen 2001). x is 1/2 or -1/2, as in `cumulative_logit`; the win rate
+    Votes of one participant have one correlation in the working model, 0 where the estimate is below: few participants
+    may give one that no covariance has, and steps that diverge. Standard errors are robust to its being wrong, and
+    corrected for few participants (Mancl & DeRouen 2001). x is 1/2 or -1/2, as in `cumulative_logit`; the win rate
     is the mean of logistic(b + c / 2) and logistic(b - c / 2). Participants who vote more often weigh more, but less
     than their votes: where these prefer another assistant than the rest, `preferences.win_rates` is of all alike.
 
@@ -190,7 +200,7 @@ def gee(
     Raises:
         ValueError: a preference that is not from 0 to 1; lengths that differ; one participant; never a vote for one of
             the assistants; one position only, or a position in which all votes are alike; as many coefficients as
-            participants; no convergence, or a standard error above 100 in log-odds.
+            participants; no convergence, or a coefficient or standard error above 100 in log-odds.
     """
     data, member, x = _design('gee', preferences, participants, a_first, level)
     columns = np.ones((len(data), 1)) if x is None else np.column_stack([np.ones(len(data)), x])
@@ -199,7 +209,7 @@ def gee(
             f'gee: expected more than {columns.shape[1]} participants, as many as coefficients, found {number}'
         )
     order = np.argsort(member, kind='stable')
-    structure = genmod.cov_struct.Exchangeable()
+    structure = _Alike()
     model = genmod.GEE(
         data[order], columns[order], member[order], family=genmod.families.Binomial(), cov_struct=structure
     )
@@ -208,20 +218,20 @@ def gee(
             fit = model.fit(cov_type='bias_reduced')
     except np.linalg.LinAlgError as error:
         raise ValueError(f'gee: expected estimating equations with a solution, found: {error}') from error
-    if not (fit.converged and fit.bse.max() < _LARGEST_ERROR):
-        reason = f'a standard error of {fit.bse.max():g} in log-odds' if fit.converged else 'no convergence'
-        raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
     params, covariance = np.asarray(fit.params), np.asarray(fit.cov_params())
-    places = np.array([[1.0]]) if x is None else np.array([[1.0, 0.5], [1.0, -0.5]])
-    by_place = scipy.special.expit(places @ params)
-    slope = (by_place * (1 - by_place)) @ places / len(places)
-    number = int(member.max()) + 1
+    largest = max(float(np.abs(params).max()), float(fit.bse.max()))
+    if not (fit.converged and largest < _LARGEST_ERROR):
+        reason = f'a coefficient or standard error of {largest:g} in log-odds' if fit.converged else 'no convergence'
+        raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
+    places = np.unique(columns, axis=0)  # positions, as all that rows differ in
+    rates = scipy.special.expit(places @ params)
+    slope = (rates * (1 - rates)) @ places / len(places)
     bound = t_quantile(number - 1, level)
     return Gee(
         preference=_coefficient(params[0], fit.bse[0], bound),
         position=None if x is None else _coefficient(params[1], fit.bse[1], bound),
         correlation=float(structure.dep_params),
-        win_rate=_rate(float(by_place.mean()), math.sqrt(slope @ covariance @ slope), bound),
+        win_rate=_rate(float(rates.mean()), math.sqrt(slope @ covariance @ slope), bound),
         num_votes=len(data),
         num_participants=number,
         level=level,

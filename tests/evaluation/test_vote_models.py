@@ -165,6 +165,18 @@ def test_gee_of_a_mean_alone_is_the_cluster_robust_mean():
     assert found.position is None
 
 
+def test_gee_of_few_people_whose_votes_repel_each_other_has_a_solution():
+    """A free correlation, below -1/7, lets the steps of some of these studies end at 1e142, or nowhere."""
+    random, correlations = np.random.default_rng(106), []
+    for _ in range(14):
+        votes = study(random, people=6, sd=0.8)
+        found = gee(votes.preferences, votes.people.tolist(), votes.a_first)
+        plain = [votes.preferences[votes.a_first == first].mean() for first in (True, False)]
+        assert found.win_rate.value == pytest.approx(np.mean(plain), abs=0.04)
+        correlations.append(found.correlation)
+    assert min(correlations) == 0.0 < max(correlations) < 1
+
+
 def test_gee_recovers_marginal_effects_and_does_not_depend_on_the_order_of_votes():
     votes = study(np.random.default_rng(7), people=300)
     found = gee(votes.preferences, votes.people.tolist(), votes.a_first)
@@ -210,11 +222,19 @@ def test_gee_of_almost_nothing_is_refused():
     votes, first = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0], [True, False, False, True, True, True]
     with pytest.raises(ValueError, match='gee: expected more than 2 participants, as many as coefficients, found 2'):
         gee(votes, [0, 1, 1, 0, 0, 0], first)
-    votes, first = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0], [False, False, True, False, False, False, False, True]
-    with pytest.raises(
-        ValueError, match=r'estimating equations with a solution, found a standard error of .* log-odds'
-    ):
-        gee(votes, [4, 4, 1, 0, 0, 3, 1, 1], first)
+    votes, first = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], [False] * 5 + [True, False, True, False]
+    with pytest.raises(ValueError, match='with a solution, found a coefficient or standard error of'):
+        gee(votes, [0, 3, 1, 0, 0, 3, 2, 3, 3], first)
+    votes, first = [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0], [True, True, True, False, True, True, False, True]
+    with pytest.raises(ValueError, match='estimating equations with a solution, found no convergence'):
+        gee(votes, [0, 2, 2, 0, 1, 0, 0, 2], first)
+
+
+def test_gee_of_people_who_never_change_their_vote_counts_each_once():
+    votes, people = [1.0] * 6 + [0.0] * 2 + [1.0] * 3 + [0.0] * 4, [0] * 6 + [1] * 2 + [2] * 3 + [3] * 4
+    found = gee(votes, people)
+    assert found.win_rate.value == pytest.approx(0.5, abs=2e-3), 'two of four people, if nine of 15 votes'
+    assert found.correlation > 0.9
 
 
 def test_cumulative_logit_needs_whole_votes_and_people_who_vote_twice():

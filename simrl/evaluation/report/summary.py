@@ -202,11 +202,11 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
         said.append(lost)
     level, unit = initial.score.level, measure.words.unit
     if several:
-        normal = ', which assume normal spread: so few seeds cannot give a sign-flip p below .05'
+        normal = ', and assume normal spread: so few seeds cannot give a sign-flip p below .05'
         alone = f'; with one seed they are over {unit}: of that checkpoint only'
         said.append(
-            f'The {level:.0%} t-intervals are over training seeds{normal if most_seeds < ENOUGH_SEEDS else ""}'
-            f'{alone if min(row.num_seeds for row in arms) == 1 else ""}'
+            f'The {level:.0%} t-intervals are over training seeds, not adjusted for the number of comparisons'
+            f'{normal if most_seeds < ENOUGH_SEEDS else ""}{alone if min(row.num_seeds for row in arms) == 1 else ""}'
         )
     else:
         said.append(

@@ -54,7 +54,8 @@ def test_an_ordering_is_said_exactly_where_the_interval_over_seeds_supports_it(r
     assert 'persona (+0.10)' in outcome.partition('not significantly different after')[2].partition(' Of ')[0]
     pairs = 'role_play above sft 7b (by 0.20) and sft 7b above persona (by 0.20)'
     assert f'Of 4 pairs of arms 2 differ significantly: {pairs}.' in outcome
-    assert 'The 95% t-intervals are over training seeds, which assume normal spread: so few seeds cannot' in outcome
+    said = 'The 95% t-intervals are over training seeds, not adjusted for the number of comparisons, and assume normal'
+    assert f'{said} spread: so few seeds cannot' in outcome
     assert 'checkpoint' not in outcome
     assert [significance(x.score, x.checkpoint_score) for x in differences] == ['no', 'yes', 'yes', 'no']
 
