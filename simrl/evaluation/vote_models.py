@@ -170,8 +170,10 @@ def cumulative_logit(
     )
 
 
-class _Alike(genmod.cov_struct.Exchangeable):  # type: ignore[misc]  # its package has no types
+class _Alike(genmod.cov_struct.Exchangeable):
     """One correlation between votes of one participant, from 0 to almost 1, where the covariance has an inverse."""
+
+    dep_params: float
 
     def update(self, params: np.ndarray) -> None:
         super().update(params)
