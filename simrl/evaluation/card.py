@@ -22,6 +22,9 @@ from simrl.evaluation.results import (
 
 AGAIN = 'the command of the run does what is missing'
 NO_MODEL = 'it is no model on the devices of the run'
+# Purposes of stages.
+MAKE, TRAIN, MEASURE = 'to make it', 'to train assistants against it', 'to measure these assistants'
+MEET, COMPARE, FORECAST = 'to let all assistants meet it', 'to compare it with people', 'to forecast its utility'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +97,10 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of the stages that it takes part in, by purpose and stage; `unfinished` have none yet."""
+    """Seconds of the stages that it takes part in, by purpose and stage; those of `unfinished` have none yet."""
 
     seconds: Mapping[str, Mapping[str, float]]
-    unfinished: tuple[str, ...]
+    unfinished: Mapping[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +206,9 @@ def card_of(name: str, results: Results, facts: Facts) -> SimulatorCard:
         parameters=results.experiment.arms[name].parameters,
         utility=_utility(name, results, not_measured),
         transfer=_transfer(name, results, not_measured),
-        fidelity=_fidelity(name, results, not_measured),
+        fidelity=_fidelity(name, results, facts.cost, not_measured),
         people=results.fidelity.people,
-        forecast=_forecast(name, results, not_measured),
+        forecast=_forecast(name, results, facts.cost, not_measured),
         conversations=facts.conversations,
         training=facts.training,
         cost=facts.cost,
@@ -270,7 +273,7 @@ def _transfer(name: str, results: Results, missing: dict[str, str]) -> CardTrans
     return CardTransfer(found.score, found.times, gains, met)
 
 
-def _fidelity(name: str, results: Results, missing: dict[str, str]) -> SimulatorFidelity | None:
+def _fidelity(name: str, results: Results, cost: Cost, missing: dict[str, str]) -> SimulatorFidelity | None:
     if results.experiment.arms[name].oracle:
         missing['fidelity'] = 'its messages are those of people themselves'
         return None
@@ -279,7 +282,8 @@ def _fidelity(name: str, results: Results, missing: dict[str, str]) -> Simulator
         missing['fidelity'] = f'it has not predicted people’s messages yet: {AGAIN}'
         return None
     if found.perplexity is None:
-        missing['perplexity'] = f'people’s messages have no likelihood under it: {NO_MODEL}'
+        texts = 'there is none under a simulator that is met through its texts'
+        missing['perplexity'] = f'its stage is not finished: {AGAIN}' if COMPARE in cost.unfinished else texts
     met = results.matrix is not None and name in results.matrix.users
     for rate, value in found.statistics.items():
         if value is None:
@@ -287,16 +291,14 @@ def _fidelity(name: str, results: Results, missing: dict[str, str]) -> Simulator
     return found
 
 
-def _forecast(name: str, results: Results, missing: dict[str, str]) -> CardForecast | None:
+def _forecast(name: str, results: Results, cost: Cost, missing: dict[str, str]) -> CardForecast | None:
     found = results.forecast
     if results.experiment.arms[name].oracle:
         missing['forecast'] = 'people are what simulators are compared with'
         return None
-    if found is None:
-        missing['forecast'] = 'the run forecasts nothing: config.evaluation.forecast'
-        return None
-    if name not in found.simulators:
-        missing['forecast'] = f'it is not finished: {AGAIN}'
+    if found is None or name not in found.simulators:
+        nothing = 'the run forecasts nothing: config.evaluation.forecast'
+        missing['forecast'] = f'it is not finished: {AGAIN}' if FORECAST in cost.unfinished else nothing
         return None
     own = found.simulators[name]
     for words, estimate in (('forecast by gradients', own.cosine), ('forecast by best of n', own.best_of_n)):

@@ -14,7 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simrl.evaluation import results as results_lib
-from simrl.evaluation.card import Conversations, Cost, Facts, Identity, SimulatorCard, Training, card_of
+from simrl.evaluation.card import (
+    COMPARE,
+    MAKE,
+    MEASURE,
+    MEET,
+    TRAIN,
+    Conversations,
+    Cost,
+    Facts,
+    Identity,
+    SimulatorCard,
+    Training,
+    card_of,
+)
 from simrl.evaluation.results import INITIAL, RESULTS_FOLDER, Results
 from simrl.experiments import plan
 from simrl.experiments.experiment import results_spec
@@ -28,8 +41,6 @@ from simrl.run.metrics import ENDPOINT
 from simrl.run.stage_files import WorkdirError, is_done, shorten
 
 COUNTS = ('later_messages', 'repeated', 'resampled', 'missed_signals')  # statistics of users' messages
-MAKE, TRAIN, MEASURE = 'to make it', 'to train assistants against it', 'to measure these assistants'
-MEET, COMPARE = 'to let all assistants meet it', 'to compare it with people'
 
 
 def simulator_card(scene: Scene, arm: str) -> SimulatorCard:
@@ -250,5 +261,8 @@ def _cost(scene: Scene, arm: str, names: Sequence[str], runs: Sequence[str], wit
         for purpose, found in purposes.items()
         if found
     }
-    unfinished = [name for found in purposes.values() for name in found if not is_done(scene.workdir / name)]
-    return Cost(seconds, tuple(unfinished))
+    unfinished = {
+        purpose: tuple(name for name in found if not is_done(scene.workdir / name))
+        for purpose, found in purposes.items()
+    }
+    return Cost(seconds, {purpose: found for purpose, found in unfinished.items() if found})

@@ -410,7 +410,14 @@ def test_any_simulator_has_a_card(files, tmp_path):
         'both': PretrainedSimulator('mixture', mixture={'plain': 1.0, 'remote': 3.0}),
     }
     scene = made_run(tmp_path / 'run', scene_of(files, tmp_path / 'run', arms).settings)
+    off_the_device = json.dumps({'log_likelihood': None, 'tokens': None})
+    (scene.workdir / 'likelihood' / 'remote' / 'result.json').write_text(off_the_device)
     found = {arm: cards.simulator_card(scene, arm) for arm in arms}
+    reason = 'there is none under a simulator that is met through its texts'
+    assert {arm: card.not_measured.get('perplexity') for arm, card in found.items()} == {
+        **dict.fromkeys(arms),
+        'remote': reason,
+    }
     assert {arm: card.identity.model for arm, card in found.items()} == {
         'plain': str(files / 'model'),
         'own': None,

@@ -98,12 +98,13 @@ def sentences(card: SimulatorCard) -> list[str]:
 
 def _identity(card: SimulatorCard) -> list[str]:
     about = card.identity
+    none_told = 'those of its members' if 'members' in about.depends_on else 'none: it is told nothing'
     facts: dict[str, Any] = {
         'arm': card.name,
         'kind': about.kind,
         'model': about.model or 'none',
         'parameters': NOT_MEASURED if card.parameters is None else f'{card.parameters:,}',
-        'prompt version (fingerprint of what it is told)': about.depends_on.get('told', 'none: it is told nothing'),
+        'prompt version (fingerprint of what it is told)': about.depends_on.get('told', none_told),
         'trained against': 'no: it is held out' if about.held_out else 'yes',
         'run': f'{about.run}, the scene {about.scene}, simrl {about.version}',
     }
@@ -304,7 +305,8 @@ def _cost(cost: Cost, training: Training | None) -> list[str]:
         (purpose, str(len(of)), f'{sum(of.values()):,.1f}') if of else (purpose, '0', NOT_MEASURED)
         for purpose, of in cost.seconds.items()
     ]
-    unfinished = f'Not finished: {", ".join(cost.unfinished)}. ' if cost.unfinished else ''
+    waiting = [stage for of in cost.unfinished.values() for stage in of]
+    unfinished = f'Not finished: {", ".join(waiting)}. ' if waiting else ''
     parts = [
         page.table(('seconds of work', 'finished stages', 'seconds'), rows),
         page.paragraph(f'{unfinished}Stages run side by side take less time; other arms share some of them.', 'note'),
