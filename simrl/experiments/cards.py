@@ -16,6 +16,7 @@ from typing import Any
 from simrl.evaluation import results as results_lib
 from simrl.evaluation.card import (
     COMPARE,
+    FORECAST,
     MAKE,
     MEASURE,
     MEET,
@@ -98,6 +99,11 @@ def so_far(spec: ResultsSpec, workdir: pathlib.Path) -> ResultsSpec:
         who: {simulator: stage for simulator, stage in spec.matrix.stages[who].items() if done(stage)} for who in named
     }
 
+    forecast = spec.forecast
+    if forecast is not None:
+        finished = {arm: of for arm, of in forecast.stages.items() if done(forecast.people) and all(map(done, of))}
+        forecast = dataclasses.replace(forecast, stages=finished) if finished else None
+
     def arms(found: Iterable[str]) -> set[str]:
         return {spec.simulators[simulator].arm for simulator in found if simulator in met[INITIAL]}
 
@@ -124,6 +130,7 @@ def so_far(spec: ResultsSpec, workdir: pathlib.Path) -> ResultsSpec:
                 if arms(found) == arms(met[INITIAL])
             },
         ),
+        forecast=forecast,
     )
 
 
@@ -246,6 +253,7 @@ def _cost(scene: Scene, arm: str, names: Sequence[str], runs: Sequence[str], wit
         for name in plan.simulators_met(scene, assistant.seed)
         if name not in names
     ]
+    forecast = plan.forecast_spec(scene)
     purposes = {
         MAKE: list(made),
         TRAIN: runs,
@@ -255,6 +263,7 @@ def _cost(scene: Scene, arm: str, names: Sequence[str], runs: Sequence[str], wit
             *(plan.likelihood_stage(name) for name in names),
             *(plan.replay_stage(name) for name in names if name in plan.replayed_simulators(scene)),
         ],
+        FORECAST: [] if forecast is None else [forecast.people, *forecast.stages.get(arm, ())],
     }
     seconds = {
         purpose: {name: stages.stage_seconds(scene.workdir / name) for name in found if is_done(scene.workdir / name)}

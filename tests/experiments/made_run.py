@@ -58,6 +58,11 @@ def _result(kind: str, scores: list[float], counts: dict[str, int]):
     if kind in ('measure', 'matrix'):
         missed = {'missed_signals': 1} if kind == 'matrix' else {}
         return {'outcomes': columns(scores), 'statistics': counts | missed, 'shown': []}
+    if kind in ('forecast', 'people_forecast'):  # of three examples, with two replies each
+        numbers = {'products': [[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]], 'clusters': ['a', 'b', 'c']}
+        if kind == 'people_forecast':
+            return numbers | {'values': [[0.0, 1.0]] * 3}
+        return numbers | {'cross': [[0.25] * 3] * 3, 'rewards': [[0.1, 0.2]] * 3, 'reason': None}
     if kind == 'rl':
         return {'step': [1, 3], 'reward/mean': [0.1, 0.2], 'rollout/end_signal': [0.5, 0.5]}
     if kind == 'likelihood':

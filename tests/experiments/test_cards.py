@@ -90,6 +90,25 @@ def test_a_simulator_of_each_seed_has_the_inputs_of_each(whole):
     assert card.conversations.stages == 2 + 6, 'the initial assistant met both'
 
 
+def test_a_forecast_is_on_the_card_and_what_is_not_finished_is_told_from_what_is_not_asked(tmp_path):
+    few = {'examples': 3, 'samples': 2, 'n': 2}
+    scene = made_run(tmp_path / 'run', settings(**CHANGES, evaluation__forecast=few))
+    card = cards.simulator_card(scene, 'persona')
+    assert card.forecast.own.cosine.mean == pytest.approx(0.5)
+    assert card.forecast.own.best_of_n.mean == pytest.approx(0.5)
+    assert (card.forecast.examples, card.forecast.samples, card.forecast.n) == (3, 2, 2)
+    assert card.cost.seconds[card_lib.FORECAST].keys() == {'people_forecast', 'forecast/persona'}
+    assert 'forecast' not in card.not_measured
+    assert '0.500' in document(card)
+    for unfinished in ('forecast/persona', 'people_forecast'):
+        undo(scene, unfinished)
+        card = cards.simulator_card(scene, 'persona')
+        assert card.forecast is None
+        assert card.not_measured['forecast'].startswith('it is not finished')
+        known = cards.simulator_card(scene, 'role_play').forecast
+        assert (known is None) == (unfinished == 'people_forecast')
+
+
 def test_people_have_a_card_without_what_only_simulators_have(whole):
     card = cards.simulator_card(whole, 'oracle')
     assert card.utility['people'].arm.gap_recovered.mean is not None or 'gap recovered' in card.not_measured
