@@ -284,6 +284,11 @@ def _fidelity(name: str, results: Results, cost: Cost, missing: dict[str, str]) 
     if found.perplexity is None:
         texts = 'there is none under a simulator that is met through its texts'
         missing['perplexity'] = f'its stage is not finished: {AGAIN}' if COMPARE in cost.unfinished else texts
+    if not found.replayed:
+        nothing = 'the run replays no conversations of people: config.evaluation.replayed'
+        missing['distances from people'] = f'not finished: {AGAIN}' if COMPARE in cost.unfinished else nothing
+    for source, measured in found.replayed.items():
+        missing.update({f'{what} ({source})': why for what, why in measured.not_measured.items()})
     met = results.matrix is not None and name in results.matrix.users
     for rate, value in found.statistics.items():
         if value is None:

@@ -8,7 +8,10 @@ import pytest
 
 from simrl.evaluation import card as card_lib
 from simrl.evaluation import results as results_lib
+from simrl.evaluation.fidelity.distances import Distance
+from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.report.card_page import NOT_MEASURED, document
+from simrl.evaluation.statistics import Estimate
 from simrl.experiments import cards, plan
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.experiment import results_spec, scene_of
@@ -20,6 +23,10 @@ from tests.experiments.made_run import SECONDS, lose, made_run, undo
 from tests.experiments.scene import settings
 from tools import card as tool
 
+NOT_ASKED = {  # of a run with the default settings
+    'distances from people': 'the run replays no conversations of people: config.evaluation.replayed',
+    'forecast': 'the run forecasts nothing: config.evaluation.forecast',
+}
 CAUSE = 'a judge failed: <script>alert(1)</script>'
 CHANGES = {'held_out_simulators': ('persona',), 'seeds': (0, 1), 'evaluation__people': 8, 'evaluation__block': 8}
 
@@ -70,7 +77,7 @@ def test_a_card_has_what_the_results_and_the_stages_have(scene):
         card_lib.COMPARE: 1,
     }
     assert card.cost.unfinished == {}
-    assert card.not_measured == {'forecast': 'the run forecasts nothing: config.evaluation.forecast'}
+    assert card.not_measured == NOT_ASKED
 
 
 def test_a_held_out_simulator_has_no_utility_and_all_assistants_meet_it(whole):
@@ -107,6 +114,23 @@ def test_a_forecast_is_on_the_card_and_what_is_not_finished_is_told_from_what_is
         assert card.not_measured['forecast'].startswith('it is not finished')
         known = cards.simulator_card(scene, 'role_play').forecast
         assert (known is None) == (unfinished == 'people_forecast')
+
+
+def test_replayed_turns_are_on_the_card_with_what_could_not_be_measured(whole):
+    results = results_of(results_spec(whole), whole.workdir)
+    distance = Distance(0.01, 0.25, Estimate(0.24, 0.2, 0.3, 12, 12, 0.95), 12)
+    missing = {'sentiment': 'vaderSentiment is not installed'}
+    measured = SourceFidelity(40, 12, 38, {'it said nothing': 2}, {'punctuation': distance}, {}, None, 3, 1, missing)
+    own = dataclasses.replace(results.fidelity.simulators['role_play'], replayed={'wildchat': measured})
+    fidelity = dataclasses.replace(results.fidelity, simulators={'role_play': own})
+    card = card_lib.card_of(
+        'role_play', dataclasses.replace(results, fidelity=fidelity), cards.facts_of(whole, 'role_play')
+    )
+    assert card.fidelity == own
+    assert card.not_measured['sentiment (wildchat)'] == 'vaderSentiment is not installed'
+    text = document(card)
+    assert '<th scope="row">punctuation</th><td>0.0100</td><td>0.2500</td><td>+0.2400 [0.2000, 0.3000]</td>' in text
+    assert '40 turns of 12 conversations; distances are of 38, without those where it said nothing (2).' in text
 
 
 def test_people_have_a_card_without_what_only_simulators_have(whole):
@@ -147,7 +171,8 @@ def test_results_that_were_written_serve_until_a_stage_is_run_again(scene):
 def test_what_is_not_done_yet_is_not_measured_and_never_zero(scene, unfinished, not_measured):
     undo(scene, *unfinished)
     card = cards.simulator_card(scene, 'role_play')
-    assert card.not_measured.keys() == not_measured | {'forecast'}
+    asked = not_measured if 'fidelity' in not_measured else not_measured | {'distances from people'}
+    assert card.not_measured.keys() == asked | {'forecast'}
     assert card.cost.unfinished
     text = document(card)
     for name in not_measured:

@@ -1,5 +1,6 @@
 """A simulator's card as one self-contained page, in the style of the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from simrl.evaluation.card import (
     SimulatorCard,
     Training,
 )
+from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.matrix import gain_digits, mean_digits, scaled
@@ -239,7 +241,17 @@ def _fidelity(card: SimulatorCard) -> list[str]:
     rows += [
         (name.replace('_', ' '), _rate(value), _rate(card.people.get(name))) for name, value in found.statistics.items()
     ]
-    return [page.table(('', 'simulator', 'people'), rows), page.paragraph(FIDELITY, 'note')]
+    parts = [page.table(('', 'simulator', 'people'), rows), page.paragraph(FIDELITY, 'note')]
+    if found.replayed:
+        parts += [page.heading('Turns of real conversations, replayed'), page.paragraph(fidelity_table.ABOUT, 'note')]
+    for position, (source, measured) in enumerate(found.replayed.items()):
+        lines = [(line[0], *line[1:]) for line in fidelity_table.lines_of(measured)]
+        if source in found.nats_by_source:
+            lines.append(('perplexity', '', number(math.exp(found.nats_by_source[source].mean)), ''))
+        table = page.table(('measure', 'people', 'simulator', 'excess'), lines)
+        about = page.paragraph(fidelity_table.about(measured), 'note')
+        parts.append(page.details(source, table, about, opened=position == 0))
+    return parts
 
 
 def _forecast(card: SimulatorCard) -> list[str]:
