@@ -35,15 +35,15 @@ from simrl.conversations.records import Conversation, RowError, parse_conversati
 from simrl.evaluation.pairwise import judges, responses
 from simrl.evaluation.pairwise.judges import Judged, Verdict
 from simrl.evaluation.pairwise.responses import Response
-from simrl.evaluation.pairwise.seeds import ArmWinRate
-from simrl.evaluation.pairwise.table import PANEL, Comparison, Labels, Table, table
-from simrl.evaluation.ranking import Ranking
+from simrl.evaluation.pairwise.table import PANEL, Labels, Table, table
+from simrl.evaluation.pairwise.text import console_table
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.generations import GenerationSettings, generate
 from simrl.evaluation.wildbench.tasks import Task
 from simrl.experiments.checks import check_row_lengths
+from simrl.experiments.judges import LocalJudgeSettings
 from simrl.experiments.settings import MeshSettings
-from simrl.experiments.sources import ModelSettings, open_model
+from simrl.experiments.sources import Model, ModelSettings, open_model
 from simrl.main import USER_ERRORS
 from simrl.models.transformer import Execution
 from simrl.remote.cache import Cache
@@ -122,14 +122,15 @@ def run_judge(options: argparse.Namespace) -> int:
     found = read_assistants(options)
     pairs = responses.compared(found, against=options.against, on_missing=options.on_missing)
     labels = None if options.labels is None else read_labels(options.labels, pairs)
+    model = None if options.model is None else open_judge(options)  # before anything is paid for
     print(f'{len(pairs)} pairs in both orders, {len(names)} judges', flush=True)
     output = options.output / 'judge'
 
     def ask(asked: Sequence[tuple[Response, Response]]) -> dict[str, list[Verdict]]:
         with opened(endpoints, output) as clients:
             verdicts = judges.by_endpoints(asked, clients, settings, 'verdicts') if clients else {}
-        if options.model is not None:
-            verdicts[options.model] = of_model(options, settings, asked)
+        if model is not None:
+            verdicts[options.model] = of_model(options, model, settings, asked)
         return verdicts
 
     judged = judges.judge(found, pairs, ask)
@@ -158,14 +159,24 @@ def device() -> Iterator[None]:
         yield
 
 
+def open_judge(options: argparse.Namespace) -> Model:
+    """--model without its weights.
+
+    Raises:
+        ValueError: --lengths or --rows are none, or the model has too few positions.
+    """
+    LocalJudgeSettings(lengths=tuple(options.lengths), batch_size=options.rows)  # refuses what is out of range
+    # There is no history that a template could rewrite: a judge replies once.
+    model = open_model(ModelSettings(options.model, rewrites='keep', date=options.date))
+    check_row_lengths('--lengths', options.lengths, model.config)
+    return model
+
+
 def of_model(
-    options: argparse.Namespace, settings: AskSettings, asked: Sequence[tuple[Response, Response]]
+    options: argparse.Namespace, model: Model, settings: AskSettings, asked: Sequence[tuple[Response, Response]]
 ) -> list[Verdict]:
     """The verdicts of --model."""
     with device(), Cache(cache_path(options.output / 'judge')) as cache:
-        # There is no history that a template could rewrite: a judge replies once.
-        model = open_model(ModelSettings(options.model, rewrites='keep', date=options.date))
-        check_row_lengths('--lengths', options.lengths, model.config)
         mesh = MeshSettings(data=1).make()
         agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
         with jax.set_mesh(mesh):
@@ -208,101 +219,6 @@ def plain(result: Table, options: argparse.Namespace, names: Sequence[str]) -> d
 
 def named(by_two: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
     return {' over '.join(two): value for two, value in by_two.items()}
-
-
-def console_table(result: Table) -> str:
-    """The table as text."""
-    lines: list[str] = []
-    for of in result.comparisons:
-        lines += ['', *comparison_lines(of, len(result.comparisons))]
-    if result.seeds:
-        lines += ['', 'over training seeds:', *seeds_lines(result.seeds)]
-    for source, ranking in result.rankings.items():
-        lines += ['', f'strengths by {source}, in log-odds:', *ranking_lines(ranking)]
-    return '\n'.join(lines).strip('\n')
-
-
-def comparison_lines(of: Comparison, family: int) -> list[str]:
-    """Two assistants as text."""
-    header = ('judge', 'win rate', 'failures lost, won', 'equal lengths', 'wins', 'ties', 'losses', 'same', 'to first')
-    rows: list[tuple[str, ...]] = [header]
-    for name, counted in of.judges.items():
-        rates, length, position = counted.win_rates, counted.length_controlled, counted.position
-        none = not isinstance(rates, str) and not rates.failures
-        rows.append(
-            (
-                name,
-                'none' if isinstance(rates, str) else rate_text(rates.observed.by_participant),
-                '-'
-                if isinstance(rates, str) or none
-                else f'{rates.all_lost.by_participant.mean:.3f}, {rates.all_won.by_participant.mean:.3f}',
-                '-' if isinstance(length, str) else f'{length.controlled:.3f}',
-                *map(str, (counted.wins, counted.ties, counted.losses)),
-                *(
-                    ('-', '-')
-                    if position is None or isinstance(position, str)
-                    else (f'{position.consistent.mean:.0%}', f'{position.first_position.mean:.3f}')
-                ),
-            )
-        )
-    about = f'{of.first} over {of.second}: {of.pairs} prompts of {of.clusters} people or openings; characters: '
-    about += ' and '.join(f'{count:.0f}' for count in of.characters.values())
-    for what, counts in (('empty', of.empty), ('missing', of.missing)):
-        about += ''.join(f'; {what}: {count} of {name}' for name, count in counts.items() if count)
-    lines = [about, *columns(rows)]
-    if of.agreement is not None:
-        votes, errors = of.agreement.votes, of.agreement.errors
-        if not isinstance(votes, str) and votes.effective is not None:
-            lines.append(
-                f'{len(of.judges) - 1} judges vary as {votes.effective:.2f} independent ones (correlation '
-                f'{votes.mean_correlation:.2f})'
-            )
-        if errors is not None and not isinstance(errors, str):
-            each = ', '.join(f'{name} {rate_text(found)}' for name, found in errors.agreement.items())
-            lines.append(f'agreement with people: {each}; panel {rate_text(errors.panel)}')
-            if errors.effective_votes is not None:
-                lines.append(f'by the correlation of errors {errors.effective_votes:.2f} independent votes')
-    if of.p_value is not None:
-        lines.append(f'sign test: p = {of.p_value:.3g}; Holm over {family}: {of.adjusted:.3g}')
-    return lines
-
-
-def seeds_lines(arms: Sequence[ArmWinRate]) -> list[str]:
-    """Arms over their training seeds as text."""
-    header = ('arm', 'seeds', 'win rate', 'pooled spread', 'seeds and people at once', 'p', 'Holm')
-    rows: list[tuple[str, ...]] = [header]
-    for of in arms:
-        others = (of.intervals.pooled, of.intervals.crossed)
-        tests = (of.win_rate.p_value, of.adjusted)
-        rows.append(
-            (
-                f'{of.arm} over {of.other}',
-                str(len(of.seeds)),
-                rate_text(of.win_rate),
-                *('-' if x is None else x.bounds_text() for x in others),
-                *('-' if x is None else f'{x:.3g}' for x in tests),
-            )
-        )
-    return columns(rows)
-
-
-def ranking_lines(ranking: Ranking | str) -> list[str]:
-    if isinstance(ranking, str):
-        return [f'none: {ranking}']
-    return columns([(name, rate_text(of)) for name, of in zip(ranking.models, ranking.strengths, strict=True)])
-
-
-def rate_text(of: Any) -> str:
-    return f'{of.mean:.3f} {of.bounds_text()}'
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells with equal widths; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        '  ' + '  '.join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def run_respond(options: argparse.Namespace) -> int:

@@ -270,6 +270,8 @@ def test_people_qualify_judges(tmp_path, files) -> None:
         (lambda files: [*files[:2], '--against=nobody'], "against: expected one of strong, middle, found 'nobody'"),
         (lambda files: [*files[:2], '--judge={'], '--judge: expected a JSON object'),
         (lambda files: [*files[:2], '--model=a'], "expected judges of different names, and none 'panel', found a, a"),
+        (lambda files: [*files[:2], '--model=/nowhere'], '/nowhere'),
+        (lambda files: [*files[:2], '--model=/nowhere', '--lengths', '9', '8'], 'expected ascending positive lengths'),
         (lambda files: [*files[:2], '--tries=0'], 'tries: expected at least 1, found 0'),
         (lambda files: [files[0], 'gone=/nowhere.jsonl'], 'No such file or directory'),
     ],

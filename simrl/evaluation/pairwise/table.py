@@ -6,34 +6,31 @@
 3. `table`: of each two assistants, with Holm's correction over them; arms over their training seeds (`seeds`); of more
    than two assistants also strengths on one scale.
 
-A number that the verdicts do not determine is given as the reason in words.
+A number that the verdicts do not determine is given as the reason in words (`agreement.or_reason`).
 """
 
 import collections
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from simrl.evaluation.length_control import LengthControlled, length_controlled
 from simrl.evaluation.multiplicity import holm
+from simrl.evaluation.pairwise.agreement import JudgeAgreement, judge_agreement, or_reason
 from simrl.evaluation.pairwise.judges import NOT_ASKED, Judged
 from simrl.evaluation.pairwise.responses import Pair, Responses
 from simrl.evaluation.pairwise.seeds import ArmWinRate, over_seeds
 from simrl.evaluation.position import (
     Combine,
-    PanelAgreement,
     PositionBias,
     both_orders,
-    panel_agreement,
     position_bias,
 )
 from simrl.evaluation.preferences import Majorities, WinRates, majorities, win_rates, winners
 from simrl.evaluation.ranking import Ranking, davidson
-from simrl.evaluation.statistics import Estimate, cluster_shares
 
 if TYPE_CHECKING:  # importing it takes a second, which few tables need
     from simrl.evaluation.vote_models import CumulativeLogit, Gee
@@ -68,38 +65,6 @@ class Counted:
     cumulative_logit: 'CumulativeLogit | str | None'
     gee: 'Gee | str | None'
     failures: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Votes:
-    """Judges as votes.
-
-    Attributes:
-        mean_correlation: of the preferences of two judges; None where a judge's do not vary.
-        effective, low, high: the number of independent judges whose mean preference would vary as much over pairs, with
-            its interval; None where a correlation is.
-    """
-
-    mean_correlation: float | None
-    effective: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeAgreement:
-    """Agreement of the judges of a panel, on pairs that they were asked about.
-
-    Attributes:
-        equal: of each two judges, 1 less the mean distance between their preferences.
-        votes: by the correlation of preferences: what judges are right about together counts as what they share.
-        errors: against people's preferences: each judge's and the panel's agreement, and the effective number of votes
-            by the correlation of errors. None where no people were asked.
-    """
-
-    equal: Mapping[str, Estimate | str]
-    votes: Votes | str
-    errors: PanelAgreement | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,16 +176,6 @@ def preferences_of(single: Mapping[str, np.ndarray], combine: Combine) -> dict[s
     return found
 
 
-def or_reason(statistic: Callable[[], T]) -> T | str:
-    """A statistic; where its data do not determine it, what it expected and found. Other faults are raised."""
-    try:
-        return statistic()
-    except ValueError as error:
-        if ': expected ' not in str(error):
-            raise
-        return str(error)
-
-
 def compare(
     two: Two, found: _Verdicts, responses: Mapping[str, Responses], combine: Combine, labels: Labels | None = None
 ) -> Comparison:
@@ -237,6 +192,14 @@ def compare(
     primary = list(preferences)[-1]
     judges = {name: _counted(name, values, found, lengths, both) for name, values in preferences.items()}
     tested = judges[primary].majorities
+    agreement = None
+    if len(found.single) > 1:
+        asked = [pair for pair, is_asked in zip(found.pairs, found.asked, strict=True) if is_asked]
+        agreement = judge_agreement(
+            {judge: preferences[judge][found.asked] for judge in found.single},
+            [pair.cluster for pair in asked],
+            None if labels is None else np.array([labels.get((pair.id, *two), np.nan) for pair in asked]),
+        )
     return Comparison(
         first=two[0],
         second=two[1],
@@ -246,7 +209,7 @@ def compare(
         empty={name: values.count(0) for name, values in lengths.items()},
         characters={name: float(np.mean(values)) for name, values in lengths.items()},
         judges=judges,
-        agreement=_agreement(two, found, preferences, labels) if len(found.single) > 1 else None,
+        agreement=agreement,
         p_value=None if isinstance(tested, str) else tested.p_value,
         adjusted=None,
     )
@@ -300,29 +263,6 @@ def _regressions(found: _Verdicts, judges: Sequence[str]) -> dict[str, Any]:
         'cumulative_logit': or_reason(lambda: cumulative_logit(single[there], who, a_first)),
         'gee': or_reason(lambda: gee(single[there], who, a_first)),
     }
-
-
-def _agreement(
-    two: Two, found: _Verdicts, preferences: Mapping[str, np.ndarray], labels: Labels | None
-) -> JudgeAgreement:
-    judges = list(found.single)
-    asked = [pair for pair, is_asked in zip(found.pairs, found.asked, strict=True) if is_asked]
-    clusters = [pair.cluster for pair in asked]
-    of_judge = {judge: preferences[judge][found.asked] for judge in judges}
-
-    def equal(judge: str, other: str) -> Estimate | str:
-        near = 1 - np.abs(of_judge[judge] - of_judge[other])
-        return or_reason(lambda: cluster_shares([near], clusters, nan='missing')[0])
-
-    # Errors against the same label on all pairs are the preferences themselves, but for a constant.
-    same = or_reason(lambda: panel_agreement(of_judge, np.full(len(asked), 0.5), clusters))
-    votes = same if isinstance(same, str) else Votes(same.mean_correlation, same.effective_votes, same.low, same.high)
-    errors = None
-    if labels is not None:
-        told = np.array([labels.get((pair.id, *two), np.nan) for pair in asked])
-        errors = or_reason(lambda: panel_agreement(of_judge, told, clusters))
-    of_two = {f'{judge} and {other}': equal(judge, other) for judge, other in itertools.combinations(judges, 2)}
-    return JudgeAgreement(of_two, votes, errors)
 
 
 def table(
