@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from simrl.evaluation.results import INITIAL, AssistantResult, Bounds
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares
+from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, spearman
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 
 COUNTS = ('assistant_turns', 'truncated', 'user_truncated')
+TOKENS = 'assistant_tokens'  # a column that results of an earlier version do not have
 COLUMNS = ('example', 'cluster', 'cause', 'score', 'end', *COUNTS)  # of every measure; others are the scene's own
 
 
@@ -35,6 +36,8 @@ class Outcomes:
             max_new_tokens, and the same of the user; 0 without an outcome.
         parts: further numbers by name, float64 [N]; NaN without an outcome.
         labels: further labels by name; '' without an outcome.
+        assistant_tokens: float64 [N], tokens of all messages of the assistant; NaN without an outcome. None in results
+            of an earlier version.
     """
 
     examples: tuple[str, ...]
@@ -47,6 +50,7 @@ class Outcomes:
     user_truncated: np.ndarray
     parts: dict[str, np.ndarray]
     labels: dict[str, tuple[str, ...]]
+    assistant_tokens: np.ndarray | None = None
 
     @property
     def judged(self) -> np.ndarray:
@@ -88,7 +92,7 @@ def outcomes_of(assistant: str, columns: Mapping[str, Sequence[Any]]) -> Outcome
     def filled(name: str, missing: float | str) -> list[Any]:
         return [missing if value is None else value for value in columns[name]]
 
-    own = [name for name in columns if name not in COLUMNS]
+    own = [name for name in columns if name not in (*COLUMNS, TOKENS)]
     labels = {name: tuple(filled(name, '')) for name in own if isinstance(columns[name][there[0]], str)}
     return Outcomes(
         examples=tuple(columns['example']),
@@ -99,6 +103,7 @@ def outcomes_of(assistant: str, columns: Mapping[str, Sequence[Any]]) -> Outcome
         **{name: np.array(filled(name, 0), np.int64) for name in COUNTS},
         parts={name: np.array(filled(name, np.nan), np.float64) for name in own if name not in labels},
         labels=labels,
+        assistant_tokens=np.array(filled(TOKENS, np.nan), np.float64) if TOKENS in columns else None,
     )
 
 
@@ -238,9 +243,18 @@ def summarise(
             strict_win_rate=estimates.get((name, 'strict_win_rate')),
             win_rate_bounds=bounds(name, 'win_rate'),
             strict_win_rate_bounds=bounds(name, 'strict_win_rate'),
+            message_tokens=None if found.assistant_tokens is None else _tokens_per_message(found),
+            length_correlation=None
+            if found.assistant_tokens is None
+            else spearman(found.score[judged[name]], found.assistant_tokens[judged[name]]),
         )
         for name, found in outcomes.items()
     }
+
+
+def _tokens_per_message(found: Outcomes) -> float:
+    assert found.assistant_tokens is not None
+    return float(np.nansum(found.assistant_tokens) / max(1, found.assistant_turns.sum()))
 
 
 def _shares(values: Iterable[str], kinds: Sequence[str]) -> dict[str, float]:

@@ -108,6 +108,9 @@ class AssistantResult:
     causes: dict[str, int] = dataclasses.field(default_factory=dict)  # examples without an outcome, by cause
     win_rate_bounds: Bounds | None = None  # None without failures of it or of the initial assistant
     strict_win_rate_bounds: Bounds | None = None
+    # None in results of an earlier version.
+    message_tokens: float | None = None  # mean tokens of the assistant's messages
+    length_correlation: float | None = None  # of the score with the assistant's tokens, by ranks of conversations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +296,11 @@ class TrainingCurve:
     kl: tuple[float | None, ...] | None = None  # to the initial assistant, nats per token
     zero_variance: tuple[float | None, ...] | None = None  # share of groups of equal rewards: no gradient
     validation: ValidationCurve | None = None
+    # None, or none, in results of an earlier version.
+    message_tokens: tuple[float | None, ...] | None = None  # mean tokens of the assistant's messages
+    truncated: tuple[float | None, ...] | None = None  # share of them that reached max_new_tokens
+    unjudged: tuple[float | None, ...] | None = None  # share of conversations without a reward
+    ends: dict[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)  # shares by reason
 
 
 @dataclasses.dataclass(frozen=True)

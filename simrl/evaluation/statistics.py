@@ -425,6 +425,28 @@ def sign_flip_test(differences: Vector, *, resamples: int = 99_999, seed: int = 
     return float((1 + (np.abs(signs @ data) >= found).sum()) / (1 + resamples))
 
 
+def spearman(first: Vector, second: Vector) -> float | None:
+    """Spearman's (1904) correlation of two measures: Pearson's of their ranks, ties with their mean rank.
+
+    Args:
+        first, second: [N] finite numbers of the same observations.
+
+    Returns:
+        -1 to 1; None for fewer than two observations, or where a measure has one value only.
+
+    Raises:
+        ValueError: lengths that differ, no observation, or a value that is not finite.
+    """
+    data = _finite('spearman', [first, second], len(first))
+    ranks = []
+    for values in data:
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+    centred = np.array(ranks) - (data.shape[1] + 1) / 2
+    squares = (centred**2).sum(1)
+    return float(centred[0] @ centred[1] / math.sqrt(squares.prod())) if squares.min() > 0 else None
+
+
 def differ(values: np.ndarray, size: float = 0.0) -> bool:
     """True if some numbers differ by more than rounding; `size` is the largest of the numbers they were made of."""
     return bool(np.ptp(values) > max(_ROUNDING * max(np.abs(values).max(), size), _NOTHING))

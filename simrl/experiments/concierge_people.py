@@ -131,6 +131,7 @@ def outcomes(
             'score': outcome.pop('satisfaction'),
             'end': 'accepted' if accepted else 'left' if left else 'turns',
             'truncated': cut['assistant'],
+            'assistant_tokens': sum(m['tokens'] for m in row['messages'] if m['role'] == 'assistant'),
             'user_truncated': cut['user'],
             **outcome,
         }

@@ -156,4 +156,5 @@ def outcome_columns(rows: Sequence[Mapping[str, Any]], scores: np.ndarray) -> di
         'assistant_turns': [len(row) for row in messages['assistant']],
         'truncated': truncated['assistant'],
         'user_truncated': truncated['user'],
+        'assistant_tokens': [sum(m['tokens'] for m in row) for row in messages['assistant']],
     }

@@ -4,9 +4,10 @@
 numbers are called; nothing else is known of how they ran. Every stage named in it has a `result.json`:
 
 - of a measure and of the matrix: {'outcomes': columns, 'statistics': counts, 'shown': conversations}. Columns:
-  'example', 'cluster', 'cause', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', and the scene's own:
-  numbers ('share_met'), or labels ('first_act'). Where a conversation has no score, 'cause' says why and the columns
-  after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none without a score.
+  'example', 'cluster', 'cause', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', 'assistant_tokens',
+  and the scene's own: numbers ('share_met'), or labels ('first_act'). Where a conversation has no score, 'cause' says
+  why and the columns after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none
+  without a score; nor have they 'assistant_tokens'.
 - of RL: columns by logged step
 - of forecasts: see `forecasts`
 - of a likelihood: {'log_likelihood': [...], 'tokens': [...], 'source': [...]}, one entry per row; null for a simulator
@@ -29,7 +30,7 @@ from simrl.evaluation.fidelity import measure as fidelity_lib
 from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
-from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
+from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.results import (
     INITIAL,
     Arm,
@@ -57,7 +58,10 @@ from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.outputs import read_result
 from simrl.experiments.replays import TURNS_FILE
-from simrl.run.metrics import Writer
+from simrl.run.metrics import CONVERSATIONS_FOLDER, Writer
+
+RL_CONVERSATIONS = 'rl.jsonl'  # in an RL stage's folder of conversations
+ENDS = 'rollout/end_'  # how the shares of conversations by reason for ending begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,19 +170,25 @@ class ResultsSpec:
 
 def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     """Writes and prints the results of a run; equal stages give equal files, except for timings."""
-    from simrl.evaluation.report.report import console_table, figure_pngs, write_report  # imports matplotlib: a second
+    from simrl.evaluation.report.report import console_table, write_report  # imports matplotlib: a second
 
     results = results_of(spec, workdir)
     results_lib.write(results, workdir)
-    report = write_report(results, workdir)
+    stages = {name: assistant.rl for name, assistant in spec.assistants.items()}
+    report, pictures = write_report(results, workdir, kept=kept_conversations(workdir, stages))
     table = console_table(results)
     with Writer(workdir) as writer:
         writer.truncate_events({}, 0)  # of an earlier call
-        for name, png in figure_pngs(results).items():
+        for name, png in pictures.items():
             writer.image(0, f'report/{name}', png, *png_size(png))
         writer.text(0, 'report/table', '\n'.join(f'    {line}' for line in table.splitlines()))
     print(table)
     print(f'report: {report}', flush=True)
+
+
+def kept_conversations(workdir: pathlib.Path, stages: Mapping[str, str]) -> dict[str, pathlib.Path]:
+    """The file of the conversations that each assistant's RL stage keeps; `stages` by assistant."""
+    return {name: workdir / stage / CONVERSATIONS_FOLDER / RL_CONVERSATIONS for name, stage in stages.items()}
 
 
 def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
@@ -230,7 +240,8 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The columns of several stages, one after the other."""
     found = [{'cause': [''] * len(block['outcomes']['example']), **block['outcomes']} for block in blocks]
-    return {name: [x for columns in found for x in columns[name]] for name in found[0]}
+    names = [name for name in found[0] if name != TOKENS or all(TOKENS in columns for columns in found)]
+    return {name: [x for columns in found for x in columns[name]] for name in names}
 
 
 def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> MeasureResult:
@@ -336,13 +347,21 @@ def _curve(result: Mapping[str, Any]) -> TrainingCurve:
     if 'groups_zero_variance' in result:
         pairs = zip(result['groups_zero_variance'], result['groups'], strict=True)
         zero_variance = tuple(x / n if n else None for x, n in pairs)
+
+    def column(name: str) -> tuple[float | None, ...] | None:
+        return tuple(result[name]) if name in result else None
+
     return TrainingCurve(
         step=tuple(result['step']),
         reward=tuple(result['reward/mean']),
         end_signal=tuple(result['rollout/end_signal']),
-        kl=tuple(result['kl_k3']) if 'kl_k3' in result else None,  # absent without a reference
+        kl=column('kl_k3'),  # absent without a reference
         zero_variance=zero_variance,
         validation=ValidationCurve(**result['validation']) if 'validation' in result else None,
+        message_tokens=column('rollout/message_tokens_assistant'),
+        truncated=column('rollout/truncated_assistant'),
+        unjudged=column('reward/unjudged'),
+        ends={name.removeprefix(ENDS): tuple(values) for name, values in result.items() if name.startswith(ENDS)},
     )
 
 

@@ -228,8 +228,8 @@ class Scene(Protocol):
             rows: `transcripts` of the examples' conversations.
             scores: theirs, float32 `[N]`.
 
-        The columns are `score`, `end`, `assistant_turns`, `truncated`, `user_truncated`, and the scene's own numbers
-        and labels.
+        The columns are `score`, `end`, `assistant_turns`, `truncated`, `user_truncated`, `assistant_tokens`, and the
+        scene's own numbers and labels.
         """
 
     def shown(self, example: Example, row: Mapping[str, Any]) -> dict[str, Any]:

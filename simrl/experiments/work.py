@@ -32,6 +32,7 @@ from simrl.training import partition
 MATRIX_STEP = 2**31 - 4  # in the keys of conversations, far above the steps of training: no two uses draw the same
 CURVES = (
     *('step', 'reward/mean', 'reward/unjudged', 'rollout/end_signal', 'rollout/useful_steps', 'rollout/truncated_user'),
+    *('rollout/message_tokens_assistant', 'rollout/truncated_assistant'),
     *('kl_k3', 'entropy', 'groups', 'groups_zero_variance'),
 )
 
@@ -76,7 +77,8 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
             candidates.chosen(), {name: x for name, x in trained.items() if name != 'value_head'}
         )
     save_params(folder, partition.whole_decoder(policy.params, trained, policy.spec.config, settings.lora, mesh))
-    names = [*CURVES, *sorted(name for name in lines[0] if name.startswith('reward/') and name not in CURVES)]
+    parts = ('reward/', 'rollout/end_')  # of the reward, and reasons for ending
+    names = [*CURVES, *sorted(name for name in lines[0] if name.startswith(parts) and name not in CURVES)]
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]} | chosen)
 
 

@@ -40,6 +40,17 @@ def test_two_people_by_hand():
     assert oracle.gain.num_clusters == 2
 
 
+def test_lengths_are_of_messages_and_beside_the_score():
+    longer = columns([0.1, 0.2, 0.2, None], assistant_turns=[1, 2, 3, None], assistant_tokens=[4, 10, 16, None])
+    found = {'initial': outcomes_of('initial', columns([0, 1, 1, 1])), 'a/seed-0': outcomes_of('a/seed-0', longer)}
+    result = summarise(found, compare(found), resamples=50)
+    assert result['a/seed-0'].message_tokens == 5.0
+    assert result['a/seed-0'].length_correlation == pytest.approx(1.5 / 3**0.5), 'ranks 1, 2½, 2½ beside 1, 2, 3'
+    earlier = result['initial']
+    assert (earlier.message_tokens, earlier.length_correlation) == (None, None), 'not known of an earlier version'
+    assert list(result['a/seed-0'].parts) == ['share_met'], 'it is no part of the score'
+
+
 def test_a_higher_score_wins_where_nothing_else_is_said_and_there_is_no_second_win_rate():
     found = outcomes(initial=[0.1, 0.2, 0.3, 0.4], a_0=[0.2, 0.2, 0.2, 0.5])
     result = summarise(found, compare(found), resamples=50)['a/seed-0']

@@ -26,7 +26,7 @@ def test_results_are_read_as_they_were_written(results, tmp_path):
         *('scores', 'timings', 'training'),
     ]
     (tmp_path / 'results' / 'forecast.json').unlink()
-    assert read(tmp_path) == results, 'an earlier version forecast nothing'
+    assert read(tmp_path) == dataclasses.replace(results, forecast=None), 'an earlier version forecast nothing'
 
 
 def test_a_forecast_is_read_as_it_was_written(results, tmp_path):

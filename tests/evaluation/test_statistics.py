@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from simrl.evaluation.statistics import (
     fewest_clusters,
     percentile_interval,
     resampled_means,
+    spearman,
 )
 from simrl.evaluation.win_rate import preferences
 
@@ -162,3 +164,17 @@ def test_a_ratio_of_sums_is_the_mean_of_the_observations():
     assert (sums.num_observations, sums.num_clusters) == (whole.num_observations, whole.num_clusters)
     with pytest.raises(ValueError, match='at least 1 observation in each cluster, found 0'):
         cluster_ratio(np.ones(2), np.array([1, 0]))
+
+
+def test_spearman_is_that_of_scipy():
+    random = np.random.default_rng(0)
+    for size in (2, 3, 50):
+        first, second = random.integers(0, 6, (2, size)).astype(float)  # with ties
+        second[:2], first[:2] = (0, 9), (9, 0)
+        expected = scipy.stats.spearmanr(first, second).statistic
+        assert spearman(first, second) == pytest.approx(expected)
+        assert spearman(np.exp(first), -second) == pytest.approx(-expected), 'of ranks alone'
+    assert spearman([1.0, 1.0], [1.0, 2.0]) is None
+    assert spearman([1.0], [2.0]) is None
+    with pytest.raises(ValueError, match='spearman: expected finite values, found nan'):
+        spearman([1.0, float('nan')], [1.0, 2.0])

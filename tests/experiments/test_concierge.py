@@ -132,6 +132,11 @@ def test_simulators_are_told_the_intent_and_whom_to_play(scene, monkeypatch):
     assert ':' not in told('fine_tuned')
 
 
+def test_people_have_no_model_and_a_simulator_that_of_its_size(scene):
+    assert scene.simulator_model('oracle') is None
+    assert scene.simulator_model('persona') == scene.model_configs()['user model medium']
+
+
 def test_likelihoods_of_rows_add_up_to_the_loss_of_batches(scene):
     rows, _ = user_rows(
         scripted.base_user_corpus(World(), 13), scene.chat, 128, on_long='cut', system=told_intent, openings='trained'

@@ -19,6 +19,7 @@ import pytest
 from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.conversations.templates import chat_from_huggingface
+from simrl.evaluation import results
 from simrl.experiments import experiment, fitting, sources
 from simrl.models import transformer
 from simrl.models.files.export import export, read_generation_config
@@ -112,7 +113,7 @@ def stages_of(arms: tuple[str, ...], seed: int) -> set[str]:
     }
 
 
-def test_leaves_a_result_of_every_stage_and_a_report(finished):
+def test_leaves_a_result_of_every_stage_and_a_report(files, finished):
     names = {'sft/fine_tuned', 'reward_model/train', 'reward_model/held_out', 'reward_model/scale'}
     names |= {f'{MEASURE}/initial/block-0', *(f'matrix/initial/{arm}' for arm in ARMS)}
     names |= {f'likelihood/{arm}' for arm in ARMS} | stages_of(ARMS, 0)
@@ -134,12 +135,24 @@ def test_leaves_a_result_of_every_stage_and_a_report(finished):
         rewards = json.loads((trained / 'validation' / f'step-{step}.json').read_text())['rewards']
         assert len(rewards) == 3
         assert reward == pytest.approx(np.mean(list(rewards.values())))
+    found = results.read(finished)
+    params = sources.open_model(experiment.settings_of(config_of(files)).model).load_params()
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert {arm.parameters for arm in found.experiment.arms.values()} == {size}, 'all are the model itself'
+    for curve in found.training.assistants.values():
+        assert all(0 < tokens <= 8 for tokens in curve.message_tokens)
+        assert set(curve.ends) >= {'signal', 'turns', 'failure'}
+        assert all(sum(shares) == pytest.approx(1) for shares in zip(*curve.ends.values(), strict=True))
+        assert curve.unjudged == (0.0,) * len(curve.step)
+    assert all(0 < x.message_tokens <= 8 for x in found.measures[MEASURE].assistants.values())
     page = (finished / 'report.html').read_text()
     assert 'Validation reward' in page
     assert 'of more than 1 × its standard error' in page
     assert 'role_play' in page
     assert 'openings' in page
     rows = (finished / TRAINED / 'conversations' / 'rl.jsonl').read_text().splitlines()
+    browsed = (finished / 'conversations.html').read_text()
+    assert f'{len(rows) * len(ARMS)} of training' in browsed
     row = json.loads(rows[0])
     assert {'messages', 'end_reason', 'reward', 'parts', 'seed', 'example', 'step', 'told'} <= set(row)
     assert row['told'].startswith('Play. End with [END]. line')

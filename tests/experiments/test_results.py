@@ -12,7 +12,7 @@ from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.measure import ALL
 from simrl.evaluation.fidelity.turns import Turn, write_turns
 from simrl.evaluation.report import summary
-from simrl.evaluation.report.report import REPORT_FILE, write_report
+from simrl.evaluation.report.browse import REPORT_FILE
 from simrl.evaluation.results import Arm, MeasureWords, read
 from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.results import (
@@ -25,6 +25,7 @@ from simrl.experiments.results import (
     results_of,
     write_results,
 )
+from tests.evaluation.report.fake_run import page_text
 from tests.experiments.test_forecasts import made_up
 
 WORDS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
@@ -246,7 +247,7 @@ def test_replayed_turns_and_likelihoods_are_measured_by_data_set(spec, tmp_path,
     assert (a.perplexity, b.nats_by_source) == (math.exp(15 / 6), {})
     results_lib.write(found, tmp_path)
     assert read(tmp_path).fidelity == found.fidelity
-    page = (write_report(found, tmp_path)).read_text()
+    page = page_text(found)
     assert 'Turns of real conversations, replayed' in page
     assert 'Not measured: typo rate: no annotator is named for words.' in page
     assert f'{math.exp(2):.3f}' in page or f'{math.exp(2):.2f}' in page

@@ -1,5 +1,7 @@
-"""Results -> one self-contained HTML page, figures and console tables.
+"""Results -> self-contained HTML pages, figures and console tables.
 
-`report` writes them; `sections` are the page's parts (`matrix` those of the matrix), `figures` its pictures, `summary`
-its sentences and rows, and `page` the HTML around them. `card_page` is the page of a simulator's card.
+`report` writes them. Of a run: `sections` are the page's parts (`tables` those of comparisons, `matrix` of the matrix),
+`summary` its sentences and rows, `page` the HTML around them; `gallery` has the figures, of `figures`, `lengths` and
+`utility`, each a `drawing`; `browse` is the page of conversations. `several` is the page of several runs, `card_page`
+that of a simulator's card.
 """

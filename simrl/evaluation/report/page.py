@@ -1,18 +1,23 @@
 """HTML of a page that is one file: escaped text; tables, figures and conversations that scroll within their box.
 
-No script, no request, no font from elsewhere: it opens offline and reads the same in a year.
+No request, no font from elsewhere: it opens offline and reads the same in a year. A page runs no script but the one
+that it is made with, whatever the text in it says: its Content-Security-Policy names the script's hash.
 """
 
+import base64
 import dataclasses
+import hashlib
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 STYLE = """
-:root { --paper: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #5c646d; --line: #dfdcd6; --shade: 0, 114, 178;
+:root { --paper: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #5c646d; --line: #dfdcd6;
+  --edge: rgba(0, 0, 0, .28); --shade: 0, 114, 178;
   --user: #e3eef7; --assistant: #f1efea; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --paper: #17191c; --card: #1f2226; --ink: #e4e6e8; --soft: #a2a9b1;
-  --line: #363b41; --shade: 86, 180, 233; --user: #24384a; --assistant: #2c2f34; } }
+  --line: #363b41; --edge: rgba(0, 0, 0, .7); --shade: 86, 180, 233; --user: #24384a; --assistant: #2c2f34; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 24px 16px 64px; }
@@ -22,23 +27,46 @@ h3 { font-size: 1rem; margin: 24px 0 6px; }
 p { max-width: 52em; margin: 8px 0; overflow-wrap: anywhere; }
 .lead p { font-size: 1.06rem; }
 .note { color: var(--soft); font-size: .9rem; }
-.box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card); margin: 10px 0; }
+.box { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background-color: var(--card);
+  margin: 10px 0; }
+/* A box with more than it shows has a shadow at the edge where there is more (over which a cover scrolls away), and a
+   line below it that says so, in browsers that know how far a box is scrolled. */
+.box { background-image: linear-gradient(to right, var(--card) 40%, transparent),
+    linear-gradient(to left, var(--card) 40%, transparent),
+    linear-gradient(to right, var(--edge), transparent), linear-gradient(to left, var(--edge), transparent);
+  background-size: 48px 100%, 48px 100%, 18px 100%, 18px 100%; background-position: 0 0, 100% 0, 0 0, 100% 0;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+@supports (animation-timeline: scroll()) {
+  @keyframes more { from { height: 1.9em; opacity: 1; } to { height: 1.9em; opacity: .25; } }
+  .box::after, .strip::after { content: 'more to the right →'; display: block; position: sticky; left: 0; height: 0;
+    width: fit-content; overflow: hidden; padding: 0 8px; color: var(--soft); font-size: .8rem; line-height: 1.9em;
+    animation: more linear; animation-timeline: scroll(nearest inline); }
+}
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal; min-width: 4.5em; }
-th:first-child, td.words { text-align: left; }
+th:first-child, th.words, td.words { text-align: left; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
 td small, th small { font-weight: 400; display: block; color: var(--soft); font-size: .8rem; }
 td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 12px; }
-.panels .box { background: #ffffff; padding: 6px; margin: 6px 0; }
+.panels { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin: 10px 0; }
+.panels .box { --card: #ffffff; --edge: rgba(0, 0, 0, .28); --soft: #5c646d; background-color: #ffffff; padding: 6px;
+  margin: 0; }
 .panels svg { display: block; width: 100%; height: auto; margin: 0 auto; }
+.panels .wide { display: none; }
+@media (min-width: 860px) {
+  .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .panels .lone { grid-column: 1 / -1; }
+  .panels .lone .wide { display: block; }
+  .panels .lone .narrow { display: none; }
+}
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; font-size: .9rem; }
 .legend i { display: inline-block; width: 1.8em; margin-right: .4em; vertical-align: middle; }
+.strip { overflow-x: auto; }
 .talks { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr); gap: 12px;
-  overflow-x: auto; align-items: start; padding: 2px 2px 10px; }
+  align-items: start; padding: 2px 2px 10px; }
 .talk { background: var(--card); border: 1px solid var(--line); border-top-width: 4px; border-radius: 8px;
   padding: 10px; }
 .talk h4 { margin: 0; font-size: .92rem; }
@@ -49,6 +77,7 @@ td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 .who { display: block; color: var(--soft); font-size: .72rem; }
 @media (max-width: 600px) { tbody th { white-space: normal; min-width: 9.4em; } }
 details { margin: 10px 0; }
+a { color: inherit; }
 summary { cursor: pointer; padding: 4px 0; overflow-wrap: anywhere; }
 """
 
@@ -76,11 +105,24 @@ def escape(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def document(title: str, body: Iterable[str]) -> str:
+def document(title: str, body: Iterable[str], script: str = '') -> str:
+    """A page.
+
+    Args:
+        title: of the window.
+        body: its parts.
+        script: that it runs, once it is read; '' for none.
+    """
     parts = '\n'.join(body)
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        parts += f'\n<script>{script}</script>'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{parts}\n</main>\n</body>\n'
         '</html>\n'
     )
@@ -99,9 +141,16 @@ def paragraph(text: str, kind: str = '') -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f'<p>{escape(text)}</p>'
 
 
+def link(file: str, text: str) -> str:
+    """A paragraph with a link to a file beside the page."""
+    return f'<p><a href="{escape(file)}">{escape(text)}</a></p>'
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
     """A table in a box of its own; the first cell of a row names it."""
-    head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    words = [any(isinstance(cell, Cell) and cell.words for cell in column) for column in zip(*rows, strict=True)]
+    kinds = (' class="words"' if of_words else '' for of_words in [*words, *[False] * (len(header) - len(words))])
+    head = ''.join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(header, kinds, strict=True))
     body = '\n'.join(
         '<tr>' + _cell(row[0], header=True) + ''.join(_cell(cell, header=False) for cell in row[1:]) + '</tr>'
         for row in rows
@@ -109,20 +158,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
     return f'<div class="box"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
-def panels(drawn: Iterable[tuple[str, str, float]]) -> str:
-    """Figures side by side, as many as there is room for.
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A figure on the page.
 
-    Args:
-        drawn: of each its SVG as `figures.svg` makes it, the same in words, and its width in pixels. It is shown at
-            0.7 to 1.6 of that; below it scrolls.
+    Attributes:
+        text: the same in words.
+        narrow: its SVG, as `drawing.svg` makes it, for half of the main column or a phone.
+        wide: its SVG for the whole main column; None: another panel is beside it.
     """
+
+    text: str
+    narrow: str
+    wide: str | None = None
+
+
+def panels(drawn: Iterable[Panel]) -> str:
+    """Figures, two side by side where there is room, and one with a wide form across both."""
     boxes = []
-    for svg, text, width in drawn:
-        bounds = f'min-width: {0.7 * width:.0f}px; max-width: {1.6 * width:.0f}px'
-        start = f'<svg role="img" aria-label="{escape(text)}" style="{bounds}" '
-        boxes.append(f'<div class="box">{svg.replace("<svg ", start, 1)}</div>')
+    for panel in drawn:
+        forms = {'narrow': panel.narrow} | ({} if panel.wide is None else {'wide': panel.wide})
+        inside = ''.join(_svg(svg, panel.text, kind) for kind, svg in forms.items())
+        boxes.append(f'<div class="box{"" if panel.wide is None else " lone"}">{inside}</div>')
     inside = '\n'.join(boxes)
-    return f'<div class="panels">\n{inside}\n</div>'
+    return f'<div class="panels">\n{inside}\n</div>' if boxes else ''
+
+
+def _svg(svg: str, text: str, kind: str) -> str:
+    """An SVG with its text; shown at 0.74 to 1.6 of its own size, below which it scrolls."""
+    found = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg)
+    assert found is not None
+    width = float(found[1]) * 96 / 72  # CSS pixels
+    bounds = f'min-width: {0.74 * width:.0f}px; max-width: {1.6 * width:.0f}px'
+    start = f'<svg class="{kind}" role="img" aria-label="{escape(text)}" style="{bounds}" '
+    return svg.replace('<svg ', start, 1)
 
 
 def legend(lines: Mapping[str, tuple[str, str]]) -> str:
@@ -153,8 +222,9 @@ def talk(title: str, colour: str, messages: Sequence[tuple[str, str]], outcome: 
 
 
 def side_by_side(talks: Iterable[str]) -> str:
+    """Conversations in columns, which scroll."""
     inside = '\n'.join(talks)
-    return f'<div class="talks">\n{inside}\n</div>'
+    return f'<div class="strip"><div class="talks">\n{inside}\n</div></div>'
 
 
 def flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:

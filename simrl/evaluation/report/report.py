@@ -1,40 +1,63 @@
-"""Results -> report.html, a table for the terminal, and pictures for TensorBoard."""
+"""Results -> report.html, conversations.html, figures/, a table for the terminal, and pictures for TensorBoard."""
 
 import json
 import os
 import pathlib
 import textwrap
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
-from simrl.evaluation.report import figures, matrix, page, sections, summary
+from simrl.evaluation.report import browse, gallery, matrix, sections, summary
+from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
+from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.summary import interval, number
 from simrl.evaluation.results import MatrixResult, MeasureResult, Results
 from simrl.run.stage_files import named_errors
 
-REPORT_FILE = 'report.html'
 CONSOLE_WIDTH = 120  # columns
 MAX_LINES = 24  # of differences in the terminal; report.html has all
 
 
-def write_report(results: Results, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` into the run directory, one file that needs no other; equal results give equal bytes."""
+def write_report(
+    results: Results,
+    workdir: pathlib.Path,
+    output: pathlib.Path | None = None,
+    kept: Mapping[str, pathlib.Path] = types.MappingProxyType({}),
+) -> tuple[pathlib.Path, dict[str, bytes]]:
+    """Writes report.html and conversations.html, each a file that needs no other, and figures/NAME.png and .csv.
+
+    Equal results give equal bytes.
+
+    Args:
+        workdir: the run directory.
+        output: where they are written; None: into the run directory.
+        kept: by assistant, a file of the conversations that its training kept.
+
+    Returns:
+        The path of report.html, and the figures' PNG files by name.
+
+    Raises:
+        WorkdirError: a line of a file of conversations is broken.
+    """
+    output = workdir if output is None else output
     config_file = workdir / 'config.json'
     settings = json.loads(config_file.read_text(encoding='utf-8')) if config_file.exists() else {}
-    path = workdir / REPORT_FILE
+    looks = looks_of(results.experiment)
+    drawings = gallery.drawings_of(results, looks)
+    pictures = gallery.pngs(drawings)
+    gallery.write_figures(pictures, drawings.values(), output)
+    report = write_page(output / REPORT_FILE, sections.report_page(results, settings, looks, drawings))
+    write_page(output / BROWSE_FILE, browse.browse_page(results, kept, looks))
+    return report, pictures
+
+
+def write_page(path: pathlib.Path, text: str) -> pathlib.Path:
+    """Replaces a page as a whole."""
     draft = path.with_suffix('.partial')
     with named_errors(path):
-        draft.write_text(page.document(sections.TITLE, sections.sections(results, settings)), encoding='utf-8')
+        draft.write_text(text, encoding='utf-8', errors='xmlcharrefreplace')  # half of a surrogate pair
         os.replace(draft, path)
     return path
-
-
-def figure_pngs(results: Results) -> dict[str, bytes]:
-    """The report's figures as PNG files by name."""
-    return {
-        name if len(drawings) == 1 else f'{name}_{number}': figures.png(drawing)
-        for name, drawings in figures.drawings_of(results).items()
-        for number, drawing in enumerate(drawings)
-    }
 
 
 def console_table(results: Results) -> str:

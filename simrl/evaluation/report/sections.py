@@ -6,8 +6,9 @@ from typing import Any
 
 from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.report import figures, matrix, page, summary, tables
-from simrl.evaluation.report.figures import Drawing, Look
+from simrl.evaluation.report import drawing, lengths, matrix, page, summary, tables, utility
+from simrl.evaluation.report.browse import BROWSE_FILE
+from simrl.evaluation.report.drawing import NARROW, WIDE, Drawing, Look
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Row, number, share
 from simrl.evaluation.results import FidelityResult, MeasureResult, Results
@@ -22,6 +23,10 @@ GAP_RECOVERED = (
 CUT = (
     'Cut: messages of the assistant that reached max_new_tokens; below, conversations in which a message of the user '
     'did. '
+)
+UTILITY = (
+    'Win rates of the first measure, with its intervals. An arm without the number is in no figure: people have no '
+    'parameters, and a simulator behind an endpoint has no likelihood. Arms of equal numbers are drawn side by side.'
 )
 TRAINING = (
     'Rewards are under each arm’s own simulator, so they compare a run with itself and not arms with each other. Thick '
@@ -39,43 +44,45 @@ FIDELITY = (
 )
 
 
-def sections(results: Results, settings: Mapping[str, Any]) -> list[str]:
-    """The body of the page; `settings` are those of config.json."""
-    looks = figures.looks_of(results.experiment)
-    drawings = figures.drawings_of(results)
+def report_page(
+    results: Results, settings: Mapping[str, Any], looks: Mapping[str, Look], drawings: Mapping[str, Sequence[Drawing]]
+) -> str:
+    """The page.
+
+    Args:
+        settings: those of config.json.
+        looks: of `looks_of`.
+        drawings: of `gallery.drawings_of`.
+    """
     lead = '\n'.join(page.paragraph(text) for text in summary.sentences(results))
     parts = [f'<h1>{page.escape(TITLE)}</h1>', f'<div class="lead">{lead}</div>']
     for name, measure in results.measures.items():
-        drawn = _drawn(f'win_rates_{name}', drawings)
+        drawn = drawn_panels(drawings[f'measure/{name}'])
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
+    header, rows = utility.table(results, looks)
+    if rows:
+        known = [page.table(header, rows), page.paragraph(f'{UTILITY} {utility.about_forecast(results)}', 'note')]
+        title = 'Utility by what is known of a simulator'
+        parts.append(page.section(title, *known, drawn_panels(drawings['utility'])))
     trained = [arm for arm in results.experiment.arms if results.experiment.assistants_of(arm)]
     legend = page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in trained})
-    parts.append(
-        page.section(
-            'Training', legend, _drawn('training', drawings), page.paragraph(_about_training(results), 'note')
-        ),
-    )
+    drawn = drawn_panels(drawings['training'])
+    parts.append(page.section('Training', legend, drawn, page.paragraph(_about_training(results), 'note')))
+    parts.append(page.section('Lengths and endings', *_lengths(results, looks, drawings, legend)))
     if results.matrix:
-        drawn = _drawn('matrix', drawings)
+        drawn = drawn_panels(drawings['matrix'])
         found, colours = results.matrix, {name: look.colour for name, look in looks.items()}
-        parts.append(
-            page.section(
-                matrix.titled('Every assistant with every user', found),
-                *matrix.matrix(results.experiment, found, colours, drawn),
-            )
-        )
-        parts.append(
-            page.section(
-                matrix.titled('Gains with other simulators', found), *matrix.transfers(results, found, colours)
-            )
-        )
-    return [
-        *parts,
+        title = matrix.titled('Every assistant with every user', found)
+        parts.append(page.section(title, *matrix.matrix(results.experiment, found, colours, drawn)))
+        title = matrix.titled('Gains with other simulators', found)
+        parts.append(page.section(title, *matrix.transfers(results, found, colours)))
+    parts += [
         page.section('Simulators beside people', *_fidelity(results, looks)),
         *_conversations(results, looks),
         page.section('Settings', *_settings(settings)),
         page.section('Timings', *_timings(results)),
     ]
+    return page.document(TITLE, parts)
 
 
 def _measure(results: Results, measure: MeasureResult, looks: Mapping[str, Look], drawn: str) -> list[str]:
@@ -154,6 +161,18 @@ def _gap_recovered(found: GapRecovered | None) -> Cell:
     return Cell('undefined') if found and found.mean is None else tables.estimate_cell(found)
 
 
+def _lengths(
+    results: Results, looks: Mapping[str, Look], drawings: Mapping[str, Sequence[Drawing]], legend: str
+) -> list[str]:
+    header, rows = lengths.table(results, looks)
+    parts = [page.table(header, rows), page.paragraph(lengths.ABOUT, 'note')] if rows else []
+    if drawings['lengths']:
+        parts += [legend, drawn_panels(drawings['lengths'])]
+    for name, measure in results.measures.items():
+        parts += [page.heading(measure.words.title), drawn_panels(drawings[f'ends/{name}'])]
+    return parts
+
+
 def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
     found = results.fidelity
     names = [name for name, value in found.people.items() if value is not None]
@@ -161,7 +180,7 @@ def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
     names = list(dict.fromkeys(names))
     rows: list[Sequence[str | Cell]] = []
     if any(value is not None for value in found.people.values()):
-        colour = figures.PEOPLE_COLOUR
+        colour = drawing.PEOPLE_COLOUR
         rows.append((Cell('people', dot=colour), '–', '–', *(_rate(found.people[name]) for name in names)))
     for arm, simulator in found.simulators.items():
         rows.append(
@@ -229,12 +248,10 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
             title = f'{example.example}: {example.intent}' if example.intent else example.example
             shown.append(page.details(title, about, page.side_by_side(talks), opened=position == 0))
         if shown:
-            note = 'The example and the seed are the same in every column; messages are verbatim.'
-            parts.append(
-                page.section(
-                    f'{words.title}: the same example with every assistant', page.paragraph(note, 'note'), *shown
-                )
-            )
+            about = 'The example and the seed are the same in every column; messages are verbatim.'
+            more = page.link(BROWSE_FILE, 'All conversations that the run kept, to browse and filter')
+            title = f'{words.title}: the same example with every assistant'
+            parts.append(page.section(title, page.paragraph(about, 'note'), more, *shown))
     return parts
 
 
@@ -257,10 +274,16 @@ def _timings(results: Results) -> list[str]:
     ]
 
 
-def _drawn(name: str, drawings: Mapping[str, Sequence[Drawing]]) -> str:
+def drawn_panels(drawings: Sequence[Drawing], prefix: str = '') -> str:
+    """Figures in rows of two, of which the last has both columns if it is alone; `prefix` begins the ids in them."""
+    lone = len(drawings) - 1 if len(drawings) % 2 else None
     return page.panels(
-        (figures.svg(drawing, f'{name}-{position}'), drawing.text, drawing.figure.get_figwidth() * 96)  # CSS pixels
-        for position, drawing in enumerate(drawings[name])
+        page.Panel(
+            one.text,
+            drawing.svg(one, f'{prefix}{one.name}', NARROW),
+            drawing.svg(one, f'{prefix}{one.name}-wide', WIDE) if position == lone else None,
+        )
+        for position, one in enumerate(drawings)
     )
 
 

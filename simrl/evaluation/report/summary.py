@@ -5,7 +5,7 @@ An ordering is put into words only where an interval supports it; with one train
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from simrl.evaluation.results import INITIAL, Bounds, Difference, ExperimentResu
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 
 Interval = Estimate | SeedEstimate
+Shown = Callable[[float | None], str]  # a number as text
 
 NO_INTERVAL = 'no interval'
 
@@ -41,6 +42,7 @@ class Row:
         turns, ends, labels, truncated, user_truncated: means over the arm's assistants.
         failures: examples without an outcome of it or of the initial assistant, over all seeds.
         bounds, strict_bounds: win rates with these lost, and won; None without any.
+        message_tokens, length_correlation: the same, over those that have one; None without any.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Row:
     failures: int
     bounds: Bounds | SeedBounds | None
     strict_bounds: Bounds | SeedBounds | None
+    message_tokens: float | None
+    length_correlation: float | None
 
 
 def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
@@ -89,9 +93,23 @@ def rows_of(experiment: ExperimentResult, measure: MeasureResult) -> list[Row]:
                 failures=sum(measure.examples - x.gain.num_observations for x in members if x.gain),
                 bounds=source.win_rate_bounds,
                 strict_bounds=source.strict_win_rate_bounds,
+                message_tokens=mean_of_known(member.message_tokens for member in members),
+                length_correlation=mean_of_known(member.length_correlation for member in members),
             )
         )
     return rows
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def span(values: Iterable[int]) -> str:
+    """'512', or '300–512' where numbers differ."""
+    found = sorted(set(values))
+    return '–'.join(f'{value:,}' for value in dict.fromkeys((found[0], found[-1])))
 
 
 def number(value: float | None, digits: int = 2, sign: str = '') -> str:
@@ -158,28 +176,40 @@ def basis(rows: Sequence[Row], unit: str) -> str:
     return f'{level:.0%} intervals are over {unit}: this checkpoint only.'
 
 
+def sample(measure: MeasureResult, rows: Sequence[Row]) -> str:
+    """The sample of a measure's figures, and failures."""
+    seeds = span(row.num_seeds for row in rows if row.num_seeds)
+    total = measure.examples * len(measure.assistants)
+    lost = sum(sum(found.causes.values()) for found in measure.assistants.values())
+    without = f'{lost:,} of {total:,}, left out' if lost else f'none of {total:,}'
+    return (
+        f'n = {size(measure)}, {seeds} training seed{"" if seeds == "1" else "s"} an arm. '
+        f'Without a {measure.words.score}: {without}.'
+    )
+
+
 def sentences(results: Results) -> list[str]:
     """Names what was compared, the result by each measure, and what it does not show."""
     experiment = results.experiment
     headline = results.measures[experiment.measures[0]]
     arms = list(headline.arms)
-    seeds = sorted({len(arm.seeds) for arm in headline.arms.values()})
-    each = '–'.join(dict.fromkeys(str(count) for count in (seeds[0], seeds[-1])))
-    each = 'one training seed' if seeds == [1] else f'{each} training seeds'
+    each = span(len(arm.seeds) for arm in headline.arms.values())
+    each = 'one training seed' if each == '1' else f'{each} training seeds'
     against = f'{len(arms)} user simulators' if len(arms) > 1 else 'one user simulator'
     oracles = [name for name, arm in experiment.arms.items() if arm.oracle and name in arms]
     oracle = f' ({oracles[0]} trains against people themselves)' if oracles else ''
     asked = (
         f'From one initial assistant, one assistant was trained by reinforcement learning against each of {against}, '
         f'all else equal ({each} each): {listed(arms)}{oracle}. All assistants were then measured on the same '
-        f'{_size(headline)}.'
+        f'{size(headline)}.'
     )
     return [asked, *(_outcome(experiment, measure) for measure in results.measures.values()), experiment.caution]
 
 
-def _size(measure: MeasureResult) -> str:
-    size = f'{measure.clusters:,} {measure.words.unit}'
-    return size if measure.clusters == measure.examples else f'{measure.examples:,} examples of {size}'
+def size(measure: MeasureResult) -> str:
+    """The sample of a measure: '2,000 people', or '300 examples of 283 people'."""
+    clusters = f'{measure.clusters:,} {measure.words.unit}'
+    return clusters if measure.clusters == measure.examples else f'{measure.examples:,} examples of {clusters}'
 
 
 def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:

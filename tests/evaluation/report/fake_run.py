@@ -1,23 +1,33 @@
 """Plausible results of a run that never was: for tests of the report, and to look at it.
 
 python -m tests.evaluation.report.fake_run FOLDER [SEEDS] [many]
+
+The folder is then a finished run for `python -m tools.report FOLDER`, too.
 """
 
+import collections
+import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from simrl.evaluation.comparisons import compare_arms
+from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
+from simrl.evaluation.report import sections
+from simrl.evaluation.report.drawing import Drawing, looks_of
 from simrl.evaluation.report.report import console_table, write_report
 from simrl.evaluation.results import (
     Arm,
     ConversationsResult,
     ExperimentResult,
     FidelityResult,
+    ForecastResult,
     MatrixResult,
     MeasureResult,
     MeasureScores,
@@ -29,9 +39,11 @@ from simrl.evaluation.results import (
     ShownConversation,
     ShownExample,
     SimulatorFidelity,
+    SimulatorForecast,
     TimingsResult,
     TrainingCurve,
     TrainingResult,
+    write,
 )
 from simrl.evaluation.statistics import Estimate
 from simrl.evaluation.win_rate import Prefer, prefer_higher
@@ -44,6 +56,8 @@ ARMS = {
     'sft 7b': ('fine-tuned', 0.88, 0.18, 3.6, (0.01, 0.80, 0.19, 0.0)),
     'truth': ('people', 0.93, 0.10, 3.4, (0.01, 0.85, 0.14, 0.0)),
 }
+OWN_RATE = {'against_intent': 0.011}
+SIZES = {'role_play': 135_000_000, 'persona': 135_000_000, 'sft 7b': 7_000_000_000}
 INITIAL = ('', 0.62, 0.40, 3.0, (0.33, 0.40, 0.17, 0.10))
 ACTS = ('propose', 'ask', 'open', 'chatter')
 HOSTILE = '<script>alert("& no escape")</script> $x_1$ \\frac'  # what a model may say
@@ -69,6 +83,7 @@ def outcomes_like(assistant: str, looks: tuple, people: int, random: np.random.G
         'first_act': random.choice(ACTS, people, p=acts).tolist(),
         'truncated': (random.random(people) < 0.01).astype(int).tolist(),
         'user_truncated': (random.random(people) < 0.003).astype(int).tolist(),
+        'assistant_tokens': (spoken * 5 + random.poisson(3, people)).tolist(),
     }
     return outcomes_of(assistant, columns)
 
@@ -78,7 +93,7 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
     random = np.random.default_rng(0)
     arms = ARMS | {f'another arm {k}': ARMS['persona'] for k in range(more_arms)}
     experiment = ExperimentResult(
-        arms={name: Arm(looks[0], oracle=name == 'truth') for name, looks in arms.items()},
+        arms={name: Arm(looks[0], name == 'truth', parameters=SIZES.get(name)) for name, looks in arms.items()},
         runs={f'{arm}/seed-{k}': Run(arm, k) for k in range(seeds) for arm in arms},
         measures=('people', 'held_out_reward_model')[:measures],
         caution='It is no evidence about real people.',
@@ -147,7 +162,11 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
             transfers=transfers(runs, experiment.arms, simulators, met),
         ),
         fidelity=FidelityResult(
-            rates, {arm: SimulatorFidelity(3.15, nats, rates | {'against_intent': 0.011}) for arm in users}
+            rates,
+            {
+                arm: SimulatorFidelity(3.15, dataclasses.replace(nats, mean=1.15 + 0.1 * k), rates | OWN_RATE)
+                for k, arm in enumerate(users)
+            },
         ),
         training=TrainingResult(
             {
@@ -157,6 +176,10 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
                     end_signal=tuple(np.clip(0.6 + 0.3 * rise + random.normal(0, 0.02, 50), 0, 1).tolist()),
                     kl=(None, *(0.3 * rise[1:]).tolist()),
                     zero_variance=tuple((0.2 * rise).tolist()),
+                    message_tokens=tuple((6 + 4 * rise + random.normal(0, 0.3, 50)).tolist()),
+                    truncated=tuple((0.02 * rise).tolist()),
+                    unjudged=(0.0,) * 49 + (0.02,),
+                    ends={'signal': (0.8,) * 50, 'turns': tuple((0.2 * rise).tolist()), 'failure': (0.0,) * 50},
                 )
                 for name in experiment.runs
             }
@@ -168,7 +191,33 @@ def fake_results(seeds: int = 3, people: int = 300, more_arms: int = 0, measures
                 )
             }
         ),
+        forecast=forecast_like(users),
         timings=TimingsResult({'world': 12.3, **{f'rl/{name}': 88.0 for name in experiment.runs}}),
+    )
+
+
+def forecast_like(arms: Iterable[str]) -> ForecastResult:
+    """A forecast that orders arms as they are listed; the last one's gradient is hidden by noise."""
+    names = list(arms)
+    cosines = [Estimate(0.1 + 0.1 * k, 0.1 * k, 0.2 + 0.1 * k, 64, 64, 0.95) for k in range(len(names))]
+    gains = [Estimate(0.01 * k, 0.01 * k - 0.005, 0.01 * k + 0.005, 64, 64, 0.95) for k in range(len(names))]
+    return ForecastResult(
+        people='People themselves stand for people.',
+        people_stage='forecast/people',
+        measure='people',
+        examples=64,
+        samples=8,
+        n=8,
+        simulators={
+            name: SimulatorForecast(
+                cosine=None if name == names[-1] else cosine,
+                best_of_n=gain,
+                reason='its gradient is not told from noise' if name == names[-1] else None,
+                stages=(f'forecast/{name}',),
+            )
+            for name, cosine, gain in zip(names, cosines, gains, strict=True)
+        },
+        correlations=(RankCorrelation('cosine', 'win_rate', len(names), 0.8, 0.2, 1.0, 0.1, 0.95),),
     )
 
 
@@ -182,10 +231,50 @@ def measure_result(
     return MeasureResult(name, words, number, number, assistants, arms, differences)
 
 
+def training_rows(number: int, steps: int = 50) -> Iterator[dict[str, Any]]:
+    """Conversations as RL keeps them: some with a reward for each reply, some without one, all hostile."""
+    random = np.random.default_rng(1)
+    for k in range(number):
+        replies = int(random.integers(1, 4))
+        messages = [
+            {'role': role, 'content': f'{text} {k} {HOSTILE}', 'tokens': 4, 'truncated': False}
+            for _ in range(replies)
+            for role, text in (('user', 'something thai'), ('assistant', 'try north'))
+        ]
+        reward: Any = None if k % 50 == 7 else round(float(random.random()), 3)
+        each = [reward] * replies if k % 3 == 0 else reward
+        yield {
+            **{
+                'step': 1 + k * steps // number,
+                'example': f'people-train-{k // 4}',
+                'source': 'people',
+                'sample': k % 4,
+            },
+            **{'seed': 0, 'told': HOSTILE, 'messages': messages, 'end_reason': ('signal', 'turns')[k % 2]},
+            **{'reward': each, 'parts': {'share_met': each, 'left': 0.0}, 'cause': 6 if reward is None else 0},
+        }
+
+
+def write_training(folder: pathlib.Path, experiment: ExperimentResult, number: int) -> dict[str, pathlib.Path]:
+    """Keeps `number` conversations in the RL stage of each assistant; by assistant, the file."""
+    kept = {name: folder / 'rl' / name / 'conversations' / 'rl.jsonl' for name in experiment.runs}
+    for path in kept.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(''.join(f'{json.dumps(row)}\n' for row in training_rows(number)))
+    return kept
+
+
+def page_text(results: Results) -> str:
+    """The page of the report without its figures, which take time."""
+    drawings = collections.defaultdict[str, list[Drawing]](list)
+    return sections.report_page(results, {}, looks_of(results.experiment), drawings)
+
+
 if __name__ == '__main__':
     target = pathlib.Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     (target / 'config.json').write_text(json.dumps(SETTINGS))
     results = fake_results(int(sys.argv[2]) if len(sys.argv) > 2 else 3, 2000, *((8, 2) if sys.argv[3:] else ()))
-    print(write_report(results, target))
+    write(results, target)
+    print(write_report(results, target, kept=write_training(target, results.experiment, 900))[0])
     print(console_table(results))

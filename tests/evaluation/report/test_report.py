@@ -1,5 +1,6 @@
 """The report shows every number of the results, loads nothing, and fits a phone."""
 
+import csv
 import dataclasses
 import html.parser
 import json
@@ -7,17 +8,21 @@ import re
 import shutil
 import struct
 
+import numpy as np
 import pytest
 
-from simrl.evaluation.report import sections
-from simrl.evaluation.report.figures import FONT_SIZE
-from simrl.evaluation.report.report import REPORT_FILE, console_table, figure_pngs, write_report
+from simrl.evaluation.report import drawing, gallery, sections
+from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
+from simrl.evaluation.report.drawing import CAPTION_SIZE, looks_of
+from simrl.evaluation.report.report import console_table, write_report
 from simrl.evaluation.results import FidelityResult, SimulatorFidelity, TrainingResult, ValidationCurve
-from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results
+from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results, page_text, training_rows, write_training
 
 SECTIONS = (
     'Satisfaction of new people',
+    'Utility by what is known of a simulator',
     'Training',
+    'Lengths and endings',
     'Every assistant with every user',
     'Gains with other simulators',
     'Simulators beside people',
@@ -33,12 +38,18 @@ def results():
 
 
 @pytest.fixture(scope='module')
-def run(results, tmp_path_factory):
-    """A run directory with a config and its report."""
+def written(results, tmp_path_factory):
+    """A run directory with a config, conversations of training and its report; the PNG files."""
     workdir = tmp_path_factory.mktemp('run')
     (workdir / 'config.json').write_text(json.dumps(SETTINGS))
-    write_report(results, workdir)
-    return workdir
+    path, pictures = write_report(results, workdir, kept=write_training(workdir, results.experiment, 900))
+    assert path == workdir / REPORT_FILE
+    return workdir, pictures
+
+
+@pytest.fixture(scope='module')
+def run(written):
+    return written[0]
 
 
 @pytest.fixture(scope='module')
@@ -49,14 +60,10 @@ def many():
 
 @pytest.fixture(scope='module')
 def crowded(many, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('crowded')
-    write_report(many, workdir)
+    workdir, looks = tmp_path_factory.mktemp('crowded'), looks_of(many.experiment)
+    text = sections.report_page(many, {}, looks, gallery.drawings_of(many, looks))
+    (workdir / REPORT_FILE).write_text(text)
     return workdir
-
-
-@pytest.fixture(scope='module')
-def pictures(results):
-    return figure_pngs(results)
 
 
 class Page(html.parser.HTMLParser):
@@ -90,12 +97,12 @@ def test_one_file_that_loads_nothing_and_runs_nothing(run):
     page = Page(text)
     assert not {'script', 'link', 'img', 'iframe', 'image'} & set(page.elements)
     links = [value for name, value in page.attributes if name in ('src', 'href', 'xlink:href')]
-    assert links
-    assert all(link.startswith('#') for link in links), 'parts of the page itself'
+    assert {link for link in links if not link.startswith('#')} == {BROWSE_FILE}, 'else parts of the page itself'
     ids = [value for name, value in page.attributes if name == 'id']
     assert len(ids) == len(set(ids)), 'figures do not take each other’s shapes'
     assert not re.search(r'@import|url\((?!#)', text)
-    assert page.elements.count('svg') == sum(name == 'aria-label' for name, _ in page.attributes) == 7
+    assert page.elements.count('svg') == sum(name == 'aria-label' for name, _ in page.attributes)
+    assert text.count('class="wide"') == text.count('<div class="box lone">') == 2, 'ends, matrix'
     assert re.findall('<h2>(.*?)</h2>', text) == list(SECTIONS)
 
 
@@ -108,23 +115,63 @@ def test_text_of_models_is_escaped(run):
     assert '&lt;script&gt;alert(&quot;&amp; no escape&quot;)&lt;/script&gt; $x_1$' in text
 
 
-def test_equal_results_give_equal_bytes(run, results, pictures, tmp_path):
-    shutil.copy(run / 'config.json', tmp_path)
-    assert write_report(results, tmp_path).read_bytes() == (run / REPORT_FILE).read_bytes()
-    assert figure_pngs(results) == pictures
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'report.html'], 'no draft left'
+def test_equal_results_give_equal_bytes(written, results):
+    run, pictures = written
+    page = (run / REPORT_FILE).read_text()
+    looks = looks_of(results.experiment)
+    again = gallery.drawings_of(results, looks)
+    for one in (again['measure/people'][0], again['training'][0]):
+        assert drawing.png(one) == pictures[one.name]
+        figure = drawing.svg(one, one.name, drawing.NARROW)
+        assert figure[figure.index('viewBox') :] in page
+    kept = {name: run / 'rl' / name / 'conversations' / 'rl.jsonl' for name in results.experiment.runs}
+    assert browse_page(results, kept, looks) == (run / BROWSE_FILE).read_text()
+    names = ['config.json', BROWSE_FILE, 'figures', REPORT_FILE, 'rl']
+    assert sorted(path.name for path in run.iterdir()) == names, 'no draft left'
 
 
-def test_pictures_are_those_of_the_report(pictures):
+def test_figures_are_files_too(written, results):
+    run, pictures = written
     assert list(pictures) == [
-        *('win_rates_people_0', 'win_rates_people_1'),
-        *('training_0', 'training_1', 'training_2', 'training_3', 'matrix'),
+        *('win_rate_people', 'score_people', 'ends_people'),
+        *(f'utility_by_{name}' for name in ('size', 'likelihood', 'cosine', 'best_of_n')),
+        *('training_reward', 'training_end_signal', 'training_kl', 'training_zero_variance'),
+        *('training_message_tokens', 'training_truncated', 'training_end_turns', 'reward_by_length', 'matrix'),
     ]
-    for picture in pictures.values():
+    files = {path.name for path in (run / 'figures').iterdir()}
+    assert files == {f'{name}.{kind}' for name in pictures for kind in ('png', 'csv')}
+    for name, picture in pictures.items():
+        assert (run / 'figures' / f'{name}.png').read_bytes() == picture
         assert picture.startswith(b'\x89PNG')
         width, height = struct.unpack('>II', picture[16:24])
         assert 300 < width < 3000
         assert 300 < height < 3000
+
+    def rows(name):
+        with (run / 'figures' / f'{name}.csv').open(newline='') as file:
+            return list(csv.DictReader(file))
+
+    arms = results.measures['people'].arms
+    assert {row['arm']: (float(row['win_rate']), float(row['low'])) for row in rows('win_rate_people')} == {
+        name: (arm.win_rate.mean, arm.win_rate.low) for name, arm in arms.items()
+    }
+    assert {row['arm']: float(row['x']) for row in rows('utility_by_size')} == {
+        name: arm.parameters for name, arm in results.experiment.arms.items() if arm.parameters
+    }
+    curve = results.training.assistants['persona/seed-1'].message_tokens
+    found = [row for row in rows('training_message_tokens') if row['assistant'] == 'persona/seed-1']
+    assert [float(row['value']) for row in found] == list(curve)
+
+
+def test_every_figure_states_its_sample_and_failures(results):
+    drawings = gallery.drawings_of(results, looks_of(results.experiment))
+    for one in (one for found in drawings.values() for one in found):
+        (label,) = {text.get_text() for text in (one.draw(4.8)._supxlabel,)}
+        said = label.replace('\n', ' ')
+        assert one.text.endswith(said)
+        assert 'n = ' in said
+        assert 'interval' in said, 'what they are over, or that there are none'
+        assert re.search('[Ww]ithout a', said)
 
 
 def test_every_number_of_the_table_is_that_of_the_results(run, results):
@@ -140,6 +187,15 @@ def test_every_number_of_the_table_is_that_of_the_results(run, results):
     assert '<th scope="row">rl.ppo.clip</th><td class="words">0.2</td>' in text
 
 
+def test_a_forecast_is_beside_the_utility(results):
+    text = page_text(results).split('Utility by what is known of a simulator')[1].partition('</section>')[0]
+    assert re.search(r'persona</th><td>0\.\d\d<small>.*?<td>0.20<small>\[0.10, 0.30\]</small></td><td>\+0.010', text)
+    assert '<td class="words">its gradient is not told from noise</td>' in text
+    said = 'cosine with win rate 0.80 [0.20, 1.00] over 3 arms, permutation p 0.100'
+    assert 'Forecasts are from 64 examples, 8 samples of each, best of 8. People themselves stand for people. ' in text
+    assert f'Rank correlations by people: {said}' in text
+
+
 def test_many_pairs_of_arms_are_folded_and_every_measure_has_its_words(many, crowded):
     text = (crowded / REPORT_FILE).read_text()
     Page(text)
@@ -153,7 +209,7 @@ def test_many_pairs_of_arms_are_folded_and_every_measure_has_its_words(many, cro
     assert 'strict win rate' not in replies.partition('<h2>')[0], 'the higher score wins: there is one win rate'
 
 
-def test_an_undefined_gap_says_why(results, tmp_path):
+def test_an_undefined_gap_says_why(results):
     people = results.measures['people']
     reason = "the oracle's gain +0.010 [-0.004, +0.024] over examples is not above 0"
     arms = {
@@ -164,25 +220,31 @@ def test_an_undefined_gap_says_why(results, tmp_path):
         for name, arm in people.arms.items()
     }
     changed = dataclasses.replace(results, measures={'people': dataclasses.replace(people, arms=arms)})
-    text = write_report(changed, tmp_path).read_text()
+    text = page_text(changed)
     assert '<td>undefined</td>' in text
     assert 'It is undefined here: the oracle&#x27;s gain +0.010 [-0.004, +0.024] over examples is not above 0.' in text
 
 
-def test_no_matrix_no_oracle_and_no_likelihood_leave_nothing_behind(results, tmp_path):
+def test_no_matrix_no_oracle_no_likelihood_and_no_sizes_leave_nothing_behind(results):
     people = results.measures['people']
     arms = {name: dataclasses.replace(arm, gap_recovered=None) for name, arm in people.arms.items()}
     changed = dataclasses.replace(
         results,
         measures={'people': dataclasses.replace(people, arms=arms)},
         matrix=None,
+        forecast=None,
         fidelity=FidelityResult({}, {'persona': SimulatorFidelity(None, None, {})}),
+        experiment=dataclasses.replace(
+            results.experiment,
+            arms={name: dataclasses.replace(arm, parameters=None) for name, arm in results.experiment.arms.items()},
+        ),
     )
-    text = write_report(changed, tmp_path).read_text()
+    text = page_text(changed)
     Page(text)
-    assert re.findall('<h2>(.*?)</h2>', text) == [SECTIONS[0], SECTIONS[1], *SECTIONS[4:]]
+    assert re.findall('<h2>(.*?)</h2>', text) == [SECTIONS[0], *SECTIONS[2:4], *SECTIONS[6:]]
     assert 'ap recovered' not in text
-    assert 'matrix' not in figure_pngs(changed)
+    drawings = gallery.drawings_of(changed, looks_of(changed.experiment))
+    assert drawings['matrix'] == drawings['utility'] == []
     assert 'other kinds' not in console_table(changed)
 
 
@@ -196,6 +258,7 @@ def test_the_terminal_gets_at_most_120_columns(results, many):
 
 @pytest.fixture(scope='module')
 def browser():
+    """A browser without a network."""
     chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
     if chromium is None:
         pytest.skip('no chromium on this machine')
@@ -204,23 +267,77 @@ def browser():
         yield starter.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
 
 
+@pytest.fixture
+def opened(browser):
+    """Opens a page; in the end none has written to the console or asked for anything."""
+    said = []
+
+    def open_page(path, width):
+        page = browser.new_context(offline=True, viewport={'width': width, 'height': 800}).new_page()
+        page.on('console', lambda message: said.append(message.text))
+        page.on('pageerror', lambda error: said.append(str(error)))
+        page.on('requestfailed', lambda request: said.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    assert said == []
+
+
 @pytest.mark.parametrize('width', [390, 1280])
-def test_nothing_is_wider_than_the_window(width, run, crowded, browser):
-    """In a browser: the page does not scroll sideways, wide things scroll within their own box."""
-    page = browser.new_page(viewport={'width': width, 'height': 800})
+def test_nothing_is_wider_than_the_window(width, run, crowded, opened):
+    """In a browser: the page does not scroll sideways, wide things scroll within their own box and say so."""
     for workdir in (run, crowded):
-        page.goto((workdir / REPORT_FILE).as_uri())
+        page = opened(workdir / REPORT_FILE, width)
         page.evaluate("document.querySelectorAll('details').forEach(x => { x.open = true })")
         assert page.evaluate('document.documentElement.scrollWidth') == width
         boxes = page.evaluate(
-            "Array.from(document.querySelectorAll('.box, .talks')).map(x => [x.scrollWidth, x.clientWidth])"
+            "Array.from(document.querySelectorAll('.box, .strip')).map(x => "
+            "[x.scrollWidth - x.clientWidth, parseFloat(getComputedStyle(x, '::after').height)])"
         )
-        assert width > 390 or any(inside > shown for inside, shown in boxes), 'a phone scrolls tables in their boxes'
+        assert width > 390 or any(hidden > 0 for hidden, _ in boxes), 'a phone scrolls tables in their boxes'
+        assert all((sign > 10) == (hidden > 0) for hidden, sign in boxes)
         scales = page.evaluate(
             "Array.from(document.querySelectorAll('.panels svg'))"
-            '.map(x => x.getBoundingClientRect().width / x.viewBox.baseVal.width)'
+            '.map(x => x.getBoundingClientRect().width / x.viewBox.baseVal.width).filter(x => x)'
         )
-        assert min(scales) * FONT_SIZE >= 8.5, 'letters of a figure, in pixels'
+        assert min(scales) * CAPTION_SIZE >= 8.5, 'letters of a figure, in pixels'
+        rows = page.evaluate(
+            "Array.from(document.querySelectorAll('.panels')).map(x => "
+            '[x.lastElementChild.getBoundingClientRect().right, x.getBoundingClientRect().right])'
+        )
+        assert all(abs(last - whole) < 1 for last, whole in rows), 'the last figure of a row ends where the page does'
+
+
+def test_conversations_are_browsed(run, opened):
+    page = opened(run / BROWSE_FILE, 1280)
+
+    def check(said, **filters):
+        """Sets filters, and waits for what the page then says that it found."""
+        for name, value in filters.items():
+            field = page.locator(f'[name={name}]')
+            (field.fill if name in ('low', 'high', 'text') else field.select_option)(value)
+        page.get_by_text(said, exact=True).wait_for(timeout=20_000)
+
+    check('10,818 of 10,818; here 1 to 50')
+    assert page.locator('details.one').count() == 50
+    check('900 of 10,818; here 1 to 50', arm='persona', seed='1', source='training')
+    rewards = [(np.ravel(row['reward'])[0], row['end_reason']) for row in training_rows(900)]
+    number = sum(reward is not None and 0.5 <= reward <= 0.6 and end == 'signal' for reward, end in rewards)
+    check(f'{number} of 10,818; here 1 to {number}', low='0.5', high='0.6', end='signal')
+    check('1 of 10,818; here 1 to 1', low='', high='', end='', text='THAI 77 <script>')
+    assert page.locator('details.one .score').all_inner_texts() == [f'{rewards[77][0]:.3f}']
+    page.locator('details.one summary').click()
+    page.locator('details.one .bubble').first.wait_for()
+    bubbles = page.locator('details.one .bubble').all_inner_texts()
+    assert bubbles[0] == f'user\nsomething thai 77 {HOSTILE}', 'text stays text'
+    assert page.locator('details.one script').count() == 0
+    check('900 of 10,818; here 1 to 50', text='', sort='score', direction='-1')
+    scores = [float(text) for text in page.locator('details.one .score').all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    page.locator('nav button', has_text='Next').first.click()
+    check('900 of 10,818; here 51 to 100')
+    check('None of 10,818 passes the filters.', text='no such words')
 
 
 def test_validation_conversations_without_a_reward_are_counted(results):

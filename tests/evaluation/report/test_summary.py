@@ -6,12 +6,13 @@ import re
 import pytest
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.report import tables
-from simrl.evaluation.report.report import console_table, figure_pngs, write_report
+from simrl.evaluation.report import drawing, gallery, tables
+from simrl.evaluation.report.drawing import looks_of
+from simrl.evaluation.report.report import console_table
 from simrl.evaluation.report.summary import MAX_PAIRS_IN_WORDS, interval, number, rows_of, sentences, significance
 from simrl.evaluation.results import Difference, SeedBounds
 from simrl.evaluation.statistics import Estimate, SeedEstimate
-from tests.evaluation.report.fake_run import fake_results
+from tests.evaluation.report.fake_run import fake_results, page_text
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +78,7 @@ def test_without_an_interval_nothing_is_concluded(results):
     assert 'Of 2 pairs of arms, 1 of them with no interval, 1 differs significantly: truth above persona' in outcome
 
 
-def test_a_run_of_one_person_says_so_everywhere(tmp_path):
+def test_a_run_of_one_person_says_so_everywhere():
     results = fake_results(seeds=1, people=1)
     people = results.measures['people']
     assert all(found.score.low is None for found in people.assistants.values())
@@ -85,11 +86,12 @@ def test_a_run_of_one_person_says_so_everywhere(tmp_path):
     assert 'significantly' not in outcome.replace('differs significantly', '').replace('differ significantly', '')
     assert 'cannot be compared (no interval) after training against role_play' in outcome
     assert f'{len(people.differences)} of them with no interval, none differs significantly' in outcome
-    text = write_report(results, tmp_path).read_text()
+    text = page_text(results)
     assert '<small>[no interval]</small>' in text
     assert 'this checkpoint only</td>' not in text
     assert '[no interval]' in console_table(results)
-    assert figure_pngs(results)
+    drawings = gallery.drawings_of(results, looks_of(results.experiment))
+    assert all(drawing.svg(one, one.name, drawing.NARROW) for one in drawings['measure/people'])
 
 
 def test_only_so_many_differences_are_put_into_words(results):
@@ -164,7 +166,7 @@ def test_failures_are_shown_lost_and_won_where_there_are_any(results):
     assert 'Each is left out, and with it its comparisons; 1 have none with any assistant.' in printed
 
 
-def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
+def test_one_seed_speaks_of_this_checkpoint_only():
     results = fake_results(seeds=1, people=100)
     asked, outcome, caution = sentences(results)
     assert 'one training seed each' in asked
@@ -173,7 +175,7 @@ def test_one_seed_speaks_of_this_checkpoint_only(tmp_path):
     assert 'this checkpoint only' in outcome
     assert 'over training seeds' not in outcome
     assert caution == results.experiment.caution
-    text = write_report(results, tmp_path).read_text()
+    text = page_text(results)
     assert '95% intervals are over people: this checkpoint only.' in text
     row = re.search(r'persona − role_play</th>(.*?)</tr>', text).group(1)
     cells = re.findall('<td.*?>(.*?)</td>', row)

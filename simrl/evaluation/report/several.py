@@ -1,0 +1,228 @@
+"""One page for several runs: the utility of every simulator, by what is known of it, and each run's curves and matrix.
+
+Nothing here tests a difference between runs: they need not share the initial assistant, the people or the score. The
+page lists the settings in which they differ.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from simrl.evaluation.report import drawing, figures, gallery, page, summary, utility
+from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
+from simrl.evaluation.report.drawing import MARKERS, Drawing, Look, bounds_of
+from simrl.evaluation.report.page import Cell
+from simrl.evaluation.report.report import write_page
+from simrl.evaluation.report.sections import drawn_panels
+from simrl.evaluation.report.summary import Row, number
+from simrl.evaluation.report.tables import estimate_cell
+from simrl.evaluation.results import MeasureResult, Results
+
+TITLE = 'User simulators in several runs'
+ABOUT = (
+    'Each run has an initial assistant, people and simulators of its own; a number is comparable with that of another '
+    'run as far as they share these. Nothing here tests a difference between runs.'
+)
+WIN_RATE = (
+    'Win rate: the mean probability that the assistants of an arm are preferred to the run’s initial assistant on the '
+    'same example. Its intervals are over training seeds; of one seed, over examples: that checkpoint only.'
+)
+ABSENT = '–'
+
+Runs = Mapping[str, tuple[pathlib.Path, Results]]  # by name: the run directory, and what is in it
+
+
+def write_several(runs: Runs, output: pathlib.Path) -> pathlib.Path:
+    """Writes the page and its figures into a folder; returns the page's path.
+
+    Args:
+        runs: at least two.
+        output: a folder; made where there is none.
+    """
+    looks = _looks(runs)
+    drawings = {
+        'utility': [win_rates(runs, looks)],
+        'known': _by_what_is_known(runs, looks),
+        **{name: _of_run(results, looks[name], name) for name, (_, results) in runs.items()},
+    }
+    gallery.write_figures(gallery.pngs(drawings), drawings.values(), output)
+    parts = [
+        f'<h1>{page.escape(TITLE)}</h1>',
+        page.paragraph(ABOUT),
+        page.section('Runs', *_runs(runs)),
+        page.section('Settings that differ', *_differences(runs)),
+        page.section(
+            'Utility', drawn_panels(drawings['utility']), drawn_panels(drawings['known']), *_utilities(runs, looks)
+        ),
+        *(
+            page.section(name, *_run(name, folder, results, looks[name], drawings[name], output))
+            for name, (folder, results) in runs.items()
+        ),
+    ]
+    return write_page(output / REPORT_FILE, page.document(TITLE, parts))
+
+
+def names_of(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Run directories by name: the end of the path, as long as it takes to tell them apart.
+
+    Raises:
+        ValueError: a folder is named twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder in resolved if resolved.count(folder) > 1]:
+        raise ValueError(f'expected different run directories, found {twice[0]} twice')
+    length = 1
+    while len({folder.parts[-length:] for folder in resolved}) < len(resolved):
+        length += 1
+    return {'/'.join(folder.parts[-length:]): folder for folder in resolved}
+
+
+def _looks(runs: Runs) -> dict[str, dict[str, Look]]:
+    """Looks by run: an arm's name has the same colour in all of them, a run the same marker."""
+    arms = list(dict.fromkeys(arm for _, results in runs.values() for arm in results.experiment.arms))
+    found = {}
+    for position, (name, (_, results)) in enumerate(runs.items()):
+        marker = MARKERS[position % len(MARKERS)]
+        looks = drawing.looks_of(results.experiment)
+        for arm in results.experiment.arms:
+            usual = drawing.look_at(arms.index(arm))
+            own = Look(usual.colour, marker, usual.line)
+            looks |= dict.fromkeys([arm, *results.experiment.assistants_of(arm)], own)
+        found[name] = looks
+    return found
+
+
+def _headline(results: Results) -> tuple[MeasureResult, list[Row]]:
+    """The first measure, and a row for each of its arms, the initial assistant first."""
+    measure = results.measures[results.experiment.measures[0]]
+    return measure, summary.rows_of(results.experiment, measure)
+
+
+def _caption(runs: Runs) -> str:
+    headlines = [_headline(results) for _, results in runs.values()]
+    sizes = ', '.join(dict.fromkeys(summary.size(measure) for measure, _ in headlines))
+    seeds = summary.span(row.num_seeds for _, rows in headlines for row in rows if row.num_seeds)
+    lost = sum(sum(found.causes.values()) for measure, _ in headlines for found in measure.assistants.values())
+    return (
+        f'n = {sizes}; {seeds} training seeds an arm. Intervals are over training seeds, of one seed over examples. '
+        f'Examples without a score: {f"{lost:,}, left out" if lost else "none"}.'
+    )
+
+
+def win_rates(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> Drawing:
+    """Win rates of all arms of all runs."""
+    lines = [(name, row) for name, (_, results) in runs.items() for row in _headline(results)[1][1:]]
+    title, caption = 'Win rate against the initial assistant of the run', _caption(runs)
+
+    def draw(width: float) -> Figure:
+        figure, axis = drawing.panel(width, 0.9 + 0.3 * len(lines), title, caption)
+        for position, (name, row) in enumerate(lines):
+            drawing.draw_interval(axis, row.win_rate, position, looks[name][row.name], filled=True)
+            if position and lines[position - 1][0] != name:
+                axis.axhline(position - 0.5, color='#888888', linewidth=0.8)
+        axis.axvline(0.5, color=drawing.INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
+        drawing.name_rows(axis, [f'{row.name} ({name})' for name, row in lines])
+        return figure
+
+    said = '; '.join(f'{row.name} of {name} {number(row.win_rate.mean)}' for name, row in lines if row.win_rate)
+    cells = [(name, row.name, row.num_seeds, *bounds_of(row.win_rate)) for name, row in lines]
+    return Drawing(
+        'win_rates', f'{title}: {said}. {caption}', ('run', 'arm', 'seeds', 'win_rate', 'low', 'high'), cells, draw
+    )
+
+
+def _by_what_is_known(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[Drawing]:
+    found = {
+        against: [
+            point
+            for name, (_, results) in runs.items()
+            for point in utility.points(results, against, looks[name], f' ({name})')
+        ]
+        for against in utility.AGAINST
+    }
+    caption = _caption(runs)
+    return [
+        utility.scatter(against, points, caption) for against, points in found.items() if len(points) >= utility.FEWEST
+    ]
+
+
+def _of_run(results: Results, looks: Mapping[str, Look], name: str) -> list[Drawing]:
+    """The reward over training and the matrix of a run; their files' names end with the run's."""
+    found = [one for one in figures.training_curves(results, looks) if one.name == 'training_reward']
+    if results.matrix is not None:
+        found.append(figures.matrix(results.experiment, results.matrix))
+    return [Drawing(f'{one.name}_{name.replace("/", "_")}', one.text, one.columns, one.rows, one.draw) for one in found]
+
+
+def _runs(runs: Runs) -> list[str]:
+    rows: list[Sequence[str | Cell]] = []
+    for name, (_, results) in runs.items():
+        measure, of_arms = _headline(results)
+        seeds = summary.span(row.num_seeds for row in of_arms if row.num_seeds)
+        arms = ', '.join(row.name for row in of_arms[1:])
+        rows.append((name, seeds, summary.size(measure), measure.words.score, Cell(arms, words=True)))
+    return [page.table(('run', 'training seeds', 'measured on', 'score', 'arms'), rows)]
+
+
+def _differences(runs: Runs) -> list[str]:
+    """The fields of config.json in which runs differ."""
+    settings: dict[str, dict[str, str]] = {}
+    without = []
+    for name, (folder, _) in runs.items():
+        file = folder / 'config.json'
+        settings[name] = dict(page.flat(json.loads(file.read_text(encoding='utf-8')))) if file.exists() else {}
+        without += [] if file.exists() else [str(file)]
+    fields = dict.fromkeys(field for found in settings.values() for field in found)
+    values = {field: [found.get(field, ABSENT) for found in settings.values()] for field in fields}
+    rows: list[Sequence[str | Cell]] = [
+        (field, *(Cell(value, words=True) for value in found)) for field, found in values.items() if len({*found}) > 1
+    ]
+    notes = [page.paragraph(f'Not there: {", ".join(without)}.', 'note')] if without else []
+    if not rows:
+        return [page.paragraph('None: the runs have the same config.json.', 'note'), *notes]
+    return [page.details(f'{len(rows)} fields of config.json', page.table(('field', *settings), rows)), *notes]
+
+
+def _utilities(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[str]:
+    rows: list[Sequence[str | Cell]] = []
+    for name, (_, results) in runs.items():
+        for row in _headline(results)[1]:
+            arm = results.experiment.arms.get(row.name)
+            size = utility.short(arm.parameters) if arm is not None and arm.parameters is not None else ABSENT
+            rows.append(
+                (
+                    Cell(row.name, under=name, dot=looks[name][row.name].colour),
+                    '' if arm is None else arm.kind,
+                    size,
+                    str(row.num_seeds) if row.num_seeds else ABSENT,
+                    *map(estimate_cell, (row.win_rate, row.score)),
+                    estimate_cell(row.gain, 3, '+'),
+                )
+            )
+    header = ('assistant', 'kind', 'parameters', 'seeds', 'win rate', 'score', 'gain')
+    return [page.table(header, rows), page.paragraph(WIN_RATE, 'note')]
+
+
+def _run(
+    name: str,
+    folder: pathlib.Path,
+    results: Results,
+    looks: Mapping[str, Look],
+    drawings: Sequence[Drawing],
+    output: pathlib.Path,
+) -> list[str]:
+    links = [
+        page.link(os.path.relpath(folder / file, output), text)
+        for file, text in ((REPORT_FILE, 'The report of this run'), (BROWSE_FILE, 'Its conversations'))
+        if (folder / file).exists()
+    ]
+    arms = [arm for arm in results.experiment.arms if results.experiment.assistants_of(arm)]
+    return [
+        *links,
+        *(page.paragraph(text) for text in summary.sentences(results)),
+        page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in arms}),
+        drawn_panels(drawings, f'{name.replace("/", "-")}-'),
+    ]

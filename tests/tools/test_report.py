@@ -1,0 +1,85 @@
+"""A finished run's report is made again from its files alone; several runs have one page."""
+
+import json
+import re
+
+import pytest
+
+from simrl.evaluation.report import gallery, utility
+from simrl.evaluation.report.drawing import looks_of
+from simrl.evaluation.report.report import write_report
+from simrl.evaluation.report.several import names_of
+from simrl.evaluation.results import write
+from tests.evaluation.report.fake_run import SETTINGS, fake_results, write_training
+from tools import report
+
+
+def finished(folder, settings=SETTINGS, **options):
+    folder.mkdir(parents=True)
+    results = fake_results(**options)
+    (folder / 'config.json').write_text(json.dumps(settings))
+    write(results, folder)
+    return results
+
+
+def test_the_report_of_a_run_is_made_again(tmp_path, capsys, monkeypatch):
+    run = tmp_path / 'run'
+    results = finished(run, seeds=1, people=4)
+    kept = write_training(run, results.experiment, 20)
+    drawings = gallery.drawings_of(results, looks_of(results.experiment))
+    few = {section: found[:1] if section == 'training' else [] for section, found in drawings.items()}  # they take time
+    monkeypatch.setattr(gallery, 'drawings_of', lambda *_: few)
+    write_report(results, run, tmp_path / 'wanted', kept)
+    report.main([str(run)])
+    assert capsys.readouterr().out == f'report: {run / "report.html"}\n'
+    for file in (tmp_path / 'wanted').rglob('*.*'):
+        assert (run / file.relative_to(tmp_path / 'wanted')).read_bytes() == file.read_bytes()
+
+
+def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
+    first = finished(tmp_path / 'a' / 'run', seeds=1, people=4)
+    finished(tmp_path / 'b' / 'run', {**SETTINGS, 'rl': {'ppo': {'clip': 0.3}}}, seeds=2, people=4)
+    (tmp_path / 'b' / 'run' / 'report.html').write_text('of the run')
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path / 'a' / 'run'), str(tmp_path / 'b' / 'run')])
+    assert '--output: expected a folder for the page of several runs' in capsys.readouterr().err
+    monkeypatch.setattr(utility, 'AGAINST', utility.AGAINST[:1])
+    report.main([str(tmp_path / 'a' / 'run'), str(tmp_path / 'b' / 'run'), f'--output={tmp_path / "page"}'])
+    text = (tmp_path / 'page' / 'report.html').read_text()
+    assert re.findall('<h2>(.*?)</h2>', text) == ['Runs', 'Settings that differ', 'Utility', 'a/run', 'b/run']
+    assert '<th scope="row">rl.ppo.clip</th><td class="words">0.2</td><td class="words">0.3</td>' in text
+    assert '2 fields of config.json' in text, 'the other is absent in one'
+    assert re.findall('href="(?!#)(.*?)"', text) == ['../b/run/report.html'], 'where there is one'
+    win = first.measures['people'].assistants['persona/seed-0'].win_rate
+    assert f'<small>a/run</small></th><td>prompted</td><td>135M</td><td>1</td><td>{win.mean:.2f}<small>' in text
+    figures = {path.stem for path in (tmp_path / 'page' / 'figures').iterdir()}
+    assert figures == {
+        *('win_rates', 'utility_by_size'),
+        *(f'{name}_{run}_run' for name in ('training_reward', 'matrix') for run in 'ab'),
+    }
+    sizes = (tmp_path / 'page' / 'figures' / 'utility_by_size.csv').read_text().splitlines()
+    assert len(sizes) == 1 + 2 * 3
+    assert sizes[1].startswith('role_play (a/run),135000000.0,')
+
+
+def test_what_is_no_finished_run_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r'error: .*experiment.json: expected the results of a finished run'):
+        report.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match=f'error: expected different run directories, found {tmp_path} twice'):
+        report.main([str(tmp_path), str(tmp_path / 'x' / '..'), f'--output={tmp_path}'])
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    folders = [tmp_path / name for name in ('a/1/run', 'a/2/run', 'b/other')]
+    assert list(names_of(folders)) == ['1/run', '2/run', 'b/other']
+    assert list(names_of(folders[:1])) == ['run']
+
+
+def test_points_of_equal_numbers_are_drawn_side_by_side():
+    assert utility.beside([1.0, 3.0, 5.0], log=False) == [1.0, 3.0, 5.0]
+    first, second, other = utility.beside([10.0, 10.0, 1000.0], log=True)
+    assert first < 10 < second < 15
+    assert first * second == pytest.approx(100)
+    assert other == pytest.approx(1000)
+    first, second = utility.beside([7.0, 7.0], log=False)
+    assert first < 7 < second

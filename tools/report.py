@@ -1,0 +1,56 @@
+"""Writes the report of a finished run again, or one page for several runs.
+
+    python -m tools.report RUN [--output=FOLDER]
+    python -m tools.report RUN RUN ... --output=FOLDER
+
+RUN is a run directory with `results/`. Of one run it writes `report.html`, `conversations.html` and `figures/`, into
+the run directory or into FOLDER. Of several it writes a `report.html` with `figures/` into FOLDER: utilities side by
+side, by size, fidelity and forecast of the simulators, with each run's curves and matrix. No model is loaded.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from simrl.evaluation import results as results_lib
+from simrl.evaluation.report.report import write_report
+from simrl.evaluation.report.several import names_of, write_several
+from simrl.evaluation.results import Results
+from simrl.experiments.plan import rl_stage
+from simrl.experiments.results import kept_conversations
+from simrl.run.config import ConfigError, local_path
+from simrl.run.program import run_program
+from simrl.run.stage_files import WorkdirError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        'python -m tools.report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('runs', type=local_path, nargs='+', metavar='RUN')
+    parser.add_argument('--output', type=local_path, default=None, metavar='FOLDER')
+    options = parser.parse_args(arguments)
+    if len(options.runs) > 1 and options.output is None:
+        parser.error('--output: expected a folder for the page of several runs, found none')
+    try:
+        folders = names_of(options.runs)
+        found = {name: (folder, results_lib.read(folder)) for name, folder in folders.items()}
+        if len(found) > 1:
+            report = write_several(found, options.output)
+        else:
+            ((folder, results),) = found.values()
+            report, _ = write_report(results, folder, options.output, kept=kept(folder, results))
+    except (ConfigError, WorkdirError, OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    print(f'report: {report}')
+
+
+def kept(folder: pathlib.Path, results: Results) -> dict[str, pathlib.Path]:
+    """By assistant, the file of the conversations that its training kept."""
+    stages = {name: rl_stage(run.arm, run.seed) for name, run in results.experiment.runs.items()}
+    return kept_conversations(folder, stages)
+
+
+if __name__ == '__main__':
+    run_program(main)
