@@ -267,7 +267,7 @@ def _cost(scene: Scene, arm: str, names: Sequence[str], runs: Sequence[str], wit
             *(plan.likelihood_stage(name) for name in names),
             *(plan.replay_stage(name) for name in names if name in plan.replayed_simulators(scene)),
         ],
-        FORECAST: [] if forecast is None else [forecast.people, *forecast.stages.get(arm, ())],
+        FORECAST: [forecast.people, *forecast.stages[arm]] if forecast and arm in forecast.stages else [],
     }
     seconds = {
         purpose: {name: stages.stage_seconds(scene.workdir / name) for name in found if is_done(scene.workdir / name)}

@@ -36,7 +36,7 @@ FIDELITY = (
 )
 FORECAST = (
     'Known before anything was trained against it, from {examples:,} examples of {samples:,} conversations or replies '
-    'each. People: {people} '
+    'each. {people}'
 )
 HELD = (
     'Conversations of the evaluation, of all assistants together. One without a score is in none of the other numbers. '
@@ -267,7 +267,8 @@ def _forecast(card: SimulatorCard) -> list[str]:
     ]
     note = FORECAST.format(examples=found.examples, samples=found.samples, people=found.people)
     header = ('forecast', 'interval over examples', 'rank correlation with the utility, over the arms of the run')
-    return [page.table(header, rows), page.paragraph(note + (found.own.reason or ''), 'note')]
+    why = [page.paragraph(f'No cosine, or no interval: {found.own.reason}.', 'note')] if found.own.reason else []
+    return [page.table(header, rows), page.paragraph(note, 'note'), *why]
 
 
 def _correlated(found: CardForecast, forecast: str) -> Cell:
