@@ -70,21 +70,18 @@ def test_both_models_have_one_win_rate_whatever_the_position_bias(position):
 @pytest.mark.long
 @pytest.mark.parametrize('people', [6, 10, 20])
 def test_intervals_of_few_participants_cover(people):
-    """1,000 studies; the shares are those of studies whose votes determine the models at all."""
-    random, truth, covered, normal = np.random.default_rng(people), true_win_rate(sd=0.8), {}, {}
-    for _ in range(1_000):
+    """500 studies; normal intervals, which take standard errors for certain, cover up to 7 points less."""
+    random, truth = np.random.default_rng(people), true_win_rate(sd=0.8)
+    covered, normal = {cumulative_logit: [], gee: []}, {cumulative_logit: [], gee: []}
+    for _ in range(500):
         votes = study(random, people=people, sd=0.8)
-        for function in (cumulative_logit, gee):
-            try:
-                rate = function(votes.preferences, votes.people.tolist(), votes.a_first).win_rate
-            except ValueError:
-                continue
-            covered.setdefault(function, []).append(rate.low <= truth <= rate.high)
-            normal.setdefault(function, []).append(abs(rate.value - truth) <= 1.96 * rate.standard_error)
-    for function in (cumulative_logit, gee):
-        assert np.mean(covered[function]) >= 0.93
-        assert np.mean(normal[function]) < np.mean(covered[function])
-        assert len(covered[function]) > 900
+        for function in covered:
+            rate = function(votes.preferences, votes.people.tolist(), votes.a_first).win_rate
+            covered[function].append(rate.low <= truth <= rate.high)
+            normal[function].append(abs(rate.value - truth) <= 1.96 * rate.standard_error)
+    for function, found in covered.items():
+        assert 0.925 <= np.mean(found) <= 0.985
+        assert np.mean(normal[function]) < np.mean(found)
 
 
 def test_agrees_with_statsmodels_where_people_do_not_differ():
