@@ -47,8 +47,8 @@ def script(body: dict[str, Any], attempt: int) -> Any:
 
 
 def judges(server: ScriptedServer, *names: str) -> list[str]:
-    quick = {'in_flight': 2, 'tries': 1, 'try_seconds': 2.0, 'deadline': 4.0}
-    return ['--judge=' + json.dumps({'url': server.url, 'model': name, **quick}) for name in names]
+    settings = {'in_flight': 2, 'tries': 1}
+    return ['--judge=' + json.dumps({'url': server.url, 'model': name, **settings}) for name in names]
 
 
 def model_folder(folder: pathlib.Path) -> pathlib.Path:

@@ -247,3 +247,16 @@ def test_runs_of_an_arm_are_its_seeds() -> None:
     assert x.intervals.crossed.num_people == number // 2
     assert x.intervals.crossed.mean == pytest.approx(x.win_rate.mean)
     assert x.intervals.pooled.alone == pytest.approx((x.win_rate.low, x.win_rate.high))
+
+
+def test_without_any_pair_to_ask_about_there_are_reasons() -> None:
+    """All responses of one assistant are empty; all of both tie."""
+    for value, counts in ((1.0, (3, 0, 0)), (0.5, (0, 3, 0))):
+        single = {judge: np.full((2, 3), value) for judge in 'jk'}
+        judged = judged_of(('m', 'n'), single, people=['p', 'p', 'q'], causes=[NOT_ASKED] * 3)
+        (found,) = table(judged, responses_of('mn', 3), combine='mean').comparisons
+        own = found.judges[PANEL]
+        assert (own.wins, own.ties, own.losses) == counts
+        assert own.win_rates.observed.by_participant.mean == value
+        for reason in (found.judges['j'].position, own.gee, found.agreement.votes, found.agreement.equal['j and k']):
+            assert ': expected ' in reason
