@@ -221,7 +221,9 @@ def gee(
     except np.linalg.LinAlgError as error:
         raise ValueError(f'gee: expected estimating equations with a solution, found: {error}') from error
     params, covariance = np.asarray(fit.params), np.asarray(fit.cov_params())
-    largest = max(float(np.abs(params).max()), float(fit.bse.max()))
+    # A variance of 0, of a position that decides no vote, is negative by rounding at times.
+    errors = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
+    largest = float(np.abs([*params, *errors]).max())  # NaN of a NaN
     if not (fit.converged and largest < _LARGEST_ERROR):
         reason = f'a coefficient or standard error of {largest:g} in log-odds' if fit.converged else 'no convergence'
         raise ValueError(f'gee: expected estimating equations with a solution, found {reason}')
@@ -230,8 +232,8 @@ def gee(
     slope = (rates * (1 - rates)) @ places / len(places)
     bound = t_quantile(number - 1, level)
     return Gee(
-        preference=_coefficient(params[0], fit.bse[0], bound),
-        position=None if x is None else _coefficient(params[1], fit.bse[1], bound),
+        preference=_coefficient(params[0], errors[0], bound),
+        position=None if x is None else _coefficient(params[1], errors[1], bound),
         correlation=float(structure.dep_params),
         win_rate=_rate(float(rates.mean()), math.sqrt(slope @ covariance @ slope), bound),
         num_votes=len(data),

@@ -1,6 +1,7 @@
 """Tables of verdicts against a slow count of them, and against strengths, biases and labels that were planted."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from simrl.conversations.records import Message
 from simrl.evaluation.pairwise.judges import NOT_ASKED, Judged, Verdict
 from simrl.evaluation.pairwise.responses import Pair, Response
 from simrl.evaluation.pairwise.table import PANEL, preferences_of, table
+from simrl.run import config
 
 CHOICES = {1.0: 'A', 0.5: 'tie', 0.0: 'B'}
 
@@ -235,7 +237,9 @@ def test_runs_of_an_arm_are_its_seeds() -> None:
         means[name] = np.mean(by_person)
         bounds[name] = [np.where(np.isnan(chosen), to, chosen).mean() for to in (0.0, 1.0)]
     judged += judged_of(('x/seed-0', 'x/seed-1'), {'j': np.ones((2, number))}, people=people)
-    found = table(judged, responses_of(['initial', *rates], number), combine='mean').seeds
+    whole = table(judged, responses_of(['initial', *rates], number), combine='mean')
+    json.dumps(config.to_dict(dataclasses.replace(whole, rankings={})), allow_nan=False)
+    found = whole.seeds
     assert [(of.arm, of.other, of.seeds) for of in found] == [('x', 'initial', (0, 1, 2)), ('y', 'initial', (0, 1))]
     x, y = found
     assert x.win_rate.values == pytest.approx([means[f'x/seed-{seed}'] for seed in range(3)])
