@@ -315,15 +315,15 @@ def _forecast(name: str, results: Results, cost: Cost, missing: dict[str, str]) 
 def _about_failures(facts: Facts, arm: Arm, missing: dict[str, str]) -> None:
     if facts.conversations is None:
         missing['failures in the evaluation'] = (
-            'people are no simulator of the matrix' if arm.oracle else f'no assistant has met it yet: {AGAIN}'
+            'people are no simulator of the matrix' if arm.oracle else f'no finished stage with it is here: {AGAIN}'
         )
     elif 'missed_signals' not in facts.conversations.counts:
         missing['missed end signals in the evaluation'] = (
             'it ends a conversation by no text, or its stages are of an earlier version'
         )
     if facts.training is None and not facts.identity.held_out:
-        missing['failures in training'] = f'no training against it is finished yet: {AGAIN}'
+        missing['failures in training'] = f'no finished training against it is here: {AGAIN}'
     if not facts.identity.inputs:
-        missing['hashes of inputs'] = f'no stage has read them yet: {AGAIN}'
+        missing['hashes of inputs'] = f'no stage that reads them is here: {AGAIN}'
     if arm.parameters is None and not arm.oracle:
         missing['parameters'] = f'its size is not known: {NO_MODEL}'

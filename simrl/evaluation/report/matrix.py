@@ -28,7 +28,7 @@ TRANSFER = (
 TRANSFER_HELD_OUT = 'Held-out simulators (their mean) are the same for every arm. '
 DIFFERENCES = (
     'With one simulator, paired conversation by conversation (the same example, the same seed of sampling); means over '
-    'the training seeds that both sides have. The first interval is over these seeds; the one below, over '
+    'the training seeds that both sides have. The first interval is over these seeds; that of “checkpoints”, over '
     'conversations, is of these checkpoints only.'
 )
 
