@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from simrl.evaluation import results as results_lib
@@ -11,7 +12,7 @@ from simrl.evaluation.fidelity import distances
 from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.measure import ALL
 from simrl.evaluation.fidelity.turns import Turn, write_turns
-from simrl.evaluation.report import summary
+from simrl.evaluation.report import summary, utility
 from simrl.evaluation.report.browse import REPORT_FILE
 from simrl.evaluation.results import Arm, MeasureWords, read
 from simrl.experiments.forecast_results import ForecastSpec
@@ -247,6 +248,9 @@ def test_replayed_turns_and_likelihoods_are_measured_by_data_set(spec, tmp_path,
     assert (a.perplexity, b.nats_by_source) == (math.exp(15 / 6), {})
     results_lib.write(found, tmp_path)
     assert read(tmp_path).fidelity == found.fidelity
+    against = next(x for x in utility.AGAINST if x.name == 'utility_by_distributions')
+    shared = ('utterance length', 'punctuation', 'capitalisation')  # others have no annotator
+    assert against.read(found)['b'] == np.mean([b.replayed[ALL].distances[name].excess.mean for name in shared])
     page = page_text(found)
     assert 'Turns of real conversations, replayed' in page
     assert 'Not measured: typo rate: no annotator is named for words.' in page

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from simrl.evaluation.fidelity.features import FEATURES
+from simrl.evaluation.fidelity.measure import EMBEDDING
 from simrl.evaluation.report import drawing, summary
 from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
 from simrl.evaluation.report.page import Cell
@@ -64,6 +66,30 @@ def _nats(results: Results) -> dict[str, float]:
     return {arm: x.nats_per_token.mean for arm, x in found.items() if x.nats_per_token is not None}
 
 
+def _distributions(results: Results) -> dict[str, float]:
+    """The mean excess, in bits, of the distributions that all simulators with replayed turns were measured on."""
+    excess = _excess(results)
+    names = [name for name, feature in FEATURES.items() if feature.kind == 'distribution']
+    shared = [name for name in names if excess and all(name in found for found in excess.values())]
+    return {arm: float(np.mean([found[name] for name in shared])) for arm, found in excess.items() if shared}
+
+
+def _embedding(results: Results) -> dict[str, float]:
+    return {arm: found[EMBEDDING] for arm, found in _excess(results).items() if EMBEDDING in found}
+
+
+def _excess(results: Results) -> dict[str, dict[str, float]]:
+    """Arm -> distance -> how much farther its simulator is from people than people are from one another.
+
+    Of several data sets it is that of all together, which comes first.
+    """
+    first = {arm: next(iter(x.replayed.values())) for arm, x in results.fidelity.simulators.items() if x.replayed}
+    return {
+        arm: {name: x.excess.mean for name, x in found.distances.items() if x.excess is not None}
+        for arm, found in first.items()
+    }
+
+
 def _forecast(results: Results, name: str) -> dict[str, float]:
     found = {} if results.forecast is None else results.forecast.simulators
     estimates = {arm: getattr(forecast, name) for arm, forecast in found.items()}
@@ -75,6 +101,14 @@ AGAINST = (
     Against(
         *('utility_by_likelihood', 'how well the simulator predicts people’s messages'),
         *('nats per token (less is better)', _nats),
+    ),
+    Against(
+        *('utility_by_distributions', 'how far the simulator’s turns are from people’s'),
+        *('bits beyond people, mean over distributions (less is closer)', _distributions),
+    ),
+    Against(
+        *('utility_by_embedding', 'how far the simulator’s turns are from people’s in meaning'),
+        *('energy distance of embeddings beyond people (less is closer)', _embedding),
     ),
     Against(
         *('utility_by_cosine', 'a forecast: gradients under the simulator and under people'),
@@ -153,6 +187,8 @@ def table(results: Results, looks: Mapping[str, Look]) -> tuple[tuple[str, ...],
             for arm, x in results.fidelity.simulators.items()
             if x.nats_per_token is not None
         },
+        'beyond people: distributions (bits)': {arm: f'{x:.3f}' for arm, x in _distributions(results).items()},
+        'beyond people: embeddings': {arm: f'{x:.3f}' for arm, x in _embedding(results).items()},
         'forecast: cosine of gradients': {arm: estimate_cell(x.cosine) for arm, x in forecasts.items() if x.cosine},
         'forecast: gain of the best of n': {
             arm: estimate_cell(x.best_of_n, 3, '+') for arm, x in forecasts.items() if x.best_of_n
