@@ -20,6 +20,7 @@ import numpy as np
 from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
+from simrl.evaluation.fidelity.turns import turns_of
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources, work
 from simrl.experiments.fitting import RewardModelSettings
@@ -143,8 +144,8 @@ class PretrainedScene:
             if wanted > most:
                 raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
         if s.evaluation.replayed:
-            held_out = len(self.people_of('dev')) + len(self.people_of('test'))
-            checks.check_most('config.evaluation.replayed', s.evaluation.replayed, held_out, 'held-out conversations')
+            found, what = len(self._replayable), 'held-out conversations with more than an opening'
+            checks.check_most('config.evaluation.replayed', s.evaluation.replayed, found, what)
         for arm in s.arms:
             self.simulators.check(arm)
 
@@ -406,8 +407,13 @@ class PretrainedScene:
         return LikelihoodRows([row for row, _ in chosen], [source for _, source in chosen], settings.sft.batch.lengths)
 
     def people_to_replay(self, number: int) -> list[Conversation]:
-        """Of the splits dev and test: simulators are trained on neither."""
-        return subsample([*self.people_of('dev'), *self.people_of('test')], number, self.settings.evaluation.seed)
+        """Of the splits dev and test: simulators are trained on neither. As many of each data set as there are."""
+        return sources.balanced(self._replayable, number, self.settings.evaluation.seed)
+
+    @functools.cached_property
+    def _replayable(self) -> list[Conversation]:
+        """Held-out conversations with more than an opening."""
+        return [one for split in ('dev', 'test') for one in self.people_of(split) if len(turns_of(one)) > 1]
 
     def example_of(self, conversation: Conversation) -> Example:
         return example_of(conversation)

@@ -256,6 +256,20 @@ def print_counts(what: str, kept: int, counts: collections.Counter[str]) -> None
     print(f'{what}: {kept}{rest}', flush=True)
 
 
+def balanced(conversations: Sequence[Conversation], number: int, seed: int) -> list[Conversation]:
+    """`number` of the conversations by seed, in their order, equally many of each source as far as it has them.
+
+    More are the same ones and others.
+    """
+    order = np.random.default_rng(seed).permutation(len(conversations)).tolist()
+    seen: collections.Counter[str] = collections.Counter()
+    rank: dict[int, int] = {}  # of a conversation among those of its source
+    for i in order:
+        rank[i] = seen[conversations[i].source]
+        seen[conversations[i].source] += 1
+    return [conversations[i] for i in sorted(sorted(order, key=rank.__getitem__)[:number])]
+
+
 def subsample(items: Sequence[T], number: int | None, seed: int) -> list[T]:
     """`number` of the items by seed, in their order; all of them where it is None or there are no more."""
     if number is None or number >= len(items):

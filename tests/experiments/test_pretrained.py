@@ -20,7 +20,9 @@ from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.evaluation import results
+from simrl.evaluation.fidelity.turns import read_turns
 from simrl.experiments import experiment, fitting, sources
+from simrl.experiments.replays import TURNS_FILE
 from simrl.models import transformer
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import load_config, load_params
@@ -366,6 +368,20 @@ def test_an_exported_simulator_may_be_the_model_of_an_arm(files, tmp_path):
 
 
 @pytest.mark.long
+def test_simulators_replay_the_same_turns_of_held_out_people(files, tmp_path):
+    config = config_of(files)
+    config.evaluation.replayed = 5
+    experiment.run(config, tmp_path / 'run', only=('replay',))
+    turns = {arm: read_turns(tmp_path / 'run' / 'replay' / arm / TURNS_FILE) for arm in ARMS}
+    assert len({tuple((turn.conversation, turn.turn) for turn in found) for found in turns.values()}) == 1
+    found = turns['fine_tuned']
+    assert {turn.turn for turn in found} == {1, 2}
+    assert {int(turn.conversation[1:]) >= 12 for turn in found} == {True}, 'none of the training split'
+    assert [turn.real_end for turn in found] == [turn.turn == 2 for turn in found]
+    assert all(turn.replayed and len(turn.simulated or '') <= 8 for turn in found)
+
+
+@pytest.mark.long
 def test_a_simulator_and_an_assistant_are_trained_by_adapters(files, tmp_path):
     """Each stage leaves a whole model, of which only the adapted weights are not those that it started from."""
     config = config_of(files)
@@ -448,6 +464,10 @@ LATE = {
     'batches of no reply': (edit('evaluation.batch_size', 0), r'config\.evaluation\.batch_size: expected at least 1'),
     'more people than there are': (edit('evaluation.people', 99), r'config\.evaluation\.people: .* the 6 that fit'),
     'a larger matrix than people': (edit('evaluation.matrix', 7), r'config\.evaluation\.matrix: .* the 6 that fit'),
+    'more replays than people': (
+        edit('evaluation.replayed', 11),
+        r'config\.evaluation\.replayed: expected at most the 10 held-out .* an opening, found 11',
+    ),
     'no opening fits': (edit('conversation.limits.prompt_tokens', 3), 'none of 12 fits'),
     'a longer prompt': (
         edit('arms.role_play.instructions', '{signal} {opening}' + 'x' * 90),

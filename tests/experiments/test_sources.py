@@ -176,3 +176,19 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
     pinned = sources.open_model(dataclasses.replace(settings, revision='a' * 40))
     assert model_identity(pinned.settings) == identities[0]
     np.testing.assert_array_equal(pinned.load_params()['decoder']['embedding'][:259], rows[0])
+
+
+def test_a_balanced_choice_has_equally_many_of_each_source_and_more_are_the_same_and_others():
+    people = [
+        Conversation(f'{source}{i}', source, 'test', (Message('user', 'hi'),))
+        for source, number in (('large', 30), ('small', 3), ('middle', 9))
+        for i in range(number)
+    ]
+    before: set[str] = set()
+    for number, counts in ((3, (1, 1, 1)), (9, (3, 3, 3)), (15, (6, 3, 6)), (99, (30, 3, 9))):
+        found = sources.balanced(people, number, seed=2)
+        assert tuple(sum(one.source == source for one in found) for source in ('large', 'small', 'middle')) == counts
+        assert [people.index(one) for one in found] == sorted(people.index(one) for one in found)
+        assert before < {one.id for one in found}
+        before = {one.id for one in found}
+    assert sources.balanced(people, 9, seed=3) != sources.balanced(people, 9, seed=2)

@@ -195,27 +195,37 @@ def _fidelity(results: Results, looks: Mapping[str, Look]) -> list[str]:
     parts = [page.table(header, rows), page.paragraph(FIDELITY, 'note')]
     sources = dict.fromkeys(source for simulator in found.simulators.values() for source in simulator.replayed)
     if sources:
-        note = f'In people’s place, turn by turn, after what people and assistants had said. {fidelity_table.ABOUT}'
+        note = (
+            'In people’s place, turn by turn, after what people and assistants had said. Below a number its interval, '
+            'below a distance its excess; people’s numbers are of the turns compared with the first simulator. '
+            f'{fidelity_table.ABOUT}'
+        )
         parts += [page.heading('Turns of real conversations, replayed'), page.paragraph(note, 'note')]
     for position, source in enumerate(sources):
-        parts.append(page.details(source, *_replayed(found, looks, source), opened=position == 0))
+        parts.append(page.details(source, *_replayed(found, source), opened=position == 0))
     return parts
 
 
-def _replayed(found: FidelityResult, looks: Mapping[str, Look], source: str) -> list[str]:
-    """Measures of the turns that simulators said in the place of people of one source."""
-    lines: list[Sequence[str | Cell]] = []
-    notes = []
-    for arm, simulator in found.simulators.items():
-        if source not in simulator.replayed:
-            continue
-        measured, name = simulator.replayed[source], Cell(arm, dot=looks[arm].colour)
-        lines += [(name, Cell(line[0], words=True), *line[1:]) for line in fidelity_table.lines_of(measured)]
-        if source in simulator.nats_by_source:
-            nats = simulator.nats_by_source[source]
-            lines.append((name, Cell('perplexity', words=True), '', number(math.exp(nats.mean)), ''))
-        notes.append(page.paragraph(f'{arm}: {fidelity_table.about(measured)}', 'note'))
-    return [page.table(('simulator', 'measure', 'people', 'simulator', 'excess'), lines), *notes]
+def _replayed(found: FidelityResult, source: str) -> list[str]:
+    """Measures of the turns that simulators said in the place of people of one source, a column for each simulator."""
+    measured = {arm: x.replayed[source] for arm, x in found.simulators.items() if source in x.replayed}
+    lines = {arm: {line[0]: line for line in fidelity_table.lines_of(x)} for arm, x in measured.items()}
+    rows: list[Sequence[str | Cell]] = []
+    for name in dict.fromkeys(name for own in lines.values() for name in own):
+        people = next(own[name][1] for own in lines.values() if name in own)
+        rows.append((name, _split(people), *(_split(*own[name][2:]) if name in own else '–' for own in lines.values())))
+    nats = {arm: found.simulators[arm].nats_by_source.get(source) for arm in measured}
+    if any(nats.values()):
+        perplexities = (number(math.exp(x.mean)) if x else '–' for x in nats.values())
+        rows.append(('perplexity', '', *perplexities))
+    notes = [page.paragraph(f'{arm}: {fidelity_table.about(x)}', 'note') for arm, x in measured.items()]
+    return [page.table(('measure', 'people', *measured), rows), *notes]
+
+
+def _split(text: str, excess: str = '') -> Cell:
+    """A number with its interval, or its excess over people's, below it."""
+    mean, _, bounds = text.partition(' [')
+    return Cell(mean, under=excess or (f'[{bounds}' if bounds else ''))
 
 
 def _rate(value: float | None) -> str:
