@@ -161,8 +161,9 @@ def test_training_rows_and_the_simulator_have_one_system_text(files, tmp_path):
     for arm, text in texts.items():
         agent = scene.simulators.on_device(arm, {})
         assert told(agent, example) == text
-        rows = scene.likelihood_rows(agent).rows
-        assert len(rows) == 4
+        people = scene.likelihood_rows(agent)
+        assert len(people.rows) == 4
+        assert sorted(people.sources) == sorted(one.source for one in scene.people_of('test'))
         prompt = agent.prompt(example).tokens
         assert text in scene.chat.decode(prompt)
         settings = stage_settings(scene, f'sft/{arm}')

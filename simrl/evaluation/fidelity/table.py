@@ -49,7 +49,9 @@ def about(found: SourceFidelity) -> str:
             f'Ends are of {scored:,} conversations: of {found.ends_unknown:,} others the end is not natural, of '
             f'{found.ends_incomplete:,} not all turns were replayed.'
         )
-    parts += [f'Not measured: {name}: {reason}.' for name, reason in found.not_measured.items()]
+    for reason in dict.fromkeys(found.not_measured.values()):
+        names = ', '.join(name for name, why in found.not_measured.items() if why == reason)
+        parts.append(f'Not measured: {names}: {reason}.')
     return ' '.join(parts)
 
 
