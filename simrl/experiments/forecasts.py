@@ -156,7 +156,7 @@ class Forecaster:
             if not replay.present.any():
                 continue
             talks = self.talks(
-                f'{name}, turn {turn}', _silent(user, limits), self.reward, limits, samples=samples, replay=replay
+                f'{name}, turn {turn}', silent(user, limits), self.reward, limits, samples=samples, replay=replay
             )
             found = np.concatenate([self.gradients(part, samples, turn) for part in talks])
             total = found if total is None else total + found
@@ -169,14 +169,14 @@ def _rows(record: Transcript, rows: slice) -> Transcript:
     return jax.tree.map(lambda x: x[rows], record)
 
 
-def _silent(user: Agent, limits: Limits) -> Agent:
+def silent(user: Agent, limits: Limits) -> Agent:
     """A user whose messages are all in a record, and whose openings are where those of `user` are."""
     if isinstance(user, MixedAgent):
-        return dataclasses.replace(user, members=tuple(_silent_one(member, limits) for member in user.members))
-    return _silent_one(user, limits)
+        return dataclasses.replace(user, members=tuple(silent_one(member, limits) for member in user.members))
+    return silent_one(user, limits)
 
 
-def _silent_one(user: OneAgent, limits: Limits) -> HostAgent:
+def silent_one(user: OneAgent, limits: Limits) -> HostAgent:
     return dataclasses.replace(opening_only(), max_new_tokens=limits.user_tokens, opening=user.opening)
 
 
@@ -237,7 +237,7 @@ def forecast_simulator(folder: pathlib.Path, *, scene: Scene, arm: str, seed: in
     }
     save_result(folder, result)
     known = forecast_of(read_result(people), [result], forecaster.settings.n, ())
-    said = f'{arm}: cosine {known.cosine}, best of {forecaster.settings.n} {known.best_of_n}'
+    said = f'{arm}: cosine {known.cosine or "none"}, best of {forecaster.settings.n} {known.best_of_n or "none"}'
     print(said + (f' ({known.reason})' if known.reason else ''), flush=True)
 
 

@@ -15,7 +15,7 @@ from simrl.experiments.checks import check_forecast
 from simrl.experiments.concierge_people import alike, people_agent, people_examples
 from simrl.experiments.experiment import build_stages, scene_of
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
-from simrl.experiments.forecasts import cannot_continue
+from simrl.experiments.forecasts import cannot_continue, silent
 from simrl.experiments.outputs import read_result, save_result
 from simrl.experiments.settings import Compute, ForecastSettings, MeshSettings
 from simrl.rollouts.agents import HostAgent, HostConversation, MixedAgent
@@ -93,6 +93,18 @@ def test_a_simulator_that_cannot_continue_says_why() -> None:
     writer = HostAgent(mock.Mock(), 6, replayable=True, opening='written')
     assert cannot_continue(writer, given, record) is not None
     assert cannot_continue(MixedAgent((short, writer), mock.Mock()), given, record) is not None
+
+
+def test_a_record_has_the_openings_of_its_user() -> None:
+    """Those of a mixture are of the member that an example meets."""
+    limits = settings().limits
+    given, writer = (HostAgent(mock.Mock(), 6, opening=opening) for opening in ('given', 'written'))
+    both = silent(MixedAgent((given, writer), choose := mock.Mock()), limits)
+    assert [member.opening for member in both.members] == ['given', 'written']
+    assert both.choose is choose
+    assert silent(writer, limits).max_new_tokens == limits.user_tokens
+    with pytest.raises(ValueError, match='2 that wait for the user'):
+        silent(given, limits).reply([mock.Mock()] * 2, np.zeros(2))
 
 
 # Results of made-up stages.
