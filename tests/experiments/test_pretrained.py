@@ -21,6 +21,7 @@ from simrl.conversations.records import Conversation, Message, Preference, write
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.evaluation import results
 from simrl.evaluation.fidelity.turns import read_turns
+from simrl.evaluation.report.card_page import METRICS
 from simrl.experiments import experiment, fitting, sources
 from simrl.experiments.replays import TURNS_FILE
 from simrl.models import transformer
@@ -35,6 +36,7 @@ from simrl.serving import respond
 from simrl.training import loop
 from tests.experiments.scene import fields_without_effect, leaves, without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer, tiny_config
+from tools import card as card_tool
 from tools import export as export_tool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,6 +160,22 @@ def test_leaves_a_result_of_every_stage_and_a_report(files, finished):
     row = json.loads(rows[0])
     assert {'messages', 'end_reason', 'reward', 'parts', 'seed', 'example', 'step', 'told'} <= set(row)
     assert row['told'].startswith('Play. End with [END]. line')
+
+
+def test_each_simulator_of_a_real_run_has_its_card(finished, tmp_path):
+    """From what stages wrote: metrics of training, statistics of conversations, seconds, hashes."""
+    for arm in ARMS:
+        card_tool.main([str(finished), arm, f'--output={tmp_path / arm}'])
+        card = json.loads((tmp_path / arm / 'card.json').read_text())
+        assert card['cost']['unfinished'] == {}
+        assert all(x > 0 for of in card['cost']['seconds'].values() for x in of.values())
+        assert card['conversations']['held'] == 4 * (1 + len(ARMS))
+        assert {'later_messages', 'repeated', 'resampled', 'missed_signals'} == card['conversations']['counts'].keys()
+        assert METRICS.keys() <= card['training']['rates'].keys()
+        assert card['fidelity']['perplexity'] > 1
+        assert all(len(digest) == 64 for digest in card['identity']['inputs'].values())
+        assert set(card['not_measured']) >= {'forecast', 'utility over training seeds'}
+        assert {'utility', 'transfer', 'fidelity', 'failures in training'}.isdisjoint(card['not_measured'])
 
 
 def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(files, finished):
