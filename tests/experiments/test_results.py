@@ -26,7 +26,7 @@ from simrl.experiments.results import (
     results_of,
     write_results,
 )
-from tests.evaluation.report.fake_run import page_text
+from tests.evaluation.report.fake_run import draw_few, page_text
 from tests.experiments.test_forecasts import made_up
 
 WORDS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
@@ -53,8 +53,9 @@ def outcomes(examples, scores, **own):
 
 
 @pytest.fixture
-def spec(tmp_path):
+def spec(tmp_path, monkeypatch):
     """Two arms of one seed, one of whose simulators is off the device; four openings of two people, in two blocks."""
+    draw_few(monkeypatch)
     examples = ('p1', 'p2', 'q1', 'q2')
     for name, scores in SCORES.items():
         for block in (0, 1):

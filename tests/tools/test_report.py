@@ -5,12 +5,11 @@ import re
 
 import pytest
 
-from simrl.evaluation.report import gallery, utility
-from simrl.evaluation.report.drawing import looks_of
+from simrl.evaluation.report import utility
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of
 from simrl.evaluation.results import write
-from tests.evaluation.report.fake_run import SETTINGS, fake_results, write_training
+from tests.evaluation.report.fake_run import SETTINGS, draw_few, fake_results, write_training
 from tools import report
 
 
@@ -26,9 +25,7 @@ def test_the_report_of_a_run_is_made_again(tmp_path, capsys, monkeypatch):
     run = tmp_path / 'run'
     results = finished(run, seeds=1, people=4)
     kept = write_training(run, results.experiment, 20)
-    drawings = gallery.drawings_of(results, looks_of(results.experiment))
-    few = {section: found[:1] if section == 'training' else [] for section, found in drawings.items()}  # they take time
-    monkeypatch.setattr(gallery, 'drawings_of', lambda *_: few)
+    draw_few(monkeypatch)
     write_report(results, run, tmp_path / 'wanted', kept)
     report.main([str(run)])
     assert capsys.readouterr().out == f'report: {run / "report.html"}\n'
@@ -75,11 +72,11 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
     assert list(names_of(folders[:1])) == ['run']
 
 
-def test_points_of_equal_numbers_are_drawn_side_by_side():
-    assert utility.beside([1.0, 3.0, 5.0], log=False) == [1.0, 3.0, 5.0]
+def test_points_that_would_hide_one_another_are_drawn_side_by_side():
+    assert utility.beside([1.0, 5.0, 3.0], log=False) == [1.0, 5.0, 3.0]
     first, second, other = utility.beside([10.0, 10.0, 1000.0], log=True)
     assert first < 10 < second < 15
     assert first * second == pytest.approx(100)
     assert other == pytest.approx(1000)
-    first, second = utility.beside([7.0, 7.0], log=False)
-    assert first < 7 < second
+    first, other, second = utility.beside([7.0, 5.0, 7.001], log=False)
+    assert (second - first, other) == (pytest.approx(0.025 * 2.001), 5.0)

@@ -144,9 +144,7 @@ def _by_what_is_known(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> li
         for against in utility.AGAINST
     }
     caption = _caption(runs)
-    return [
-        utility.scatter(against, points, caption) for against, points in found.items() if len(points) >= utility.FEWEST
-    ]
+    return [utility.scatter(against, points, caption) for against, points in found.items() if utility.differ(points)]
 
 
 def _of_run(results: Results, looks: Mapping[str, Look], name: str) -> list[Drawing]:

@@ -1,7 +1,7 @@
 """Utility against what is known of a simulator: its size, its fidelity, its forecast.
 
 Utility is the win rate of the assistants that a simulator trained over the initial assistant, by the first measure. A
-figure is drawn where at least two arms have the number.
+figure is drawn where arms differ in the number.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import NullLocator
 
 from simrl.evaluation.fidelity.features import FEATURES
 from simrl.evaluation.fidelity.measure import EMBEDDING
@@ -22,8 +22,7 @@ from simrl.evaluation.report.tables import estimate_cell
 from simrl.evaluation.results import Results
 from simrl.evaluation.statistics import spearman
 
-FEWEST = 2  # arms of a figure
-DISTANCE = 0.025  # of the axis, between points of equal numbers
+DISTANCE = 0.025  # of the axis, between points that would hide one another
 FEWEST_RANKED = 4  # arms whose rank correlation is worth a number
 
 
@@ -122,9 +121,14 @@ AGAINST = (
 
 
 def drawings(results: Results, looks: Mapping[str, Look], caption: str) -> list[Drawing]:
-    """Utility of a run's arms against each number that at least two of them have."""
+    """Utility of a run's arms against each number in which they differ."""
     found = {against: points(results, against, looks) for against in AGAINST}
-    return [scatter(against, of_arms, caption) for against, of_arms in found.items() if len(of_arms) >= FEWEST]
+    return [scatter(against, of_arms, caption) for against, of_arms in found.items() if differ(of_arms)]
+
+
+def differ(found: Sequence[Point]) -> bool:
+    """True if arms have different numbers: there is something to draw utility against."""
+    return len({point.x for point in found}) > 1
 
 
 def points(results: Results, against: Against, looks: Mapping[str, Look], label: str = '') -> list[Point]:
@@ -153,8 +157,9 @@ def scatter(against: Against, found: Sequence[Point], caption: str) -> Drawing:
             axis.plot([], [], label=point.name, linestyle='none', **drawing.marker_style(point.look))
         if against.log:
             axis.set_xscale('log')
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-            axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ''))
+            sizes = sorted({point.x for point in found})
+            axis.set_xticks(sizes, list(map(short, sizes)))
+            axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.15)
         axis.set_xlabel(against.label)
         axis.set_ylabel('win rate')
@@ -168,12 +173,12 @@ def scatter(against: Against, found: Sequence[Point], caption: str) -> Drawing:
 
 
 def beside(values: Sequence[float], *, log: bool) -> list[float]:
-    """The places of points on an axis; those of equal numbers are next to each other, in their order."""
-    places = np.log(values) if log else np.array(values)
+    """The places of points on an axis: those that would hide one another are next to each other, in their order."""
+    places = np.log(values) if log else np.array(values, np.float64)
     step = DISTANCE * (np.ptp(places) or 1.0)
-    for value in set(values):
-        equal = np.flatnonzero(np.array(values) == value)
-        places[equal] += step * (np.arange(len(equal)) - (len(equal) - 1) / 2)
+    order = np.argsort(places, kind='stable')
+    for group in np.split(order, 1 + np.flatnonzero(np.diff(places[order]) >= step)):
+        places[group] = places[group].mean() + step * (np.arange(len(group)) - (len(group) - 1) / 2)
     return [float(x) for x in (np.exp(places) if log else places)]
 
 

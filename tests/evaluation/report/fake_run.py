@@ -19,7 +19,7 @@ from simrl.evaluation.comparisons import compare_arms
 from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
-from simrl.evaluation.report import sections
+from simrl.evaluation.report import gallery, sections
 from simrl.evaluation.report.drawing import Drawing, looks_of
 from simrl.evaluation.report.report import console_table, write_report
 from simrl.evaluation.results import (
@@ -262,6 +262,16 @@ def write_training(folder: pathlib.Path, experiment: ExperimentResult, number: i
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(''.join(f'{json.dumps(row)}\n' for row in training_rows(number)))
     return kept
+
+
+def draw_few(monkeypatch) -> None:
+    """Leaves a report few of its figures, which take time: one of training."""
+    every = gallery.drawings_of
+
+    def few(*arguments: Any) -> dict[str, list[Drawing]]:
+        return {name: found[:1] if name == 'training' else [] for name, found in every(*arguments).items()}
+
+    monkeypatch.setattr(gallery, 'drawings_of', few)
 
 
 def page_text(results: Results) -> str:
