@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from simrl.evaluation.statistics import (
 Met = Mapping[str, Mapping[str, Outcomes]]  # assistant -> simulator -> outcomes
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # the same, scores alone; NaN without one
 Pair = tuple[str, str]  # of arms
+OTHER_KINDS, HELD_OUT = 'other kinds', 'held out'  # groups of simulators
 
 
 def matrix_of(
@@ -71,8 +72,16 @@ def matrix_of(
     for user in dict.fromkeys(simulators[name] for name in met[INITIAL]):
         with_user = {who: {name: x for name, x in of.items() if simulators[name] == user} for who, of in scores.items()}
         rows[user] = _row(with_user, runs)
-    estimates = iter(bootstraps([values for row in rows.values() for values in row.measures], clusters=clusters))
+    groups = {
+        (arm, group): mean_over_seeds([mean_over_seeds(rows[user].gains[arm]) for user in users])
+        for arm in runs
+        for group, users in _groups(arm, rows, arms).items()
+        if users
+    }
+    measures = [*(values for row in rows.values() for values in row.measures), *groups.values()]
+    estimates = iter(bootstraps(measures, clusters=clusters))
     found = {user: _estimated(user, row, estimates, level) for user, row in rows.items()}
+    over_groups = dict(zip(groups, estimates, strict=True))
     shown = {user: (cells, row.counts) for (user, row), (cells, _, _) in zip(rows.items(), found.values(), strict=True)}
     if people is not None:
         name, outcomes = people
@@ -92,7 +101,12 @@ def matrix_of(
         failed=tuple(tuple(failed for _, failed in counts) for _, counts in shown.values()),
         causes=dict(sorted(causes.items())),
         transfers={
-            arm: dataclasses.replace(gain, checkpoints={user: by_arm[arm] for user, (_, by_arm, _) in found.items()})
+            arm: dataclasses.replace(
+                gain,
+                checkpoints={user: by_arm[arm] for user, (_, by_arm, _) in found.items()},
+                checkpoint_other_kinds=over_groups.get((arm, OTHER_KINDS)),
+                checkpoint_held_out=over_groups.get((arm, HELD_OUT)),
+            )
             for arm, gain in gains.items()
         },
         times=times,
@@ -187,15 +201,26 @@ def transfers(
             for simulator, scores in met[assistant].items():
                 mean, initial = paired_means(scores, met[INITIAL][simulator])
                 gains.setdefault(simulators[simulator], []).append(mean - initial)
-        others = [values for other, values in gains.items() if arms[other].kind != arms[arm].kind]
-        held_out = [values for other, values in gains.items() if arms[other].held_out]
+        means = {
+            group: t_interval(np.mean([gains[user] for user in users], 0), level=level, null=0.0)
+            for group, users in _groups(arm, gains, arms).items()
+            if users
+        }
         found[arm] = Transfer(
             seeds=tuple(assistants),
             simulators={other: t_interval(values, level=level, null=0.0) for other, values in gains.items()},
-            other_kinds=t_interval(np.mean(others, 0), level=level, null=0.0) if others else None,
-            held_out=t_interval(np.mean(held_out, 0), level=level, null=0.0) if held_out else None,
+            other_kinds=means.get(OTHER_KINDS),
+            held_out=means.get(HELD_OUT),
         )
     return found
+
+
+def _groups(arm: str, users: Iterable[str], arms: Mapping[str, Arm]) -> dict[str, list[str]]:
+    """The simulators of other kinds than an arm's own, and the held-out ones."""
+    return {
+        OTHER_KINDS: [user for user in users if arms[user].kind != arms[arm].kind],
+        HELD_OUT: [user for user in users if arms[user].held_out],
+    }
 
 
 def _counts(columns: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -187,8 +187,10 @@ class Transfer:
     simulators: dict[str, SeedEstimate]  # by the simulator's arm
     other_kinds: SeedEstimate | None  # the mean over simulators of other kinds than its own; None without one
     held_out: SeedEstimate | None = None  # the mean over held-out simulators, the same for every arm; None without one
-    # By the simulator's arm: the mean over seeds, conversations resampled: of these checkpoints only.
+    # The same as means over seeds, conversations resampled: of these checkpoints only.
     checkpoints: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    checkpoint_other_kinds: Estimate | None = None
+    checkpoint_held_out: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)

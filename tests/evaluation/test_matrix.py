@@ -45,6 +45,11 @@ def scores():
     return found
 
 
+def name_of(user, seed):
+    """The simulator of an arm that an assistant of a training seed meets."""
+    return f'{user}/seed-{seed}' if user == 'tuned' else user
+
+
 def difference(first, second):
     """By example, of those that both have."""
     pairs = zip(first, second, strict=True)
@@ -65,7 +70,7 @@ def test_every_difference_is_of_the_same_conversations_and_the_same_simulator(sc
         (user, 'tuned', 'plain', (0, 1)) for user in found.users
     ]
     for row, user in enumerate(found.users):
-        of_seed = [f'{user}/seed-{seed}' if user == 'tuned' else user for seed in (0, 1)]
+        of_seed = [name_of(user, seed) for seed in (0, 1)]
         for column, who in enumerate(found.assistants):
             names = [name for name in met[who] if SIMULATORS[name] == user]
             by_example = [mean([scores[who, name][i] for name in names]) for i in range(8)]
@@ -95,6 +100,27 @@ def test_every_difference_is_of_the_same_conversations_and_the_same_simulator(sc
             assert checkpoints.num_observations == len(there)
             assert checkpoints.num_clusters == len({CLUSTERS[i] for i in there})
             assert checkpoints.low < checkpoints.mean < checkpoints.high
+    for arm, group in (('plain', ('tuned', 'other')), ('tuned', ('plain',))):
+        transfer = found.transfers[arm]
+        assert transfer.other_kinds.values == pytest.approx(
+            [mean([transfer.simulators[user].values[seed] for user in group]) for seed in (0, 1)]
+        )
+        by_user = [
+            [
+                mean(
+                    [
+                        difference(scores[who, name_of(user, k)], scores['initial', name_of(user, k)])[i]
+                        for k, who in runs
+                    ]
+                )
+                for i in range(8)
+            ]
+            for user in group
+            for runs in [RUNS[arm].items()]
+        ]
+        over_users = [mean([x[i] for x in by_user]) for i in range(8)]
+        assert transfer.checkpoint_other_kinds.mean == pytest.approx(mean(over_users))
+        assert transfer.checkpoint_held_out == transfer.checkpoints['other'], 'the one that is held out'
     assert found.causes == {
         FAILURE: sum(x is None for (who, name), of in scores.items() for x in of if name in met[who])
     }

@@ -14,8 +14,7 @@ from simrl.evaluation.card import (
 )
 from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.report import page, summary
-from simrl.evaluation.report.matrix import gain_digits, mean_digits, scaled
+from simrl.evaluation.report import matrix, page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number, share
 from simrl.evaluation.report.tables import estimate_cell
@@ -199,8 +198,11 @@ def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
         return [_absent(card.not_measured.get('transfer') or card.not_measured['utility'])]
     gains = found.gains
     rows: list[Sequence[str | Cell]] = [
-        ('simulators of other kinds (mean)', _score(found, gains.other_kinds, '+'), '–'),
-        ('held-out simulators (mean)', _score(found, gains.held_out, '+'), '–'),
+        (f'{words} (mean)', _score(found, over_seeds, '+'), _score(found, checkpoints, '+'))
+        for words, over_seeds, checkpoints in (
+            (matrix.OTHERS, gains.other_kinds, gains.checkpoint_other_kinds),
+            (matrix.HELD_OUT_USERS, gains.held_out, gains.checkpoint_held_out),
+        )
     ]
     rows += [
         (
@@ -219,7 +221,7 @@ def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
 def _met(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
     if found.met is None:
         return [_absent(card.not_measured['assistants with it'])] if 'assistants with it' in card.not_measured else []
-    digits = mean_digits(found.times)
+    digits = matrix.mean_digits(found.times)
     rows = []
     for assistant, cell in found.met.items():
         low, high = (None if bound is None else bound * found.times for bound in (cell.low, cell.high))
@@ -356,7 +358,7 @@ def _score(found: CardTransfer, estimate: Interval | None, sign: str) -> Cell | 
     return (
         NOT_MEASURED
         if estimate is None
-        else estimate_cell(scaled(estimate, found.times), gain_digits(found.times), sign)
+        else estimate_cell(matrix.scaled(estimate, found.times), matrix.gain_digits(found.times), sign)
     )
 
 

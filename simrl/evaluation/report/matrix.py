@@ -21,9 +21,10 @@ MATRIX = (
 )
 HELD_OUT = 'Held out: no assistant trained against it. '
 TRANSFER = (
-    'Gains over the initial assistant, with intervals over training seeds: with the simulator that the arm trains '
-    'against, and with simulators of other kinds (their mean). A gain with its own simulator alone does not transfer. '
-    'The simulators of other kinds differ from arm to arm: do not compare that column between arms. '
+    'Gains over the initial assistant: with the simulator that the arm trains against, and with simulators of other '
+    'kinds (their mean). The first interval is over training seeds, that of “checkpoints” over conversations. A gain '
+    'with its own simulator alone does not transfer. The simulators of other kinds differ from arm to arm: do not '
+    'compare that column between arms. '
 )
 TRANSFER_HELD_OUT = 'Held-out simulators (their mean) are the same for every arm. '
 DIFFERENCES = (
@@ -31,6 +32,10 @@ DIFFERENCES = (
     'the training seeds that both sides have. The first interval is over these seeds; that of “checkpoints”, over '
     'conversations, is of these checkpoints only.'
 )
+
+
+Gain = tuple[SeedEstimate, Estimate | None]  # over training seeds; of these checkpoints, None in earlier results
+OWN, OTHERS, HELD_OUT_USERS = 'its own simulator', 'simulators of other kinds', 'held-out simulators'
 
 
 def titled(title: str, found: MatrixResult) -> str:
@@ -76,27 +81,42 @@ def matrix(experiment: ExperimentResult, found: MatrixResult, colours: Mapping[s
 def transfers(results: Results, found: MatrixResult, colours: Mapping[str, str]) -> list[str]:
     """The parts of the section of gains and differences with each simulator."""
     experiment = results.experiment
-    people = results.measures[found.people] if found.people else None
-    some_held_out = bool(held_out(experiment, found))
+    columns = gains_header(experiment, found)
     rows: list[Sequence[str | Cell]] = []
-    for arm, gain in found.transfers.items():
-        gains = [
-            gain.simulators.get(arm),
-            gain.other_kinds,
-            *([gain.held_out] if some_held_out else []),
-            *([people.arms[arm].gain] if people else []),
-        ]
-        rows.append((Cell(arm, dot=colours[arm]), str(len(gain.seeds)), *(_gain(found, x) for x in gains)))
-    header = (
-        *('arm', 'seeds', 'with its own simulator', 'with simulators of other kinds'),
-        *(['with held-out simulators'] if some_held_out else []),
-        *([f'with {people.name}'] if people else []),
-    )
+    for arm in found.transfers:
+        gains = gains_of(results, found, arm)
+        cells = [_difference(found, gains[words]) for words in columns]
+        rows.append((Cell(arm, dot=colours[arm]), str(len(found.transfers[arm].seeds)), *cells))
+    header = ('arm', 'seeds', *(f'with {words}' for words in columns))
     return [
         page.table(header, rows),
-        page.paragraph(TRANSFER + (TRANSFER_HELD_OUT if some_held_out else ''), 'note'),
+        page.paragraph(TRANSFER + (TRANSFER_HELD_OUT if held_out(experiment, found) else ''), 'note'),
         *_differences(experiment, found),
     ]
+
+
+def gains_header(experiment: ExperimentResult, found: MatrixResult) -> list[str]:
+    """The users, or groups of users, of `gains_of`."""
+    some_held_out = [HELD_OUT_USERS] if held_out(experiment, found) else []
+    return [OWN, OTHERS, *some_held_out, *([found.people] if found.people else [])]
+
+
+def gains_of(results: Results, found: MatrixResult, arm: str) -> dict[str, Gain | None]:
+    """An arm's gains over the initial assistant: over training seeds, and of these checkpoints."""
+    gain = found.transfers[arm]
+
+    def both(over_seeds: SeedEstimate | None, checkpoints: Estimate | None) -> Gain | None:
+        return None if over_seeds is None else (over_seeds, checkpoints)
+
+    gains = {
+        OWN: both(gain.simulators.get(arm), gain.checkpoints.get(arm)),
+        OTHERS: both(gain.other_kinds, gain.checkpoint_other_kinds),
+        HELD_OUT_USERS: both(gain.held_out, gain.checkpoint_held_out),
+    }
+    if found.people:
+        people = results.measures[found.people].arms[arm]
+        gains[found.people] = both(people.gain, people.checkpoint_gain)
+    return gains
 
 
 def held_out(experiment: ExperimentResult, found: MatrixResult) -> list[str]:
@@ -139,6 +159,14 @@ def gain_text(found: MatrixResult, estimate: Interval | None) -> str:
     return interval(scaled(estimate, found.times), gain_digits(found.times), '+')
 
 
+def primary_text(found: MatrixResult, gain: Gain | None) -> str:
+    """A gain with its interval over training seeds; of one seed with that over conversations, where it is known."""
+    if gain is None:
+        return gain_text(found, None)
+    over_seeds, checkpoint = gain
+    return gain_text(found, over_seeds if over_seeds.num_seeds > 1 or checkpoint is None else checkpoint)
+
+
 def _gain(found: MatrixResult, estimate: Interval | None, under: str = '') -> Cell:
     mean, _, bounds = gain_text(found, estimate).partition(' ')
     return Cell(mean, under=', '.join(part for part in (bounds, under) if part))
@@ -147,7 +175,7 @@ def _gain(found: MatrixResult, estimate: Interval | None, under: str = '') -> Ce
 def _differences(experiment: ExperimentResult, found: MatrixResult) -> list[str]:
     """A row for each difference, a column for each simulator."""
     users = [user for user in found.users if user != found.people]
-    cells: dict[str, dict[str, tuple[SeedEstimate, Estimate | None]]] = {}
+    cells: dict[str, dict[str, Gain]] = {}
     for arm, gain in found.transfers.items():
         cells[f'{arm} − {INITIAL}'] = {
             user: (estimate, gain.checkpoints.get(user)) for user, estimate in gain.simulators.items()
@@ -164,7 +192,7 @@ def _differences(experiment: ExperimentResult, found: MatrixResult) -> list[str]
     ]
 
 
-def _difference(found: MatrixResult, estimates: tuple[SeedEstimate, Estimate | None] | None) -> str | Cell:
+def _difference(found: MatrixResult, estimates: Gain | None) -> str | Cell:
     if estimates is None:
         return '–'
     over_seeds, checkpoint = estimates

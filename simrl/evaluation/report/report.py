@@ -129,23 +129,16 @@ def _differences(measure: MeasureResult) -> list[str]:
 
 
 def _transfers(results: Results, found: MatrixResult) -> list[str]:
-    people, held_out = found.people, matrix.held_out(results.experiment, found)
-    header = (
-        matrix.titled('gain over initial with', found),
-        *('its own simulator', 'other kinds'),
-        *(['held-out simulators'] if held_out else []),
-        *([people] if people else []),
-    )
-    gains = [
-        (
-            arm,
-            *(matrix.gain_text(found, gain) for gain in (transfer.simulators.get(arm), transfer.other_kinds)),
-            *([matrix.gain_text(found, transfer.held_out)] if held_out else []),
-            *([matrix.gain_text(found, results.measures[people].arms[arm].gain)] if people else []),
-        )
-        for arm, transfer in found.transfers.items()
-    ]
-    return _columns([header, *gains])
+    columns = matrix.gains_header(results.experiment, found)
+    shorter = {matrix.OTHERS: 'other kinds'}
+    header = (matrix.titled('gain over initial with', found), *(shorter.get(words, words) for words in columns))
+    rows, alone = [header], []
+    for arm, transfer in found.transfers.items():
+        gains = matrix.gains_of(results, found, arm)
+        rows.append((arm, *(matrix.primary_text(found, gains[words]) for words in columns)))
+        alone += [arm] if len(transfer.seeds) == 1 else []
+    note = f'Intervals of {summary.listed(alone)} are over conversations: of one checkpoint only.' if alone else ''
+    return [*_columns(rows), *textwrap.wrap(note, CONSOLE_WIDTH)]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -85,6 +85,22 @@ def test_held_out_simulators_are_marked_everywhere(held_out):
     ]
 
 
+def test_one_seed_has_the_interval_over_conversations(held_out):
+    """Of the arm that has one seed alone; its mean over seeds has none."""
+    transfers = dict(held_out.matrix.transfers)
+    alone = t_interval([0.013], null=0.0)
+    own = Estimate(0.013, 0.002, 0.024, 30, 30, 0.95)
+    transfers['sft 7b'] = dataclasses.replace(
+        transfers['sft 7b'], seeds=(0,), held_out=alone, checkpoint_held_out=own, other_kinds=None
+    )
+    changed = dataclasses.replace(held_out, matrix=dataclasses.replace(held_out.matrix, transfers=transfers))
+    printed = console_table(changed)
+    assert re.search(r'\nsft 7b +\S+ \S+ \S+ +– +\+1\.3 \[\+0\.2, \+2\.4\] ', printed)
+    assert '\nIntervals of sft 7b are over conversations: of one checkpoint only.' in printed
+    assert '<td>+1.3<small>checkpoints [+0.2, +2.4]</small></td>' in sections_of(changed)
+    assert 'Intervals of' not in console_table(held_out).split('gain over initial')[1]
+
+
 def test_without_a_bound_nor_a_held_out_simulator_all_is_as_measured(results):
     text = sections_of(results)
     assert '<h2>Assistants</h2>' in text
