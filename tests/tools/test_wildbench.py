@@ -208,8 +208,9 @@ def test_a_finished_command_asks_for_nothing_that_was_answered(tmp_path, tasks, 
         generations = tmp_path / 'mine.json'
         flags = [f'--tasks={tasks}', f'--generations={generations}', *judges(server, ('c',))]
         endpoint = [f'--endpoint.url={server.url}', '--endpoint.model=mine']
+        sampled = ['--temperature=0.5', '--top_p=0.9', '--max_tokens=77']
         commands = [
-            ['generate', f'--tasks={tasks}', f'--output={generations}', *endpoint],
+            ['generate', f'--tasks={tasks}', f'--output={generations}', *endpoint, *sampled],
             ['checklist', *flags, f'--output={tmp_path / "c.jsonl"}'],
             ['score', *flags, f'--output={tmp_path / "score"}'],
         ]
@@ -217,6 +218,8 @@ def test_a_finished_command_asks_for_nothing_that_was_answered(tmp_path, tasks, 
         first, asked = files(tmp_path), len(server.requests)
         # Each of 7 replies has a first answer that cannot be read, and of task 3 all three cannot.
         assert asked == NUM + 2 * (6 * 2 + 3)
+        for body in server.requests[:NUM]:
+            assert (body['temperature'], body['top_p'], body['max_tokens']) == (0.5, 0.9, 77)
         everything()
         assert (files(tmp_path), len(server.requests)) == (first, asked)
         assert 'no verdict: 1 (invalid_json)' in capsys.readouterr().out

@@ -150,7 +150,7 @@ def mixture(rewards: Sequence[float]) -> float:
 
 def is_cut(reply: str) -> bool:
     """True for a reply that is empty or was cut for the judge."""
-    return not reply.strip() or reply.rstrip().endswith(CUT)
+    return not reply.strip() or reply.endswith(CUT)
 
 
 def mean_length(replies: Sequence[str]) -> float | None:

@@ -40,7 +40,7 @@ def write(path: pathlib.Path, rows: object) -> pathlib.Path:
 def test_a_file_is_read_back_in_the_order_of_the_tasks(tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'a' / 'm.json'
     found = [Generation(name, f' {name}\n', 'm', truncated=name == 'task1') for name in ('task2', 'task1')]
-    write_generations(path, found, TASKS, GenerationSettings())
+    write_generations(path, found, TASKS, GenerationSettings(7, 0.5, 0.9))
     replies, left_out = read_generations(path, TASKS)
     assert (replies, left_out) == ({of.task: of for of in found[::-1]}, 0)
     assert missing(TASKS, replies) == ['task0']
@@ -50,14 +50,16 @@ def test_a_file_is_read_back_in_the_order_of_the_tasks(tmp_path: pathlib.Path) -
     assert rows[0]['configs'] == {
         'engine': None,
         'repetition_penalty': 1.0,
-        'temperature': 1.0,
-        'top_p': 1.0,
-        'max_tokens': 2048,
+        'temperature': 0.5,
+        'top_p': 0.9,
+        'max_tokens': 7,
     }
 
 
 def test_official_files_are_read_with_their_text_as_it_is(tmp_path: pathlib.Path) -> None:
-    rows = [official('task0'), official('task1', output=['']), official('task2', output='text')]
+    """Outer white space of a prompt, which tasks are read without, makes no other prompt of it."""
+    rows = [official('task0', chat_history=[' Question 0.0?\n']), official('task1', output=[''])]
+    rows.append(official('task2', output='text'))
     found, _ = read_generations(write(tmp_path / 'm.json', rows), TASKS)
     assert [of.text for of in found.values()] == [' hi\n', '', 'text']
     assert {of.truncated for of in found.values()} == {None}
