@@ -52,7 +52,7 @@ from simrl.evaluation.wildbench.generations import (
     sample,
     write_generations,
 )
-from simrl.evaluation.wildbench.official import CutReplies, RewardSettings
+from simrl.evaluation.wildbench.official import CutReplies, RewardSettings, Weights
 from simrl.evaluation.wildbench.tasks import NO_TASK, SOURCE, Overlap, Task, overlap_of, read_tasks
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
@@ -271,10 +271,14 @@ def print_result(result: Result) -> None:
     print(json.dumps(result, indent=1, ensure_ascii=False), flush=True)
 
 
-def score_of(path: pathlib.Path, scope: Scope, cut_replies: CutReplies = 'judged') -> Result:
+def score_of(
+    path: pathlib.Path, scope: Scope, cut_replies: CutReplies = 'judged', weights: Weights = 'leaderboard'
+) -> Result:
     scores, left_out = judge_files.read_scores(path, scope.dropped)
-    found = official.wb_score(scores, scope.tasks, cut_replies=cut_replies, left_out=left_out, overlap=scope.overlap)
-    return dataclasses.asdict(found)
+    quirks: dict[str, Any] = {'cut_replies': cut_replies, 'weights': weights}
+    return dataclasses.asdict(
+        official.wb_score(scores, scope.tasks, **quirks, left_out=left_out, overlap=scope.overlap)
+    )
 
 
 def reward_of(path: pathlib.Path, reference: str, scope: Scope, settings: RewardSettings) -> Result:
@@ -285,7 +289,7 @@ def reward_of(path: pathlib.Path, reference: str, scope: Scope, settings: Reward
 
 
 def run_wb_score(options: argparse.Namespace) -> int:
-    print_result(score_of(options.file, read_scope(options), options.cut_replies))
+    print_result(score_of(options.file, read_scope(options), options.cut_replies, options.weights))
     return 0
 
 
@@ -342,6 +346,7 @@ def parser_of() -> argparse.ArgumentParser:
     added = command('wb-score', run_wb_score, None)
     added.add_argument('file', type=local_path)
     added.add_argument('--cut_replies', choices=('judged', 'left out'), default='judged', help='in the groups')
+    added.add_argument('--weights', choices=('leaderboard', 'equal'), default='leaderboard', help='of groups')
     added = command('wb-reward', run_wb_reward, None)
     added.add_argument('file', type=local_path)
     added.add_argument('--reference', required=True, help="the reference's name in the file")

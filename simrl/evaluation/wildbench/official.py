@@ -42,6 +42,7 @@ NAMES = {value: name for name, value in OUTCOMES.items()}
 CutReplies = Literal['judged', 'left out']
 Divisor = Literal['judged', 'all']
 Orders = Literal['mean', 'strict', 'single']
+Weights = Literal['leaderboard', 'equal']  # of groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class RewardSettings:
     # Of a pair that was judged in both orders: their mean; or a tie where not both have the same winner. 'single': each
     # pair was judged in one.
     orders: Orders = 'mean'
+    weights: Weights = 'leaderboard'  # of groups in the task-macro reward
 
     def __post_init__(self) -> None:
         if self.length_margin is not None and self.length_margin < 0:
@@ -126,11 +128,12 @@ def adjusted_score(score: float) -> float:
     return (score - 5) * 2
 
 
-def task_macro(groups: Mapping[str, float]) -> float:
+def task_macro(groups: Mapping[str, float], weights: Weights = 'leaderboard') -> float:
     """The weighted mean of numbers by group, over the groups that are there; added up in their order."""
     if not groups:
         raise ValueError(f'groups: expected some of {", ".join(WEIGHTS)}, found none')
-    return sum(value * WEIGHTS[group] for group, value in groups.items()) / sum(WEIGHTS[group] for group in groups)
+    of = WEIGHTS if weights == 'leaderboard' else dict.fromkeys(WEIGHTS, 1.0)
+    return sum(value * of[group] for group, value in groups.items()) / sum(of[group] for group in groups)
 
 
 def reward_of_counts(counts: Mapping[str, int], total: int | None = None) -> float:
@@ -164,6 +167,7 @@ def wb_score(
     tasks: Mapping[str, Task] | None = None,
     *,
     cut_replies: CutReplies = 'judged',
+    weights: Weights = 'leaderboard',
     left_out: Mapping[str, int] | None = None,
     overlap: Overlap | None = None,
 ) -> WBScore:
@@ -173,6 +177,7 @@ def wb_score(
         tasks: by id, with their tags; None: no groups.
         cut_replies: whether replies that are empty or cut are in the groups; they are in the mean over all. The
             leaderboard leaves them out.
+        weights: of groups in the task-macro score.
         left_out: of `read_scores`.
         overlap: with training data; None: not measured.
 
@@ -192,7 +197,7 @@ def wb_score(
         mean,
         adjusted_score(mean.mean),
         groups,
-        task_macro(groups) if groups else None,
+        task_macro(groups, weights) if groups else None,
         None if unjudged is None else bounds([of.score for of in scores], unjudged, 1.0, 10.0),
         unjudged,
         mean_length([of.reply for of in scores]),
@@ -266,7 +271,7 @@ def wb_reward(
         mean_of(list(over_all.values())),
         {name: counts[name] for name in OUTCOMES},
         groups,
-        task_macro(groups) if groups else None,
+        task_macro(groups, settings.weights) if groups else None,
         None if unjudged is None else bounds(list(merged.values()), unjudged, -1.0, 1.0),
         unjudged,
         num_flips,

@@ -167,6 +167,9 @@ def test_the_leaderboards_rules_agree_with_a_slow_loop(tmp_path_factory, drawn, 
     gained, missing = reward_of_counts(found.counts, 1), len(TASKS) - sum(found.counts.values())
     assert found.bounds == pytest.approx(((gained - missing) / len(TASKS), (gained + missing) / len(TASKS)))
     assert found.unjudged == missing
+    equal = wb_reward(comparisons, TASKS, dataclasses.replace(LEADERBOARD, length_margin=margin, weights='equal'))
+    assert equal.task_macro == (pytest.approx(statistics.fmean(groups.values())) if groups else None)
+    assert dataclasses.replace(equal, task_macro=found.task_macro) == found
     of_file = wb_reward(comparisons, settings=LEADERBOARD)
     assert (of_file.unjudged, of_file.bounds, of_file.task_macro, of_file.groups) == (None, None, None, {})
     if groups:
@@ -256,6 +259,8 @@ def test_scores_agree_with_a_slow_loop(drawn) -> None:
         total, missing = sum(score for score, _ in drawn.values()), len(TASKS) - len(drawn)
         assert found.bounds == pytest.approx(((total + missing) / len(TASKS), (total + 10 * missing) / len(TASKS)))
         assert found.unjudged == missing
+        equal = wb_score(scores, TASKS, cut_replies=cut_replies, weights='equal')
+        assert equal.task_macro == (pytest.approx(statistics.fmean(found.groups.values())) if found.groups else None)
         lengths = [len(reply) for _, reply in drawn.values() if reply and not reply.endswith(CUT)]
         assert found.length == (pytest.approx(statistics.fmean(lengths)) if lengths else None)
 
