@@ -169,6 +169,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
     arms, values = by_arm(experiment, result)
     users = result.users
     names = [user_name(experiment, user) for user in users]
+    title = titled(f'Mean {result.score} of each assistant (row) with each user (column)', result)
     low, high = float(values.min()), float(values.max())
 
     def shown(value: float) -> str:
@@ -184,7 +185,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
 
     def draw(width: float) -> Figure:
         room = max(width, 2.2 + 0.75 * len(users))
-        figure, axis = drawing.panel(room, 1.2 + 0.42 * len(arms), '', caption)
+        figure, axis = drawing.panel(room, 1.2 + 0.42 * len(arms), title, caption)
         edges = (np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
         axis.pcolormesh(  # drawn as shapes: no bitmap within the SVG
             *edges, values, cmap='cividis', vmin=low, vmax=high, edgecolors='white'
@@ -207,7 +208,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
         for name, row in zip(arms, values, strict=True)
     )
     cells = [(name, *row) for name, row in zip(arms, values.tolist(), strict=True)]
-    text = f'Mean {titled(result.score, result)} by assistant and user: {said}. {caption}'
+    text = f'{title}: {said}. {caption}'
     return Drawing('matrix', text, ('assistant', *users), cells, draw)
 
 

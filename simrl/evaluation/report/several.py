@@ -4,6 +4,7 @@ Nothing here tests a difference between runs: they need not share the initial as
 page lists the settings in which they differ.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -81,17 +82,14 @@ def names_of(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 
 def _looks(runs: Runs) -> dict[str, dict[str, Look]]:
-    """Looks by run: an arm's name has the same colour in all of them, a run the same marker."""
+    """Looks by run; an arm's name has the same one in all of them."""
     arms = list(dict.fromkeys(arm for _, results in runs.values() for arm in results.experiment.arms))
     found = {}
-    for position, (name, (_, results)) in enumerate(runs.items()):
-        marker = MARKERS[position % len(MARKERS)]
-        looks = drawing.looks_of(results.experiment)
+    for name, (_, results) in runs.items():
+        found[name] = drawing.looks_of(results.experiment)
         for arm in results.experiment.arms:
-            usual = drawing.look_at(arms.index(arm))
-            own = Look(usual.colour, marker, usual.line)
-            looks |= dict.fromkeys([arm, *results.experiment.assistants_of(arm)], own)
-        found[name] = looks
+            names = [arm, *results.experiment.assistants_of(arm)]
+            found[name] |= dict.fromkeys(names, drawing.look_at(arms.index(arm)))
     return found
 
 
@@ -135,10 +133,11 @@ def win_rates(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> Drawing:
 
 
 def _by_what_is_known(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[Drawing]:
+    """Utility of all arms against what is known of their simulators: a colour an arm's name, a marker a run."""
     found = {
         against: [
-            point
-            for name, (_, results) in runs.items()
+            dataclasses.replace(point, look=dataclasses.replace(point.look, marker=MARKERS[number % len(MARKERS)]))
+            for number, (name, (_, results)) in enumerate(runs.items())
             for point in utility.points(results, against, looks[name], f' ({name})')
         ]
         for against in utility.AGAINST

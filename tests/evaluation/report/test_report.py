@@ -10,8 +10,9 @@ import struct
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from simrl.evaluation.report import drawing, gallery, sections
+from simrl.evaluation.report import drawing, gallery, lengths, sections
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
 from simrl.evaluation.report.drawing import CAPTION_SIZE, looks_of
 from simrl.evaluation.report.report import console_table, write_report
@@ -185,6 +186,38 @@ def test_every_number_of_the_table_is_that_of_the_results(run, results):
     matrix = results.matrix
     assert text.count(f'n={matrix.conversations[0][0]:,}') == len(matrix.users) * len(matrix.assistants)
     assert '<th scope="row">rl.ppo.clip</th><td class="words">0.2</td>' in text
+
+
+def test_lengths_are_those_at_both_ends_of_training(results):
+    looks = looks_of(results.experiment)
+    header, rows = lengths.table(results, looks)
+    (row,) = (dict(zip(header, row, strict=True)) for row in rows if row[0].text == 'persona')
+    curves = [results.training.assistants[f'persona/seed-{seed}'] for seed in range(3)]
+    tokens, rewards = (np.array([getattr(curve, field) for curve in curves]) for field in ('message_tokens', 'reward'))
+    assert row['tokens a message, in training'] == f'{tokens[:, :10].mean():.1f} → {tokens[:, -10:].mean():.1f}'
+    assert row['reward'] == f'{rewards[:, :10].mean():.2f} → {rewards[:, -10:].mean():.2f}'
+    order = np.mean([scipy.stats.spearmanr(*of_seed).statistic for of_seed in zip(tokens, rewards, strict=True)])
+    assert row['ρ of steps'] == f'{order:.2f}'
+    found = results.measures['people'].assistants
+    evaluated = np.mean([found[f'persona/seed-{seed}'].message_tokens for seed in range(3)])
+    assert row['tokens a message, in the evaluation'] == f'{evaluated:.1f}'
+    earlier = dataclasses.replace(
+        results,
+        training=TrainingResult(
+            {
+                name: dataclasses.replace(curve, message_tokens=None, truncated=None, ends={})
+                for name, curve in results.training.assistants.items()
+            }
+        ),
+        measures={
+            'people': dataclasses.replace(
+                results.measures['people'],
+                assistants={name: dataclasses.replace(x, message_tokens=None) for name, x in found.items()},
+            )
+        },
+    )
+    assert lengths.table(earlier, looks)[1] == [], 'of an earlier version nothing is known'
+    assert lengths.drawings(earlier, looks) == []
 
 
 def test_a_forecast_is_beside_the_utility(results):
