@@ -17,6 +17,7 @@ from simrl.conversations.records import decode_row
 from simrl.evaluation.report import page
 from simrl.evaluation.report.browse_script import SCRIPT, STYLE
 from simrl.evaluation.report.drawing import Look
+from simrl.evaluation.report.summary import traits_text
 from simrl.evaluation.results import Results
 from simrl.rewards.rewards import CAUSES
 from simrl.run.stage_files import WorkdirError
@@ -59,6 +60,7 @@ def evaluation_talks(results: Results) -> Iterator[Talk]:
     for name, examples in results.conversations.measures.items():
         for example in examples:
             notes = [('intent', example.intent)] if example.intent else []
+            notes += [('traits', traits_text(example.traits))] if example.traits else []
             for assistant, found in example.conversations.items():
                 yield Talk(
                     source=results.measures[name].words.title,

@@ -13,6 +13,7 @@ from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Row, number, share
 from simrl.evaluation.results import FidelityResult, MeasureResult, Results
 
+MAX_SHOWN = 12  # examples with every assistant; conversations.html has all
 TITLE = 'Which user simulator trains the better assistant?'
 WIN_RATE = 'Win rate: the mean probability that this assistant is preferred to the initial one on the same example. '
 STRICT = 'Strict: the share of examples with a higher score, ties count ½. '
@@ -238,8 +239,8 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
     for name, examples in results.conversations.measures.items():
         words = results.measures[name].words
         shown = []
-        for position, example in enumerate(examples):
-            traits = ', '.join(f'{trait.replace("_", " ")} {value:.2f}' for trait, value in example.traits.items())
+        for position, example in enumerate(examples[:MAX_SHOWN]):
+            traits = summary.traits_text(example.traits)
             talks = [
                 page.talk(
                     assistant,
@@ -260,6 +261,8 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
             shown.append(page.details(title, about, page.side_by_side(talks), opened=position == 0))
         if shown:
             about = 'The example and the seed are the same in every column; messages are verbatim.'
+            if len(examples) > MAX_SHOWN:
+                about += f' Here are the first {MAX_SHOWN} of {len(examples):,}.'
             more = page.link(BROWSE_FILE, 'All conversations that the run kept, to browse and filter')
             title = f'{words.title}: the same example with every assistant'
             parts.append(page.section(title, page.paragraph(about, 'note'), more, *shown))

@@ -188,6 +188,11 @@ def sample(measure: MeasureResult, rows: Sequence[Row]) -> str:
     )
 
 
+def traits_text(traits: Mapping[str, float]) -> str:
+    """Traits of a person: 'tell more 0.21, typo 0.40'."""
+    return ', '.join(f'{trait.replace("_", " ")} {value:.2f}' for trait, value in traits.items())
+
+
 def sentences(results: Results) -> list[str]:
     """Names what was compared, the result by each measure, and what it does not show."""
     experiment = results.experiment

@@ -16,7 +16,13 @@ from simrl.evaluation.report import drawing, gallery, lengths, sections
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
 from simrl.evaluation.report.drawing import CAPTION_SIZE, looks_of
 from simrl.evaluation.report.report import console_table, write_report
-from simrl.evaluation.results import FidelityResult, SimulatorFidelity, TrainingResult, ValidationCurve
+from simrl.evaluation.results import (
+    ConversationsResult,
+    FidelityResult,
+    SimulatorFidelity,
+    TrainingResult,
+    ValidationCurve,
+)
 from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results, page_text, training_rows, write_training
 
 SECTIONS = (
@@ -218,6 +224,15 @@ def test_lengths_are_those_at_both_ends_of_training(results):
     )
     assert lengths.table(earlier, looks)[1] == [], 'of an earlier version nothing is known'
     assert lengths.drawings(earlier, looks) == []
+
+
+def test_of_many_shown_examples_the_first_are_on_the_page(results):
+    (example, *_) = results.conversations.measures['people']
+    many = tuple(dataclasses.replace(example, example=f'person {k}') for k in range(30))
+    text = page_text(dataclasses.replace(results, conversations=ConversationsResult({'people': many})))
+    assert 'Here are the first 12 of 30.' in text
+    assert 'person 11:' in text
+    assert 'person 12:' not in text
 
 
 def test_a_forecast_is_beside_the_utility(results):
