@@ -11,6 +11,12 @@ from simrl.remote.client import Endpoint, check
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import from_config_dict
 
+# What a command without all answers ends with.
+ASKED_AGAIN = (
+    'the same command asks again for those that a server failed; answers that cannot be read are kept in '
+    '.answers.sqlite beside the output: more --tries ask for others, and without the file all are asked for anew'
+)
+
 
 def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:
     """The judges of --judge, by their models' names."""

@@ -68,7 +68,7 @@ from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving.identity import identity_of
 from tools.intents import add_fields, on_device, settings_of
-from tools.judges import cache_path, judges_of, opened
+from tools.judges import ASKED_AGAIN, cache_path, judges_of, opened
 from tools.prepare import add_settings, read_settings
 
 Tasks = Mapping[str, Task]
@@ -364,10 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('stopped; the same command continues', file=sys.stderr)
         sys.exit(130)
     if lost:
-        sys.exit(
-            f'error: expected replies and verdicts of all tasks, found {lost} missing; the same command asks again for '
-            'those that a server failed'
-        )
+        sys.exit(f'error: expected replies and verdicts of all tasks, found {lost} missing; {ASKED_AGAIN}')
 
 
 if __name__ == '__main__':

@@ -59,7 +59,7 @@ from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
 from tools.intents import add_fields, settings_of
-from tools.judges import cache_path, judges_of, opened
+from tools.judges import ASKED_AGAIN, cache_path, judges_of, opened
 from tools.prepare import add_settings, read_settings
 from tools.wildbench import sample_on_device
 
@@ -332,10 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print('stopped; the same command continues', file=sys.stderr)
         sys.exit(130)
     if lost:
-        sys.exit(
-            f'error: expected all responses and verdicts, found {lost} missing; the same command asks again for those '
-            'that a server failed'
-        )
+        sys.exit(f'error: expected all responses and verdicts, found {lost} missing; {ASKED_AGAIN}')
 
 
 if __name__ == '__main__':

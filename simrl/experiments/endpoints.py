@@ -5,6 +5,9 @@ asks for a share of the replies: so none waits for another to write, on whatever
 processes find their answers again; with another number of them shares are others, and what the file of a process lacks
 is asked for anew. `EndpointSettings.spend_cap` covers what was paid through one file, so that n processes may pay n
 times as much.
+
+Answers that cannot be read are kept as well, so that a resumed run has the failures of an unbroken one. After a fault
+of the server itself, such as a wrong template, delete the file.
 """
 
 import functools
