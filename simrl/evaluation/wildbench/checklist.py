@@ -238,9 +238,10 @@ def _of_judge(rows: Rows, name: str) -> dict[str, Any]:
 
 
 def compare(first: Rows, second: Rows) -> dict[str, Any]:
-    """The win rate of the first assistant over the second, from their rows of `judge`.
+    """The win rate of the first assistant over the second, from their rows of `judge`, by the panel and by each judge.
 
     Tasks that not both have a share of are left out and counted by reason; the bounds count them all lost, and all won.
+    A judge's own rate is over the tasks of which it has verdicts on both; None without any.
 
     Raises:
         ValueError: the rows are of other panels, prompts or tasks, or no task has shares of both.
@@ -259,26 +260,45 @@ def compare(first: Rows, second: Rows) -> dict[str, Any]:
         if np.isnan(of_task).any():
             silent = [side for side, row in zip(('first', 'second'), pair, strict=True) if not row['judges']]
             left_out[f'no reply of the {" and the ".join(silent)}' if silent else 'no verdict'] += 1
-    judged = counts[:, ~np.isnan(counts).any(axis=0)]
-    if not judged.size:
+    panel = _win_rate(counts)
+    if panel is None:
         raise ValueError(f'expected at least one task with verdicts of both assistants, found none: {dict(left_out)}')
-    values = preferences(*judged.tolist())
+    judges = dict.fromkeys(name for row in first for name in row['judges'])
     return {
         'first': first[0]['generator'],
         'second': second[0]['generator'],
-        'win rate': {
-            **dataclasses.asdict(independent_votes(values)),
-            'standard error': standard_error(values),
+        'tasks': {'all': len(names), 'judged': len(names) - left_out.total(), **left_out},
+        **panel,
+        'judges': {
+            name: _win_rate(align({'1': _counts(first, name), '2': _counts(second, name)})[1]) for name in judges
         },
-        'wins, ties, losses': [values.count(x) for x in (1.0, 0.5, 0.0)],
-        'tasks': {'all': len(names), 'judged': len(values), **left_out},
-        'bounds': bounds(values, left_out.total(), 0.0, 1.0),
     }
 
 
-def _counts(rows: Rows) -> list[tuple[str, float]]:
-    """The number of satisfied items by task; NaN without verdicts."""
-    return [(row['session_id'], math.nan if row['satisfied'] is None else float(sum(row['satisfied']))) for row in rows]
+def _counts(rows: Rows, judge: str | None = None) -> list[tuple[str, float]]:
+    """The number of items that the panel, or one judge, finds satisfied, by task; NaN without verdicts."""
+
+    def satisfied(row: Mapping[str, Any]) -> Sequence[bool] | None:
+        if judge is None:
+            return row['satisfied']
+        verdicts = row['judges'].get(judge, {}).get('verdicts')
+        return None if verdicts is None else [verdict == 'yes' for verdict in verdicts]
+
+    found = ((row['session_id'], satisfied(row)) for row in rows)
+    return [(name, math.nan if items is None else float(sum(items))) for name, items in found]
+
+
+def _win_rate(counts: np.ndarray) -> dict[str, Any] | None:
+    """The win rate from numbers of satisfied items, [assistants, tasks], NaN without verdicts; None without a pair."""
+    judged = counts[:, ~np.isnan(counts).any(axis=0)]
+    if not judged.size:
+        return None
+    values = preferences(*judged.tolist())
+    return {
+        'win rate': {**dataclasses.asdict(independent_votes(values)), 'standard error': standard_error(values)},
+        'wins, ties, losses': [values.count(x) for x in (1.0, 0.5, 0.0)],
+        'bounds': bounds(values, counts.shape[1] - len(values), 0.0, 1.0),
+    }
 
 
 def _version(rows: Rows) -> str:

@@ -259,6 +259,8 @@ def test_wins_agree_with_a_slow_loop(drawn: list[tuple[list[bool] | None, list[b
     assert found['tasks']['judged'] == n
     assert found['tasks'].get('no verdict', 0) == len(drawn) - n
     assert found['bounds'] == pytest.approx((sum(values) / len(drawn), (sum(values) + len(drawn) - n) / len(drawn)))
+    own = found['judges']['a']  # the panel of one judge
+    assert own == {key: found[key] for key in ('win rate', 'wins, ties, losses', 'bounds')}
     other = checklist.compare(second, first)
     assert other['win rate']['mean'] == pytest.approx(1 - rate)
 
@@ -286,6 +288,34 @@ def test_what_is_not_comparable_is_refused() -> None:
             checklist.compare([row], [row | changes])
     with pytest.raises(ValueError, match="expected the ids of 'first' in 'second', found 'u' in 'second' alone"):
         checklist.compare([row], [row, row | {'session_id': 'u'}])
+
+
+def test_each_judge_has_a_win_rate_of_its_own_beside_the_panels() -> None:
+    """Judge a prefers the first, b the second; c is silent about one reply, and so is the panel."""
+
+    def row(name: str, silent: bool, **yes: int) -> dict[str, Any]:
+        said = {judge: ['yes'] * number + ['no'] * (3 - number) for judge, number in yes.items()}
+        judges = {
+            judge: {'model': judge, 'verdicts': None if silent and judge == 'c' else verdicts}
+            for judge, verdicts in said.items()
+        }
+        satisfied = checklist.majority([of['verdicts'] for of in judges.values()])
+        return row_of(name, satisfied, judges=judges)
+
+    first = [row('t0', silent=False, a=3, b=0, c=2), row('t1', silent=True, a=2, b=0, c=3)]
+    second = [row('t0', silent=False, a=1, b=2, c=2), row('t1', silent=False, a=0, b=1, c=0)]
+    found = checklist.compare(first, second)
+    rates = {name: (of['wins, ties, losses'], of['bounds']) for name, of in found['judges'].items()}
+    assert rates == {
+        'a': ([2, 0, 0], (1.0, 1.0)),
+        'b': ([0, 0, 2], (0.0, 0.0)),
+        'c': ([0, 1, 0], (0.25, 0.75)),
+    }
+    assert found['tasks'] == {'all': 2, 'judged': 1, 'no verdict': 1}
+    for rows in (first, second):
+        rows[0] = row('t0', silent=True, a=1, b=1, c=1)
+    with pytest.raises(ValueError, match='with verdicts of both assistants'):
+        checklist.compare(first, second)
 
 
 def test_judges_are_held_against_people_on_the_items_that_these_judged() -> None:
