@@ -184,7 +184,7 @@ def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:
     )
 
     def draw(width: float) -> Figure:
-        room = max(width, 2.2 + 0.75 * len(users))
+        room = max(width, 1.8 + 0.62 * len(users))
         figure, axis = drawing.panel(room, 1.2 + 0.42 * len(arms), title, caption)
         edges = (np.arange(values.shape[1] + 1) - 0.5, np.arange(values.shape[0] + 1) - 0.5)
         axis.pcolormesh(  # drawn as shapes: no bitmap within the SVG

@@ -50,7 +50,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--card); }
 td small, th small { font-weight: 400; display: block; color: var(--soft); font-size: .8rem; }
 td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em;
+  outline: 1px solid var(--line); }
 .panels { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin: 10px 0; }
 .panels .box { --card: #ffffff; --edge: rgba(0, 0, 0, .28); --soft: #5c646d; background-color: #ffffff; padding: 6px;
   margin: 0; }
@@ -63,7 +64,8 @@ td.words { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
   .panels .lone .narrow { display: none; }
 }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 8px 0; font-size: .9rem; }
-.legend i { display: inline-block; width: 1.8em; margin-right: .4em; vertical-align: middle; }
+.legend i { display: inline-block; width: 1.8em; margin-right: .4em; vertical-align: middle;
+  outline: 1px solid var(--line); }
 .strip { overflow-x: auto; }
 .talks { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(250px, 1fr); gap: 12px;
   align-items: start; padding: 2px 2px 10px; }
@@ -114,7 +116,7 @@ def document(title: str, body: Iterable[str], script: str = '') -> str:
         script: that it runs, once it is read; '' for none.
     """
     parts = '\n'.join(body)
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f"; script-src 'sha256-{digest}'"
@@ -123,6 +125,7 @@ def document(title: str, body: Iterable[str], script: str = '') -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<link rel="icon" href="data:,">\n'  # none: a server need not be asked for one
         f'<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{parts}\n</main>\n</body>\n'
         '</html>\n'
     )
