@@ -53,7 +53,6 @@ from simrl.rollouts.collect import for_sampling
 from simrl.run import config
 from simrl.run.config import local_path
 from simrl.run.program import run_program
-from simrl.run.progress import Progress
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
@@ -181,20 +180,19 @@ def of_model(
         agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
         with jax.set_mesh(mesh):
             policy = for_sampling(agent, mesh).policy
-        with Progress(f'verdicts, {options.model}', len(asked)) as progress:
-            return judges.by_model(
-                asked,
-                policy,
-                model.chat,
-                settings,
-                cache,
-                read=options.read,
-                identity=f'{identity_of_model(model)} {jax.default_backend()}',
-                lengths=options.lengths,
-                batch_size=options.rows,
-                mesh=mesh,
-                progress=progress,
-            )
+        return judges.by_model(
+            asked,
+            policy,
+            model.chat,
+            settings,
+            cache,
+            read=options.read,
+            identity=f'{identity_of_model(model)} {jax.default_backend()}',
+            lengths=options.lengths,
+            batch_size=options.rows,
+            mesh=mesh,
+            name=f'verdicts, {options.model}',
+        )
 
 
 def plain(result: Table, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from simrl.evaluation.statistics import (
 )
 
 Combine = Literal['mean', 'strict']
+_CANCELLED = 1e-9  # a sum of correlations that is smaller is 0 but for rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ class PanelAgreement:
         panel: the same of the judges' mean verdict, a mean above 1/2 counted as 1 and one below as 0.
         correlations: Pearson correlation of the errors of each two judges; None where a judge makes the same error
             on every pair.
-        mean_correlation, effective_votes: over all pairs of judges; None where a correlation is.
+        mean_correlation, effective_votes: over all pairs of judges; None where a correlation is. Errors that cancel
+            each other are worth any number of votes: that number is None, too.
         low, high: the bounds of the effective number of votes; None as in `statistics.percentile_interval`.
         undefined_draws: share of bootstrap draws without such a number, as a judge makes the same error on every pair,
             or errors cancel; None where the number itself is.
@@ -179,11 +181,12 @@ def panel_agreement(
     mean, votes, low, high, undefined = None, None, None, None, None
     if vary.all():
         mean = float(correlations[~np.eye(number, dtype=bool)].mean())
-        votes = float(_effective_votes(correlations[None])[0])
-        draws = _effective_votes(_correlations(resampled_means(products, units, resamples=resamples, seed=seed)))
-        draws = np.where(np.isinf(draws), np.nan, draws)
-        undefined = float(np.isnan(draws).mean())
-        low, high = percentile_interval(draws, len(set(units)), level=level)
+        of_all = float(_effective_votes(correlations[None])[0])
+        if not math.isnan(of_all):
+            votes = of_all
+            draws = _effective_votes(_correlations(resampled_means(products, units, resamples=resamples, seed=seed)))
+            undefined = float(np.isnan(draws).mean())
+            low, high = percentile_interval(draws, len(set(units)), level=level)
     return PanelAgreement(
         judges=tuple(verdicts),
         agreement=dict(zip(verdicts, agreement[:-1], strict=True)),
@@ -212,10 +215,9 @@ def _correlations(moments: np.ndarray) -> np.ndarray:
 
 
 def _effective_votes(correlations: np.ndarray) -> np.ndarray:
-    """[R, k, k] -> k^2 over the sum of the correlations, which is k / (1 + (k - 1) r)."""
-    number = correlations.shape[-1]
-    with np.errstate(divide='ignore'):  # errors that cancel each other are worth any number of votes
-        return number**2 / np.maximum(correlations.sum((1, 2)), 0)
+    """[R, k, k] -> k^2 over the sum of the correlations, which is k / (1 + (k - 1) r); NaN where they cancel."""
+    total = correlations.sum((1, 2))
+    return correlations.shape[-1] ** 2 / np.where(total > _CANCELLED, total, np.nan)
 
 
 def _verdicts(caller: str, named: Mapping[str, Vector], clusters: Sequence[Hashable] | None = None) -> np.ndarray:

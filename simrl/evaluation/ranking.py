@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from simrl.evaluation.preferences import checked
-from simrl.evaluation.statistics import Estimate, check_level, percentile_interval, resampled_means
+from simrl.evaluation.statistics import Estimate, check_level, cluster_numbers, percentile_interval, resampled_means
 
 _DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
 _STEPS = 100  # of Newton's method; fits need about six
@@ -88,19 +88,20 @@ def davidson(
     swapped = one > other
     pair = number_of[np.minimum(one, other), np.maximum(one, other)]
     outcome = np.where(data == 0.5, 1, np.where((data == 1) ^ swapped, 0, 2))  # a win of the pair's first model is 0
-    votes = np.zeros((3 * len(pairs), len(data)))
-    votes[pair * 3 + outcome, np.arange(len(data))] = 1.0
+    member = cluster_numbers(participants)
+    people = int(member.max()) + 1
+    votes = np.zeros((3 * len(pairs), people))
+    np.add.at(votes, (pair * 3 + outcome, member), 1.0)
     shares = votes.mean(1).reshape(1, -1, 3)
     if reason := _separation(shares[0], pairs, names):
         raise ValueError(f'davidson: expected votes with a finite fit, found {reason}')
     (found,), (nu,) = _fit(shares, pairs)
-    draws = resampled_means(votes, participants, resamples=resamples, seed=seed).T.reshape(resamples, -1, 3)
+    draws = resampled_means(votes, range(people), resamples=resamples, seed=seed).T.reshape(resamples, -1, 3)
     finite = np.concatenate([_is_finite(part, pairs) for part in _parts(draws)])
     drawn = np.full((resamples, len(names)), np.nan)
     if finite.any():
         drawn[finite] = np.concatenate([_fit(part, pairs)[0] for part in _parts(draws[finite])])
     without = float(1 - finite.mean())
-    people = len(set(participants))
 
     def estimate(value: float, values: np.ndarray, number: int) -> Estimate:
         low, high = percentile_interval(values, people, level=level)

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from simrl.evaluation.multiplicity import holm
@@ -15,12 +13,13 @@ def test_a_small_family():
     assert holm({}) == {}
 
 
-@settings(max_examples=10)  # statsmodels collects garbage at each call, which takes long in a large process
-@given(st.lists(st.integers(0, 1000).map(lambda x: x / 1000), min_size=1, max_size=12))
-def test_as_statsmodels(p_values):
-    found = holm(dict(enumerate(p_values)))
-    assert list(found.values()) == pytest.approx(multipletests(p_values, method='holm')[1])
-    assert all(p <= adjusted <= 1 for p, adjusted in zip(p_values, found.values(), strict=True))
+def test_as_statsmodels():
+    """Of many p-values with ties, in one call: statsmodels collects garbage at each, which takes long."""
+    p_values = np.random.default_rng(1).integers(0, 1001, 400) ** 3 / 1e9
+    found = np.array(list(holm(dict(enumerate(p_values.tolist()))).values()))
+    assert found == pytest.approx(multipletests(p_values, method='holm')[1])
+    assert ((p_values <= found) & (found <= 1)).all()
+    assert 0 < (found == 1).sum() < 400
 
 
 def test_rejects_a_true_hypothesis_no_more_often_than_it_says():

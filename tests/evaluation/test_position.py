@@ -140,8 +140,8 @@ def test_draws_without_a_number_of_votes_are_counted_and_leave_no_interval_if_ma
     assert many.undefined_draws < 0.005
     assert many.low < many.effective_votes < many.high
     opposed = panel_agreement({'x': [0.75, 0.25] * 20, 'y': [0.25, 0.75] * 20}, [0.5] * 40, range(40))
-    assert math.isinf(opposed.effective_votes)
-    assert (opposed.undefined_draws, opposed.low) == (1.0, None), 'errors that cancel are worth any number of votes'
+    assert opposed.mean_correlation == pytest.approx(-1)
+    assert (opposed.effective_votes, opposed.undefined_draws, opposed.low) == (None,) * 3, 'errors cancel'
 
 
 def test_a_panel_beside_its_judges():

@@ -161,7 +161,7 @@ def by_model(
     lengths: Sequence[int],
     batch_size: int,
     mesh: Mesh,
-    progress: Progress | None = None,
+    name: str,
 ) -> list[Verdict]:
     """The verdicts of a model on the device: its distribution over the three answers, each with the end-of-turn.
 
@@ -172,7 +172,7 @@ def by_model(
         read: 'argmax': the most probable answer; 'expected': the mean preference under the distribution.
         identity: all that decides an answer beside the prompt: those of others are not found in the cache.
         lengths, batch_size: as of `llm_judge.local_judge`. What is too long has no verdict, and is never cut.
-        progress: over batches.
+        name: of the progress lines.
     """
     runs = reply_runs(chat, list(VALUES))
     prompts = [pair_prompt(a, b, WORD_END, settings) for a, b in asked]
@@ -190,15 +190,15 @@ def by_model(
         else:
             faults[key] = Verdict(None, None, row.cause, row.detail)
     waiting = sorted(rows, key=lambda key: len(rows[key]))
-    for start in range(0, len(waiting), BATCHES * batch_size):
-        some = waiting[start : start + BATCHES * batch_size]
-        values = batched_log_probs(
-            policy, [rows[key] for key in some], runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh
-        )
-        for key, value in zip(some, values.tolist(), strict=True):
-            found[key] = dict(zip(VALUES, value, strict=True))
-            cache.put(key, {'log_probs': found[key]}, model=identity)
-        if progress is not None:
+    with Progress(name, len(asked), done=len(asked) - len(waiting)) as progress:
+        for start in range(0, len(waiting), BATCHES * batch_size):
+            some = waiting[start : start + BATCHES * batch_size]
+            values = batched_log_probs(
+                policy, [rows[key] for key in some], runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh
+            )
+            for key, value in zip(some, values.tolist(), strict=True):
+                found[key] = dict(zip(VALUES, value, strict=True))
+                cache.put(key, {'log_probs': found[key]}, model=identity)
             progress.update(len(some))
     return [faults[key] if key in faults else verdict_of(found[key], read) for key in keys]
 

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # importing it takes a second, which few tables need
     from simrl.evaluation.vote_models import CumulativeLogit, Gee
 
 PANEL = 'panel'  # the name of all judges together; no judge has it
-T = TypeVar('T')
 Two = tuple[str, str]  # names of the first and the second assistant
 Labels = Mapping[tuple[str, str, str], float]  # by id, first and second assistant: people's preference for the first
 

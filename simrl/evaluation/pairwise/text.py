@@ -11,8 +11,9 @@ from simrl.evaluation.statistics import Estimate, SeedEstimate
 def console_table(result: Table) -> str:
     """The table as text."""
     lines: list[str] = []
+    family = sum(of.p_value is not None for of in result.comparisons)
     for of in result.comparisons:
-        lines += ['', *comparison_lines(of, len(result.comparisons))]
+        lines += ['', *comparison_lines(of, family)]
     if result.seeds:
         lines += ['', 'over training seeds:', *seeds_lines(result.seeds)]
     for source, ranking in result.rankings.items():
@@ -21,7 +22,7 @@ def console_table(result: Table) -> str:
 
 
 def comparison_lines(of: Comparison, family: int) -> list[str]:
-    """Two assistants as text."""
+    """Two assistants as text; `family` is the number of tests that p-values are adjusted for."""
     header = ('judge', 'win rate', 'failures lost, won', 'equal lengths', 'wins', 'ties', 'losses', 'same', 'to first')
     rows: list[tuple[str, ...]] = [header]
     for name, counted in of.judges.items():

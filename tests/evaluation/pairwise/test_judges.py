@@ -113,6 +113,7 @@ def test_a_models_answers_are_kept_and_what_is_too_long_has_none(tmp_path, monke
                 lengths=(length,),
                 batch_size=1,
                 mesh=None,
+                name='verdicts',
             )
 
     with pytest.raises(KeyboardInterrupt):
