@@ -3,12 +3,11 @@
 `compare_arms`: each arm over its training seeds against the initial assistant; every pair of arms over the seeds that
 both have; the recovered share of the oracle's gain.
 
-A difference is over the examples on which both sides have an outcome, which are counted; of several seeds an example's
-outcome is the mean over those that have one.
+A difference is over the examples on which both sides have an outcome in the same seed, which are counted; of several
+seeds an example's difference is the mean over those in which it has one.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,12 +21,10 @@ from simrl.evaluation.statistics import (
     SeedEstimate,
     cluster_bootstraps,
     mean_over_seeds,
-    paired_difference,
     present_mean,
     t_interval,
 )
 
-T = TypeVar('T')
 Runs = Mapping[str, Mapping[int, str]]  # arm, in the order of the config -> training seed, ascending -> assistant
 
 
@@ -61,24 +58,23 @@ def compare_arms(
     preferred = {name: x.preferred for name, x in compared.items()}
     higher = {name: x.higher for name, x in compared.items() if x.higher is not None}
 
-    def over_seeds(arm: str, values: Mapping[str, T]) -> list[T]:
+    def over_seeds(arm: str, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [values[name] for name in runs[arm].values()]
 
-    def mean(arm: str, values: Mapping[str, np.ndarray], null: float | None = None) -> SeedEstimate:
-        return t_interval([present_mean(x) for x in over_seeds(arm, values)], level=level, null=null)
+    def mean(values: Iterable[np.ndarray], null: float | None = None) -> SeedEstimate:
+        return t_interval([present_mean(x) for x in values], level=level, null=null)
 
     shared = pairs_of(runs)
 
-    def of_pair(pair: tuple[str, str], values: Mapping[str, T]) -> tuple[list[T], list[T]]:
-        first, second = ([values[runs[arm][number]] for number in shared[pair]] for arm in pair)
-        return first, second
+    def differences_of(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], list[np.ndarray]]:
+        """By pair, the first arm minus the second, [seeds][N]."""
+        return {
+            (first, second): [values[runs[first][x]] - values[runs[second][x]] for x in seeds]
+            for (first, second), seeds in shared.items()
+        }
 
-    def difference(pair: tuple[str, str], values: Mapping[str, np.ndarray]) -> SeedEstimate:
-        means = [paired_means(*of_seed) for of_seed in zip(*of_pair(pair, values), strict=True)]
-        return paired_difference(*zip(*means, strict=True), level=level)
-
-    gaps = [mean_over_seeds(over_seeds(arm, scores)) - initial for arm in runs]
-    gaps.extend(np.subtract(*map(mean_over_seeds, of_pair(pair, scores))) for pair in shared)
+    by_score, by_preference = differences_of(scores), differences_of(preferred)
+    gaps = [mean_over_seeds(x) for x in (*(over_seeds(arm, gains) for arm in runs), *by_score.values())]
     bootstrapped = cluster_bootstraps(gaps, clusters, level=level, resamples=resamples, seed=seed, nan='missing')
     recovered = {}
     if oracle is not None and oracle in runs:
@@ -87,17 +83,17 @@ def compare_arms(
     of_gain, of_win_rate = run_spread(runs, gains), run_spread(runs, preferred)
     results = {}
     for arm, checkpoint_gain in zip(runs, bootstrapped[: len(runs)], strict=True):
-        gain, win_rate = mean(arm, gains, 0.0), mean(arm, preferred, 0.5)
+        gain, win_rate = mean(over_seeds(arm, gains), 0.0), mean(over_seeds(arm, preferred), 0.5)
         results[arm] = ArmResult(
             seeds=tuple(runs[arm]),
-            score=mean(arm, scores),
+            score=mean(over_seeds(arm, scores)),
             parts={
-                part: mean(arm, {name: outcomes[name].parts[part] for name in compared})
+                part: mean(outcomes[name].parts[part] for name in runs[arm].values())
                 for part in outcomes[INITIAL].parts
             },
             gain=gain,
             win_rate=win_rate,
-            strict_win_rate=mean(arm, higher, 0.5) if higher else None,
+            strict_win_rate=mean(over_seeds(arm, higher), 0.5) if higher else None,
             checkpoint_gain=checkpoint_gain,
             gap_recovered=recovered.get(arm),
             compared=tuple(int(np.isfinite(x).sum()) for x in over_seeds(arm, gains)),
@@ -106,12 +102,11 @@ def compare_arms(
             gain_intervals=other_intervals(gain, of_gain.run, over_seeds(arm, gains), clusters),
             win_rate_intervals=other_intervals(win_rate, of_win_rate.run, over_seeds(arm, preferred), clusters),
         )
-    found = {pair: difference(pair, scores) for pair in shared}
+    found = {pair: mean(values, 0.0) for pair, values in by_score.items()}
     adjusted = holm({pair: x.p_value for pair, x in found.items() if x.p_value is not None})
     differences = []
     for (pair, seeds), checkpoint_score in zip(shared.items(), bootstrapped[len(runs) :], strict=True):
-        by_score, by_preference = (np.subtract(*of_pair(pair, values)) for values in (scores, preferred))
-        win_rate = difference(pair, preferred)
+        win_rate = mean(by_preference[pair], 0.0)
         differences.append(
             Difference(
                 *pair,
@@ -119,10 +114,10 @@ def compare_arms(
                 score=found[pair],
                 win_rate=win_rate,
                 checkpoint_score=checkpoint_score,
-                compared=tuple(np.isfinite(by_score).sum(1).tolist()),
+                compared=tuple(np.isfinite(by_score[pair]).sum(1).tolist()),
                 adjusted_p=adjusted.get(pair),
-                score_intervals=other_intervals(found[pair], of_gain.difference, by_score, clusters),
-                win_rate_intervals=other_intervals(win_rate, of_win_rate.difference, by_preference, clusters),
+                score_intervals=other_intervals(found[pair], of_gain.difference, by_score[pair], clusters),
+                win_rate_intervals=other_intervals(win_rate, of_win_rate.difference, by_preference[pair], clusters),
             )
         )
     return results, tuple(differences)
@@ -165,15 +160,3 @@ def pairs_of(runs: Runs) -> dict[tuple[str, str], list[int]]:
     pairs = [(second, first) for number, second in enumerate(arms) for first in arms[:number]]
     shared = {(first, second): sorted(runs[first].keys() & runs[second].keys()) for first, second in pairs}
     return {pair: seeds for pair, seeds in shared.items() if seeds}
-
-
-def paired_means(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """The means of two measures over the observations that both have.
-
-    Raises:
-        ValueError: there is none.
-    """
-    both = np.isfinite(first) & np.isfinite(second)
-    if not both.any():
-        raise ValueError(f'paired_means: expected an example with an outcome of both, found none among {len(both)}')
-    return float(first[both].mean()), float(second[both].mean())

@@ -71,6 +71,9 @@ def crossed_mean(
 ) -> CrossedEstimate:
     """The mean of scores of the same observations in every seed, with an interval over seeds and clusters at once.
 
+    Of differences of two arms, seed by seed and observation by observation, all that a seed fixes for both and all that
+    a person does to both cancels. Without a pooled `spread` nothing is assumed of the arms' spreads.
+
     With S seeds, C clusters of n observations, and MS the mean squares of cluster means (seeds, clusters, residual):
 
         from_seeds = MS_seeds / (S C), with S - 1 degrees of freedom,
@@ -127,30 +130,3 @@ def crossed_mean(
         num_observations=data.shape[1],
         left_out=int((~in_all).sum()),
     )
-
-
-def crossed_difference(
-    first: np.ndarray | Sequence[Vector],
-    second: np.ndarray | Sequence[Vector],
-    clusters: Sequence[Hashable],
-    *,
-    level: float = 0.95,
-    spread: Spread | None = None,
-    nan: NaN = 'refused',
-) -> CrossedEstimate:
-    """`first` minus `second`, seed by seed and observation by observation, with an interval over seeds and clusters.
-
-    All that a seed fixes for both arms, and all that a person does to both, cancels. Without a pooled `spread` nothing
-    is assumed of the arms' spreads.
-
-    Args:
-        first, second: [seeds][N], the same seeds and observations in the same order.
-        clusters, level, spread, nan: as for `crossed_mean`.
-
-    Raises:
-        ValueError: shapes that differ, or as `crossed_mean`.
-    """
-    ours, theirs = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f'crossed_difference: expected the same shape of both, found {ours.shape} and {theirs.shape}')
-    return crossed_mean(ours - theirs, clusters, level=level, spread=spread, nan=nan)

@@ -18,14 +18,14 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from simrl.evaluation.comparisons import Runs, paired_means, pairs_of
+from simrl.evaluation.comparisons import Runs, pairs_of
 from simrl.evaluation.outcomes import Outcomes
 from simrl.evaluation.results import INITIAL, Arm, MatrixResult, SimulatorDifference, Transfer
 from simrl.evaluation.statistics import (
     Estimate,
     cluster_bootstraps,
     mean_over_seeds,
-    paired_difference,
+    present_mean,
     t_interval,
 )
 
@@ -121,20 +121,19 @@ class _Row:
     Attributes:
         columns: of each assistant; of the initial one, with each training of the simulator.
         gains: of each arm, minus the initial assistant's with the same simulator.
-        pairs: of two arms, a pair for each training seed that both have.
+        differences: of two arms, the first minus the second in each training seed that both have.
         seeds: these seeds.
     """
 
     columns: list[list[np.ndarray]]
     gains: dict[str, list[np.ndarray]]
-    pairs: dict[Pair, list[tuple[np.ndarray, np.ndarray]]]
+    differences: dict[Pair, list[np.ndarray]]
     seeds: dict[Pair, list[int]]
 
     @property
     def measures(self) -> list[np.ndarray]:
-        """Means over training seeds by conversation: of columns, gains, and differences of pairs."""
-        differences = [[x - y for x, y in of_seeds] for of_seeds in self.pairs.values()]
-        return [mean_over_seeds(values) for values in (*self.columns, *self.gains.values(), *differences)]
+        """Means over training seeds by conversation: of columns, gains and differences."""
+        return [mean_over_seeds(x) for x in (*self.columns, *self.gains.values(), *self.differences.values())]
 
     @property
     def counts(self) -> list[tuple[int, int]]:
@@ -149,8 +148,8 @@ def _row(met: Scores, runs: Runs) -> _Row:
     return _Row(
         columns=[list(found.values()) for found in met.values()],
         gains={arm: [own[who][1] - met[INITIAL][own[who][0]] for who in of.values()] for arm, of in runs.items()},
-        pairs={
-            (first, second): [(own[runs[first][seed]][1], own[runs[second][seed]][1]) for seed in seeds]
+        differences={
+            (first, second): [own[runs[first][seed]][1] - own[runs[second][seed]][1] for seed in seeds]
             for (first, second), seeds in shared.items()
         },
         seeds=shared,
@@ -168,10 +167,10 @@ def _estimated(
             user,
             *pair,
             seeds=tuple(row.seeds[pair]),
-            score=paired_difference(*zip(*(paired_means(*both) for both in of_seeds), strict=True), level=level),
+            score=t_interval([present_mean(x) for x in of_seeds], level=level, null=0.0),
             checkpoint_score=next(estimates),
         )
-        for pair, of_seeds in row.pairs.items()
+        for pair, of_seeds in row.differences.items()
     ]
     return cells, gains, differences
 
@@ -199,8 +198,8 @@ def transfers(
         gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
         for assistant in assistants.values():
             for simulator, scores in met[assistant].items():
-                mean, initial = paired_means(scores, met[INITIAL][simulator])
-                gains.setdefault(simulators[simulator], []).append(mean - initial)
+                gain = present_mean(scores - met[INITIAL][simulator])
+                gains.setdefault(simulators[simulator], []).append(gain)
         means = {
             group: t_interval(np.mean([gains[user] for user in users], 0), level=level, null=0.0)
             for group, users in _groups(arm, gains, arms).items()

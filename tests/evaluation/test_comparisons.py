@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simrl.evaluation.blocks import block_spread, pooled_interval
-from simrl.evaluation.crossed import crossed_difference, crossed_mean
+from simrl.evaluation.crossed import crossed_mean
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import compare
 from simrl.evaluation.statistics import t_interval
@@ -100,7 +100,7 @@ def test_other_intervals_are_those_of_their_functions():
         ):
             pooled = pooled_interval(own.values, block_spread(values.mean(2)).difference)
             assert (others.pooled.low, others.pooled.high) == pytest.approx((pooled.low, pooled.high))
-            crossed = crossed_difference(values[first], values[second], people)
+            crossed = crossed_mean(values[first] - values[second], people)
             assert (others.crossed.low, others.crossed.high) == pytest.approx((crossed.low, crossed.high))
 
 
