@@ -153,15 +153,12 @@ def mean_over_seeds(curves: Sequence[Values]) -> dict[int, float]:
     return {step: float(np.mean([values[step] for values in curves])) for step in steps}
 
 
-def training_caption(results: Results, curves: Mapping[str, Sequence[Values]]) -> str:
-    """The sample of curves over training, and the conversations without a reward."""
-    seeds = summary.span(len(found) for found in curves.values())
+def training_caption(results: Results, curves: Mapping[str, Sequence[Values]], how: str = 'thick: their mean') -> str:
+    """The sample of curves over training, how seeds are drawn, and the conversations without a reward."""
+    seeds = summary.num_seeds(len(found) for found in curves.values())
     shares = [x for curve in results.training.assistants.values() for x in curve.unjudged or () if x is not None]
     lost = 'unknown' if not shares else f'{np.mean(shares):.2%}' if any(shares) else 'none'
-    return (
-        f'n = {seeds} training seed{"" if seeds == "1" else "s"} an arm, thick: their mean; no intervals. '
-        f'Conversations without a reward: {lost}.'
-    )
+    return f'n = {seeds} an arm, {how}; no intervals. Conversations without a reward: {lost}.'
 
 
 def matrix(experiment: ExperimentResult, result: MatrixResult) -> Drawing:

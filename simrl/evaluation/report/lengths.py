@@ -76,7 +76,7 @@ def reward_by_length(
     """The course of each arm's training in the plane of length and reward."""
     title = 'Reward by length of messages, over training (hollow: first step, filled: last)'
     curves = figures.curves_of(results, functools.partial(figures.values_of, field='reward'))
-    caption = figures.training_caption(results, curves).replace(', thick: their mean', ', which are averaged')
+    caption = figures.training_caption(results, curves, 'averaged')
 
     def draw(width: float) -> Figure:
         figure, axis = drawing.panel(width, 2.5, title, caption)

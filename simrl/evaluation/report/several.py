@@ -102,10 +102,10 @@ def _headline(results: Results) -> tuple[MeasureResult, list[Row]]:
 def _caption(runs: Runs) -> str:
     headlines = [_headline(results) for _, results in runs.values()]
     sizes = ', '.join(dict.fromkeys(summary.size(measure) for measure, _ in headlines))
-    seeds = summary.span(row.num_seeds for _, rows in headlines for row in rows if row.num_seeds)
+    seeds = summary.num_seeds(row.num_seeds for _, rows in headlines for row in rows if row.num_seeds)
     lost = sum(sum(found.causes.values()) for measure, _ in headlines for found in measure.assistants.values())
     return (
-        f'n = {sizes}; {seeds} training seeds an arm. Intervals are over training seeds, of one seed over examples. '
+        f'n = {sizes}; {seeds} an arm. Intervals are over training seeds, of one seed over examples. '
         f'Examples without a score: {f"{lost:,}, left out" if lost else "none"}.'
     )
 

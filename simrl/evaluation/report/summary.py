@@ -112,6 +112,12 @@ def span(values: Iterable[int]) -> str:
     return '–'.join(f'{value:,}' for value in dict.fromkeys((found[0], found[-1])))
 
 
+def num_seeds(counts: Iterable[int]) -> str:
+    """'1 training seed', or '2–3 training seeds'."""
+    found = span(counts)
+    return f'{found} training seed{"" if found == "1" else "s"}'
+
+
 def number(value: float | None, digits: int = 2, sign: str = '') -> str:
     """A rounded number, a dash for None. With '+' as `sign` all have one, also what is 0 but for rounding."""
     if value is None:
@@ -178,14 +184,11 @@ def basis(rows: Sequence[Row], unit: str) -> str:
 
 def sample(measure: MeasureResult, rows: Sequence[Row]) -> str:
     """The sample of a measure's figures, and failures."""
-    seeds = span(row.num_seeds for row in rows if row.num_seeds)
+    seeds = num_seeds(row.num_seeds for row in rows if row.num_seeds)
     total = measure.examples * len(measure.assistants)
     lost = sum(sum(found.causes.values()) for found in measure.assistants.values())
     without = f'{lost:,} of {total:,}, left out' if lost else f'none of {total:,}'
-    return (
-        f'n = {size(measure)}, {seeds} training seed{"" if seeds == "1" else "s"} an arm. '
-        f'Without a {measure.words.score}: {without}.'
-    )
+    return f'n = {size(measure)}, {seeds} an arm. Without a {measure.words.score}: {without}.'
 
 
 def traits_text(traits: Mapping[str, float]) -> str:
