@@ -169,7 +169,7 @@ def primary_text(found: MatrixResult, gain: Gain | None) -> str:
 
 def _gain(found: MatrixResult, estimate: Interval | None, under: str = '') -> Cell:
     mean, _, bounds = gain_text(found, estimate).partition(' ')
-    return Cell(mean, under=', '.join(part for part in (bounds, under) if part))
+    return Cell(mean, under='\n'.join(part for part in (bounds, under) if part))
 
 
 def _differences(experiment: ExperimentResult, found: MatrixResult) -> list[str]:

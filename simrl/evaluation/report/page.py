@@ -90,7 +90,7 @@ class Cell:
 
     Attributes:
         text: escaped when written.
-        under: a second line in small type, such as an interval.
+        under: further lines in small type, such as an interval.
         shade: 0 to 1, how strongly its background is coloured.
         dot: the colour of a dot before the text.
         words: prose: aligned left, lines may break.
@@ -248,7 +248,7 @@ def _dot(colour: str) -> str:
 def _cell(cell: str | Cell, *, header: bool) -> str:
     cell = Cell(cell) if isinstance(cell, str) else cell
     dot = _dot(cell.dot) if cell.dot else ''
-    under = f'<small>{escape(cell.under)}</small>' if cell.under else ''
+    under = f'<small>{escape(cell.under)}</small>'.replace('\n', '<br>') if cell.under else ''
     if header:
         return f'<th scope="row">{dot}{escape(cell.text)}{under}</th>'
     style = f' style="background: rgba(var(--shade), {0.45 * cell.shade:.2f})"' if cell.shade else ''

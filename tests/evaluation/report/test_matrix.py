@@ -68,7 +68,7 @@ def test_scores_of_at_most_one_are_shown_times_a_hundred_and_the_headings_say_so
 def test_differences_have_the_interval_over_conversations_below_that_over_seeds(held_out):
     text = sections_of(held_out)
     rows = dict(re.findall(r'<th scope="row">([^<]+ − [^<]+)</th>(.*?)</tr>', text.split('Differences with each')[1]))
-    assert '+1.3<small>[+0.6, +2.0], checkpoints [+1.2, +2.5]</small>' in rows['sft 7b − initial']
+    assert '+1.3<small>[+0.6, +2.0]<br>checkpoints [+1.2, +2.5]</small>' in rows['sft 7b − initial']
     assert 'checkpoints [−31.0, −12.0]' in rows['sft 7b − role_play']
     assert rows['sft 7b − role_play'].count('<td>–</td>') == 2, 'nothing is known with the other simulators'
 
