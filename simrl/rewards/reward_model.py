@@ -13,6 +13,7 @@ conversation scores every reply in it:
 
 import dataclasses
 import functools
+import math
 
 import flax.struct
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat
 from simrl.models import transformer
-from simrl.models.rows import join_microbatches, scatter_per_row, split_microbatches
+from simrl.models.rows import join_microbatches, num_shards, scatter_per_row, split_microbatches
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import CAUSES, NO_REPLY, Rewards
 from simrl.rollouts.state import EndReason
@@ -191,7 +192,8 @@ def score_conversations(
 
     Args:
         later_tokens: max tokens of a message after the opening.
-        num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory.
+        num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory; fewer
+            where they do not divide the rows, as those of a forecast.
     """
     # The assistant never reads the message that ends the conversation.
     visible = batch.num_messages - (batch.end_reason == EndReason.SIGNAL)
@@ -199,6 +201,8 @@ def score_conversations(
     def part(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
 
-    dealt = split_microbatches((batch.messages, batch.message_length, visible), num_microbatches)
+    rows = len(visible)
+    parts = math.gcd(rows // num_shards(rows), num_microbatches)
+    dealt = split_microbatches((batch.messages, batch.message_length, visible), parts)
     score, valid = join_microbatches(jax.lax.map(part, dealt))
     return score, valid

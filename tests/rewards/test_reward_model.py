@@ -128,7 +128,7 @@ def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):
         execution=Execution(),
         frame=frame_of(chat),
         later_tokens=12,
-        num_microbatches=2,
+        num_microbatches=4,  # of two rows: each is a part
     )
     assert valid.tolist() == [[True, True], [True, False]]
     assert score[0, 0] == score[1, 0] != 0
