@@ -18,11 +18,11 @@ from simrl.experiments.replies import check_answered
 from simrl.experiments.scene import Scene
 from simrl.rl.judged import check_judged
 from simrl.rollouts.agents import Agent, HostConversation, Reply, agent_for
-from simrl.rollouts.collect import for_sampling
+from simrl.rollouts.collect import ConversationError, for_sampling
 from simrl.simulators.next_turns import next_turns
 
 TURNS_FILE = 'turns.jsonl.gz'
-REPLAY_STEP = 2**31 - 5  # in the keys of conversations, far above the steps of training: no two uses draw the same
+REPLAY_STEP = 2**31 - 7  # in the keys of conversations, far above the steps of training: no two uses draw the same
 Waiting = list[tuple[Turn, HostConversation]]  # a person's turn, and the conversation before it
 
 
@@ -30,7 +30,8 @@ def replay_people(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) ->
     """Replays people's conversations to a simulator; leaves its turns beside theirs, and counts.
 
     Raises:
-        ConversationError: an endpoint did not answer, or half of the turns failed (`compute.loop.max_unjudged`).
+        ConversationError: no turn is left, an endpoint did not answer, or half of the turns failed
+            (`compute.loop.max_unjudged`).
     """
     settings, name = scene.settings.evaluation, f'replay of {arm}'
     people, mesh = scene.people_to_replay(settings.replayed), scene.compute.mesh.make()
@@ -44,6 +45,8 @@ def replay_people(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) ->
         most_turns=settings.replayed_turns,
         most_tokens=settings.replayed_tokens,
     )
+    if not waiting:
+        raise ConversationError(f'{name}: expected turns of people to take, found none; left out: {left_out or "none"}')
     replies = next_turns(
         user,
         [conversation for _, conversation in waiting],

@@ -49,7 +49,7 @@ def next_turns(
     replies: dict[int, Reply] = {}
     with Progress(name, len(conversations)) as progress:
         for agent in dict.fromkeys(agents):
-            own = [number for number, found in enumerate(agents) if found is agent]
+            own = [number for number, found in enumerate(agents) if found == agent]
             own.sort(key=lambda number: sum(len(text) for _, text in conversations[number].messages))
             asked = text_agent(agent, chat, mesh) if isinstance(agent, ModelAgent) else agent
             for start in range(0, len(own), batch_size):

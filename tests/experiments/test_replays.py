@@ -78,6 +78,8 @@ def test_a_simulator_that_opens_says_the_openings_and_late_turns_are_left_out_an
     assert found['left_out'] == {'turns after the first 3 of a person': 1}
     _, found = replay(tmp_path, user, replayed_tokens=7)
     assert found['left_out'] == {'turns after more than 7 tokens': 4}
+    with pytest.raises(ConversationError, match=r"mine: expected turns .*none; .*first 1 of a person': 7"):
+        replay(tmp_path, replied(echo), replayed_turns=1)
 
 
 def test_messages_are_cut_and_ends_kept_as_in_a_rollout_and_a_mixture_meets_each_example_once(tmp_path):

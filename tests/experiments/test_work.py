@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,13 @@ def test_a_measure_with_a_score_that_is_not_finite_is_not_done(tmp_path: pathlib
 
 
 FAILED = {'e1': 'a judge failed: judge a: invalid_json', 'e4': 'no line'}
+
+
+def test_no_two_uses_draw_the_same_numbers():
+    source = '\n'.join(path.read_text() for path in pathlib.Path(work.__file__).parents[1].rglob('*.py'))
+    found = re.findall(r'^(\w+_STEP) = 2\*\*31 - (\d+)', source, re.MULTILINE)
+    assert {'MATRIX_STEP', 'REPLAY_STEP', 'VALIDATION_STEP'} < dict(found).keys()
+    assert len(set(dict(found).values())) == len(found)
 
 
 def measured(monkeypatch, failed: Mapping[str, str], examples: int = 5, max_unjudged: float = 0.5) -> dict[str, Any]:
