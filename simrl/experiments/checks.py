@@ -155,11 +155,8 @@ def check_forecast(settings: ForecastSettings | None, available: int, compute: C
     """Refuses a forecast from more than the `available` examples, or whose rows the devices cannot share evenly."""
     if settings is None:
         return
-    if settings.examples > available:
-        raise ConfigError(
-            f"config.evaluation.forecast.examples: expected at most the {available} examples of the split 'dev' that "
-            f'fit, found {settings.examples}'
-        )
+    what = "examples of the split 'dev' that fit"
+    check_most('config.evaluation.forecast.examples', settings.examples, available, what)
     for field in ('examples', 'samples'):
         check_split(f'config.evaluation.forecast.{field}', getattr(settings, field), compute)
 

@@ -141,8 +141,7 @@ class PretrainedScene:
             ('people', s.evaluation.people or held_out, held_out),
             ('matrix', s.evaluation.matrix, s.evaluation.people or held_out),
         ):
-            if wanted > most:
-                raise ConfigError(f'config.evaluation.{field}: expected at most the {most} that fit, found {wanted}')
+            checks.check_most(f'config.evaluation.{field}', wanted, most, 'that fit')
         if s.evaluation.replayed:
             found, what = len(self._replayable), 'held-out conversations with more than an opening'
             checks.check_most('config.evaluation.replayed', s.evaluation.replayed, found, what)
@@ -442,7 +441,11 @@ class PretrainedScene:
             limits=self._reply_limits,
             value=lambda _: self.rewards.score_held_out(),
             logs=self._logged,
-            identity={'limits': self.limits, 'held_out': identity},
+            identity={
+                'limits': self.limits,
+                'assistant_sampling': self.settings.conversation.assistant,
+                'held_out': identity,
+            },
             inputs=inputs,
         )
 

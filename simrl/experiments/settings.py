@@ -86,7 +86,8 @@ class ForecastSettings:
 
     examples: int = 32  # of the split 'dev', which neither training nor the measures start from
     samples: int = 8  # conversations, or replies, of each example
-    n: int = 4  # replies that the best one is chosen from, in best-of-n
+    # Replies that the best one is chosen from, in best-of-n: of results, no stage depends on it.
+    n: int = dataclasses.field(default=4, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         for field, least in (('examples', 3), ('samples', 2), ('n', 2)):

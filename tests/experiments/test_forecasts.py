@@ -40,6 +40,7 @@ def test_forecasts_are_stages_of_their_own_one_for_each_simulator() -> None:
     assert after.keys() - before.keys() == {'people_forecast', *(f'forecast/{name}' for name in simulators)}
     more = stages(seeds=(0, 3), evaluation__forecast=FORECAST | {'samples': 6})
     assert {name for name in after if after[name] != more[name]} == after.keys() - before.keys()
+    assert stages(seeds=(0, 3), evaluation__forecast=FORECAST | {'n': 3}) == after, 'of results alone'
     spec = experiment.results_spec(scene_of(settings(seeds=(0, 3), evaluation__forecast=FORECAST), WORKDIR)).forecast
     assert spec.stages['fine_tuned'] == ['forecast/fine_tuned/seed-0', 'forecast/fine_tuned/seed-3']
 

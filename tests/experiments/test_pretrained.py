@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
@@ -34,7 +35,7 @@ from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.serving import respond
 from simrl.training import loop
-from tests.experiments.scene import fields_without_effect, leaves, without_effect
+from tests.experiments.scene import fields_without_effect, identity, leaves, without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer, tiny_config
 from tools import card as card_tool
 from tools import export as export_tool
@@ -251,6 +252,16 @@ def test_a_stage_knows_every_setting_that_it_depends_on(files, monkeypatch):
     assert declared <= without | skipped
     assert 'scale.batch_size' in declared
     assert len(skipped) < len(list(leaves(to_dict(settings)))) / 2
+    with config.unlocked(), config.ignore_type():
+        config.evaluation.forecast = ConfigDict({'examples': 4, 'samples': 4, 'n': 2})
+
+    def stages() -> dict[str, str]:
+        return {stage.name: identity(stage) for stage in experiment.build_stages(experiment.settings_of(config), files)}
+
+    before = stages()
+    config.conversation.assistant.temperature *= 0.5
+    same = {name for name, found in stages().items() if found == before[name]}
+    assert same == {'sft/fine_tuned', 'reward_model/train', 'reward_model/held_out'}, 'in no other the assistant speaks'
 
 
 def test_less_at_once_and_other_logs_resume_a_run(files, finished):
