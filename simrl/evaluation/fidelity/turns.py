@@ -62,14 +62,13 @@ class Turn:
         return self.ended is not None
 
 
-def turns_of(conversation: Conversation, *, first: int = 0, most: int | None = None) -> list[Turn]:
+def turns_of(conversation: Conversation, *, first: int = 0) -> list[Turn]:
     """The turns of a person.
 
     After a natural end by the assistant's message there is one more, with which the person left without a word.
 
     Args:
         first: number of the first turn; 1 leaves out the opening.
-        most: number of turns, the opening included, after which the others are left out; None: all.
     """
     spoken = conversation.spoken
     said = [*spoken[::2], *([None] if conversation.end == 'natural' and len(spoken) % 2 == 0 else [])]
@@ -93,7 +92,7 @@ def turns_of(conversation: Conversation, *, first: int = 0, most: int | None = N
                 real_truncated=message is not None and message.truncated,
             )
         )
-    return turns[first:most]
+    return turns[first:]
 
 
 def write_turns(path: pathlib.Path, turns: Iterable[Turn]) -> None:
