@@ -336,14 +336,22 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
         missing values only.
     """
     total, count = cluster_sums(measures, clusters)
-    equal_shares = np.full(len(count), 1 / len(count))
     random = np.random.default_rng(seed)
     means = np.empty((resamples, len(measures)))
     for start in range(0, resamples, _DRAWS_AT_ONCE):
-        draws = random.multinomial(len(count), equal_shares, min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
+        draws = drawn_times(random, len(count), min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
         with np.errstate(invalid='ignore'):  # 0 / 0 of a draw without a value
             means[start : start + len(draws)] = (draws @ total) / (draws @ count)
     return means.T
+
+
+def drawn_times(random: np.random.Generator, number: int, draws: int) -> np.ndarray:
+    """Draws as many of `number` things, with replacement: how often each is drawn, int [draws, number].
+
+    Counted, as that takes a fifth of the time of numpy's multinomial.
+    """
+    drawn = random.integers(0, number, (draws, number)) + number * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
 def cluster_numbers(clusters: Sequence[Hashable]) -> np.ndarray:
