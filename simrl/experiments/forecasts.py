@@ -192,6 +192,7 @@ def forecast_people(folder: pathlib.Path, *, scene: Scene) -> None:
             gradients.append(forecaster.gradients(found, samples))
     if people.logs is not None:
         logs, cut = people.logs(examples)
+        print(f'logged conversations: {len(examples)}; messages cut off, after one that is too long: {cut}', flush=True)
         gradients.append(forecaster.reply_gradients('logged conversations', people.agent, logs))
     theirs, record = np.concatenate(gradients), jax.tree.map(lambda *parts: np.concatenate(parts), *records)
     with named_errors(folder / PEOPLE_FILE), (folder / PEOPLE_FILE).open('wb') as file:
