@@ -16,14 +16,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from simrl.conversations.records import SPLITS, read_conversations
 from simrl.evaluation.fidelity.annotators import Annotators
-from simrl.evaluation.fidelity.measure import SourceFidelity, Tools, make_tools, measure
+from simrl.evaluation.fidelity.likelihood import nats_per_token
+from simrl.evaluation.fidelity.measure import ALL, SourceFidelity, make_tools, measure
 from simrl.evaluation.fidelity.table import ABOUT, Line, about, lines_of, text_table
 from simrl.evaluation.fidelity.turns import Turn, read_turns, turns_of
-from simrl.evaluation.statistics import cluster_ratio
 from simrl.experiments.outputs import RESULT_FILE, read_result
 from simrl.experiments.plan import LIKELIHOOD, REPLAY
 from simrl.experiments.replays import TURNS_FILE
@@ -42,8 +40,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument('--splits', nargs='+', choices=SPLITS, default=['dev', 'test'])
     found.add_argument('--openings', action='store_true', help="count people's openings among their turns")
     found.add_argument('--json', type=local_path, metavar='FILE', help='writes the numbers, too')
-    for name in ('words', 'tags', 'sentiment', 'embeddings'):
-        usual = getattr(Annotators(), name)
+    for name, usual in vars(Annotators()).items():
         found.add_argument(f'--{name}', default=usual, help=f"'module:function' that makes one, or '' ({usual})")
     return found
 
@@ -80,15 +77,9 @@ def replays_of(run: pathlib.Path) -> dict[str, list[Turn]]:
 
 
 def perplexities(stage: pathlib.Path) -> dict[str, float]:
-    """The perplexity of people's messages under a simulator, by source; empty without a likelihood."""
-    found = read_result(stage) if (stage / RESULT_FILE).exists() else {'tokens': None}
-    if found['tokens'] is None or 'source' not in found:
-        return {}
-    nats, tokens, sources = -np.array(found['log_likelihood']), np.array(found['tokens']), np.array(found['source'])
-    return {
-        name: math.exp(cluster_ratio(nats[sources == name], tokens[sources == name]).mean)
-        for name in dict.fromkeys(sources.tolist())
-    }
+    """The perplexity of people's messages under a simulator, of all and by source; empty without a likelihood."""
+    whole, by_source = nats_per_token([read_result(stage)] if (stage / RESULT_FILE).exists() else [])
+    return {name: math.exp(nats.mean) for name, nats in {ALL: whole, **by_source}.items() if nats is not None}
 
 
 def show(name: str, found: Mapping[str, SourceFidelity], perplexity: Mapping[str, float]) -> None:
@@ -107,8 +98,7 @@ def run_fidelity(options: argparse.Namespace) -> None:
     Raises:
         ValueError: there is nothing to measure.
     """
-    names = ('words', 'tags', 'sentiment', 'embeddings')
-    tools: Tools = make_tools(Annotators(**{name: getattr(options, name) for name in names}))
+    tools = make_tools(Annotators(**{name: getattr(options, name) for name in vars(Annotators())}))
     written: dict[str, Any] = {}
     print(ABOUT)
     if options.people is not None:

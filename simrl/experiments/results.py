@@ -28,6 +28,7 @@ from simrl.evaluation import results as results_lib
 from simrl.evaluation.comparisons import Runs, compare_arms
 from simrl.evaluation.fidelity import measure as fidelity_lib
 from simrl.evaluation.fidelity.annotators import Annotators
+from simrl.evaluation.fidelity.likelihood import nats_per_token
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
 from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, summarise
@@ -53,7 +54,7 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
-from simrl.evaluation.statistics import Estimate, cluster_numbers, cluster_ratio
+from simrl.evaluation.statistics import cluster_numbers
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.outputs import read_result
@@ -306,7 +307,7 @@ def _fidelity(
         stages = [stage for name in names if (stage := spec.simulators[name].replay)]
         if not done and not stages:
             continue
-        nats, by_source = _nats([read_result(workdir / stage) for stage in done])
+        nats, by_source = nats_per_token([read_result(workdir / stage) for stage in done])
         turns = [turn for stage in stages for turn in read_turns(workdir / stage / TURNS_FILE)]
         fidelity[arm] = SimulatorFidelity(
             perplexity=math.exp(nats.mean) if nats else None,
@@ -316,23 +317,6 @@ def _fidelity(
             replayed=fidelity_lib.measure(turns, tools) if turns and tools else {},
         )
     return FidelityResult(people=_rates(spec, people), simulators=fidelity)
-
-
-def _nats(found: Sequence[Mapping[str, Any]]) -> tuple[Estimate | None, dict[str, Estimate]]:
-    """Nats per token of people's messages, over all and by data set; None and {} where there is no likelihood.
-
-    Args:
-        found: results of likelihoods, of each training of one simulator; all have the same rows.
-    """
-    if not found or found[0]['tokens'] is None:
-        return None, {}
-    total, tokens = -np.mean([x['log_likelihood'] for x in found], 0), np.array(found[0]['tokens'])
-    sources = np.array(found[0].get('source', []))
-    by_source = {
-        str(source): cluster_ratio(total[sources == source], tokens[sources == source])
-        for source in dict.fromkeys(sources.tolist())
-    }
-    return cluster_ratio(total, tokens), by_source
 
 
 def _rates(spec: ResultsSpec, parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

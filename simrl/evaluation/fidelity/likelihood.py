@@ -1,7 +1,8 @@
 """Likelihood of people's messages under a simulator: the log-likelihood of the trained tokens of each row."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
 from simrl.conversations.views import Rendered
+from simrl.evaluation.statistics import Estimate, cluster_ratio
 from simrl.models import placement
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.run.progress import Progress
@@ -55,3 +57,20 @@ def row_log_likelihoods(
             total[part.index[real]] = placement.to_host(sums)[real]
             progress.update(tokens=int(np.sum(part.length)))
     return total, count
+
+
+def nats_per_token(found: Sequence[Mapping[str, Any]]) -> tuple[Estimate | None, dict[str, Estimate]]:
+    """Nats per token of people's messages, over all and by data set; None and {} where there is no likelihood.
+
+    Args:
+        found: results of likelihoods, of each training of one simulator; all have the same rows.
+    """
+    if not found or found[0]['tokens'] is None:
+        return None, {}
+    total, tokens = -np.mean([x['log_likelihood'] for x in found], 0), np.array(found[0]['tokens'])
+    sources = np.array(found[0].get('source', []))
+    by_source = {
+        str(source): cluster_ratio(total[sources == source], tokens[sources == source])
+        for source in dict.fromkeys(sources.tolist())
+    }
+    return cluster_ratio(total, tokens), by_source
