@@ -178,13 +178,13 @@ class Scene(Protocol):
         """A model that a simulator of the user's own may play the user with; see `own_simulator`."""
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """Settings that decide the examples of a split ('train' or 'test'), beside the inputs."""
+        """Settings that decide the examples of a split ('train', 'dev' or 'test'), beside the inputs."""
 
     def training_examples(self) -> Sequence[Example]:
         """Examples that conversations of RL start from."""
 
     def validation_examples(self, number: int) -> Sequence[Example]:
-        """The first `number` examples of the split between training and test, by which a checkpoint is chosen."""
+        """`number` examples of the split between training and test, for choosing a checkpoint and for forecasts."""
 
     def held_out_examples(self, numbers: range | None) -> Sequence[Example]:
         """Held-out examples, which no simulator was trained on; None: all of them."""

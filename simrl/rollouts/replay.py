@@ -29,7 +29,8 @@ class Replay:
     """Recorded conversations, the first turns of which are replayed in the place of new ones.
 
     Attributes:
-        record: conversations of the same examples, samples and agents, on the host.
+        record: conversations of the same examples and samples, on the host. Their messages fit these agents; those of
+            another user may be among them.
         turns: turns that are replayed. Conversations with fewer, and those that a failure ended, are over from the
             start: they end as TURNS.
         more: max turns after them; with them a conversation has no more than `limits.turns` in all. What has not ended
