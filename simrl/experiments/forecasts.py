@@ -12,7 +12,7 @@ Where people are no program, their logged conversations stand for them. They can
 things differ, and such a cosine is not to be compared with one of step 2:
 - The gradients are of single replies in given contexts: those of logged conversations, with the messages of whichever
   assistant people had, and those of conversations with the simulator. The reward is that of the conversation up to the
-  reply; what a reply leads to later is left out of both.
+  reply, or of the reply where turns have rewards of their own; what it leads to later is left out of both.
 - What a first reply is worth is what the held-out measure says of it.
 
 Everything random depends on the evaluation's seed, the example and the sample, and never on the arm. Examples are of
@@ -91,7 +91,8 @@ class Forecaster:
 
         Args:
             name: of the conversations, in errors.
-            replay: of a record of all of them; those that it does not continue have no reward.
+            replay: of a record of all of them; those that it does not continue have no reward. With `heard`, rewards of
+                turns are of the one reply: else those of the record would stand in for one that has none.
 
         Raises:
             ConversationError: too many conversations have no reward; see also `check_answered`.
@@ -116,6 +117,9 @@ class Forecaster:
                     replay=own,
                 )
                 rewards = placement.to_host(found.rewards)
+            if replay is not None and replay.heard and rewards.valid.ndim == 2:
+                of_reply = {name: getattr(rewards, name)[:, replay.turns] for name in ('value', 'valid')}
+                rewards = dataclasses.replace(rewards, **of_reply)
             there = wanted[rows]
             without = {row: x for row, x in causes_of(rewards, found.reasons).items() if there[row]}
             causes |= {rows.start + row: cause for row, cause in without.items()}

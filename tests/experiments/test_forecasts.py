@@ -1,5 +1,6 @@
 """Forecasts in an experiment: their stages, their results from made-up ones, and whole in both scenes."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from simrl.evaluation.forecast import best_of_n, gradient_cosine
-from simrl.experiments import experiment
+from simrl.experiments import experiment, forecasts
 from simrl.experiments.checks import check_forecast
 from simrl.experiments.concierge_people import alike, people_agent, people_examples
 from simrl.experiments.experiment import build_stages, scene_of
@@ -18,7 +19,11 @@ from simrl.experiments.forecast_results import ForecastSpec, forecast_result
 from simrl.experiments.forecasts import cannot_continue, silent
 from simrl.experiments.outputs import read_result, save_result
 from simrl.experiments.settings import Compute, ForecastSettings, MeshSettings
+from simrl.rewards.rewards import CAUSES, JUDGE_FAILED, Rewards
+from simrl.rl.judged import Judged
 from simrl.rollouts.agents import HostAgent, HostConversation, MixedAgent
+from simrl.rollouts.replay import Replay
+from simrl.rollouts.state import EndReason, Transcript
 from simrl.run.config import ConfigError, to_dict
 from tests.evaluation.report.fake_run import fake_results
 from tests.experiments import test_pretrained
@@ -106,6 +111,26 @@ def test_a_record_has_the_openings_of_its_user() -> None:
     assert silent(writer, limits).max_new_tokens == limits.user_tokens
     with pytest.raises(ValueError, match='2 that wait for the user'):
         silent(given, limits).reply([mock.Mock()] * 2, np.zeros(2))
+
+
+def test_a_reply_in_a_record_is_worth_its_own_turn_and_has_no_reward_of_earlier_ones(monkeypatch, capsys) -> None:
+    value, valid = np.array([[9.0, 0.2, 0], [9, 0, 0], [9, 0.4, 0]], np.float32), np.ones((3, 3), bool)
+    valid[:, 2] = valid[1, 1] = False  # two turns of each; the second one's judge failed once
+    rewards = Rewards(value, valid, {}, np.array([0, CAUSES.index(JUDGE_FAILED), 0]))
+    judged = Judged(mock.Mock(), rewards, {}, {}, {})
+    for name, found in (('check_agents', None), ('for_sampling', None), ('collect_judged', judged)):
+        monkeypatch.setattr(forecasts, name, mock.Mock(return_value=found))
+    forecaster = mock.Mock(examples=[mock.Mock()] * 3, examples_at_once=3, mesh=MeshSettings(1).make())
+    forecaster.compute.loop.max_unjudged = 0.5
+    record = {field.name: np.full(3, 4) for field in dataclasses.fields(Transcript)}
+    record = Transcript(**record | {'end_reason': np.full(3, EndReason.TURNS)})
+    arguments = ('logs', mock.Mock(), mock.Mock(), mock.Mock())
+    (found,) = forecasts.Forecaster.talks(forecaster, *arguments, samples=1, replay=Replay(record, 1, 1, 1, heard=1))
+    assert found.rewards.value.tolist() == value[:, 1].tolist()
+    assert found.rewards.valid.tolist() == [True, False, True]
+    assert f'logs: 1 conversations have no reward: {JUDGE_FAILED}' in capsys.readouterr().out
+    (whole,) = forecasts.Forecaster.talks(forecaster, *arguments, samples=1, replay=Replay(record, 1, 1, 1))
+    assert whole.rewards.valid.tolist() == valid.tolist()
 
 
 # Results of made-up stages.
