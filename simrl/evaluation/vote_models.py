@@ -14,6 +14,7 @@ log-odds, so that it stays between 0 and 1.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ from simrl.evaluation.statistics import Vector, check_level, cluster_numbers, t_
 _NODES = np.linspace(-6.25, 6.25, 101)
 _LARGEST_SD = 8.0  # of participants: beyond, the integrand is narrower than the steps
 _LARGEST_ERROR = 100.0  # in log-odds: beyond, the votes say nothing
+_NO_ERROR = 1e-9  # in log-odds: below, it is 0 but for rounding
 _LARGEST_CORRELATION = 1 - 1e-6  # of votes of one participant; 1 where each always votes alike
 _LOG_WEIGHTS = -np.square(_NODES) / 2 - math.log(np.exp(-np.square(_NODES) / 2).sum())
 
@@ -40,13 +42,14 @@ class Coefficient:
     Attributes:
         value: the estimate.
         standard_error: in the same unit.
-        low, high: the bounds of its interval.
+        low, high: the bounds of its interval; None where participants do not differ in it, as nothing is then known of
+            others: the standard error is 0.
     """
 
     value: float
     standard_error: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +136,14 @@ def cumulative_logit(
     width = [math.log(2 * math.atanh(ties))] if ties else []
     start = np.array([0.0, *([] if x is None else [0.0]), *width, 0.5])
     objective = _negative_log_likelihood(data, member, x)
-    found = scipy.optimize.minimize(
-        objective, start, jac=True, method='BFGS', options={'gtol': 1e-6 * len(data) ** 0.5}
-    )
+    try:
+        found = scipy.optimize.minimize(
+            objective, start, jac=True, method='BFGS', options={'gtol': 1e-6 * len(data) ** 0.5}
+        )
+    except OverflowError:  # of exp(parameter)
+        raise ValueError(
+            'cumulative_logit: expected a likelihood with a maximum, found one that rises without bound'
+        ) from None
     information = _jacobian(lambda theta: objective(theta)[1], found.x)
     covariance = np.linalg.pinv((information + information.T) / 2)
     if not (found.success and np.isfinite(covariance).all() and (np.diagonal(covariance) > 0).all()):
@@ -177,7 +185,8 @@ class _Alike(genmod.cov_struct.Exchangeable):
 
     def update(self, params: np.ndarray) -> None:
         super().update(params)
-        self.dep_params = min(max(float(self.dep_params), 0.0), _LARGEST_CORRELATION)
+        estimate = float(self.dep_params)  # over 0 where there are as many pairs of votes as coefficients: of nothing
+        self.dep_params = min(max(estimate, 0.0), _LARGEST_CORRELATION) if math.isfinite(estimate) else 0.0
 
 
 def gee(
@@ -190,10 +199,11 @@ def gee(
     """Generalised estimating equations: logit of the mean preference is b + c x (Liang & Zeger 1986).
 
     Votes of one participant have one correlation in the working model, 0 where the estimate is below: few participants
-    may give one that no covariance has, and steps that diverge. Standard errors are robust to its being wrong, and
-    corrected for few participants (Mancl & DeRouen 2001). x is 1/2 or -1/2, as in `cumulative_logit`; the win rate
-    is the mean of logistic(b + c / 2) and logistic(b - c / 2). Participants who vote more often weigh more, but less
-    than their votes: where these prefer another assistant than the rest, `preferences.win_rates` is of all alike.
+    may give one that no covariance has, and steps that diverge. It is 0 also where there are too few votes for one.
+    Standard errors are robust to its being wrong, and corrected for few participants (Mancl & DeRouen 2001). x is 1/2
+    or -1/2, as in `cumulative_logit`; the win rate is the mean of logistic(b + c / 2) and logistic(b - c / 2).
+    Participants who vote more often weigh more, but less than their votes: where these prefer another assistant than
+    the rest, `preferences.win_rates` is of all alike.
 
     Args:
         preferences: [votes], from 0 to 1.
@@ -216,12 +226,13 @@ def gee(
         data[order], columns[order], member[order], family=genmod.families.Binomial(), cov_struct=structure
     )
     try:
-        with np.errstate(over='ignore'):  # of steps that diverge
+        # Of steps that diverge, which are refused below, and of `_Alike`.
+        with np.errstate(over='ignore', divide='ignore', invalid='ignore'), warnings.catch_warnings(action='ignore'):
             fit = model.fit(cov_type='bias_reduced')
     except np.linalg.LinAlgError as error:
         raise ValueError(f'gee: expected estimating equations with a solution, found: {error}') from error
     params, covariance = np.asarray(fit.params), np.asarray(fit.cov_params())
-    # A variance of 0, of a position that decides no vote, is negative by rounding at times.
+    # A variance of 0, of a position that decides no vote or of participants who are alike, may be below by rounding.
     errors = np.sqrt(np.maximum(np.diagonal(covariance), 0.0))
     largest = float(np.abs([*params, *errors]).max())  # NaN of a NaN
     if not (fit.converged and largest < _LARGEST_ERROR):
@@ -235,7 +246,7 @@ def gee(
         preference=_coefficient(params[0], errors[0], bound),
         position=None if x is None else _coefficient(params[1], errors[1], bound),
         correlation=float(structure.dep_params),
-        win_rate=_rate(float(rates.mean()), math.sqrt(slope @ covariance @ slope), bound),
+        win_rate=_rate(float(rates.mean()), math.sqrt(max(slope @ covariance @ slope, 0.0)), bound),
         num_votes=len(data),
         num_participants=number,
         level=level,
@@ -328,11 +339,15 @@ def _jacobian(function: Callable[[np.ndarray], np.ndarray], at: np.ndarray, step
 
 def _coefficient(value: float, error: float, bound: float) -> Coefficient:
     """A parameter with the interval value +- bound x error."""
+    if error < _NO_ERROR:
+        return Coefficient(float(value), 0.0, None, None)
     half = bound * float(error)
     return Coefficient(float(value), float(error), float(value) - half, float(value) + half)
 
 
 def _rate(value: float, error: float, bound: float) -> Coefficient:
     """A win rate with the interval of its log-odds, whose standard error is error / (value (1 - value))."""
-    odds, half = float(scipy.special.logit(value)), bound * error / (value * (1 - value))
-    return Coefficient(value, error, float(scipy.special.expit(odds - half)), float(scipy.special.expit(odds + half)))
+    odds = _coefficient(float(scipy.special.logit(value)), error / (value * (1 - value)), bound)
+    if odds.low is None or odds.high is None:
+        return Coefficient(value, 0.0, None, None)
+    return Coefficient(value, error, float(scipy.special.expit(odds.low)), float(scipy.special.expit(odds.high)))

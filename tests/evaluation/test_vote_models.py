@@ -234,6 +234,42 @@ def test_gee_of_people_who_never_change_their_vote_counts_each_once():
     assert found.correlation > 0.9
 
 
+def test_people_who_are_alike_say_nothing_of_others():
+    """Each votes once for either, or for the first in two of three, whatever the position: no interval."""
+    for votes, times in (([1.0, 0.0], 3), ([1.0, 0.0, 1.0, 1.0, 1.0, 0.0], 6)):
+        people = np.repeat(range(times), len(votes)).tolist()
+        positions = [[True] * 3 + [False] * 3] if len(votes) == 6 else []
+        for first in (None, *positions):
+            found = gee(votes * times, people, None if first is None else first * times)
+            assert found.win_rate.value == pytest.approx(np.mean(votes))
+            for x in (found.win_rate, found.position, found.preference):
+                assert x is None or (x.standard_error, x.low, x.high) == (0.0, None, None)
+
+
+def test_a_judge_that_no_position_sways_has_no_interval_of_a_position():
+    random = np.random.default_rng(3)
+    votes = np.repeat(random.choice([0.0, 1.0], 40), 2)
+    found = gee(votes, np.repeat(range(20), 4).tolist(), [True, False] * 40)
+    assert found.position.value == pytest.approx(0, abs=1e-12)
+    assert (found.position.low, found.position.high) == (None, None)
+    assert found.win_rate.low < votes.mean() < found.win_rate.high
+
+
+def test_a_likelihood_that_rises_without_bound_is_refused():
+    """People who each always vote alike; the steps go beyond what floats hold."""
+    votes, first = [0.0, 1.0, 0.5, 0.5, 0.0, 0.0], [False, True, False, False, True, True]
+    with pytest.raises(
+        ValueError, match='cumulative_logit: expected a likelihood with a maximum, found one that rises'
+    ):
+        cumulative_logit(votes, [1, 0, 3, 3, 2, 2], first)
+
+
+def test_as_few_pairs_of_votes_as_coefficients_have_no_correlation():
+    votes, first = [1.0, 0.0, 1.0, 0.0, 1.0], [True, False, False, True, True]
+    found = gee(votes, [0, 0, 1, 1, 2], first)
+    assert found.correlation == 0.0
+
+
 def test_cumulative_logit_needs_whole_votes_and_people_who_vote_twice():
     with pytest.raises(ValueError, match='expected preferences of 1, 1/2 or 0, found'):
         cumulative_logit([1.0, 0.0, 0.3], [0, 0, 1])
