@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from simrl.conversations.chat import Chat, Header
 from simrl.conversations.records import Conversation, read_conversations, write_conversations
@@ -23,9 +22,8 @@ from simrl.experiments.settings import Compute
 from simrl.experiments.sources import RandomModel, print_counts
 from simrl.models import transformer
 from simrl.models.transformer import Params, TransformerConfig
-from simrl.rewards.rewards import Rewards
+from simrl.rewards.rewards import unscored
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
-from simrl.rollouts.trajectories import Trajectories
 from simrl.run import config as config_lib
 from simrl.run.stage_files import named_errors
 from simrl.training.sft import SFTSettings
@@ -149,7 +147,7 @@ def collect_logs(
     ):
         examples = people_examples(world, split, range(start, start + number))
         held = scored_conversations(
-            *(people, assistant, examples, _unscored),
+            *(people, assistant, examples, unscored),
             chat=chat,
             limits=limits,
             compute=compute,
@@ -164,12 +162,6 @@ def collect_logs(
         write_conversations(folder / name, [log_of(examples[i], held.rows[i]) for i in kept])
     found = {'conversations': corpora.logs, 'held_out': corpora.held_out}
     save_result(folder, found | {'dropped_empty': empty, 'dropped_failed': failed})
-
-
-def _unscored(batch: Trajectories) -> Rewards:
-    """A score of nothing: only conversations that fail have none."""
-    nothing = jnp.zeros(batch.end_reason.shape[0])
-    return Rewards(nothing, nothing == 0, {}, nothing.astype(jnp.int32))
 
 
 def _random(model: RandomModel, chat: Chat) -> tuple[TransformerConfig, Params]:

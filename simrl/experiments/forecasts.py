@@ -36,7 +36,7 @@ from simrl.experiments.scene import Scene
 from simrl.experiments.settings import ForecastSettings
 from simrl.experiments.work import fitting_simulator, initial_assistant
 from simrl.models import placement
-from simrl.rewards.rewards import Score
+from simrl.rewards.rewards import Score, unscored
 from simrl.rl.futures import FutureScore
 from simrl.rl.gradients import example_gradients, only_turn
 from simrl.rl.judged import Judged, causes_of, check_judged, collect_judged, print_causes
@@ -222,11 +222,12 @@ def forecast_simulator(folder: pathlib.Path, *, scene: Scene, arm: str, seed: in
     with np.load(people / PEOPLE_FILE) as stored:
         theirs = stored[GRADIENTS]
         record = Transcript(**{field.name: stored[field.name] for field in dataclasses.fields(Transcript)})
-    talks = forecaster.talks(arm, user, forecaster.reward, limits, samples=1 if logged else samples)
     if logged:
+        talks = forecaster.talks(arm, user, unscored, limits, samples=1)  # they are contexts
         parts = [placement.to_host(transcript_of(found.batch)) for found in talks]
         own = forecaster.reply_gradients(arm, user, jax.tree.map(lambda *x: np.concatenate(x), *parts))
     else:
+        talks = forecaster.talks(arm, user, forecaster.reward, limits, samples=samples)
         own = np.concatenate([forecaster.gradients(found, samples) for found in talks])
     rewards, reason = None, cannot_continue(user, forecaster.examples, record)
     if reason is None:

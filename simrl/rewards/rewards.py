@@ -54,6 +54,12 @@ class Judging:
 Score = Callable[[Trajectories], Rewards] | Judging
 
 
+def unscored(batch: Trajectories) -> Rewards:
+    """A score of nothing: only conversations that fail have none."""
+    nothing = jnp.zeros(batch.end_reason.shape[0])
+    return Rewards(nothing, nothing == 0, {}, nothing.astype(jnp.int32))
+
+
 def mask_invalid(rewards: Rewards, end_reason: jax.Array) -> Rewards:
     """Masks conversations that a failure ended, whatever a score function made of them, and those with NaN or infinity.
 
