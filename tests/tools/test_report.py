@@ -27,10 +27,18 @@ def test_the_report_of_a_run_is_made_again(tmp_path, capsys, monkeypatch):
     kept = write_training(run, results.experiment, 20)
     draw_few(monkeypatch)
     write_report(results, run, tmp_path / 'wanted', kept)
+    figures = run / 'figures'
+    figures.mkdir()
+    for name in ('earlier', 'of_the_user'):
+        (figures / f'{name}.csv').touch()
+    (figures / 'earlier.png').write_bytes((tmp_path / 'wanted' / 'figures' / 'training_reward.png').read_bytes())
+    (figures / 'of_the_user.png').write_bytes(b'\x89PNG')
     report.main([str(run)])
     assert capsys.readouterr().out == f'report: {run / "report.html"}\n'
     for file in (tmp_path / 'wanted').rglob('*.*'):
         assert (run / file.relative_to(tmp_path / 'wanted')).read_bytes() == file.read_bytes()
+    others = {path.name for path in figures.iterdir()} - {path.name for path in (tmp_path / 'wanted/figures').iterdir()}
+    assert others == {'of_the_user.png', 'of_the_user.csv'}, 'a figure that is no longer drawn goes'
 
 
 def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):

@@ -29,6 +29,7 @@ CAPTION_SIZE = 9.0
 CHARACTERS = {FONT_SIZE + 1: 11.5, CAPTION_SIZE: 15.5}  # of a line, by inch, at a font size
 LINE_HEIGHT = 0.17  # inches
 PIXELS_PER_INCH = 150  # of a PNG
+SOFTWARE = 'simrl'  # in the metadata of each PNG: a report replaces those of the one before, and no others
 COLOURS = ('#d55e00', '#b8649a', '#0072b2', '#009e73', '#56b4e9', '#e69f00', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', '*', '<', '>')
 LINES = ('solid', 'dashed', 'dotted')  # for matplotlib and CSS
@@ -95,8 +96,13 @@ def png(drawing: Drawing) -> bytes:
         axis = figure.axes[0]
         if axis.get_legend_handles_labels()[1] and axis.get_legend() is None:
             legend(axis)
-        figure.savefig(file, format='png', dpi=PIXELS_PER_INCH, metadata={'Software': None})
+        figure.savefig(file, format='png', dpi=PIXELS_PER_INCH, metadata={'Software': SOFTWARE})
     return file.getvalue()
+
+
+def is_own(picture: bytes) -> bool:
+    """True for a PNG that `png` made."""
+    return f'Software\0{SOFTWARE}'.encode() in picture
 
 
 def csv_text(drawing: Drawing) -> str:

@@ -38,7 +38,7 @@ def pngs(found: Mapping[str, Sequence[Drawing]]) -> dict[str, bytes]:
 
 
 def write_figures(pictures: Mapping[str, bytes], found: Iterable[Sequence[Drawing]], folder: pathlib.Path) -> None:
-    """Writes `figures/NAME.png` and `figures/NAME.csv`."""
+    """Writes `figures/NAME.png` and `figures/NAME.csv`; figures of an earlier report that are not drawn now go."""
     folder = folder / FIGURES_FOLDER
     with named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,3 +46,8 @@ def write_figures(pictures: Mapping[str, bytes], found: Iterable[Sequence[Drawin
         with named_errors(folder / f'{one.name}.png'):
             (folder / f'{one.name}.png').write_bytes(pictures[one.name])
             (folder / f'{one.name}.csv').write_text(drawing.csv_text(one), encoding='utf-8')
+    for old in folder.glob('*.png'):
+        with named_errors(old):
+            if old.stem not in pictures and drawing.is_own(old.read_bytes()):
+                old.with_suffix('.csv').unlink(missing_ok=True)
+                old.unlink()
