@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error('--output: expected a folder for the page of several runs, found none')
     try:
         folders = names_of(options.runs)
+        if len(folders) > 1 and options.output.resolve() in folders.values():
+            raise ValueError(f'--output: expected a folder apart from the runs, found {options.output}')
         found = {name: (folder, results_lib.read(folder)) for name, folder in folders.items()}
         if len(found) > 1:
             report = write_several(found, options.output)

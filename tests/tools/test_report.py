@@ -42,25 +42,32 @@ def test_the_report_of_a_run_is_made_again(tmp_path, capsys, monkeypatch):
 
 
 def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
-    first = finished(tmp_path / 'a' / 'run', seeds=1, people=4)
-    finished(tmp_path / 'b' / 'run', {**SETTINGS, 'rl': {'ppo': {'clip': 0.3}}}, seeds=2, people=4)
-    (tmp_path / 'b' / 'run' / 'report.html').write_text('of the run')
+    other = 'b #"<i>'
+    runs = [tmp_path / name / 'run' for name in ('a', other)]
+    first = finished(runs[0], seeds=1, people=4)
+    finished(runs[1], {**SETTINGS, 'rl': {'ppo': {'clip': 0.3}}}, seeds=2, people=4)
+    (runs[1] / 'report.html').write_text('of the run')
     with pytest.raises(SystemExit):
-        report.main([str(tmp_path / 'a' / 'run'), str(tmp_path / 'b' / 'run')])
+        report.main([*map(str, runs)])
     assert '--output: expected a folder for the page of several runs' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='error: --output: expected a folder apart from the runs'):
+        report.main([*map(str, runs), f'--output={runs[0]}'])
     monkeypatch.setattr(utility, 'AGAINST', utility.AGAINST[:1])
-    report.main([str(tmp_path / 'a' / 'run'), str(tmp_path / 'b' / 'run'), f'--output={tmp_path / "page"}'])
+    report.main([*map(str, runs), f'--output={tmp_path / "page"}'])
     text = (tmp_path / 'page' / 'report.html').read_text()
-    assert re.findall('<h2>(.*?)</h2>', text) == ['Runs', 'Settings that differ', 'Utility', 'a/run', 'b/run']
+    titles = ['Runs', 'Settings that differ', 'Utility', 'a/run', 'b #&quot;&lt;i&gt;/run']
+    assert re.findall('<h2>(.*?)</h2>', text) == titles
+    assert '<i>' not in text
+    assert {*re.findall(' id="(.*?)-.*?"', text)} == {'win_rates', 'utility_by_size', 'run'}
     assert '<th scope="row">rl.ppo.clip</th><td class="words">0.2</td><td class="words">0.3</td>' in text
     assert '2 fields of config.json' in text, 'the other is absent in one'
-    assert re.findall('<a href="(.*?)"', text) == ['../b/run/report.html'], 'where there is one'
+    assert re.findall('<a href="(.*?)"', text) == ['../b%20%23%22%3Ci%3E/run/report.html'], 'where there is one'
     win = first.measures['people'].assistants['persona/seed-0'].win_rate
     assert f'<small>a/run</small></th><td>prompted</td><td>135M</td><td>1</td><td>{win.mean:.2f}<small>' in text
     figures = {path.stem for path in (tmp_path / 'page' / 'figures').iterdir()}
     assert figures == {
         *('win_rates', 'utility_by_size'),
-        *(f'{name}_{run}_run' for name in ('training_reward', 'matrix') for run in 'ab'),
+        *(f'{name}_{run}_run' for name in ('training_reward', 'matrix') for run in ('a', other)),
     }
     sizes = (tmp_path / 'page' / 'figures' / 'utility_by_size.csv').read_text().splitlines()
     assert len(sizes) == 1 + 2 * 3

@@ -132,7 +132,7 @@ def browse_page(results: Results, kept: Mapping[str, pathlib.Path], looks: Mappi
     missing = sorted(str(path) for path in kept.values() if not path.exists())
     about = [f'{len(shown):,} conversations of the evaluation, {len(talks) - len(shown):,} of training.']
     if every > 1:
-        about.append(f'Of the {len(trained):,} that training kept the page has every {every}th.')
+        about.append(f'Of the {len(trained):,} that training kept the page has one of every {every}.')
     if missing:
         about.append(f'Not there: {", ".join(missing)}.')
     experiment = results.experiment

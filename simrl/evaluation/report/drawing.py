@@ -80,7 +80,7 @@ def looks_of(experiment: ExperimentResult) -> dict[str, Look]:
 
 def svg(drawing: Drawing, name: str, width: float) -> str:
     """The figure as an element of a page, its ids starting with `name`: a page holds several."""
-    file = io.StringIO()
+    file, name = io.StringIO(), re.sub(r'[^\w-]', '-', name)  # which may be that of a folder
     with style(name):
         drawing.draw(width).savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
     text = file.getvalue()

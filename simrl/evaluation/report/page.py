@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import html
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ def document(title: str, body: Iterable[str], script: str = '') -> str:
         script: that it runs, once it is read; '' for none.
     """
     parts = '\n'.join(body)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; img-src data:"
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f"; script-src 'sha256-{digest}'"
@@ -146,7 +147,7 @@ def paragraph(text: str, kind: str = '') -> str:
 
 def link(file: str, text: str) -> str:
     """A paragraph with a link to a file beside the page."""
-    return f'<p><a href="{escape(file)}">{escape(text)}</a></p>'
+    return f'<p><a href="{urllib.parse.quote(file, errors="surrogateescape")}">{escape(text)}</a></p>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:

@@ -59,8 +59,10 @@ def write_several(runs: Runs, output: pathlib.Path) -> pathlib.Path:
             'Utility', drawn_panels(drawings['utility']), drawn_panels(drawings['known']), *_utilities(runs, looks)
         ),
         *(
-            page.section(name, *_run(name, folder, results, looks[name], drawings[name], output))
-            for name, (folder, results) in runs.items()
+            page.section(
+                name, *_run(folder, results, looks[name], drawn_panels(drawings[name], f'run-{number}-'), output)
+            )
+            for number, (name, (folder, results)) in enumerate(runs.items())
         ),
     ]
     return write_page(output / REPORT_FILE, page.document(TITLE, parts))
@@ -204,15 +206,10 @@ def _utilities(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[str]
 
 
 def _run(
-    name: str,
-    folder: pathlib.Path,
-    results: Results,
-    looks: Mapping[str, Look],
-    drawings: Sequence[Drawing],
-    output: pathlib.Path,
+    folder: pathlib.Path, results: Results, looks: Mapping[str, Look], drawn: str, output: pathlib.Path
 ) -> list[str]:
     links = [
-        page.link(os.path.relpath(folder / file, output), text)
+        page.link(os.path.relpath(folder / file, output.resolve()), text)
         for file, text in ((REPORT_FILE, 'The report of this run'), (BROWSE_FILE, 'Its conversations'))
         if (folder / file).exists()
     ]
@@ -221,5 +218,5 @@ def _run(
         *links,
         *(page.paragraph(text) for text in summary.sentences(results)),
         page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in arms}),
-        drawn_panels(drawings, f'{name.replace("/", "-")}-'),
+        drawn,
     ]

@@ -54,7 +54,7 @@ def test_all_are_on_the_page_or_counted(results, tmp_path, monkeypatch):
     assert [talk['example'] for talk in talks[10:]] == [row['example'] for row in training_rows(30)]
     monkeypatch.setattr(browse, 'MOST', 8)
     page = browse_page(results, kept, looks)
-    assert 'Of the 30 that training kept the page has every 4th.' in page
+    assert 'Of the 30 that training kept the page has one of every 4.' in page
     assert [talk['step'] for talk in data_of(page)['talks'][10:]] == [x['step'] for x in list(training_rows(30))[::4]]
 
 
