@@ -13,18 +13,21 @@ import sys
 from collections.abc import Sequence
 
 from simrl.evaluation.report.card_page import document
+from simrl.evaluation.report.report import write_page
 from simrl.experiments.cards import simulator_card
 from simrl.main import USER_ERRORS
 from simrl.run import config
 from simrl.run.config import ConfigError, local_path
 from simrl.run.program import run_program
 from simrl.run.runtime import start_backend
-from simrl.run.stage_files import named_errors, write_json
+from simrl.run.stage_files import write_json
 from simrl.serving.load import find_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        'python -m tools.card', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('run', type=local_path, help='a run directory')
     parser.add_argument('arm', help='an arm of the run')
     parser.add_argument('--output', type=local_path, metavar='FOLDER', help='default: RUN/cards/ARM')
@@ -38,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = options.output or options.run / 'cards' / options.arm
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / 'card.json', config.to_dict(card))
-        with named_errors(folder / 'card.html'):
-            (folder / 'card.html').write_text(document(card), encoding='utf-8')
+        write_page(folder / 'card.html', document(card))
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
     print(f'{folder}: card.json and card.html written')

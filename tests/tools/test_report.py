@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from simrl.evaluation.report import utility
+from simrl.evaluation.report import drawing, utility
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of
 from simrl.evaluation.results import write
+from simrl.evaluation.statistics import SeedEstimate
 from tests.evaluation.report.fake_run import SETTINGS, draw_few, fake_results, write_training
 from tools import report
 
@@ -85,6 +86,17 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
     folders = [tmp_path / name for name in ('a/1/run', 'a/2/run', 'b/other')]
     assert list(names_of(folders)) == ['1/run', '2/run', 'b/other']
     assert list(names_of(folders[:1])) == ['run']
+
+
+def test_utility_is_drawn_against_a_number_that_differs_by_more_than_rounding():
+    utility_of = SeedEstimate(0.5, 0.4, 0.6, (0.4, 0.6), None, 0.95)
+
+    def differ(*numbers):
+        return utility.differ([utility.Point('arm', x, utility_of, drawing.look_at(0)) for x in numbers])
+
+    assert not differ(-0.000625, -0.000625 * (1 + 1e-7))
+    assert differ(0.1, 0.1001)
+    assert not differ(0.1)
 
 
 def test_points_that_would_hide_one_another_are_drawn_side_by_side():

@@ -4,16 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simrl.evaluation.card import (
-    CardForecast,
-    CardTransfer,
-    Cost,
-    MeasureUtility,
-    SimulatorCard,
-    Training,
-)
+from simrl.evaluation.card import CardForecast, CardTransfer, Cost, MeasureUtility, SimulatorCard, Training
 from simrl.evaluation.fidelity import table as fidelity_table
-from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import matrix, page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number, share
@@ -141,7 +133,7 @@ def _measure(measure: MeasureUtility) -> list[str]:
         estimate_cell(arm.win_rate),
         *([estimate_cell(arm.strict_win_rate)] if strict else []),
         *(estimate_cell(arm.gain, 3, '+'), estimate_cell(arm.score, 3)),
-        *([_gap_recovered(arm.gap_recovered)] if recovered else []),
+        *([estimate_cell(arm.gap_recovered)] if recovered else []),
         *(f'{measure.clusters:,} {words.unit}', '–'),
     ]
     rows: list[Sequence[str | Cell]] = [
@@ -155,10 +147,7 @@ def _measure(measure: MeasureUtility) -> list[str]:
         )
         for name, found in measure.assistants.items()
     ]
-    causes: dict[str, int] = {}
-    for found in measure.assistants.values():
-        for cause, count in found.causes.items():
-            causes[cause] = causes.get(cause, 0) + count
+    causes = summary.causes_of(measure.assistants.values())
     lost = f'Left out, without a {words.score}: {summary.causes_text(causes)}. ' if causes else ''
     return [
         page.heading(words.title),
@@ -247,7 +236,7 @@ def _fidelity(card: SimulatorCard) -> list[str]:
     if found.replayed:
         parts += [page.heading('Turns of real conversations, replayed'), page.paragraph(fidelity_table.ABOUT, 'note')]
     for position, (source, measured) in enumerate(found.replayed.items()):
-        lines = [(line[0], *line[1:]) for line in fidelity_table.lines_of(measured)]
+        lines = fidelity_table.lines_of(measured)
         if source in found.nats_by_source:
             lines.append(('perplexity', '', number(math.exp(found.nats_by_source[source].mean)), ''))
         table = page.table(('measure', 'people', 'simulator', 'excess'), lines)
@@ -347,10 +336,6 @@ def _missing(missing: Mapping[str, str]) -> list[str]:
 
 def _absent(why: str) -> str:
     return page.paragraph(f'{NOT_MEASURED.capitalize()}: {why}.')
-
-
-def _gap_recovered(found: GapRecovered | None) -> Cell:
-    return Cell('undefined') if found and found.mean is None else estimate_cell(found)
 
 
 def _score(found: CardTransfer, estimate: Interval | None, sign: str) -> Cell | str:

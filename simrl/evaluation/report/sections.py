@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.evaluation.fidelity import table as fidelity_table
-from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import drawing, lengths, matrix, page, summary, tables, utility
 from simrl.evaluation.report.browse import BROWSE_FILE
 from simrl.evaluation.report.drawing import NARROW, WIDE, Drawing, Look
@@ -124,7 +123,7 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
             str(row.num_seeds) if row.num_seeds else '–',
             *map(tables.estimate_cell, (row.score, *row.parts.values(), row.win_rate)),
             *([tables.estimate_cell(row.strict_win_rate)] if strict else []),
-            *([_gap_recovered(row.gap_recovered)] if recovered else []),
+            *([tables.estimate_cell(row.gap_recovered)] if recovered else []),
             number(row.turns, 1),
             *map(share, row.ends.values()),
             Cell(f'{row.truncated:.1%}', under=f'user {row.user_truncated:.1%}'),
@@ -157,10 +156,6 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
         title = f'Every checkpoint by itself (intervals over {measure.words.unit}: that checkpoint only)'
         parts.append(page.details(title, page.table(header, each)))
     return parts
-
-
-def _gap_recovered(found: GapRecovered | None) -> Cell:
-    return Cell('undefined') if found and found.mean is None else tables.estimate_cell(found)
 
 
 def _lengths(

@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.results import INITIAL, Bounds, Difference, ExperimentResult, MeasureResult, Results, SeedBounds
+from simrl.evaluation.results import (
+    INITIAL,
+    AssistantResult,
+    Bounds,
+    Difference,
+    ExperimentResult,
+    MeasureResult,
+    Results,
+    SeedBounds,
+)
 from simrl.evaluation.statistics import Estimate, SeedEstimate
 
 Interval = Estimate | SeedEstimate
@@ -228,7 +237,7 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
 
     def named(row: Row) -> str:
         alone = ', one seed' if several and row.num_seeds == 1 else ''
-        return f'{row.name} ({number(row.gain.mean if row.gain else None, 2, "+")}{alone})'
+        return f'{row.name} ({number(row.gain.mean if row.gain else None, 3, "+")}{alone})'
 
     said = [f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant']
     for sign, words in OUTCOMES.items():
@@ -258,14 +267,12 @@ def failures(measure: MeasureResult) -> str:
     numbers = {name: sum(found.causes.values()) for name, found in measure.assistants.items()}
     if not (total := sum(numbers.values())):
         return ''
-    causes = collections.Counter[str]()
-    for found in measure.assistants.values():
-        causes.update(found.causes)
     most = max(numbers, key=lambda name: numbers[name])
     nobody = f'; {measure.without_outcome:,} have none with any assistant' if measure.without_outcome else ''
+    causes = causes_text(causes_of(measure.assistants.values()))
     return (
         f'{total:,} of {measure.examples * len(numbers):,} have no {measure.words.score}, at most {numbers[most]:,} of '
-        f'{measure.examples:,} with one assistant ({most}): {causes_text(causes)}. Each is left out, and with it its '
+        f'{measure.examples:,} with one assistant ({most}): {causes}. Each is left out, and with it its '
         f'comparisons{nobody}'
     )
 
@@ -278,6 +285,11 @@ def bounds_text(rows: Sequence[Row]) -> str:
         if row.bounds
     ]
     return f'Win rates with failures all lost to all won (failures): {"; ".join(found)}.' if found else ''
+
+
+def causes_of(assistants: Iterable[AssistantResult]) -> collections.Counter[str]:
+    """The examples of assistants without an outcome, by cause."""
+    return sum((collections.Counter(found.causes) for found in assistants), collections.Counter[str]())
 
 
 def causes_text(causes: Mapping[str, int]) -> str:
@@ -297,7 +309,7 @@ def _orderings(differences: Sequence[Difference], several: bool) -> str:
         if sign:
             above, below = (pair.first, pair.second) if sign > 0 else (pair.second, pair.first)
             alone = ', one seed' if several and pair.score.num_seeds == 1 else ''
-            found.append(f'{above} above {below} (by {number(abs(difference.mean))}{alone})')
+            found.append(f'{above} above {below} (by {number(abs(difference.mean), 3)}{alone})')
     named = found[:MAX_PAIRS_IN_WORDS]
     if more := len(found) - len(named):
         named.append(f'{more} more in the table')

@@ -30,7 +30,9 @@ OTHER_INTERVALS = (
 
 
 def estimate_cell(estimate: Interval | GapRecovered | None, digits: int = 2, sign: str = '') -> Cell:
-    """A mean with its interval in small type below it."""
+    """A mean with its interval in small type below it; 'undefined' for a gap without a mean."""
+    if isinstance(estimate, GapRecovered) and estimate.mean is None:
+        return Cell('undefined')
     mean, _, bounds = interval(estimate, digits, sign).partition(' ')
     return Cell(mean, under=bounds)
 

@@ -127,8 +127,8 @@ def drawings(results: Results, looks: Mapping[str, Look], caption: str) -> list[
 
 
 def differ(found: Sequence[Point]) -> bool:
-    """True if arms have different numbers: there is something to draw utility against."""
-    return len({point.x for point in found}) > 1
+    """True if arms have numbers that differ by more than rounding: there is something to draw utility against."""
+    return len({f'{point.x:.5g}' for point in found}) > 1
 
 
 def points(results: Results, against: Against, looks: Mapping[str, Look], label: str = '') -> list[Point]:
