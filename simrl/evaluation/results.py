@@ -258,7 +258,7 @@ class SimulatorForecast:
 
     cosine: Estimate | None  # of the policy gradients under it and under people; None where noise hides one of them
     best_of_n: Estimate | None  # gain in people's value by its choice; None where too few replies have both numbers
-    reason: str | None  # why there is no cosine, no interval of it, or no best of n
+    reason: str | None  # why there is no cosine, or no best of n
     stages: tuple[str, ...]  # its own; timings.json has their seconds
 
 

@@ -107,9 +107,8 @@ def test_a_gradient_that_noise_hides_has_no_cosine_and_says_why():
     two = np.zeros_like(own)
     two[:2] = people.mean(0)  # all that is known of this gradient is that these two agree
     estimate, reason = cosine_of(two, people)
-    assert estimate.mean > 0.5
-    assert estimate.low is None
-    assert 'without one of 2 of the 40 clusters a squared norm is not above 0' in reason
+    assert estimate is None
+    assert 'without one of 2 of the 40 clusters of examples the squared norm' in reason
 
 
 def test_products_that_are_none_are_refused():
