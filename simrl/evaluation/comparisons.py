@@ -69,8 +69,8 @@ def compare_arms(
     def differences_of(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], list[np.ndarray]]:
         """By pair, the first arm minus the second, [seeds][N]."""
         return {
-            (first, second): [values[runs[first][x]] - values[runs[second][x]] for x in seeds]
-            for (first, second), seeds in shared.items()
+            pair: [paired(*((runs[arm][x], values[runs[arm][x]]) for arm in pair)) for x in seeds]
+            for pair, seeds in shared.items()
         }
 
     by_score, by_preference = differences_of(scores), differences_of(preferred)
@@ -160,3 +160,17 @@ def pairs_of(runs: Runs) -> dict[tuple[str, str], list[int]]:
     pairs = [(second, first) for number, second in enumerate(arms) for first in arms[:number]]
     shared = {(first, second): sorted(runs[first].keys() & runs[second].keys()) for first, second in pairs}
     return {pair: seeds for pair, seeds in shared.items() if seeds}
+
+
+def paired(one: tuple[str, np.ndarray], other: tuple[str, np.ndarray]) -> np.ndarray:
+    """One measure [N] minus another, NaN where either is missing; each with the name of what it is of.
+
+    Raises:
+        ValueError: they have no observation in common.
+    """
+    difference = one[1] - other[1]
+    if np.isnan(difference).all():
+        raise ValueError(
+            f'{one[0]} and {other[0]}: expected an example with an outcome of both, found none among {len(difference)}'
+        )
+    return difference

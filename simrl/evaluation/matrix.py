@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from simrl.evaluation.comparisons import Runs, pairs_of
+from simrl.evaluation.comparisons import Runs, paired, pairs_of
 from simrl.evaluation.outcomes import Outcomes
 from simrl.evaluation.results import INITIAL, Arm, MatrixResult, SimulatorDifference, Transfer
 from simrl.evaluation.statistics import (
@@ -143,17 +143,27 @@ class _Row:
 
 def _row(met: Scores, runs: Runs) -> _Row:
     """The row of a simulator; `met` has its trainings alone."""
-    own = {who: next(iter(found.items())) for who, found in met.items() if who != INITIAL}
+    own = {who: next(iter(found)) for who, found in met.items() if who != INITIAL}
     shared = pairs_of(runs)
     return _Row(
         columns=[list(found.values()) for found in met.values()],
-        gains={arm: [own[who][1] - met[INITIAL][own[who][0]] for who in of.values()] for arm, of in runs.items()},
+        gains={arm: [_gain(met, who, own[who]) for who in of.values()] for arm, of in runs.items()},
         differences={
-            (first, second): [own[runs[first][seed]][1] - own[runs[second][seed]][1] for seed in seeds]
-            for (first, second), seeds in shared.items()
+            pair: [paired(*(_cell(met, runs[arm][seed], own[runs[arm][seed]]) for arm in pair)) for seed in seeds]
+            for pair, seeds in shared.items()
         },
         seeds=shared,
     )
+
+
+def _cell(met: Scores, who: str, simulator: str) -> tuple[str, np.ndarray]:
+    """Scores with a name for `paired`."""
+    return f'{who} with {simulator}', met[who][simulator]
+
+
+def _gain(met: Scores, who: str, simulator: str) -> np.ndarray:
+    """An assistant's scores minus those of the initial one with the same simulator."""
+    return paired(_cell(met, who, simulator), _cell(met, INITIAL, simulator))
 
 
 def _estimated(
@@ -197,9 +207,8 @@ def transfers(
     for arm, assistants in runs.items():
         gains: dict[str, list[float]] = {}  # arm of the simulator -> gain by training seed
         for assistant in assistants.values():
-            for simulator, scores in met[assistant].items():
-                gain = present_mean(scores - met[INITIAL][simulator])
-                gains.setdefault(simulators[simulator], []).append(gain)
+            for simulator in met[assistant]:
+                gains.setdefault(simulators[simulator], []).append(present_mean(_gain(met, assistant, simulator)))
         means = {
             group: t_interval(np.mean([gains[user] for user in users], 0), level=level, null=0.0)
             for group, users in _groups(arm, gains, arms).items()

@@ -114,6 +114,12 @@ def test_the_p_values_of_all_pairs_of_arms_are_one_family():
     assert [x.adjusted_p for x in alone] == [None] * 3, 'one seed has no p-value'
 
 
+def test_runs_without_an_example_in_common_are_named():
+    found = outcomes(initial=[0.1, 0.2], a_0=[0.3, None], b_0=[None, 0.1])
+    with pytest.raises(ValueError, match=r'^b/seed-0 and a/seed-0: expected an example with an outcome of both, found'):
+        compared_arms(found, resamples=20)
+
+
 def test_arms_that_share_nothing_have_no_other_intervals():
     """No two arms with two seeds in common: no pooled spread. No example that all seeds have: no crossed interval."""
     found = outcomes(

@@ -194,7 +194,7 @@ def test_assistants_without_a_conversation_in_common_are_no_pair():
     def score(who, name):
         return [None, *[0.5] * 7] if who == 'initial' else [0.5, *[None] * 7]
 
-    with pytest.raises(ValueError, match='expected an observation with a value, found none among 8'):
+    with pytest.raises(ValueError, match=r'^plain/seed-0 with plain and initial with plain: expected an example'):
         matrix_of(met_like(score), SIMULATORS, RUNS, ARMS, score='reward', resamples=20)
 
 

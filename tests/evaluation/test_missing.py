@@ -225,7 +225,7 @@ def test_transfer_is_over_the_conversations_of_both_assistants():
     runs, arms = {'one': {0: 'one/seed-0'}}, {'one': Arm('x')}
     assert transfers(runs, arms, {'one': 'one'}, met)['one'].simulators['one'].mean == pytest.approx(0.3)
     met['one/seed-0']['one'][[0, 3]] = np.nan
-    with pytest.raises(ValueError, match='expected an observation with a value, found none among 4'):
+    with pytest.raises(ValueError, match='expected an example with an outcome of both, found none among 4'):
         transfers(runs, arms, {'one': 'one'}, met)
 
 
