@@ -11,7 +11,9 @@ from simrl.evaluation.statistics import (
     cluster_sums,
     fewest_clusters,
     mean_interval,
+    mean_over_seeds,
     percentile_interval,
+    present_mean,
     resampled_means,
     t_interval,
 )
@@ -53,10 +55,11 @@ def gaps_recovered(
 ) -> dict[str, GapRecovered]:
     """The gap recovered by each arm, with a percentile interval from resampling clusters (Efron & Tibshirani 1993).
 
-    All arms share the draws, so differences between clusters cancel. Seeds are averaged first: the interval leaves out
-    the variance between training runs. The share is undefined where an interval of the oracle's gain, over clusters or
-    (from two seeds on) over training seeds, is not above 0, or where there is neither. Examples on which an arm or the
-    initial assistant has no score (NaN) are left out of all.
+    All arms share the draws, so differences between clusters cancel. Seeds are averaged first, over those that have a
+    score (NaN is none): the interval leaves out the variance between training runs. The share is undefined where an
+    interval of the oracle's gain, over clusters or (from two seeds on) over training seeds, is not above 0, or where
+    there is neither. Examples on which an arm has a score in no seed, or the initial assistant has none, are left out
+    of all.
 
     Args:
         arms: scores by arm, [examples] of one run or [seeds, examples].
@@ -67,7 +70,7 @@ def gaps_recovered(
         resamples, seed: of the bootstrap.
 
     Raises:
-        ValueError: no examples with a score of all, numbers of examples that differ, or an infinite score.
+        ValueError: no examples, numbers of examples that differ, or an infinite score.
     """
     check_level('gaps_recovered', level)
     number = len(clusters)
@@ -78,10 +81,11 @@ def gaps_recovered(
     gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])
     of_all = ~np.isnan(gains).any(axis=0)
     if not of_all.any():
-        raise ValueError(f'gaps_recovered: expected an example with a score of all arms, found none among {number}')
+        reason = f'none of {number} examples has a score of all arms'
+        return dict.fromkeys(arms, GapRecovered(None, None, None, reason, 0, level))
     gains, clusters, number = np.compress(of_all, gains, axis=1), list(compress(clusters, of_all)), int(of_all.sum())
     oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
-    by_seed = t_interval(np.compress(of_all, np.atleast_2d(arms[oracle]) - base, axis=1).mean(1), level=level)
+    by_seed = t_interval([present_mean(x - base) for x in np.atleast_2d(arms[oracle])], level=level)
     totals, counts = (sums[:, 0] for sums in cluster_sums(gains[:1], clusters))
     intervals = {
         'examples': mean_interval(totals, counts, oracle_draws, level=level),
@@ -110,8 +114,8 @@ def gaps_recovered(
 
 
 def _over_seeds(name: str, scores: np.ndarray, number: int) -> np.ndarray:
-    """[examples] or [seeds, examples] -> [examples], the mean over seeds."""
-    means = np.atleast_2d(np.asarray(scores, np.float64)).mean(0)
+    """[examples] or [seeds, examples] -> [examples], the mean over the seeds that have a score."""
+    means = mean_over_seeds(np.atleast_2d(scores))
     if means.shape != (number,):
         raise ValueError(f'gaps_recovered: expected {number} examples of {name!r}, found {means.shape[0]}')
     if np.isinf(means).any():

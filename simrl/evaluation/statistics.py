@@ -159,7 +159,7 @@ def present_mean(values: np.ndarray) -> float:
     return float(values[~np.isnan(values)].mean())
 
 
-def mean_over_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
+def mean_over_seeds(values: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """The mean of each observation, float64 `[N]`, over the seeds `[S][N]` that have it; NaN where none has."""
     data = np.asarray(values, np.float64)
     there = ~np.isnan(data)

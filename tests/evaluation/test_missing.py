@@ -202,19 +202,23 @@ def test_too_many_draws_without_a_value_leave_no_interval():
     assert percentile_interval(draws, 100, level=0.95) == (None, None)
 
 
-def test_a_gap_is_over_the_examples_that_all_arms_have():
+def test_a_gap_is_over_the_examples_that_all_arms_have_in_some_seed():
     random = np.random.default_rng(0)
     initial = random.uniform(size=30)
     arms = {'arm': initial + random.normal(0.1, 0.1, (2, 30)), 'oracle': initial + random.normal(0.3, 0.1, (2, 30))}
-    lost = {name: x.copy() for name, x in arms.items()}
-    lost['arm'][0, 3] = lost['oracle'][1, 7] = np.nan
-    base = initial.copy()
-    base[11] = np.nan
-    kept = [i for i in range(30) if i not in (3, 7, 11)]
-    fewer = {name: x[:, kept] for name, x in arms.items()}
-    assert gaps_recovered(lost, base, 'oracle', range(30), resamples=50) == gaps_recovered(
-        fewer, initial[kept], 'oracle', kept, resamples=50
-    )
+    arms['arm'][0, 3] = arms['oracle'][1, 7] = np.nan
+    arms['oracle'][:, 5] = initial[11] = np.nan
+    kept = [i for i in range(30) if i not in (5, 11)]
+    means = {
+        name: np.array([mean([x for x in of if x == x]) for of in values.T[kept]]) for name, values in arms.items()
+    }
+    found = gaps_recovered(arms, initial, 'oracle', range(30), resamples=50)['arm']
+    once = gaps_recovered(means, initial[kept], 'oracle', kept, resamples=50)['arm']
+    assert (found.mean, found.low, found.high) == pytest.approx((once.mean, once.low, once.high))
+    assert (found.num_examples, found.reason) == (28, None)
+    arms['arm'][:, :] = np.nan
+    none = gaps_recovered(arms, initial, 'oracle', range(30), resamples=50)
+    assert {(x.mean, x.reason) for x in none.values()} == {(None, 'none of 30 examples has a score of all arms')}
 
 
 def test_transfer_is_over_the_conversations_of_both_assistants():
