@@ -81,8 +81,8 @@ def gaps_recovered(
     gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])
     of_all = ~np.isnan(gains).any(axis=0)
     if not of_all.any():
-        reason = f'none of {number} examples has a score of all arms'
-        return dict.fromkeys(arms, GapRecovered(None, None, None, reason, 0, level))
+        none = f'none of {number} examples has a score of all arms'
+        return dict.fromkeys(arms, GapRecovered(None, None, None, none, 0, level))
     gains, clusters, number = np.compress(of_all, gains, axis=1), list(compress(clusters, of_all)), int(of_all.sum())
     oracle_draws, *arm_draws = resampled_means(gains, clusters, resamples=resamples, seed=seed)
     by_seed = t_interval([present_mean(x - base) for x in np.atleast_2d(arms[oracle])], level=level)

@@ -58,11 +58,6 @@ def load_assistant(name: str) -> Loaded:
     return find_assistant(name)()
 
 
-def load_simulator(name: str, *, persona: str | None = None, number: int = 0) -> Loaded:
-    """Loads the user simulator of that name; arguments and errors as of `find_simulator`."""
-    return find_simulator(name, persona=persona, number=number)()
-
-
 def find_assistant(name: str) -> Callable[[], Loaded]:
     """Finds the assistant of that name; the function that is returned loads its weights.
 

@@ -20,7 +20,7 @@ from simrl.rollouts.agents import ModelAgent
 from simrl.run import config as config_lib
 from simrl.run import directory
 from simrl.serving import load
-from simrl.serving.load import Loaded, load_assistant, load_simulator, with_persona
+from simrl.serving.load import Loaded, find_simulator, load_assistant, with_persona
 from tests.serving.test_stream import CHAT, EXAMPLES, LIMITS, agent
 from tests.tiny import byte_tokenizer, tiny_config
 from tools import chat
@@ -211,7 +211,7 @@ def test_a_model_folder_is_an_assistant_and_plays_the_user_if_it_is_prompted(tmp
         ['x'],
     )
     assert lines[1].startswith('assistant> ')
-    user = load_simulator(folder, persona='What is love?')
+    user = find_simulator(folder, persona='What is love?')()
     assert user.example.opening == 'What is love?'
     assert isinstance(user.agent, ModelAgent)
     assert 'What is love?' in user.agent.system(user.example)
@@ -224,7 +224,7 @@ def test_a_chat_needs_one_of_a_machines_devices(tmp_path, monkeypatch):
 
 
 def test_an_exported_simulator_ends_by_its_own_terminal_token(tmp_path):
-    user = load_simulator(str(model_folder(tmp_path / 'model', [TERMINAL_TEXT])))
+    user = find_simulator(str(model_folder(tmp_path / 'model', [TERMINAL_TEXT])))()
     spec = user.agent.policy.spec
     (run,) = spec.stop_sequences
     assert user.chat.decode(run) == TERMINAL_TEXT

@@ -203,8 +203,8 @@ def compared(
     Args:
         responses: by assistant.
         against: the one whom all others are compared with; None: each two assistants.
-        on_missing: of an id that some assistants have no response to: 'raise' an error, or keep it as a pair that no
-            judge can have a verdict on.
+        on_missing: of an id that some assistants have no response to: 'raise' an error; or keep it, where one of two
+            assistants has a response, as a pair that no judge can have a verdict on.
 
     Raises:
         ValueError: fewer than two assistants, none of the name `against`, ids that differ, or an id with other prompts,

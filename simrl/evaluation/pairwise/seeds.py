@@ -3,7 +3,6 @@
 The assistants 'ARM/seed-K' are runs of an arm. An interval of one run resamples people: it is of that checkpoint only.
 """
 
-import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -47,34 +46,27 @@ def over_seeds(found: Mapping[tuple[str, str], tuple[Sequence[Pair], np.ndarray]
     Args:
         found: by first and second assistant, their pairs and the preferences for the first, [N], NaN a failure.
     """
-    # By the other assistant, the arm and the seed: preferences for the run by id.
-    runs: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
-    cluster_of: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    runs: dict[str, dict[tuple[str, int], tuple[Sequence[Pair], np.ndarray]]] = {}  # by the other one, arm and seed
     for (first, second), (pairs, values) in found.items():
         run, other = (RUN.fullmatch(name) for name in (first, second))
-        if (run is None) == (other is None):
-            continue
-        baseline, own = (second, values) if run is not None else (first, 1 - values)
         match = run or other
-        assert match is not None
-        of_arm = runs.setdefault(baseline, {}).setdefault(match[1], {})
-        of_arm[int(match[2])] = {pair.id: float(value) for pair, value in zip(pairs, own, strict=True)}
-        cluster_of[baseline] |= {pair.id: pair.cluster for pair in pairs}
-    return tuple(of for baseline, arms in runs.items() for of in _against(baseline, arms, cluster_of[baseline]))
+        if match is None or (run and other):
+            continue
+        baseline, own = (second, values) if run else (first, 1 - values)
+        runs.setdefault(baseline, {})[match[1], int(match[2])] = pairs, own
+    return tuple(of for baseline, own in runs.items() for of in _against(baseline, own))
 
 
-def _against(
-    other: str, arms: Mapping[str, Mapping[int, Mapping[str, float]]], cluster_of: Mapping[str, str]
-) -> list[ArmWinRate]:
-    clusters = list(cluster_of.values())
-    values = {
-        (arm, seed): np.array([of_run.get(name, np.nan) for name in cluster_of])
-        for arm, of_arm in arms.items()
-        for seed, of_run in sorted(of_arm.items())
-    }
-    judged = {run: own for run, own in values.items() if not np.isnan(own).all()}
+def _against(other: str, runs: Mapping[tuple[str, int], tuple[Sequence[Pair], np.ndarray]]) -> list[ArmWinRate]:
+    cluster_of = {pair.id: pair.cluster for pairs, _ in runs.values() for pair in pairs}
+    clusters, place = list(cluster_of.values()), {name: number for number, name in enumerate(cluster_of)}
+    judged: dict[tuple[str, int], np.ndarray] = {}
+    for run, (pairs, values) in sorted(runs.items(), key=lambda item: item[0][1]):
+        if not np.isnan(values).all():
+            judged[run] = np.full(len(place), np.nan)
+            judged[run][[place[pair.id] for pair in pairs]] = values
     by_run = {run: _cluster_means(own, clusters) for run, own in judged.items()}
-    names = {arm: {seed: f'{arm}/seed-{seed}' for of, seed in judged if of == arm} for arm in arms}
+    names = {arm: {seed: f'{arm}/seed-{seed}' for of, seed in judged if of == arm} for arm, _ in runs}
     spread = run_spread(names, {f'{arm}/seed-{seed}': own for (arm, seed), own in by_run.items()})
     rows = []
     for arm, seeds in names.items():

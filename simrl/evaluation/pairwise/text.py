@@ -27,13 +27,12 @@ def comparison_lines(of: Comparison, family: int) -> list[str]:
     rows: list[tuple[str, ...]] = [header]
     for name, counted in of.judges.items():
         rates, length, position = counted.win_rates, counted.length_controlled, counted.position
-        none = not isinstance(rates, str) and not rates.failures
         rows.append(
             (
                 name,
                 'none' if isinstance(rates, str) else rate_text(rates.observed.by_participant),
                 '-'
-                if isinstance(rates, str) or none
+                if isinstance(rates, str) or not rates.failures
                 else f'{rates.all_lost.by_participant.mean:.3f}, {rates.all_won.by_participant.mean:.3f}',
                 '-' if isinstance(length, str) else f'{length.controlled:.3f}',
                 *map(str, (counted.wins, counted.ties, counted.losses)),
