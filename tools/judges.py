@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from simrl.remote.cache import Cache
-from simrl.remote.client import Endpoint, check
+from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import from_config_dict
 
@@ -38,8 +38,6 @@ def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:
 @contextlib.contextmanager
 def opened(endpoints: Mapping[str, EndpointSettings], output: pathlib.Path) -> Iterator[dict[str, Endpoint]]:
     """Clients with one cache beside the output; prints their usage at the end."""
-    for settings in endpoints.values():
-        check(settings)
     with Cache(cache_path(output)) as cache, contextlib.ExitStack() as stack:
         clients = {name: stack.enter_context(Endpoint(settings, cache=cache)) for name, settings in endpoints.items()}
         try:

@@ -210,13 +210,22 @@ def run_checklist(options: argparse.Namespace) -> int:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    print_result(checklist.compare(*map(checklist.read_rows, options.files)))
+    print_result(of_both(options.files, checklist.compare))
     return 0
 
 
 def run_agreement(options: argparse.Namespace) -> int:
-    print_result(dataclasses.asdict(checklist.against_people(*map(checklist.read_rows, options.files))))
+    print_result(of_both(options.files, lambda *rows: dataclasses.asdict(checklist.against_people(*rows))))
     return 0
+
+
+def of_both(paths: Sequence[pathlib.Path], function: Callable[[Rows, Rows], Result]) -> Result:
+    """The result that a function makes of the rows of two files; its errors name them."""
+    first, second = map(checklist.read_rows, paths)
+    try:
+        return function(first, second)
+    except ValueError as error:
+        raise ValueError(f'{paths[0]} and {paths[1]}: {error}') from error
 
 
 def run_score(options: argparse.Namespace) -> int:

@@ -148,6 +148,16 @@ class Endpoint:
             self._thread.join()
             self._loop.close()
 
+    def check_for(self, requests: Sequence[Request]) -> None:
+        """As `check`, unless the cache has an outcome of each request: then no server is needed.
+
+        Raises:
+            EndpointError: no reply, or the model is not served.
+        """
+        keys = (key_of(request, body_of(request, self.settings)) for request in requests)
+        if any(self._cache is None or self._cache.get(key) is None for key in keys):
+            check(self.settings)
+
     def submit(self, requests: Sequence[Request]) -> Pending:
         """Begins calls and returns at once."""
         calls, tally = [(request, body_of(request, self.settings)) for request in requests], Tally()

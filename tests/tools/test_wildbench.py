@@ -118,6 +118,11 @@ def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
     capsys.readouterr()
     wildbench.main(['compare', *(str(folder / f'{model}.checklist.jsonl') for model in ('mine', 'initial'))])
     found = json.loads(capsys.readouterr().out)
+    (folder / 'short.jsonl').write_bytes(first['mine.checklist.jsonl'].partition(b'\n')[0] + b'\n')
+    for command in ('compare', 'agreement'):
+        both = [str(folder / name) for name in ('short.jsonl', 'initial.checklist.jsonl')]
+        with pytest.raises(SystemExit, match=f'^error: {both[0]} and {both[1]}: .*session_id'):
+            wildbench.main([command, *both])
     pairs = list(zip(*satisfied.values(), strict=True))
     wins = [sum(mine[0] > initial[0] for mine, initial in pairs), sum(x[0] == y[0] for x, y in pairs)]
     assert found['wins, ties, losses'] == [*wins, NUM - sum(wins)]
@@ -226,6 +231,8 @@ def test_a_finished_command_asks_for_nothing_that_was_answered(tmp_path, tasks, 
         with pytest.raises(SystemExit, match='found 1 missing'):
             wildbench.main([*commands[1], '--tries=4'])
         assert len(server.requests) == asked + 1
+    everything()  # the server is gone
+    assert files(tmp_path) == first
 
 
 def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypatch, capsys) -> None:

@@ -75,7 +75,12 @@ def ask(
     Args:
         endpoints: by the judges' names, each with a cache, so that a call continues where a killed one was.
         name: of the progress lines; empty: none.
+
+    Raises:
+        EndpointError: a judge that must be asked does not answer, or has not the model; nobody was asked then.
     """
+    for endpoint in endpoints.values():
+        endpoint.check_for([_request(prompt, settings, 0) for prompt in prompts])
     found: dict[str, list[Outcome]] = {judge: [] for judge in endpoints}
     waiting = {judge: list(range(len(prompts))) for judge in endpoints}
     for attempt in range(settings.tries):

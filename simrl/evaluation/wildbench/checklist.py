@@ -250,8 +250,14 @@ def compare(first: Rows, second: Rows) -> dict[str, Any]:
         found = [told(rows) for rows in (first, second)]
         if found[0] != found[1]:
             raise ValueError(f'{field}: expected the same of both assistants, found {found[0]} and {found[1]}')
-    names, counts = align({side: _counts(rows) for side, rows in (('first', first), ('second', second))})
     tasks, others = ({row['session_id']: row for row in rows} for rows in (first, second))
+    if alone := sorted(tasks.keys() ^ others.keys()):
+        whose = 'first' if alone[0] in tasks else 'second'
+        raise ValueError(
+            f'session_id: expected the same tasks of both assistants, found {alone[0]!r} of the {whose} alone '
+            f'(one of {len(alone)})'
+        )
+    names, counts = align({side: _counts(rows) for side, rows in (('first', first), ('second', second))})
     left_out = collections.Counter[str]()
     for name, of_task in zip(names, counts.T, strict=True):
         pair = tasks[str(name)], others[str(name)]

@@ -73,12 +73,16 @@ def generate(
     Args:
         endpoint: with a cache, so that a call continues where a killed one was.
         name: of the progress lines; empty: none.
+
+    Raises:
+        EndpointError: the endpoint must be asked, and does not answer or has not the model.
     """
     sampling = Sampling(settings.temperature, top_p=settings.top_p)
     requests = [
         ChatRequest(messages=task.messages, max_tokens=settings.max_tokens, sampling=sampling)
         for task in tasks.values()
     ]
+    endpoint.check_for(requests)
     return _generations(tasks, endpoint.call(requests, name), endpoint.settings.model)
 
 
