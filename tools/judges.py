@@ -4,18 +4,36 @@ import argparse
 import contextlib
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 
+from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import from_config_dict
 
-# What a command without all answers ends with.
 ASKED_AGAIN = (
     'the same command asks again for those that a server failed; answers that cannot be read are kept in '
     '.answers.sqlite beside the output: more --tries ask for others, and without the file all are asked for anew'
 )
+
+
+def run_command(options: argparse.Namespace, wanted: str) -> None:
+    """Runs `options.run`, which returns the number of answers that it could not have; exits with a line without all.
+
+    Args:
+        wanted: all of the answers, in words.
+    """
+    try:
+        lost = options.run(options)
+    except (*USER_ERRORS, ValueError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('stopped; the same command continues', file=sys.stderr)
+        sys.exit(130)
+    if lost:
+        sys.exit(f'error: expected {wanted}, found {lost} missing; {ASKED_AGAIN}')
 
 
 def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:

@@ -31,7 +31,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +54,6 @@ from simrl.evaluation.wildbench.generations import (
 from simrl.evaluation.wildbench.official import CutReplies, RewardSettings, Weights
 from simrl.evaluation.wildbench.tasks import NO_TASK, SOURCE, Overlap, Task, overlap_of, read_tasks
 from simrl.experiments.settings import MeshSettings
-from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
@@ -68,7 +66,7 @@ from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving.identity import identity_of
 from tools.intents import add_fields, on_device, settings_of
-from tools.judges import ASKED_AGAIN, cache_path, judges_of, opened
+from tools.judges import cache_path, judges_of, opened, run_command
 from tools.prepare import add_settings, read_settings
 
 Tasks = Mapping[str, Task]
@@ -321,7 +319,6 @@ def parser_of() -> argparse.ArgumentParser:
             )
             added.add_argument('--revision', help='of tasks on the hub; default: the main branch')
             added.add_argument('--on_bad_rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
-        if name not in ('compare', 'agreement'):
             told = 'conversations whose split train was trained on; may be repeated'
             added.add_argument('--training', type=local_path, action='append', default=[], help=told)
         return added
@@ -364,16 +361,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of().parse_args(arguments)
-    try:
-        lost = options.run(options)
-    except (*USER_ERRORS, ValueError) as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('stopped; the same command continues', file=sys.stderr)
-        sys.exit(130)
-    if lost:
-        sys.exit(f'error: expected replies and verdicts of all tasks, found {lost} missing; {ASKED_AGAIN}')
+    run_command(parser_of().parse_args(arguments), 'replies and verdicts of all tasks')
 
 
 if __name__ == '__main__':

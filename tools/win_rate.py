@@ -24,7 +24,6 @@ import argparse
 import collections
 import contextlib
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,6 @@ from simrl.experiments.checks import check_row_lengths
 from simrl.experiments.judges import LocalJudgeSettings
 from simrl.experiments.settings import MeshSettings
 from simrl.experiments.sources import Model, ModelSettings, open_model
-from simrl.main import USER_ERRORS
 from simrl.models.transformer import Execution
 from simrl.remote.cache import Cache
 from simrl.remote.settings import EndpointSettings
@@ -58,7 +56,7 @@ from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
 from tools.intents import add_fields, settings_of
-from tools.judges import ASKED_AGAIN, cache_path, judges_of, opened
+from tools.judges import cache_path, judges_of, opened, run_command
 from tools.prepare import add_settings, read_settings
 from tools.wildbench import sample_on_device
 
@@ -321,16 +319,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser_of().parse_args(arguments)
-    try:
-        lost = options.run(options)
-    except (*USER_ERRORS, ValueError) as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('stopped; the same command continues', file=sys.stderr)
-        sys.exit(130)
-    if lost:
-        sys.exit(f'error: expected all responses and verdicts, found {lost} missing; {ASKED_AGAIN}')
+    run_command(parser_of().parse_args(arguments), 'all responses and verdicts')
 
 
 if __name__ == '__main__':
