@@ -1,6 +1,6 @@
 """Figures of a finished run: win rates and scores, curves of training, the matrix.
 
-Each is a `Drawing`. `drawings_of` has all of them by section of the page; those of lengths and endings are in
+Each is a `Drawing`. `gallery.drawings_of` has all of them by section of the page; those of lengths and endings are in
 `lengths`, those of utility against other numbers in `utility`. A caption in the figure states the sample, what
 intervals are over, and what failed.
 """
