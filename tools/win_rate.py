@@ -47,6 +47,7 @@ from simrl.models.transformer import Execution
 from simrl.remote.cache import Cache
 from simrl.remote.settings import EndpointSettings
 from simrl.rewards.llm_judge import judge_agent
+from simrl.rollouts.agents import Policy
 from simrl.rollouts.collect import for_sampling
 from simrl.run import config
 from simrl.run.config import local_path
@@ -172,12 +173,15 @@ def open_judge(options: argparse.Namespace) -> Model:
 def of_model(
     options: argparse.Namespace, model: Model, settings: AskSettings, asked: Sequence[tuple[Response, Response]]
 ) -> list[Verdict]:
-    """The verdicts of --model."""
+    """The verdicts of --model, whose weights are loaded if one is missing."""
     with device(), Cache(cache_path(options.output / 'judge')) as cache:
         mesh = MeshSettings(data=1).make()
-        agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
-        with jax.set_mesh(mesh):
-            policy = for_sampling(agent, mesh).policy
+
+        def policy() -> Policy:
+            agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
+            with jax.set_mesh(mesh):
+                return for_sampling(agent, mesh).policy
+
         return judges.by_model(
             asked,
             policy,

@@ -151,7 +151,7 @@ def _verdict(outcome: Outcome) -> Verdict:
 
 def by_model(
     asked: Sequence[tuple[Response, Response]],
-    policy: Policy,
+    policy: Callable[[], Policy],
     chat: Chat,
     settings: AskSettings,
     cache: Cache,
@@ -167,7 +167,8 @@ def by_model(
 
     Args:
         asked: the responses of A and B.
-        policy, chat: from `llm_judge.judge_agent` and `for_sampling`, and its own chat.
+        policy: loads the model, of `llm_judge.judge_agent` and `for_sampling`; called if an answer is missing.
+        chat: its own.
         cache: keeps log-probabilities as they come.
         read: 'argmax': the most probable answer; 'expected': the mean preference under the distribution.
         identity: all that decides an answer beside the prompt: those of others are not found in the cache.
@@ -190,16 +191,18 @@ def by_model(
         else:
             faults[key] = Verdict(None, None, row.cause, row.detail)
     waiting = sorted(rows, key=lambda key: len(rows[key]))
-    with Progress(name, len(asked), done=len(asked) - len(waiting)) as progress:
-        for start in range(0, len(waiting), BATCHES * batch_size):
-            some = waiting[start : start + BATCHES * batch_size]
-            values = batched_log_probs(
-                policy, [rows[key] for key in some], runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh
-            )
-            for key, value in zip(some, values.tolist(), strict=True):
-                found[key] = dict(zip(VALUES, value, strict=True))
-                cache.put(key, {'log_probs': found[key]}, model=identity)
-            progress.update(len(some))
+    if waiting:
+        model = policy()
+        with Progress(name, len(asked), done=len(asked) - len(waiting)) as progress:
+            for start in range(0, len(waiting), BATCHES * batch_size):
+                some = waiting[start : start + BATCHES * batch_size]
+                values = batched_log_probs(
+                    model, [rows[key] for key in some], runs=runs, lengths=lengths, batch_size=batch_size, mesh=mesh
+                )
+                for key, value in zip(some, values.tolist(), strict=True):
+                    found[key] = dict(zip(VALUES, value, strict=True))
+                    cache.put(key, {'log_probs': found[key]}, model=identity)
+                progress.update(len(some))
     return [faults[key] if key in faults else verdict_of(found[key], read) for key in keys]
 
 

@@ -89,7 +89,7 @@ def test_a_models_verdict_is_its_most_probable_answer_or_the_mean() -> None:
 
 def test_a_models_answers_are_kept_and_what_is_too_long_has_none(tmp_path, monkeypatch) -> None:
     """A killed call continues; an equal one asks nothing, another identity all."""
-    chat, calls = chat_of(), []
+    chat, calls, loaded = chat_of(), [], []
 
     def scored(policy, rows, *, runs, lengths, batch_size, mesh):
         assert [chat.decode(run[:-1]) for run in runs] == list(judges.VALUES)
@@ -107,7 +107,7 @@ def test_a_models_answers_are_kept_and_what_is_too_long_has_none(tmp_path, monke
     def ask(identity='m'):
         with Cache(tmp_path / 'cache.sqlite') as cache:
             return by_model(
-                *(shown, None, chat, SETTINGS, cache),
+                *(shown, lambda: loaded.append(1), chat, SETTINGS, cache),
                 read='argmax',
                 identity=identity,
                 lengths=(length,),
@@ -120,8 +120,9 @@ def test_a_models_answers_are_kept_and_what_is_too_long_has_none(tmp_path, monke
         ask()
     found = ask()
     assert calls == [2, 1, 1], 'equal prompts are one'
+    assert len(loaded) == 2
     assert ask() == found
-    assert calls == [2, 1, 1]
+    assert (calls, len(loaded)) == ([2, 1, 1], 2), 'nothing is missing'
     assert [of.choice for of in found] == ['tie'] * 4 + [None]
     assert found[1] == found[3]
     assert found[4].cause == 'the conversation is too long for the judge'
