@@ -134,21 +134,17 @@ def test_what_fails_with_one_assistant_shifts_no_other(scores, lost):
     assert without_pooled[0] == without_pooled[1]
 
 
-def bound_of(estimate):
-    return scipy.stats.t.ppf(0.975, estimate.num_clusters - 1)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(VALUES | st.just(float('nan')), st.integers(0, 8)), min_size=1, max_size=16),
-    st.lists(st.floats(0, 1), min_size=16, max_size=16),
-)
-def test_intervals_resample_clusters_and_leave_missing_values_out(rows, whole):
-    values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
-    if np.isnan(values).all():
-        values[0] = 1.0
-    found, other = cluster_bootstraps([values, whole[: len(rows)]], clusters, resamples=40, seed=3, nan='missing')
-    (alone,) = cluster_bootstraps([whole[: len(rows)]], clusters, resamples=40, seed=3)
+@pytest.mark.parametrize('data', range(5))
+@pytest.mark.parametrize(('number', 'percentiles'), [(1, False), (3, False), (5, False), (8, True), (10, True)])
+def test_intervals_resample_clusters_and_leave_missing_values_out(number, percentiles, data):
+    """Of `number` clusters, one more of which has no value; of few the interval is Student's."""
+    random = np.random.default_rng([number, data])
+    clusters = [*range(number), *random.integers(0, number, 20).tolist(), number]
+    values = np.where(random.random(len(clusters)) < 0.2, np.nan, random.choice([0.0, 0.25, 0.5, 1.0], len(clusters)))
+    values[:number], values[-1] = random.random(number), np.nan
+    values, whole = values.tolist(), random.random(len(clusters)).tolist()
+    found, other = cluster_bootstraps([values, whole], clusters, resamples=40, seed=3, nan='missing')
+    (alone,) = cluster_bootstraps([whole], clusters, resamples=40, seed=3)
     for name, value in dataclasses.asdict(alone).items():
         assert getattr(other, name) == (value if value is None else pytest.approx(value)), (
             'a measure depends on no other'
@@ -169,12 +165,15 @@ def test_intervals_resample_clusters_and_leave_missing_values_out(rows, whole):
     assert found.mean == pytest.approx(mean([value for value, _ in there]))
     assert (found.num_observations, found.num_clusters) == (len(there), len({cluster for _, cluster in there}))
     assert found.undefined_draws == pytest.approx(1 - len(means) / 40)
-    if found.num_clusters >= 6 and found.low is not None:
-        tail = scipy.stats.norm.cdf(-math.sqrt(found.num_clusters / (found.num_clusters - 1)) * bound_of(found))
+    if percentiles:
+        bound = math.sqrt(number / (number - 1)) * scipy.stats.t.ppf(0.975, number - 1)
+        tail = scipy.stats.norm.cdf(-bound)
         assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [tail, 1 - tail])))
-    elif found.low is not None:
-        whole = cluster_robust([value for value, _ in there], [cluster for _, cluster in there])
-        assert (found.low, found.high) == pytest.approx((whole.low, whole.high)), 'of few: Student’s'
+    else:
+        robust = cluster_robust([value for value, _ in there], [cluster for _, cluster in there])
+        low, high = (bound if bound is None else pytest.approx(bound) for bound in (robust.low, robust.high))
+        assert (found.low, found.high) == (low, high)
+        assert (low is None) == (number == 1)
     (share,) = cluster_shares([values], clusters, nan='missing')
     (same,) = cluster_shares([[value for value, _ in there]], [cluster for _, cluster in there])
     for name, value in dataclasses.asdict(same).items():  # the order of clusters, and so of a sum, may be another

@@ -110,6 +110,8 @@ def test_pairs_are_of_each_two_assistants_and_resampled_by_person_or_opening(tmp
         ('z', 'opening yo', None),
     ]
     assert [(of.first, of.second) for of in compared(found, against='b')[::3]] == [('a', 'b'), ('c', 'b')]
+    told = [{**row('x', 'hi', 'a'), 'messages': [{'role': 'system', 'content': 's'}, *row('x', 'hi', 'a')['messages']]}]
+    assert [of.cluster for of in compared(read_all(tmp_path, a=told, b=told))] == ['opening hi'], 'of the user'
     nothing = compared(read_all(tmp_path, 'nothing', a=rows, b=rows))
     assert [of.cluster for of in nothing] == ['person p', 'id y', 'id z']
 

@@ -154,6 +154,7 @@ def test_a_taste_for_length_is_taken_out() -> None:
         judged_of(('m', 'n'), {'j': chosen}), responses_of('mn', number, lengths), combine='mean'
     ).comparisons
     own = found.judges['j']
+    assert own.length_controlled.length > 1
     assert own.win_rates.observed.by_participant.low > 0.55
     assert own.length_controlled.controlled == pytest.approx(0.5, abs=0.04)
 
@@ -192,6 +193,25 @@ def test_people_add_regressions_of_single_verdicts() -> None:
     assert own.gee.position.value == pytest.approx(np.log(0.75 / 0.25) - np.log(0.55 / 0.45), abs=0.6)
     assert own.gee.win_rate.value == pytest.approx(chosen.mean(), abs=0.02)
     assert own.gee.position.low > 0
+
+
+def test_the_unit_is_the_person_everywhere() -> None:
+    """Of 12 people with 10 prompts each, whose judges agree by half where one flips."""
+    random, number = np.random.default_rng(6), 120
+    people = [f'p{i // 10}' for i in range(number)]
+    judged, single = [], {}
+    for two in (('l', 'm'), ('l', 'n'), ('m', 'n')):
+        single[two] = {judge: random.integers(0, 2, (2, number)).astype(float) for judge in 'jk'}
+        judged += judged_of(two, single[two], people=people)
+    whole = table(judged, responses_of('lmn', number), combine='mean')
+    for of in whole.comparisons:
+        own = of.judges['j']
+        voters = own.majorities.first + own.majorities.second + own.majorities.neither
+        units = [own.win_rates.observed.by_participant, own.position.consistent, of.agreement.equal['j and k']]
+        assert (of.clusters, voters, [x.num_clusters for x in units]) == (12, 12, [12] * 3)
+        first, second = (values.mean(0) for values in single[of.first, of.second].values())
+        assert of.agreement.equal['j and k'].mean == pytest.approx(1 - np.abs(first - second).mean())
+    assert {x.num_clusters for ranking in whole.rankings.values() for x in ranking.strengths} == {12}
 
 
 def test_what_verdicts_do_not_determine_is_a_reason() -> None:
