@@ -187,7 +187,7 @@ def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
         return [_absent(card.not_measured.get('transfer') or card.not_measured['utility'])]
     gains = found.gains
     rows: list[Sequence[str | Cell]] = [
-        (f'{words} (mean)', _score(found, over_seeds, '+'), _score(found, checkpoints, '+'))
+        (f'{words} (mean)', _score(found, over_seeds), _score(found, checkpoints))
         for words, over_seeds, checkpoints in (
             (matrix.OTHERS, gains.other_kinds, gains.checkpoint_other_kinds),
             (matrix.HELD_OUT_USERS, gains.held_out, gains.checkpoint_held_out),
@@ -196,8 +196,8 @@ def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
     rows += [
         (
             f'{user}{" (its own)" if user == card.name else ""}',
-            _score(found, gain, '+'),
-            _score(found, gains.checkpoints.get(user), '+'),
+            _score(found, gain),
+            _score(found, gains.checkpoints.get(user)),
         )
         for user, gain in gains.simulators.items()
     ]
@@ -338,13 +338,10 @@ def _absent(why: str) -> str:
     return page.paragraph(f'{NOT_MEASURED.capitalize()}: {why}.')
 
 
-def _score(found: CardTransfer, estimate: Interval | None, sign: str) -> Cell | str:
+def _score(found: CardTransfer, estimate: Interval | None) -> Cell | str:
     """A difference of scores, multiplied as the card says."""
-    return (
-        NOT_MEASURED
-        if estimate is None
-        else estimate_cell(matrix.scaled(estimate, found.times), matrix.gain_digits(found.times), sign)
-    )
+    shown = estimate_cell(matrix.scaled(estimate, found.times), matrix.gain_digits(found.times), '+')
+    return NOT_MEASURED if estimate is None else shown
 
 
 def _rate(value: float | None) -> str:
