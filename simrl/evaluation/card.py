@@ -306,9 +306,15 @@ def _forecast(name: str, results: Results, cost: Cost, missing: dict[str, str]) 
         missing['forecast'] = f'it is not finished: {AGAIN}' if FORECAST in cost.unfinished else nothing
         return None
     own = found.simulators[name]
-    for words, estimate in (('forecast by gradients', own.cosine), ('forecast by best of n', own.best_of_n)):
+    for words, kind, estimate in (
+        ('forecast by gradients', 'cosine', own.cosine),
+        ('forecast by best of n', 'best_of_n', own.best_of_n),
+    ):
         if estimate is None:
             missing[words] = own.reason or 'too few replies have both a reward and a value'
+        if all(x.mean is None for x in found.correlations if x.forecast == kind):
+            why = 'fewer than three arms have it and a utility, or either is the same for all'
+            missing[f'rank correlation of the {words}'] = why
     return CardForecast(found.people, found.examples, found.samples, found.n, own, found.correlations)
 
 

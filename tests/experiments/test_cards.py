@@ -87,6 +87,7 @@ def test_a_held_out_simulator_has_no_utility_and_all_assistants_meet_it(whole):
     assert card.not_measured['utility'] == ('no assistant trains against it: it is one of config.held_out_simulators')
     assert len(card.transfer.met) == 7
     assert {card_lib.TRAIN, card_lib.MEASURE}.isdisjoint(card.cost.seconds)
+    assert 'Training against it' not in document(card)
     gains = cards.simulator_card(whole, 'role_play').transfer.gains
     assert gains.held_out.values == gains.simulators['persona'].values
 
@@ -107,6 +108,8 @@ def test_a_forecast_is_on_the_card_and_what_is_not_finished_is_told_from_what_is
     assert (card.forecast.examples, card.forecast.samples, card.forecast.n) == (3, 2, 2)
     assert card.cost.seconds[card_lib.FORECAST].keys() == {'people_forecast', 'forecast/persona'}
     assert 'forecast' not in card.not_measured
+    why = card.not_measured['rank correlation of the forecast by gradients']
+    assert why.startswith('fewer than three arms have it')
     assert '0.500' in document(card)
     for unfinished in ('forecast/persona', 'people_forecast'):
         undo(scene, unfinished)
@@ -140,7 +143,7 @@ def test_people_have_a_card_without_what_only_simulators_have(whole):
     assert (card.fidelity, card.conversations, card.transfer.met) == (None, None, None)
     assert card.transfer.gains is not None
     assert {'fidelity', 'forecast', 'failures in the evaluation'} <= card.not_measured.keys()
-    document(card)
+    assert '<th scope="row">parameters</th><td class="words">none</td>' in document(card)
 
 
 def test_results_that_were_written_serve_until_a_stage_is_run_again(scene):

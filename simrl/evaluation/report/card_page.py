@@ -90,13 +90,13 @@ def sentences(card: SimulatorCard) -> list[str]:
 
 
 def _identity(card: SimulatorCard) -> list[str]:
-    about = card.identity
+    about, size = card.identity, card.parameters
     none_told = 'those of its members' if 'members' in about.depends_on else 'none: it is told nothing'
     facts: dict[str, Any] = {
         'arm': card.name,
         'kind': about.kind,
         'model': about.model or 'none',
-        'parameters': NOT_MEASURED if card.parameters is None else f'{card.parameters:,}',
+        'parameters': f'{size:,}' if size else NOT_MEASURED if 'parameters' in card.not_measured else 'none',
         'prompt version (fingerprint of what it is told)': about.depends_on.get('told', none_told),
         'trained against': 'no: it is held out' if about.held_out else 'yes',
         'run': f'{about.run}, the scene {about.scene}, simrl {about.version}',
@@ -316,7 +316,9 @@ def _cost(cost: Cost, training: Training | None) -> list[str]:
         page.paragraph(f'{unfinished}Stages run side by side take less time; other arms share some of them.', 'note'),
         page.details(f'{len(stages)} stages', page.table(('stage', 'seconds'), stages)),
     ]
-    if training is None or not training.usage:
+    if training is None:
+        return parts
+    if not training.usage:
         return [*parts, page.paragraph('Training against it used no endpoint that was counted.', 'note')]
     names = list(dict.fromkeys(name for of in training.usage.values() for name in of))
     used = [(model, *(f'{of.get(name, 0):,.6g}' for name in names)) for model, of in training.usage.items()]
