@@ -99,6 +99,13 @@ def test_utility_is_drawn_against_a_number_that_differs_by_more_than_rounding():
     assert not differ(0.1)
 
 
+@pytest.mark.parametrize(('arms', 'said'), [(3, ''), (4, 'Rank correlation −0.80. ')])
+def test_a_few_arms_have_no_rank_correlation(arms, said):
+    utilities = [SeedEstimate(mean, None, None, (mean,), None, 0.95) for mean in (0.9, 0.7, 0.5, 0.6)[:arms]]
+    points = [utility.Point('arm', float(x), found, drawing.look_at(0)) for x, found in enumerate(utilities)]
+    assert utility._order(points) == said
+
+
 def test_points_that_would_hide_one_another_are_drawn_side_by_side():
     assert utility.beside([1.0, 5.0, 3.0], log=False) == [1.0, 5.0, 3.0]
     first, second, other = utility.beside([10.0, 10.0, 1000.0], log=True)

@@ -27,7 +27,7 @@ CUT = (
 UTILITY = (
     'Win rates of the first measure, with its intervals. An arm without the number is in no figure: people have no '
     'parameters, and a simulator behind an endpoint has no likelihood. Arms of almost equal numbers are drawn side by '
-    'side.'
+    'side; of a number that all share there is no figure.'
 )
 TRAINING = (
     'Rewards are under each arm’s own simulator, so they compare a run with itself and not arms with each other. Thick '

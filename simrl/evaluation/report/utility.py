@@ -123,7 +123,17 @@ AGAINST = (
 def drawings(results: Results, looks: Mapping[str, Look], caption: str) -> list[Drawing]:
     """Utility of a run's arms against each number in which they differ."""
     found = {against: points(results, against, looks) for against in AGAINST}
-    return [scatter(against, of_arms, caption) for against, of_arms in found.items() if differ(of_arms)]
+    return [
+        scatter(against, of_arms, f'{_order(of_arms)}{caption}')
+        for against, of_arms in found.items()
+        if differ(of_arms)
+    ]
+
+
+def _order(found: Sequence[Point]) -> str:
+    """The order of the arms of one run by the number, in words; those of several need not be comparable."""
+    order = spearman([point.x for point in found], [point.utility.mean for point in found])
+    return f'Rank correlation {number(order)}. ' if order is not None and len(found) >= FEWEST_RANKED else ''
 
 
 def differ(found: Sequence[Point]) -> bool:
@@ -145,9 +155,7 @@ def points(results: Results, against: Against, looks: Mapping[str, Look], label:
 def scatter(against: Against, found: Sequence[Point], caption: str) -> Drawing:
     """Utility against a number, an arm a point."""
     title = f'Utility by {against.title}'
-    order = spearman([point.x for point in found], [point.utility.mean for point in found])
-    ranked = f'; rank correlation {number(order)}' if order is not None and len(found) >= FEWEST_RANKED else ''
-    below = f'{len(found)} arms{ranked}. {caption}'
+    below = f'{len(found)} arms. {caption}'
 
     def draw(width: float) -> Figure:
         figure, axis = drawing.panel(width, 2.6, title, below)
