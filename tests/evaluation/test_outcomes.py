@@ -41,10 +41,16 @@ def test_two_people_by_hand():
 
 
 def test_lengths_are_of_messages_and_beside_the_score():
-    longer = columns([0.1, 0.2, 0.2, None], assistant_turns=[1, 2, 3, None], assistant_tokens=[4, 10, 16, None])
+    longer = columns(
+        [0.1, 0.2, 0.2, None],
+        assistant_turns=[1, 2, 3, None],
+        assistant_tokens=[4, 10, 16, None],
+        user_truncated=[0, 1, 2, None],
+    )
     found = {'initial': outcomes_of('initial', columns([0, 1, 1, 1])), 'a/seed-0': outcomes_of('a/seed-0', longer)}
     result = summarise(found, compare(found), resamples=50)
     assert result['a/seed-0'].message_tokens == 5.0
+    assert result['a/seed-0'].user_truncated == 2 / 3, 'of conversations with an outcome'
     assert result['a/seed-0'].length_correlation == pytest.approx(1.5 / 3**0.5), 'ranks 1, 2½, 2½ beside 1, 2, 3'
     earlier = result['initial']
     assert (earlier.message_tokens, earlier.length_correlation) == (None, None), 'not known of an earlier version'

@@ -62,7 +62,7 @@ def test_an_assistant_of_a_run_is_its_stage_or_the_model_that_the_run_starts_fro
         return types.SimpleNamespace(
             workdir=workdir,
             identity=lambda: {'model': {'rewrites': 'error'}},
-            inputs=lambda: {'model': model_of(workdir), 'conversations': workdir / 'no such file'},
+            inputs=lambda: {'model': model_of(workdir), 'conversations': workdir / 'conversations'},
         )
 
     def identity_at(workdir):
@@ -80,5 +80,6 @@ def test_an_assistant_of_a_run_is_its_stage_or_the_model_that_the_run_starts_fro
 
     first = identity_at(made(tmp_path / 'run', 'a'))
     model_of(tmp_path / 'run').rename(model_of(tmp_path / 'moved'))
+    (tmp_path / 'run' / 'conversations').write_text('of others')
     assert identity_at((tmp_path / 'run').rename(tmp_path / 'moved')) == first
     assert identity_at(made(tmp_path / 'run', 'b')) != first

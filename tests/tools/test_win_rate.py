@@ -81,6 +81,7 @@ def test_a_judge_that_prefers_the_first_gives_one_half_and_flips_always(tmp_path
         for combine in ('mean', 'strict'):
             found = run(server, tmp_path / 'out', files[:2], ['biased'], f'--combine={combine}')
             (of,) = found['comparisons']
+            assert found['combine'] == combine
             own = of['judges']['biased']
             assert own['win_rates']['observed']['by_participant']['mean'] == 0.5
             assert [own[of] for of in ('wins', 'ties', 'losses')] == [0, NUM, 0]

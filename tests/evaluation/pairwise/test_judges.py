@@ -24,16 +24,16 @@ def response(*texts: str, given: int = 1, intent: str | None = None) -> Response
 
 
 def test_a_judge_reads_what_was_shared_once_and_then_both() -> None:
-    a, b = (response('hi', text, 'more', intent='tea') for text in ('one', 'two three'))
+    a, b = (response('hi', text, 'more of it', intent='tea') for text in ('one', 'two three'))
     prompt = pair_prompt(a, b, judges.JSON_END, AskSettings(max_words=1))
     lines = [json.loads(line) for line in prompt.splitlines() if line.startswith('{')]
     assert lines == [
         {'goal of the user': 'tea'},
         {'user': 'hi'},
         {'A': {'assistant': 'one'}},
-        {'A': {'user': 'more'}},
+        {'A': {'user': 'more of it'}},
         {'B': {'assistant': f'two{CUT}'}},
-        {'B': {'user': 'more'}},
+        {'B': {'user': 'more of it'}},
     ]
     assert prompt.endswith(judges.JSON_END)
 
