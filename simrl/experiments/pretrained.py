@@ -20,6 +20,7 @@ import numpy as np
 from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
 from simrl.conversations.views import Rendered, user_rows
+from simrl.evaluation.fidelity.likelihood import start_of
 from simrl.evaluation.fidelity.turns import turns_of
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources, work
@@ -44,6 +45,7 @@ from simrl.rollouts.state import Transcript
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
+ROW_STEP = 128  # tokens that a length beyond those of training is a multiple of
 VALIDATION_SEED = 0  # of the choice of validation openings, the same for every arm and training seed
 
 
@@ -378,32 +380,44 @@ class PretrainedScene:
     def _reply_limits(self) -> Limits:
         return dataclasses.replace(self.limits, turns=1)
 
-    def rows_to_predict(
-        self, simulator: ModelAgent, conversations: Sequence[Conversation]
-    ) -> tuple[list[Rendered], collections.Counter[str]]:
+    @functools.cached_property
+    def people_to_predict(self) -> list[Conversation]:
+        """The starts of held-out conversations that hold a message to predict; the same for every simulator."""
+        settings, people = self.settings.user_sft, self.people_of('test')
+        most = settings.sft.batch.lengths[-1]
+        order = np.random.default_rng(settings.held_out_seed).permutation(len(people)).tolist()
+        wanted, too_long = settings.held_out or len(people), 0
+        found: dict[int, Conversation] = {}
+        for i in order:
+            if len(found) < wanted:
+                start = start_of(people[i], self.chat, most)
+                too_long += start is None
+                found |= {} if start is None else {i: start}
+        reason = f'without a second message of the user within {most} tokens'
+        sources.print_counts('conversations to predict', len(found), collections.Counter({reason: too_long}))
+        return [found[i] for i in sorted(found)]
+
+    def rows_to_predict(self, simulator: ModelAgent, conversations: Sequence[Conversation]) -> list[Rendered]:
         """People's messages after their openings, in the simulator's view and under its system text; `user_rows`."""
         swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
-        return user_rows(
+        rows, _ = user_rows(
             conversations,
             self.chat,
-            self.settings.user_sft.sft.batch.lengths[-1],
-            on_long='cut',
+            simulator.policy.spec.config.max_positions,
             system=lambda conversation: told(simulator, example_of(conversation)),
             view='swapped' if swapped else 'natural',
             openings=simulator.opening,
         )
+        return rows
 
     def likelihood_rows(self, simulator: ModelAgent) -> LikelihoodRows:
-        settings = self.settings.user_sft
-        found: list[tuple[Rendered, str]] = []
-        counts: collections.Counter[str] = collections.Counter()
-        for conversation in self.people_of('test'):
-            rows, own = self.rows_to_predict(simulator, [conversation])
-            found += [(row, conversation.source) for row in rows]
-            counts += own
-        sources.print_counts('conversations to predict', len(found), counts)
-        chosen = subsample(found, settings.held_out, settings.held_out_seed)
-        return LikelihoodRows([row for row, _ in chosen], [source for _, source in chosen], settings.sft.batch.lengths)
+        """Rows are as long as what a simulator is told makes them, so that the same tokens of people count."""
+        people, lengths = self.people_to_predict, self.settings.user_sft.sft.batch.lengths
+        rows = self.rows_to_predict(simulator, people)
+        if (longest := max(map(len, rows))) > lengths[-1]:
+            rounded = -(-longest // ROW_STEP) * ROW_STEP
+            lengths = (*lengths, min(rounded, simulator.policy.spec.config.max_positions))
+        return LikelihoodRows(rows, [one.source for one in people], lengths)
 
     def people_to_replay(self, number: int) -> list[Conversation]:
         """Of the splits dev and test: simulators are trained on neither. As many of each data set as there are."""
@@ -420,7 +434,7 @@ class PretrainedScene:
     def likelihood_identity(self) -> Mapping[str, Any]:
         settings = self.settings.user_sft
         return {
-            'lengths': settings.sft.batch.lengths,
+            'tokens': settings.sft.batch.lengths[-1],
             'held_out': settings.held_out,
             'held_out_seed': settings.held_out_seed,
             **self._dropped,

@@ -4,7 +4,6 @@ Of one arm: `model` is opened without weights; `agent` makes a `ModelAgent`, a `
 through its texts or behind an endpoint, or a `MixedAgent` of other arms' simulators.
 """
 
-import collections
 import dataclasses
 import functools
 import pathlib
@@ -50,10 +49,12 @@ class Data(Protocol):
     def openings(self, split: str) -> list[Example]:
         """The examples that conversations start from."""
 
-    def rows_to_predict(
-        self, simulator: ModelAgent, conversations: Sequence[Conversation]
-    ) -> tuple[list[Rendered], collections.Counter[str]]:
-        """The messages of people in conversations, as the simulator's likelihood is measured on them."""
+    @property
+    def people_to_predict(self) -> Sequence[Conversation]:
+        """Conversations that simulators' likelihoods are measured on."""
+
+    def rows_to_predict(self, simulator: ModelAgent, conversations: Sequence[Conversation]) -> list[Rendered]:
+        """Their messages of people, in the simulator's view."""
 
 
 class Simulators:
@@ -276,14 +277,20 @@ class Simulators:
                 )
 
     def _check_predicts(self, arm: str, agent: ModelAgent) -> None:
-        """Refuses row lengths in which its likelihood cannot be measured."""
+        """Refuses data and row lengths in which its likelihood cannot be measured."""
         field, lengths = 'config.user_sft.sft.batch.lengths', self.settings.user_sft.sft.batch.lengths
         checks.check_row_lengths(f'{field} (arm {arm})', lengths, self.model(arm).config)
-        if not any(self.data.rows_to_predict(agent, [person])[0] for person in self.data.people_of('test')):
+        people = self.data.people_to_predict
+        if not people:
             raise ConfigError(
-                f"{field}: expected a length that holds the prompt of the arm {arm} and a held-out person's next "
-                f'message, found at most {lengths[-1]}'
+                f"{field}: expected a length that holds a held-out person's opening, its reply and the next message, "
+                f'found at most {lengths[-1]}'
             )
+        longest = max(people, key=lambda one: sum(len(message.content) for message in one.spoken))
+        try:
+            self.data.rows_to_predict(agent, [longest])
+        except ValueError as error:
+            raise ConfigError(f'{field} (arm {arm}): in the positions of its model, {error}') from error
 
 
 def fine_tuned_here(own: PretrainedSimulator) -> bool:

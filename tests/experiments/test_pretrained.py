@@ -132,6 +132,8 @@ def test_leaves_a_result_of_every_stage_and_a_report(files, finished):
             assert 0 <= (low or 0) <= row['win_rate']['mean'] <= (1 if high is None else high) <= 1
     fidelity = json.loads((finished / 'results' / 'fidelity.json').read_text())
     assert all(found['nats_per_token']['mean'] > 0 for found in fidelity['simulators'].values())
+    predicted = [json.loads((finished / 'likelihood' / arm / 'result.json').read_text()) for arm in ARMS]
+    assert all(found['tokens'] == predicted[0]['tokens'] for found in predicted), 'whatever a simulator is told'
     trained = finished / TRAINED
     validation = json.loads((trained / 'result.json').read_text())['validation']
     assert validation['step'] == [0, 1, 2]
@@ -473,6 +475,11 @@ def edit(path: str, value):
     return change
 
 
+def short_rows(config) -> None:
+    del config.arms['fine_tuned']  # which has nothing to learn in them
+    edit('user_sft.sft.batch.lengths', (8,))(config)
+
+
 LATE = {
     'budgets over positions': (edit('conversation.limits.turns', 40), 'max_positions=512'),
     'filters in training': (edit('conversation.assistant.top_p', 0.9), 'temperature alone'),
@@ -506,9 +513,9 @@ LATE = {
         edit('arms.role_play.instructions', '{opening}'),
         r'instructions: .*signal',
     ),
-    'rows without room after a prompt': (
-        edit('user_sft.sft.batch.lengths', (64,)),
-        r'batch\.lengths: expected a length that holds the prompt of the arm role_play .* found at most 64',
+    'rows without room for a second message': (
+        short_rows,
+        r"batch\.lengths: expected a length that holds a held-out person's opening, .* found at most 8",
     ),
     'the same half twice': (edit('reward_model.half', 'second'), r'config\.held_out_reward_model\.half: expected'),
     'no data': (edit('data.folder', 'nowhere'), 'nowhere'),

@@ -73,7 +73,6 @@ def scene_of(files: pathlib.Path, workdir: pathlib.Path, arms: dict[str, Pretrai
         config.conversation.update(conversation)
         for part in (config.user_sft.sft, config.reward_model.preference, config.held_out_reward_model.preference):
             part.batch.lengths = (256,)
-        config.user_sft.sft.batch.lengths = (256, 2048)  # in which the likelihood of prompts of people is measured
         config.rl.row_buckets = (2048,)
         config.scale.openings = config.scale.batch_size = config.evaluation.batch_size = 4
         config.evaluation.people, config.evaluation.matrix, config.evaluation.shown = 4, 4, 2

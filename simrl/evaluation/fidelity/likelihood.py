@@ -1,5 +1,6 @@
 """Likelihood of people's messages under a simulator: the log-likelihood of the trained tokens of each row."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.batches import Batch, Batches, BatchSettings, stack
+from simrl.conversations.chat import Chat
+from simrl.conversations.records import Conversation, End
 from simrl.conversations.views import Rendered
 from simrl.evaluation.statistics import Estimate, cluster_ratio
 from simrl.models import placement
@@ -25,6 +28,24 @@ def _sums(
     trained = jnp.asarray(batch.trained) & (jnp.arange(batch.tokens.shape[1]) > 0)
     scores = scoring.score(params, config, execution, jnp.asarray(batch.tokens), trained, allowed, 1.0)
     return jnp.sum(scores.log_prob, axis=1)
+
+
+def start_of(conversation: Conversation, chat: Chat, most_tokens: int) -> Conversation | None:
+    """The whole messages at the start of a conversation that have at most so many tokens, up to one of the user.
+
+    It has no terminal token, which only fine-tuned simulators say: all predict the same tokens.
+
+    Returns:
+        None where they hold no message of the user but the opening.
+    """
+    spoken = conversation.spoken
+    total = np.cumsum([len(chat.encode(message.content)) for message in spoken])
+    kept = int(np.searchsorted(total, most_tokens, side='right'))
+    kept -= kept % 2 == 0
+    if kept < 3:
+        return None
+    end: End = 'cut' if conversation.end == 'cut' and kept == len(spoken) else 'unknown'
+    return dataclasses.replace(conversation, messages=spoken[:kept], end=end)
 
 
 def row_log_likelihoods(
