@@ -33,7 +33,7 @@ Vector = np.ndarray | Sequence[float]
 NaN = Literal['refused', 'missing']
 
 MAX_EXACT_SEEDS = 16  # up to 65,536 sign patterns are enumerated, more are sampled
-_DRAWS_AT_ONCE = 512  # bootstrap draws in memory at a time
+_COUNTS_AT_ONCE = 2**20  # bootstrap draws, times clusters, in memory at a time
 _NOTHING = 1e-12  # differences of scores are not smaller but for rounding
 _ROUNDING = 1e-9  # numbers that differ by less than this share of the largest are equal but for rounding
 
@@ -330,9 +330,9 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     """
     total, count = cluster_sums(measures, clusters)
     random = np.random.default_rng(seed)
-    means = np.empty((resamples, len(measures)))
-    for start in range(0, resamples, _DRAWS_AT_ONCE):
-        draws = drawn_times(random, len(count), min(_DRAWS_AT_ONCE, resamples - start)).astype(np.float64)
+    means, at_once = np.empty((resamples, len(measures))), max(1, _COUNTS_AT_ONCE // len(count))
+    for start in range(0, resamples, at_once):
+        draws = drawn_times(random, len(count), min(at_once, resamples - start)).astype(np.float64)
         with np.errstate(invalid='ignore'):  # 0 / 0 of a draw without a value
             means[start : start + len(draws)] = (draws @ total) / (draws @ count)
     return means.T
