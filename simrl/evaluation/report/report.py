@@ -142,11 +142,13 @@ def _transfers(results: Results, found: MatrixResult) -> list[str]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned text; the last columns are left out where they do not fit."""
+    """Aligned text; the last columns are left out where they do not fit, and named below it."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    while sum(widths) + 2 * (len(widths) - 1) > CONSOLE_WIDTH:
+    while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > CONSOLE_WIDTH:
         widths.pop()
-    return [
+    left_out = ', '.join(rows[0][len(widths) :])
+    lines = [
         '  '.join(row[i].ljust(width) if i == 0 else row[i].rjust(width) for i, width in enumerate(widths)).rstrip()
         for row in rows
     ]
+    return lines + textwrap.wrap(f'In {REPORT_FILE} too: {left_out}.' if left_out else '', CONSOLE_WIDTH)

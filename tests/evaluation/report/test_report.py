@@ -15,7 +15,7 @@ import scipy.stats
 from simrl.evaluation.report import drawing, gallery, lengths, sections
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
 from simrl.evaluation.report.drawing import CAPTION_SIZE, looks_of
-from simrl.evaluation.report.report import console_table, write_report
+from simrl.evaluation.report.report import _columns, console_table, write_report
 from simrl.evaluation.results import (
     ConversationsResult,
     FidelityResult,
@@ -305,6 +305,9 @@ def test_the_terminal_gets_at_most_120_columns(results, many):
     assert '42 more in report.html' in longer
     for line in (*text.splitlines(), *longer.splitlines()):
         assert len(line) <= 120, line
+    rows = [('arm', 'wide', 'score', 'left'), ('a', 'w' * 110, '1', '2')]
+    assert _columns(rows)[2:] == ['In report.html too: score, left.']
+    assert len(_columns([('arm', 'score'), ('a' * 200, '1')])) == 3
 
 
 @pytest.fixture(scope='module')
