@@ -1,13 +1,18 @@
 """Simulators of graded quality in the concierge world: how well a forecast orders them by the utility that comes out.
 
     python -m tools.graded --workdir=DIR [--config=configs/quickstart.py] [--seeds 0 1] [--people=1000]
-        [--examples=64] [--samples=8]
+        [--examples=256] [--samples=8]
 
 One run with twelve arms. Five are people's own program with traits between the stereotype that role-play knows (dial 0)
 and people as they are (dial 1); the others are language models: role-play of each stereotype, one drawn for each
 conversation, and one fine-tuned on people. Each simulator's utility is forecast from the initial assistant alone, then
 an assistant is trained against it and meets people. It prints both beside each other, their rank correlations and what
 the forecasts cost, and leaves them in DIR/results/forecast.json. Runs are resumed.
+
+What came out with 1,000 people and seeds 0 and 1, Spearman's rho over the twelve with gain [over resampled arms], and p
+of a permutation: cosine .68 [-.01, .93], p .018; best of 4 .36 [-.55, .94], p .25. The gains of the two seeds have .84.
+Cosines are .94 to 1.00, but for `impatient` (.82), within .01 to .04; with 64 examples within .05 to .2, which orders
+them by noise.
 """
 
 import argparse
@@ -101,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--config', default='configs/quickstart.py')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--people', type=int, help='new people that every assistant meets; as the config has it')
-    parser.add_argument('--examples', type=int, default=64, help='people of the forecast')
+    parser.add_argument('--examples', type=int, default=256, help='people of the forecast')
     parser.add_argument('--samples', type=int, default=8, help='conversations of each')
     show(parser.parse_args(arguments))
 
