@@ -34,7 +34,7 @@ from simrl.conversations.records import read_conversations
 from simrl.experiments.settings import MeshSettings
 from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
-from simrl.remote.client import Endpoint, check
+from simrl.remote.client import Endpoint
 from simrl.remote.client import complete as complete_at
 from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.agents import ModelAgent
@@ -93,7 +93,6 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
     sampling, endpoint = settings_of(options, 'sampling'), settings_of(options, 'endpoint')
     sampled = f'max_tokens={options.max_tokens} {sampling}'
     if endpoint is not None:
-        check(endpoint)
         path = pathlib.Path(f'{options.output}.answers.sqlite')
         with Cache(path) as cache, Endpoint(endpoint, cache=cache) as client:
             complete = complete_at(client, max_tokens=options.max_tokens, sampling=sampling, version=VERSION)

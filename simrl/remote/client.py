@@ -294,6 +294,8 @@ def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version
     Args:
         version: of the prompts.
         name: of the progress lines; empty: none.
+
+    The function raises EndpointError where the endpoint must be asked, and does not answer or has not the model.
     """
 
     def text(outcome: Outcome) -> str | Failed:
@@ -306,6 +308,7 @@ def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version
             ChatRequest(messages=tuple(chat), max_tokens=max_tokens, sampling=sampling, sample=attempt, version=version)
             for chat in chats
         ]
+        endpoint.check_for(requests)
         return list(map(text, endpoint.call(requests, name)))
 
     return complete_all

@@ -76,6 +76,9 @@ def test_an_answer_that_is_no_sentence_is_asked_for_again_and_all_are_in_the_cac
         ]
         intents.main([*flags, '--tries=3'])
         assert len(server.requests) == 9
+    written = output.read_bytes()
+    intents.main([*flags, '--tries=3'])  # the server is gone
+    assert output.read_bytes() == written
     assert [(found.id, found.intent) for found in read_conversations(output)[0]] == [('a cake', 'You want a cake.')]
     assert 'asked again: 6 (more than a line)' in capsys.readouterr().out
 
