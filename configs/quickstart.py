@@ -78,7 +78,7 @@ def get_config(arg: str = '') -> ConfigDict:
                 **{kind: ConciergeSimulator(kind) for kind in ('role_play', 'persona', 'fine_tuned')},
                 'oracle': ConciergeSimulator('people'),
             },
-            seeds=(0, 1),
+            seeds=(0, 1, 2),
             rl=RLSettings(
                 steps=24,
                 prompts_per_step=32,
