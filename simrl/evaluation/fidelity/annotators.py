@@ -43,7 +43,8 @@ class Annotators:
             MissingPackageError: there is none, or its package is not installed.
             ValueError: there is no such function.
         """
-        if not (value := getattr(self, name)):
+        named = {'words': self.words, 'tags': self.tags, 'sentiment': self.sentiment, 'embeddings': self.embeddings}
+        if not (value := named[name]):
             raise MissingPackageError(f'no annotator is named for {name}')
         module, _, function = value.partition(':')
         try:
