@@ -92,7 +92,8 @@ def read_responses(
         given: of rows. In WildBench's layout the history is given, in a stage the opening.
 
     Raises:
-        ValueError: a row is none of these, or an id is there twice; it names the row and the field.
+        ValueError: a row is none of these, or an id is there twice; it names the row and the field. Or no response has
+            text: the file has prompts alone.
     """
     path = path / RESULT_FILE if path.is_dir() else path
     counts = collections.Counter[str]()
@@ -108,6 +109,8 @@ def read_responses(
         found[name] = response
     if not found:
         raise ValueError(f'{path}: expected at least one response, found none')
+    if not any(response.num_characters for response in found.values()):
+        raise ValueError(f'{path}: expected messages of an assistant, found none with text in {len(found)} rows')
     return found, +counts
 
 
@@ -222,7 +225,8 @@ def compared(
         if on_missing == 'raise' and (missing := [name for name in first_of if name not in own]):
             raise ValueError(
                 f'{assistant}: expected a response to each id, found none to {missing[0]!r} of '
-                f'{first_of[missing[0]].place} (missing: {len(missing)} of {len(first_of)})'
+                f'{first_of[missing[0]].place} (missing: {len(missing)} of {len(first_of)}); '
+                '--on_missing=failure counts them as failures'
             )
     if against is None:
         twos = list(itertools.combinations(responses, 2))

@@ -62,6 +62,11 @@ def test_a_bad_row_is_named(tmp_path, bad, found) -> None:
 def test_a_file_of_no_responses_or_of_another_kind_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r'a.jsonl: expected at least one response, found none'):
         read_all(tmp_path, a=[])
+    prompts = [row('x', 'hi'), row('y', 'hi', ' ')]
+    with pytest.raises(ValueError, match=r'a.jsonl: expected messages of an assistant, found none with text in 2 rows'):
+        read_all(tmp_path, a=prompts)
+    found = read_all(tmp_path, a=[*prompts, row('z', 'hi', 'a')])['a']
+    assert [of.num_characters for of in found.values()] == [0, 0, 1]
     for text, found in (('{', 'expected JSON'), ('{}', "expected WildBench's result layout or a stage")):
         (tmp_path / 'a.json').write_text(text)
         with pytest.raises(ValueError, match=found):
@@ -127,7 +132,11 @@ ONE = row('x', 'hi', 'a')
             'opening',
             r"^a: expected a response to each id, found none to 'y' of .*b.jsonl, ",
         ),
-        ([row('y', 'hi', 'a')], 'opening', r"^a: .* found none to 'y' of .*b.jsonl, line 1.* \(missing: 1 of 2\)"),
+        (
+            [row('y', 'hi', 'a')],
+            'opening',
+            r"^a: .* found none to 'y' of .*b.jsonl, .* \(missing: 1 of 2\); --on_missing",
+        ),
         (
             [row('x', 'yo', 'a')],
             'opening',
