@@ -106,3 +106,20 @@ def test_conversations_of_a_file_are_inspected_without_a_run(
     assert 'file: reward -0.25, effort 0.25; without 3 of 4' in printed
     assert "== the lowest rewards of all arms: 1 of 4 {'file': 1}\nfile, talk 3, reward -0.25" in printed
     assert "== a cut message: 1 of 4 {'file': 1}\nfile, talk 1, reward nan" in printed
+
+
+def test_conversations_with_tied_rewards_are_counted_in_all_arms(capsys) -> None:
+    """Twelve of the lowest reward, in two arms; the three of a list in the arms' order are in the first alone."""
+    (cell,) = [x for x in cells_of(ROOT / 'notebooks' / 'inspect_conversations.ipynb', 'code') if 'FILTERS' in x]
+    arms = {'first': [0.0] * 8 + [1.0], 'second': [0.0] * 4 + [0.5], 'third': [None, 2.0]}
+    names: dict[str, Any] = {
+        'kept': {arm: [{'reward': x, 'messages': []} for x in found] for arm, found in arms.items()},
+        'number': lambda value: float('nan') if value is None else value,
+        'said': lambda row: [],
+        'end_of': lambda row: 'turns',
+        'side_by_side': lambda found: None,
+    }
+    exec('import collections\nimport numpy as np\n' + cell, names)
+    printed = capsys.readouterr().out
+    assert "== the lowest rewards of all arms: 12 of 16 {'first': 8, 'second': 4}" in printed
+    assert "== no reward: 1 of 16 {'third': 1}" in printed
