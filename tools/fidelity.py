@@ -27,6 +27,7 @@ from simrl.experiments.plan import LIKELIHOOD, REPLAY
 from simrl.experiments.replays import TURNS_FILE
 from simrl.run import config as config_lib
 from simrl.run.config import local_path
+from simrl.run.directory import CONFIG_FILE
 from simrl.run.program import run_program
 from simrl.run.stage_files import write_json
 
@@ -66,9 +67,11 @@ def replays_of(run: pathlib.Path) -> dict[str, list[Turn]]:
     """The replayed turns of a run, by simulator.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no run.
     """
     files = sorted((run / REPLAY).rglob(TURNS_FILE))
+    if not files and not (run / CONFIG_FILE).exists():
+        raise ValueError(f'{run}: expected a run directory, with a {CONFIG_FILE} of simrl, found none')
     if not files:
         raise ValueError(
             f'{run / REPLAY}: expected replays of people, found none: the run needs config.evaluation.replayed=N'
@@ -99,17 +102,14 @@ def run_fidelity(options: argparse.Namespace) -> None:
         ValueError: there is nothing to measure.
     """
     tools = make_tools(Annotators(**{name: getattr(options, name) for name in vars(Annotators())}))
+    alone = options.people is not None
+    read = {'people': people_of(options.people, options.splits, options.openings)} if alone else replays_of(options.run)
     written: dict[str, Any] = {}
-    print(ABOUT)
-    if options.people is not None:
-        found = measure(people_of(options.people, options.splits, options.openings), tools)
-        show('people', found, {})
-        written['people'] = found
-    else:
-        for name, turns in replays_of(options.run).items():
-            found = measure(turns, tools)
-            show(name, found, perplexities(options.run / LIKELIHOOD / name))
-            written[name] = found
+    print(ABOUT)  # after the files are read: their errors are one line
+    for name, turns in read.items():
+        found = measure(turns, tools)
+        show(name, found, {} if alone else perplexities(options.run / LIKELIHOOD / name))
+        written[name] = found
     if options.json is not None:
         write_json(options.json, config_lib.to_dict(written))
 

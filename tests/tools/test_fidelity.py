@@ -74,7 +74,9 @@ def test_a_run_shows_what_is_there(tmp_path, capsys):
     [
         ([], 'expected either RUN or --people=FOLDER'),
         (['{}', '--people={}'], 'expected either RUN or --people=FOLDER'),
-        (['{}'], 'replay: expected replays of people, found none: the run needs config.evaluation.replayed=N'),
+        (['{}/run'], 'replay: expected replays of people, found none: the run needs config.evaluation.replayed=N'),
+        (['{}'], ': expected a run directory, with a config.json of simrl, found none'),
+        (['{}/none'], 'none: expected a run directory, with a config.json of simrl, found none'),
         (['--people={}'], 'expected turns after openings in the splits dev, test, found none'),
         (['--people={}/none.jsonl'], 'No such file'),
         (['--people={}', '--words=x'], "Annotators.words: expected 'module:function' or '', found 'x'"),
@@ -82,6 +84,10 @@ def test_a_run_shows_what_is_there(tmp_path, capsys):
 )
 def test_what_cannot_be_measured_is_one_line(arguments, error, tmp_path, capsys):
     people(tmp_path, 'train')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text('{}')
     with pytest.raises(SystemExit):
         fidelity.main([argument.format(tmp_path) for argument in arguments] + WITHOUT * (len(arguments) < 2))
-    assert error in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert fidelity.ABOUT not in printed.out
