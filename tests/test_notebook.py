@@ -108,7 +108,7 @@ def test_conversations_of_a_file_are_inspected_without_a_run(
     assert "== a cut message: 1 of 4 {'file': 1}\nfile, talk 1, reward nan" in printed
 
 
-def test_conversations_with_tied_rewards_are_counted_in_all_arms(capsys) -> None:
+def test_conversations_with_tied_rewards_are_counted_in_all_arms(shell: Any, capsys) -> None:
     """Twelve of the lowest reward, in two arms; the three of a list in the arms' order are in the first alone."""
     (cell,) = [x for x in cells_of(ROOT / 'notebooks' / 'inspect_conversations.ipynb', 'code') if 'FILTERS' in x]
     arms = {'first': [0.0] * 8 + [1.0], 'second': [0.0] * 4 + [0.5], 'third': [None, 2.0]}
@@ -119,7 +119,8 @@ def test_conversations_with_tied_rewards_are_counted_in_all_arms(capsys) -> None
         'end_of': lambda row: 'turns',
         'side_by_side': lambda found: None,
     }
-    exec('import collections\nimport numpy as np\n' + cell, names)
+    shell.user_ns.update(names)
+    shell.run_cell('import collections\nimport numpy as np\n' + cell).raise_error()
     printed = capsys.readouterr().out
     assert "== the lowest rewards of all arms: 12 of 16 {'first': 8, 'second': 4}" in printed
     assert "== no reward: 1 of 16 {'third': 1}" in printed
