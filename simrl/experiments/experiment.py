@@ -83,7 +83,10 @@ def run(
     settings = settings_of(config)
     runtime.start_backend()
     scene = scene_of(settings, workdir)
-    everything = plan.plan(scene)
+    everything, off = plan.plan(scene), plan.measures_off(settings.evaluation)
+    for flag, name in (*(('--only', name) for name in only), *(('--rerun', name) for name in rerun)):
+        if setting := off.get(name.strip('/').partition('/')[0]):
+            raise ConfigError(f'{flag}={name}: this measure is off and has no stages; {setting} switches it on')
     again = stages.stages_to_rerun(workdir, everything, rerun)
     selected = stages.select(workdir, everything, only) if only else everything
     num_workers = workers_of(settings)
@@ -91,6 +94,7 @@ def run(
     if show_plan:
         planned = directory.plan_of(workdir, plain, selected, fixed=FIXED, rerun=again)
         print(directory.plan_text(planned), flush=True)
+        directory.check_settings(workdir, selected, again)
         if refused := {stage.reason: stage.name for stage in planned if stage.state == 'refused'}:
             raise ConfigError('; '.join(refused))
         return
@@ -105,6 +109,9 @@ def run(
     if only:
         print('done; the command without --only writes the results once all stages are done', flush=True)
         return
+    for folder, setting in off.items():
+        if any(stage_files.is_done(path.parent) for path in (workdir / folder).rglob(stage_files.STAGE_FILE)):
+            print(f'{folder}/...: done in this run, but not in the results: {setting} is not set', flush=True)
     with stage_files.wait_for_lock(workdir / RESULTS_FOLDER):  # jobs of other arms may end at the same time
         results.write_results(results_spec(scene), workdir)
 

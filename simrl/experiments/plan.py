@@ -25,6 +25,7 @@ from simrl.experiments import forecasts, replays, work
 from simrl.experiments.endpoints import Work, showing_usage
 from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.scene import Measure, Scene
+from simrl.experiments.settings import EvaluationSettings
 from simrl.run.stages import Stage
 
 MATRIX, LIKELIHOOD, REPLAY, FORECAST = 'matrix', 'likelihood', 'replay', 'forecast'
@@ -108,6 +109,14 @@ def simulators_met(scene: Scene, seed: int | None) -> dict[str, tuple[str, int]]
         return simulators(scene)
     arms = [arm for arm in scene.settings.arms if not scene.is_people(arm)]
     return {simulator_name(scene, arm, seed): (arm, seed) for arm in arms}
+
+
+def measures_off(settings: EvaluationSettings) -> dict[str, str]:
+    """The measures of simulators that are off: folder of their stages -> the setting that switches them on."""
+    found = {} if settings.replayed else {REPLAY: 'config.evaluation.replayed=N'}
+    if settings.forecast is None:
+        found |= dict.fromkeys((FORECAST, FORECAST_PEOPLE), 'config.evaluation.forecast.examples=N')
+    return found
 
 
 def plan(scene: Scene) -> list[Stage]:

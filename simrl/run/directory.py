@@ -50,7 +50,7 @@ def open_workdir(
     """
     check_order(workdir, stages)
     stored = _fitting_config(workdir, config_dict, fixed)
-    _check_settings(workdir, stages, rerun)
+    check_settings(workdir, stages, rerun)
     for stage in stages:
         if stage.name in rerun or not is_done(workdir / stage.name):
             stage.check()
@@ -99,8 +99,8 @@ def stored_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return stored
 
 
-def _check_settings(workdir: pathlib.Path, stages: Sequence[Stage], rerun: Collection[str]) -> None:
-    """Refuses stages that were started with other settings, all at once; stages to rerun may differ."""
+def check_settings(workdir: pathlib.Path, stages: Sequence[Stage], rerun: Collection[str]) -> None:
+    """Refuses stages that were started with other settings, all at once; arguments and error as of `open_workdir`."""
     changed: dict[str, list[str]] = {}  # the differences as text -> stages
     equal = set[str]()
     for stage in stages:

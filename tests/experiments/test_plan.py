@@ -5,11 +5,12 @@ import pathlib
 
 import pytest
 
-from simrl.experiments import experiment
+from simrl.experiments import experiment, results
 from simrl.experiments.experiment import build_stages, scene_of
 from simrl.run import stages as stages_lib
 from simrl.run.config import ConfigError, to_dict
-from simrl.run.stages import Stage
+from simrl.run.stages import Stage, WorkdirError
+from tests.experiments.made_run import made_run, undo
 from tests.experiments.scene import (
     CONCIERGE_ARMS,
     arms,
@@ -253,3 +254,42 @@ def test_what_cannot_be_is_refused_by_name(changes, message):
 def test_workers_follow_the_machine_unless_told():
     assert experiment.workers_of(settings(workers=1)) == 1
     assert 1 <= experiment.workers_of(settings()) <= 8
+
+
+def test_a_plan_refuses_what_the_run_refuses(tmp_path, capsys):
+    made_run(tmp_path, settings(evaluation__replayed=4))
+    config = to_dict(settings(evaluation__replayed=8))
+    for show_plan in (True, False):
+        with pytest.raises(WorkdirError, match=r'replay/role_play, .*\(conversations: 4 -> 8\).*--rerun=replay\)'):
+            experiment.run(config, tmp_path, show_plan=show_plan)
+    assert 'refused (other settings: conversations: 4 -> 8): replay/role_play' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ({'only': ('sft', 'forecast')}, '--only=forecast: .*no stages; config.evaluation.forecast.examples=N switches'),
+        ({'only': ('people_forecast/',)}, '--only=people_forecast/: .*config.evaluation.forecast.examples=N'),
+        ({'rerun': ('replay/role_play',)}, '--rerun=replay/role_play: .*config.evaluation.replayed=N'),
+    ],
+)
+def test_a_measure_that_is_off_names_its_setting(tmp_path, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment.run(to_dict(settings()), tmp_path, **flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stages_of_a_measure_that_is_off_are_named_as_not_in_the_results(tmp_path, monkeypatch, capsys):
+    scene = made_run(tmp_path, settings(evaluation__replayed=4, evaluation__forecast={'samples': 2, 'n': 2}))
+    monkeypatch.setattr(stages_lib, 'run_stages', lambda *_: None)
+    monkeypatch.setattr(results, 'write_results', lambda *_: None)
+    experiment.run(to_dict(settings(workers=1, evaluation__replayed=4)), tmp_path)
+    line = '{}/...: done in this run, but not in the results: config.evaluation.{}=N is not set'
+    printed = capsys.readouterr().out
+    assert line.format('forecast', 'forecast.examples') in printed
+    assert 'replay/...' not in printed
+    undo(scene, 'forecast', 'people_forecast')
+    experiment.run(to_dict(settings(workers=1)), tmp_path)
+    printed = capsys.readouterr().out
+    assert line.format('replay', 'replayed') in printed
+    assert 'forecast/...' not in printed
