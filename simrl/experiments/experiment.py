@@ -14,6 +14,7 @@ from simrl.evaluation.results import RESULTS_FOLDER
 from simrl.experiments import banner, plan, results
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.concierge_settings import ConciergeSettings
+from simrl.experiments.forecast_results import forecast_table
 from simrl.experiments.pretrained import PretrainedScene
 from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.scene import Scene
@@ -107,6 +108,9 @@ def run(
     else:
         workers.run_side_by_side(build_stages, settings, workdir, names, num_workers)
     if only:
+        forecast = plan.forecast_spec(scene)
+        if forecast is not None and (table := forecast_table(forecast, workdir, names)):
+            print(f'\n{table}\n{forecast.words}\n')
         print('done; the command without --only writes the results once all stages are done', flush=True)
         return
     for folder, setting in off.items():

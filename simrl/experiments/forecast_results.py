@@ -2,11 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from simrl.evaluation.fidelity.table import text_table
 from simrl.evaluation.forecast import best_of_n, gradient_cosine, rank_correlation
 from simrl.evaluation.results import ForecastResult, MeasureResult, SimulatorForecast
 from simrl.experiments.outputs import read_result
@@ -52,6 +53,24 @@ def forecast_of(
     return SimulatorForecast(cosine, best, '; '.join(dict.fromkeys(x for x in reasons if x)) or None, tuple(stages))
 
 
+def forecasts_of(spec: ForecastSpec, workdir: pathlib.Path, people: Mapping[str, Any]) -> dict[str, SimulatorForecast]:
+    """The forecast of each arm; `people` as of `forecast_of`."""
+    return {
+        arm: forecast_of(people, [read_result(workdir / stage) for stage in stages], spec.n, stages)
+        for arm, stages in spec.stages.items()
+    }
+
+
+def forecast_table(spec: ForecastSpec, workdir: pathlib.Path, done: Collection[str]) -> str:
+    """A table of the arms whose stages are all among `done`; empty where there are none."""
+    whole = {arm: stages for arm, stages in spec.stages.items() if set(stages) <= set(done)}
+    if not whole:
+        return ''
+    found = forecasts_of(dataclasses.replace(spec, stages=whole), workdir, read_result(workdir / spec.people))
+    lines = [(arm, str(x.cosine or 'none'), str(x.best_of_n or 'none'), x.reason or '') for arm, x in found.items()]
+    return text_table(('forecast', 'cosine', f'best of {spec.n}', 'reason'), lines)
+
+
 def forecast_result(spec: ForecastSpec, workdir: pathlib.Path, measure: MeasureResult) -> ForecastResult:
     """All forecasts of a run, and their rank correlations with what came out.
 
@@ -59,10 +78,7 @@ def forecast_result(spec: ForecastSpec, workdir: pathlib.Path, measure: MeasureR
         measure: of the trained assistants; an arm without any is in no correlation.
     """
     people = read_result(workdir / spec.people)
-    simulators = {
-        arm: forecast_of(people, [read_result(workdir / stage) for stage in stages], spec.n, stages)
-        for arm, stages in spec.stages.items()
-    }
+    simulators = forecasts_of(spec, workdir, people)
     correlations = []
     for name in FORECASTS:
         found = {arm: getattr(x, name) for arm, x in simulators.items() if arm in measure.arms}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 from unittest import mock
@@ -11,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from simrl.evaluation.forecast import best_of_n, gradient_cosine
-from simrl.experiments import experiment, forecasts
+from simrl.experiments import experiment, forecasts, plan
 from simrl.experiments.checks import check_forecast
 from simrl.experiments.concierge_people import alike, people_agent, people_examples
 from simrl.experiments.experiment import build_stages, scene_of
-from simrl.experiments.forecast_results import ForecastSpec, forecast_result
+from simrl.experiments.forecast_results import ForecastSpec, forecast_result, forecasts_of
 from simrl.experiments.forecasts import cannot_continue, silent
 from simrl.experiments.outputs import read_result, save_result
 from simrl.experiments.settings import Compute, ForecastSettings, MeshSettings
@@ -24,9 +25,11 @@ from simrl.rl.judged import Judged
 from simrl.rollouts.agents import HostAgent, HostConversation, MixedAgent
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.state import EndReason, Transcript
+from simrl.run import stages as stages_lib
 from simrl.run.config import ConfigError, to_dict
 from tests.evaluation.report.fake_run import fake_results
 from tests.experiments import test_pretrained
+from tests.experiments.made_run import made_run
 from tests.experiments.scene import arms, identity, settings, tiny_settings
 
 WORKDIR = pathlib.Path('run')
@@ -193,6 +196,30 @@ def test_forecasts_are_of_an_arms_simulators_and_correlated_over_arms(tmp_path: 
     gains = [measure.arms[arm].gain.mean for arm in ('role_play', 'persona', 'sft 7b')]
     assert by_name['cosine', 'gain'].mean == pytest.approx(np.corrcoef(np.argsort(np.argsort(gains)), range(3))[0, 1])
     assert by_name['best_of_n', 'gain'].mean is None
+
+
+def test_a_command_of_forecasts_alone_prints_those_that_it_made_or_found(tmp_path, monkeypatch, capsys) -> None:
+    """With two seeds an arm is shown when the forecasts of both are there."""
+    monkeypatch.setattr(stages_lib, 'run_stages', lambda *_: None)
+    wanted = settings(seeds=(0, 3), workers=1, evaluation__forecast={'examples': 3, 'samples': 2, 'n': 2})
+    spec = plan.forecast_spec(made_run(tmp_path, wanted))
+    products = (1 + 0.01 * np.eye(3)).tolist()
+    people = {'products': products, 'values': [[0.0, 1.0]] * 3, 'clusters': [*'abc']}
+    known = {'products': products, 'cross': [[0.5] * 3] * 3, 'rewards': None, 'reason': 'mute'}
+    save_result(tmp_path / 'people_forecast', people)
+    save_result(tmp_path / 'forecast' / 'persona', known)
+    found = forecasts_of(spec, tmp_path, people)
+    rows = {'forecast': list(spec.stages), 'forecast/fine_tuned/seed-0': [], 'forecast/persona': ['persona']}
+    for only, arms_shown in rows.items():
+        experiment.run(to_dict(wanted), tmp_path, only=(only,))
+        printed = capsys.readouterr().out
+        lines = [line for line in printed.splitlines() if line.startswith(tuple(f'{arm}  ' for arm in spec.stages))]
+        assert [line.split()[0] for line in lines] == arms_shown
+        assert (spec.words in printed) == bool(arms_shown)
+        for arm, line in zip(arms_shown, lines, strict=True):
+            for value in (found[arm].cosine, found[arm].best_of_n, found[arm].reason):
+                assert str(value or '') in line
+    assert re.search(r'^persona +0\.5\d\d .* none +mute', lines[0])
 
 
 # Whole.
