@@ -39,12 +39,14 @@ from simrl.remote.client import complete as complete_at
 from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.agents import ModelAgent
 from simrl.rollouts.completion import complete as complete_on_device
+from simrl.rollouts.messages import room_to_receive, room_to_send
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import from_config_dict, local_path
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.identity import identity_of
 from simrl.serving.load import load_assistant, resampled
+from tools.judges import print_usage
 
 SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
 CALLS = 16  # for each place in flight, between two writes: at the end of a batch some places are idle
@@ -87,6 +89,24 @@ def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[
         yield agent, loaded.chat
 
 
+def check_room(agent: ModelAgent, prompt_flag: str, prompt_tokens: int, max_flag: str) -> None:
+    """Refuses a prompt and a reply that the model has no positions for.
+
+    Raises:
+        ValueError: there are too few; it names values of both flags that fit.
+    """
+    spec = agent.policy.spec
+    around = room_to_send(spec) - spec.max_new_tokens + room_to_receive(spec, 1)  # headers and ends, without the reply
+    room = spec.config.max_row_tokens - around
+    if prompt_tokens + spec.max_new_tokens > room:
+        reply = max(1, min(spec.max_new_tokens, room // 2))
+        raise ValueError(
+            f'{prompt_flag} and {max_flag}: expected a prompt and a reply of at most {room} tokens together, which is '
+            f'{spec.config.row_limit} less {around} for headers, found {prompt_tokens} + {spec.max_new_tokens}; what '
+            f'fits is {prompt_flag}={room - reply} {max_flag}={reply}'
+        )
+
+
 @contextlib.contextmanager
 def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int]]:
     """The model that was asked for, the name of all that decides its answers, and the number of chats for a call."""
@@ -100,12 +120,13 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
             try:
                 yield complete, named, CALLS * endpoint.in_flight
             finally:
-                print(f'endpoint {endpoint.model}: {client.usage()}', flush=True)
+                print_usage(endpoint.model, client)
         return
     if sampling.top_k or sampling.min_p:
         raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')
     identity = identity_of(options.model)
     with on_device(options.model, sampling, options.max_tokens) as (agent, chat):
+        check_room(agent, '--prompt-tokens', options.prompt_tokens, '--max-tokens')
         yield (
             complete_on_device(
                 agent,
@@ -127,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder or a .gguf file')
     parser.add_argument('--max-tokens', type=int, help=f'of an answer, reasoning included; by default {MAX_TOKENS}')
     parser.add_argument('--tries', type=int, default=4, help='max answers until one is a sentence; 1 at temperature 0')
-    parser.add_argument('--prompt-tokens', type=int, default=4096, help='max tokens of a prompt; beside --model only')
+    parser.add_argument(
+        '--prompt-tokens', type=int, default=4096, help='of a prompt; default: 4096; beside --model only'
+    )
     parser.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
     parser.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
     for name, kind in SETTINGS.items():

@@ -19,9 +19,12 @@ judge's agreement, the correlation of their errors and the number of independent
 and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files.
 
 Tasks are those of the hub, or --tasks=FILE in their schema. --training=FILE counts those that training data has, and
-gives the numbers without them. After a kill the same command continues: answers are kept beside the output
-(.answers.sqlite), those of a model on the device by its contents. What could not be had is counted, and the exit code
-is then 1. The same command asks again for what a server failed, and for no answer that it has, readable or not.
+gives the numbers without them. After a kill the same command continues: answers are kept in OUTPUT.answers.sqlite,
+of `score` and `pairs` in OUTPUT/score.answers.sqlite and OUTPUT/pairs.answers.sqlite. Those of an endpoint are found by
+model name and request: another server under the same name is not asked anew. Those of a model on the device are found
+by its contents; it needs positions for --prompt_tokens and --max_tokens together. What could not be had is counted, and
+the exit code is then 1. The same command asks again for what a server failed, and for no answer that it has, readable
+or not.
 """
 
 import argparse
@@ -65,8 +68,18 @@ from simrl.run.progress import Progress
 from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving.identity import identity_of
-from tools.intents import add_fields, on_device, settings_of
-from tools.judges import cache_path, judges_of, opened, run_command
+from tools.intents import add_fields, check_room, on_device, settings_of
+from tools.judges import (
+    ON_DEVICE,
+    Missing,
+    asked_again,
+    cache_path,
+    check_output,
+    judges_of,
+    opened,
+    print_missing,
+    run_command,
+)
 from tools.prepare import add_settings, read_settings
 
 Tasks = Mapping[str, Task]
@@ -122,7 +135,8 @@ def known_tasks(scope: Scope) -> dict[str, Task]:
     return scope.tasks
 
 
-def run_generate(options: argparse.Namespace) -> int:
+def run_generate(options: argparse.Namespace) -> Missing:
+    check_output(options.output, '.json')
     settings, endpoint = read_settings(GenerationSettings, vars(options)), settings_of(options, 'endpoint')
     if (endpoint is None) == (options.model is None):
         raise ValueError('expected either --endpoint.url and --endpoint.model, or --model')
@@ -137,9 +151,8 @@ def run_generate(options: argparse.Namespace) -> int:
     print(f'{options.output}: {"written" if found else "not written"}, {len(found)} of {len(tasks)} replies')
     truncated = sum(bool(of.truncated) for of in found)
     print(f'cut at {settings.max_tokens} tokens: {truncated}')
-    for cause, count in failed.most_common():
-        print(f'no reply: {count} ({cause})')
-    return sum(failed.values())
+    print_missing('no reply', failed, missing(tasks, {of.task: of for of in found}))
+    return failed.total(), ON_DEVICE if endpoint is None else asked_again(options.output, has_tries=False)
 
 
 def sample_on_device(
@@ -154,6 +167,7 @@ def sample_on_device(
         def sampler() -> Replies:
             sampling = Sampling(settings.temperature, top_p=settings.top_p)
             agent, chat = stack.enter_context(on_device(options.model, sampling, settings.max_tokens))
+            check_room(agent, '--prompt_tokens', options.prompt_tokens, '--max_tokens')
             return replies(
                 agent,
                 chat,
@@ -195,26 +209,25 @@ def judging(
         yield scope, generations, clients, settings
 
 
-def run_checklist(options: argparse.Namespace) -> int:
-    if not options.output.name.endswith(('.jsonl', '.jsonl.gz')):  # before anything is paid for
-        raise ValueError(f'--output: expected a name that ends in .jsonl or .jsonl.gz, found {options.output.name}')
+def run_checklist(options: argparse.Namespace) -> Missing:
+    check_output(options.output, '.jsonl', '.jsonl.gz')
     with judging(options, options.output) as (scope, generations, clients, settings):
         rows = checklist.judge(known_tasks(scope), generations, clients, settings, 'verdicts')
     write_rows(options.output, rows)
     summary = checklist.summary(rows, known_tasks(scope), scope.overlap) | {'settings': dataclasses.asdict(settings)}
     write_json(options.output.with_name(options.output.name + '.summary.json'), summary)
     print_result(summary)
-    return int(summary['tasks']['without a verdict'])
+    return int(summary['tasks']['without a verdict']), asked_again(options.output, has_tries=True)
 
 
-def run_compare(options: argparse.Namespace) -> int:
+def run_compare(options: argparse.Namespace) -> Missing:
     print_result(of_both(options.files, checklist.compare))
-    return 0
+    return 0, ''
 
 
-def run_agreement(options: argparse.Namespace) -> int:
+def run_agreement(options: argparse.Namespace) -> Missing:
     print_result(of_both(options.files, lambda *rows: dataclasses.asdict(checklist.against_people(*rows))))
-    return 0
+    return 0, ''
 
 
 def of_both(paths: Sequence[pathlib.Path], function: Callable[[Rows, Rows], Result]) -> Result:
@@ -226,13 +239,14 @@ def of_both(paths: Sequence[pathlib.Path], function: Callable[[Rows, Rows], Resu
         raise ValueError(f'{paths[0]} and {paths[1]}: {error}') from error
 
 
-def run_score(options: argparse.Namespace) -> int:
+def run_score(options: argparse.Namespace) -> Missing:
     with judging(options, options.output / 'score') as (scope, generations, clients, settings):
         found = verdicts.score(known_tasks(scope), generations, clients, settings, 'scores')
-    return write_all(options.output, found, generations, None, lambda path: score_of(path, scope))
+    lost = write_all(options.output, found, generations, None, lambda path: score_of(path, scope))
+    return lost, asked_again(options.output / 'score', has_tries=True)
 
 
-def run_pairs(options: argparse.Namespace) -> int:
+def run_pairs(options: argparse.Namespace) -> Missing:
     with judging(options, options.output / 'pairs') as (scope, generations, clients, settings):
         references = read_replies(options.reference, scope)
         found = verdicts.pairs(known_tasks(scope), generations, references, clients, settings, 'pairs')
@@ -241,7 +255,8 @@ def run_pairs(options: argparse.Namespace) -> int:
     def result_of(path: pathlib.Path) -> Result:
         return reward_of(path, reference, scope, RewardSettings())
 
-    return write_all(options.output, found, generations, reference, result_of)
+    lost = write_all(options.output, found, generations, reference, result_of)
+    return lost, asked_again(options.output / 'pairs', has_tries=True)
 
 
 def write_all(
@@ -295,22 +310,22 @@ def reward_of(path: pathlib.Path, reference: str, scope: Scope, settings: Reward
     return dataclasses.asdict(found) | {'position': None if bias is None else dataclasses.asdict(bias)}
 
 
-def run_wb_score(options: argparse.Namespace) -> int:
+def run_wb_score(options: argparse.Namespace) -> Missing:
     print_result(score_of(options.file, read_scope(options), options.cut_replies, options.weights))
-    return 0
+    return 0, ''
 
 
-def run_wb_reward(options: argparse.Namespace) -> int:
+def run_wb_reward(options: argparse.Namespace) -> Missing:
     settings = read_settings(RewardSettings, vars(options))
     print_result(reward_of(options.file, options.reference, read_scope(options), settings))
-    return 0
+    return 0, ''
 
 
 def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], tasks: str | None = SOURCE) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], Missing], tasks: str | None = SOURCE) -> Any:
         added = commands.add_parser(name)
         added.set_defaults(run=run)
         if name not in ('compare', 'agreement'):
@@ -328,7 +343,9 @@ def parser_of() -> argparse.ArgumentParser:
     add_fields(added, 'endpoint', EndpointSettings)
     added.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder, a .gguf file, or one of a run')
     added.add_argument('--generator', help="the assistant's name in the file; beside --model only; default: the model")
-    added.add_argument('--prompt_tokens', type=int, default=4096, help='max tokens of a task; beside --model only')
+    added.add_argument(
+        '--prompt_tokens', type=int, default=4096, help='max tokens of a task; default: 4096; beside --model only'
+    )
     added.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
     added.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
     add_settings(added, GenerationSettings())

@@ -15,9 +15,12 @@ people of its run, played by one of the run's simulators: each assistant of a ru
 may reply, too (--endpoint.url and --endpoint.model in the place of --assistant).
 
 OUTPUT gets verdicts.jsonl (each verdict with its order and raw text) and results.json. A preference is the mean of both
-orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept beside the
-output (.answers.sqlite). Verdicts that could not be had are counted and bounded, and those that a server failed are
-asked for again; the exit code is then 1.
+orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept in
+OUTPUT/judge.answers.sqlite, those of `respond` in OUTPUT.answers.sqlite, by model name and request: another server
+under the same name is not asked anew. Verdicts that could not be had are counted and bounded, and those that a server
+failed are asked for again; the exit code is then 1.
+
+A model on the device needs positions for --prompt_tokens and --max_tokens together; an error names values that fit.
 """
 
 import argparse
@@ -37,7 +40,7 @@ from simrl.evaluation.pairwise.responses import Response
 from simrl.evaluation.pairwise.table import PANEL, Labels, Table, table
 from simrl.evaluation.pairwise.text import console_table
 from simrl.evaluation.wildbench.asking import AskSettings
-from simrl.evaluation.wildbench.generations import GenerationSettings, generate
+from simrl.evaluation.wildbench.generations import GenerationSettings, generate, missing
 from simrl.evaluation.wildbench.tasks import Task
 from simrl.experiments.checks import check_row_lengths
 from simrl.experiments.judges import LocalJudgeSettings
@@ -57,7 +60,17 @@ from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
 from tools.intents import add_fields, settings_of
-from tools.judges import cache_path, judges_of, opened, run_command
+from tools.judges import (
+    ON_DEVICE,
+    Missing,
+    asked_again,
+    cache_path,
+    check_output,
+    judges_of,
+    opened,
+    print_missing,
+    run_command,
+)
 from tools.prepare import add_settings, read_settings
 from tools.wildbench import sample_on_device
 
@@ -110,7 +123,7 @@ def read_labels(path: pathlib.Path, pairs: Sequence[responses.Pair]) -> Labels:
     return labels
 
 
-def run_judge(options: argparse.Namespace) -> int:
+def run_judge(options: argparse.Namespace) -> Missing:
     settings, endpoints = read_settings(AskSettings, vars(options)), judges_of(options)
     names = [*endpoints, *([] if options.model is None else [options.model])]
     if not names:
@@ -136,7 +149,9 @@ def run_judge(options: argparse.Namespace) -> int:
     result = table(judged, found, combine=options.combine, labels=labels)
     write_json(options.output / RESULTS_FILE, plain(result, options, names))
     print(console_table(result))
-    return print_lost(judged, options.output)
+    helps = [asked_again(output, has_tries=True)] if endpoints else []
+    helps += [] if model is None else ['what is too long for --model may fit into more --lengths']
+    return print_lost(judged, options.output), '; '.join(helps)
 
 
 def print_lost(judged: Sequence[Judged], output: pathlib.Path) -> int:
@@ -221,7 +236,8 @@ def named(by_two: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
     return {' over '.join(two): value for two, value in by_two.items()}
 
 
-def run_respond(options: argparse.Namespace) -> int:
+def run_respond(options: argparse.Namespace) -> Missing:
+    check_output(options.output, '.jsonl', '.jsonl.gz', '.parquet')
     endpoint = settings_of(options, 'endpoint')
     if (options.prompts is None) == (options.user is None):
         raise ValueError('expected either --prompts or --user')
@@ -232,20 +248,21 @@ def run_respond(options: argparse.Namespace) -> int:
             raise ValueError('--user: expected --assistant, found an endpoint')
         with device(), Cache(cache_path(options.output)) as cache:
             rows, failed = respond.with_user(options.model, options.user, cache, people=options.people)
+        without, helps = list[str](), 'the same command tries the conversations that failed again'
     else:
-        rows, failed = reply(options, endpoint)
+        rows, failed, without = reply(options, endpoint)
+        helps = ON_DEVICE if endpoint is None else asked_again(options.output, has_tries=False)
     if rows:
         write_rows(options.output, rows)
     print(f'{options.output}: {"written" if rows else "not written"}, {len(rows)} of {len(rows) + failed.total()}')
-    for cause, count in failed.most_common():
-        print(f'no response: {count} ({cause})')
-    return failed.total()
+    print_missing('no response', failed, without)
+    return failed.total(), helps
 
 
 def reply(
     options: argparse.Namespace, endpoint: EndpointSettings | None
-) -> tuple[list[dict[str, Any]], collections.Counter[str]]:
-    """Rows of the assistant's replies to --prompts, and the number of prompts without one by cause."""
+) -> tuple[list[dict[str, Any]], collections.Counter[str], list[str]]:
+    """Rows of the assistant's replies to --prompts; the number of prompts without one by cause, and their ids."""
     settings = read_settings(GenerationSettings, vars(options))
     prompts = read_prompts(options.prompts)
     tasks = {name: Task(conversation, (), '', ()) for name, (conversation, _) in prompts.items()}
@@ -259,7 +276,7 @@ def reply(
         said = {'role': 'assistant', 'content': of.text, 'truncated': of.truncated}
         row = prompts[of.task][1]
         rows.append({**row, 'messages': [*row['messages'], said]})
-    return rows, failed
+    return rows, failed, missing(tasks, {of.task: of for of in found})
 
 
 def read_prompts(path: pathlib.Path) -> dict[str, tuple[Conversation, dict[str, Any]]]:
@@ -314,7 +331,9 @@ def parser_of() -> argparse.ArgumentParser:
     added.add_argument('--prompts', type=local_path, help='rows {id, messages} that end with the user')
     added.add_argument('--user', help='a simulator of the run, or an arm whose simulator is people')
     added.add_argument('--people', type=int, default=100, help='held-out people; beside --user')
-    added.add_argument('--prompt_tokens', type=int, default=4096, help='max tokens of a prompt; on the device only')
+    added.add_argument(
+        '--prompt_tokens', type=int, default=4096, help='max tokens of a prompt; default: 4096; on the device only'
+    )
     added.add_argument('--rows', type=int, default=16, help='replies sampled at once; on the device only')
     added.add_argument('--seed', type=int, default=0, help='of replies; on the device only')
     added.set_defaults(generator=None)

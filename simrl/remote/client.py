@@ -128,6 +128,7 @@ class Endpoint:
         self._jitter = random.Random()  # no part of any result
         self._counts: collections.Counter[str] = collections.Counter()
         self._failures: collections.Counter[str] = collections.Counter()
+        self._first_details: dict[str, str] = {}
         self._failed_tries: collections.Counter[str] = collections.Counter()
         self._cost = 0.0
         self._loop = asyncio.new_event_loop()
@@ -177,6 +178,10 @@ class Endpoint:
             cost=self._cost,
         )
 
+    def first_details(self) -> dict[str, str]:
+        """The detail of the first call that failed, by cause."""
+        return dict(self._first_details)
+
     async def _shut(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -191,6 +196,7 @@ class Endpoint:
             self._counts['calls'] += 1
             if isinstance(outcome, Failure):
                 self._failures[outcome.cause] += 1
+                self._first_details.setdefault(outcome.cause, outcome.detail)
             tally.add(outcome)
             return outcome
 

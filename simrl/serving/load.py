@@ -99,7 +99,9 @@ def assistant_stage(name: str, scene: Scene, part: str) -> pathlib.Path | None:
     found = by_stage.get(part, part)
     if found not in stages_by_name:
         names = (', '.join(x) for x in (stages_by_name, simulators(scene)))
-        raise ValueError('{}: expected an assistant of the run ({}); --simulator takes {}'.format(name, *names))
+        raise ValueError(
+            '{}: expected an assistant of the run ({}), not one of its simulators ({})'.format(name, *names)
+        )
     stage = stages_by_name[found]
     if stage is None:
         return None

@@ -164,7 +164,7 @@ def run_of(folder, config: str, **changes):
     [
         (
             ['run'],
-            r'run: expected an assistant of the run \(initial, .*persona/seed-0.*\); --simulator takes .*persona',
+            r'run: expected an assistant of the run \(initial, .*persona/seed-0.*\), not .* simulators \(.*persona',
         ),
         (['run/rl/nobody/seed-0'], 'run/rl/nobody/seed-0: expected an assistant of the run'),
         (['--simulator=run/initial'], r'run/initial: expected a simulator of the run \(.*persona.*\)'),

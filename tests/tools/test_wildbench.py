@@ -11,11 +11,15 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Conversation, Message, write_conversations
+from simrl.rollouts.agents import ModelAgent
+from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.token_sampling import Sampling
+from simrl.serving.load import resampled
 from tests.evaluation.wildbench import made_up
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.serving.test_stream import CHAT, agent
 from tools import wildbench
+from tools.intents import check_room
 
 JUDGES = ('org/b', 'org_b', 'c')  # two are one file's name but for what it cannot hold
 MODELS = ('mine', 'initial', *JUDGES)
@@ -266,9 +270,9 @@ def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypa
     flags = ['generate', f'--tasks={tasks}', f'--output={output}', '--model=tiny', '--prompt_tokens=40', '--rows=8']
     found = []
     for more in ([], [], ['--seed=1']):
-        with pytest.raises(SystemExit, match='found 1 missing'):
+        with pytest.raises(SystemExit, match='found 1 missing; the same command finds the same'):
             wildbench.main([*flags, *more])
-        assert 'no reply: 1 (prompt too long)' in capsys.readouterr().out
+        assert "no reply: 1 (prompt too long)\nno reply to: 'task3'\n" in capsys.readouterr().out
         found.append(output.read_bytes())
     assert found[0] == found[1] != found[2]
     replies = json.loads(found[0])
@@ -284,6 +288,20 @@ def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypa
     contents['moved'] = 'two'
     wildbench.main(flags)
     assert loaded[3:] == ['moved']
+
+
+def test_an_error_names_token_numbers_that_fit_the_model() -> None:
+    """They are as many as fit: the same conversation has no room for one more."""
+    reader = agent(ASSISTANT)
+    with pytest.raises(ValueError, match=r'^--prompt_tokens and --max_tokens: expected .* found 90000 \+ ') as caught:
+        check_room(reader, '--prompt_tokens', 90000, '--max_tokens')
+    prompt, reply = (int(flag.partition('=')[2]) for flag in str(caught.value).split()[-2:])
+    reader = resampled(reader, max_new_tokens=reply)
+    assert isinstance(reader, ModelAgent)
+    check_room(reader, '--prompt_tokens', prompt, '--max_tokens')
+    capacity(reader.policy.spec, 1, prompt, 1)
+    with pytest.raises(ValueError, match='expected conversations of at most'):
+        capacity(reader.policy.spec, 1, prompt + 1, 1)
 
 
 def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path, tasks, capsys) -> None:
@@ -303,7 +321,9 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
         path = tmp_path / 'mine.json'
         with pytest.raises(SystemExit, match=r'^error: expected replies and verdicts of all tasks, found 1 missing'):
             generate(server, tasks, path, 'mine')
-        assert 'no reply: 1 (refused)' in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "no reply: 1 (refused)\nno reply to: 'task1'\n" in printed
+        assert "  first failure (refused): status 400, '" in printed
         assert len(json.loads(path.read_text())) == NUM - 1
         flags = [f'--tasks={tasks}', f'--generations={path}', *judges(server)]
         checked = ['checklist', *flags, f'--output={tmp_path / "c.jsonl"}']
@@ -321,7 +341,7 @@ def test_what_is_missing_is_told_and_the_same_command_asks_for_it_alone(tmp_path
         assert rows[1]['judges'] == {}
         assert rows[2]['judges']['org_b'] == {'model': 'org_b', 'verdicts': None, 'cause': 'server', 'raw': ''}
         assert (rows[3]['judges']['c']['cause'], rows[3]['judges']['c']['raw']) == ('schema', '{"score": "10"}')
-        with pytest.raises(SystemExit, match='found 2 missing'):
+        with pytest.raises(SystemExit, match=f'found 2 missing.*{tmp_path}/score/score.answers.sqlite: more --tries'):
             wildbench.main(['score', *flags, f'--output={tmp_path / "score"}'])
         out = capsys.readouterr().out
         assert 'no verdict: 1 (schema)' in out

@@ -303,9 +303,13 @@ def test_an_endpoint_replies_to_prompts_of_a_file(tmp_path, capsys) -> None:
     path, output = write(tmp_path / 'prompts.jsonl', *PROMPTS), tmp_path / 'm.jsonl'
     with ScriptedServer(replying, models=['m']) as server:
         asked = [f'--endpoint.url={server.url}', '--endpoint.model=m', f'--prompts={path}', f'--output={output}']
-        with pytest.raises(SystemExit, match='found 1 missing'):
+        with pytest.raises(
+            SystemExit, match=f'found 1 missing.* are kept in {output}.answers.sqlite: without the file'
+        ):
             win_rate.main(['respond', *asked])
-        assert 'no response: 1 (refused)' in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "no response: 1 (refused)\nno response to: 'z'\n" in printed
+        assert "  first failure (refused): status 400, '" in printed
         broken = False
         win_rate.main(['respond', *asked])
         assert len(server.requests) == 4
@@ -349,6 +353,10 @@ def test_prompts_that_are_none_are_named(tmp_path) -> None:
         (['respond', '--assistant=tiny', '--user=oracle', f'--output={output}'], 'expected an assistant of a run'),
         ([*flags, '--endpoint.url=http://x/v1', '--endpoint.model=m'], 'expected either --endpoint.url and'),
         ([flags[0], *flags[2:]], 'expected either --endpoint.url and --endpoint.model, or --assistant'),
+        (
+            [*flags, f'--output={tmp_path / "x.txt"}'],
+            'a name that ends in .jsonl or .jsonl.gz or .parquet, found x.txt',
+        ),
     ):
         with pytest.raises(SystemExit, match=told):
             win_rate.main(wrong)
