@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from simrl.evaluation.report.summary import Interval
@@ -27,6 +28,8 @@ NARROW, WIDE = 4.8, 9.8  # inches: half of the main column, or a phone; the whol
 FONT_SIZE = 10.0
 CAPTION_SIZE = 9.0
 CHARACTERS = {FONT_SIZE + 1: 11.5, CAPTION_SIZE: 15.5}  # of a line, by inch, at a font size
+BESIDE_AXIS = 0.45  # inches left of the tick labels, of an axis' own label, and right of an axis
+BESIDE_LABEL = 2.8  # font sizes between a legend's line and its label, and between its columns
 LINE_HEIGHT = 0.17  # inches
 PIXELS_PER_INCH = 150  # of a PNG
 SOFTWARE = 'simrl'  # in the metadata of each PNG: a report replaces those of the one before, and no others
@@ -148,16 +151,31 @@ def panel(width: float, height: float, title: str, caption: str) -> tuple[Figure
 
 
 def legend(axis: Axes) -> None:
-    """A legend above what is drawn, with room of its own."""
+    """A legend above what is drawn, with room of its own; as many columns as the width has room for."""
     figure = axis.get_figure(root=True)
     assert figure is not None
-    columns = 2 if figure.get_figwidth() < (NARROW + WIDE) / 2 else 4
     handles, labels = axis.get_legend_handles_labels()
-    rows = -(-len(labels) // columns)
     length = 3 if any(isinstance(x, Line2D) and x.get_linestyle() != 'None' for x in handles) else 1
+    most = 2 if figure.get_figwidth() < (NARROW + WIDE) / 2 else 4
+    ticks = [_inches(tick.get_text()) for tick in axis.get_yticklabels()]
+    room = figure.get_figwidth() - max(ticks, default=0.0) - BESIDE_AXIS
+    around = (length + BESIDE_LABEL) * FONT_SIZE / 72  # inches of a column that are not its label's
+    longest = max(map(_inches, labels))
+    columns = min(most, int(room / (longest + around)))
+    if columns < 1:  # the longest label alone has too little room
+        widest = max(_inches(label) / len(label) for label in labels if label)  # inches of a character
+        columns, labels = 1, [textwrap.fill(label, int((room - around) / widest)) for label in labels]
+    rows = -(-len(labels) // columns) + sum(label.count('\n') for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.08 + 1.3 * LINE_HEIGHT * rows)
     axis.legend(
-        loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=length, borderaxespad=0
+        handles,
+        labels,
+        loc='lower left',
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        handlelength=length,
+        borderaxespad=0,
     )
 
 
@@ -195,6 +213,11 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
 def bounds_of(estimate: Interval | None) -> tuple[float | None, float | None, float | None]:
     """Mean and bounds as cells of a CSV file."""
     return (None, None, None) if estimate is None else (estimate.mean, estimate.low, estimate.high)
+
+
+def _inches(text: str) -> float:
+    """The width of a line of text at the size of labels."""
+    return float(TextPath((0, 0), text, size=FONT_SIZE).get_extents().width) / 72 if text.strip() else 0.0
 
 
 def _lines(text: str, width: float, size: float) -> list[str]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from simrl.evaluation.report import drawing, gallery, lengths, sections
+from simrl.evaluation.report import drawing, gallery, lengths, sections, utility
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
-from simrl.evaluation.report.drawing import CAPTION_SIZE, looks_of
+from simrl.evaluation.report.drawing import CAPTION_SIZE, look_at, looks_of
 from simrl.evaluation.report.report import _columns, console_table, write_report
 from simrl.evaluation.results import (
     ConversationsResult,
@@ -23,6 +23,7 @@ from simrl.evaluation.results import (
     TrainingResult,
     ValidationCurve,
 )
+from simrl.evaluation.statistics import Estimate
 from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results, page_text, training_rows, write_training
 
 SECTIONS = (
@@ -404,3 +405,31 @@ def test_validation_conversations_without_a_reward_are_counted(results):
     said = ' Validation conversations without a reward, left out: persona/seed-1 3 of 24.'
     assert about(judged=(8, 6, 7), examples=8).endswith(said)
     assert about(judged=(8, 8, 8), examples=8) == about(), 'of an earlier version nothing is known'
+
+
+@pytest.mark.parametrize('width', [drawing.NARROW, drawing.WIDE])
+@pytest.mark.parametrize(
+    ('names', 'columns'),
+    [
+        (['a', 'b', 'c', 'd'], (2, 4)),
+        (['persona_of_a_long_name (runs/quickstart)', 'b (runs/second)', 'c (runs/second)'], (1, 2)),
+        (['an arm ' * 30 + '(run)', 'W' * 60], (1, 1)),
+    ],
+)
+def test_a_legend_fits_into_its_figure(width: float, names: list[str], columns: tuple[int, int]) -> None:
+    """As wide as it may be, and below the title; names that are longer are in lines."""
+    points = [utility.Point(name, i, Estimate(0.5, 0.4, 0.6, 9, 9, 0.95), look_at(0)) for i, name in enumerate(names)]
+    with drawing.style():
+        figure = utility.scatter(utility.AGAINST[1], points, 'Caption.').draw(width)
+        figure.draw_without_rendering()
+    (axis,) = figure.axes
+    legend = axis.get_legend()
+    assert legend is not None
+    assert len({text.get_window_extent().x0 for text in legend.get_texts()}) == min(
+        columns[width == drawing.WIDE], len(names)
+    )
+    drawn = legend.get_window_extent()
+    assert drawn.x0 >= 0
+    assert drawn.x1 <= figure.bbox.x1
+    assert drawn.y1 <= figure.bbox.y1
+    assert axis.get_window_extent().width > figure.bbox.width / 2
