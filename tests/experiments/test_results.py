@@ -254,5 +254,7 @@ def test_replayed_turns_and_likelihoods_are_measured_by_data_set(spec, tmp_path,
     assert against.read(found)['b'] == np.mean([b.replayed[ALL].distances[name].excess.mean for name in shared])
     page = page_text(found)
     assert 'Turns of real conversations, replayed' in page
+    for column in ('beyond people: distributions (bits)', 'Beyond people: the excess', 'Intent covered: the share of'):
+        assert column in page
     assert 'Not measured: typo rate: no annotator is named for words.' in page
     assert f'{math.exp(2):.3f}' in page or f'{math.exp(2):.2f}' in page

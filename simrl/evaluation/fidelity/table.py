@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from simrl.evaluation.fidelity.behaviour import LEAKED_WORDS
 from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.statistics import Estimate
 
@@ -9,7 +10,11 @@ ABOUT = (
     'Distances are between random halves of the conversations: people from people (the floor), the simulator from '
     'people. Their difference, the excess, is 0 for one that says what people say; its 95% interval resamples '
     'conversations. Word length: letters; typo rate: share of words; others: bits (Jensen-Shannon), or the energy '
-    'distance of sentence embeddings. Ends are of conversations that people ended.'
+    'distance of sentence embeddings. Ends are of conversations that people ended. Intent overlap: the share of a '
+    'message’s content words that the intent has. Intent leaked: the share of messages with '
+    f'{LEAKED_WORDS} words of the intent in a row, or with all words of a shorter one. Intent covered: the share of '
+    'the intent’s content words that a user says in the whole conversation. Diversity of openings: 1 less the share of '
+    'words that two openings have in common, of all words of both; the mean over pairs.'
 )
 Line = tuple[str, str, str, str]  # name, people, simulated, excess
 

@@ -29,6 +29,12 @@ UTILITY = (
     'parameters, and a simulator behind an endpoint has no likelihood. Arms of almost equal numbers are drawn side by '
     'side; of a number that all share there is no figure.'
 )
+BEYOND_PEOPLE = (
+    'Beyond people: the excess of the fidelity table, how much farther a simulator’s replayed turns are from people’s '
+    'than two halves of people’s are from each other; 0 for one that says what people say, and more is farther. '
+    'Distributions: the mean over those that all arms have, in bits (Jensen-Shannon). Embeddings: the energy distance '
+    'of sentence embeddings.'
+)
 TRAINING = (
     'Rewards are under each arm’s own simulator, so they compare a run with itself and not arms with each other. Thick '
     'lines are means over seeds, thin lines single seeds. A group is the conversations of one opening; where all have '
@@ -62,7 +68,9 @@ def report_page(
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
     header, rows = utility.table(results, looks)
     if rows:
-        known = [page.table(header, rows), page.paragraph(f'{UTILITY} {utility.about_forecast(results)}', 'note')]
+        beyond = BEYOND_PEOPLE if any(name.startswith('beyond people') for name in header) else ''
+        about = ' '.join(filter(None, (UTILITY, beyond, utility.about_forecast(results))))
+        known = [page.table(header, rows), page.paragraph(about, 'note')]
         title = 'Utility by what is known of a simulator'
         parts.append(page.section(title, *known, drawn_panels(drawings['utility'])))
     trained = [arm for arm in results.experiment.arms if results.experiment.assistants_of(arm)]

@@ -246,6 +246,7 @@ def test_a_forecast_is_beside_the_utility(results):
     said = 'cosine with win rate 0.80 [0.20, 1.00] over 3 arms, permutation p 0.100'
     assert 'Forecasts are from 64 examples, 8 samples of each, best of 8. People themselves stand for people. ' in text
     assert f'Rank correlations by people: {said}' in text
+    assert 'eyond people' not in text, 'nothing is said of a column that is not there'
 
 
 def test_many_pairs_of_arms_are_folded_and_every_measure_has_its_words(many, crowded):
