@@ -102,9 +102,13 @@ def print_usage(name: str, client: Endpoint) -> None:
     """Prints the usage of an endpoint, and why the first call of each cause of failure failed."""
     print(f'endpoint {name}: {client.usage()}', flush=True)
     for cause, detail in client.first_details().items():
-        line = ' '.join(detail.split())
-        shown = line if len(line) <= DETAIL_LENGTH else f'{line[:DETAIL_LENGTH]}...'
-        print(f'  first failure ({cause}): {shown}', flush=True)
+        print(f'  first failure ({cause}): {one_line(detail)}', flush=True)
+
+
+def one_line(detail: str) -> str:
+    """A failure's detail as a line of at most `DETAIL_LENGTH` characters and an ellipsis."""
+    line = ' '.join(detail.split())
+    return line if len(line) <= DETAIL_LENGTH else f'{line[:DETAIL_LENGTH]}...'
 
 
 def cache_path(output: pathlib.Path) -> pathlib.Path:

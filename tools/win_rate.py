@@ -67,6 +67,7 @@ from tools.judges import (
     cache_path,
     check_output,
     judges_of,
+    one_line,
     opened,
     print_missing,
     run_command,
@@ -155,10 +156,14 @@ def run_judge(options: argparse.Namespace) -> Missing:
 
 
 def print_lost(judged: Sequence[Judged], output: pathlib.Path) -> int:
-    """Prints what has no verdict by cause, and where all is; returns how many a judge was asked for."""
-    lost = judges.causes(judged)
+    """Prints what has no verdict by cause, with the first one; returns how many a judge was asked for."""
+    lost, first = judges.causes(judged), dict[str, Judged]()
+    for of in judged:
+        first.setdefault(of.verdict.cause, of)
     for cause, count in sorted(lost.items()):
-        print(f'no verdict: {count} ({cause})')
+        of = first[cause]
+        detail = f': {one_line(of.verdict.detail)}' if of.verdict.detail else ''
+        print(f'no verdict: {count} ({cause}), the first by {of.judge} on {of.pair.id!r}{detail}')
     print(f'{output / VERDICTS_FILE}: {len(judged) - lost.total()} of {len(judged)} verdicts')
     return lost.total() - lost[judges.NO_RESPONSE]
 

@@ -186,7 +186,8 @@ def test_an_answer_without_a_verdict_is_counted_kept_and_asked_for_again(tmp_pat
         assert len(server.requests) == 2 * (2 * NUM + 2)
         printed = capsys.readouterr().out
         for line in ('(invalid_json)', '(refused)', '(schema)'):
-            assert f'no verdict: 2 {line}' in printed
+            assert f'no verdict: 2 {line}, the first by a on ' in printed
+        assert "(schema), the first by a on 'x2': " in printed
         (of,) = json.loads((output / 'results.json').read_text())['comparisons']
         assert of['judges']['a']['failures'] == {'invalid_json': 1, 'refused': 1, 'schema': 1}
         rates = of['judges']['a']['win_rates']
