@@ -51,8 +51,8 @@ class _Interval:
             return None
         return int(self.low > 0) - int(self.high < 0)
 
-    def bounds_text(self) -> str:
-        return 'no interval' if self.low is None else f'[{self.low:.3f}, {self.high:.3f}]'
+    def bounds_text(self, digits: int = 3) -> str:
+        return 'no interval' if self.low is None else f'[{self.low:.{digits}f}, {self.high:.{digits}f}]'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,7 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
     """Stages that the results are made of, and the seconds of those that are done."""
     settings = scene.settings
     blocks = range(len(settings.evaluation.blocks()))
-    assistants = plan.assistants(scene)
+    assistants, replayed = plan.assistants(scene), plan.replayed_simulators(scene)
     return results.ResultsSpec(
         arms={
             arm: results.Arm(
@@ -172,7 +172,7 @@ def results_spec(scene: Scene) -> results.ResultsSpec:
             name: results.SimulatorSpec(
                 arm,
                 plan.likelihood_stage(name),
-                plan.replay_stage(name) if name in plan.replayed_simulators(scene) else None,
+                plan.replay_stage(name) if name in replayed else None,
             )
             for name, (arm, _) in plan.simulators(scene).items()
         },

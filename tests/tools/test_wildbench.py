@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.token_sampling import Sampling
 from simrl.serving.load import resampled
 from tests.evaluation.wildbench import made_up
+from tests.remote.dying import Killed, dying_cache
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.serving.test_stream import CHAT, agent
 from tools import wildbench
@@ -153,10 +153,6 @@ def test_from_tasks_to_both_protocols_numbers(tmp_path, tasks, capsys) -> None:
         assert reward['task_macro'] is not None
 
 
-class Killed(BaseException):
-    """In the place of a kill."""
-
-
 def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_path, tasks, monkeypatch) -> None:
     """Each command dies at its first writes of answers again and again; what it paid for is not asked for again."""
 
@@ -169,17 +165,7 @@ def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_pat
     with ScriptedServer(script, models=MODELS) as server:
         run(server, tasks, tmp_path / 'whole', ('c',), SystemExit)
         wanted = len(server.requests)
-    put, lock, left = wildbench.Cache.put, threading.Lock(), [0]
-
-    def dying(self, key, answer, **more):
-        kept = put(self, key, answer, **more)
-        with lock:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-        return kept
-
-    monkeypatch.setattr(wildbench.Cache, 'put', dying)
+    left = dying_cache(monkeypatch)
     deaths = 0
     with ScriptedServer(script, models=MODELS) as server:
         while True:

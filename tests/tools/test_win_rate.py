@@ -4,7 +4,6 @@ import collections
 import json
 import math
 import pathlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 from simrl.evaluation.pairwise.responses import read_responses
 from simrl.models import transformer
 from simrl.models.files.export import export
-from simrl.remote.cache import Cache
 from tests.evaluation.pairwise.test_responses import row, write
 from tests.evaluation.wildbench import made_up
+from tests.remote.dying import Killed, dying_cache
 from tests.remote.server import Body, ScriptedServer, Status, chat_reply
 from tests.tiny import byte_tokenizer, tiny_config
 from tools import win_rate
@@ -132,23 +131,10 @@ def test_planted_strengths_come_out_and_a_finished_command_asks_nothing(tmp_path
 
 
 def test_a_command_that_is_killed_between_calls_ends_with_the_same_bytes(tmp_path, files, monkeypatch) -> None:
-    class Killed(BaseException):
-        """In the place of a kill."""
-
     with ScriptedServer(script, models=['a']) as server:
         run(server, tmp_path / 'whole', files[:2], ['a'])
         wanted = len(server.requests)
-    put, lock, left = Cache.put, threading.Lock(), [0]
-
-    def dying(self, key, answer, **more):
-        kept = put(self, key, answer, **more)
-        with lock:
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-        return kept
-
-    monkeypatch.setattr(Cache, 'put', dying)
+    left = dying_cache(monkeypatch)
     deaths = 0
     with ScriptedServer(script, models=['a']) as server:
         while True:

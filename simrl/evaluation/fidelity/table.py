@@ -26,7 +26,7 @@ def lines_of(found: SourceFidelity) -> list[Line]:
             name,
             f'{value.people:.4f}',
             '' if value.simulated is None else f'{value.simulated:.4f}',
-            '' if value.excess is None else f'{value.excess.mean:+.4f} {_bounds(value.excess)}',
+            '' if value.excess is None else f'{value.excess.mean:+.4f} {value.excess.bounds_text(4)}',
         )
         for name, value in found.distances.items()
     ]
@@ -71,10 +71,4 @@ def text_table(header: Line, lines: Sequence[Line]) -> str:
 
 
 def _estimate(estimate: Estimate | None) -> str:
-    return '' if estimate is None else f'{estimate.mean:.3f} {_bounds(estimate, 3)}'
-
-
-def _bounds(estimate: Estimate, digits: int = 4) -> str:
-    if estimate.low is None or estimate.high is None:
-        return 'no interval'
-    return f'[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]'
+    return '' if estimate is None else f'{estimate.mean:.3f} {estimate.bounds_text()}'
