@@ -36,6 +36,13 @@ OUTCOMES = {
     0: 'is not significantly different',
     None: f'cannot be compared ({NO_INTERVAL})',
 }  # by the sign of a gain's interval
+# The same where no sign-flip test could agree with the interval.
+FEW_SEEDS_OUTCOMES = {
+    1: 'is higher by its interval',
+    -1: 'is lower by its interval',
+    0: 'is not different by its interval',
+    None: OUTCOMES[None],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,11 +247,12 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
         return f'{row.name} ({number(row.gain.mean if row.gain else None, 3, "+")}{alone})'
 
     said = [f'Mean {measure.words.score} is {number(initial.score.mean)} with the initial assistant']
-    for sign, words in OUTCOMES.items():
+    few = several and most_seeds < ENOUGH_SEEDS
+    for sign, words in (FEW_SEEDS_OUTCOMES if few else OUTCOMES).items():
         if found := [named(row) for row in arms if row.gain and row.gain.sign == sign]:
             said.append(f'It {words} after training against {listed(found)}')
     if measure.differences:
-        said.append(_orderings(measure.differences, several))
+        said.append(_orderings(measure.differences, several, 'by the interval' if few else 'significantly'))
     if lost := failures(measure):
         said.append(lost)
     level, unit = initial.score.level, measure.words.unit
@@ -253,7 +261,7 @@ def _outcome(experiment: ExperimentResult, measure: MeasureResult) -> str:
         alone = f'; with one seed they are over {unit}: of that checkpoint only'
         said.append(
             f'The {level:.0%} t-intervals are over training seeds, not adjusted for the number of comparisons'
-            f'{normal if most_seeds < ENOUGH_SEEDS else ""}{alone if min(row.num_seeds for row in arms) == 1 else ""}'
+            f'{normal if few else ""}{alone if min(row.num_seeds for row in arms) == 1 else ""}'
         )
     else:
         said.append(
@@ -299,8 +307,8 @@ def causes_text(causes: Mapping[str, int]) -> str:
     return listed([*(f'{cause} ({count:,})' for cause, count in most), *more])
 
 
-def _orderings(differences: Sequence[Difference], several: bool) -> str:
-    """The significant differences between arms, at most `MAX_PAIRS_IN_WORDS` of them by name."""
+def _orderings(differences: Sequence[Difference], several: bool, how: str) -> str:
+    """The differences between arms that have an interval beside 0, at most `MAX_PAIRS_IN_WORDS` of them by name."""
     found, unknown = [], 0
     for pair in differences:
         difference = pair.score if pair.score.num_seeds > 1 else pair.checkpoint_score
@@ -317,8 +325,8 @@ def _orderings(differences: Sequence[Difference], several: bool) -> str:
     if unknown:
         pairs += f', {unknown} of them with {NO_INTERVAL},'
     if not found:
-        return f'Of {pairs} none differs significantly'
-    return f'Of {pairs} {len(found)} {"differs" if len(found) == 1 else "differ"} significantly: {listed(named)}'
+        return f'Of {pairs} none differs {how}'
+    return f'Of {pairs} {len(found)} {"differs" if len(found) == 1 else "differ"} {how}: {listed(named)}'
 
 
 def _mean_shares(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:

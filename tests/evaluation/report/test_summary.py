@@ -51,13 +51,14 @@ def test_an_ordering_is_said_exactly_where_the_interval_over_seeds_supports_it(r
     )
     gains = {'persona': over_seeds(0.1, -0.01, 0.21, seeds=3), 'truth': over_seeds(-0.1, -0.2, -0.01, seeds=3)}
     outcome = sentences(with_people(results, gains, differences))[1]
-    assert 'It is significantly lower after training against truth (−0.100).' in outcome
-    assert 'persona (+0.100)' in outcome.partition('not significantly different after')[2].partition(' Of ')[0]
+    assert 'It is lower by its interval after training against truth (−0.100).' in outcome
+    assert 'persona (+0.100)' in outcome.partition('not different by its interval after')[2].partition(' Of ')[0]
     pairs = 'role_play above sft 7b (by 0.200) and sft 7b above persona (by 0.200)'
-    assert f'Of 4 pairs of arms 2 differ significantly: {pairs}.' in outcome
+    assert f'Of 4 pairs of arms 2 differ by the interval: {pairs}.' in outcome
     said = 'The 95% t-intervals are over training seeds, not adjusted for the number of comparisons, and assume normal'
     assert f'{said} spread: so few seeds cannot' in outcome
     assert 'checkpoint' not in outcome
+    assert 'significant' not in outcome, 'no sign-flip test of three seeds could be'
     assert [significance(x.score, x.checkpoint_score) for x in differences] == ['no', 'yes', 'yes', 'no']
 
 
@@ -75,7 +76,7 @@ def test_without_an_interval_nothing_is_concluded(results):
     differences = tuple(Difference(first, second, (0, 1, 2), x, x, one) for first, second, x in pairs)
     outcome = sentences(with_people(results, {'persona': alike}, differences))[1]
     assert 'It cannot be compared (no interval) after training against persona (+0.200).' in outcome
-    assert 'Of 2 pairs of arms, 1 of them with no interval, 1 differs significantly: truth above persona' in outcome
+    assert 'Of 2 pairs of arms, 1 of them with no interval, 1 differs by the interval: truth above persona' in outcome
 
 
 def test_a_run_of_one_person_says_so_everywhere():
@@ -199,7 +200,7 @@ def test_seeds_that_differ_are_told_apart_from_those_that_are_several(results):
     assert '1–3 training seeds each' in asked
     gain = assistants['truth/seed-0'].gain.mean  # of the checkpoint on people, where there is one seed
     assert f'truth ({gain:+.3f}, one seed)' in outcome
-    assert 'Of 1 pair of arms 1 differs significantly: truth above sft 7b (by 0.100, one seed).' in outcome
+    assert 'Of 1 pair of arms 1 differs by the interval: truth above sft 7b (by 0.100, one seed).' in outcome
     assert outcome.endswith('a sign-flip p below .05; with one seed they are over people: of that checkpoint only.')
     assert 'with one seed, and for the initial assistant, over people: this checkpoint only' in console_table(changed)
 
