@@ -1,4 +1,7 @@
-"""Logits and a uniform number in, a token out: `sample_token` draws one token per row by inverse CDF.
+"""Logits and a uniform number in, a token out, by inverse CDF.
+
+1. `sample_token` draws one token per row; all rows have the same settings, and filters that are off cost nothing.
+2. `sample_rows` draws the same tokens where each row has settings of its own, in one program.
 
 Letters: B rows, V padded vocabulary.
 """
@@ -6,6 +9,7 @@ Letters: B rows, V padded vocabulary.
 import dataclasses
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,21 +92,46 @@ def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> j
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
+def _keep_top_k(weight: jax.Array, top_k: jax.Array | int) -> jax.Array:
+    """Zeroes the weights `[B, V]` below the largest `top_k` of a row; a number, or int `[B, 1]`.
+
+    More than V keep all.
+    """
+    smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= top_k, weight.shape[0])
+    return jnp.where(weight >= smallest, weight, 0.0)
+
+
+def _keep_top_p(weight: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """Zeroes the weights `[B, V]` below the largest with a share of `top_p`; a number, or float32 `[B, 1]`.
+
+    Infinity keeps all; 1 may lose weights that are too small to change the sum.
+    """
+    needed = top_p * _total(weight)[:, None]
+    smallest = _largest_threshold(
+        lambda t: _total(jnp.where(weight >= t, weight, 0.0))[:, None] >= needed, weight.shape[0]
+    )
+    return jnp.where(weight >= smallest, weight, 0.0)
+
+
 def _filtered(weight: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
     """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
-    batch, size = weight.shape
     if top_k:
-        k = min(top_k, size)
-        smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= k, batch)
-        weight = jnp.where(weight >= smallest, weight, 0.0)
+        weight = _keep_top_k(weight, min(top_k, weight.shape[1]))
     if top_p < 1:
-        kept = weight
-        needed = top_p * _total(kept)[:, None]
-        smallest = _largest_threshold(lambda t: _total(jnp.where(kept >= t, kept, 0.0))[:, None] >= needed, batch)
-        weight = jnp.where(weight >= smallest, weight, 0.0)
+        weight = _keep_top_p(weight, top_p)
     if min_p:
         weight = jnp.where(weight >= min_p, weight, 0.0)
     return weight
+
+
+def _filtered_rows(weight: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
+    """The same with settings `[B, 1]`. A filter that is off in all rows costs nothing."""
+    size = weight.shape[1]
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, size), size + 1)
+    p = jnp.where(top_p < 1, top_p, jnp.inf)
+    weight = jax.lax.cond(jnp.any(top_k > 0), _keep_top_k, lambda weight, _: weight, weight, k)
+    weight = jax.lax.cond(jnp.any(top_p < 1), _keep_top_p, lambda weight, _: weight, weight, p)
+    return jnp.where(weight >= min_p, weight, 0.0)
 
 
 def _first_past(weight: jax.Array, summed: jax.Array, target: jax.Array) -> jax.Array:
@@ -130,6 +159,12 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
     before = jnp.where(block > 0, gather_per_row(summed, jnp.maximum(block - 1, 0)), 0.0)
     chosen = gather_per_row(blocks, block)
     return block * BLOCK + _first_past(chosen, _prefix_sum(chosen), target - before)
+
+
+def _tempered(logits: jax.Array, token_mask: np.ndarray | jax.Array, temperature: jax.Array) -> jax.Array:
+    """Tempered logits `[B, V]` of the allowed tokens, the largest of each row 0; a temperature of 0 leaves them."""
+    logits = jnp.where(token_mask, logits / jnp.where(temperature == 0, 1.0, temperature), -jnp.inf)
+    return logits - jnp.max(logits, axis=-1, keepdims=True)
 
 
 def sample_token(
@@ -161,10 +196,76 @@ def sample_token(
     """
     temperature = jnp.asarray(temperature, jnp.float32)
     greedy = temperature == 0
-    logits = jnp.where(token_mask, logits / jnp.where(greedy, 1.0, temperature), -jnp.inf)
-    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = _tempered(logits, token_mask, temperature)
     weight = jnp.exp(logits)
     token = _inverse_cdf(_filtered(weight, top_k, top_p, min_p), uniform)
     token = jnp.where(greedy, jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
     log_prob = gather_per_row(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
     return token, jnp.where(greedy, 0.0, log_prob)
+
+
+@flax.struct.dataclass
+class Draw:
+    """Tokens of `sample_rows`, and the distributions that they were drawn from.
+
+    Attributes:
+        token: int32 `[B]`.
+        log_prob: float32 `[B]`, of the token, in nats.
+        weight: float32 `[B, V]`, the probabilities of all tokens times `exp(log_total)`; the largest of each row is 1.
+        log_total: float32 `[B]`.
+    """
+
+    token: jax.Array
+    log_prob: jax.Array
+    weight: jax.Array
+    log_total: jax.Array
+
+
+def sample_rows(
+    logits: jax.Array,
+    allowed: jax.Array,
+    uniform: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    min_p: jax.Array,
+) -> Draw:
+    """Draws a token per row, as `sample_token` does, by the row's own settings: no setting is a program of its own.
+
+    The distributions in the result are those that were drawn from: tempered, over the allowed tokens that the filters
+    keep. Where the temperature is 0 they are of temperature 1, without filters.
+
+    Args:
+        logits: float32 `[B, V]`.
+        allowed: bool `[B, V]`; at least one token of a row must be allowed.
+        uniform: float32 `[B]` in [0, 1).
+        temperature, top_k, top_p, min_p: float32 `[B]`, top_k int32, as in `Sampling`.
+    """
+    greedy = temperature == 0
+    logits = _tempered(logits, allowed, temperature[:, None])
+    off = Sampling()
+    weight = _filtered_rows(
+        jnp.exp(logits),
+        *(
+            jnp.where(greedy, without, setting)[:, None]
+            for setting, without in ((top_k, off.top_k), (top_p, off.top_p), (min_p, off.min_p))
+        ),
+    )
+    token = jnp.where(greedy, jnp.argmax(logits, axis=-1), _inverse_cdf(weight, uniform)).astype(jnp.int32)
+    log_total = jnp.log(jnp.sum(weight, axis=-1))
+    return Draw(token, gather_per_row(logits, token) - log_total, weight, log_total)
+
+
+def most_probable(draw: Draw, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` most probable tokens of each row, ids int32 `[B, count]` and log-probs float32 `[B, count]`, falling.
+
+    Of equally probable tokens the lower id comes first. Where fewer tokens may come the rest have -inf.
+    """
+    weight, token = jax.lax.top_k(draw.weight, count)
+    return token, jnp.log(weight) - draw.log_total[:, None]
+
+
+def unpack_bits(words: jax.Array) -> jax.Array:
+    """Bits of uint32 `[B, V / 32]` as bool `[B, V]`: bit i of word w is entry 32 w + i."""
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(words.shape[0], -1).astype(bool)

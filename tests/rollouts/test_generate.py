@@ -14,7 +14,7 @@ from simrl.rollouts import generate as sampler
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import Context, prefill
 from simrl.rollouts.generate import SampledMessage, generate, prefix_lengths
-from simrl.rollouts.token_sampling import Sampling, sample_token
+from simrl.rollouts.token_sampling import Draw, Sampling, most_probable, sample_rows, sample_token, unpack_bits
 from tests.rollouts import scene, slow
 
 V = 256
@@ -148,6 +148,91 @@ def test_log_prob_is_that_of_token_log_probs() -> None:
 def test_impossible_settings_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f'{field}: expected .* found {value}'):
         Sampling(**{field: value})
+
+
+# Settings per row.
+
+OFF = {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+FILTERS = [{}, {'top_k': 5}, {'top_p': 0.6}, {'top_k': 20, 'top_p': 0.9, 'min_p': 0.05}]
+TEMPERATURES = (1.0, 0.0, 0.5, 2.0)
+_rows = jax.jit(sample_rows)
+
+
+def _drawn(logits: np.ndarray, allowed: np.ndarray, uniform: np.ndarray, settings: list[dict[str, float]]) -> Draw:
+    """Rows drawn with settings that are dealt to them in turn; all tests share one program."""
+    number = np.arange(len(logits)) % len(settings)
+    columns = {
+        name: np.array([(OFF | {'temperature': 1.0} | of)[name] for of in settings], dtype)[number]
+        for name, dtype in (
+            ('temperature', np.float32),
+            ('top_k', np.int32),
+            ('top_p', np.float32),
+            ('min_p', np.float32),
+        )
+    }
+    draw = jax.device_get(_rows(logits, np.broadcast_to(allowed, logits.shape), uniform, **columns))
+    assert _rows._cache_size() == 1
+    return draw
+
+
+def test_rows_of_any_settings_are_drawn_as_batches_of_them() -> None:
+    """Also where all rows have the same filters or none."""
+    logits, uniform = _logits(4096, 9), np.random.default_rng(9).random(4096, np.float32)
+    grid = [{'temperature': temperature} | filters for temperature in TEMPERATURES for filters in FILTERS]
+    expected = np.empty((len(grid), 4096), np.int32)
+    for i, of in enumerate(grid):
+        expected[i], _ = _sample(logits, TOKEN_MASK, uniform, **of)
+    assert len(np.unique(expected, axis=0)) == len(grid) - 3  # greedy rows have no filters
+    draw = _drawn(logits, TOKEN_MASK, uniform, grid)
+    number = np.arange(4096) % len(grid)
+    np.testing.assert_array_equal(draw.token, expected[number, np.arange(4096)])
+    for alone in (0, 2):
+        np.testing.assert_array_equal(_drawn(logits, TOKEN_MASK, uniform, [grid[alone]]).token, expected[alone])
+
+    top, top_log_prob = jax.device_get(jax.jit(most_probable, static_argnums=1)(draw, 20))
+    for row in range(160):
+        temperature = grid[number[row]]['temperature']
+        filters = FILTERS[number[row] % len(FILTERS)] if temperature else {}
+        prob = _prob(logits[row], temperature or 1.0)
+        prob = np.where(slow.kept(prob, **filters) & TOKEN_MASK, prob, 0)
+        with np.errstate(divide='ignore'):
+            log_prob = np.log(prob / prob.sum())
+        assert draw.log_prob[row] == pytest.approx(log_prob[draw.token[row]], abs=1e-5)
+        order = np.argsort(-log_prob, kind='stable')[:20]
+        np.testing.assert_allclose(top_log_prob[row], log_prob[order], atol=1e-5)
+        may_come = np.isfinite(log_prob[order])
+        assert np.array_equal(top[row][may_come], order[may_come])
+
+
+def test_a_token_that_alone_is_allowed_is_certain() -> None:
+    logits = 20 * _logits(4096, 10)
+    only = np.random.default_rng(10).integers(0, V, 4096)
+    uniform = np.tile(np.array([0, 1e-45, 2**-24, 1 - 2**-24], np.float32), 1024)
+    settings = [{'temperature': temperature} | filters for filters in FILTERS for temperature in (0.0, 0.1, 1.0)]
+    draw = _drawn(logits, np.arange(V) == only[:, None], uniform, settings)
+    assert np.array_equal(draw.token, only)
+    assert np.all(draw.log_prob == 0)
+    top, log_prob = jax.device_get(most_probable(draw, 3))
+    assert np.array_equal(top[:, 0], only)
+    assert np.array_equal(log_prob, np.broadcast_to([0, -np.inf, -np.inf], (4096, 3)))
+
+
+def test_rows_keep_all_that_tie() -> None:
+    logits = np.zeros((4096, V), np.float32)
+    logits[:, 3:23] = 4
+    uniform = ((np.arange(4096) + 0.5) / 4096).astype(np.float32)
+    draw = _drawn(logits, TOKEN_MASK, uniform, [{'top_k': 5}, {'top_p': 0.6}])
+    for start in (0, 1):
+        assert np.array_equal(np.unique(draw.token[start::2]), np.arange(3, 23, 2))
+    np.testing.assert_allclose(draw.log_prob, -np.log(10), atol=1e-6)
+    top, _ = jax.device_get(most_probable(draw, 4))
+    assert np.array_equal(top, np.broadcast_to([3, 5, 7, 9], top.shape))
+
+
+def test_bits_are_unpacked_from_the_lowest() -> None:
+    words = np.random.default_rng(11).integers(0, 2**32, (3, 8), np.uint32)
+    expected = [[bool(int(row[i // 32]) >> i % 32 & 1) for i in range(V)] for row in words]
+    assert np.array_equal(unpack_bits(words), expected)
 
 
 # Prefixes of the cache.
