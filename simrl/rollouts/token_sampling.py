@@ -92,46 +92,47 @@ def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> j
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _keep_top_k(weight: jax.Array, top_k: jax.Array | int) -> jax.Array:
-    """Zeroes the weights `[B, V]` below the largest `top_k` of a row; a number, or int `[B, 1]`.
-
-    More than V keep all.
-    """
-    smallest = _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= top_k, weight.shape[0])
-    return jnp.where(weight >= smallest, weight, 0.0)
+def _smallest_of_top_k(weight: jax.Array, top_k: jax.Array | int) -> jax.Array:
+    """The smallest weight `[B, 1]` among the largest `top_k` of a row, a number or int `[B, 1]`; 0 for more than V."""
+    return _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= top_k, weight.shape[0])
 
 
-def _keep_top_p(weight: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """Zeroes the weights `[B, V]` below the largest with a share of `top_p`; a number, or float32 `[B, 1]`.
+def _smallest_of_top_p(weight: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """The smallest weight `[B, 1]` among the largest with a share of `top_p`, a number or float32 `[B, 1]`.
 
-    Infinity keeps all; 1 may lose weights that are too small to change the sum.
+    It is 0 for infinity, and not for 1: the smallest weights may be too small to change the sum.
     """
     needed = top_p * _total(weight)[:, None]
-    smallest = _largest_threshold(
-        lambda t: _total(jnp.where(weight >= t, weight, 0.0))[:, None] >= needed, weight.shape[0]
-    )
+    return _largest_threshold(lambda t: _total(jnp.where(weight >= t, weight, 0.0))[:, None] >= needed, weight.shape[0])
+
+
+def _at_least(weight: jax.Array, smallest: jax.Array | float) -> jax.Array:
     return jnp.where(weight >= smallest, weight, 0.0)
 
 
 def _filtered(weight: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
     """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
     if top_k:
-        weight = _keep_top_k(weight, min(top_k, weight.shape[1]))
+        weight = _at_least(weight, _smallest_of_top_k(weight, min(top_k, weight.shape[1])))
     if top_p < 1:
-        weight = _keep_top_p(weight, top_p)
+        weight = _at_least(weight, _smallest_of_top_p(weight, top_p))
     if min_p:
-        weight = jnp.where(weight >= min_p, weight, 0.0)
+        weight = _at_least(weight, min_p)
     return weight
 
 
 def _filtered_rows(weight: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
-    """The same with settings `[B, 1]`. A filter that is off in all rows costs nothing."""
-    size = weight.shape[1]
+    """The same with settings `[B, 1]`. The search of a filter that is off in all rows is left out."""
+    batch, size = weight.shape
+
+    def nothing(*_: jax.Array) -> jax.Array:
+        return jnp.zeros((batch, 1), jnp.float32)
+
     k = jnp.where(top_k > 0, jnp.minimum(top_k, size), size + 1)
+    weight = _at_least(weight, jax.lax.cond(jnp.any(top_k > 0), _smallest_of_top_k, nothing, weight, k))
     p = jnp.where(top_p < 1, top_p, jnp.inf)
-    weight = jax.lax.cond(jnp.any(top_k > 0), _keep_top_k, lambda weight, _: weight, weight, k)
-    weight = jax.lax.cond(jnp.any(top_p < 1), _keep_top_p, lambda weight, _: weight, weight, p)
-    return jnp.where(weight >= min_p, weight, 0.0)
+    weight = _at_least(weight, jax.lax.cond(jnp.any(top_p < 1), _smallest_of_top_p, nothing, weight, p))
+    return _at_least(weight, min_p)
 
 
 def _first_past(weight: jax.Array, summed: jax.Array, target: jax.Array) -> jax.Array:
