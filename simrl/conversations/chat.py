@@ -31,7 +31,16 @@ class EncodingError(ValueError):
 
 
 class Tokenizer(Protocol):
-    """Encodes and decodes text, without headers. No text encodes to a special token."""
+    """Encodes and decodes text, without headers. No text encodes to a special token.
+
+    Attributes:
+        byte_ids: ids of bytes that are decoded together with such ids around them: the text of a run of them is known
+            when another id follows.
+        decoded_trail: space that `decode` leaves out at the end of a text.
+    """
+
+    byte_ids: frozenset[int]
+    decoded_trail: str
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@
 import copy
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,10 @@ class HuggingFaceTokenizer:
         unknown = state['model'].get('unk_id'), backend.token_to_id(state['model'].get('unk_token') or '')
         # Ids of no token, and of the unknown token.
         self.without_text = frozenset(set(range(self.size)) - ids | {i for i in unknown if i is not None})
-        self.lead = self.trail = self._strip_lead = self._strip_trail = ''
+        has_bytes = 'ByteFallback' in json.dumps(state['decoder'])
+        pieces = tokenizer.get_vocab() if has_bytes else {}
+        self.byte_ids = frozenset(i for piece, i in pieces.items() if re.fullmatch('<0x[0-9A-Fa-f]{2}>', piece))
+        self.lead = self.trail = self._strip_lead = self.decoded_trail = ''
         self.inside = False
         self._whole = tokenizer
         self._alone = _text_tokenizer(state)
@@ -87,7 +91,7 @@ class HuggingFaceTokenizer:
     def stripping(self, lead: str, trail: str) -> 'HuggingFaceTokenizer':
         """The same; decoding leaves out these spaces before and after a content."""
         made = copy.copy(self)
-        made._strip_lead, made._strip_trail = lead, trail
+        made._strip_lead, made.decoded_trail = lead, trail
         return made
 
     def encodes_as(self, other: 'HuggingFaceTokenizer') -> bool:
@@ -159,7 +163,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._whole.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text).removeprefix(self._strip_lead).removesuffix(self._strip_trail)
+        return str(text).removeprefix(self._strip_lead).removesuffix(self.decoded_trail)
 
 
 def terminal_id(tokenizer: 'transformers.PreTrainedTokenizerBase') -> int | None:

@@ -88,6 +88,8 @@ class SentencePieceTokenizer:
         self.pieces = tuple(str(self._processor.id_to_piece(i)) for i in range(self.size))
         self.controls = {self.pieces[i]: i for i in range(self.size) if self._processor.is_control(i)}
         unused = {i for i in range(self.size) if self._processor.is_unknown(i) or self._processor.is_unused(i)}
+        self.byte_ids = frozenset(i for i in range(self.size) if self._processor.is_byte(i))
+        self.decoded_trail = ''
         self.reserved = frozenset(unused | set(self.controls.values()))
         expected = (SPACE + _PROBE).replace(' ', SPACE)
         found = self._processor.normalize(_PROBE)

@@ -11,7 +11,7 @@ every few tokens, to hand out their text. Repeats of a simulator stay: what was 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ from simrl.rollouts.context import PREFIX, Context, extend, grow_cache
 from simrl.rollouts.generate import Decoding, begin_message, decode, end_message
 from simrl.rollouts.host import FailedReplyError, agent_seeds, encode_reply
 from simrl.rollouts.state import example_hash, row_keys
+from simrl.serving.text import AnswerText
 
 BLOCK = 4  # tokens sampled between two pieces of text
 CHUNK = 32  # given tokens that are fed at once
 LEAST_CACHE = 512  # tokens; caches double from here on, as each size is a program to compile
-INCOMPLETE = '\N{REPLACEMENT CHARACTER}'  # what decoding makes of a character whose last bytes are still to come
 
 
 class TooLongError(ValueError):
@@ -115,7 +115,9 @@ class ModelView:
         room = self._max_tokens - self.length - 1  # the last token is an end-of-turn
         limit = spec.max_new_tokens + 1 if room > spec.max_new_tokens else room
         context, state = _begin(policy, self._context)
-        text, ids = _Text(self._chat.decode, self._stop_text), list[int]()
+        # What follows a stop text waits for the end: it may be of other tokens than a stop sequence's.
+        text = AnswerText(self._chat, stop=[self._stop_text] if self._stop_text else (), keep_special=True)
+        ids, shown = list[int](), 0
         step, done, ends = 0, False, False
         try:
             while not done and step < limit:
@@ -126,16 +128,19 @@ class ModelView:
                 )
                 fetched = jax.device_get((state.step, state.tokens[0], state.done[0], state.stopped[0]))
                 step, tokens, done, ends = (x.tolist() for x in fetched)
-                ids = tokens[: step - (done and not ends)]
-                yield text.piece(ids)
-            yield text.rest(ids, ends)
+                known, ids = len(ids), tokens[: step - (done and not ends)]
+                piece = text.push(ids[known:])
+                shown += len(piece)
+                yield piece
+            yield _whole(self._chat, ids, self._stop_text, ends)[shown:]
         finally:
             self._context, truncated = _end(policy, context, state, number)
             self.length = int(self._context.length[0])
             if not done:
                 self._append([spec.end_of_turn], [TEMPLATE], self._number)
             self._number, self._is_first = self._number + 1, False
-            self.sent = Sent(tuple(ids), text.whole(ids, ends), ends, not done or bool(truncated[0]))
+            whole = _whole(self._chat, ids, self._stop_text, ends)
+            self.sent = Sent(tuple(ids), whole, ends, not done or bool(truncated[0]))
 
     def _append(self, tokens: Sequence[int] | np.ndarray, role: Sequence[int] | np.ndarray, number: int) -> None:
         """Appends given tokens of a message, `CHUNK` at a time: all lengths share one program."""
@@ -210,38 +215,11 @@ def view_of(agent: OneAgent, chat: Chat, example: Example, role: int, *, seed: i
     return ModelView(agent, chat, example, seed=seed, sample=sample)
 
 
-class _Text:
-    """The text of a growing list of ids, in pieces that never change later.
-
-    Held back: a character of which bytes are missing, and what may become the stop text.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop_text: str) -> None:
-        self._decode, self._stop_text, self._shown = decode, stop_text, 0
-
-    def piece(self, ids: Sequence[int]) -> str:
-        """Text that is new since the last call, without the end that may still change."""
-        text = self._decode(ids).rstrip(INCOMPLETE)
-        stop = self._stop_text
-        if stop:
-            starts = [i for i in range(len(text)) if text.startswith(stop, i) or stop.startswith(text[i:])]
-            text = text[: starts[0]] if starts else text
-        return self._new(text)
-
-    def rest(self, ids: Sequence[int], ends: bool) -> str:
-        """The rest of the whole text."""
-        return self._new(self.whole(ids, ends))
-
-    def whole(self, ids: Sequence[int], ends: bool) -> str:
-        """The text of a message, without the stop text by which it `ends` the conversation."""
-        text = self._decode(ids)
-        found = text.rfind(self._stop_text) if ends and self._stop_text else -1
-        return text if found < 0 else text[:found]
-
-    def _new(self, text: str) -> str:
-        new = text[self._shown :]
-        self._shown += len(new)
-        return new
+def _whole(chat: Chat, ids: Sequence[int], stop_text: str, ends: bool) -> str:
+    """The text of a message, without the stop text by which it `ends` the conversation."""
+    text = chat.decode(ids)
+    found = text.rfind(stop_text) if ends and stop_text else -1
+    return text if found < 0 else text[:found]
 
 
 def _row_keys(example: Example, seed: int, sample: int) -> jax.Array:

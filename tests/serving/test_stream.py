@@ -145,33 +145,6 @@ def test_the_last_message_takes_the_positions_that_are_left() -> None:
     assert len(view.sent.ids) <= 2
 
 
-@pytest.mark.parametrize('text', ['héllo 漢字 😀!', '😀', 'x\N{REPLACEMENT CHARACTER}y'])
-def test_characters_of_several_tokens_come_whole(text: str) -> None:
-    ids = CHAT.encode(text)
-    assert len(ids) > len(text)
-    shown = stream._Text(CHAT.decode, '')
-    pieces = [shown.piece(ids[: i + 1]) for i in range(len(ids))]
-    assert set(''.join(pieces)) <= set(text)
-    assert ''.join([*pieces, shown.rest(ids, False)]) == text
-    assert pieces[0] == ''.join(pieces)[: len(pieces[0])]
-
-
-def test_bytes_that_are_no_character_are_shown_at_the_end() -> None:
-    ids = CHAT.encode('a漢')[:-1]
-    shown = stream._Text(CHAT.decode, '')
-    assert [shown.piece(ids), shown.rest(ids, False)] == ['a', '\N{REPLACEMENT CHARACTER}']
-
-
-def test_the_stop_text_is_not_shown() -> None:
-    ids = CHAT.encode('so [E] [EN]')
-    shown = stream._Text(CHAT.decode, '[E]')
-    assert ''.join(shown.piece(ids[: i + 1]) for i in range(6)) == 'so '
-    assert shown.rest(ids[:6], True) == ''
-    shown = stream._Text(CHAT.decode, '[E]')
-    assert ''.join(shown.piece(ids[: i + 1]) for i in range(len(ids))) == 'so '
-    assert shown.rest(ids, False) == '[E] [EN]'  # a model that went on did not end by it
-
-
 def test_an_agent_off_the_device() -> None:
     def reply(conversations, seeds):
         assert seeds.dtype == np.uint32
