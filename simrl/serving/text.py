@@ -154,7 +154,7 @@ class AnswerText:
         ]
 
     def _until_stop(self, text: str) -> str:
-        """What is new of the answer with this text behind it."""
+        """Appends a text. Returns what is new of the answer."""
         text = self._held + text
         ends = [(start + len(stop), -len(stop), stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if ends:
