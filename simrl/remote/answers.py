@@ -4,6 +4,7 @@ A reply is never mended: an answer that is no JSON, or does not fit its schema, 
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -88,9 +89,16 @@ def read_reply(text: str, request: Request) -> Outcome:
         reply = parse_json(text)
     except ValueError as error:
         return Failure('protocol', f'expected JSON, found {shown(text)} ({error})')
+    return read_value(reply, request)
+
+
+def read_value(reply: Any, request: Request) -> Outcome:
+    """Reads the JSON value of a reply with status 200."""
     answer = _read_chat(reply) if isinstance(request, ChatRequest) else _read_completion(reply, request)
     if answer is None:
-        answer = Failure('protocol', f'expected a reply of {request.path}, found {shown(text)}')
+        answer = Failure(
+            'protocol', f'expected a reply of {request.path}, found {shown(json.dumps(reply, ensure_ascii=False))}'
+        )
     usage = _usage(reply)
     if isinstance(answer, Answer):
         try:

@@ -287,11 +287,32 @@ def check(settings: EndpointSettings) -> None:
     Raises:
         EndpointError: no key, no reply, or the model is not among them.
     """
+    _check_model(settings, served_models(settings, read_key(settings)))
+
+
+def with_model(settings: EndpointSettings, model: str | None) -> EndpointSettings:
+    """The settings with the model of that name; None: the only one that the endpoint has.
+
+    Raises:
+        EndpointError: as of `check`; or there are several models and no name.
+    """
     models = served_models(settings, read_key(settings))
+    if model is None and len(models) != 1:
+        raise EndpointError(f'{settings.url}: expected the name of one of its models ({_listed(models)}), found none')
+    found = dataclasses.replace(settings, model=models[0] if model is None else model)
+    _check_model(found, models)
+    return found
+
+
+def _check_model(settings: EndpointSettings, models: Sequence[str]) -> None:
     if settings.model not in models:
-        more = f' and {len(models) - LISTED} more' if len(models) > LISTED else ''
-        found = ', '.join(models[:LISTED]) + more
-        raise EndpointError(f'{settings.url}: expected the model {settings.model!r}, found {found or "none"}')
+        found = _listed(models)
+        raise EndpointError(f'{settings.url}: expected the model {settings.model!r}, found {found}')
+
+
+def _listed(models: Sequence[str]) -> str:
+    more = f' and {len(models) - LISTED} more' if len(models) > LISTED else ''
+    return ', '.join(models[:LISTED]) + more or 'none'
 
 
 def complete(endpoint: Endpoint, *, max_tokens: int, sampling: Sampling, version: str, name: str = '') -> Complete:

@@ -117,6 +117,16 @@ def body_of(request: Request, settings: EndpointSettings) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+def streamed_body(request: ChatRequest, settings: EndpointSettings) -> dict[str, Any]:
+    """The JSON body of a request whose answer comes in pieces, with its usage at the end.
+
+    `extra` with `"stream_options": null` is for servers that refuse to tell the usage of streams.
+    """
+    fields = {'stream': True, 'stream_options': {'include_usage': True}}
+    kept = {name: value for name, value in fields.items() if name not in settings.extra_fields()}
+    return kept | body_of(request, settings)
+
+
 def key_of(request: Request, body: Mapping[str, Any]) -> str:
     """The sha256 of the canonical request: its body with the model, its sample and its prompt's version.
 

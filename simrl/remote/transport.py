@@ -5,16 +5,18 @@ off (they know no deadline of a call), and its types leave out what servers add:
 """
 
 import asyncio
+import dataclasses
 import email.utils
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpx2
 
 from simrl.remote.answers import Cause, Failure, Outcome, read_reply, shown
-from simrl.remote.requests import Request
+from simrl.remote.requests import ChatRequest, Request
 from simrl.remote.settings import EndpointError, EndpointSettings
+from simrl.remote.streams import StreamedReply
 
 CONNECT_SECONDS = 10.0
 
@@ -44,20 +46,60 @@ async def post(
         seconds: max, from the connection to the end of the reply.
         hide: takes secrets out of the reply.
     """
+
+    async def read(response: httpx2.Response) -> Outcome:
+        return read_reply(hide(_text(await response.aread())), request)
+
+    return await _exchange(client, request, content, seconds, hide, read)
+
+
+async def post_streamed(
+    client: httpx2.AsyncClient,
+    request: ChatRequest,
+    content: bytes,
+    seconds: float,
+    hide: Callable[[str], str],
+    on_text: Callable[[str], None],
+) -> tuple[Outcome, float | None]:
+    """`post` of a request for a stream, see `streamed_body`; gives `on_text` each piece of text as it comes."""
+
+    async def read(response: httpx2.Response) -> Outcome:
+        reply = StreamedReply(request)
+        async for part in response.aiter_bytes():
+            for text in reply.read(part):
+                on_text(hide(text))
+        match reply.outcome():
+            case Failure() as failure:
+                return dataclasses.replace(failure, detail=hide(failure.detail))
+            case answer:
+                return dataclasses.replace(answer, text=hide(answer.text), reasoning=hide(answer.reasoning))
+
+    return await _exchange(client, request, content, seconds, hide, read)
+
+
+async def _exchange(
+    client: httpx2.AsyncClient,
+    request: Request,
+    content: bytes,
+    seconds: float,
+    hide: Callable[[str], str],
+    read: Callable[[httpx2.Response], Awaitable[Outcome]],
+) -> tuple[Outcome, float | None]:
+    """`post`, with `read` for the body of a reply with status 200."""
     began = False
     cause: Cause
     try:
         async with asyncio.timeout(seconds):
             async with client.stream('POST', request.path.lstrip('/'), content=content) as response:
                 began = True
+                if response.status_code == 200:
+                    return await read(response), None
                 text = hide(_text(await response.aread()))
     except TimeoutError:
         return Failure('timeout', f'no reply in {seconds:.1f} s'), None
     except httpx2.HTTPError as error:  # connections, and what is no HTTP
         cause, what = ('cut', 'the reply ended early') if began else ('connection', 'no reply')
         return Failure(cause, f'{what}: {type(error).__name__} {shown(str(error))}'), None
-    if response.status_code == 200:
-        return read_reply(text, request), None
     cause = _cause(response.status_code)
     return Failure(cause, f'status {response.status_code}, {shown(text)}'), _retry_after(response.headers)
 

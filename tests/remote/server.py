@@ -45,7 +45,15 @@ class Hang:
     seconds: float = 5.0
 
 
-Reply = Body | Status | Cut | Hang
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """A reply that comes in parts, with seconds before each, and is cut off unless it `ends`."""
+
+    parts: Sequence[tuple[float, bytes]]
+    ends: bool = True
+
+
+Reply = Body | Status | Cut | Hang | Events
 Script = Callable[[dict[str, Any], int], Reply]  # body, the number of equal bodies before it -> reply
 
 
@@ -86,6 +94,38 @@ def _reply(choice: dict[str, Any], usage: tuple[int, int] | None, seconds: float
     return Body(json.dumps(reply).encode(), seconds)
 
 
+def chat_stream(
+    texts: Sequence[str],
+    *,
+    first: float = 0.0,
+    gap: float = 0.0,
+    finish: str | None = 'stop',
+    usage: tuple[int, int] | None = (10, 5),
+) -> Events:
+    """A streamed reply of /chat/completions: each text after `gap` seconds, the first after `first`; then its usage.
+
+    Args:
+        finish: None cuts it off after the texts.
+    """
+
+    def event(choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        return (
+            b'data: ' + json.dumps({'object': 'chat.completion.chunk', 'choices': choices} | fields).encode() + b'\n\n'
+        )
+
+    def chunk(delta: dict[str, str], finish: str | None = None) -> list[dict[str, Any]]:
+        return [{'index': 0, 'delta': delta, 'finish_reason': finish}]
+
+    parts = [(0.0, event(chunk({'role': 'assistant', 'content': ''})))]
+    parts += [(gap if i else first, event(chunk({'content': text}))) for i, text in enumerate(texts)]
+    if finish is None:
+        return Events(parts, ends=False)
+    parts.append((0.0, event(chunk({}, finish))))
+    if usage is not None:
+        parts.append((0.0, event([], usage={'prompt_tokens': usage[0], 'completion_tokens': usage[1]})))
+    return Events([*parts, (0.0, b'data: [DONE]\n\n')])
+
+
 def failing(share: float, fault: Reply, script: Script, *, tries: int = 1) -> Script:
     """A script whose first `tries` replies to a share of the requests are a fault; which ones their hash decides."""
 
@@ -107,6 +147,7 @@ class ScriptedServer:
         requests: the bodies of all posts, in the order of their coming.
         keys: their Authorization headers.
         most_in_flight: max posts that were answered at once.
+        left: posts whose client went away before the end of the reply.
     """
 
     def __init__(self, script: Script, *, models: Sequence[str] = ('model',)) -> None:
@@ -114,6 +155,7 @@ class ScriptedServer:
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
+        self.left = 0
         self.most_in_flight = self._in_flight = 0
         self._attempts: collections.Counter[bytes] = collections.Counter()
         self._lock = threading.Lock()
@@ -167,6 +209,10 @@ class ScriptedServer:
         with self._lock:
             self._in_flight -= 1
 
+    def wait(self, seconds: float) -> None:
+        """Waits, unless the server stops meanwhile."""
+        self._stopping.wait(seconds)
+
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
@@ -216,10 +262,29 @@ def _handler(server: ScriptedServer) -> type[http.server.BaseHTTPRequestHandler]
                         self._send(code, whole, headers)
                     case Cut(whole, keep):
                         self._send(200, whole, {}, keep)
+                    case Events(parts, ends):
+                        self._send_parts(parts, ends)
                     case Hang():
                         self.close_connection = True
             finally:
                 server.over()
+
+        def _send_parts(self, parts: Sequence[tuple[float, bytes]], ends: bool) -> None:
+            self.send_response(200)
+            for name, value in {'Content-Type': 'text/event-stream', 'Transfer-Encoding': 'chunked'}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.close_connection = not ends
+            try:
+                for seconds, part in parts:
+                    if seconds:
+                        server.wait(seconds)
+                    self.wfile.write(b'%x\r\n%s\r\n' % (len(part), part))
+                if ends:
+                    self.wfile.write(b'0\r\n\r\n')
+            except OSError:
+                server.left += 1
+                self.close_connection = True
 
         def _send(self, code: int, whole: bytes, headers: Mapping[str, str], keep: int | None = None) -> None:
             self.send_response(code)
