@@ -42,7 +42,7 @@ class Sent:
     """A message that an agent has sent.
 
     Attributes:
-        ids: its content, a stop sequence included.
+        ids: its content, a stop sequence included; of a model behind an endpoint none.
         text: without the stop sequence.
         ends: whether it ends the conversation.
         truncated: whether it was cut: by its max tokens, the model's positions, or the reader who stopped it.

@@ -70,7 +70,7 @@ class IncrementalDecoder:
         """The text of the ids that are ready, without an end that may change."""
         text = self._chat.decode(self._ids[: self._ready]).removesuffix(INCOMPLETE)
         trail = self._chat.tokenizer.decoded_trail
-        return text[: len(text) - _overlap(text, trail)]
+        return text[: len(text) - overlap(text, trail)]
 
 
 class AnswerText:
@@ -161,11 +161,11 @@ class AnswerText:
             end, _, self.stop = min(ends)
             self._held = ''
             return text[: end if self._keep_stop else end - len(self.stop)]
-        size = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        size = len(text) - max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[size:]
         return text[:size]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The number of characters at the end of a text that another one, which is longer, starts with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

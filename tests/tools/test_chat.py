@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ from simrl.run import config as config_lib
 from simrl.run import directory
 from simrl.serving import load
 from simrl.serving.load import Loaded, find_simulator, load_assistant, with_persona
+from simrl.serving.remote import Remote, find_remote
+from tests.remote.server import ScriptedServer, Status, chat_stream, wait_until
 from tests.serving.test_stream import CHAT, EXAMPLES, LIMITS, agent
 from tests.tiny import byte_tokenizer, tiny_config
 from tools import chat
@@ -246,3 +249,143 @@ def test_a_persona_is_the_intent_of_a_simulator_that_is_told_one():
     told = dataclasses.replace(agent(USER), system=lambda example: f'You want {example.intent}')
     example = with_persona(told, EXAMPLES[0], 'tea')
     assert (example.opening, example.intent) == (None, 'tea')
+
+
+def remote(server: ScriptedServer, role: int = ASSISTANT, **settings) -> Remote:
+    return find_remote(server.url, role, **{'model': None, 'key_variable': None} | settings)
+
+
+def test_a_person_talks_with_a_model_behind_a_server(monkeypatch, capsys):
+    """The server reads the whole conversation each time; a fault of it ends nothing."""
+
+    def script(body, attempt):
+        said = [message['content'] for message in body['messages']]
+        if said[-1] == 'fail' and not attempt:
+            return Status(503, b'{"error": {"message": "busy\\nnow"}}')
+        return chat_stream([f'{len(said)} ', said[0]])
+
+    lines = ['ab', 'fail', '', '/system', '/system Be brief.', '/system', 'cd', '/reset', 'ab']
+    with ScriptedServer(script) as server:
+        found = talk(monkeypatch, capsys, {ASSISTANT: remote(server)}, lines)
+    assert found[:4] == ['user (you)> ab', 'assistant> 1 ab', 'user (you)> fail', 'assistant> ']
+    assert re.fullmatch(r'\[http://.*/v1: server: status 503, .*busy.*\]', found[4])
+    assert found[5:8] == ['[Enter asks again]', '> ', 'assistant> 3 ab']
+    assert [line for line in found if line.startswith('[')][2:] == ['[none is sent]', '[Be brief.]']
+    assert found[-4:] == ['user (you)> /reset', 'user (you)> ab', 'assistant> 2 Be brief.', '']
+    first, *others = server.requests
+    assert first['messages'] == [{'role': 'user', 'content': 'ab'}]
+    assert [first[name] for name in ('model', 'stream', 'temperature', 'top_p', 'max_tokens')] == [
+        'model',
+        True,
+        0.7,
+        0.9,
+        512,
+    ]
+    assert [m['role'] for m in others[0]['messages']] == ['user', 'assistant', 'user']
+    assert [m['content'] for m in others[-1]['messages']] == ['Be brief.', 'ab']
+    assert len({body['seed'] for body in server.requests}) == len(server.requests) - 1  # the same for another try
+
+
+def test_ctrl_c_cancels_the_request(monkeypatch, capsys):
+    """Before the first word there is no message; after it the message ends there."""
+    with ScriptedServer(lambda body, attempt: chat_stream(['a'] * 50, gap=0.02, first=0.3)) as server:
+        for wait, expected in ((0.0, 'stopped before the first word'), (0.4, None)):
+
+            @contextlib.contextmanager
+            def stopped_after(wait=wait):
+                event = threading.Event()
+                timer = threading.Timer(wait, event.set)
+                timer.start()
+                yield event
+                timer.join()
+
+            monkeypatch.setattr(chat, 'stoppable', stopped_after)
+            lines = talk(monkeypatch, capsys, {ASSISTANT: remote(server)}, ['b', 'c'])
+            if expected is not None:
+                assert expected in lines[2]
+                assert lines[3] == '[Enter asks again]'
+            else:
+                assert re.fullmatch('assistant> a{1,30}', lines[1])
+                assert lines[2] == 'user (you)> c'
+        wait_until(lambda: server.left == len(server.requests))
+    said = server.requests[-1]['messages'][1]
+    assert said == {'role': 'assistant', 'content': lines[1].removeprefix('assistant> ')}
+
+
+def test_a_simulator_behind_a_server_talks_with_an_assistant_here(monkeypatch, capsys):
+    """It plays in the swapped view; what follows its signal is neither read nor shown."""
+
+    def script(body, attempt):
+        return (
+            chat_stream(['Th', 'anks![', 'END', '] and', ' more'])
+            if len(body['messages']) > 3
+            else chat_stream(['a[b'])
+        )
+
+    with ScriptedServer(script) as server:
+        agents = {USER: remote(server, USER, persona='Hi!'), ASSISTANT: loaded(ASSISTANT)}
+        lines = talk(monkeypatch, capsys, agents, ['/persona', '/persona Yo'])
+    assert [line.split('>')[0] for line in lines[:4]] == ['user', 'assistant', 'user', 'assistant']
+    assert lines[0] == 'user> Hi!'
+    assert lines[2] == 'user> a[b'
+    assert lines[4:6] == ['user> Thanks!', '[the user has ended the conversation]']
+    assert any(line.startswith('[intent: None; opening: Hi!; told: You play a person') for line in lines)
+    assert 'user> Yo' in lines
+    system, *others = server.requests[1]['messages']
+    assert system['content'].endswith('Hi!')
+    assert others == [
+        {'role': 'user', 'content': lines[1].removeprefix('assistant> ')},
+        {'role': 'assistant', 'content': 'a[b'},
+        {'role': 'user', 'content': lines[3].removeprefix('assistant> ')},
+    ]
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        (['--model=other'], "expected the model 'other', found a, b$"),
+        ([], r'expected the name of one of its models \(a, b\), found none$'),
+        (['--model=a', '--key-variable=NO_SUCH_KEY'], 'expected its key in the environment variable NO_SUCH_KEY'),
+        (['--model=a', '--temperature=-1'], 'Sampling.temperature: expected 0'),
+    ],
+)
+def test_errors_of_a_server_are_one_line(monkeypatch, options, expected):
+    monkeypatch.setattr(chat, 'start_backend', lambda: pytest.fail('a server may need the devices'))
+    with ScriptedServer(lambda *_: chat_stream(['a']), models=('a', 'b')) as server:
+        with pytest.raises(SystemExit, match=f'^error: .*{expected}') as error:
+            chat.main([server.url, *options])
+        assert '\n' not in str(error.value)
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        (['http://127.0.0.1:9/v1'], 'http://127.0.0.1:9/v1: expected a reply, found none: ConnectError'),
+        (['http://me:secret@nowhere/v1'], 'EndpointSettings.url: expected http://HOST'),
+        (['--simulator=http://127.0.0.1:9/v1'], 'http://127.0.0.1:9/v1: expected .*found none'),
+    ],
+)
+def test_urls_that_nothing_answers(options, expected):
+    with pytest.raises(SystemExit, match=f'^error: {expected}'):
+        chat.main(options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        (['run/initial', '--model=a'], '--model: expected the URL of a server beside it, found run/initial'),
+        (
+            ['http://a/v1', '--simulator-model=a'],
+            '--simulator-model: expected the URL of a server beside it, found none',
+        ),
+        (
+            ['http://a/v1', '--simulator=http://b/v1', '--key-variable=KEY'],
+            '--key-variable: expected one URL that its key is sent to, found 2',
+        ),
+    ],
+)
+def test_options_of_servers_belong_to_a_url(capsys, options, expected):
+    with pytest.raises(SystemExit):
+        chat.main(options)
+    assert expected in capsys.readouterr().err
