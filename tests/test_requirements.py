@@ -16,6 +16,7 @@ INSTALLED_AS = {
     'absl': 'absl-py',
     'ml_collections': 'ml-collections',
     'orbax': 'orbax-checkpoint',
+    'prometheus_client': 'prometheus-client',
     'xdist': 'pytest-xdist',
 }
 # What they need is installed apart from simrl, into an environment that the tool makes.
@@ -50,7 +51,7 @@ def packages_of(paths: Iterable[pathlib.Path]) -> set[str]:
 
 @pytest.mark.parametrize(
     ('folders', 'extras'),
-    [(('simrl', 'configs', 'tools'), ()), (('tests',), ('test', 'parity'))],
+    [(('simrl', 'configs', 'tools'), ('serve',)), (('tests',), ('test', 'parity'))],
     ids=['to run', 'to test'],
 )
 def test_what_is_imported_is_declared(folders, extras):

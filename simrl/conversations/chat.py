@@ -48,6 +48,14 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def encode_raw(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Encodes text in which special tokens are special tokens, as the one text of a prompt.
+
+        Args:
+            text: of a prompt.
+            add_special_tokens: True adds those that the tokenizer puts around a text, such as a beginning.
+        """
+
     def covers(self, text: str) -> bool:
         """Returns True if each character is known to have tokens, whatever its neighbours; False: `encode` decides."""
 
@@ -128,14 +136,24 @@ class Chat:
     def encode(self, text: str, place: Place = 'user') -> list[int]:
         """Encodes a message's text. A character that the tokenizer has no token for is an `EncodingError`."""
         tokenizer = self.elsewhere.get(place, self.tokenizer)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which tokenizers refuse in ways of their own
-            raise EncodingError(text, text[error.start]) from None
+        _check_unicode(text)
         ids = tokenizer.encode(text)
         if not self.reserved.isdisjoint(ids):
             unknown = (part for part in text if not self.reserved.isdisjoint(tokenizer.encode(part)))
             raise EncodingError(text, next(unknown, text))
+        return ids
+
+    def encode_raw(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Encodes a raw prompt, in which the texts of special tokens and of the terminal token are those tokens.
+
+        Raises:
+            EncodingError: half of a surrogate pair.
+        """
+        _check_unicode(text)
+        first, *others = text.split(TERMINAL_TEXT)
+        ids = self.tokenizer.encode_raw(first, add_special_tokens)
+        for part in others:
+            ids += [self.terminal, *self.tokenizer.encode_raw(part, False)]
         return ids
 
     def check(self, text: str) -> None:
@@ -231,6 +249,14 @@ class Chat:
             if not any(run[-len(other) :] == other for other in kept):
                 kept.append(run)
         return tuple(kept)
+
+
+def _check_unicode(text: str) -> None:
+    """Refuses half of a surrogate pair, which tokenizers refuse in ways of their own."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodingError(text, text[error.start]) from None
 
 
 def _shown(text: str) -> str:

@@ -108,6 +108,10 @@ class HuggingFaceTokenizer:
             self._check(text)
         return self.encode_unchecked(text)
 
+    def encode_raw(self, text: str, add_special_tokens: bool) -> list[int]:
+        found = self._whole(text, add_special_tokens=add_special_tokens, verbose=False)  # of long texts
+        return [int(i) for i in found['input_ids']]
+
     def covers(self, text: str) -> bool:
         return self._model == 'BPE' and self._kept.issuperset(text)
 

@@ -7,6 +7,7 @@
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
@@ -106,6 +107,15 @@ class SentencePieceTokenizer:
         """Encodes a text; a character without a piece gives the unknown id."""
         _check_text(text)
         return [int(i) for i in self._processor.encode(text)]
+
+    def encode_raw(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = [self.controls[BEGIN]] if add_special_tokens and BEGIN in self.controls else []
+        for part in re.split(f'({"|".join(map(re.escape, self.controls))})', text) if self.controls else [text]:
+            if part in self.controls:
+                ids.append(self.controls[part])
+            elif part:
+                ids += self.encode(part)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids for reading, with control symbols written out; the text does not encode to the same ids."""
