@@ -30,12 +30,13 @@ def words(generation: Generation) -> list[Event | float]:
 
 def pieces(generation: Generation, text: str) -> list[Event | float]:
     """A text in pieces of up to three characters, each a token; its end, or its cut at `max_tokens`."""
-    ids = CHAT.encode(text)[: generation.max_tokens]
     found: list[Event | float] = []
-    for start in range(0, len(ids), 3):
-        part = tuple(ids[start : start + 3])
-        found.append(Piece(CHAT.decode(part), part, scores_of(part, generation) if generation.log_probs else ()))
-    cut = len(ids) == generation.max_tokens
+    left = generation.max_tokens
+    for start in range(0, len(text), 3):
+        ids = tuple(CHAT.encode(text[start : start + 3])[:left])
+        left -= len(ids)
+        found.append(Piece(CHAT.decode(ids), ids, scores_of(ids, generation) if generation.log_probs else ()))
+    cut = left == 0
     end = () if cut else (CHAT.end_of_turn['assistant'],)
     scores = scores_of(end, generation) if generation.log_probs else ()
     found.append(Piece('', end, scores, finish='length' if cut else 'stop'))
