@@ -1,5 +1,6 @@
 """Pieces of answers -> the JSON objects of the API, whole or in chunks."""
 
+import contextlib
 import dataclasses
 import functools
 import string
@@ -11,9 +12,9 @@ from typing import Any, Protocol
 from simrl.conversations.chat import Chat, EncodingError
 from simrl.serving.generation import Piece, Score
 from simrl.serving.jobs import Job
+from simrl.serving.text import INCOMPLETE, IncrementalDecoder
 
 LEAST_LOG_PROB = -9999.0  # JSON has no infinity; other servers write this, too
-BROKEN = '\ufffd'  # in the text of a token that has a part of a character
 
 Json = dict[str, Any]
 
@@ -23,21 +24,16 @@ class TokenTexts:
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
-        self._special = {*chat.reserved, chat.terminal}
         self._before: list[int] = []  # a token before: some tokenizers leave out the space at the start of a text
         for letter in string.ascii_letters:
-            try:
+            with contextlib.suppress(EncodingError):
                 self._before = chat.encode(letter)[-1:]
                 break
-            except EncodingError:
-                continue
-        self._skip = len(chat.decode(self._before))
         self.text = functools.lru_cache(2**16)(self._text)
 
     def _text(self, token: int) -> str:
-        if token in self._special:
-            return self._chat.decode([token])
-        return self._chat.decode([*self._before, token])[self._skip :]
+        decoder = IncrementalDecoder(self._chat, self._before)
+        return decoder.push([token]) + decoder.rest()
 
 
 @dataclasses.dataclass
@@ -149,7 +145,7 @@ class ChatWriter:
 
         def entry(token: int, log_prob: float) -> Json:
             text = self._frame.texts.text(token)
-            known = None if BROKEN in text else list(text.encode())
+            known = None if INCOMPLETE in text else list(text.encode())
             return {'token': text, 'bytes': known, 'logprob': max(log_prob, LEAST_LOG_PROB)}
 
         content = [
