@@ -14,8 +14,8 @@ from simrl.rollouts.token_sampling import Sampling
 
 MAX_TOP = 20  # alternatives of a token with log-probabilities, at most: those of the API's chats
 
-# The ids that may be sampled. 'chat': text and ends of turn, as in rollouts: a message has no special tokens. 'all': the
-# whole vocabulary, as other servers sample raw completions.
+# The ids that may be sampled. 'chat': text and ends of turn, as in rollouts. 'all': the whole vocabulary, as in raw
+# completions of other servers.
 Vocabulary = Literal['chat', 'all']
 Finish = Literal['stop', 'length']
 Cause = Literal[
@@ -99,7 +99,7 @@ class Piece:
         scores: of `tokens`, with `Generation.log_probs`.
         prompt_scores: of the prompt's tokens from the second on, with the first piece of `Generation.score_prompt`.
         cached: with the first piece, how many of the prompt's tokens were in a row's cache.
-        finish: with the last piece, why it is the last: 'stop' (an end, a stop text, or nothing may follow) or 'length'.
+        finish: with the last piece: 'stop' (an end, a stop text, or nothing may follow) or 'length'.
         stop: the text or id of the request's that ended it; None for the model's own ends.
     """
 

@@ -22,7 +22,7 @@ from simrl.experiments.scene import Scene
 from simrl.experiments.settings import MeshSettings
 from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Execution
-from simrl.rollouts.agents import Agent, ModelAgent, OneAgent, agent_for, assistant, model_agent
+from simrl.rollouts.agents import Agent, ModelAgent, OneAgent, Policy, agent_for, assistant, model_agent
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run import directory, stage_files, stages
@@ -134,17 +134,10 @@ def find_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
 
         return load_model
     scene, part = run
-    arms = simulators(scene)
-    found = _simulators_by_stage(scene).get(part, part)
-    if found not in arms:
-        raise ValueError(f'{name}: expected a simulator of the run ({", ".join(arms)})')
-    for folder in scene.simulator_inputs(*arms[found]).values():
-        if folder.is_relative_to(scene.workdir):
-            _check_done(name, scene, folder)
-            check_model(scene, folder, arms[found])
+    of = _simulator_of_run(name, scene, part)
 
     def load() -> Loaded:
-        agent = scene.simulator(*arms[found])
+        agent = scene.simulator(*of)
         if persona is None:
             people = scene.settings.evaluation.people
             examples = scene.held_out_examples(None if people is None else range(people))
@@ -157,6 +150,70 @@ def find_simulator(name: str, *, persona: str | None = None, number: int = 0) ->
         return Loaded(name, _ready(one, scene.compute.mesh), scene.chat, example)
 
     return load
+
+
+def _simulator_of_run(name: str, scene: Scene, part: str) -> tuple[str, int]:
+    """Arm and training seed of a simulator that can be loaded; arguments and errors as of `assistant_stage`."""
+    arms = simulators(scene)
+    found = _simulators_by_stage(scene).get(part, part)
+    if found not in arms:
+        raise ValueError(f'{name}: expected a simulator of the run ({", ".join(arms)})')
+    for folder in scene.simulator_inputs(*arms[found]).values():
+        if folder.is_relative_to(scene.workdir):
+            _check_done(name, scene, folder)
+            check_model(scene, folder, arms[found])
+    return arms[found]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model to serve.
+
+    Attributes:
+        policy: ready to sample; it may sample what an assistant may.
+        chat: its tokenizer and template.
+        knows_terminal: whether it was trained with the terminal token.
+    """
+
+    policy: Policy
+    chat: Chat
+    knows_terminal: bool
+
+
+def find_model(name: str) -> Callable[[], LoadedModel]:
+    """Finds the model of that name, whichever role it was trained for; the function that is returned loads its weights.
+
+    In a run that is an assistant, or else the model of a simulator.
+
+    Raises:
+        FileNotFoundError, ValueError, WorkdirError: there is none, or it cannot be read.
+    """
+    run = find_run(local_path(name))
+    if run is None:
+        knows_terminal = open_model(name).knows_terminal
+        load_assistant = find_assistant(name)
+
+        def load() -> LoadedModel:
+            found = load_assistant()
+            assert isinstance(found.agent, ModelAgent)
+            return LoadedModel(found.agent.policy, found.chat, knows_terminal)
+
+        return load
+    scene, part = run
+    names = {found: of.stage for found, of in plan.assistants(scene).items()}
+    if part in names or part in names.values():
+        load_assistant = find_assistant(name)
+        return lambda: _served(name, load_assistant().agent, scene.chat)
+    of = _simulator_of_run(name, scene, part)
+    return lambda: _served(name, _ready(agent_for(scene.simulator(*of), BLANK), scene.compute.mesh), scene.chat)
+
+
+def _served(name: str, agent: OneAgent, chat: Chat) -> LoadedModel:
+    if not isinstance(agent, ModelAgent):
+        raise ValueError(f'{name}: expected a model on the device, found a simulator that is none')
+    knows_terminal = bool(agent.policy.token_mask[chat.terminal])
+    mask = chat.token_mask(agent.policy.spec.config.padded_vocab_size, terminal=False, header='assistant')
+    return LoadedModel(dataclasses.replace(agent.policy, token_mask=mask), chat, knows_terminal)
 
 
 def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:

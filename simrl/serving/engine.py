@@ -1,0 +1,383 @@
+"""A model that answers requests in batches: a queue, the rows of `slots.py`, and one step of both after another.
+
+One thread owns the device and calls `Engine.step` (`run`). A step
+
+1. gives free rows to requests that wait; a prompt's longest common prefix with any row's tokens is not fed again,
+2. launches the feeding of prompts, a chunk at a time, and a block of sampled tokens for the rows that are fed,
+3. reads the block that was launched before, while this one runs, and delivers its text.
+
+Where a text ends an answer, the row's next block is already under way; what it sampled is dropped. A row under a
+constraint waits until its token is read, which decides what may come next: it samples one token in two blocks, and
+others lose nothing.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from simrl.conversations.chat import Chat
+from simrl.rollouts.agents import Policy
+from simrl.serving.generation import Cause, Event, Failure, Finish, Generation, Load, Piece, QueueFullError
+from simrl.serving.programs import compile_programs
+from simrl.serving.rows import (
+    DecodeCall,
+    FeedCall,
+    Request,
+    Row,
+    decode_call,
+    feed_call,
+    place,
+    scores_of,
+)
+from simrl.serving.shapes import EngineSettings
+from simrl.serving.slots import MAX_STOP_IDS, Block, Scores, init_slots
+from simrl.serving.text import AnswerText
+
+FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them
+RATE_SECONDS = 10.0  # that a rate is of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Launched:
+    """A call whose result is not read."""
+
+    call: FeedCall | DecodeCall
+    result: Block | Scores
+
+
+class Engine:
+    """A model that answers; see `generation.Serving`. `step` is called by one thread, the other methods by any."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        chat: Chat,
+        settings: EngineSettings,
+        wake: threading.Condition,
+        *,
+        knows_terminal: bool,
+        on_program: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Compiles the programs.
+
+        Args:
+            policy: ready to sample; its mask is that of chats. Its filters and temperature are not used.
+            knows_terminal: whether the terminal token is one of the whole vocabulary.
+            wake: notified when there is something to do.
+            on_program: called after each compiled program.
+        """
+        self._policy, self._chat, self._settings, self._wake = policy, chat, settings, wake
+        self._shapes = settings.shapes(policy.spec.config)
+        self._vocab_size = policy.spec.config.padded_vocab_size
+        self._ends = end_ids(chat)
+        everything = np.arange(self._vocab_size) < chat.size - (not knows_terminal)
+        self._masks = jax.numpy.asarray(np.stack([np.asarray(policy.token_mask), everything]))
+        self._end_array = jax.numpy.asarray(sorted(self._ends), np.int32)
+        self._slots = init_slots(policy, self._shapes)
+        self._programs = compile_programs(policy, self._masks, self._end_array, self._slots, self._shapes, on_program)
+        self._rows = [Row(index) for index in range(self._shapes.rows)]
+        self._waiting = collections.deque[Request]()
+        self._cancelled = set[int]()
+        self._numbers = itertools.count(1)
+        self._launched = collections.deque[_Launched]()
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._finished: collections.Counter[str] = collections.Counter()
+        self._sampled_at = collections.deque[tuple[float, int]]()
+        self._first_seconds = list[float]()
+        self._request_seconds = 1.0  # of the last requests, a moving mean
+        self.compilations: Callable[[], int] = lambda: 0
+
+    @property
+    def context(self) -> int:
+        return self._shapes.context
+
+    def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> int:
+        self._check(generation)
+        text = AnswerText(
+            self._chat,
+            stop=generation.stop,
+            keep_stop=generation.keep_stop,
+            keep_special=generation.keep_special,
+            after=generation.prompt if generation.vocabulary == 'all' else (),
+        )
+        with self._wake:
+            if len(self._waiting) >= self._settings.queue:
+                self._counts['refused'] += 1
+                raise QueueFullError(max(1.0, self._request_seconds * len(self._waiting) / self._shapes.rows))
+            request = Request(next(self._numbers), generation, deliver, time.monotonic(), text)
+            self._waiting.append(request)
+            self._wake.notify_all()
+            return request.number
+
+    def cancel(self, number: int) -> None:
+        with self._wake:
+            self._cancelled.add(number)
+            self._wake.notify_all()
+
+    def load(self) -> Load:
+        now = time.monotonic()
+        with self._wake:
+            first, self._first_seconds = tuple(self._first_seconds), []
+            recent = sum(count for at, count in self._sampled_at if at > now - RATE_SECONDS)
+            return Load(
+                waiting=len(self._waiting),
+                active=sum(row.request is not None for row in self._rows),
+                rows=len(self._rows),
+                prompt_tokens_total=self._counts['prompt'],
+                cached_tokens_total=self._counts['cached'],
+                sampled_tokens_total=self._counts['sampled'],
+                finished_total=dict(self._finished),
+                refused_total=self._counts['refused'],
+                tokens_per_second=recent / RATE_SECONDS,
+                first_token_seconds=first,
+                compiled=self.compilations(),
+            )
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do; read with `wake` held."""
+        return bool(self._waiting or self._launched or any(row.request is not None for row in self._rows))
+
+    def step(self) -> None:
+        """One step; see the module. A fault fails all requests and empties the rows."""
+        try:
+            self._end_some()
+            self._admit()
+            launched = self._feed_rows()
+            launched = self._decode_rows() or launched
+            while len(self._launched) > (1 if launched else 0):
+                self._read(self._launched.popleft())
+                if not launched:
+                    break
+        except Exception:
+            traceback.print_exc()
+            self._launched.clear()
+            self.fail_all('internal', 'the server had a fault, which is in its log')
+            self._slots = init_slots(self._policy, self._shapes)
+            for row in self._rows:
+                row.kept = []
+
+    def fail_all(self, cause: Cause, detail: str) -> None:
+        """Ends all requests."""
+        with self._wake:
+            waiting, self._waiting = list(self._waiting), collections.deque()
+        for request in waiting:
+            self._end(request, Failure(cause, detail))
+        for row in self._rows:
+            if row.request is not None:
+                self._end(row.request, Failure(cause, detail))
+                row.free()
+
+    def _check(self, generation: Generation) -> None:
+        prompt, wanted = len(generation.prompt), generation.max_tokens
+        least = 0 if generation.score_prompt else 1
+        if not prompt:
+            raise ValueError('prompt: expected at least one token, found none')
+        if wanted < least:
+            raise ValueError(f'max_tokens: expected at least {least}, found {wanted}')
+        if prompt + wanted > self.context:
+            raise ValueError(
+                f'prompt: expected at most the {self.context} tokens of the context, max_tokens included, found '
+                f'{prompt} + {wanted}, {prompt + wanted - self.context} too many'
+            )
+        if not 0 <= min(generation.prompt) <= max(generation.prompt) < self._chat.size:
+            wrong = next(i for i in generation.prompt if not 0 <= i < self._chat.size)
+            raise ValueError(f'prompt: expected token ids from 0 to {self._chat.size - 1}, found {wrong}')
+        if len(generation.stop_ids) > MAX_STOP_IDS:
+            raise ValueError(f'stop_ids: expected at most {MAX_STOP_IDS}, found {len(generation.stop_ids)}')
+
+    def _end_some(self) -> None:
+        """Ends requests that are cancelled or late."""
+        now = time.monotonic()
+        with self._wake:
+            cancelled, self._cancelled = self._cancelled, set()
+
+            def failure(request: Request) -> Failure | None:
+                if request.number in cancelled:
+                    return Failure('cancelled')
+                if now >= request.generation.deadline:
+                    return Failure('deadline', f'no answer within {now - request.submitted:.0f} s')
+                return None
+
+            over = [(request, found) for request in self._waiting if (found := failure(request)) is not None]
+            for request, _ in over:
+                self._waiting.remove(request)
+        for request, found in over:
+            self._end(request, found)
+        for row in self._rows:
+            if row.request is not None and (found := failure(row.request)) is not None:
+                self._end(row.request, found)
+                row.free()
+
+    def _end(self, request: Request, event: Event) -> None:
+        """Delivers a request's last event."""
+        request.over = True
+        seconds = time.monotonic() - request.submitted
+        with self._wake:
+            how = event.cause if isinstance(event, Failure) else event.finish
+            self._finished[str(how)] += 1
+            if isinstance(event, Piece):
+                self._request_seconds += 0.1 * (seconds - self._request_seconds)
+        request.deliver(event)
+
+    def _admit(self) -> None:
+        """Gives free rows to requests, first come first served."""
+        while any(row.request is None for row in self._rows):
+            with self._wake:
+                if not self._waiting:
+                    return
+                request = self._waiting.popleft()
+                prompt = request.generation.prompt
+                self._counts['prompt'] += len(prompt)
+                row, source, reused = place(self._rows, prompt, request.generation.score_prompt)
+                self._counts['cached'] += reused
+                row.request, row.begun, row.used = request, False, request.number
+            request.cached = reused
+            if source is not row:
+                self._slots = self._programs.copy(self._slots, np.int32(source.index), np.int32(row.index))
+            row.kept = list(prompt[:reused])
+
+    def _feed_rows(self) -> bool:
+        """Launches calls of `feed`; returns whether there was one."""
+        launched = False
+        for _ in range(FEEDS_AT_ONCE):
+            rows = [row for row in self._rows if row.request is not None and not row.begun]
+            fed = sum(row.request is not None and row.begun for row in self._rows)
+            if not rows or (launched and fed > len(rows)):
+                break
+            self._feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed_rows[-1]])
+            launched = True
+        return launched
+
+    def _feed(self, rows: Sequence[Row]) -> None:
+        call = feed_call(rows, self._rows, self._shapes)
+        program = self._programs.feed[len(call.given.rows), call.size]
+        self._slots, scores = program(self._policy, self._masks, self._slots, call.given)
+        if call.given.scored:
+            self._launch(_Launched(call, scores))
+
+    def _decode_rows(self) -> bool:
+        """Launches a block, if any row can sample; returns whether there was one."""
+        call = decode_call(self._rows, self._shapes, self._vocab_size)
+        if call is None:
+            return False
+        program = self._programs.decode[len(call.requests), call.size]
+        self._slots, block = program(self._policy, self._masks, self._end_array, self._slots, call.asked)
+        self._launch(_Launched(call, block))
+        return True
+
+    def _launch(self, launched: _Launched) -> None:
+        for request in launched.call.requests:
+            if request is not None:
+                request.unread += 1
+        self._launched.append(launched)
+
+    def _read(self, launched: _Launched) -> None:
+        """Reads a call's result, and delivers what it has for each request."""
+        call, result = launched.call, jax.device_get(launched.result)
+        for at, request in enumerate(call.requests):
+            if request is None:
+                continue
+            request.unread -= 1
+            if request.over:
+                continue
+            if isinstance(result, Block):
+                self._take_block(request, result, at)
+            elif request.generation.score_prompt:
+                assert isinstance(call, FeedCall)
+                self._take_scores(request, result, at, call.scored[at])
+
+    def _take_scores(self, request: Request, scores: Scores, at: int, count: int) -> None:
+        """Takes the scores of a chunk of a request's prompt."""
+        generation, first = request.generation, len(request.prompt_scores) + 1
+        ids = generation.prompt[first : first + count]
+        request.prompt_scores.extend(scores_of(scores, at, ids, generation.top))
+        if len(request.prompt_scores) == len(generation.prompt) - 1 and not generation.max_tokens:
+            self._deliver(request, Piece(finish='length'))
+
+    def _take_block(self, request: Request, block: Block, at: int) -> None:
+        """Delivers the tokens that a request sampled in a block, up to its end."""
+        if request.over:
+            return
+        generation, text = request.generation, request.text
+        ids = block.tokens[at, : block.count[at]].tolist()
+        ended = bool(ids) and (ids[-1] in self._ends or ids[-1] in generation.stop_ids)
+        new = text.push(ids[:-1] if ended else ids)
+        finish: Finish | None = None
+        stop: str | int | None = None
+        if ended:
+            finish, stop = 'stop', ids[-1] if ids[-1] in generation.stop_ids else None
+        elif block.done[at]:
+            finish = 'length'
+        elif generation.constraint is not None and ids and generation.constraint.advance(ids[-1]):
+            finish = 'stop'
+        if finish is not None:
+            new += text.close(ids[-1] if ended else None)
+        if text.stop is not None:
+            ids, finish, stop = ids[: text.num_ids - len(request.ids)], 'stop', text.stop
+        scores = scores_of(block.scores, at, ids, generation.top) if generation.log_probs else ()
+        request.ids.extend(ids)
+        now = time.monotonic()
+        with self._wake:
+            if ids and len(request.ids) == len(ids):
+                self._first_seconds.append(now - request.submitted)
+            self._counts['sampled'] += len(ids)
+            self._sampled_at.append((now, len(ids)))
+            while self._sampled_at and self._sampled_at[0][0] <= now - RATE_SECONDS:
+                self._sampled_at.popleft()
+        self._deliver(request, Piece(new, tuple(ids), tuple(scores), finish=finish, stop=stop))
+
+    def _deliver(self, request: Request, piece: Piece) -> None:
+        """Delivers a piece, with what belongs to the first one."""
+        if not request.started:
+            request.started = True
+            piece = dataclasses.replace(piece, cached=request.cached, prompt_scores=tuple(request.prompt_scores))
+        if piece.finish is None:
+            request.deliver(piece)
+            return
+        next(row for row in self._rows if row.request is request).free()
+        self._end(request, piece)
+
+
+def run(engines: Sequence[Engine], wake: threading.Condition, stop: threading.Event) -> None:
+    """Steps the engines until `stop` is set, and then fails what is left. The thread that calls it owns the device."""
+    with compilations() as compiled:
+        for engine in engines:
+            engine.compilations = compiled
+        while not stop.is_set():
+            with wake:
+                wake.wait_for(lambda: stop.is_set() or any(engine.busy for engine in engines))
+            for engine in engines:
+                if engine.busy:
+                    engine.step()
+    for engine in engines:
+        engine.fail_all('draining', 'the server stops')
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+    """Counts the programs that this process compiles meanwhile."""
+    names = list[str]()
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith('backend_compile_duration'):
+            names.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield lambda: len(names)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def end_ids(chat: Chat) -> frozenset[int]:
+    """The ids by which a model ends its answer: ends of turn that are no text, and the terminal token."""
+    return frozenset(i for i in chat.end_of_turn.values() if i in chat.reserved) | {chat.terminal}

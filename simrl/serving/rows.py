@@ -1,0 +1,217 @@
+"""Requests and the rows that they have, on the host: which row a request takes, and the arrays of the next calls."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from simrl.serving.generation import Event, Generation, Score, Vocabulary
+from simrl.serving.programs import blank_asked, blank_given
+from simrl.serving.shapes import Shapes
+from simrl.serving.slots import Asked, Given, Scores
+from simrl.serving.text import AnswerText
+
+LEAST_COPIED = 16  # tokens that another row's cache has more: feeding fewer costs less than copying the row
+VOCABULARIES: tuple[Vocabulary, ...] = ('chat', 'all')  # rows of the masks
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """A request and how far it is.
+
+    Attributes:
+        number, generation, deliver: of `Serving.submit`.
+        submitted: `time.monotonic()`.
+        text: the text of its answer.
+        ids: sampled and read.
+        prompt_scores: read.
+        cached: tokens of its prompt that were in a cache.
+        started: whether its first piece was delivered.
+        launched: tokens that it samples in the blocks that were launched, if nothing ends it.
+        unread: launched calls whose results are not read.
+        over: whether its last event was delivered.
+    """
+
+    number: int
+    generation: Generation
+    deliver: Callable[[Event], None]
+    submitted: float
+    text: AnswerText
+    ids: list[int] = dataclasses.field(default_factory=list)
+    prompt_scores: list[Score] = dataclasses.field(default_factory=list)
+    cached: int = 0
+    started: bool = False
+    launched: int = 0
+    unread: int = 0
+    over: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """A row.
+
+    Attributes:
+        index: in the state.
+        kept: the tokens that its cache has.
+        request: the request that has it.
+        begun: whether its prompt is fed, but for the last token.
+        used: the number of the request that had it last.
+    """
+
+    index: int
+    kept: list[int] = dataclasses.field(default_factory=list)
+    request: Request | None = None
+    begun: bool = False
+    used: int = 0
+
+    def free(self) -> None:
+        """Takes the row from its request; the cache stays."""
+        request, self.request = self.request, None
+        assert request is not None
+        if self.begun:
+            self.kept = [*request.generation.prompt, *request.ids][:-1]
+
+
+def request_of(row: Row) -> Request:
+    assert row.request is not None
+    return row.request
+
+
+def place(rows: Sequence[Row], prompt: Sequence[int], anew: bool) -> tuple[Row, Row, int]:
+    """The row for a prompt, the row whose cache it starts from, and how many tokens of that it needs not be fed.
+
+    A conversation that goes on takes its own row again. Another takes the row that was used least recently, so that
+    others may still go on, and a copy of the cache that has most of its prompt.
+
+    Args:
+        rows: all; at least one is free.
+        anew: whether all tokens have to be fed.
+    """
+    free = [row for row in rows if row.request is None]
+    if anew:
+        row = min(free, key=lambda row: row.used)
+        return row, row, 0
+    common = {row: common_prefix(row.kept, prompt) for row in rows}
+    going_on = [row for row in free if row.kept and common[row] == len(row.kept)]
+    row = max(going_on, key=lambda row: common[row]) if going_on else min(free, key=lambda row: row.used)
+    best = max(rows, key=lambda row: common[row])
+    source = best if common[best] - common[row] >= LEAST_COPIED else row
+    return row, source, min(common[source], len(prompt) - 1)
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    length = min(len(first), len(second))
+    different = np.flatnonzero(np.asarray(first[:length]) != np.asarray(second[:length]))
+    return int(different[0]) if different.size else length
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedCall:
+    """A call of `feed`.
+
+    Attributes:
+        given: its arrays.
+        size: of its program.
+        requests: of its first rows.
+        scored: how many targets' scores are wanted of each.
+    """
+
+    given: Given
+    size: int
+    requests: tuple[Request, ...]
+    scored: tuple[int, ...]
+
+
+def feed_call(rows: Sequence[Row], all_rows: Sequence[Row], shapes: Shapes) -> FeedCall:
+    """The next chunk of the prompts of some rows, which have it afterwards."""
+    given = jax.tree.map(np.copy, blank_given(_least(shapes.feed_rows, len(rows)), shapes.chunk))
+    given.rows[:] = _filled(rows, all_rows, len(given.rows))
+    requests = tuple(map(request_of, rows))
+    scored = []
+    for i, (row, request) in enumerate(zip(rows, requests, strict=True)):
+        prompt, start = request.generation.prompt, len(row.kept)
+        count = min(shapes.chunk, len(prompt) - 1 - start)
+        given.tokens[i, :count] = prompt[start : start + count]
+        given.targets[i, :count] = prompt[start + 1 : start + 1 + count]
+        given.start[i], given.count[i] = start, count
+        given.pending[i], given.length[i] = prompt[-1], len(prompt)
+        given.begins[i] = row.begun = start + count == len(prompt) - 1
+        row.kept.extend(prompt[start : start + count])
+        scored.append(count if request.generation.score_prompt else 0)
+    given = dataclasses.replace(given, scored=np.array(any(request.generation.score_prompt for request in requests)))
+    return FeedCall(given, _least(shapes.feed_sizes, max(len(row.kept) for row in rows)), requests, tuple(scored))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeCall:
+    """A call of `decode`: its arrays, the size of its program, and the requests of its rows."""
+
+    asked: Asked
+    size: int
+    requests: tuple[Request | None, ...]
+
+
+def decode_call(all_rows: Sequence[Row], shapes: Shapes, vocab_size: int) -> DecodeCall | None:
+    """The next block of the rows that can sample; None if there is none."""
+    chosen: list[tuple[Row, Request, int]] = []
+    for row in all_rows:
+        if row.request is not None and row.begun and (quota := _quota(row.request, shapes.block)):
+            chosen.append((row, row.request, quota))
+    if not chosen:
+        return None
+    number = _least(shapes.decode_rows, len(chosen))
+    rows = [row for row, *_ in chosen] if number < len(all_rows) else list(all_rows)  # all are in their own order
+    asked = jax.tree.map(np.copy, blank_asked(number, vocab_size))
+    asked.rows[:] = _filled(rows, all_rows, number)
+    requests: list[Request | None] = [None] * number
+    longest = 0
+    for row, request, quota in chosen:
+        at = rows.index(row)
+        requests[at] = request
+        _write_settings(asked, at, request.generation, quota)
+        longest = max(longest, len(request.generation.prompt) + request.launched + quota)
+        request.launched += quota
+    top = np.array(any(request.generation.top for _, request, _ in chosen))
+    size = _least(shapes.decode_sizes, min(longest, shapes.context))
+    return DecodeCall(dataclasses.replace(asked, top=top), size, tuple(requests))
+
+
+def _quota(request: Request, block: int) -> int:
+    """Tokens that a request may sample in the next block."""
+    left = request.generation.max_tokens - request.launched
+    if request.generation.constraint is not None:  # its last token decides what may come next
+        return min(left, 0 if request.unread else 1)
+    return min(left, block)
+
+
+def _write_settings(asked: Asked, at: int, generation: Generation, quota: int) -> None:
+    asked.quota[at], asked.max_tokens[at] = quota, generation.max_tokens
+    asked.seed[at] = generation.seed & 0xFFFFFFFF, generation.seed >> 32 & 0xFFFFFFFF
+    asked.sample[at] = generation.sample
+    for name in ('temperature', 'top_k', 'top_p', 'min_p'):
+        getattr(asked, name)[at] = getattr(generation.sampling, name)
+    asked.vocabulary[at] = VOCABULARIES.index(generation.vocabulary)
+    asked.stop_ids[at, : len(generation.stop_ids)] = generation.stop_ids
+    if generation.constraint is not None:
+        asked.constrained[at], asked.bits[at] = True, generation.constraint.allowed()
+
+
+def scores_of(scores: Scores, at: int, ids: Sequence[int], top: int) -> list[Score]:
+    """The scores of a row's first tokens, `ids`, read from the device."""
+    parts = scores.log_prob[at].tolist(), scores.top[at].tolist(), scores.top_log_prob[at].tolist()
+    return [
+        Score(i, log_prob, tuple(zip(others[:top], theirs[:top], strict=True)))
+        for i, log_prob, others, theirs in zip(ids, *parts, strict=False)
+    ]
+
+
+def _least(sizes: Sequence[int], needed: int) -> int:
+    return next(size for size in sizes if size >= needed)
+
+
+def _filled(rows: Sequence[Row], all_rows: Sequence[Row], number: int) -> list[int]:
+    """The rows of a call, and others that fill it: they are written back as they are."""
+    own = [row.index for row in rows]
+    return own + [row.index for row in all_rows if row.index not in set(own)][: number - len(own)]
