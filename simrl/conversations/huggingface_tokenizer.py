@@ -142,6 +142,10 @@ class HuggingFaceTokenizer:
         encoding = self._content.encode(self.lead + text + self.trail, add_special_tokens=False)
         return _spans(encoding.ids, encoding.offsets)
 
+    def to_json(self) -> str:
+        """The tokenizer's description, as of a `tokenizer.json`."""
+        return str(self._alone.to_str())
+
     def encode_template(self, text: str, *, inside: bool = False) -> list[int]:
         """Encodes template text, in which special tokens are special tokens.
 
