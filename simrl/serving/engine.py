@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from simrl.conversations.chat import Chat
+from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
 from simrl.serving.generation import Cause, Event, Failure, Finish, Generation, Load, Piece, QueueFullError
 from simrl.serving.programs import compile_programs
@@ -38,7 +39,7 @@ from simrl.serving.rows import (
     scores_of,
 )
 from simrl.serving.shapes import EngineSettings
-from simrl.serving.slots import MAX_STOP_IDS, Block, Scores, init_slots
+from simrl.serving.slots import MAX_STOP_IDS, Block, Scores, init_rows
 from simrl.serving.text import AnswerText
 
 FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them
@@ -51,6 +52,15 @@ class _Launched:
 
     call: FeedCall | DecodeCall
     result: Block | Scores
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Taken:
+    """Rows whose caches are taken: how much of them, and that."""
+
+    rows: tuple[int, ...]
+    size: int
+    cache: Cache
 
 
 class Engine:
@@ -81,8 +91,11 @@ class Engine:
         everything = np.arange(self._vocab_size) < chat.size - (not knows_terminal)
         self._masks = jax.numpy.asarray(np.stack([np.asarray(policy.token_mask), everything]))
         self._end_array = jax.numpy.asarray(sorted(self._ends), np.int32)
-        self._slots = init_slots(policy, self._shapes)
-        self._programs = compile_programs(policy, self._masks, self._end_array, self._slots, self._shapes, on_program)
+        self._cache, self._progress = init_rows(policy, self._shapes)
+        self._taken: _Taken | None = None
+        self._programs = compile_programs(
+            policy, self._masks, self._end_array, self._cache, self._progress, self._shapes, on_program
+        )
         self._rows = [Row(index) for index in range(self._shapes.rows)]
         self._waiting = collections.deque[Request]()
         self._cancelled = set[int]()
@@ -161,7 +174,8 @@ class Engine:
             traceback.print_exc()
             self._launched.clear()
             self.fail_all('internal', 'the server had a fault, which is in its log')
-            self._slots = init_slots(self._policy, self._shapes)
+            self._cache, self._progress = init_rows(self._policy, self._shapes)
+            self._taken = None
             for row in self._rows:
                 row.kept = []
 
@@ -242,7 +256,8 @@ class Engine:
                 row.request, row.begun, row.used = request, False, request.number
             request.cached = reused
             if source is not row:
-                self._slots = self._programs.copy(self._slots, np.int32(source.index), np.int32(row.index))
+                self._put_back([source, row])
+                self._cache = self._programs.copy(self._cache, np.int32(source.index), np.int32(row.index))
             row.kept = list(prompt[:reused])
 
     def _feed_rows(self) -> bool:
@@ -259,20 +274,45 @@ class Engine:
 
     def _feed(self, rows: Sequence[Row]) -> None:
         call = feed_call(rows, self._rows, self._shapes)
+        self._put_back(rows)
         program = self._programs.feed[len(call.given.rows), call.size]
-        self._slots, scores = program(self._policy, self._masks, self._slots, call.given)
+        self._cache, self._progress, scores = program(
+            self._policy, self._masks, self._cache, self._progress, call.given
+        )
         if call.given.scored:
             self._launch(_Launched(call, scores))
 
     def _decode_rows(self) -> bool:
         """Launches a block, if any row can sample; returns whether there was one."""
-        call = decode_call(self._rows, self._shapes, self._vocab_size)
+        call = decode_call(self._rows, self._shapes, self._vocab_size, self._taken_rows)
         if call is None:
             return False
-        program = self._programs.decode[len(call.requests), call.size]
-        self._slots, block = program(self._policy, self._masks, self._end_array, self._slots, call.asked)
+        key = len(call.requests), call.size
+        program = self._programs.decode[key]
+        arguments = self._policy, self._masks, self._end_array
+        if key == (self._shapes.rows, self._shapes.context):
+            self._put_back(self._rows)
+            self._cache, self._progress, block = program(*arguments, self._cache, self._progress, call.asked)
+        else:
+            rows = tuple(call.asked.rows.tolist())
+            if self._taken is None or self._taken_rows != (rows, call.size):
+                self._put_back(self._rows)
+                self._taken = _Taken(rows, call.size, self._programs.take[key](self._cache, call.asked.rows))
+            cache, self._progress, block = program(*arguments, self._taken.cache, self._progress, call.asked)
+            self._taken = dataclasses.replace(self._taken, cache=cache)
         self._launch(_Launched(call, block))
         return True
+
+    @property
+    def _taken_rows(self) -> tuple[tuple[int, ...], int]:
+        return ((), 0) if self._taken is None else (self._taken.rows, self._taken.size)
+
+    def _put_back(self, rows: Sequence[Row]) -> None:
+        """Writes taken caches back before something else reads or writes one of these rows."""
+        if self._taken is not None and any(row.index in self._taken.rows for row in rows):
+            program = self._programs.put_back[len(self._taken.rows), self._taken.size]
+            self._cache = program(self._cache, self._taken.cache, np.array(self._taken.rows, np.int32))
+            self._taken = None
 
     def _launch(self, launched: _Launched) -> None:
         for request in launched.call.requests:

@@ -8,18 +8,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from simrl.models.transformer import Cache, init_cache
 from simrl.rollouts.agents import Policy
 from simrl.serving.shapes import Shapes
-from simrl.serving.slots import MAX_STOP_IDS, NO_ID, Asked, Block, Given, Scores, Slots, copy, decode, feed
+from simrl.serving.slots import (
+    MAX_STOP_IDS,
+    NO_ID,
+    Asked,
+    Block,
+    Given,
+    Progress,
+    Scores,
+    copy,
+    decode,
+    feed,
+    put_back,
+    take,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """The compiled programs of a model, by number of rows and size."""
+    """The compiled programs of a model, by number of rows and tokens of their caches; functions of `slots.py`."""
 
-    feed: Mapping[tuple[int, int], Callable[..., tuple[Slots, Scores]]]
-    decode: Mapping[tuple[int, int], Callable[..., tuple[Slots, Block]]]
-    copy: Callable[..., Slots]
+    feed: Mapping[tuple[int, int], Callable[..., tuple[Cache, Progress, Scores]]]
+    take: Mapping[tuple[int, int], Callable[..., Cache]]
+    decode: Mapping[tuple[int, int], Callable[..., tuple[Cache, Progress, Block]]]
+    put_back: Mapping[tuple[int, int], Callable[..., Cache]]
+    copy: Callable[..., Cache]
 
 
 def blank_given(rows: int, chunk: int) -> Given:
@@ -60,28 +76,43 @@ def blank_asked(rows: int, vocab_size: int) -> Asked:
 
 
 def compile_programs(
-    policy: Policy, masks: jax.Array, ends: jax.Array, slots: Slots, shapes: Shapes, on_program: Callable[[], None]
+    policy: Policy,
+    masks: jax.Array,
+    ends: jax.Array,
+    cache: Cache,
+    progress: Progress,
+    shapes: Shapes,
+    on_program: Callable[[], None],
 ) -> Programs:
-    """Compiles all programs; `slots` gives shapes only. `on_program` is called after each."""
+    """Compiles all programs; `cache` and `progress` give shapes only. `on_program` is called after each."""
 
-    def compiled(function: Any, *arguments: Any, **static: int) -> Any:
-        made = jax.jit(functools.partial(function, **static), donate_argnames='slots').lower(*arguments).compile()
+    def compiled(function: Any, changed: tuple[str, ...], *arguments: Any, **static: int) -> Any:
+        made = jax.jit(functools.partial(function, **static), donate_argnames=changed).lower(*arguments).compile()
         on_program()
         return made
 
-    vocab_size = policy.spec.config.padded_vocab_size
+    config, dtype = policy.spec.config, policy.spec.execution.dtype
+    for_feed = [(rows, size) for rows in shapes.feed_rows for size in shapes.feed_sizes]
+    for_decode = [(rows, size) for rows in shapes.decode_rows for size in shapes.decode_sizes]
+    taken = {of: jax.eval_shape(functools.partial(init_cache, config, *of, dtype)) for of in for_decode}
+    numbers = {rows: np.arange(rows, dtype=np.int32) for rows in shapes.decode_rows}
+    asked = {rows: blank_asked(rows, config.padded_vocab_size) for rows in shapes.decode_rows}
+    whole = (shapes.rows, shapes.context)
+    changed = ('cache', 'progress')
     return Programs(
         feed={
-            (rows, size): compiled(feed, policy, masks, slots, blank_given(rows, shapes.chunk), size=size)
-            for rows in shapes.feed_rows
-            for size in shapes.feed_sizes
-        },
-        decode={
             (rows, size): compiled(
-                *(decode, policy, masks, ends, slots, blank_asked(rows, vocab_size)), size=size, block=shapes.block
+                *(feed, changed, policy, masks, cache, progress, blank_given(rows, shapes.chunk)), size=size
             )
-            for rows in shapes.decode_rows
-            for size in shapes.decode_sizes
+            for rows, size in for_feed
         },
-        copy=compiled(copy, slots, np.int32(0), np.int32(0)),
+        take={of: compiled(take, (), cache, numbers[of[0]], size=of[1]) for of in for_decode if of != whole},
+        decode={
+            of: compiled(*(decode, changed, policy, masks, ends, taken[of], progress, asked[of[0]]), block=shapes.block)
+            for of in for_decode
+        },
+        put_back={
+            of: compiled(put_back, ('cache',), cache, taken[of], numbers[of[0]]) for of in for_decode if of != whole
+        },
+        copy=compiled(copy, ('cache',), cache, np.int32(0), np.int32(0)),
     )

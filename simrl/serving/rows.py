@@ -153,8 +153,14 @@ class DecodeCall:
     requests: tuple[Request | None, ...]
 
 
-def decode_call(all_rows: Sequence[Row], shapes: Shapes, vocab_size: int) -> DecodeCall | None:
-    """The next block of the rows that can sample; None if there is none."""
+def decode_call(
+    all_rows: Sequence[Row], shapes: Shapes, vocab_size: int, taken: tuple[tuple[int, ...], int]
+) -> DecodeCall | None:
+    """The next block of the rows that can sample; None if there is none.
+
+    Args:
+        taken: the rows whose caches are taken, and their size; the call has the same where it can.
+    """
     chosen: list[tuple[Row, Request, int]] = []
     for row in all_rows:
         if row.request is not None and row.begun and (quota := _quota(row.request, shapes.block)):
@@ -162,19 +168,24 @@ def decode_call(all_rows: Sequence[Row], shapes: Shapes, vocab_size: int) -> Dec
     if not chosen:
         return None
     number = _least(shapes.decode_rows, len(chosen))
-    rows = [row for row, *_ in chosen] if number < len(all_rows) else list(all_rows)  # all are in their own order
+    longest = max(len(of.generation.prompt) + of.launched + quota for _, of, quota in chosen)
+    size = _least(shapes.decode_sizes, min(longest, shapes.context))
+    own = [row.index for row, *_ in chosen]
+    if number == len(all_rows):
+        rows = list(range(number))
+    elif len(taken[0]) == number and set(own) <= set(taken[0]):
+        rows = list(taken[0])
+    else:
+        rows = _filled([row for row, *_ in chosen], all_rows, number)
     asked = jax.tree.map(np.copy, blank_asked(number, vocab_size))
-    asked.rows[:] = _filled(rows, all_rows, number)
+    asked.rows[:] = rows
     requests: list[Request | None] = [None] * number
-    longest = 0
     for row, request, quota in chosen:
-        at = rows.index(row)
+        at = rows.index(row.index)
         requests[at] = request
         _write_settings(asked, at, request.generation, quota)
-        longest = max(longest, len(request.generation.prompt) + request.launched + quota)
         request.launched += quota
     top = np.array(any(request.generation.top for _, request, _ in chosen))
-    size = _least(shapes.decode_sizes, min(longest, shapes.context))
     return DecodeCall(dataclasses.replace(asked, top=top), size, tuple(requests))
 
 
@@ -212,6 +223,7 @@ def _least(sizes: Sequence[int], needed: int) -> int:
 
 
 def _filled(rows: Sequence[Row], all_rows: Sequence[Row], number: int) -> list[int]:
-    """The rows of a call, and others that fill it: they are written back as they are."""
-    own = [row.index for row in rows]
-    return own + [row.index for row in all_rows if row.index not in set(own)][: number - len(own)]
+    """The rows of a call, and others that fill it: those that the next request is least likely to take."""
+    own = {row.index for row in rows}
+    others = sorted((row for row in all_rows if row.index not in own), key=lambda row: -row.used)
+    return [row.index for row in (*rows, *others)][:number]

@@ -35,7 +35,8 @@ class Shapes:
     @property
     def programs(self) -> int:
         """How many programs they are."""
-        return len(self.feed_rows) * len(self.feed_sizes) + len(self.decode_rows) * len(self.decode_sizes) + 1
+        decoding = len(self.decode_rows) * len(self.decode_sizes)
+        return len(self.feed_rows) * len(self.feed_sizes) + decoding + 2 * (decoding - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """The rows of a served model on the device, and the programs that change them: a frozen state in, the next one out.
 
-Each row has a cache of `S` tokens. `feed` writes given tokens of some rows, `decode` samples a few tokens of some rows,
-`copy` gives one row another's cache. A row's cache has every token but its last, the pending one, as in
-`rollouts.context`; a row that no request has keeps its cache.
+Each row has a cache of S tokens: of all its tokens but the last, the pending one, as in `rollouts.context`. A row that
+no request has keeps its cache. `feed` writes given tokens of some rows. `take` copies the start of some rows' caches,
+`decode` samples a few tokens of these rows again and again, and `put_back` writes their caches back. `copy` gives one
+row another's cache.
 
-A program's shapes are its number of rows and how much of their caches it reads. `compile_programs` compiles all there
-are, so that none is compiled while requests wait. Tokens of a row depend on its own prompt, settings and seed.
+A program's shapes are its number of rows and how much of their caches it reads. Tokens of a row depend on its own
+prompt, settings and seed.
 
 Letters as in `transformer.py`: B rows, S capacity of a row in tokens, V padded vocabulary. In a call b are the rows of
 the call, T given tokens of a row, N sampled ones, K `MAX_TOP`.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from simrl.models import transformer
 from simrl.models.rows import gather_per_row
 from simrl.models.transformer import Cache
-from simrl.rollouts.agents import GenerationSpec, Policy
+from simrl.rollouts.agents import Policy
 from simrl.rollouts.token_sampling import most_probable, sample_rows, unpack_bits
 from simrl.serving.generation import MAX_TOP
 from simrl.serving.shapes import Shapes
@@ -32,18 +32,16 @@ Numbers = Any  # an array: of numpy on the host, of JAX in a program
 
 
 @flax.struct.dataclass
-class Slots:
-    """The rows of a model.
+class Progress:
+    """How far all rows are.
 
     Attributes:
-        cache: B rows of S tokens.
         pending: int32 `[B]`, each row's last token, which its cache does not have.
         length: int32 `[B]`, tokens, the pending one included.
         sampled: int32 `[B]`, those that its request sampled.
         done: bool `[B]`, whether it has sampled its last one.
     """
 
-    cache: Cache
     pending: jax.Array
     length: jax.Array
     sampled: jax.Array
@@ -137,77 +135,50 @@ class Block:
     scores: Scores
 
 
-def init_slots(policy: Policy, shapes: Shapes) -> Slots:
+def init_rows(policy: Policy, shapes: Shapes) -> tuple[Cache, Progress]:
     """Empty rows."""
-    config, dtype = policy.spec.config, policy.spec.execution.dtype
-    # One buffer each: a program takes over those of the state that it is given.
+    # One buffer each: a program takes over those that it is given.
     pending, length, sampled = (jnp.zeros(shapes.rows, jnp.int32) for _ in range(3))
-    cache = transformer.init_cache(config, shapes.rows, shapes.context, dtype)
-    return Slots(cache, pending, length, sampled, done=jnp.ones(shapes.rows, bool))
+    cache = transformer.init_cache(policy.spec.config, shapes.rows, shapes.context, policy.spec.execution.dtype)
+    return cache, Progress(pending, length, sampled, done=jnp.ones(shapes.rows, bool))
 
 
-def _in_order(cache: Cache, rows: jax.Array) -> bool:
+def _has_all(cache: Cache, rows: jax.Array) -> bool:
     """Whether a call has all rows; they are in the order of the cache then."""
     return len(rows) == cache.value[0].shape[0]
 
 
-def _taken(spec: GenerationSpec, cache: Cache, rows: jax.Array, size: int) -> Cache:
-    """The first `size` tokens of some rows."""
-    if _in_order(cache, rows):
-        return transformer.cache_prefix(cache, size)
-
-    # Copies of whole rows: a CPU gathers an element at a time.
-    def one_row(number: jax.Array, taken: Cache) -> Cache:
-        def copied(part: jax.Array, whole: jax.Array) -> jax.Array:
-            row = jax.lax.dynamic_slice(whole, [rows[number], 0, 0, 0], [1, *part.shape[1:]])
-            return jax.lax.dynamic_update_slice(part, row, [number, 0, 0, 0])
-
-        return jax.tree.map(copied, taken, cache)
-
-    empty = transformer.init_cache(spec.config, len(rows), size, spec.execution.dtype)
-    return jax.lax.fori_loop(0, len(rows), one_row, empty)
+def take(cache: Cache, rows: jax.Array, *, size: int) -> Cache:
+    """The first `size` tokens of some rows' caches."""
+    first = transformer.cache_prefix(cache, size)
+    return first if _has_all(cache, rows) else jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode='clip'), first)
 
 
-def _returned(cache: Cache, taken: Cache, rows: jax.Array, start: jax.Array, width: int) -> Cache:
-    """The cache with `width` tokens of each row of `taken` from `start` on.
+def put_back(cache: Cache, taken: Cache, rows: jax.Array) -> Cache:
+    """Undoes `take`."""
+    if _has_all(cache, rows):
+        return transformer.with_cache_prefix(cache, taken)
 
-    They may be more than were written: what was in their places before is in both.
-    """
-    size = taken.capacity
-    if _in_order(cache, rows) and size == cache.capacity:
-        return taken
-    start = jnp.clip(start, 0, size - width)  # `dynamic_slice` would clip it to the end of either
-
+    # Copies of whole rows: a CPU scatters an element at a time.
     def one_row(number: jax.Array, cache: Cache) -> Cache:
-        row, first = rows[number], start[number]
+        def copied(whole: jax.Array, part: jax.Array) -> jax.Array:
+            row = jax.lax.dynamic_slice_in_dim(part, number, 1)
+            return jax.lax.dynamic_update_slice(whole, row, [rows[number], 0, 0, 0])
 
-        def moved(whole: jax.Array, part: jax.Array, axis: int) -> jax.Array:
-            sizes = [1, *part.shape[1:]]
-            sizes[axis] = width
-            at = [first if i == axis else 0 for i in range(1, 4)]
-            window = jax.lax.dynamic_slice(part, [number, *at], sizes)
-            return jax.lax.dynamic_update_slice(whole, window, [row, *at])
-
-        return Cache(
-            key=tuple(moved(x, y, 3) for x, y in zip(cache.key, taken.key, strict=True)),
-            value=tuple(moved(x, y, 2) for x, y in zip(cache.value, taken.value, strict=True)),
-        )
+        return jax.tree.map(copied, cache, taken)
 
     return jax.lax.fori_loop(0, len(rows), one_row, cache)
 
 
-def feed(policy: Policy, masks: jax.Array, slots: Slots, given: Given, *, size: int) -> tuple[Slots, Scores]:
+def feed(
+    policy: Policy, masks: jax.Array, cache: Cache, progress: Progress, given: Given, *, size: int
+) -> tuple[Cache, Progress, Scores]:
     """Feeds given tokens; the scores are of their targets, over the whole vocabulary at temperature 1, or zeros."""
     spec, (rows, width) = policy.spec, given.tokens.shape
     index = jnp.arange(width, dtype=jnp.int32)
     positions = jnp.where(index < given.count[:, None], given.start[:, None] + index, size)
     hidden, taken = transformer.apply(
-        policy.params,
-        spec.config,
-        spec.execution,
-        given.tokens,
-        positions,
-        _taken(spec, slots.cache, given.rows, size),
+        policy.params, spec.config, spec.execution, given.tokens, positions, take(cache, given.rows, size=size)
     )
     assert taken is not None
 
@@ -225,17 +196,16 @@ def feed(policy: Policy, masks: jax.Array, slots: Slots, given: Given, *, size: 
     none = _no_scores(rows, width)
     scores = jax.lax.cond(given.scored, score, lambda: none)
 
-    def begun(of_slots: jax.Array, values: jax.Array) -> jax.Array:
-        return of_slots.at[given.rows].set(jnp.where(given.begins, values, of_slots[given.rows]))
+    def begun(of_rows: jax.Array, values: jax.Array) -> jax.Array:
+        return of_rows.at[given.rows].set(jnp.where(given.begins, values, of_rows[given.rows]))
 
-    slots = Slots(
-        cache=_returned(slots.cache, taken, given.rows, given.start, width),
-        pending=begun(slots.pending, given.pending),
-        length=begun(slots.length, given.length),
-        sampled=begun(slots.sampled, jnp.zeros(rows, jnp.int32)),
-        done=begun(slots.done, jnp.zeros(rows, bool)),
+    progress = Progress(
+        pending=begun(progress.pending, given.pending),
+        length=begun(progress.length, given.length),
+        sampled=begun(progress.sampled, jnp.zeros(rows, jnp.int32)),
+        done=begun(progress.done, jnp.zeros(rows, bool)),
     )
-    return slots, scores
+    return put_back(cache, taken, given.rows), progress, scores
 
 
 def _no_scores(rows: int, width: int) -> Scores:
@@ -258,18 +228,19 @@ class _Decoding:
 
 
 def decode(
-    policy: Policy, masks: jax.Array, ends: jax.Array, slots: Slots, asked: Asked, *, size: int, block: int
-) -> tuple[Slots, Block]:
+    policy: Policy, masks: jax.Array, ends: jax.Array, cache: Cache, progress: Progress, asked: Asked, *, block: int
+) -> tuple[Cache, Progress, Block]:
     """Samples up to `block` tokens of each row, until all have theirs.
 
     Args:
+        cache: of the rows, from `take`.
         masks: bool `[2, V]`, the ids that may be sampled, by vocabulary. Bits of constrained rows hold for all tokens
             of the block: they have a quota of one.
         ends: int32 `[E]`, ids that end an answer.
     """
     spec, rows = policy.spec, asked.rows
     keys = jax.vmap(_key)(asked.seed, asked.sample)
-    before = slots.length[rows]
+    before = progress.length[rows]
     allowed = jax.lax.cond(
         jnp.any(asked.constrained),
         lambda: masks[asked.vocabulary] & (unpack_bits(asked.bits) | ~asked.constrained[:, None]),
@@ -281,8 +252,8 @@ def decode(
 
     def step(state: _Decoding) -> _Decoding:
         sampling = wanting(state)
-        position = jnp.where(sampling, state.length - 1, size)[:, None]
-        hidden, cache = transformer.apply(
+        position = jnp.where(sampling, state.length - 1, cache.capacity)[:, None]
+        hidden, written = transformer.apply(
             policy.params, spec.config, spec.execution, state.pending[:, None], position, state.cache
         )
         logits = transformer.project(policy.params, hidden[:, 0])
@@ -299,7 +270,7 @@ def decode(
         old = state.scores
         return _Decoding(
             step=state.step + 1,
-            cache=cache,  # type: ignore[arg-type]  # a cache went in
+            cache=written,  # type: ignore[arg-type]  # a cache went in
             pending=jnp.where(sampling, token, state.pending),
             length=state.length + sampling,
             sampled=sampled,
@@ -314,23 +285,22 @@ def decode(
 
     first = _Decoding(
         step=jnp.zeros((), jnp.int32),
-        cache=_taken(spec, slots.cache, rows, size),
-        pending=slots.pending[rows],
+        cache=cache,
+        pending=progress.pending[rows],
         length=before,
-        sampled=slots.sampled[rows],
-        done=slots.done[rows],
+        sampled=progress.sampled[rows],
+        done=progress.done[rows],
         tokens=jnp.zeros((len(rows), block), jnp.int32),
         scores=_no_scores(len(rows), block),
     )
     last = jax.lax.while_loop(lambda state: jnp.any(wanting(state)), step, first)
-    slots = Slots(
-        cache=_returned(slots.cache, last.cache, rows, before - 1, block),
-        pending=slots.pending.at[rows].set(last.pending),
-        length=slots.length.at[rows].set(last.length),
-        sampled=slots.sampled.at[rows].set(last.sampled),
-        done=slots.done.at[rows].set(last.done),
+    progress = Progress(
+        pending=progress.pending.at[rows].set(last.pending),
+        length=progress.length.at[rows].set(last.length),
+        sampled=progress.sampled.at[rows].set(last.sampled),
+        done=progress.done.at[rows].set(last.done),
     )
-    return slots, Block(last.tokens, last.length - before, last.done, last.scores)
+    return last.cache, progress, Block(last.tokens, last.length - before, last.done, last.scores)
 
 
 def _key(seed: jax.Array, sample: jax.Array) -> jax.Array:
@@ -340,11 +310,11 @@ def _key(seed: jax.Array, sample: jax.Array) -> jax.Array:
     return key
 
 
-def copy(slots: Slots, source: jax.Array, target: jax.Array) -> Slots:
+def copy(cache: Cache, source: jax.Array, target: jax.Array) -> Cache:
     """Gives the row `target` the cache of `source`."""
 
     def copied(x: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_slice_in_dim(x, source, 1)
         return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis=0)
 
-    return dataclasses.replace(slots, cache=jax.tree.map(copied, slots.cache))
+    return jax.tree.map(copied, cache)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,7 @@ def engine() -> Engine:
     return make_engine()
 
 
-def answers(
-    engine: Engine, asked: Iterable[Generation], between: Callable[[], None] = lambda: None
-) -> list[list[Event]]:
+def answers(engine: Engine, asked: Iterable[Generation]) -> list[list[Event]]:
     """The events of requests that are submitted at once."""
     found: list[list[Event]] = []
     for generation in asked:
@@ -68,7 +66,6 @@ def answers(
         engine.submit(generation, found[-1].append)
     while engine.busy:
         engine.step()
-        between()
     return found
 
 

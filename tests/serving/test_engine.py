@@ -9,7 +9,7 @@ import pytest
 
 from simrl.rollouts.token_sampling import Sampling
 from simrl.serving.engine import compilations
-from simrl.serving.generation import Failure, Generation, Piece, QueueFullError
+from simrl.serving.generation import Event, Failure, Generation, Piece, QueueFullError
 from tests.serving import scene
 from tests.serving.scene import CHAT, CONTEXT, answers, joined, slow
 
@@ -51,6 +51,28 @@ def test_every_answer_is_that_of_the_slow_loop_and_of_the_request_alone() -> Non
     for one, other in zip(alone, together, strict=False):
         assert (one.text, one.tokens, one.finish, one.stop) == (other.text, other.tokens, other.finish, other.stop)
         np.testing.assert_allclose([s.log_prob for s in one.scores], [s.log_prob for s in other.scores], atol=1e-5)
+
+
+def test_answers_are_the_same_whenever_others_come_and_go() -> None:
+    engine, random = scene.engine(), np.random.default_rng(0)
+    asked = requests(60, seed=11)
+    found: list[list[Event]] = []
+    cancelled = set()
+    while len(found) < len(asked) or engine.busy:
+        for _ in range(random.integers(0, 4)):
+            if len(found) < len(asked):
+                found.append([])
+                number = engine.submit(asked[len(found) - 1], found[-1].append)
+                if random.random() < 0.1:
+                    engine.cancel(number)
+                    cancelled.add(len(found) - 1)
+        engine.step()
+    assert 2 < len(cancelled) < 20
+    for i, (generation, events) in enumerate(zip(asked, found, strict=True)):
+        if i in cancelled:
+            assert isinstance(events[-1], Failure)
+        else:
+            assert list(joined(events).tokens) == slow(generation)[0]
 
 
 def test_log_probs_are_those_of_what_was_drawn_from() -> None:
