@@ -314,6 +314,9 @@ class Engine:
             self._cache = program(self._cache, self._taken.cache, np.array(self._taken.rows, np.int32))
             self._taken = None
 
+    def _row_of(self, request: Request) -> Row:
+        return next(row for row in self._rows if row.request is request)
+
     def _launch(self, launched: _Launched) -> None:
         for request in launched.call.requests:
             if request is not None:
@@ -357,8 +360,16 @@ class Engine:
             finish, stop = 'stop', ids[-1] if ids[-1] in generation.stop_ids else None
         elif block.done[at]:
             finish = 'length'
-        elif generation.constraint is not None and ids and generation.constraint.advance(ids[-1]):
-            finish = 'stop'
+        elif generation.constraint is not None:
+            try:
+                if generation.constraint.advance(ids[-1]):
+                    finish = 'stop'
+                else:
+                    generation.constraint.allowed()  # kept for the next block
+            except ValueError as error:
+                self._end(request, Failure('constraint', str(error)))
+                self._row_of(request).free()
+                return
         if finish is not None:
             new += text.close(ids[-1] if ended else None)
         if text.stop is not None:
@@ -383,7 +394,7 @@ class Engine:
         if piece.finish is None:
             request.deliver(piece)
             return
-        next(row for row in self._rows if row.request is request).free()
+        self._row_of(request).free()
         self._end(request, piece)
 
 

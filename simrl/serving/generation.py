@@ -31,7 +31,11 @@ class Constraint(Protocol):
     """The state of an answer of which only some tokens may come next. It is read and advanced on the host."""
 
     def allowed(self) -> np.ndarray:
-        """Bits of the ids that may come next, uint32 `[ceil(V / 32)]`: bit i of word w is id 32 w + i."""
+        """Bits of the ids that may come next, uint32 `[ceil(V / 32)]`: bit i of word w is id 32 w + i.
+
+        Raises:
+            ValueError: none may.
+        """
 
     def advance(self, token: int) -> bool:
         """Takes the token that was sampled; returns True once nothing may follow."""

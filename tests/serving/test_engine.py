@@ -188,6 +188,19 @@ class Only:
         return not self.left
 
 
+class DeadEnd(Only):
+    """A text that cannot be ended."""
+
+    def allowed(self) -> np.ndarray:
+        if not self.left:
+            raise ValueError('no token may follow')
+        return super().allowed()
+
+    def advance(self, token: int) -> bool:
+        super().advance(token)
+        return False
+
+
 def test_a_constraint_binds_its_own_row_alone() -> None:
     others = requests(10, seed=4)
     base = Generation(prompt=(1, 2), max_tokens=20, sampling=Sampling(), seed=0)
@@ -195,6 +208,15 @@ def test_a_constraint_binds_its_own_row_alone() -> None:
     found = [joined(x) for x in answers(scene.engine(), [*bound, *others])]
     assert [(x.text, x.finish) for x in found[:2]] == [('abba', 'stop'), ('[é]', 'stop')]
     assert [list(x.tokens) for x in found[2:]] == [slow(one)[0] for one in others]
+
+
+def test_a_constraint_that_allows_nothing_fails_its_request_alone() -> None:
+    other = requests(1, seed=5)
+    bound = Generation(prompt=(1, 2), max_tokens=20, sampling=Sampling(), seed=0, constraint=DeadEnd('ab'))
+    failed, found = answers(scene.engine(), [bound, *other])
+    assert failed[-1] == Failure('constraint', 'no token may follow')
+    assert list(joined(found).tokens) == slow(*other)[0]
+    assert scene.engine().load().active == 0
 
 
 def test_requests_end_when_they_are_cancelled_or_late_and_others_go_on() -> None:
