@@ -5,15 +5,18 @@
     python -m tools.export --stage=runs/smollm2-cpu/sft/fine_tuned --output=user-simulator
 
 A source is a hub name, a Hugging Face folder or a `.gguf` file. A stage is a finished stage folder of a run; its
-tokenizer gets the terminal token that the run added, and generation stops where the stage's model learned to stop. The
-folder is written whole or not at all.
+tokenizer gets the terminal token that the run added. Other software that reads the folder, such as vLLM, stops where
+the chat template ends a message of the model, and where a stage's model learned to stop: these ids are in
+generation_config.json. The folder is written whole or not at all.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from simrl.conversations.huggingface_tokenizer import with_terminal
+from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments.outputs import PARAMS_FOLDER, load_params
 from simrl.experiments.pretrained import PretrainedScene, sft_stage
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE
@@ -28,10 +31,22 @@ from simrl.run.program import run_program
 from simrl.run.runtime import start_backend
 from simrl.serving.load import check_model, find_run
 
+NO_DATE = '26 Jul 2024'  # of a template that writes today's
+
 
 def generation_config_of(source: str, revision: str | None) -> dict | None:
     """The source's own generation config; a GGUF file has none."""
     return None if source.endswith('.gguf') else read_generation_config(find_folder(source, revision))
+
+
+def end_of_turn_of(source: str, tokenizer: Any) -> list[int]:
+    """The id that ends an assistant's message in the tokenizer's chat template; none, with a line, if there is none."""
+    try:
+        # The end of a message depends on neither.
+        return [chat_from_huggingface(tokenizer, rewrites='keep', date=NO_DATE).end_of_turn['assistant']]
+    except ValueError as error:
+        print(f'{source}: generation stops by its own generation config alone: {error}', flush=True)
+        return []
 
 
 def export_stage(stage: Path, output: Path, dtype: str) -> None:
@@ -90,8 +105,15 @@ def main(arguments: list[str] | None = None) -> None:
             export_stage(options.stage, options.output, options.dtype)
         else:
             config, params, tokenizer = load_model(options.source, revision=options.revision)
-            generation_config = generation_config_of(options.source, options.revision)
-            export(params, config, tokenizer, options.output, dtype=options.dtype, generation_config=generation_config)
+            export(
+                params,
+                config,
+                tokenizer,
+                options.output,
+                dtype=options.dtype,
+                generation_config=generation_config_of(options.source, options.revision),
+                stop_ids=end_of_turn_of(options.source, tokenizer),
+            )
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
     print(f'{options.output}: written')
