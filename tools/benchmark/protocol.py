@@ -40,15 +40,21 @@ class SideError(RuntimeError):
     """A side of the comparison failed; the message has the end of its log."""
 
 
-def resident_bytes(field: str = 'VmRSS') -> int:
-    """A size of this process from /proc, bytes: 'VmRSS', or 'VmHWM' for its peak. Without /proc, the peak of all time.
+def resident_bytes(field: str = 'VmRSS', process: int | None = None) -> int:
+    """A size of a process from /proc, bytes: 'VmRSS', or 'VmHWM' for its peak.
+
+    Args:
+        process: its id. None: this one, of which it is the peak of all time where there is no /proc.
 
     Raises:
+        OSError: there is no other process of that id.
         KeyError: /proc has no such field.
     """
     try:
-        lines = pathlib.Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
+        lines = pathlib.Path(f'/proc/{process or "self"}/status').read_text(encoding='utf-8').splitlines()
     except OSError:
+        if process is not None:
+            raise
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     sizes = {name: value.split() for name, _, value in (line.partition(':') for line in lines)}
     return 1024 * int(sizes[field][0])
