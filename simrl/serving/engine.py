@@ -156,7 +156,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do; read with `wake` held."""
+        """True if `step` has something to do; read with `wake` held."""
         return bool(self._waiting or self._launched or any(row.request is not None for row in self._rows))
 
     def step(self) -> None:
@@ -358,14 +358,12 @@ class Engine:
         stop: str | int | None = None
         if ended:
             finish, stop = 'stop', ids[-1] if ids[-1] in generation.stop_ids else None
-        elif block.done[at]:
-            finish = 'length'
-        elif generation.constraint is not None:
+        else:
             try:
-                if generation.constraint.advance(ids[-1]):
+                if _is_complete(generation, ids[-1:], last=bool(block.done[at])):
                     finish = 'stop'
-                else:
-                    generation.constraint.allowed()  # kept for the next block
+                elif block.done[at]:
+                    finish = 'length'
             except ValueError as error:
                 self._end(request, Failure('constraint', str(error)))
                 self._row_of(request).free()
@@ -427,6 +425,22 @@ def compilations() -> Iterator[Callable[[], int]]:
         yield lambda: len(names)
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def _is_complete(generation: Generation, token: Sequence[int], *, last: bool) -> bool:
+    """Returns True if the token ends the answer by its constraint, which takes it.
+
+    Unless the token is the `last`, what may come next is computed.
+
+    Raises:
+        ValueError: nothing may come next, but something has to.
+    """
+    constraint = generation.constraint
+    if constraint is None or constraint.advance(*token):
+        return constraint is not None
+    if not last:
+        constraint.allowed()  # kept for the next block
+    return False
 
 
 def end_ids(chat: Chat) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""What a request asks of a model, and what comes back: the words that the API and the engine share.
+"""Requests for tokens and what comes of them: the words that the API and the engine share.
 
 The API makes a `Generation` of a request; the engine calls back with `Piece`s, the last of which has a `finish`, or
 with one `Failure`.
@@ -137,7 +137,7 @@ class QueueFullError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What an engine has done and is doing. Numbers that end in `_total` only rise.
+    """The work of an engine, done and in progress. Numbers that end in `_total` only rise.
 
     Attributes:
         waiting: requests in the queue.

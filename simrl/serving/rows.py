@@ -1,6 +1,7 @@
 """Requests and the rows that they have, on the host: which row a request takes, and the arrays of the next calls."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -210,10 +211,10 @@ def _write_settings(asked: Asked, at: int, generation: Generation, quota: int) -
 
 
 def scores_of(scores: Scores, at: int, ids: Sequence[int], top: int) -> list[Score]:
-    """The scores of a row's first tokens, `ids`, read from the device."""
-    parts = scores.log_prob[at].tolist(), scores.top[at].tolist(), scores.top_log_prob[at].tolist()
+    """The scores of a row's first tokens, `ids`, read from the device, with alternatives that may come at all."""
+    parts = scores.log_prob[at].tolist(), scores.top[at, :, :top].tolist(), scores.top_log_prob[at, :, :top].tolist()
     return [
-        Score(i, log_prob, tuple(zip(others[:top], theirs[:top], strict=True)))
+        Score(i, log_prob, tuple((o, x) for o, x in zip(others, theirs, strict=True) if x > -math.inf))
         for i, log_prob, others, theirs in zip(ids, *parts, strict=False)
     ]
 

@@ -34,7 +34,7 @@ class Shapes:
 
     @property
     def programs(self) -> int:
-        """How many programs they are."""
+        """The number of programs."""
         decoding = len(self.decode_rows) * len(self.decode_sizes)
         return len(self.feed_rows) * len(self.feed_sizes) + decoding + 2 * (decoding - 1) + 1
 

@@ -33,7 +33,7 @@ Numbers = Any  # an array: of numpy on the host, of JAX in a program
 
 @flax.struct.dataclass
 class Progress:
-    """How far all rows are.
+    """The place of all rows in their answers.
 
     Attributes:
         pending: int32 `[B]`, each row's last token, which its cache does not have.
@@ -76,7 +76,7 @@ class Given:
 
 @flax.struct.dataclass
 class Asked:
-    """What requests ask of a block of sampled tokens; fields are `[b]`, settings as of `Sampling`.
+    """Requests for a block of sampled tokens; fields are `[b]`, settings as of `Sampling`.
 
     Attributes:
         rows: int32, different ones.
@@ -144,7 +144,7 @@ def init_rows(policy: Policy, shapes: Shapes) -> tuple[Cache, Progress]:
 
 
 def _has_all(cache: Cache, rows: jax.Array) -> bool:
-    """Whether a call has all rows; they are in the order of the cache then."""
+    """Returns True if a call has all rows; they are in the order of the cache then."""
     return len(rows) == cache.value[0].shape[0]
 
 
