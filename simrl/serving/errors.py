@@ -91,6 +91,8 @@ def of_validation(error: pydantic.ValidationError) -> ApiError:
             problem = 'expected a field of the API that this server knows, found an unknown one'
         case 'value_error':
             problem = f'{first["ctx"]["error"]}, found {shown(first["input"])}'
+        case 'model_type' | 'dict_type':
+            problem = f'expected an object, found {shown(first["input"])}'
         case _:
             expected = first['msg'].removeprefix('Input should be ')
             problem = f'expected {expected[:1].lower()}{expected[1:]}, found {shown(first["input"])}'

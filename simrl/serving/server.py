@@ -116,7 +116,7 @@ def make_app(models: Mapping[str, Served], settings: HttpSettings) -> FastAPI:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     _handle_errors(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, list(models))  # type: ignore[method-assign]
     return app
 
 
@@ -188,12 +188,14 @@ def _takes(kind: type[B]) -> dict[str, Any]:
     return {'requestBody': {'required': True, 'content': {'application/json': {'schema': schema}}}}
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, models: list[str]) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=simrl.__version__, routes=app.routes)
         _, schemas = models_json_schema(
             [(ChatBody, 'validation'), (CompletionBody, 'validation')], ref_template='#/components/schemas/{model}'
         )
+        for kind in (ChatBody, CompletionBody):
+            schemas['$defs'][kind.__name__]['properties']['model']['enum'] = models
         made['components']['schemas'] |= schemas['$defs']
         app.openapi_schema = made
     return app.openapi_schema

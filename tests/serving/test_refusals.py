@@ -130,6 +130,7 @@ def long(tokens: int) -> list[dict[str, str]]:
         ),
         ({'messages': long(200)}, 'messages', 'expected at most 199 tokens'),
         ({'messages': long(230)}, 'messages', 'found 230, 31 too many'),
+        ({'stream': True, 'stream_options': 5}, 'stream_options', 'expected an object, found 5'),
         ({'model': 5}, 'model', 'found 5'),
     ],
     ids=lambda value: json.dumps(value)[:40],
