@@ -87,7 +87,7 @@ def find_neighbours(arguments: Sequence[str]) -> None:
             sys.path.append(str(file.absolute().parent.parent))
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def parse_flags(arguments: list[str]) -> list[str]:
     """Reads the flags. An error in them, or in the config file's own code, is one line."""
     find_neighbours(arguments)
     try:
@@ -120,4 +120,4 @@ def flag_error(error: BaseException) -> str:
 
 if __name__ == '__main__':
     define_flags()
-    run_program(lambda: app.run(main, flags_parser=_parse), advice='; the same command resumes')
+    run_program(lambda: app.run(main, flags_parser=parse_flags), advice='; the same command resumes')

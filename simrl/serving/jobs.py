@@ -28,15 +28,14 @@ class Served:
         created: when its weights were loaded, in seconds since 1970.
         sampling: of requests that do not say.
         constrain: makes the constraint of one answer from a JSON schema; ValueError for one that it cannot follow.
-            None: requests with a schema are refused.
     """
 
     name: str
     chat: Chat
     serving: Serving
     created: int
+    constrain: Callable[[Mapping[str, Any]], Constraint]
     sampling: Sampling = Sampling()
-    constrain: Callable[[Mapping[str, Any]], Constraint] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +127,7 @@ def _common(body: GenerationBody, served: Served, deadline: float) -> dict[str, 
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return {
         'sampling': dataclasses.replace(served.sampling, **given),
-        'seed': secrets.randbits(32) if body.seed is None else body.seed % 2**32,
+        'seed': secrets.randbits(64) if body.seed is None else body.seed % 2**64,
         'stop': tuple(stop),
         'stop_ids': tuple(body.stop_token_ids or ()),
         'keep_stop': bool(body.include_stop_str_in_output),
@@ -185,12 +184,10 @@ def _constraints(body: ChatBody, served: Served) -> list[Constraint | None]:
             field, schema = 'response_format', {'type': 'object'}
         case _:
             return [None] * (body.n or 1)
-    if served.constrain is None:
-        raise of_field('response_format', 'expected "text", since this server cannot follow schemas, found a schema')
     try:
         return [served.constrain(schema) for _ in range(body.n or 1)]
     except ValueError as error:
-        raise of_field(field, f'expected a schema that this server can follow: {error}') from None
+        raise of_field(field, f'expected a schema that this server can follow, found another: {error}') from None
 
 
 def _raw_prompt(chat: Chat, given: str | list[int], add_special_tokens: bool) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ CANCEL_SECONDS = 2.0  # that connections have to close once their answers are ov
 
 
 def bind(settings: HttpSettings) -> socket.socket:
-    """Takes the server's address; connections are refused until `serve` listens.
+    """Takes the server's address; connections are refused until the server runs.
 
     Raises:
         OSError: it is taken, or is none of this machine's. The error is one line.
@@ -52,7 +52,10 @@ def url_of(listener: socket.socket) -> str:
 
 
 def make_server(app: FastAPI, settings: HttpSettings) -> 'Server':
-    """The server of an application of `make_app`."""
+    """The server of an application of `make_app`; `run([listener])` listens.
+
+    At SIGTERM or SIGINT it takes no new requests, lets running ones finish, and returns. A second signal ends them.
+    """
     config = uvicorn.Config(
         app,
         loop='asyncio',
@@ -69,24 +72,17 @@ def make_server(app: FastAPI, settings: HttpSettings) -> 'Server':
     return Server(config, app.state.running, settings.drain_seconds)
 
 
-def serve(app: FastAPI, listener: socket.socket, settings: HttpSettings) -> None:
-    """Listens until SIGTERM or SIGINT; then takes no new requests, lets running ones finish, and returns.
-
-    A second signal ends them.
-
-    Raises:
-        OSError: another process has the address since `bind`.
-    """
+def raise_file_limit(settings: HttpSettings) -> None:
+    """Lets the process have as many open files as it may have connections, where the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = settings.connections + OTHER_FILES  # a connection is an open file
     if soft != resource.RLIM_INFINITY and soft < files:
         files = files if hard == resource.RLIM_INFINITY else min(files, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    make_server(app, settings).run([listener])
 
 
 class Server(uvicorn.Server):
-    """A server that still answers, with status 503, while its last answers finish."""
+    """A server that still answers, with status 503, while its last answers finish; see `make_server`."""
 
     def __init__(self, config: uvicorn.Config, running: Running, drain_seconds: float) -> None:
         super().__init__(config)

@@ -1,7 +1,4 @@
-"""The OpenAI-compatible server: models and settings -> an application; and the application on a socket.
-
-    listener = bind(settings)  # an address that is taken is an error before anything else is done
-    serve(make_app({'my-model': served}, settings), listener, settings)
+"""The OpenAI-compatible server: models and settings -> an application.
 
 A request passes `_admitted` (key, draining), `_read` (its body, within limits), `jobs` (its generations), and
 `answering`.

@@ -1,9 +1,10 @@
-"""Settings of the server."""
+"""Settings of the server: its models, its address and its limits."""
 
 import dataclasses
 import os
 
 from simrl.remote.settings import KEY
+from simrl.serving.shapes import EngineSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +53,31 @@ class HttpSettings:
                 f'{self.key_variable}, printable ASCII without spaces, found {found}'
             )
         return key
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings:
+    """A server of one or more models."""
+
+    # NAME, or SERVED=NAME: the name by which requests name it, and the model's: RUN/ASSISTANT, RUN/SIMULATOR,
+    # RUN/STAGE, a folder, OWNER/MODEL or a .gguf file.
+    models: tuple[str, ...] = ()
+    http: HttpSettings = HttpSettings()
+    engine: EngineSettings = EngineSettings()  # of each model
+
+    def sources(self) -> dict[str, str]:
+        """The names of models by those of requests, at least one.
+
+        Raises:
+            ValueError: none, a name of nothing, or two of one name.
+        """
+        found: dict[str, str] = {}
+        for entry in self.models:
+            name, _, source = entry.rpartition('=')
+            name = name or source
+            if not source or name in found:
+                raise ValueError(f'ServeSettings.models: expected other names of requests, found {entry!r}')
+            found[name] = source
+        if not found:
+            raise ValueError('ServeSettings.models: expected at least one name of a model, found none')
+        return found

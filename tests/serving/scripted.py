@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from simrl.conversations.chat import Chat
 from simrl.conversations.templates import chat_from_huggingface
-from simrl.serving.generation import Event, Failure, Generation, Load, Piece, QueueFullError, Score
+from simrl.serving.generation import Constraint, Event, Failure, Generation, Load, Piece, QueueFullError, Score
 from simrl.serving.jobs import Served
 from simrl.serving.listener import Server, bind, make_server, url_of
 from simrl.serving.server import make_app
@@ -62,6 +62,7 @@ class ScriptedEngine:
     """
 
     context = 200
+    busy = False  # what there is to do is done by threads
 
     def __init__(self, script: Script = words, *, room: int = 10_000) -> None:
         self.script, self.room = script, room
@@ -114,8 +115,12 @@ class ScriptedEngine:
         return Load(3, self.running, 8, 100, 50, 70, dict(self.over), 1, 12.5, (0.03, 0.7), 0)
 
 
+def no_schema(_: object) -> Constraint:
+    raise ValueError('no schema is followed here')
+
+
 def served(engine: ScriptedEngine, name: str = 'model', chat: Chat = CHAT, **fields) -> Served:
-    return Served(name=name, chat=chat, serving=engine, created=1_700_000_000, **fields)
+    return Served(name=name, chat=chat, serving=engine, created=1_700_000_000, **{'constrain': no_schema, **fields})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -92,7 +92,7 @@ def test_what_is_asked_for_reaches_the_engine(client: openai.OpenAI) -> None:
         asked,
         max_tokens=9,
         sampling=Sampling(0.0, 5, 0.5, 0.25),
-        seed=2**32 - 1,
+        seed=2**64 - 1,
         stop=('x', 'yz'),
         stop_ids=(3,),
         keep_stop=True,

@@ -274,19 +274,24 @@ def test_an_address_that_is_taken_is_one_line() -> None:
 
 
 PROGRAM = """
+from simrl.models.transformer import TransformerConfig
+from simrl.serving import start
+from simrl.serving.settings import ServeSettings
 from tests.serving.scripted import *
-from simrl.serving.listener import serve
-settings = HttpSettings(port=0)
-listener = bind(settings)
-print(url_of(listener), flush=True)
-serve(make_app({'model': served(ScriptedEngine())}, settings), listener, settings)
+from tests.serving.test_start import model
+
+start.find_model = lambda name: model
+start.Engine = lambda *_, **options: options['on_program']() or ScriptedEngine()
+start.serve(ServeSettings(models=('model=somewhere', 'another'), http=HttpSettings(port=0)))
 print('over')
 """
 
 
 def test_a_signal_ends_the_program_in_order() -> None:
     with subprocess.Popen([sys.executable, '-c', PROGRAM], stdout=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip()
+        assert [process.stdout.readline() for _ in range(2)] == ['model: loading\n', 'another: loading\n']
+        url, served = process.stdout.readline().split(' ', 1)
+        assert served == 'serves model, another\n'
         with openai.OpenAI(base_url=url, api_key='x', max_retries=30) as client:
             assert client.completions.create(model='model', prompt='a', seed=7).choices[0].text == 'sample 0 of 7 at'
         process.send_signal(signal.SIGTERM)

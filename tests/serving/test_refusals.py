@@ -111,7 +111,7 @@ def long(tokens: int) -> list[dict[str, str]]:
         ({'logit_bias': {'5': 1}}, 'logit_bias', 'expected null or {}'),
         ({'guided_json': {}}, 'guided_json', 'unknown'),
         ({'response_format': {'type': 'grammar'}}, 'response_format', "'grammar'"),
-        ({'response_format': {'type': 'json_object'}}, 'response_format', 'cannot follow schemas'),
+        ({'response_format': {'type': 'json_object'}}, 'response_format', 'no schema is followed here'),
         ({'messages': []}, 'messages', 'found []'),
         ({'messages': None}, 'messages', 'found None'),
         ({'messages': [{'role': 'tool', 'content': ''}]}, 'messages.0.role', "found 'tool'"),

@@ -1,0 +1,93 @@
+"""Start the server: its address, then its models, and only then does it listen."""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from simrl.conversations.chat import Chat
+from simrl.run.progress import Progress
+from simrl.run.runtime import numeric_defaults
+from simrl.serving.engine import Engine, run
+from simrl.serving.generation import Constraint
+from simrl.serving.jobs import Served
+from simrl.serving.listener import bind, make_server, raise_file_limit, url_of
+from simrl.serving.load import find_model
+from simrl.serving.server import make_app
+from simrl.serving.settings import ServeSettings
+from simrl.serving.structured import Grammars, MissingPackageError
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serves models until SIGTERM or SIGINT.
+
+    1. The address is taken; a connection is refused for now. 2. All models are found. 3. One after the other they are
+    loaded, and their programs compiled. 4. The server listens, and prints its URL.
+
+    Raises:
+        OSError: the address is taken.
+        FileNotFoundError, ValueError, WorkdirError: no such model, or a setting that does not fit it.
+    """
+    settings.http.read_key()
+    sources = settings.sources()
+    with bind(settings.http) as listener:
+        found = {name: find_model(source) for name, source in sources.items()}
+        wake, stop = threading.Condition(), threading.Event()
+        engines, models = list[Engine](), dict[str, Served]()
+        for name, load in found.items():
+            print(f'{name}: loading', flush=True)
+            model = load()
+            programs = settings.engine.shapes(model.policy.spec.config).programs
+            with Progress(f'{name}: compiling', programs) as progress:
+                engine = Engine(
+                    model.policy,
+                    model.chat,
+                    settings.engine,
+                    wake,
+                    knows_terminal=model.knows_terminal,
+                    on_program=progress.update,
+                )
+            engines.append(engine)
+            constrain = constraints(model.chat, model.policy.spec.config.padded_vocab_size)
+            models[name] = Served(
+                name=name, chat=model.chat, serving=engine, created=int(time.time()), constrain=constrain
+            )
+        raise_file_limit(settings.http)
+        server = make_server(make_app(models, settings.http), settings.http)
+
+        def step() -> None:
+            with numeric_defaults():  # they are a thread's own
+                run(engines, wake, stop)
+
+        def end(_: object) -> None:
+            server.handle_exit()
+            server.handle_exit()  # without its engines the server cannot finish an answer
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stepping = pool.submit(step)
+            stepping.add_done_callback(end)
+            print(f'{url_of(listener)} serves {", ".join(models)}', flush=True)
+            try:
+                server.run([listener])
+            finally:
+                stop.set()
+                with wake:
+                    wake.notify_all()
+            stepping.result()
+
+
+def constraints(chat: Chat, num_rows: int) -> Callable[[Mapping[str, Any]], Constraint]:
+    """The function from a JSON schema to the constraint of an answer.
+
+    Where no schema can be followed, it raises a ValueError that says why.
+    """
+    try:
+        return Grammars.of(chat, num_rows).constraint
+    except (MissingPackageError, ValueError) as error:
+        reason = str(error)
+
+    def refuse(_: Mapping[str, Any]) -> Constraint:
+        raise ValueError(reason)
+
+    return refuse
