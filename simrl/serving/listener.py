@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -51,7 +52,7 @@ def url_of(listener: socket.socket) -> str:
     return f'http://[{host}]:{port}/v1' if ':' in host else f'http://{host}:{port}/v1'
 
 
-def make_server(app: FastAPI, settings: HttpSettings) -> 'Server':
+def make_server(app: FastAPI, settings: HttpSettings, *, on_listening: Callable[[], None] = lambda: None) -> 'Server':
     """The server of an application of `make_app`; `run([listener])` listens.
 
     At SIGTERM or SIGINT it takes no new requests, lets running ones finish, and returns. A second signal ends them.
@@ -69,7 +70,7 @@ def make_server(app: FastAPI, settings: HttpSettings) -> 'Server':
         timeout_graceful_shutdown=CANCEL_SECONDS,  # type: ignore[arg-type]
         backlog=socket.SOMAXCONN,
     )
-    return Server(config, app.state.running, settings.drain_seconds)
+    return Server(config, app.state.running, settings.drain_seconds, on_listening)
 
 
 def raise_file_limit(settings: HttpSettings) -> None:
@@ -84,8 +85,11 @@ def raise_file_limit(settings: HttpSettings) -> None:
 class Server(uvicorn.Server):
     """A server that still answers, with status 503, while its last answers finish; see `make_server`."""
 
-    def __init__(self, config: uvicorn.Config, running: Running, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, running: Running, drain_seconds: float, on_listening: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._on_listening = on_listening
         self._running, self._drain_seconds = running, drain_seconds
         self._ends_at = float('inf')
 
@@ -93,6 +97,10 @@ class Server(uvicorn.Server):
         """Begins to drain; a second call ends what runs."""
         self._ends_at = time.monotonic() + (0.0 if self._running.draining else self._drain_seconds)
         self._running.draining = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     async def on_tick(self, counter: int) -> bool:
         if self._running.draining and not self.should_exit:

@@ -54,7 +54,11 @@ def serve(settings: ServeSettings) -> None:
                 name=name, chat=model.chat, serving=engine, created=int(time.time()), constrain=constrain
             )
         raise_file_limit(settings.http)
-        server = make_server(make_app(models, settings.http), settings.http)
+
+        def announce() -> None:
+            print(f'{url_of(listener)} serves {", ".join(models)}', flush=True)
+
+        server = make_server(make_app(models, settings.http), settings.http, on_listening=announce)
 
         def step() -> None:
             with numeric_defaults():  # they are a thread's own
@@ -67,7 +71,6 @@ def serve(settings: ServeSettings) -> None:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             stepping = pool.submit(step)
             stepping.add_done_callback(end)
-            print(f'{url_of(listener)} serves {", ".join(models)}', flush=True)
             try:
                 server.run([listener])
             finally:

@@ -274,7 +274,6 @@ def test_an_address_that_is_taken_is_one_line() -> None:
 
 
 PROGRAM = """
-from simrl.models.transformer import TransformerConfig
 from simrl.serving import start
 from simrl.serving.settings import ServeSettings
 from tests.serving.scripted import *
@@ -292,7 +291,7 @@ def test_a_signal_ends_the_program_in_order() -> None:
         assert [process.stdout.readline() for _ in range(2)] == ['model: loading\n', 'another: loading\n']
         url, served = process.stdout.readline().split(' ', 1)
         assert served == 'serves model, another\n'
-        with openai.OpenAI(base_url=url, api_key='x', max_retries=30) as client:
+        with openai.OpenAI(base_url=url, api_key='x', max_retries=0) as client:
             assert client.completions.create(model='model', prompt='a', seed=7).choices[0].text == 'sample 0 of 7 at'
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == 'over\n'
