@@ -86,7 +86,7 @@ def test_ends_of_streams(body: bytes, expected: Outcome) -> None:
         assert found == expected
 
 
-def streamed(server: ScriptedServer, seconds: float = 10.0, key: str | None = None) -> tuple[list[str], Outcome]:
+def streamed(server: ScriptedServer, seconds: float, key: str) -> tuple[list[str], Outcome]:
     settings = EndpointSettings(server.url, 'model', in_flight=1)
     texts: list[str] = []
 
@@ -105,7 +105,7 @@ def streamed(server: ScriptedServer, seconds: float = 10.0, key: str | None = No
     [
         (chat_stream(['Hel', 'lo'], first=0.01, gap=0.01), ['Hel', 'lo'], 'Hello'),
         (chat_stream(['Hel'], finish=None), ['Hel'], 'cut'),
-        (chat_stream(['Hel', 'lo'], gap=5.0), ['Hel'], 'timeout'),
+        (chat_stream(['', 'Hello'], gap=60.0), [], 'timeout'),
         (Status(429), [], 'rate_limit'),
         (Status(400, b'{"error": "secret-key is wrong"}'), [], 'refused'),
         (Body(b''), [], 'protocol'),
@@ -114,7 +114,7 @@ def streamed(server: ScriptedServer, seconds: float = 10.0, key: str | None = No
 )
 def test_streams_over_http(reply: Reply, texts: list[str], expected: str) -> None:
     with ScriptedServer(lambda *_: reply) as server:
-        found, outcome = streamed(server, seconds=0.5, key='secret-key')
+        found, outcome = streamed(server, seconds=0.3 if expected == 'timeout' else 60.0, key='secret-key')
     assert found == texts
     assert (outcome.text if isinstance(outcome, Answer) else outcome.cause) == expected
     if isinstance(outcome, Failure):

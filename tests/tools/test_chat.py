@@ -22,7 +22,8 @@ from simrl.run import config as config_lib
 from simrl.run import directory
 from simrl.serving import load
 from simrl.serving.load import Loaded, find_simulator, load_assistant, with_persona
-from simrl.serving.remote import Remote, find_remote
+from simrl.serving.remote import Remote, RemoteView, find_remote
+from simrl.serving.stream import Sent
 from tests.remote.server import ScriptedServer, Status, chat_stream, wait_until
 from tests.serving.test_stream import CHAT, EXAMPLES, LIMITS, agent
 from tests.tiny import byte_tokenizer, tiny_config
@@ -286,30 +287,32 @@ def test_a_person_talks_with_a_model_behind_a_server(monkeypatch, capsys):
     assert len({body['seed'] for body in server.requests}) == len(server.requests) - 1  # the same for another try
 
 
-def test_ctrl_c_cancels_the_request(monkeypatch, capsys):
+def test_a_message_that_is_stopped_cancels_its_request(monkeypatch, capsys):
     """Before the first word there is no message; after it the message ends there."""
-    with ScriptedServer(lambda body, attempt: chat_stream(['a'] * 50, gap=0.02, first=0.3)) as server:
-        for wait, expected in ((0.0, 'stopped before the first word'), (0.4, None)):
+    waiting = [''] * 5000  # for longer than the test takes
 
-            @contextlib.contextmanager
-            def stopped_after(wait=wait):
-                event = threading.Event()
-                timer = threading.Timer(wait, event.set)
-                timer.start()
-                yield event
-                timer.join()
+    def script(body, attempt):
+        return chat_stream(waiting if len(body['messages']) == 1 else ['so', *waiting], gap=0.01)
 
-            monkeypatch.setattr(chat, 'stoppable', stopped_after)
-            lines = talk(monkeypatch, capsys, {ASSISTANT: remote(server)}, ['b', 'c'])
-            if expected is not None:
-                assert expected in lines[2]
-                assert lines[3] == '[Enter asks again]'
-            else:
-                assert re.fullmatch('assistant> a{1,30}', lines[1])
-                assert lines[2] == 'user (you)> c'
-        wait_until(lambda: server.left == len(server.requests))
-    said = server.requests[-1]['messages'][1]
-    assert said == {'role': 'assistant', 'content': lines[1].removeprefix('assistant> ')}
+    @contextlib.contextmanager
+    def stopped():
+        event = threading.Event()
+        event.set()
+        yield event
+
+    with ScriptedServer(script) as server:
+        monkeypatch.setattr(chat, 'stoppable', stopped)
+        lines = talk(monkeypatch, capsys, {ASSISTANT: remote(server)}, ['b'])
+        assert re.fullmatch(r'\[.*: stopped before the first word\]', lines[2])
+        assert lines[3] == '[Enter asks again]'
+        view = RemoteView(remote(server), seed=0)
+        for text in ('b', 'c'):
+            view.receive(text)
+        pieces = view.stream()
+        assert next(piece for piece in pieces if piece) == 'so'
+        pieces.close()
+        assert view.sent == Sent((), 'so', truncated=True)
+        wait_until(lambda: server.left == len(server.requests), seconds=60.0)  # the first may not have been sent
 
 
 def test_a_simulator_behind_a_server_talks_with_an_assistant_here(monkeypatch, capsys):

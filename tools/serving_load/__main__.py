@@ -35,6 +35,7 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import local_path
 from simrl.run.program import run_program
 from tools.benchmark.protocol import Side, SideError, resident_bytes
+from tools.judges import one_line
 from tools.serving_load import offline
 from tools.serving_load.drive import Chat, Load, run
 from tools.serving_load.report import Memory, Row, table, to_json
@@ -196,6 +197,8 @@ def measure(options: argparse.Namespace) -> None:
                     found += measurement.rows(case, streams)
             for row in found:
                 print(f'{row.case} x {row.streams}, {row.side}: {row.rate:,.1f} tokens/s', flush=True)
+                for cause, detail in row.details.items():
+                    print(f'  first failure ({cause}): {one_line(detail)}', flush=True)
             rows += found
     print(f'\n{table(rows)}')
     for name, size in memory.items():

@@ -65,6 +65,7 @@ class Load:
         failures: requests without an answer, by cause.
         first: seconds from a request to its first piece of text, by turn.
         gaps: seconds between two pieces of an answer.
+        details: of the first failure of each cause.
     """
 
     seconds: float
@@ -74,6 +75,7 @@ class Load:
     failures: dict[str, int]
     first: tuple[tuple[float, ...], ...] = ()
     gaps: tuple[float, ...] = ()
+    details: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -156,7 +158,8 @@ async def _ask(client: httpx2.AsyncClient, settings: EndpointSettings, request: 
 def load_of(done: Sequence[Asked], *, requests: int, seconds: float, computed: float) -> Load:
     """Counts and times of requests. Times are of those with an answer; their tokens must be counted by the server."""
     answers = [(asked, asked.outcome) for asked in done if isinstance(asked.outcome, Answer)]
-    failures = collections.Counter[str](asked.outcome.cause for asked in done if isinstance(asked.outcome, Failure))
+    failed = [asked.outcome for asked in done if isinstance(asked.outcome, Failure)]
+    failures = collections.Counter[str](failure.cause for failure in failed)
     failures[NO_USAGE] = sum(not answer.output_tokens for _, answer in answers)
     failures[NOT_ASKED] = requests - len(done)
     turns = 1 + max((asked.turn for asked, _ in answers), default=0)
@@ -170,6 +173,7 @@ def load_of(done: Sequence[Asked], *, requests: int, seconds: float, computed: f
             tuple(asked.pieces[0] - asked.began for asked, _ in answers if asked.turn == turn) for turn in range(turns)
         ),
         gaps=tuple(later - piece for asked, _ in answers for piece, later in itertools.pairwise(asked.pieces)),
+        details={failure.cause: failure.detail for failure in reversed(failed)},
     )
 
 

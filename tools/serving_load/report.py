@@ -64,6 +64,10 @@ class Row:
     def failures(self) -> dict[str, int]:
         return dict(sum((collections.Counter(load.failures) for load in self.loads), collections.Counter()))
 
+    @property
+    def details(self) -> dict[str, str]:
+        return {cause: detail for load in reversed(self.loads) for cause, detail in load.details.items()}
+
 
 def _percentile(values: Sequence[float], q: float) -> float | None:
     return float(np.percentile(values, q)) if values else None
@@ -103,7 +107,7 @@ def _cells(row: Row, first: Row) -> tuple[str, ...]:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return '–' if seconds is None else f'{1e3 * seconds:,.0f}'
+    return '–' if seconds is None else f'{1e3 * seconds:,.{0 if seconds >= 0.1 else 1}f}'
 
 
 def to_json(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def to_json(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     ratio = row.ratio(_first(row, rows))
     percentiles = {f'p{q}': {'first_text': row.first_text(q), 'gap': row.gap(q)} for q in (50, 95)}
     by_turn = [{f'p{q}': row.first_text(q, turn) for q in (50, 95)} for turn in range(row.turns)]
-    plain = ('seconds', 'client_seconds', 'requests', 'tokens', 'failures')
+    plain = ('seconds', 'client_seconds', 'requests', 'tokens', 'failures', 'details')
     return {
         **{'case': row.case, 'streams': row.streams, 'side': row.side, 'tokens_per_second': row.rate},
         'ratio': None if ratio is None else dict(zip(('of_medians', 'least', 'largest'), ratio, strict=True)),
