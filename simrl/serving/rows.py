@@ -115,13 +115,13 @@ class FeedCall:
     Attributes:
         given: its arrays.
         size: of its program.
-        requests: of its first rows.
+        requests: of its rows.
         scored: how many targets' scores are wanted of each.
     """
 
     given: Given
     size: int
-    requests: tuple[Request, ...]
+    requests: tuple[Request | None, ...]
     scored: tuple[int, ...]
 
 
@@ -129,20 +129,22 @@ def feed_call(rows: Sequence[Row], all_rows: Sequence[Row], shapes: Shapes) -> F
     """The next chunk of the prompts of some rows, which have it afterwards."""
     given = jax.tree.map(np.copy, blank_given(_least(shapes.feed_rows, len(rows)), shapes.chunk))
     given.rows[:] = _filled(rows, all_rows, len(given.rows))
-    requests = tuple(map(request_of, rows))
-    scored = []
-    for i, (row, request) in enumerate(zip(rows, requests, strict=True)):
+    requests: list[Request | None] = [None] * len(given.rows)
+    scored = [0] * len(given.rows)
+    for row in rows:
+        at, request = given.rows.tolist().index(row.index), request_of(row)
         prompt, start = request.generation.prompt, len(row.kept)
         count = min(shapes.chunk, len(prompt) - 1 - start)
-        given.tokens[i, :count] = prompt[start : start + count]
-        given.targets[i, :count] = prompt[start + 1 : start + 1 + count]
-        given.start[i], given.count[i] = start, count
-        given.pending[i], given.length[i] = prompt[-1], len(prompt)
-        given.begins[i] = row.begun = start + count == len(prompt) - 1
+        given.tokens[at, :count] = prompt[start : start + count]
+        given.targets[at, :count] = prompt[start + 1 : start + 1 + count]
+        given.start[at], given.count[at] = start, count
+        given.pending[at], given.length[at] = prompt[-1], len(prompt)
+        given.begins[at] = row.begun = start + count == len(prompt) - 1
         row.kept.extend(prompt[start : start + count])
-        scored.append(count if request.generation.score_prompt else 0)
-    given = dataclasses.replace(given, scored=np.array(any(request.generation.score_prompt for request in requests)))
-    return FeedCall(given, _least(shapes.feed_sizes, max(len(row.kept) for row in rows)), requests, tuple(scored))
+        requests[at], scored[at] = request, count if request.generation.score_prompt else 0
+    given = dataclasses.replace(given, scored=np.array(any(request_of(row).generation.score_prompt for row in rows)))
+    size = _least(shapes.feed_sizes, max(len(row.kept) for row in rows))
+    return FeedCall(given, size, tuple(requests), tuple(scored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +174,7 @@ def decode_call(
     longest = max(len(of.generation.prompt) + of.launched + quota for _, of, quota in chosen)
     size = _least(shapes.decode_sizes, min(longest, shapes.context))
     own = [row.index for row, *_ in chosen]
-    if number == len(all_rows):
-        rows = list(range(number))
-    elif len(taken[0]) == number and set(own) <= set(taken[0]):
+    if len(taken[0]) == number and set(own) <= set(taken[0]):
         rows = list(taken[0])
     else:
         rows = _filled([row for row, *_ in chosen], all_rows, number)
@@ -224,7 +224,12 @@ def _least(sizes: Sequence[int], needed: int) -> int:
 
 
 def _filled(rows: Sequence[Row], all_rows: Sequence[Row], number: int) -> list[int]:
-    """The rows of a call, and others that fill it: those that the next request is least likely to take."""
+    """The rows of a call, and others that fill it: those that the next request is least likely to take.
+
+    A call that has all rows has them in the order of the cache, as `slots.take` reads them.
+    """
+    if number == len(all_rows):
+        return [row.index for row in all_rows]
     own = {row.index for row in rows}
     others = sorted((row for row in all_rows if row.index not in own), key=lambda row: -row.used)
     return [row.index for row in (*rows, *others)][:number]
