@@ -4,7 +4,7 @@ One thread owns the device and calls `Engine.step` (`run`). A step
 
 1. gives free rows to requests that wait; a prompt's longest common prefix with any row's tokens is not fed again,
 2. launches the feeding of prompts, a chunk at a time, and a block of sampled tokens for the rows that are fed,
-3. reads the block that was launched before, while this one runs, and delivers its text.
+3. reads what was launched before, while this block runs, and delivers its text.
 
 Where a text ends an answer, the row's next block is already under way; what it sampled is dropped. A row under a
 constraint waits until its token is read, which decides what may come next: it samples one token in two blocks, and
@@ -164,12 +164,12 @@ class Engine:
         try:
             self._end_some()
             self._admit()
-            launched = self._feed_rows()
-            launched = self._decode_rows() or launched
-            while len(self._launched) > (1 if launched else 0):
+            before = len(self._launched)
+            self._feed_rows()
+            self._decode_rows()
+            running = len(self._launched) > before
+            while len(self._launched) > running:
                 self._read(self._launched.popleft())
-                if not launched:
-                    break
         except Exception:
             traceback.print_exc()
             self._launched.clear()
@@ -260,17 +260,14 @@ class Engine:
                 self._cache = self._programs.copy(self._cache, np.int32(source.index), np.int32(row.index))
             row.kept = list(prompt[:reused])
 
-    def _feed_rows(self) -> bool:
-        """Launches calls of `feed`; returns whether there was one."""
-        launched = False
-        for _ in range(FEEDS_AT_ONCE):
+    def _feed_rows(self) -> None:
+        """Launches calls of `feed`."""
+        for number in range(FEEDS_AT_ONCE):
             rows = [row for row in self._rows if row.request is not None and not row.begun]
             fed = sum(row.request is not None and row.begun for row in self._rows)
-            if not rows or (launched and fed > len(rows)):
+            if not rows or (number and fed > len(rows)):
                 break
             self._feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed_rows[-1]])
-            launched = True
-        return launched
 
     def _feed(self, rows: Sequence[Row]) -> None:
         call = feed_call(rows, self._rows, self._shapes)
@@ -282,11 +279,11 @@ class Engine:
         if call.given.scored:
             self._launch(_Launched(call, scores))
 
-    def _decode_rows(self) -> bool:
-        """Launches a block, if any row can sample; returns whether there was one."""
+    def _decode_rows(self) -> None:
+        """Launches a block, if any row can sample."""
         call = decode_call(self._rows, self._shapes, self._vocab_size, self._taken_rows)
         if call is None:
-            return False
+            return
         key = len(call.requests), call.size
         program = self._programs.decode[key]
         arguments = self._policy, self._masks, self._end_array
@@ -301,7 +298,6 @@ class Engine:
             cache, self._progress, block = program(*arguments, self._taken.cache, self._progress, call.asked)
             self._taken = dataclasses.replace(self._taken, cache=cache)
         self._launch(_Launched(call, block))
-        return True
 
     @property
     def _taken_rows(self) -> tuple[tuple[int, ...], int]:

@@ -297,3 +297,18 @@ def test_a_fault_fails_the_requests_and_the_next_are_answered(monkeypatch, capsy
     assert 'out of memory' in capsys.readouterr().err
     assert [list(joined(x).tokens) for x in answers(engine, asked)] == [slow(one)[0] for one in asked]
     assert not any(isinstance(x, Piece) and x.finish for events in found for x in events)
+
+
+def test_the_end_of_an_answer_does_not_wait_for_the_prompts_of_others() -> None:
+    engine, (short, long) = scene.engine(), requests(2)
+    found: list[list[Event]] = [[], []]
+    engine.submit(dataclasses.replace(short, prompt=(1, 2), max_tokens=3), found[0].append)
+    engine.step()
+    assert not found[0]
+    engine.submit(dataclasses.replace(long, prompt=(253,) * 60, max_tokens=1), found[1].append)
+    engine.step()
+    assert joined(found[0]).finish
+    assert not found[1]
+    while engine.busy:
+        engine.step()
+    assert joined(found[1]).finish
