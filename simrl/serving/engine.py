@@ -174,8 +174,10 @@ class Engine:
             traceback.print_exc()
             self._launched.clear()
             self.fail_all('internal', 'the server had a fault, which is in its log')
-            self._cache, self._progress = init_rows(self._policy, self._shapes)
+            # A program that failed may have taken its buffers over. There may be no room for those and new ones.
             self._taken = None
+            del self._cache, self._progress
+            self._cache, self._progress = init_rows(self._policy, self._shapes)
             for row in self._rows:
                 row.kept = []
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 import time
+import weakref
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from simrl.rollouts.token_sampling import Sampling
-from simrl.serving.engine import compilations
+from simrl.serving import engine as engines
+from simrl.serving import slots
+from simrl.serving.engine import Engine, compilations
 from simrl.serving.generation import Event, Failure, Generation, Piece, QueueFullError
 from tests.serving import scene
 from tests.serving.scene import CHAT, CONTEXT, answers, joined, slow
@@ -286,12 +290,19 @@ def test_nothing_is_compiled_while_requests_are_answered() -> None:
 def test_a_fault_fails_the_requests_and_the_next_are_answered(monkeypatch, capsys) -> None:
     engine = scene.engine()
     asked = requests(8, seed=6)
+    old: list[weakref.ref[jax.Array]] = []
 
-    def broken(*_: object) -> None:
+    def broken(self: Engine, _: object) -> None:
+        old.append(weakref.ref(self._cache.value[0]))
         raise RuntimeError('out of memory')
+
+    def init_rows(*arguments: Any) -> Any:
+        assert old.pop()() is None, 'there may be no room for both'
+        return slots.init_rows(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(engine), '_read', broken)
+        patch.setattr(engines, 'init_rows', init_rows)
         found = answers(engine, asked)
     assert [[event.cause for event in events if isinstance(event, Failure)] for events in found] == [['internal']] * 8
     assert 'out of memory' in capsys.readouterr().err
