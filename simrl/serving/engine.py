@@ -242,7 +242,15 @@ class Engine:
             self._finished[str(how)] += 1
             if isinstance(event, Piece):
                 self._request_seconds += 0.1 * (seconds - self._request_seconds)
-        request.deliver(event)
+        self._hand_over(request, event)
+
+    def _hand_over(self, request: Request, event: Event) -> None:
+        """Delivers an event. A fault in that ends the request, and no other."""
+        try:
+            request.deliver(event)
+        except Exception:
+            traceback.print_exc()
+            self.cancel(request.number)
 
     def _admit(self) -> None:
         """Gives free rows to requests, first come first served."""
@@ -388,7 +396,7 @@ class Engine:
             request.started = True
             piece = dataclasses.replace(piece, cached=request.cached, prompt_scores=tuple(request.prompt_scores))
         if piece.finish is None:
-            request.deliver(piece)
+            self._hand_over(request, piece)
             return
         self._row_of(request).free()
         self._end(request, piece)

@@ -173,7 +173,9 @@ class Serving(Protocol):
         """Max tokens of a prompt and its answer."""
 
     def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> int:
-        """Queues a request and returns its number. `deliver` is called in the engine's thread, and must be quick.
+        """Queues a request and returns its number.
+
+        `deliver` is called in the engine's thread, and must be quick. If it raises, the request is cancelled.
 
         Raises:
             ValueError: the request cannot be answered, e.g. the prompt and one token are longer than `context`.

@@ -323,3 +323,25 @@ def test_the_end_of_an_answer_does_not_wait_for_the_prompts_of_others() -> None:
     while engine.busy:
         engine.step()
     assert joined(found[1]).finish
+
+
+def test_a_client_that_cannot_take_its_answer_harms_no_other(capsys) -> None:
+    engine, asked = scene.engine(), requests(9, seed=12)
+    cancelled = engine.load().finished_total.get('cancelled', 0)
+    found: list[list[Event]] = [[] for _ in asked]
+    broken = dataclasses.replace(asked[0], prompt=(252, 1), max_tokens=30, stop_ids=())
+
+    def deliver(event: Event) -> None:
+        raise OSError('its loop is closed')
+
+    for one, events in zip(asked, found, strict=True):
+        engine.submit(broken, deliver)
+        engine.submit(one, events.append)
+    while engine.busy:
+        engine.step()
+    assert [list(joined(x).tokens) for x in found] == [slow(one)[0] for one in asked]
+    assert engine.load().finished_total.get('cancelled', 0) > cancelled
+    assert 'its loop is closed' in capsys.readouterr().err
+    engine.submit(broken, deliver)
+    engine.fail_all('draining', 'test')
+    assert engine.load().waiting == 0
