@@ -209,6 +209,8 @@ class Engine:
             raise ValueError(f'prompt: expected token ids from 0 to {self._chat.size - 1}, found {wrong}')
         if len(generation.stop_ids) > MAX_STOP_IDS:
             raise ValueError(f'stop_ids: expected at most {MAX_STOP_IDS}, found {len(generation.stop_ids)}')
+        if generation.constraint is not None:
+            generation.constraint.allowed()
 
     def _end_some(self) -> None:
         """Ends requests that are cancelled or late."""
@@ -354,8 +356,6 @@ class Engine:
 
     def _take_block(self, request: Request, block: Block, at: int) -> None:
         """Delivers the tokens that a request sampled in a block, up to its end."""
-        if request.over:
-            return
         generation, text = request.generation, request.text
         ids = block.tokens[at, : block.count[at]].tolist()
         ended = bool(ids) and (ids[-1] in self._ends or ids[-1] in generation.stop_ids)
@@ -364,7 +364,7 @@ class Engine:
         stop: str | int | None = None
         if ended:
             finish, stop = 'stop', ids[-1] if ids[-1] in generation.stop_ids else None
-        else:
+        elif text.stop is None:
             try:
                 if _is_complete(generation, ids[-1:], last=bool(block.done[at])):
                     finish = 'stop'

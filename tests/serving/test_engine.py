@@ -217,8 +217,12 @@ def test_a_constraint_binds_its_own_row_alone() -> None:
 def test_a_constraint_that_allows_nothing_fails_its_request_alone() -> None:
     other = requests(1, seed=5)
     bound = Generation(prompt=(1, 2), max_tokens=20, sampling=Sampling(), seed=0, constraint=DeadEnd('ab'))
-    failed, found = answers(scene.engine(), [bound, *other])
+    stopped = dataclasses.replace(bound, constraint=DeadEnd('ab'), stop=('b',))
+    failed, ended, found = answers(scene.engine(), [bound, stopped, *other])
     assert failed[-1] == Failure('constraint', 'no token may follow')
+    assert (joined(ended).text, joined(ended).stop) == ('a', 'b')
+    with pytest.raises(ValueError, match='no token may follow'):
+        scene.engine().submit(dataclasses.replace(bound, constraint=DeadEnd('')), lambda event: None)
     assert list(joined(found).tokens) == slow(*other)[0]
     assert scene.engine().load().active == 0
 
