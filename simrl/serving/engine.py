@@ -44,6 +44,7 @@ from simrl.serving.text import AnswerText
 
 FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them
 RATE_SECONDS = 10.0  # that a rate is of
+MOST_FIRST_SECONDS = 2**16  # that are kept for `load`, which nobody may call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ class Engine:
         self._counts: collections.Counter[str] = collections.Counter()
         self._finished: collections.Counter[str] = collections.Counter()
         self._sampled_at = collections.deque[tuple[float, int]]()
-        self._first_seconds = list[float]()
+        self._first_seconds = collections.deque[float](maxlen=MOST_FIRST_SECONDS)
         self._request_seconds = 1.0  # of the last requests, a moving mean
         self.compilations: Callable[[], int] = lambda: 0
 
@@ -138,7 +139,8 @@ class Engine:
     def load(self) -> Load:
         now = time.monotonic()
         with self._wake:
-            first, self._first_seconds = tuple(self._first_seconds), []
+            first = tuple(self._first_seconds)
+            self._first_seconds.clear()
             recent = sum(count for at, count in self._sampled_at if at > now - RATE_SECONDS)
             return Load(
                 waiting=len(self._waiting),

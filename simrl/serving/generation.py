@@ -148,7 +148,8 @@ class Load:
         finished_total: requests by how they ended: 'stop', 'length' or a `Cause`.
         refused_total: requests for which the queue had no room.
         tokens_per_second: sampled, over the last ten seconds.
-        first_token_seconds: of requests since the last call of `load`, seconds from `submit` to the first token.
+        first_token_seconds: seconds from `submit` to the first token, of requests since the last call of `load`; of the
+            last 65,536 at most.
         compiled: programs compiled since the start was over; it stays 0.
     """
 

@@ -14,6 +14,7 @@ from simrl.serving.slots import Asked, Given, Scores
 from simrl.serving.text import AnswerText
 
 LEAST_COPIED = 16  # tokens that another row's cache has more: feeding fewer costs less than copying the row
+LEAST_TEMPERATURE = 1e-20  # less is greedy: logits divided by it may have no finite float32
 VOCABULARIES: tuple[Vocabulary, ...] = ('chat', 'all')  # rows of the masks
 
 
@@ -202,8 +203,10 @@ def _write_settings(asked: Asked, at: int, generation: Generation, quota: int) -
     asked.quota[at], asked.max_tokens[at] = quota, generation.max_tokens
     asked.seed[at] = generation.seed & 0xFFFFFFFF, generation.seed >> 32 & 0xFFFFFFFF
     asked.sample[at] = generation.sample
-    for name in ('temperature', 'top_k', 'top_p', 'min_p'):
-        getattr(asked, name)[at] = getattr(generation.sampling, name)
+    sampling = generation.sampling
+    asked.temperature[at] = sampling.temperature if sampling.temperature >= LEAST_TEMPERATURE else 0.0
+    for name in ('top_k', 'top_p', 'min_p'):
+        getattr(asked, name)[at] = getattr(sampling, name)
     asked.vocabulary[at] = VOCABULARIES.index(generation.vocabulary)
     asked.stop_ids[at, : len(generation.stop_ids)] = generation.stop_ids
     if generation.constraint is not None:

@@ -79,6 +79,15 @@ def test_answers_are_the_same_whenever_others_come_and_go() -> None:
             assert list(joined(events).tokens) == slow(generation)[0]
 
 
+def test_the_smallest_temperatures_are_greedy() -> None:
+    base = Generation(prompt=(250, 3), max_tokens=12, sampling=Sampling(0.0), seed=1, log_probs=True, top=2)
+    asked = [dataclasses.replace(base, sampling=Sampling(t)) for t in (0.0, 1e-300, 1e-40, 1e-37)]
+    greedy, *others = (joined(events) for events in answers(scene.engine(), asked))
+    for found in others:
+        assert found.tokens == greedy.tokens
+        np.testing.assert_allclose([x.log_prob for x in found.scores], [x.log_prob for x in greedy.scores], atol=1e-5)
+
+
 def test_log_probs_are_those_of_what_was_drawn_from() -> None:
     prompt = tuple(CHAT.encode('abc'))
     mask = np.asarray(scene.agent().policy.token_mask)
@@ -349,3 +358,10 @@ def test_a_client_that_cannot_take_its_answer_harms_no_other(capsys) -> None:
     engine.submit(broken, deliver)
     engine.fail_all('draining', 'test')
     assert engine.load().waiting == 0
+
+
+def test_what_nobody_reads_is_bounded() -> None:
+    engine = scene.engine()
+    engine._first_seconds.extend([0.0] * (2**16 + 5))
+    assert len(engine.load().first_token_seconds) == 2**16
+    assert engine.load().first_token_seconds == ()
