@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from simrl.conversations.chat import Chat
 from simrl.conversations.templates import chat_from_huggingface
-from simrl.serving.generation import Constraint, Event, Failure, Generation, Load, Piece, QueueFullError, Score
+from simrl.serving.generation import Cause, Constraint, Event, Failure, Generation, Load, Piece, QueueFullError, Score
 from simrl.serving.jobs import Served
 from simrl.serving.listener import Server, bind, make_server, url_of
 from simrl.serving.server import make_app
@@ -110,6 +110,9 @@ class ScriptedEngine:
             if number in self._running:
                 self.cancelled.append(number)
                 self._running[number].set()
+
+    def fail_all(self, cause: Cause, detail: str) -> None:
+        assert not self._running, f'{cause}: nothing is left once the server has stopped'
 
     def load(self) -> Load:
         return Load(3, self.running, 8, 100, 50, 70, dict(self.over), 1, 12.5, (0.03, 0.7), 0)
