@@ -113,6 +113,10 @@ class Engine:
     def context(self) -> int:
         return self._shapes.context
 
+    @property
+    def queue(self) -> int:
+        return self._settings.queue
+
     def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> int:
         self._check(generation)
         text = AnswerText(

@@ -173,6 +173,10 @@ class Serving(Protocol):
     def context(self) -> int:
         """Max tokens of a prompt and its answer."""
 
+    @property
+    def queue(self) -> int:
+        """Max requests that wait: an idle engine takes as many at once."""
+
     def submit(self, generation: Generation, deliver: Callable[[Event], None]) -> int:
         """Queues a request and returns its number.
 

@@ -127,7 +127,6 @@ def _common(body: GenerationBody, served: Served, deadline: float) -> dict[str, 
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return {
         'sampling': dataclasses.replace(served.sampling, **given),
-        'seed': secrets.randbits(64) if body.seed is None else body.seed % 2**64,
         'stop': tuple(stop),
         'stop_ids': tuple(body.stop_token_ids or ()),
         'keep_stop': bool(body.include_stop_str_in_output),
@@ -143,10 +142,17 @@ def _job(
     common: Mapping[str, Any],
     constraints: Sequence[Constraint | None],
 ) -> Job:
-    """`n` generations of each prompt. Those of equal prompts and seeds are equal, whatever else is asked for."""
+    """`n` generations of each prompt. Those of equal prompts and seeds are equal, whatever else is asked for.
+
+    Without a seed each prompt has one of its own, so that a prompt that is given twice has other answers.
+    """
+    most = served.serving.queue
+    if (found := len(prompts) * len(constraints)) > most:
+        raise of_field('n', f'expected at most {most} answers to a request, as many as may wait, found {found}')
     generations = tuple(
-        Generation(prompt=prompt, sample=sample, constraint=constraint, **common)
+        Generation(prompt=prompt, seed=seed, sample=sample, constraint=constraint, **common)
         for prompt in prompts
+        for seed in [secrets.randbits(64) if body.seed is None else body.seed % 2**64]
         for sample, constraint in enumerate(constraints)
     )
     return Job(served, generations, body.n or 1)

@@ -62,6 +62,7 @@ class ScriptedEngine:
     """
 
     context = 200
+    queue = 300
     busy = False  # what there is to do is done by threads
 
     def __init__(self, script: Script = words, *, room: int = 10_000) -> None:

@@ -110,6 +110,14 @@ def test_a_model_s_own_sampling_is_the_default_and_seeds_differ(client: openai.O
     assert first.seed != second.seed
 
 
+def test_equal_prompts_of_a_request_differ_unless_it_has_a_seed(client: openai.OpenAI) -> None:
+    reply = client.completions.create(model='model', prompt=['a', 'a'], n=2, max_tokens=50)
+    assert len({choice.text for choice in reply.choices}) == 4
+    assert len({asked.seed for asked in ENGINE.asked[-4:]}) == 2
+    reply = client.completions.create(model='model', prompt=['a', 'a'], n=2, seed=7, max_tokens=50)
+    assert [choice.text for choice in reply.choices] == [said(0), said(1)] * 2
+
+
 def test_values_that_ask_for_nothing_and_fields_without_effect_are_taken(client: openai.OpenAI) -> None:
     nothing = {'frequency_penalty': 0, 'presence_penalty': 0.0, 'logit_bias': {}, 'tools': [], 'tool_choice': 'none'}
     nothing |= {'response_format': {'type': 'text'}, 'top_logprobs': None, 'chat_template_kwargs': {}, 'stop': None}

@@ -163,6 +163,7 @@ def test_fields_of_chats(here: Site, body: dict[str, Any], param: str, message: 
         ({'logprobs': True}, 'logprobs', 'found True'),
         ({'logprobs': 21}, 'logprobs', 'found 21'),
         ({'best_of': 2}, 'best_of', 'expected n (1)'),
+        ({'prompt': ['a'] * 151, 'n': 2}, 'n', 'expected at most 300 answers to a request, as many as may wait, found 302'),
         ({'suffix': 'b'}, 'suffix', 'expected null or ""'),
         ({'messages': []}, 'messages', 'unknown'),
     ],
