@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 
 from simrl.remote.schema import parse_json
 from simrl.serving.errors import ApiError, of_validation
-from simrl.serving.generation import MAX_TOP
+from simrl.serving.generation import MAX_STOP_IDS, MAX_TOP
 
 B = TypeVar('B', bound='GenerationBody')
 
@@ -87,7 +87,7 @@ class GenerationBody(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stops | None = None
-    stop_token_ids: Annotated[list[Id], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
@@ -121,6 +121,8 @@ class ChatMessage(Body):
         | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag('as parts')],
         Discriminator(lambda value: 'as parts' if isinstance(value, list) else 'as text'),
     ]
+    type: Annotated[Any, _only(None, 'text')] = None  # evaluation harnesses send it
+    parsed: Any = None  # of a structured answer that is sent back, whose content is the same
     name: Nothing = None  # templates have no place for it
     refusal: Nothing = None
     audio: Nothing = None

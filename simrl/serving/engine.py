@@ -26,7 +26,17 @@ import numpy as np
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
-from simrl.serving.generation import Cause, Event, Failure, Finish, Generation, Load, Piece, QueueFullError
+from simrl.serving.generation import (
+    MAX_STOP_IDS,
+    Cause,
+    Event,
+    Failure,
+    Finish,
+    Generation,
+    Load,
+    Piece,
+    QueueFullError,
+)
 from simrl.serving.programs import compile_programs
 from simrl.serving.rows import (
     DecodeCall,
@@ -39,7 +49,7 @@ from simrl.serving.rows import (
     scores_of,
 )
 from simrl.serving.shapes import EngineSettings
-from simrl.serving.slots import MAX_STOP_IDS, Block, Scores, init_rows
+from simrl.serving.slots import Block, Scores, init_rows
 from simrl.serving.text import AnswerText
 
 FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them

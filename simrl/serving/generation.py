@@ -13,6 +13,7 @@ import numpy as np
 from simrl.rollouts.token_sampling import Sampling
 
 MAX_TOP = 20  # alternatives of a token with log-probabilities, at most: those of the API's chats
+MAX_STOP_IDS = 16  # of a request
 
 # The ids that may be sampled. 'chat': text and ends of turn, as in rollouts. 'all': the whole vocabulary, as in raw
 # completions of other servers.

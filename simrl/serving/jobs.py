@@ -9,7 +9,7 @@ from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Message, Role
 from simrl.rollouts.token_sampling import Sampling
 from simrl.serving.api import ChatBody, CompletionBody, GenerationBody, ObjectFormat, SchemaFormat
-from simrl.serving.errors import ApiError, of_field
+from simrl.serving.errors import ApiError, of_field, shown
 from simrl.serving.generation import Constraint, Generation, Serving
 from simrl.serving.prompts import MessagesError, chat_prompt
 
@@ -73,7 +73,7 @@ def chat_job(body: ChatBody, served: Served, deadline: float) -> Job:
         raise of_field('max_tokens', f'expected max_completion_tokens ({wanted}) alone, found {body.max_tokens}')
     if wanted == 0:
         raise of_field(field, 'expected at least 1, found 0')
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise of_field('top_logprobs', f'expected "logprobs": true beside it, found {body.logprobs}')
     common = _common(body, served, deadline) | {
         'max_tokens': _budget(served, prompt, wanted, None, 'messages', field),
@@ -223,7 +223,7 @@ def find_served(models: Mapping[str, Served], name: str) -> Served:
     if name not in models:
         raise ApiError(
             404,
-            f'model: expected one of {", ".join(models)}, found {name!r}',
+            f'model: expected one of {", ".join(models)}, found {shown(name)}',
             param='model',
             code='model_not_found',
         )

@@ -10,9 +10,9 @@ import numpy as np
 
 from simrl.models.transformer import Cache, init_cache
 from simrl.rollouts.agents import Policy
+from simrl.serving.generation import MAX_STOP_IDS
 from simrl.serving.shapes import Shapes
 from simrl.serving.slots import (
-    MAX_STOP_IDS,
     NO_ID,
     Asked,
     Block,

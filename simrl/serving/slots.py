@@ -26,7 +26,6 @@ from simrl.rollouts.token_sampling import most_probable, sample_rows, unpack_bit
 from simrl.serving.generation import MAX_TOP
 from simrl.serving.shapes import Shapes
 
-MAX_STOP_IDS = 16  # of a request
 NO_ID = -1
 Numbers = Any  # an array: of numpy on the host, of JAX in a program
 

@@ -120,7 +120,7 @@ def test_equal_prompts_of_a_request_differ_unless_it_has_a_seed(client: openai.O
 
 def test_values_that_ask_for_nothing_and_fields_without_effect_are_taken(client: openai.OpenAI) -> None:
     nothing = {'frequency_penalty': 0, 'presence_penalty': 0.0, 'logit_bias': {}, 'tools': [], 'tool_choice': 'none'}
-    nothing |= {'response_format': {'type': 'text'}, 'top_logprobs': None, 'chat_template_kwargs': {}, 'stop': None}
+    nothing |= {'response_format': {'type': 'text'}, 'top_logprobs': 0, 'chat_template_kwargs': {}, 'stop': None}
     harmless = {
         'user': 'u',
         'metadata': {'a': 'b'},
@@ -128,7 +128,8 @@ def test_values_that_ask_for_nothing_and_fields_without_effect_are_taken(client:
         'service_tier': 'auto',
         'parallel_tool_calls': True,
     }
-    reply = client.chat.completions.create(model='model', messages=HI, seed=7, extra_body=nothing | harmless)
+    messages = [*HI, {'role': 'assistant', 'content': '{}', 'parsed': {}}, HI[0] | {'type': 'text'}]
+    reply = client.chat.completions.create(model='model', messages=messages, seed=7, extra_body=nothing | harmless)
     assert reply.choices[0].message.content == said()
 
 

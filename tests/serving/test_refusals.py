@@ -101,6 +101,7 @@ def long(tokens: int) -> list[dict[str, str]]:
         ({'stop': ['']}, 'stop.0', "found ''"),
         ({'stop': 5}, 'stop', 'expected a valid string, found 5'),
         ({'stop_token_ids': [1, 10**6]}, 'stop_token_ids', 'found 1000000'),
+        ({'stop_token_ids': list(range(17))}, 'stop_token_ids', '16 items'),
         ({'logprobs': 1}, 'logprobs', 'expected a valid boolean, found 1'),
         ({'top_logprobs': 2}, 'top_logprobs', 'beside it'),
         ({'logprobs': True, 'top_logprobs': 21}, 'top_logprobs', 'found 21'),
@@ -163,7 +164,11 @@ def test_fields_of_chats(here: Site, body: dict[str, Any], param: str, message: 
         ({'logprobs': True}, 'logprobs', 'found True'),
         ({'logprobs': 21}, 'logprobs', 'found 21'),
         ({'best_of': 2}, 'best_of', 'expected n (1)'),
-        ({'prompt': ['a'] * 151, 'n': 2}, 'n', 'expected at most 300 answers to a request, as many as may wait, found 302'),
+        (
+            {'prompt': ['a'] * 151, 'n': 2},
+            'n',
+            'at most 300 answers to a request, as many as may wait, found 302',
+        ),
         ({'suffix': 'b'}, 'suffix', 'expected null or ""'),
         ({'messages': []}, 'messages', 'unknown'),
     ],
@@ -215,6 +220,7 @@ def test_paths_methods_and_models(here: Site) -> None:
     status, reply, _ = ask(here, HI | {'model': 'gpt'})
     assert (status, reply['error']['param'], reply['error']['code']) == (404, 'model', 'model_not_found')
     assert reply['error']['message'] == "model: expected one of model, found 'gpt'"
+    assert len(ask(here, HI | {'model': 'x' * 1000})[1]['error']['message']) < 100
 
 
 def test_types_of_bodies(here: Site) -> None:
