@@ -73,9 +73,9 @@ class ServeSettings:
         """
         found: dict[str, str] = {}
         for entry in self.models:
-            name, _, source = entry.rpartition('=')
-            name = name or source
-            if not source or name in found:
+            before, given, after = entry.partition('=')
+            name, source = (before, after) if given else (entry, entry)
+            if not name or not source or name in found:
                 raise ValueError(f'ServeSettings.models: expected other names of requests, found {entry!r}')
             found[name] = source
         if not found:

@@ -82,12 +82,12 @@ def test_an_engine_that_breaks_ends_the_server(monkeypatch: pytest.MonkeyPatch) 
         start.serve(ServeSettings(models=('a',), http=HttpSettings(port=0)))
 
 
-@pytest.mark.parametrize('models', [(), ('a', 'a'), ('x=a', 'x=b'), ('x=',), ('',)])
+@pytest.mark.parametrize('models', [(), ('a', 'a'), ('x=a', 'x=b'), ('x=',), ('',), ('=a',)])
 def test_names_are_checked(models: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r'ServeSettings\.models: expected'):
         ServeSettings(models=models).sources()
 
 
 def test_names_of_requests_are_those_of_the_models_or_given() -> None:
-    settings = ServeSettings(models=('runs/a/b', 'judge=OWNER/MODEL-2.5'))
-    assert settings.sources() == {'runs/a/b': 'runs/a/b', 'judge': 'OWNER/MODEL-2.5'}
+    settings = ServeSettings(models=('runs/a/b', 'judge=OWNER/MODEL-2.5', 'x=runs/lr=0.1/a'))
+    assert settings.sources() == {'runs/a/b': 'runs/a/b', 'judge': 'OWNER/MODEL-2.5', 'x': 'runs/lr=0.1/a'}
