@@ -204,6 +204,11 @@ def find_model(name: str) -> Callable[[], LoadedModel]:
     if part in names or part in names.values():
         load_assistant = find_assistant(name)
         return lambda: _served(name, load_assistant().agent, scene.chat)
+    arms = simulators(scene)
+    if part not in arms and part not in _simulators_by_stage(scene):
+        raise ValueError(
+            f'{name}: expected an assistant of the run ({", ".join(names)}) or a simulator ({", ".join(arms)})'
+        )
     of = _simulator_of_run(name, scene, part)
     return lambda: _served(name, _ready(agent_for(scene.simulator(*of), BLANK), scene.compute.mesh), scene.chat)
 

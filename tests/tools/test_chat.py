@@ -21,7 +21,7 @@ from simrl.rollouts.agents import ModelAgent
 from simrl.run import config as config_lib
 from simrl.run import directory
 from simrl.serving import load
-from simrl.serving.load import Loaded, find_simulator, load_assistant, with_persona
+from simrl.serving.load import Loaded, find_model, find_simulator, load_assistant, with_persona
 from simrl.serving.remote import Remote, RemoteView, find_remote
 from simrl.serving.stream import Sent
 from tests.remote.server import ScriptedServer, Status, chat_stream, wait_until
@@ -193,6 +193,17 @@ def test_errors_are_one_line_before_anything_is_loaded(tmp_path, monkeypatch, ca
         chat.main(arguments)
     assert '\n' not in str(error.value)
     assert 'loading' not in capsys.readouterr().out
+
+
+def test_a_served_model_of_a_run_is_an_assistant_or_a_simulator(tmp_path):
+    run = run_of(tmp_path / 'run', 'quickstart')
+    for name, expected in (
+        ('nobody', r'expected an assistant of the run \(initial, .*\) or a simulator \(.*persona.*\)'),
+        ('persona/seed-0', 'expected the finished stage rl/persona/seed-0, found none'),
+        ('persona', 'expected the finished stage sft/base_user, found none'),
+    ):
+        with pytest.raises(ValueError, match=f'run/{name}: {expected}$'):
+            find_model(f'{run}/{name}')
 
 
 def model_folder(folder, special_tokens: Sequence[str] = ()):
