@@ -67,7 +67,7 @@ class _Launched:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Taken:
-    """Rows whose caches are taken: how much of them, and that."""
+    """A working copy of rows' caches: the rows, the tokens of each that were taken, and the copy."""
 
     rows: tuple[int, ...]
     size: int

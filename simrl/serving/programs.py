@@ -39,7 +39,7 @@ class Programs:
 
 
 def blank_given(rows: int, chunk: int) -> Given:
-    """Of no tokens."""
+    """Makes the arrays of a call that feeds no token."""
     each, none = np.zeros((rows, chunk), np.int32), np.zeros(rows, np.int32)
     return Given(
         rows=np.arange(rows, dtype=np.int32),
@@ -55,7 +55,7 @@ def blank_given(rows: int, chunk: int) -> Given:
 
 
 def blank_asked(rows: int, vocab_size: int) -> Asked:
-    """Of no tokens."""
+    """Makes the arrays of a call that samples no token."""
     none, zeros = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
     return Asked(
         rows=np.arange(rows, dtype=np.int32),

@@ -173,7 +173,7 @@ def decode_call(
         return None
     number = _least(shapes.decode_rows, len(chosen))
     longest = max(len(of.generation.prompt) + of.launched + quota for _, of, quota in chosen)
-    size = _least(shapes.decode_sizes, min(longest, shapes.context))
+    size = _least(shapes.decode_sizes, longest)
     own = [row.index for row, *_ in chosen]
     if len(taken[0]) == number and set(own) <= set(taken[0]):
         rows = list(taken[0])

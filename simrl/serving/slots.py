@@ -57,8 +57,8 @@ class Given:
         start: int32 `[b]`, the position of the first.
         count: int32 `[b]`, how many there are; 0 for a row that fills the call.
         targets: int32 `[b, T]`, the token after each.
-        begins: bool `[b]`, whether the row then samples, from `pending`, its token number `length` - 1.
-        pending, length: int32 `[b]`.
+        begins: bool `[b]`, whether these are the prompt's last tokens but one: the row may sample next.
+        pending, length: int32 `[b]`, of a row that begins: the prompt's last token, and its number of tokens.
         scored: whether log-probabilities of the targets are wanted.
     """
 
@@ -154,7 +154,7 @@ def take(cache: Cache, rows: jax.Array, *, size: int) -> Cache:
 
 
 def put_back(cache: Cache, taken: Cache, rows: jax.Array) -> Cache:
-    """Undoes `take`."""
+    """Writes caches that `take` took back to their rows."""
     if _has_all(cache, rows):
         return transformer.with_cache_prefix(cache, taken)
 
