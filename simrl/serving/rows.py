@@ -1,7 +1,9 @@
 """Requests and the rows that they have, on the host: which row a request takes, and the arrays of the next calls."""
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -104,9 +106,7 @@ def place(rows: Sequence[Row], prompt: Sequence[int], anew: bool) -> tuple[Row, 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """The length of the longest common prefix."""
-    length = min(len(first), len(second))
-    different = np.flatnonzero(np.asarray(first[:length]) != np.asarray(second[:length]))
-    return int(different[0]) if different.size else length
+    return sum(itertools.takewhile(bool, map(operator.eq, first, second)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from simrl.rollouts.token_sampling import Sampling
 from simrl.serving.generation import Generation
-from simrl.serving.rows import Request, Row, decode_call, feed_call
+from simrl.serving.rows import Request, Row, common_prefix, decode_call, feed_call
 from simrl.serving.shapes import EngineSettings, Shapes
 from simrl.serving.text import AnswerText
 from tests.serving.scene import CHAT, CONFIG
@@ -44,3 +44,14 @@ def test_a_call_of_all_rows_has_them_in_the_order_of_the_cache(number: int) -> N
             assert len(of_call) < number or of_call.tolist() == list(range(number))
         assert [decode.asked.seed[i, 0] for i, x in enumerate(decode.requests) if x is not None] == sorted(fed)
         assert np.flatnonzero(decode.asked.quota).size == len(fed)
+
+
+def test_common_prefixes_end_where_one_ends_or_differs() -> None:
+    for first, second, length in (
+        ([], (), 0),
+        ([1], (), 0),
+        ([1, 2], (1, 2, 3), 2),
+        ([1, 2, 5], (1, 3, 5), 1),
+        ([4], (5,), 0),
+    ):
+        assert common_prefix(first, second) == length
