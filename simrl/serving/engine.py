@@ -188,8 +188,8 @@ class Engine:
                 self._read(self._launched.popleft())
         except Exception:
             traceback.print_exc()
-            self._launched.clear()
             self.fail_all('internal', 'the server had a fault, which is in its log')
+            self._launched.clear()
             # A program that failed may have taken its buffers over. There may be no room for those and new ones.
             self._taken = None
             del self._cache, self._progress
@@ -203,10 +203,10 @@ class Engine:
             waiting, self._waiting = list(self._waiting), collections.deque()
         for request in waiting:
             self._end(request, Failure(cause, detail))
-        for row in self._rows:
-            if row.request is not None:
-                self._end(row.request, Failure(cause, detail))
-                row.free()
+        launched = [request for of in self._launched for request in of.call.requests]
+        for request in (*launched, *(row.request for row in self._rows)):
+            if request is not None and not request.over:
+                self._end(request, Failure(cause, detail))
 
     def _check(self, generation: Generation) -> None:
         prompt, wanted = len(generation.prompt), generation.max_tokens
@@ -249,11 +249,12 @@ class Engine:
         for row in self._rows:
             if row.request is not None and (found := failure(row.request)) is not None:
                 self._end(row.request, found)
-                row.free()
 
     def _end(self, request: Request, event: Event) -> None:
         """Delivers a request's last event."""
         request.over = True
+        if request.row is not None:
+            request.row.leave(request)
         seconds = time.monotonic() - request.submitted
         with self._wake:
             how = event.cause if isinstance(event, Failure) else event.finish
@@ -282,7 +283,7 @@ class Engine:
                 row, source, reused = place(self._rows, prompt, request.generation.score_prompt)
                 self._counts['cached'] += reused
                 row.request, row.begun, row.used = request, False, request.number
-            request.cached = reused
+            request.cached, request.row = reused, row
             if source is not row:
                 self._put_back([source, row])
                 self._cache = self._programs.copy(self._cache, np.int32(source.index), np.int32(row.index))
@@ -326,6 +327,10 @@ class Engine:
             cache, self._progress, block = program(*arguments, self._taken.cache, self._progress, call.asked)
             self._taken = dataclasses.replace(self._taken, cache=cache)
         self._launch(_Launched(call, block))
+        for request in call.requests:
+            if request is not None and request.launched == request.generation.max_tokens:
+                assert request.row is not None
+                request.row.release()
 
     @property
     def _taken_rows(self) -> tuple[tuple[int, ...], int]:
@@ -337,9 +342,6 @@ class Engine:
             program = self._programs.put_back[len(self._taken.rows), self._taken.size]
             self._cache = program(self._cache, self._taken.cache, np.array(self._taken.rows, np.int32))
             self._taken = None
-
-    def _row_of(self, request: Request) -> Row:
-        return next(row for row in self._rows if row.request is request)
 
     def _launch(self, launched: _Launched) -> None:
         for request in launched.call.requests:
@@ -388,7 +390,6 @@ class Engine:
                     finish = 'length'
             except ValueError as error:
                 self._end(request, Failure('constraint', str(error)))
-                self._row_of(request).free()
                 return
         if finish is not None:
             new += text.close(ids[-1] if ended else None)
@@ -413,9 +414,8 @@ class Engine:
             piece = dataclasses.replace(piece, cached=request.cached, prompt_scores=tuple(request.prompt_scores))
         if piece.finish is None:
             self._hand_over(request, piece)
-            return
-        self._row_of(request).free()
-        self._end(request, piece)
+        else:
+            self._end(request, piece)
 
 
 def run(engines: Sequence[Engine], wake: threading.Condition, stop: threading.Event) -> None:

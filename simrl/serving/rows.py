@@ -34,6 +34,7 @@ class Request:
         started: whether its first piece was delivered.
         launched: tokens that it samples in the blocks that were launched, if nothing ends it.
         unread: launched calls whose results are not read.
+        row: the row that it has or had.
         over: whether its last event was delivered.
     """
 
@@ -48,6 +49,7 @@ class Request:
     started: bool = False
     launched: int = 0
     unread: int = 0
+    row: 'Row | None' = None
     over: bool = False
 
 
@@ -69,10 +71,15 @@ class Row:
     begun: bool = False
     used: int = 0
 
-    def free(self) -> None:
-        """Takes the row from its request; the cache stays."""
-        request, self.request = self.request, None
-        assert request is not None
+    def release(self) -> None:
+        """Takes the row from its request, whose last tokens are sampled by what was launched."""
+        self.kept, self.request = list(request_of(self).generation.prompt), None
+
+    def leave(self, request: Request) -> None:
+        """Takes the row from a request that is over, unless another has it already; the cache stays."""
+        if self.used != request.number:
+            return
+        self.request = None
         if self.begun:
             self.kept = [*request.generation.prompt, *request.ids][:-1]
 

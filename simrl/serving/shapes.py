@@ -6,6 +6,7 @@ import itertools
 from simrl.models.transformer import TransformerConfig
 
 LARGEST_CONTEXT = 4096  # tokens, where the settings name none: more takes memory that few requests use
+FED_AT_ONCE = 8  # rows
 SMALLEST_SIZE = 128  # tokens of a cache that a program reads; with fewer a step is hardly cheaper
 
 
@@ -46,8 +47,8 @@ class EngineSettings:
     rows: int = 16  # answers at once
     context: int | None = None  # tokens of a prompt and its answer; None: the model's, at most 4,096
     queue: int = 256  # requests that may wait for a row
-    chunk: int = 64  # tokens of a prompt that are fed at once
-    block: int = 8  # tokens of a row that are sampled between two reads
+    chunk: int = 32  # tokens of a prompt that are fed at once
+    block: int = 4  # tokens of a row that are sampled between two reads
 
     def __post_init__(self) -> None:
         for field, least in (('rows', 1), ('queue', 1), ('chunk', 1), ('block', 1)):
@@ -73,7 +74,7 @@ class EngineSettings:
             context=context,
             chunk=chunk,
             block=block,
-            feed_rows=tuple(number for number in (1, 4) if number <= self.rows),
+            feed_rows=tuple(number for number in (1, FED_AT_ONCE) if number <= self.rows),
             feed_sizes=_up_to(context, max(SMALLEST_SIZE, chunk), 4),
             decode_rows=_up_to(self.rows, 1, 4),
             decode_sizes=_up_to(context, max(SMALLEST_SIZE, block), 2),
