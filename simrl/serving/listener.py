@@ -20,6 +20,7 @@ from simrl.serving.errors import ApiError
 from simrl.serving.settings import HttpSettings
 
 STALL_SECONDS = 30.0  # a client that reads nothing of its answer for this long is gone
+MOST_WAITING = 2**16  # bytes after a request that is being answered; a client that sends more is left
 OTHER_FILES = 256  # that the process has open beside its connections
 CANCEL_SECONDS = 2.0  # that connections have to close once their answers are over
 
@@ -112,7 +113,10 @@ class Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed when a request's head is late, or its client reads nothing."""
+    """A connection that is closed when a request's head is late, or its client reads nothing.
+
+    While a request is answered, reading goes on: the end of a client that sent more is seen, too.
+    """
 
     def __init__(self, *args: Any, settings: HttpSettings, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,6 +143,12 @@ class _Connection(H11Protocol):
             self._stop_head_timer()
         elif self._head_timer is None:
             self._start_head_timer()
+        if self.conn.their_state is h11.DONE:  # what follows waits, but an end that nobody reads is not seen
+            waiting, _ = self.conn.trailing_data
+            if len(waiting) > MOST_WAITING:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, f'expected HTTP/1.1, found something else: {msg}'))

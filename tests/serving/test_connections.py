@@ -60,7 +60,7 @@ def check_alive(here: Site) -> None:
 
 
 @pytest.mark.parametrize('stream', [False, True])
-@pytest.mark.parametrize('how', ['close', 'reset', 'half'])
+@pytest.mark.parametrize('how', ['close', 'reset', 'half', 'more', 'much more'])
 def test_all_answers_of_a_client_that_leaves_are_cancelled(stream: bool, how: str) -> None:
     engine = ScriptedEngine(slow)
     with site(engine) as here:
@@ -71,6 +71,12 @@ def test_all_answers_of_a_client_that_leaves_are_cancelled(stream: bool, how: st
             wait_until(lambda: engine.running == 4)
             if how == 'half':
                 connection.shutdown(socket.SHUT_WR)
+                wait_until(lambda: len(engine.cancelled) == 4)
+            elif how == 'more':
+                connection.sendall(b'\r\n' + post(SLOW))
+            elif how == 'much more':
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(post(SLOW) * 2000)
                 wait_until(lambda: len(engine.cancelled) == 4)
             elif how == 'reset':
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
