@@ -201,8 +201,8 @@ class Engine:
         """Ends all requests."""
         with self._wake:
             waiting, self._waiting = list(self._waiting), collections.deque()
-        for request in waiting:
-            self._end(request, Failure(cause, detail))
+        for of_queue in waiting:
+            self._end(of_queue, Failure(cause, detail))
         launched = [request for of in self._launched for request in of.call.requests]
         for request in (*launched, *(row.request for row in self._rows)):
             if request is not None and not request.over:
