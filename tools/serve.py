@@ -21,7 +21,6 @@ from simrl.run.config import from_config_dict
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.settings import ServeSettings
-from simrl.serving.start import serve
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'serve.py'
 
@@ -35,6 +34,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
     options: Any = flags.FLAGS
     config = options.config
+    try:
+        from simrl.serving.start import serve
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the package {error.name} is not installed: pip install -e '.[serve]'")
     try:
         if argv[1:]:
             config.models = tuple(argv[1:])

@@ -30,6 +30,7 @@ from simrl.models.files.load import load_model
 from simrl.models.lora import LoRASettings
 from simrl.run import directory
 from simrl.run.config import ConfigError, from_config_dict, to_config_dict, to_dict
+from simrl.serving.settings import ServeSettings
 from tests.tiny import family_tokenizer, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,7 +74,15 @@ def test_flags_set_what_is_none():
 
 
 def test_every_config_file_is_tested():
-    assert {path.stem for path in (ROOT / 'configs').glob('*.py')} == set(CONFIGS)
+    server = {'serve'}  # not an experiment: `tests/serving/test_start.py`
+    assert {path.stem for path in (ROOT / 'configs').glob('*.py')} == set(CONFIGS) | server
+
+
+def test_the_config_of_the_server_is_that_of_its_settings():
+    config = parsed('serve', 'runs/a/initial')
+    settings = from_config_dict(ServeSettings, config, 'config')
+    assert settings == ServeSettings(models=('runs/a/initial',))
+    assert types_in(config) == types_in(to_config_dict(settings))
 
 
 @pytest.mark.parametrize('name', CONFIGS)
