@@ -66,19 +66,7 @@ def find_assistant(name: str) -> Callable[[], Loaded]:
     """
     if (run := find_run(local_path(name))) is None:
         model = open_model(name)
-
-        def load_model() -> Loaded:
-            agent = assistant(
-                model.chat,
-                model.config,
-                model.load_params(),
-                _execution(),
-                max_new_tokens=MAX_NEW_TOKENS,
-                sampling=SAMPLING,
-            )
-            return Loaded(name, _ready(agent, MeshSettings(data=1)), model.chat, BLANK)
-
-        return load_model
+        return lambda: Loaded(name, _assistant(model), model.chat, BLANK)
     scene, part = run
     folder = assistant_stage(name, scene, part)
     return lambda: Loaded(name, _ready(scene.assistant(folder), scene.compute.mesh), scene.chat, BLANK)
@@ -190,20 +178,13 @@ def find_model(name: str) -> Callable[[], LoadedModel]:
     """
     run = find_run(local_path(name))
     if run is None:
-        knows_terminal = open_model(name).knows_terminal
-        load_assistant = find_assistant(name)
-
-        def load() -> LoadedModel:
-            found = load_assistant()
-            assert isinstance(found.agent, ModelAgent)
-            return LoadedModel(found.agent.policy, found.chat, knows_terminal)
-
-        return load
+        model = open_model(name)
+        return lambda: LoadedModel(_assistant(model).policy, model.chat, model.knows_terminal)
     scene, part = run
     names = {found: of.stage for found, of in plan.assistants(scene).items()}
     if part in names or part in names.values():
-        load_assistant = find_assistant(name)
-        return lambda: _served(name, load_assistant().agent, scene.chat)
+        folder = assistant_stage(name, scene, part)
+        return lambda: _served(name, _ready(scene.assistant(folder), scene.compute.mesh), scene.chat)
     arms = simulators(scene)
     if part not in arms and part not in _simulators_by_stage(scene):
         raise ValueError(
@@ -296,6 +277,13 @@ def open_model(name: str) -> Model:
 
 def _execution() -> Execution:
     return Execution(dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+def _assistant(model: Model) -> ModelAgent:
+    """A model outside a run as the assistant, ready to sample."""
+    parts = (model.chat, model.config, model.load_params(), _execution())
+    agent = assistant(*parts, max_new_tokens=MAX_NEW_TOKENS, sampling=SAMPLING)
+    return for_sampling(agent, MeshSettings(data=1).make())
 
 
 def _simulator(model: Model) -> ModelAgent:
