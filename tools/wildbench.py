@@ -18,13 +18,17 @@ holds its judges against people: a copy of its file, in which `satisfied` is wha
 judge's agreement, the correlation of their errors and the number of independent votes that the panel is worth. `score`
 and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files.
 
-Tasks are those of the hub, or --tasks=FILE in their schema. --training=FILE counts those that training data has, and
-gives the numbers without them. After a kill the same command continues: answers are kept in OUTPUT.answers.sqlite,
-of `score` and `pairs` in OUTPUT/score.answers.sqlite and OUTPUT/pairs.answers.sqlite. Those of an endpoint are found by
-model name and request: another server under the same name is not asked anew. Those of a model on the device are found
-by its contents; it needs positions for --prompt_tokens and --max_tokens together. What could not be had is counted, and
-the exit code is then 1. The same command asks again for what a server failed, and for no answer that it has, readable
-or not.
+Tasks are those of the hub, or --tasks=FILE in their schema, a JSON object on each line: `session_id`,
+`conversation_input` (messages, {role, content}, of which the last is the user's), `checklist` (questions),
+`primary_tag` and `secondary_tags` (the benchmark's, such as Planning). Generations are a JSON list of {session_id,
+output: [reply], generator}; a checklist file has on each line what `checklist` wrote. --training=FILE counts the tasks
+that training data has, and gives the numbers without them.
+
+After a kill the same command continues: answers are kept in OUTPUT.answers.sqlite, of `score` and `pairs` in
+OUTPUT/score.answers.sqlite and OUTPUT/pairs.answers.sqlite. Those of an endpoint are found by model name and request:
+another server under the same name is not asked anew. Those of a model on the device are found by its contents; it needs
+positions for --prompt_tokens and --max_tokens together. What could not be had is counted, and the exit code is then 1.
+The same command asks again for what a server failed, and for no answer that it has, readable or not.
 """
 
 import argparse

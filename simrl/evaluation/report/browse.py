@@ -17,7 +17,7 @@ from simrl.conversations.records import decode_row
 from simrl.evaluation.report import page
 from simrl.evaluation.report.browse_script import SCRIPT, STYLE
 from simrl.evaluation.report.drawing import Look
-from simrl.evaluation.report.summary import traits_text
+from simrl.evaluation.report.summary import end_words, traits_text
 from simrl.evaluation.results import Results
 from simrl.rewards.rewards import CAUSES
 from simrl.run.stage_files import WorkdirError
@@ -37,7 +37,7 @@ class Talk:
         assistant: its name.
         step: of training; None in an evaluation.
         example: the id of what it starts from.
-        end: reason for ending.
+        end: reason for ending, in words.
         score: the mean where the reward is one for each message; None without one.
         parts: further numbers: of the conversation, or one for each message of the assistant.
         messages: (role, text).
@@ -67,7 +67,7 @@ def evaluation_talks(results: Results) -> Iterator[Talk]:
                     assistant=assistant,
                     step=None,
                     example=example.example,
-                    end=found.end,
+                    end=end_words(found.end),
                     score=found.score,
                     parts=found.parts,
                     messages=[(message.role, message.content) for message in found.messages],
@@ -107,7 +107,7 @@ def _training_talk(assistant: str, row: Mapping[str, Any]) -> Talk:
         assistant=assistant,
         step=int(row['step']),
         example=str(row['example']),
-        end=str(row['end_reason']),
+        end=end_words(str(row['end_reason'])),
         score=sum(known) / len(known) if known else None,
         parts=({'reward': rewards} if len(rewards) > 1 else {}) | row['parts'],
         messages=[(str(message['role']), str(message['content'])) for message in row['messages']],

@@ -8,7 +8,7 @@ from simrl.evaluation.card import CardForecast, CardTransfer, Cost, MeasureUtili
 from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.report import matrix, page, summary
 from simrl.evaluation.report.page import Cell
-from simrl.evaluation.report.summary import Interval, interval, number, share
+from simrl.evaluation.report.summary import Interval, end_words, interval, number, share
 from simrl.evaluation.report.tables import estimate_cell
 
 NOT_MEASURED = 'not measured'
@@ -280,7 +280,7 @@ def _conversations(card: SimulatorCard) -> list[str]:
         ('conversations', f'{found.held:,}'),
         ('without a score', _of(lost, found.held)),
         *((f'because of: {cause}', f'{count:,}') for cause, count in found.causes.items()),
-        *((f'ended: {end}', _of(count, judged)) for end, count in found.ends.items()),
+        *((f'ended: {end_words(end)}', _of(count, judged)) for end, count in found.ends.items()),
         ('with a message that reached max_new_tokens', _of(found.truncated, judged)),
         *(
             (words, f'{found.counts[name]:,}' if name in found.counts else NOT_MEASURED)

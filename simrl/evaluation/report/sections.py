@@ -122,7 +122,7 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
         *(['strict win rate'] if strict else []),
         *(['gap recovered'] if recovered else []),
         'messages of the assistant',
-        *(f'ended: {end}' for end in rows[0].ends),
+        *(f'ended: {summary.end_words(end)}' for end in rows[0].ends),
         'cut',
     )
     cells: list[Sequence[str | Cell]] = [
@@ -251,7 +251,7 @@ def _conversations(results: Results, looks: Mapping[str, Look]) -> list[str]:
                     [(message.role, message.content) for message in found.messages],
                     '; '.join(
                         (
-                            f'ended: {found.end}',
+                            f'ended: {summary.end_words(found.end)}',
                             f'{words.score} {number(found.score)}',
                             *(f'{part.replace("_", " ")} {number(value)}' for part, value in found.parts.items()),
                         )

@@ -30,6 +30,7 @@ NO_INTERVAL = 'no interval'
 ENOUGH_SEEDS = 6  # with fewer no sign-flip test gives a p below .05
 MAX_CAUSES = 3  # in words
 MAX_PAIRS_IN_WORDS = 6  # differences between arms in the second sentence; the table has all
+ENDS = {'signal': 'by the user', 'turns': 'max messages', 'budget': 'context full', 'failure': 'by a failure'}
 OUTCOMES = {
     1: 'is significantly higher',
     -1: 'is significantly lower',
@@ -126,6 +127,11 @@ def span(values: Iterable[int]) -> str:
     """'512', or '300–512' where numbers differ."""
     found = sorted(set(values))
     return '–'.join(f'{value:,}' for value in dict.fromkeys((found[0], found[-1])))
+
+
+def end_words(end: str) -> str:
+    """A reason for ending in words; a scene's own reasons are words already."""
+    return ENDS.get(end, end)
 
 
 def num_seeds(counts: Iterable[int]) -> str:

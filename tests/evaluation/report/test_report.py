@@ -380,7 +380,7 @@ def test_conversations_are_browsed(run, opened):
     check('900 of 10,818; here 1 to 50', arm='persona', seed='1', source='training')
     rewards = [(np.ravel(row['reward'])[0], row['end_reason']) for row in training_rows(900)]
     number = sum(reward is not None and 0.5 <= reward <= 0.6 and end == 'signal' for reward, end in rewards)
-    check(f'{number} of 10,818; here 1 to {number}', low='0.5', high='0.6', end='signal')
+    check(f'{number} of 10,818; here 1 to {number}', low='0.5', high='0.6', end='by the user')
     check('1 of 10,818; here 1 to 1', low='', high='', end='', text='THAI 77 <script>')
     assert page.locator('details.one .score').all_inner_texts() == [f'{rewards[77][0]:.3f}']
     page.locator('details.one summary').click()
