@@ -2,18 +2,19 @@
 
 One thread owns the device and calls `Engine.step` (`run`). A step
 
-1. gives free rows to requests that wait; a prompt's longest common prefix with any row's tokens is not fed again,
-2. launches the feeding of prompts, a chunk at a time, and a block of sampled tokens for the rows that are fed,
-3. reads what was launched before, while this block runs, and delivers its text.
+1. waits for the block of the step before, and delivers what frees a row or decides what may come next,
+2. gives free rows to requests that wait; a prompt's longest common prefix with any row's tokens is not fed again,
+3. launches the feeding of prompts, a chunk at a time, and a block of sampled tokens for the rows that are fed,
+4. delivers the rest of 1 while this block runs.
 
-Where a text ends an answer, the row's next block is already under way; what it sampled is dropped. A row under a
-constraint waits until its token is read, which decides what may come next: it samples one token in two blocks, and
-others lose nothing.
+A request that comes while a block runs is part of the next one. Where a text ends an answer, the row's next block is
+already under way; what it sampled is dropped. A row under a constraint samples one token in a block.
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 import time
@@ -53,16 +54,9 @@ from simrl.serving.slots import Block, Scores, init_rows
 from simrl.serving.text import AnswerText
 
 FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them
+MOST_FED = 3  # rows that sample for each that waits for its prompt, at which they wait for one call only
 RATE_SECONDS = 10.0  # that a rate is of
 MOST_FIRST_SECONDS = 2**16  # that are kept for `load`, which nobody may call
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Launched:
-    """A call whose result is not read."""
-
-    call: FeedCall | DecodeCall
-    result: Block | Scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +105,7 @@ class Engine:
         self._waiting = collections.deque[Request]()
         self._cancelled = set[int]()
         self._numbers = itertools.count(1)
-        self._launched = collections.deque[_Launched]()
+        self._launched = list[tuple[FeedCall | DecodeCall, Block | Scores]]()  # calls whose results are not read
         self._counts: collections.Counter[str] = collections.Counter()
         self._finished: collections.Counter[str] = collections.Counter()
         self._sampled_at = collections.deque[tuple[float, int]]()
@@ -178,14 +172,13 @@ class Engine:
     def step(self) -> None:
         """One step; see the module. A fault fails all requests and empties the rows."""
         try:
+            others = self._read()
             self._end_some()
             self._admit()
-            before = len(self._launched)
             self._feed_rows()
             self._decode_rows()
-            running = len(self._launched) > before
-            while len(self._launched) > running:
-                self._read(self._launched.popleft())
+            for deliver in others:
+                deliver()
         except Exception:
             traceback.print_exc()
             self.fail_all('internal', 'the server had a fault, which is in its log')
@@ -203,10 +196,9 @@ class Engine:
             waiting, self._waiting = list(self._waiting), collections.deque()
         for of_queue in waiting:
             self._end(of_queue, Failure(cause, detail))
-        launched = [request for of in self._launched for request in of.call.requests]
-        for request in (*launched, *(row.request for row in self._rows)):
-            if request is not None and not request.over:
-                self._end(request, Failure(cause, detail))
+        for row in self._rows:
+            if row.request is not None:
+                self._end(row.request, Failure(cause, detail))
 
     def _check(self, generation: Generation) -> None:
         prompt, wanted = len(generation.prompt), generation.max_tokens
@@ -254,7 +246,7 @@ class Engine:
         """Delivers a request's last event."""
         request.over = True
         if request.row is not None:
-            request.row.leave(request)
+            request.row.leave()
         seconds = time.monotonic() - request.submitted
         with self._wake:
             how = event.cause if isinstance(event, Failure) else event.finish
@@ -290,13 +282,13 @@ class Engine:
             row.kept = list(prompt[:reused])
 
     def _feed_rows(self) -> None:
-        """Launches calls of `feed`."""
+        """Launches calls of `feed`: a block takes the same time whichever part of its rows samples."""
         for number in range(FEEDS_AT_ONCE):
             rows = [row for row in self._rows if row.request is not None and not row.begun]
             fed = sum(row.request is not None and row.begun for row in self._rows)
-            if not rows or (number and fed > len(rows)):
+            if not rows or (number and fed > MOST_FED * len(rows)):
                 break
-            self._feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed_rows[-1]])
+            self._feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed[-1][0]])
 
     def _feed(self, rows: Sequence[Row]) -> None:
         call = feed_call(rows, self._rows, self._shapes)
@@ -306,7 +298,7 @@ class Engine:
             self._policy, self._masks, self._cache, self._progress, call.given
         )
         if call.given.scored:
-            self._launch(_Launched(call, scores))
+            self._launched.append((call, scores))
 
     def _decode_rows(self) -> None:
         """Launches a block, if any row can sample."""
@@ -326,11 +318,7 @@ class Engine:
                 self._taken = _Taken(rows, call.size, self._programs.take[key](self._cache, call.asked.rows))
             cache, self._progress, block = program(*arguments, self._taken.cache, self._progress, call.asked)
             self._taken = dataclasses.replace(self._taken, cache=cache)
-        self._launch(_Launched(call, block))
-        for request in call.requests:
-            if request is not None and request.launched == request.generation.max_tokens:
-                assert request.row is not None
-                request.row.release()
+        self._launched.append((call, block))
 
     @property
     def _taken_rows(self) -> tuple[tuple[int, ...], int]:
@@ -343,29 +331,28 @@ class Engine:
             self._cache = program(self._cache, self._taken.cache, np.array(self._taken.rows, np.int32))
             self._taken = None
 
-    def _launch(self, launched: _Launched) -> None:
-        for request in launched.call.requests:
-            if request is not None:
-                request.unread += 1
-        self._launched.append(launched)
-
-    def _read(self, launched: _Launched) -> None:
-        """Reads a call's result, and delivers what it has for each request."""
-        call, result = launched.call, jax.device_get(launched.result)
-        for at, request in enumerate(call.requests):
-            if request is None:
-                continue
-            request.unread -= 1
-            if request.over:
-                continue
-            if isinstance(result, Block):
-                self._take_block(request, result, at)
-            elif request.generation.score_prompt:
-                assert isinstance(call, FeedCall)
-                self._take_scores(request, result, at, call.scored[at])
+    def _read(self) -> list[Callable[[], None]]:
+        """Reads the results of what was launched. Returns the deliveries that may wait: no row depends on them."""
+        launched, self._launched = self._launched, []
+        others = list[Callable[[], None]]()
+        for call, result in launched:
+            fetched = jax.device_get(result)
+            for at, request in enumerate(call.requests):
+                if request is None:
+                    continue
+                if isinstance(fetched, Scores):
+                    assert isinstance(call, FeedCall)
+                    self._take_scores(request, fetched, at, call.scored[at])
+                elif fetched.done[at] or request.generation.constraint is not None:
+                    self._take_block(request, fetched, at)
+                else:
+                    others.append(functools.partial(self._take_block, request, fetched, at))
+        return others
 
     def _take_scores(self, request: Request, scores: Scores, at: int, count: int) -> None:
         """Takes the scores of a chunk of a request's prompt."""
+        if request.over or not request.generation.score_prompt:
+            return
         generation, first = request.generation, len(request.prompt_scores) + 1
         ids = generation.prompt[first : first + count]
         request.prompt_scores.extend(scores_of(scores, at, ids, generation.top))
@@ -374,6 +361,8 @@ class Engine:
 
     def _take_block(self, request: Request, block: Block, at: int) -> None:
         """Delivers the tokens that a request sampled in a block, up to its end."""
+        if request.over:
+            return
         generation, text = request.generation, request.text
         ids = block.tokens[at, : block.count[at]].tolist()
         ended = bool(ids) and (ids[-1] in self._ends or ids[-1] in generation.stop_ids)

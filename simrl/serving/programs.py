@@ -92,7 +92,6 @@ def compile_programs(
         return made
 
     config, dtype = policy.spec.config, policy.spec.execution.dtype
-    for_feed = [(rows, size) for rows in shapes.feed_rows for size in shapes.feed_sizes]
     for_decode = [(rows, size) for rows in shapes.decode_rows for size in shapes.decode_sizes]
     taken = {of: jax.eval_shape(functools.partial(init_cache, config, *of, dtype)) for of in for_decode}
     numbers = {rows: np.arange(rows, dtype=np.int32) for rows in shapes.decode_rows}
@@ -102,9 +101,10 @@ def compile_programs(
     return Programs(
         feed={
             (rows, size): compiled(
-                *(feed, changed, policy, masks, cache, progress, blank_given(rows, shapes.chunk)), size=size
+                *(feed, changed, policy, masks, cache, progress, blank_given(rows, chunk)), size=size
             )
-            for rows, size in for_feed
+            for rows, chunk in shapes.feed
+            for size in shapes.feed_sizes
         },
         take={of: compiled(take, (), cache, numbers[of[0]], size=of[1]) for of in for_decode if of != whole},
         decode={

@@ -33,7 +33,6 @@ class Request:
         cached: tokens of its prompt that were in a cache.
         started: whether its first piece was delivered.
         launched: tokens that it samples in the blocks that were launched, if nothing ends it.
-        unread: launched calls whose results are not read.
         row: the row that it has or had.
         over: whether its last event was delivered.
     """
@@ -48,7 +47,6 @@ class Request:
     cached: int = 0
     started: bool = False
     launched: int = 0
-    unread: int = 0
     row: 'Row | None' = None
     over: bool = False
 
@@ -71,15 +69,9 @@ class Row:
     begun: bool = False
     used: int = 0
 
-    def release(self) -> None:
-        """Takes the row from its request, whose last tokens are sampled by what was launched."""
-        self.kept, self.request = list(request_of(self).generation.prompt), None
-
-    def leave(self, request: Request) -> None:
-        """Takes the row from a request that is over, unless another has it already; the cache stays."""
-        if self.used != request.number:
-            return
-        self.request = None
+    def leave(self) -> None:
+        """Takes the row from its request, which is over; the cache stays."""
+        request, self.request = request_of(self), None
         if self.begun:
             self.kept = [*request.generation.prompt, *request.ids][:-1]
 
@@ -135,14 +127,15 @@ class FeedCall:
 
 def feed_call(rows: Sequence[Row], all_rows: Sequence[Row], shapes: Shapes) -> FeedCall:
     """The next chunk of the prompts of some rows, which have it afterwards."""
-    given = jax.tree.map(np.copy, blank_given(_least(shapes.feed_rows, len(rows)), shapes.chunk))
-    given.rows[:] = _filled(rows, all_rows, len(given.rows))
-    requests: list[Request | None] = [None] * len(given.rows)
-    scored = [0] * len(given.rows)
+    number, chunk = next(shape for shape in shapes.feed if shape[0] >= len(rows))
+    given = jax.tree.map(np.copy, blank_given(number, chunk))
+    given.rows[:] = _filled(rows, all_rows, number)
+    requests: list[Request | None] = [None] * number
+    scored = [0] * number
     for row in rows:
         at, request = given.rows.tolist().index(row.index), request_of(row)
         prompt, start = request.generation.prompt, len(row.kept)
-        count = min(shapes.chunk, len(prompt) - 1 - start)
+        count = min(chunk, len(prompt) - 1 - start)
         given.tokens[at, :count] = prompt[start : start + count]
         given.targets[at, :count] = prompt[start + 1 : start + 1 + count]
         given.start[at], given.count[at] = start, count
@@ -200,10 +193,8 @@ def decode_call(
 
 def _quota(request: Request, block: int) -> int:
     """Tokens that a request may sample in the next block."""
-    left = request.generation.max_tokens - request.launched
-    if request.generation.constraint is not None:  # its last token decides what may come next
-        return min(left, 0 if request.unread else 1)
-    return min(left, block)
+    # A constrained one's last token decides what may come next.
+    return min(request.generation.max_tokens - request.launched, block if request.generation.constraint is None else 1)
 
 
 def _write_settings(asked: Asked, at: int, generation: Generation, quota: int) -> None:

@@ -6,7 +6,7 @@ import itertools
 from simrl.models.transformer import TransformerConfig
 
 LARGEST_CONTEXT = 4096  # tokens, where the settings name none: more takes memory that few requests use
-FED_AT_ONCE = 8  # rows
+FED_AT_ONCE = 16  # rows
 SMALLEST_SIZE = 128  # tokens of a cache that a program reads; with fewer a step is hardly cheaper
 
 
@@ -17,18 +17,18 @@ class Shapes:
     Attributes:
         rows: B.
         context: S.
-        chunk: T.
         block: N.
-        feed_rows, decode_rows: numbers of rows b, rising; B is the last of `decode_rows`.
+        feed: numbers of rows b, rising, each with the tokens T of a row. Several rows have fewer tokens each: most
+            prompts have few that are new, and a call computes what it does not need, too.
+        decode_rows: numbers of rows b, rising; B is the last.
         feed_sizes, decode_sizes: tokens of a cache that a program reads, rising; S is the last. To attend to twice as
             many tokens slows sampling down, and hardly the feeding of a chunk.
     """
 
     rows: int
     context: int
-    chunk: int
     block: int
-    feed_rows: tuple[int, ...]
+    feed: tuple[tuple[int, int], ...]
     decode_rows: tuple[int, ...]
     feed_sizes: tuple[int, ...]
     decode_sizes: tuple[int, ...]
@@ -37,7 +37,7 @@ class Shapes:
     def programs(self) -> int:
         """The number of programs."""
         decoding = len(self.decode_rows) * len(self.decode_sizes)
-        return len(self.feed_rows) * len(self.feed_sizes) + decoding + 2 * (decoding - 1) + 1
+        return len(self.feed) * len(self.feed_sizes) + decoding + 2 * (decoding - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EngineSettings:
     rows: int = 16  # answers at once
     context: int | None = None  # tokens of a prompt and its answer; None: the model's, at most 4,096
     queue: int = 256  # requests that may wait for a row
-    chunk: int = 32  # tokens of a prompt that are fed at once
+    chunk: int = 32  # tokens of a prompt that are fed at once; of several prompts half as many each
     block: int = 4  # tokens of a row that are sampled between two reads
 
     def __post_init__(self) -> None:
@@ -69,12 +69,12 @@ class EngineSettings:
                 f"EngineSettings.context: expected at most the model's {config.row_limit}, found {context}"
             )
         chunk, block = min(self.chunk, context), min(self.block, context)
+        feed_rows = _up_to(min(FED_AT_ONCE, self.rows), 1, 4)
         return Shapes(
             rows=self.rows,
             context=context,
-            chunk=chunk,
             block=block,
-            feed_rows=tuple(number for number in (1, FED_AT_ONCE) if number <= self.rows),
+            feed=tuple((rows, chunk if rows == 1 else -(-chunk // 2)) for rows in feed_rows),
             feed_sizes=_up_to(context, max(SMALLEST_SIZE, chunk), 4),
             decode_rows=_up_to(self.rows, 1, 4),
             decode_sizes=_up_to(context, max(SMALLEST_SIZE, block), 2),

@@ -242,7 +242,6 @@ def test_requests_end_when_they_are_cancelled_or_late_and_others_go_on() -> None
     asked[7] = dataclasses.replace(asked[7], deadline=time.monotonic() - 1)
     numbers = [engine.submit(one, events.append) for one, events in zip(asked, found, strict=True)]
     engine.step()
-    engine.step()
     assert engine.load().active == 5
     assert engine.load().waiting == 6
     for i in (0, 3, 11):  # two that have rows, one that waits
@@ -305,7 +304,9 @@ def test_a_fault_fails_the_requests_and_the_next_are_answered(monkeypatch, capsy
     asked = requests(8, seed=6)
     old: list[weakref.ref[jax.Array]] = []
 
-    def broken(self: Engine, _: object) -> None:
+    def broken(self: Engine) -> Any:
+        if not self._launched:
+            return []
         old.append(weakref.ref(self._cache.value[0]))
         raise RuntimeError('out of memory')
 

@@ -27,7 +27,7 @@ def rows_of(shapes: Shapes) -> list[Row]:
 def test_a_call_of_all_rows_has_them_in_the_order_of_the_cache(number: int) -> None:
     """The programs then read the cache as it is, whatever the numbers of the rows."""
     shapes = EngineSettings(rows=number, context=64, chunk=8, block=2).shapes(CONFIG)
-    for fed in itertools.permutations(range(number), min(number, shapes.feed_rows[-1])):
+    for fed in itertools.permutations(range(number), min(number, shapes.feed[-1][0])):
         rows = rows_of(shapes)
         call = feed_call([rows[i] for i in fed], rows, shapes)
         given = call.given
