@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -34,6 +35,7 @@ from simrl.run import directory, stage_files
 from simrl.run.config import ConfigError, from_config_dict, to_dict
 from simrl.run.stages import WorkdirError
 from simrl.serving import respond
+from simrl.serving.load import find_assistant, find_model, find_simulator
 from simrl.training import loop
 from tests.experiments.scene import fields_without_effect, identity, leaves, without_effect
 from tests.tiny import CHATML_WITHOUT_SYSTEM, TEXT_TEMPLATES, byte_tokenizer, tiny_config
@@ -179,6 +181,24 @@ def test_each_simulator_of_a_real_run_has_its_card(finished, tmp_path):
         assert all(len(digest) == 64 for digest in card['identity']['inputs'].values())
         assert set(card['not_measured']) >= {'forecast', 'utility over training seeds'}
         assert {'utility', 'transfer', 'fidelity', 'failures in training'}.isdisjoint(card['not_measured'])
+
+
+def test_a_served_stage_has_the_weights_that_the_stage_left(finished):
+    """By the name of the assistant or simulator, and by that of its stage."""
+    weights = [jax.tree.leaves(find_model(f'{finished}/initial')().policy.params)]
+    for find, names in (
+        (find_assistant, ('role_play/seed-0', TRAINED)),
+        (find_simulator, ('fine_tuned', 'sft/fine_tuned')),
+    ):
+        expected = jax.tree.leaves(find(f'{finished}/{names[0]}')().agent.policy.params)
+        for name in names:
+            found = find_model(f'{finished}/{name}')()
+            assert found.knows_terminal == (find is find_simulator)
+            assert not found.policy.token_mask[found.chat.terminal]  # a chat with it is no simulation
+            jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(found.policy.params), expected)
+        weights.append(expected)
+    for first, second in itertools.combinations(weights, 2):
+        assert any(not np.array_equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_the_same_command_runs_nothing_again_and_a_seed_runs_only_what_is_new(files, finished):
