@@ -1,10 +1,13 @@
 """A served model beside transformers and its own sampler: the same tokens, log-probabilities and task scores."""
 
+import collections
 import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +36,9 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.serving import load, shapes
 from simrl.serving.engine import Engine, run
 from simrl.serving.jobs import Served
+from simrl.serving.listener import raise_file_limit
 from simrl.serving.load import find_assistant, find_model, resampled
+from simrl.serving.settings import HttpSettings
 from simrl.serving.shapes import EngineSettings
 from simrl.serving.structured import Grammars
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
@@ -43,13 +48,14 @@ from simrl.simulators.text_view import text_agent
 from tests.serving import scene
 from tests.serving.scripted import Site, site
 from tests.tiny import CHATML, byte_tokenizer
+from tools.benchmark.protocol import resident_bytes
 
 NEEDED = ('torch', 'lm_eval')
 PROMPTS = ['abc', 'Hi! What is 2 + 2?', 'é', 'one two three four five six']
 
 
 @contextlib.contextmanager
-def serving(name: str, settings: EngineSettings) -> Iterator[tuple[Site, Engine]]:
+def serving(name: str, settings: EngineSettings, **http: float) -> Iterator[tuple[Site, Engine]]:
     """A model behind a server in a thread; its programs are as few as may be."""
     wake, stop = threading.Condition(), threading.Event()
     loaded = find_model(name)()
@@ -61,7 +67,7 @@ def serving(name: str, settings: EngineSettings) -> Iterator[tuple[Site, Engine]
     try:
         grammars = Grammars.of(loaded.chat, loaded.policy.spec.config.padded_vocab_size)
         model = Served(name='model', chat=loaded.chat, serving=engine, created=0, constrain=grammars.constraint)
-        with site({'model': model}) as found:
+        with site({'model': model}, **http) as found:
             yield found, engine
     finally:
         stop.set()
@@ -96,6 +102,58 @@ def test_a_greedy_chat_is_that_of_the_sampler(server, folder) -> None:
             model='model', messages=[{'role': 'user', 'content': text}], temperature=0, max_tokens=24
         ).choices[0]
         assert (found.message.content, found.finish_reason == 'length') == (expected.text, expected.truncated)
+
+
+CROWD = """
+import asyncio, collections, json, sys
+
+async def ask(seed):
+    async with opening:
+        reader, writer = await asyncio.open_connection(*address)
+    fields = {'model': 'model', 'prompt': 'abc', 'max_tokens': 8, 'temperature': 1.0, 'seed': seed}
+    body = json.dumps(fields).encode()
+    head = 'POST /v1/completions HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\nContent-Type: application/json\\r\\n'
+    writer.write(f'{head}Content-Length: {len(body)}\\r\\n\\r\\n'.encode() + body)
+    reply = await reader.read()
+    writer.close()
+    head, _, content = reply.decode().partition('\\r\\n\\r\\n')
+    return int(head.split()[1]), 'retry-after' in head.lower(), json.loads(content)
+
+async def main():
+    return await asyncio.gather(*map(ask, range(int(sys.argv[3]))))
+
+address, opening = (sys.argv[1], int(sys.argv[2])), asyncio.Semaphore(200)
+json.dump(asyncio.run(main()), sys.stdout)
+"""
+
+
+@pytest.mark.long
+def test_of_ten_thousand_requests_at_once_those_beyond_the_queue_are_refused(folder) -> None:
+    """Each is answered as it is alone, or told to come again; afterwards all rows are free and unharmed."""
+    number, settings = 10_000, EngineSettings(rows=4, context=64, queue=500, chunk=16, block=4)
+    raise_file_limit(HttpSettings(connections=number + 100))
+    with serving(str(folder), settings, connections=number + 100) as (found, engine):
+        client = openai.OpenAI(base_url=found.url, api_key='none', max_retries=0)
+
+        def alone(seed: int) -> str:
+            fields = {'model': 'model', 'prompt': 'abc', 'max_tokens': 8, 'temperature': 1.0, 'seed': seed}
+            return client.completions.create(**fields).choices[0].text
+
+        expected = {seed: alone(seed) for seed in range(10)}
+        before = resident_bytes()
+        command = [sys.executable, '-c', CROWD, *map(str, (*found.address, number))]
+        replies = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        grown, load = resident_bytes() - before, engine.load()
+        answered = {seed: body for seed, (status, _, body) in enumerate(replies) if status == 200}
+        refused = [(told, body['error']['code']) for status, told, body in replies if status == 429]
+        assert len(answered) + len(refused) == number, collections.Counter(status for status, *_ in replies)
+        assert set(refused) == {(True, 'queue_full')}
+        assert len(answered) >= settings.queue
+        assert (load.waiting, load.active, load.refused_total, load.compiled) == (0, 0, len(refused), 0)
+        assert grown < 512 * 2**20
+        for seed in sorted(answered)[:: len(answered) // 40]:
+            assert answered[seed]['choices'][0]['text'] == alone(seed)
+        assert {seed: alone(seed) for seed in range(10)} == expected
 
 
 @pytest.fixture(scope='module')
