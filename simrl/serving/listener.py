@@ -37,14 +37,22 @@ def bind(settings: HttpSettings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server before may linger
-            listener.bind(address)
+            try:
+                listener.bind(address)  # to share it would let in another server that starts now
+            except OSError:
+                _share(listener)
+                listener.bind(address)
         except OSError:
             listener.close()
             raise
     except OSError as error:
         raise OSError(f'{settings.host}:{settings.port}: cannot listen there: {error.strerror or error}') from error
     return listener
+
+
+def _share(listener: socket.socket) -> None:
+    """Lets the address be taken while connections of a server before linger there, which shared it too."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def url_of(listener: socket.socket) -> str:
@@ -100,6 +108,8 @@ class Server(uvicorn.Server):
         self._running.draining = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in sockets or ():
+            _share(listener)
         await super().startup(sockets)
         self._on_listening()
 

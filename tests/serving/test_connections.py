@@ -270,13 +270,21 @@ def test_answers_that_do_not_end_while_the_server_stops_are_told(monkeypatch: py
 
 
 def test_an_address_that_is_taken_is_one_line() -> None:
-    with bind(HttpSettings(port=0)) as taken:
-        taken.listen()
+    with bind(HttpSettings(port=0)) as taken:  # by a server that loads its models
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf'^127.0.0.1:{port}: cannot listen there: Address already in use$'):
             bind(HttpSettings(port=port))
     with pytest.raises(OSError, match=r'^no\.such\.host\.invalid:1: cannot listen there: '):
         bind(HttpSettings(host='no.such.host.invalid', port=1))
+
+
+def test_the_address_of_a_server_that_ended_is_free_at_once() -> None:
+    with site(ScriptedEngine()) as here, connected(here) as connection:
+        connection.sendall(b'GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+        assert read_all(connection)  # the server closes first: its side lingers
+    port = here.address[1]
+    with bind(HttpSettings(port=port)) as listener:
+        assert listener.getsockname()[1] == port
 
 
 PROGRAM = """
