@@ -1,0 +1,288 @@
+"""What can happen in a study: each event a frozen dataclass, stored as its name and a JSON object.
+
+A participant's events are numbered from 1 (`Stored.version`); the n-th is written once, so that of two writers that
+both knew n - 1 events one is refused. Names of models and which one stood on the left are in the events and never in
+what a browser is sent.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Side = Literal['left', 'right']
+Choice = Literal['left', 'tie', 'right']
+SESSIONS = ('training', 'main')
+Session = Literal['training', 'main']
+
+
+class EventError(ValueError):
+    """A row of the store is no event: of a newer version, or damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conduct:
+    """How a text was written, as the page's script saw it; 0 and None without a script.
+
+    Attributes:
+        pasted: characters that were pasted.
+        typed: keys that were pressed.
+        seconds: from the page's being shown to its being sent.
+    """
+
+    pasted: int = 0
+    typed: int = 0
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+    mode: Literal['live', 'preview', 'rehearsal']
+
+
+@dataclasses.dataclass(frozen=True)
+class Returned:
+    """The participant entered by their link once more. `session`: the panel's session id is that of the first time."""
+
+    same_session: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Consented:
+    agreed: bool
+    plan: str  # hash of the analysis plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructed:
+    """The participant read the instructions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A try of the comprehension check. `last`: no further try is left."""
+
+    answers: tuple[int, ...]
+    right: bool
+    last: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TypeAssigned:
+    document_type: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The task that was chosen, and the answers to the questions before writing."""
+
+    task: str
+    notes: tuple[str, ...]
+    conduct: Conduct = Conduct()
+
+
+@dataclasses.dataclass(frozen=True)
+class PairAssigned:
+    """The models of a session, in the order of the config. That of the training exchange counts in no balance."""
+
+    session: Session
+    first: str
+    second: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The participant sent a message; replies are asked for."""
+
+    message: str
+    conduct: Conduct = Conduct()
+
+
+@dataclasses.dataclass(frozen=True)
+class Replied:
+    """Both replies are there, and are shown at once. `left`, `right`: names of models."""
+
+    left: str
+    right: str
+    left_text: str
+    right_text: str
+    left_seconds: float
+    right_seconds: float
+    left_cut: bool = False  # at its max number of tokens
+    right_cut: bool = False
+    named: tuple[Side, ...] = ()  # replies in which a model may name itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Voided:
+    """A turn without replies: a model failed, or the message was refused by moderation. It counts nowhere."""
+
+    cause: str  # for the administrators
+    refused: bool = False  # by moderation: the same message is not tried again
+
+
+@dataclasses.dataclass(frozen=True)
+class Retried:
+    """The participant had the same message of a void turn asked once more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferred:
+    """The vote of a turn. `kept`: the reply that both models continue from; of a tie it is drawn."""
+
+    choice: Choice
+    kept: Side
+    reason: str
+    conduct: Conduct = Conduct()
+
+
+@dataclasses.dataclass(frozen=True)
+class Concluded:
+    """The participant ended the conversation, or it had its max number of exchanges; the final text follows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrote:
+    """The final text, and whether the attention item beside it was answered as it asks. The outcome is `completed`."""
+
+    text: str
+    attentive: bool
+    conduct: Conduct = Conduct()
+
+
+@dataclasses.dataclass(frozen=True)
+class Withdrew:
+    """The participant left for good. `reason` may be empty."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnedAway:
+    """The study was paused, or had all its participants, when they came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Deleted:
+    """The participant's data was deleted at their wish: their earlier events and identity are gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flagged:
+    """A flag of a screen that cannot be computed from the events again: of a judge."""
+
+    flag: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Excluded:
+    """An administrator excluded the participant from the analysis, or took that back."""
+
+    excluded: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanFrozen:
+    """Of the study: its analysis plan and config at the first consent of a live participant."""
+
+    plan: dict[str, Any]
+    plan_hash: str
+    config_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Of the study: the server was started."""
+
+    version: str  # of simrl
+    config_hash: str
+    models: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Paused:
+    """Of the study: nobody new is let in, or again everybody."""
+
+    paused: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """Of the study: an administrator saw results by model before the end: a planned look, or a departure."""
+
+    votes: int
+    planned: bool
+    alpha: float  # spent by this look
+
+
+ParticipantEvent = (
+    Arrived
+    | Returned
+    | Consented
+    | Instructed
+    | Checked
+    | TypeAssigned
+    | Prepared
+    | PairAssigned
+    | Asked
+    | Replied
+    | Voided
+    | Retried
+    | Preferred
+    | Concluded
+    | Wrote
+    | Withdrew
+    | TurnedAway
+    | Deleted
+    | Flagged
+    | Excluded
+)
+StudyEvent = PlanFrozen | Opened | Paused | Looked
+Event = ParticipantEvent | StudyEvent
+STUDY = ''  # participant of the study's own events
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An event of the store.
+
+    Attributes:
+        number: its place among all events of the store, rising.
+        participant: pseudonymous id; `STUDY` for an event of the study itself.
+        version: its number among the participant's events, from 1.
+        at: time in seconds since 1970, UTC.
+    """
+
+    number: int
+    participant: str
+    version: int
+    at: float
+    event: Event
+
+
+def to_row(event: Event) -> tuple[str, dict[str, Any]]:
+    """An event's name and its fields as a JSON object."""
+    return type(event).__name__, dataclasses.asdict(event)
+
+
+def from_row(kind: str, body: Mapping[str, Any]) -> Event:
+    """Reverses `to_row`.
+
+    Raises:
+        EventError: an unknown name, or fields that are missing or unknown.
+    """
+    if kind not in _KINDS:
+        raise EventError(f'expected one of {sorted(_KINDS)}, found {kind!r}: the store may be of a newer version')
+    cls = _KINDS[kind]
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+    try:
+        if 'conduct' in fields:
+            fields['conduct'] = Conduct(**fields['conduct'])
+        event: Event = cls(**fields)
+    except TypeError as error:
+        raise EventError(f'{kind}: {error}') from None
+    return event
