@@ -14,10 +14,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 INSTALLED_AS = {
     'PIL': 'pillow',
     'absl': 'absl-py',
+    'axe_playwright_python': 'axe-playwright-python',
+    'markdown_it': 'markdown-it-py',
     'ml_collections': 'ml-collections',
     'orbax': 'orbax-checkpoint',
     'prometheus_client': 'prometheus-client',
     'xdist': 'pytest-xdist',
+    'yaml': 'pyyaml',
 }
 # What they need is installed apart from simrl, into an environment that the tool makes.
 PEERS = ROOT / 'tools' / 'benchmark' / 'peers'
@@ -51,7 +54,7 @@ def packages_of(paths: Iterable[pathlib.Path]) -> set[str]:
 
 @pytest.mark.parametrize(
     ('folders', 'extras'),
-    [(('simrl', 'configs', 'tools'), ('serve',)), (('tests',), ('test', 'parity'))],
+    [(('simrl', 'configs', 'tools'), ('serve', 'study')), (('tests',), ('test', 'parity'))],
     ids=['to run', 'to test'],
 )
 def test_what_is_imported_is_declared(folders, extras):
