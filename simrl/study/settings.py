@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -143,9 +144,8 @@ class StudySettings:
     """A study."""
 
     name: str = 'study'  # shown to no participant
-    # By name; all pairs of them are compared, or `pairs`.
-    models: dict[str, StudyModel] = dataclasses.field(default_factory=dict)
-    pairs: tuple[tuple[str, str], ...] = ()  # of names of models; none: all pairs
+    models: dict[str, StudyModel] = dataclasses.field(default_factory=dict)  # by name
+    pairs: tuple[str, ...] = ()  # FIRST:SECOND, names of models; none: all pairs are compared
     # A database by its URL: sqlite:///FILE or postgresql://USER@HOST/NAME. Its password is in PGPASSWORD or .pgpass.
     store: str = dataclasses.field(default='sqlite:///study.sqlite', metadata=NO_EFFECT)
     # `live`, or `rehearsal`: a store is of one of the two for ever. Previews (see the admin page) are in neither.
@@ -166,10 +166,15 @@ class StudySettings:
     def __post_init__(self) -> None:
         if len(self.models) < 2:
             raise ValueError(f'StudySettings.models: expected at least two models, found {len(self.models)}')
-        for pair in self.pairs:
-            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(self.models):
-                raise ValueError(f'StudySettings.pairs: expected two of {sorted(self.models)}, found {pair!r}')
-        if len({frozenset(pair) for pair in self.pairs}) < len(self.pairs):
+        for name in self.models:
+            if not re.fullmatch(r'[\w.-]+', name):
+                raise ValueError(f'StudySettings.models: expected names of letters, digits, _ . -, found {name!r}')
+        for pair, names in zip(self.pairs, self.compared, strict=True):
+            if len(set(names)) != 2 or not set(names) <= set(self.models):
+                raise ValueError(
+                    f'StudySettings.pairs: expected FIRST:SECOND, two of {sorted(self.models)}, found {pair!r}'
+                )
+        if len({frozenset(pair) for pair in self.compared}) < len(self.compared):
             raise ValueError(f'StudySettings.pairs: expected each pair once, found {self.pairs}')
         if self.gone_seconds <= 0:
             raise ValueError(f'StudySettings.gone_seconds: expected more than 0, found {self.gone_seconds!r}')
@@ -178,7 +183,7 @@ class StudySettings:
     def compared(self) -> tuple[tuple[str, str], ...]:
         """The pairs of names of models, each in the order of `models` or as given."""
         if self.pairs:
-            return self.pairs
+            return tuple((first, second) for first, _, second in (pair.partition(':') for pair in self.pairs))
         names = list(self.models)
         return tuple((first, second) for n, first in enumerate(names) for second in names[n + 1 :])
 
