@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from simrl.study.events import (
+    STUDY,
     Arrived,
     Asked,
     Checked,
@@ -158,6 +159,19 @@ def fold(events: Iterable[Stored]) -> Participant | None:
     for event in events:
         state = apply(state, event)
     return state
+
+
+def fold_all(events: Iterable[Stored]) -> dict[str, Participant]:
+    """The state of each participant by id, in the order in which they arrived; events of the study itself are not read.
+
+    Raises:
+        OutOfPlaceError: an event cannot follow those before it.
+    """
+    states: dict[str, Participant] = {}
+    for stored in events:
+        if stored.participant != STUDY:
+            states[stored.participant] = apply(states.get(stored.participant), stored)
+    return states
 
 
 def apply(state: Participant | None, stored: Stored) -> Participant:
