@@ -211,11 +211,21 @@ class Paused:
 
 @dataclasses.dataclass(frozen=True)
 class Looked:
-    """Of the study: an administrator saw results by model before the end: a planned look, or a departure."""
+    """Of the study: an administrator saw, or may see from now on, results by model.
 
+    Attributes:
+        participants: who had completed and were not excluded.
+        votes: theirs.
+        planned: a look of the analysis plan; otherwise it departs from it.
+        alpha: two-sided, of one pair, spent by this look; 0 if it was not planned.
+        reason: of a look that was not planned.
+    """
+
+    participants: int
     votes: int
     planned: bool
-    alpha: float  # spent by this look
+    alpha: float
+    reason: str = ''
 
 
 ParticipantEvent = (

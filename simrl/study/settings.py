@@ -99,7 +99,8 @@ class PlanSettings:
     level: float = 0.95  # nominal coverage of intervals, over all pairs (Holm)
     tie_share: float = 0.2  # assumed until votes are there
     clustering: float = 0.1  # intraclass correlation of a participant's votes, assumed until votes are there
-    looks: tuple[float, ...] = ()  # shares of the planned votes at which an interim look is allowed, below 1
+    # Shares of the planned participants, below 1, at which an interim look is allowed.
+    looks: tuple[float, ...] = ()
     spending: Literal['obrien_fleming', 'pocock'] = 'obrien_fleming'  # alpha spent by looks (Lan and DeMets 1983)
     primary: Literal['participant', 'vote'] = 'participant'  # unit that the primary win rate weighs alike
     excluded_flags: tuple[str, ...] = ()  # flags whose participants the primary analysis leaves out
