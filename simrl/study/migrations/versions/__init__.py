@@ -1,0 +1,1 @@
+"""The revisions, oldest first: `events`, `known_by`."""

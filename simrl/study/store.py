@@ -1,0 +1,385 @@
+"""The store of a study: an append-only table of events, and who the participants are to their panel.
+
+One process writes; a method returns after its commit. The only thing that is ever changed is what a participant wants
+deleted: their events but the first (which says no more than that someone came), and the ids that the panel gave them.
+A keyed hash of the panel's id stays, so that nobody takes part twice.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import sqlalchemy as sa
+
+
+from simrl.study import database
+from simrl.study.database import LostError, StoreError
+from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Stored, from_row, to_row
+from simrl.study.settings import Mode
+
+__all__ = ['ConflictError', 'Entry', 'Identity', 'Store', 'StoreError', 'read_events']
+
+T = TypeVar('T')
+RECONNECT_SECONDS = 30.0  # for which a lost connection to PostgreSQL is tried again
+
+
+class ConflictError(RuntimeError):
+    """A participant's event of this version is stored already, or those before it are not; or they are known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Events that are stored together or not at all.
+
+    Attributes:
+        participant: their id; `STUDY` for events of the study itself.
+        version: number of the first event among the participant's, from 1.
+        at: time in seconds since 1970, UTC.
+    """
+
+    participant: str
+    version: int
+    at: float
+    events: tuple[Event, ...]
+
+    def __post_init__(self) -> None:
+        if self.version < 1 or not self.events:
+            raise ValueError(f'Entry: expected events from version 1 on, found {len(self.events)} from {self.version}')
+        for event in self.events:
+            _to_json(event)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who a participant is to their panel: PROLIFIC_PID, STUDY_ID, SESSION_ID. All empty if anyone may enter."""
+
+    panel_id: str
+    study_id: str
+    session_id: str
+
+    def __post_init__(self) -> None:
+        for field, value in dataclasses.asdict(self).items():
+            if not re.fullmatch(r'[!-~]{0,128}', value):
+                raise ValueError(
+                    f'Identity.{field}: expected at most 128 letters, digits and signs, found {value[:200]!r}'
+                )
+        if not self.panel_id and (self.study_id or self.session_id):
+            raise ValueError('Identity.panel_id: expected an id beside those of the study and the session, found none')
+
+
+class Store:
+    """The store, open for writing by this process alone; a context manager. Its methods may be called by any thread.
+
+    Attributes:
+        secret: random bytes, made with the store; they sign cookies.
+    """
+
+    secret: bytes
+
+    def __init__(self, url: str, mode: Literal['live', 'rehearsal']) -> None:
+        """Opens a store, of an older revision after bringing it up to date; makes one where there is none.
+
+        Raises:
+            StoreError: another process writes to it, it is of the other mode or of a newer version of simrl, it is no
+                store, it is damaged, or it cannot be reached.
+        """
+        if mode not in ('live', 'rehearsal'):
+            raise StoreError(f'store: expected mode live or rehearsal, found {mode!r}')
+        self._url, self._mode, self._mutex = database.parse(url), mode, threading.Lock()
+        self._given_up: str | None = None
+        self._connection: sa.Connection | None = None
+        self._lock = database.lock_file(self._url)
+        try:
+            self._connection = self._connect()
+            with database.translated(self._url), self._connection.begin():
+                self.secret = _prepare(self._url, self._connection, mode)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and gives the lock back; further calls raise `StoreError`."""
+        with self._mutex:
+            self._given_up = 'the store is closed'
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self._lock is not None:
+                self._lock.close()
+
+    def events(self, after: int = 0) -> list[Stored]:
+        """The events whose number is above `after`, in their order.
+
+        Raises:
+            StoreError: a row is damaged.
+        """
+        return self._transact(lambda connection, _: _read(self._url, connection, after))
+
+    def append(self, entries: Sequence[Entry]) -> list[tuple[Stored, ...] | ConflictError]:
+        """Stores entries in one transaction, in their order.
+
+        Returns:
+            [entries], what was stored of each, or why it was not: one that conflicts leaves the others.
+
+        Raises:
+            StoreError: nothing was stored, or (the connection was lost for long) it is unknown.
+        """
+        return self._transact(lambda connection, again: _append(connection, entries, again))
+
+    def find(self, identity: Identity, mode: Mode) -> tuple[str, bool] | None:
+        """The participant of the mode with this panel id, and whether study and session are those of the first time.
+
+        None of somebody new, and always where anyone may enter.
+        """
+        if not identity.panel_id:
+            return None
+        columns, table = database.identities.c, database.identities
+        query = sa.select(columns.participant, columns.study_id, columns.session_id).select_from(table)
+        query = query.where(columns.known_by == self._known_by(identity, mode))
+        row = self._transact(lambda connection, _: connection.execute(query).one_or_none())
+        return None if row is None else (row[0], tuple(row[1:]) == (identity.study_id, identity.session_id))
+
+    def enter(self, identity: Identity, participant: str, at: float, mode: Mode) -> tuple[Stored, ...]:
+        """Stores a new participant: who they are, and that they arrived.
+
+        Raises:
+            ConflictError: they are known, or another has the id.
+            StoreError: as of `append`; or the mode is not the store's and no preview.
+        """
+        if mode not in (self._mode, 'preview'):
+            raise StoreError(f'{database.shown(self._url)}: expected mode {self._mode} or preview, found {mode}')
+        row = {'participant': participant, 'mode': mode, **dataclasses.asdict(identity)}
+        row['known_by'] = self._known_by(identity, mode)
+
+        def work(connection: sa.Connection, again: bool) -> tuple[Stored, ...]:
+            [stored] = _append(connection, [Entry(participant, 1, at, (Arrived(mode),))], again)
+            if isinstance(stored, ConflictError):
+                raise stored
+            if identity.panel_id:
+                known = sa.select(database.identities.c.participant).where(
+                    database.identities.c.known_by == row['known_by']
+                )
+                other = connection.scalar(known)
+                if other not in (None, participant):
+                    raise ConflictError(f'expected somebody new, found participant {other}')
+                if other is None:
+                    connection.execute(sa.insert(database.identities), row)
+            return stored
+
+        return self._transact(work)
+
+    def delete(self, participant: str, version: int, at: float) -> tuple[Stored, ...]:
+        """Deletes what is stored of a participant, but that they came, and stores `Deleted` as their event `version`.
+
+        SQLite overwrites what is deleted at once, in its files too; PostgreSQL once it vacuums, which is asked for.
+        Backups made before keep it.
+
+        Raises:
+            ConflictError: as of `append`; nothing was deleted.
+            StoreError: as of `append`.
+        """
+        if participant == STUDY:
+            raise ValueError('expected a participant, found the study')
+
+        def work(connection: sa.Connection, again: bool) -> tuple[Stored, ...]:
+            [stored] = _append(connection, [Entry(participant, version, at, (Deleted(),))], again)
+            if isinstance(stored, ConflictError):
+                raise stored
+            table, identities = database.events, database.identities
+            connection.execute(
+                sa.delete(table).where(
+                    table.c.participant == participant, table.c.version > 1, table.c.version < version
+                )
+            )
+            connection.execute(
+                sa.update(identities)
+                .where(identities.c.participant == participant)
+                .values(panel_id='', study_id='', session_id='')
+            )
+            return stored
+
+        stored = self._transact(work)
+        try:
+            _overwrite(self._url)
+        except StoreError as error:  # it is deleted all the same
+            logging.getLogger(__name__).warning('%s: what was deleted is not overwritten in its files yet', error)
+        return stored
+
+    def identities(self) -> dict[str, Identity]:
+        """Who the participants are, by id; those who had themselves deleted are left out."""
+        columns = database.identities.c
+        query = sa.select(columns.participant, columns.panel_id, columns.study_id, columns.session_id)
+        query = query.where(columns.panel_id != '')
+        rows = self._transact(lambda connection, _: connection.execute(query).all())
+        return {participant: Identity(*ids) for participant, *ids in rows}
+
+    def _known_by(self, identity: Identity, mode: Mode) -> str:
+        return hmac.new(self.secret, f'{mode} {identity.panel_id}'.encode(), hashlib.sha256).hexdigest()
+
+    def _connect(self) -> sa.Connection:
+        connection = database.connect(self._url, create=True)
+        try:
+            database.lock_session(self._url, connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _transact(self, work: Callable[[sa.Connection, bool], T]) -> T:
+        """The result of work in a transaction, after its commit.
+
+        A lost connection is made anew, and the work done again: `True` tells it that its first try may be stored. Once
+        that fails for `RECONNECT_SECONDS` nobody knows what is stored, and the store is closed for good.
+        """
+        with self._mutex:
+            until, again = time.monotonic() + RECONNECT_SECONDS, False
+            while True:
+                if self._given_up is not None:
+                    raise StoreError(f'{database.shown(self._url)}: {self._given_up}')
+                try:
+                    if self._connection is None:
+                        self._connection = self._connect()
+                    with database.translated(self._url), self._connection.begin():
+                        return work(self._connection, again)
+                except StoreError as error:
+                    if not again and not isinstance(error, LostError):
+                        raise
+                    if self._connection is not None:
+                        with contextlib.suppress(sa.exc.SQLAlchemyError):  # it is lost
+                            self._connection.close()
+                        self._connection = None
+                    again = True
+                    if time.monotonic() > until:
+                        self._given_up = f'{error}; the server of the study must be started again'
+                time.sleep(0.2)
+
+
+def _overwrite(url: sa.URL) -> None:
+    """Has the database overwrite what was deleted: SQLite in its log of writes, PostgreSQL in its tables."""
+    with database.connect(url) as connection, database.translated(url):
+        driver: Any = connection.connection.driver_connection
+        if database.is_sqlite(url):
+            driver.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        else:
+            driver.autocommit = True
+            driver.execute('VACUUM events, identities')
+
+
+def read_events(url: str) -> list[Stored]:
+    """All events of a store in their order, while a server may write to it or not.
+
+    Raises:
+        StoreError: there is none, it is of another revision, or a row is damaged.
+    """
+    address = database.parse(url)
+    with database.connect(address) as connection, database.translated(address), connection.begin():
+        database.check_revision(address, connection)
+        return _read(address, connection, 0)
+
+
+def _prepare(url: sa.URL, connection: sa.Connection, mode: str) -> bytes:
+    """Makes the tables, or brings them up to date; the store's secret."""
+    if database.is_sqlite(url):
+        found = connection.exec_driver_sql('PRAGMA quick_check(1)').scalar()
+        if found != 'ok':
+            raise StoreError(f'{database.shown(url)}: expected a whole database, found: {found}')
+    database.migrate(connection)
+    row = connection.execute(sa.select(database.study.c.mode, database.study.c.secret)).one_or_none()
+    if row is None:
+        secret = secrets.token_bytes(32)
+        connection.execute(sa.insert(database.study), {'mode': mode, 'secret': secret.hex()})
+        return secret
+    if row.mode != mode:
+        raise StoreError(
+            f'{database.shown(url)}: expected a store of mode {mode}, found {row.mode}: give each a store of its own'
+        )
+    return bytes.fromhex(row.secret)
+
+
+def _append(
+    connection: sa.Connection, entries: Sequence[Entry], again: bool
+) -> list[tuple[Stored, ...] | ConflictError]:
+    """`Store.append` in a transaction; `again`: entries that are stored just so are no conflicts."""
+    table = database.events
+    versions = sa.select(table.c.participant, sa.func.max(table.c.version)).group_by(table.c.participant)
+    versions = versions.where(table.c.participant.in_({entry.participant for entry in entries}))
+    last = {row.participant: row[1] for row in connection.execute(versions)}
+    number = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
+    results: list[tuple[Stored, ...] | ConflictError] = []
+    rows: list[Mapping[str, Any]] = []
+    for entry in entries:
+        expected = last.get(entry.participant, 0) + 1
+        if entry.version != expected:
+            found = _stored_before(connection, entry) if again else None
+            results.append(
+                found
+                or ConflictError(f'{entry.participant}: expected event {expected} to follow, found {entry.version}')
+            )
+            continue
+        stored = []
+        for version, event in enumerate(entry.events, entry.version):
+            number += 1
+            stored.append(Stored(number, entry.participant, version, entry.at, event))
+            kind, _ = to_row(event)
+            row = {'number': number, 'participant': entry.participant, 'version': version, 'at': entry.at}
+            rows.append(row | {'kind': kind, 'body': _to_json(event)})
+        last[entry.participant] = entry.version + len(entry.events) - 1
+        results.append(tuple(stored))
+    if rows:
+        connection.execute(sa.insert(table), rows)
+    return results
+
+
+def _stored_before(connection: sa.Connection, entry: Entry) -> tuple[Stored, ...] | None:
+    """What is stored of an entry, if it is just that."""
+    columns = database.events.c
+    versions = range(entry.version, entry.version + len(entry.events))
+    query = sa.select(columns.number, columns.at, columns.body).where(
+        columns.participant == entry.participant, columns.version.in_(versions)
+    )
+    rows = connection.execute(query.order_by(columns.version)).all()
+    if [(row.at, row.body) for row in rows] != [(entry.at, _to_json(event)) for event in entry.events]:
+        return None
+    return tuple(
+        Stored(row.number, entry.participant, version, entry.at, event)
+        for row, version, event in zip(rows, versions, entry.events, strict=True)
+    )
+
+
+def _read(url: sa.URL, connection: sa.Connection, after: int) -> list[Stored]:
+    columns = database.events.c
+    query = sa.select(columns.number, columns.participant, columns.version, columns.at, columns.kind, columns.body)
+    found = []
+    for row in connection.execute(query.where(columns.number > after).order_by(columns.number)):
+        try:
+            event = from_row(row.kind, json.loads(row.body))
+        except (EventError, ValueError, TypeError) as error:
+            raise StoreError(
+                f'{database.shown(url)}: event {row.number} (participant {row.participant or "none"}, version '
+                f'{row.version}): {error}'
+            ) from error
+        found.append(Stored(row.number, row.participant, row.version, row.at, event))
+    return found
+
+
+def _to_json(event: Event) -> str:
+    """The body of an event's row. A number that is not finite has no JSON: `ValueError`."""
+    return json.dumps(to_row(event)[1], allow_nan=False)
