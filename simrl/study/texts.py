@@ -1,0 +1,364 @@
+"""All that a participant reads: tasks and texts, from YAML files that a researcher can change.
+
+Texts are Markdown (`render.page_html`) but for titles, labels, notices and errors, which are plain. In them {exchanges}
+and the like stand for numbers of the study's settings and for what the researcher fills in under `fields`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from simrl.study.participant import Outcome
+from simrl.study.settings import TaskSettings
+from simrl.study.yaml_files import Lines, read_yaml
+from simrl.study.yaml_files import TextError as TextError
+
+T = TypeVar('T')
+HERE = pathlib.Path(__file__).parent
+TASKS, TEXTS = HERE / 'tasks.yaml', HERE / 'texts.yaml'
+ID = re.compile(r'[a-z0-9]+([_-][a-z0-9]+)*')
+PLACEHOLDER = re.compile(r'\{(\w+)\}')
+NUMBERS = (
+    'exchanges',
+    'max_exchanges',
+    'check_tries',
+    'min_words',
+    'message_chars',
+    'text_chars',
+    'reason_chars',
+    'min_reason_chars',
+)  # of TaskSettings
+# Filled in where a text is shown, not once for all; the fields whose texts may have them.
+LATER = {
+    'limit': ('errors',),
+    'found': ('errors', 'labels'),
+    'tries_left': ('notices',),
+    'document_type': ('choose_task', 'notes', 'training', 'conversation', 'final', 'labels'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A text that a participant may choose to write. `brief`: Markdown, addressed to them."""
+
+    id: str
+    title: str
+    brief: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentType:
+    """A kind of text, the questions before writing one, and its tasks. `name`: with its article, 'a blog post'."""
+
+    id: str
+    name: str
+    questions: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    types: tuple[DocumentType, ...]
+
+    def type(self, id: str) -> DocumentType:
+        """The document type of an id; KeyError: there is none."""
+        return {own.id: own for own in self.types}[id]
+
+    def task(self, id: str) -> Task:
+        """The task of an id; KeyError: there is none."""
+        return {task.id: task for own in self.types for task in own.tasks}[id]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckQuestion:
+    """A question with one right answer. `right`: its number among the options, from 0."""
+
+    text: str
+    options: tuple[str, ...]
+    right: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """The researcher fills these in; a live study needs those that its texts use."""
+
+    organisation: str | None
+    researchers: str | None
+    contact: str | None  # an address that participants may write to
+    ethics: str | None  # the board that approved the study, and the approval's number
+    duration: str | None  # 'about 40 minutes'
+    payment: str | None  # '£8'
+    storage: str | None  # where data is kept, and for how long
+    sharing: str | None  # with whom pseudonymous data is shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Plain texts of buttons, fields and headings of parts."""
+
+    agree: str
+    decline: str
+    start: str
+    send_answers: str
+    start_writing: str
+    your_task: str
+    your_notes: str
+    conversation: str
+    you: str
+    reply_a: str
+    reply_b: str
+    kept_reply: str
+    message: str
+    send: str
+    waiting: str
+    better_a: str
+    tie: str
+    better_b: str
+    reason: str
+    vote: str
+    retry: str
+    conclude: str
+    final_text: str
+    words: str
+    submit: str
+    withdraw: str
+    withdraw_reason: str
+    confirm_withdraw: str
+    keep_on: str
+    delete: str
+    confirm_delete: str
+    code: str
+    back_to_panel: str
+    criteria: str
+    skip: str
+    step: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Notices:
+    """Plain texts above a page, by what happened."""
+
+    out_of_date: str
+    welcome_back: str
+    wrong_check: str
+    training_done: str
+    waiting: str
+    void: str
+    refused: str
+    no_more_tries: str
+    enough_exchanges: str
+    last_exchange: str
+    connection_lost: str
+    preview: str
+    rehearsal: str
+    no_script: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Plain texts beside a field that was filled in wrongly ({limit}, {found}: numbers), or of a request."""
+
+    empty: str
+    too_long: str
+    too_few_words: str
+    reason_too_short: str
+    no_choice: str
+    no_task: str
+    unanswered: str
+    no_token: str
+    no_identity: str
+    unknown_participant: str
+    too_large: str
+    not_found: str
+    server: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Closings:
+    """The last page, by outcome; the completion code stands beneath, where the outcome has one."""
+
+    completed: str
+    declined: str
+    failed_check: str
+    withdrawn: str
+    closed: str
+    deleted: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """All texts of the pages.
+
+    Attributes:
+        language: of the pages, as HTML names it.
+        title: of every page.
+        check: questions about the instructions, each with one right answer.
+        criteria: what makes a reply better; the same three as in the reward's rubric.
+        attention: an item beside the final text, whose text says which option to choose.
+    """
+
+    language: str
+    title: str
+    fields: Fields
+    consent: str
+    instructions: str
+    criteria: tuple[Criterion, ...]
+    check_intro: str
+    check: tuple[CheckQuestion, ...]
+    choose_task: str
+    notes: str
+    training: str
+    conversation: str
+    vote: str
+    final: str
+    attention: CheckQuestion
+    withdraw: str
+    delete: str
+    closings: Closings
+    notices: Notices
+    errors: Errors
+    labels: Labels
+
+    def closing(self, outcome: Outcome) -> str:
+        return str(getattr(self.closings, outcome))
+
+    def filled(self, task: TaskSettings) -> 'Texts':
+        """The texts with the settings' numbers, and the researcher's fields, in their places.
+
+        A field that is not filled in is shown as its name in brackets.
+        """
+        fields = dataclasses.asdict(self.fields)
+        values = {name: value or f'[{name}]' for name, value in fields.items()}
+        values |= {name: format(getattr(task, name), ',') for name in NUMBERS}
+        return _replaced(self, lambda text: PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text))
+
+    def unfilled(self) -> tuple[str, ...]:
+        """The fields that texts use and the researcher did not fill in: a live study may not begin."""
+        used = {name for _, text in _strings(self, '') for name in PLACEHOLDER.findall(text)}
+        return tuple(name for name, value in dataclasses.asdict(self.fields).items() if value is None and name in used)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """A `CheckQuestion` as a file states it: `right` is the text of an option."""
+
+    text: str
+    options: tuple[str, ...]
+    right: str
+
+
+# The dataclass of a file: `Texts` with questions as files state them.
+_FileTexts = dataclasses.make_dataclass(
+    '_FileTexts',
+    [
+        (field.name, {'check': tuple[_Question, ...], 'attention': _Question}.get(field.name, field.type))
+        for field in dataclasses.fields(Texts)
+    ],
+    frozen=True,
+)
+
+
+def fill(text: str, **values: object) -> str:
+    """A text with {limit} and the like replaced."""
+    return PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), text)
+
+
+def read_tasks(path: pathlib.Path | None = None) -> Tasks:
+    """Reads document types and tasks; None: the 36 that simrl ships.
+
+    Raises:
+        TextError: see `read_yaml`; or an id or title is there twice, or an id has other characters.
+    """
+    tasks, lines = read_yaml(path or TASKS, Tasks)
+    seen: dict[tuple[str, str], str] = {}
+
+    def check(field: str, kind: str, value: str) -> None:
+        if kind.endswith('id') and not ID.fullmatch(value):
+            raise lines.error(field, f'expected small letters, digits, - and _ between them, found {value!r}')
+        if (first := seen.setdefault((kind, value), field)) != field:
+            raise lines.error(field, f'expected another {kind} than of line {lines.of[first]}, found {value!r} again')
+
+    for i, own in enumerate(tasks.types):
+        check(f'types[{i}].id', 'type id', own.id)
+        check(f'types[{i}].name', 'name', own.name)
+        for j, task in enumerate(own.tasks):
+            check(f'types[{i}].tasks[{j}].id', 'id', task.id)
+            check(f'types[{i}].tasks[{j}].title', f'title in {own.id}', task.title)
+    return tasks
+
+
+def read_texts(path: pathlib.Path | None = None) -> Texts:
+    """Reads the texts; those that a file leaves out, and all for None, are simrl's. A list is replaced as a whole.
+
+    Raises:
+        TextError: see `read_yaml`; an unknown placeholder, a right answer that is no option, or an option twice.
+    """
+    shipped = _shipped()
+    if path is None:
+        return _checked(*shipped)
+    return _checked(*read_yaml(path, _FileTexts, shipped[0]))
+
+
+@functools.cache
+def _shipped() -> tuple[Any, Lines]:
+    return read_yaml(TEXTS, _FileTexts)
+
+
+def _checked(found: Any, lines: Lines) -> Texts:
+    """The texts of a file, with numbers for right answers."""
+    known = {*NUMBERS, *(field.name for field in dataclasses.fields(Fields))}
+    for field, text in _strings(found, ''):
+        later = {name for name, places in LATER.items() if field.split('.')[0] in places}
+        inside_fields = field.startswith('fields.')
+        for name in PLACEHOLDER.findall(text):
+            if name not in known | later or inside_fields:
+                allowed = 'none here' if inside_fields else ', '.join(sorted(known | later))
+                raise lines.error(field, f'expected placeholders of {allowed}; found {{{name}}}')
+    questions = [_question(x, f'check[{i}]', lines) for i, x in enumerate(found.check)]
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Texts)}
+    values |= {'check': tuple(questions), 'attention': _question(found.attention, 'attention', lines)}
+    return Texts(**values)
+
+
+def _question(found: _Question, field: str, lines: Lines) -> CheckQuestion:
+    options = found.options
+    if len(set(options)) < max(2, len(options)):
+        raise lines.error(f'{field}.options', f'expected two or more that differ, found {list(options)}')
+    if found.right not in options:
+        raise lines.error(f'{field}.right', f'expected one of {list(options)}, found {found.right!r}')
+    return CheckQuestion(found.text, options, options.index(found.right))
+
+
+def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
+    """All texts in a dataclass, with the dotted names of their fields."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, tuple):
+        for i, x in enumerate(value):
+            yield from _strings(x, f'{field}[{i}]')
+    elif dataclasses.is_dataclass(value):
+        for own in dataclasses.fields(value):
+            yield from _strings(getattr(value, own.name), f'{field}.{own.name}' if field else own.name)
+
+
+def _replaced(value: T, change: Callable[[str], str]) -> T:
+    """The dataclass with each of its texts changed."""
+    if isinstance(value, str):
+        made: Any = change(value)
+    elif isinstance(value, tuple):
+        made = tuple(_replaced(x, change) for x in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields: Mapping[str, Any] = {own.name: getattr(value, own.name) for own in dataclasses.fields(value)}
+        made = dataclasses.replace(value, **{name: _replaced(x, change) for name, x in fields.items()})
+    else:
+        made = value
+    return made
