@@ -16,7 +16,7 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 SAFE = re.compile(r'(https?://|mailto:)', re.IGNORECASE)
-REPLY_HEADING, PAGE_HEADING = 4, 1  # levels of the highest heading of a reply, and of a page's text
+REPLY_HEADING, PAGE_HEADING = 3, 1  # levels of the highest heading of a reply, and of a page's text
 ALIGN = re.compile(r'text-align:(left|center|right)')
 
 
@@ -25,9 +25,9 @@ def to_html(markdown: str) -> Markup:
     return _to_html(markdown, REPLY_HEADING, breaks=True)
 
 
-def page_html(markdown: str) -> Markup:
-    """A text of the study's own pages as HTML. Lines of a paragraph are joined."""
-    return _to_html(markdown, PAGE_HEADING, breaks=False)
+def page_html(markdown: str, top: int = PAGE_HEADING) -> Markup:
+    """A text of the study's own pages as HTML. Lines of a paragraph are joined; `top`: level of its highest heading."""
+    return _to_html(markdown, top, breaks=False)
 
 
 def _to_html(markdown: str, top: int, *, breaks: bool) -> Markup:

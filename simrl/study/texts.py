@@ -140,6 +140,9 @@ class Labels:
     back_to_panel: str
     criteria: str
     skip: str
+    go_on: str
+    practice: str
+    choice: str
     step: str
 
 
@@ -240,6 +243,11 @@ class Texts:
         values = {name: value or f'[{name}]' for name, value in fields.items()}
         values |= {name: format(getattr(task, name), ',') for name in NUMBERS}
         return _replaced(self, lambda text: PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text))
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 (a study has few texts)
+    def of_type(self, name: str) -> 'Texts':
+        """The texts with the name of a document type in its places."""
+        return _replaced(self, lambda text: fill(text, document_type=name))
 
     def unfilled(self) -> tuple[str, ...]:
         """The fields that texts use and the researcher did not fill in: a live study may not begin."""
