@@ -21,7 +21,6 @@ from typing import Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 
-
 from simrl.study import database
 from simrl.study.database import LostError, StoreError
 from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Stored, from_row, to_row
