@@ -110,16 +110,16 @@ def connect(url: sa.URL, *, create: bool = False) -> sa.Connection:
             # Python's own handling of transactions would commit before a change of a table.
             sa.event.listen(engine, 'begin', lambda connection: connection.exec_driver_sql('BEGIN IMMEDIATE'))
             return engine.connect()
-        try:
-            import psycopg  # noqa: F401
-        except ModuleNotFoundError:
-            raise StoreError(f"{shown(url)}: PostgreSQL needs a package: pip install 'simrl[postgres]'") from None
         options: dict[str, Any] = {
             'application_name': f'simrl study, process {os.getpid()} on {socket.gethostname()}'[:63],
             'connect_timeout': int(WAIT_SECONDS),
             'options': '-c synchronous_commit=on -c client_encoding=utf8',
         }
-        return sa.create_engine(url, connect_args=options, poolclass=sa.NullPool).connect()
+        try:
+            engine = sa.create_engine(url, connect_args=options, poolclass=sa.NullPool)
+        except ModuleNotFoundError:
+            raise StoreError(f"{shown(url)}: PostgreSQL needs a package: pip install 'simrl[postgres]'") from None
+        return engine.connect()
 
 
 def _open_sqlite(url: sa.URL) -> sqlite3.Connection:
@@ -216,7 +216,7 @@ def revision(connection: sa.Connection) -> str | None:
         if found is not None:
             return found
     if tables - {REVISION_TABLE}:
-        raise StoreError(f'{url}: expected a study or an empty database, found tables {sorted(tables)}')
+        raise StoreError(f'{shown(url)}: expected a study or an empty database, found tables {sorted(tables)}')
     return None
 
 

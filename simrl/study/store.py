@@ -223,7 +223,7 @@ class Store:
         return stored
 
     def identities(self) -> dict[str, Identity]:
-        """Who the participants are, by id; those who had themselves deleted are left out."""
+        """The panel's ids of participants, by our ids; those who had themselves deleted are left out."""
         columns = database.identities.c
         query = sa.select(columns.participant, columns.panel_id, columns.study_id, columns.session_id)
         query = query.where(columns.panel_id != '')
