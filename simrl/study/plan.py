@@ -229,7 +229,8 @@ def look_bounds(shares: Sequence[float], plan: PlanSettings, pairs: int) -> tupl
 @functools.cache
 def _rule() -> tuple[np.ndarray, np.ndarray]:
     """Nodes in [-1, 1] and weights of Gauss and Legendre's rule."""
-    return np.polynomial.legendre.leggauss(_NUM_NODES)
+    nodes, weights = scipy.special.roots_legendre(_NUM_NODES)
+    return nodes, weights
 
 
 def _excess(z: float, alpha: float, where: np.ndarray, density: np.ndarray, scale: float) -> float:
