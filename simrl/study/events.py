@@ -1,4 +1,4 @@
-"""What can happen in a study: each event a frozen dataclass, stored as its name and a JSON object.
+"""Events of a study: each is a frozen dataclass, stored as its name and a JSON object.
 
 A participant's events are numbered from 1 (`Stored.version`); the n-th is written once, so that of two writers that
 both knew n - 1 events one is refused. Names of models and which one stood on the left are in the events and never in
@@ -22,7 +22,7 @@ class EventError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Conduct:
-    """How a text was written, as the page's script saw it; 0 and None without a script.
+    """Signs of how a text was written, as the page's script saw it; 0 and None without a script.
 
     Attributes:
         pasted: characters that were pasted.

@@ -95,10 +95,10 @@ class Talk:
     def judged(self) -> tuple[Turn, ...]:
         return tuple(turn for turn in self.turns if turn.status == 'judged')
 
-    def messages(self) -> list[tuple[str, str]]:
-        """What both models continue from, as (role, text): judged turns with the reply that was kept, and the
-        message that waits for replies, if any."""
-        found: list[tuple[str, str]] = []
+    def messages(self) -> list[tuple[Literal['user', 'assistant'], str]]:
+        """Returns (role, text) of all that both models continue from: judged turns with the reply that was kept, and
+        the message that waits for replies, if any."""
+        found: list[tuple[Literal['user', 'assistant'], str]] = []
         for turn in self.turns:
             if turn.status == 'judged':
                 found += [('user', turn.message), ('assistant', turn.kept)]
@@ -113,6 +113,7 @@ class Participant:
 
     Attributes:
         version: number of their events.
+        page: version of the last event that changed their page. A form is up to date if its version is no smaller.
         checks: tries of the comprehension check so far.
         began_at, seen_at: of their first and last event, seconds since 1970.
         agreed_at: of their consent.
@@ -124,6 +125,7 @@ class Participant:
     version: int
     began_at: float
     seen_at: float
+    page: int = 1
     outcome: Outcome | None = None
     plan: str = ''
     agreed_at: float | None = None
@@ -194,7 +196,8 @@ def apply(state: Participant | None, stored: Stored) -> Participant:
     if changed is None:
         raise _out_of_place(stored, f'in {state.step}' + (f' ({state.outcome})' if state.outcome else ''))
     seen = state.seen_at if isinstance(event, Flagged | Excluded | Replied | Voided) else stored.at
-    return dataclasses.replace(changed, version=stored.version, seen_at=seen)
+    page = state.page if isinstance(event, Returned | Flagged | Excluded) else stored.version
+    return dataclasses.replace(changed, version=stored.version, seen_at=seen, page=page)
 
 
 def _out_of_place(stored: Stored, where: str) -> OutOfPlaceError:

@@ -32,7 +32,7 @@ _NUM_NODES = 400  # of an integral: enough for looks that are .1% of the partici
 
 @dataclasses.dataclass(frozen=True)
 class Clustering:
-    """What votes so far say about their variation. Exchanging the two models of a pair changes nothing here.
+    """Variation of the votes so far. Exchanging the two models of a pair changes nothing here.
 
     Attributes:
         participants: with at least one vote.

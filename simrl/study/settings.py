@@ -10,10 +10,10 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from simrl.remote.settings import EndpointSettings
-from simrl.run.config import NO_EFFECT
+from simrl.run.config import NO_EFFECT, to_dict
 from simrl.serving.shapes import EngineSettings
 
 Mode = Literal['live', 'preview', 'rehearsal']
@@ -35,7 +35,7 @@ class StudyModel:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What a participant does. Counts of exchanges leave out the training exchange."""
+    """The work of a participant. Counts of exchanges leave out the training exchange."""
 
     exchanges: int = 5  # min exchanges before the final text
     max_exchanges: int = 15  # the conversation ends after as many
@@ -170,7 +170,7 @@ class StudySettings:
         for name in self.models:
             if not re.fullmatch(r'[\w.-]+', name):
                 raise ValueError(f'StudySettings.models: expected names of letters, digits, _ . -, found {name!r}')
-        for pair, names in zip(self.pairs, self.compared, strict=True):
+        for pair, names in zip(self.pairs, self.compared if self.pairs else (), strict=True):
             if len(set(names)) != 2 or not set(names) <= set(self.models):
                 raise ValueError(
                     f'StudySettings.pairs: expected FIRST:SECOND, two of {sorted(self.models)}, found {pair!r}'
@@ -187,6 +187,18 @@ class StudySettings:
             return tuple((first, second) for first, _, second in (pair.partition(':') for pair in self.pairs))
         names = list(self.models)
         return tuple((first, second) for n, first in enumerate(names) for second in names[n + 1 :])
+
+
+def plan_of(settings: StudySettings) -> dict[str, Any]:
+    """The analysis plan as a JSON object: what is frozen at the first consent, and a report is held against."""
+    task = settings.task
+    return {
+        **to_dict(settings.plan),
+        'pairs': [list(pair) for pair in settings.compared],
+        'exchanges': task.exchanges,
+        'max_exchanges': task.max_exchanges,
+        'min_words': task.min_words,
+    }
 
 
 def hashed(value: Mapping[str, object]) -> str:

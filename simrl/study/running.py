@@ -1,0 +1,437 @@
+"""The study in this process: what happens is stored first, and known after that.
+
+1. `start` folds all events of the store and asks again for replies that a stopped server left waiting.
+2. An action of a participant is judged by `steps` under a lock of the participant, stored, and only then folded into
+   `participants`. Until the store has it, others who are assigned count its outcome as if it were there.
+3. Writes that come while another is under way are stored together, in one transaction.
+4. A message that waits for replies has a task, from `turns`. It ends with the participant's withdrawal, and at `stop`,
+   after which the message waits in the store.
+
+An action goes on to its end though the browser that asked for it is gone.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import logging
+
+import simrl
+from simrl.run.config import identity as identity_of
+from simrl.study import steps
+from simrl.study.events import (
+    STUDY,
+    Conduct,
+    Consented,
+    Event,
+    Excluded,
+    Flagged,
+    Looked,
+    Opened,
+    Paused,
+    PlanFrozen,
+    Replied,
+    Returned,
+    Stored,
+    TurnedAway,
+    Voided,
+    Withdrew,
+)
+from simrl.study.participant import Participant, apply, fold, fold_all
+from simrl.study.settings import Mode, StudySettings, hashed, plan_of
+from simrl.study.steps import BadInputError as BadInputError
+from simrl.study.steps import OutOfDateError as OutOfDateError
+from simrl.study.steps import Rules
+from simrl.study.store import ConflictError, Entry, Identity, Store, StoreError
+from simrl.study.texts import Tasks, Texts
+from simrl.study.turns import Ask, Moderate, names_of, reply
+
+T = TypeVar('T')
+STORE_RETRY_SECONDS = (1.0, 30.0)  # between two tries to store replies: first, and at most
+
+
+class Running:
+    """A study, in one event loop.
+
+    Attributes:
+        participants: by id, in the order in which they came.
+        paused: nobody new is let in.
+        plan: what was frozen at the first consent; None before.
+        looks: at results by model, before the end.
+    """
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        store: Store,
+        tasks: Tasks,
+        texts: Texts,
+        ask: Ask,
+        moderate: Moderate | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings, self.store, self.tasks, self.texts = settings, store, tasks, texts
+        self.rules = Rules(settings, tasks, texts)
+        self.paused = False
+        self.plan: PlanFrozen | None = None
+        self.looks: tuple[Looked, ...] = ()
+        self.plan_hash = hashed(plan_of(settings))
+        self.config_hash = hashed(identity_of(settings))
+        self._ask, self._moderate, self._clock = ask, moderate, clock
+        self._names = names_of(settings.models)
+        self._participants: dict[str, Participant] = {}
+        self._expected: dict[str, Participant] = {}  # as they will be once the write under way is done
+        self._locks: collections.defaultdict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+        self._study_version = 0
+        self._turns: dict[str, asyncio.Task[None]] = {}
+        self._actions: set[asyncio.Task[Any]] = set()
+        self._queue: list[tuple[Entry, asyncio.Future[tuple[Stored, ...]]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='store')
+
+    @property
+    def participants(self) -> Mapping[str, Participant]:
+        return self._participants
+
+    @property
+    def is_full(self) -> bool:
+        """True once as many completed the study as planned. Those who are under way then may end it."""
+        completed = sum(
+            state.outcome == 'completed' and state.mode == self.settings.mode and not state.is_excluded
+            for state in self._participants.values()
+        )
+        return completed >= self.settings.plan.participants
+
+    async def start(self) -> None:
+        """Reads the store, says that the study is open, and asks for the replies that are waited for.
+
+        Raises:
+            EventError, OutOfPlaceError: a row of the store is damaged, or of a newer version.
+        """
+        events = await self._in_thread(self.store.events)
+        for stored in events:
+            if stored.participant == STUDY:
+                self._know(stored)
+        self._participants |= fold_all(events)
+        await self._whole(self._say(Opened(simrl.__version__, self.config_hash, tuple(self.settings.models))))
+        for state in self._participants.values():
+            self._follow(state)
+
+    async def stop(self) -> None:
+        """Waits for replies under way, at most `drain_seconds`, and for all writes; the store stays open."""
+        if self._turns:
+            await asyncio.wait(list(self._turns.values()), timeout=self.settings.web.drain_seconds)
+        turns = list(self._turns.values())
+        for turn in turns:
+            turn.cancel()
+        await asyncio.gather(*turns, return_exceptions=True)
+        while self._actions:
+            await asyncio.gather(*self._actions, return_exceptions=True)
+        self._thread.shutdown()
+
+    # Actions of participants. Each returns the participant as they are after it, and raises
+    # OutOfDateError: the page's version is an older one, or the action is not of where they are;
+    # BadInputError: what they sent must be changed;
+    # StoreError: it could not be stored, and so did not happen.
+
+    async def enter(self, identity: Identity, mode: Mode) -> Participant:
+        """A new participant, or the one who came by this identity before."""
+        if mode not in (self.settings.mode, 'preview'):
+            raise ValueError(f'expected the mode {self.settings.mode} or preview, found {mode}')
+        return await self._whole(self._enter(identity, mode))
+
+    async def consent(self, id: str, version: int, agreed: bool) -> Participant:
+        return await self._whole(self._consent(id, version, agreed))
+
+    async def instruct(self, id: str, version: int) -> Participant:
+        return await self._act(id, version, steps.instructed)
+
+    async def check(self, id: str, version: int, answers: Sequence[int]) -> Participant:
+        return await self._act(
+            id, version, lambda state: steps.checked(self.rules, state, answers, self._others(state), self._clock())
+        )
+
+    async def prepare(
+        self, id: str, version: int, task: str, notes: Sequence[str], conduct: Conduct = Conduct()
+    ) -> Participant:
+        return await self._act(id, version, lambda state: steps.prepared(self.rules, state, task, notes, conduct))
+
+    async def send(self, id: str, version: int, message: str, conduct: Conduct = Conduct()) -> Participant:
+        return await self._act(id, version, lambda state: steps.asked(self.rules, state, message, conduct))
+
+    async def retry(self, id: str, version: int) -> Participant:
+        return await self._act(id, version, lambda state: steps.retried(self.rules, state))
+
+    async def vote(self, id: str, version: int, choice: str, reason: str, conduct: Conduct = Conduct()) -> Participant:
+        """Votes for `a` (the left reply), `tie` or `b` (the right one)."""
+        return await self._act(
+            id,
+            version,
+            lambda state: steps.preferred(
+                self.rules, state, choice, reason, conduct, self._others(state), self._clock()
+            ),
+        )
+
+    async def conclude(self, id: str, version: int) -> Participant:
+        return await self._act(id, version, lambda state: steps.concluded(self.rules, state))
+
+    async def write(
+        self, id: str, version: int, text: str, attention: int, conduct: Conduct = Conduct()
+    ) -> Participant:
+        return await self._act(id, version, lambda state: steps.wrote(self.rules, state, text, attention, conduct))
+
+    async def withdraw(self, id: str, version: int, reason: str) -> Participant:
+        """Ends a participation at any moment: from an older page, too."""
+
+        def decide(state: Participant) -> list[Event]:
+            if state.step == 'over':
+                raise OutOfDateError('the participation is over')
+            return [Withdrew(self.rules.text('reason', reason, self.settings.task.reason_chars, empty=''))]
+
+        return await self._act(id, None, decide)
+
+    async def delete(self, id: str, version: int) -> Participant:
+        """Deletes a participant's data at any moment: from an older page, and after the end, too."""
+        return await self._whole(self._delete(id))
+
+    # Actions of administrators.
+
+    async def pause(self, paused: bool, reason: str) -> None:
+        await self._whole(self._say(Paused(paused, reason)))
+
+    async def look(self, looked: Looked) -> None:
+        await self._whole(self._say(looked))
+
+    async def exclude(self, id: str, excluded: bool, reason: str) -> Participant:
+        return await self._act(id, None, lambda state: [Excluded(excluded, reason)])
+
+    async def flag(self, id: str, flag: str, reason: str) -> Participant:
+        return await self._act(id, None, lambda state: [Flagged(flag, reason)])
+
+    # How it is done.
+
+    async def _whole(self, action: Coroutine[Any, Any, T]) -> T:
+        """The result of an action, which goes on to its end though its caller is cancelled."""
+        task = asyncio.create_task(action)
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
+        return await asyncio.shield(task)
+
+    async def _act(self, id: str, version: int | None, decide: Callable[[Participant], list[Event]]) -> Participant:
+        async def act() -> Participant:
+            async with self._current(id, version) as state:
+                return await self._write(state, decide(state))
+
+        return await self._whole(act())
+
+    @contextlib.asynccontextmanager
+    async def _current(self, id: str, version: int | None) -> AsyncIterator[Participant]:
+        """The participant, whom nobody else changes meanwhile.
+
+        Args:
+            version: of the page, which must be of no earlier event than the last that changed it; None: any.
+        """
+        async with self._locks[id]:
+            state = self._participants[id]
+            if version is not None and not state.page <= version <= state.version:
+                raise OutOfDateError(f'expected version {state.page}, found {version}')
+            yield state
+
+    async def _enter(self, identity: Identity, mode: Mode) -> Participant:
+        found = await self._in_thread(self.store.find, identity, mode)
+        if found is None:
+            id = secrets.token_hex(8)
+            try:
+                stored = await self._in_thread(self.store.enter, identity, id, self._clock(), mode)
+            except ConflictError:  # in another tab, just now
+                found = await self._in_thread(self.store.find, identity, mode)
+                if found is None:
+                    raise
+            else:
+                async with self._locks[id]:
+                    self._participants[id] = state = fold_all(stored)[id]
+                    return await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state
+        id, same_session = found
+        async with self._locks[id]:
+            if id not in self._participants:  # stored by a write whose end this process did not learn of
+                await self._read_again(id)
+            state = self._participants[id]
+            return state if state.outcome == 'deleted' else await self._write(state, [Returned(same_session)])
+
+    async def _consent(self, id: str, version: int, agreed: bool) -> Participant:
+        async with self._current(id, version) as state:
+            steps.expect(state, 'consent')
+            if agreed and self._is_closed_to(state):
+                return await self._write(state, [TurnedAway()])
+            if agreed and state.mode == self.settings.mode:
+                await self._freeze()
+            return await self._write(state, [Consented(agreed, self.plan_hash)])
+
+    async def _delete(self, id: str) -> Participant:
+        async with self._current(id, None) as state:
+            if state.outcome == 'deleted':
+                raise OutOfDateError('the data is deleted already')
+            try:
+                stored = await self._in_thread(self.store.delete, id, state.version + 1, self._clock())
+            except ConflictError:
+                await self._read_again(id)
+                raise OutOfDateError('it was stored before') from None
+            for event in stored:
+                state = apply(state, event)
+            return self._learn(state)
+
+    def _is_closed_to(self, state: Participant) -> bool:
+        return state.mode == self.settings.mode and (self.paused or self.is_full)
+
+    def _others(self, state: Participant) -> list[Participant]:
+        """All other participants, those of writes under way as they will be after them."""
+        return [self._expected.get(id, other) for id, other in self._participants.items() if id != state.id]
+
+    async def _write(self, state: Participant, events: Sequence[Event]) -> Participant:
+        """Stores what a participant's action came to, then folds it. The caller has the participant's lock."""
+        at, after = self._clock(), state
+        for event in events:  # one that could not be folded is never stored
+            after = apply(after, Stored(0, state.id, after.version + 1, at, event))
+        self._expected[state.id] = after
+        try:
+            await self._append(Entry(state.id, state.version + 1, at, tuple(events)))
+        except ConflictError:
+            await self._read_again(state.id)
+            raise OutOfDateError('it was stored before') from None
+        finally:
+            del self._expected[state.id]
+        return self._learn(after)
+
+    def _learn(self, state: Participant) -> Participant:
+        self._participants[state.id] = state
+        self._follow(state)
+        return state
+
+    async def _read_again(self, id: str) -> None:
+        """Folds a participant's events of the store anew: a write had an error, and was done all the same."""
+        events = await self._in_thread(self.store.events)
+        state = fold([stored for stored in events if stored.participant == id])
+        if state is not None:
+            self._learn(state)
+
+    async def _say(self, event: Paused | Opened | Looked | PlanFrozen) -> None:
+        """Stores an event of the study itself, then knows it."""
+        async with self._locks[STUDY]:
+            await self._say_locked(event)
+
+    async def _freeze(self) -> None:
+        """Stores the analysis plan, unless it is."""
+        async with self._locks[STUDY]:
+            if self.plan is None:
+                await self._say_locked(PlanFrozen(plan_of(self.settings), self.plan_hash, self.config_hash))
+
+    async def _say_locked(self, event: Event) -> None:
+        try:
+            stored = await self._append(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
+        except ConflictError:  # as of `_read_again`
+            for known in await self._in_thread(self.store.events):
+                if known.participant == STUDY:
+                    self._know(known)
+            raise OutOfDateError('the study changed meanwhile') from None
+        for new in stored:
+            self._know(new)
+
+    def _know(self, stored: Stored) -> None:
+        self._study_version = stored.version
+        match stored.event:
+            case Paused(paused):
+                self.paused = paused
+            case PlanFrozen() as frozen:
+                self.plan = frozen
+            case Looked() as looked:
+                self.looks = (*self.looks, looked)
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """The result of a call of the store; calls are one after the other, in the order in which they were made."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+    async def _append(self, entry: Entry) -> tuple[Stored, ...]:
+        """Stores an entry together with others that wait.
+
+        Raises:
+            ConflictError: of this entry.
+            StoreError: nothing is stored.
+        """
+        stored: asyncio.Future[tuple[Stored, ...]] = asyncio.get_running_loop().create_future()
+        self._queue.append((entry, stored))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_queue())
+        return await stored
+
+    async def _write_queue(self) -> None:
+        while self._queue:
+            group, self._queue = self._queue, []
+            try:
+                found = await self._in_thread(self.store.append, [entry for entry, _ in group])
+            except Exception as error:
+                if len(group) > 1:  # the fault may be of one alone
+                    for one in group:
+                        await self._write_alone(*one)
+                else:
+                    _settle(group[0][1], error)
+                continue
+            for (_, stored), outcome in zip(group, found, strict=True):
+                _settle(stored, outcome)
+
+    async def _write_alone(self, entry: Entry, stored: asyncio.Future[tuple[Stored, ...]]) -> None:
+        try:
+            (outcome,) = await self._in_thread(self.store.append, [entry])
+        except Exception as error:
+            _settle(stored, error)
+        else:
+            _settle(stored, outcome)
+
+    def _follow(self, state: Participant) -> None:
+        """Begins or ends the task of a message that waits for replies."""
+        is_waiting = state.turn is not None and state.turn.status == 'waiting'
+        task = self._turns.get(state.id)
+        if is_waiting and task is None:
+            task = asyncio.create_task(self._turn(state))
+            self._turns[state.id] = task
+        elif not is_waiting and task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    async def _turn(self, state: Participant) -> None:
+        """Asks for the replies to a message, and stores them."""
+        try:
+            event = await reply(state, self.settings.seed, self._ask, self._moderate, self._names)
+            wait, longest = STORE_RETRY_SECONDS
+            while not await self._whole(self._reply(state.id, event)):
+                await asyncio.sleep(wait)  # the replies are not lost for a disk that is full for a while
+                wait = min(2 * wait, longest)
+        finally:
+            del self._turns[state.id]
+
+    async def _reply(self, id: str, event: Replied | Voided) -> bool:
+        """Stores the end of a turn, unless the participant left; False: it must be tried again."""
+        async with self._current(id, None) as state:
+            if state.turn is None or state.turn.status != 'waiting':
+                return True
+            try:
+                await self._write(state, [event])
+            except StoreError as error:
+                logging.error('the replies to %s cannot be stored yet: %s', id, error)
+                return False
+            except OutOfDateError:  # which `_write` has read from the store
+                pass
+            return True
+
+
+def _settle(future: asyncio.Future[tuple[Stored, ...]], outcome: tuple[Stored, ...] | Exception) -> None:
+    """Ends a future, unless the one who waits was cancelled."""
+    if future.cancelled():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
