@@ -6,6 +6,7 @@ from the text but an address. Headings begin beneath those of the page, whatever
 scrolls can be reached by keyboard.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,25 +19,34 @@ from markupsafe import Markup, escape
 SAFE = re.compile(r'(https?://|mailto:)', re.IGNORECASE)
 REPLY_HEADING, PAGE_HEADING = 3, 1  # levels of the highest heading of a reply, and of a page's text
 ALIGN = re.compile(r'text-align:(left|center|right)')
+KEPT = 4096  # texts whose HTML is kept: a page shows the whole conversation each time
 
 
+@functools.lru_cache(KEPT)
 def to_html(markdown: str) -> Markup:
     """A reply or a message as HTML. Its line breaks are kept, as in a poem."""
     return _to_html(markdown, REPLY_HEADING, breaks=True)
 
 
+@functools.lru_cache(KEPT)
 def page_html(markdown: str, top: int = PAGE_HEADING) -> Markup:
     """A text of the study's own pages as HTML. Lines of a paragraph are joined; `top`: level of its highest heading."""
     return _to_html(markdown, top, breaks=False)
 
 
 def _to_html(markdown: str, top: int, *, breaks: bool) -> Markup:
-    parser = MarkdownIt('commonmark', {'html': False, 'breaks': breaks}, renderer_cls=_Renderer)
-    parser.enable(['table', 'strikethrough'])
-    parser.validateLink = _is_safe  # type: ignore[method-assign]
+    parser = _parser(breaks=breaks)
     tokens = parser.parse(markdown)
     _place_headings(tokens, top)
     return Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+@functools.cache
+def _parser(*, breaks: bool) -> MarkdownIt:
+    parser = MarkdownIt('commonmark', {'html': False, 'breaks': breaks}, renderer_cls=_Renderer)
+    parser.enable(['table', 'strikethrough'])
+    parser.validateLink = _is_safe  # type: ignore[method-assign]
+    return parser
 
 
 def _is_safe(url: str) -> bool:
@@ -59,8 +69,10 @@ class _Renderer(RendererHTML):
         return f'<span class="image">[image: {escape(description)}]</span>'
 
     def link_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Mapping[str, Any]) -> str:
-        address = escape(str(tokens[idx].attrs['href']))
-        return f'<a href="{address}" rel="noopener noreferrer nofollow" target="_blank">'
+        address = str(tokens[idx].attrs['href'])
+        if not _is_safe(address):  # of [text]()
+            return '<a>'  # which leads nowhere
+        return f'<a href="{escape(address)}" rel="noopener noreferrer nofollow" target="_blank">'
 
     def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Mapping[str, Any]) -> str:
         return f'<pre tabindex="0"><code>{escape(tokens[idx].content)}</code></pre>\n'

@@ -29,7 +29,7 @@ class Place:
     field: str = ''
 
     def error(self, node: yaml.Node, problem: str) -> TextError:
-        return self._error(node.start_mark.line, problem)
+        return self.on_line(node.start_mark.line, problem)
 
     def at(self, field: str) -> 'Place':
         return Place(self.path, f'{self.field}.{field}' if self.field else field)
@@ -37,12 +37,10 @@ class Place:
     def item(self, number: int) -> 'Place':
         return Place(self.path, f'{self.field}[{number}]')
 
-    def _error(self, line: int, problem: str) -> TextError:
+    def on_line(self, line: int, problem: str) -> TextError:
+        """The error of a line, counted from 0."""
         field = f'{self.field}: ' if self.field else ''
         return TextError(f'{self.path}, line {line + 1}: {field}{problem}')
-
-    def unreadable(self, mark: yaml.Mark | None, problem: str) -> TextError:
-        return TextError(f'{self.path}: {problem}') if mark is None else self._error(mark.line, problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,20 +68,23 @@ def read_yaml(path: pathlib.Path, cls: type[T], base: T | None = None) -> tuple[
     """
     place = Place(path)
     try:
-        node = yaml.compose(path.read_text(encoding='utf-8'), yaml.SafeLoader)
+        content = path.read_text(encoding='utf-8')
+        node = yaml.compose(content, yaml.SafeLoader)
     except OSError as error:
         raise TextError(f'{path}: expected a file that can be read, found: {error.strerror}') from None
     except UnicodeDecodeError as error:
         raise TextError(f'{path}: expected UTF-8, found the byte {error.object[error.start]:#04x}') from None
-    except yaml.reader.ReaderError as error:  # of a character
-        raise TextError(f'{path}: expected YAML, found the character U+{ord(error.character):04X}') from None
+    except yaml.reader.ReaderError as error:
+        line = content.count('\n', 0, error.position)
+        raise place.on_line(line, f'expected YAML, found the character U+{error.character:04X}') from None
     except yaml.MarkedYAMLError as error:
         problem = ' '.join(filter(None, (error.context, error.problem)))
-        raise place.unreadable(error.problem_mark or error.context_mark, f'expected YAML: {problem}') from None
+        mark = error.problem_mark or error.context_mark
+        raise place.on_line(mark.line if mark else 0, f'expected YAML: {problem}') from None
     except RecursionError:
         raise TextError(f'{path}: expected a few levels, found hundreds') from None
     if node is None:
-        raise place.unreadable(None, 'expected fields, found an empty file')
+        raise TextError(f'{path}: expected fields, found an empty file')
     lines: dict[str, int] = {}
     found: T = _read(node, cls, place, base, lines)
     return found, Lines(path, lines)
