@@ -1,6 +1,6 @@
 """The OpenAI-compatible server: models and settings -> an application.
 
-A request passes `_admitted` (key, draining), `_read` (its body, within limits), `jobs` (its generations), and
+A request passes `_admitted` (key, draining), `read_content` (its body, within limits), `jobs` (its generations), and
 `answering`.
 """
 
@@ -67,7 +67,7 @@ def make_app(models: Mapping[str, Served], settings: HttpSettings) -> FastAPI:
         writer_of: Callable[..., ChatWriter | CompletionWriter],
     ) -> Response:
         deadline = time.monotonic() + settings.request_seconds
-        content = await _read(request, settings)
+        content = await read_content(request, settings)
 
         def read() -> tuple[B, Job]:
             body = read_body(kind, content)
@@ -117,15 +117,15 @@ def make_app(models: Mapping[str, Served], settings: HttpSettings) -> FastAPI:
     return app
 
 
-async def _read(request: Request, settings: HttpSettings) -> bytes:
+async def read_content(request: Request, settings: HttpSettings, kind: str = 'application/json') -> bytes:
     """A request's body, within the limits of size and time.
 
     Raises:
-        ApiError: it is not JSON by its headers, too large, too late or cut.
+        ApiError: it is not of the media type `kind` by its headers, too large, too late or cut.
     """
-    kind = request.headers.get('Content-Type', '').partition(';')[0].strip().lower()
-    if kind != 'application/json':  # a form or a script of another site may send other types without asking
-        raise ApiError(415, f'expected "Content-Type: application/json", found {kind or "none"!r}')
+    found = request.headers.get('Content-Type', '').partition(';')[0].strip().lower()
+    if found != kind:  # of JSON: a form or a script of another site may send other types without asking
+        raise ApiError(415, f'expected "Content-Type: {kind}", found {found or "none"!r}')
     if (encoding := request.headers.get('Content-Encoding', 'identity')) != 'identity':
         raise ApiError(415, f'expected a body without Content-Encoding, found {encoding!r}')
     content = bytearray()
