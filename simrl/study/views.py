@@ -1,0 +1,118 @@
+"""A participant -> all that their page may know: texts and numbers, and nothing of models.
+
+Templates see a `View` alone, so that no name of a model, pair or time of a reply can get into a page.
+"""
+
+import dataclasses
+import urllib.parse
+from typing import Literal
+
+from markupsafe import Markup
+
+from simrl.study.participant import Outcome, Participant, Step, Turn
+from simrl.study.render import to_html
+from simrl.study.settings import CODES, Mode, StudySettings, TaskSettings
+from simrl.study.steps import may_conclude, may_retry
+from simrl.study.texts import DocumentType, Task, Tasks
+
+PARTS: tuple[Step, ...] = ('consent', 'instructions', 'check', 'task', 'training', 'conversation', 'final')
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """A message, and what is shown of its replies.
+
+    Attributes:
+        replies: of A and B, once both are there and until the vote.
+        kept: the reply that the conversation continues from, after the vote.
+        may_retry: the message was answered by none, and may be sent again as it is.
+        refused: by moderation.
+    """
+
+    message: str
+    status: Literal['waiting', 'void', 'shown', 'judged']
+    replies: tuple[Markup, Markup] | None
+    kept: Markup | None
+    may_retry: bool
+    refused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """All that a page shows of a participant.
+
+    Attributes:
+        part: number of the step, from 1; 0 once all is over.
+        parts: number of steps.
+        tries_left: of the comprehension check, after a wrong one; None before.
+        earlier: judged exchanges of the session that is shown.
+        exchange: the last one, unless it is judged.
+        number: of the exchange that the page asks for, from 1.
+        version: of the page that forms are sent from.
+        may_conclude: the final text may follow. is_full: no further message may, as the max number is reached.
+        code: for the panel, of the outcome; empty where it has none. `way_back`: the panel's address with it.
+    """
+
+    step: Step
+    version: int
+    mode: Mode
+    outcome: Outcome | None
+    part: int
+    parts: int
+    tries_left: int | None
+    document_type: DocumentType | None
+    task: Task | None
+    notes: tuple[tuple[str, str], ...]  # question and answer
+    earlier: tuple[Exchange, ...]
+    exchange: Exchange | None
+    number: int
+    may_conclude: bool
+    is_full: bool
+    code: str
+    way_back: str
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.exchange is not None and self.exchange.status == 'waiting'
+
+
+def view(participant: Participant, settings: StudySettings, tasks: Tasks) -> View:
+    """The view of a participant."""
+    step, prepared = participant.step, participant.prepared
+    kind = tasks.type(participant.document_type) if participant.document_type else None
+    talk = participant.main if step == 'final' else participant.talk
+    turns = [_exchange(turn, settings.task) for turn in talk.turns] if talk else []
+    earlier = tuple(turn for turn in turns if turn.status == 'judged')
+    last = turns[-1] if turns and turns[-1].status != 'judged' else None
+    code = getattr(settings.panel, participant.outcome) if participant.outcome in CODES else ''
+    return View(
+        step=step,
+        version=participant.page,
+        mode=participant.mode,
+        outcome=participant.outcome,
+        part=PARTS.index(step) + 1 if step in PARTS else 0,
+        parts=len(PARTS),
+        tries_left=settings.task.check_tries - len(participant.checks) if participant.checks else None,
+        document_type=kind,
+        task=tasks.task(prepared.task) if prepared else None,
+        notes=tuple(zip(kind.questions, prepared.notes, strict=True)) if kind and prepared else (),
+        earlier=earlier,
+        exchange=last,
+        number=len(earlier) + 1,
+        may_conclude=may_conclude(settings.task, participant),
+        is_full=len(earlier) >= settings.task.max_exchanges,
+        code=code,
+        way_back=settings.panel.return_url.replace('{code}', urllib.parse.quote(code, safe='')) if code else '',
+    )
+
+
+def _exchange(turn: Turn, settings: TaskSettings) -> Exchange:
+    shown = turn.replies if turn.status == 'shown' else None
+    return Exchange(
+        message=turn.message,
+        status=turn.status,
+        replies=(to_html(shown.left_text), to_html(shown.right_text)) if shown else None,
+        kept=to_html(turn.kept) if turn.status == 'judged' else None,
+        may_retry=may_retry(settings, turn),
+        refused=turn.refused,
+    )
