@@ -62,7 +62,7 @@ class Running:
         participants: by id, in the order in which they came.
         paused: nobody new is let in.
         plan: what was frozen at the first consent; None before.
-        looks: at results by model, before the end.
+        history: events of the study itself, in their order.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Running:
         self.rules = Rules(settings, tasks, texts)
         self.paused = False
         self.plan: PlanFrozen | None = None
-        self.looks: tuple[Looked, ...] = ()
+        self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
         self.config_hash = hashed(identity_of(settings))
         self._ask, self._moderate, self._clock = ask, moderate, clock
@@ -97,6 +97,11 @@ class Running:
     @property
     def participants(self) -> Mapping[str, Participant]:
         return self._participants
+
+    @property
+    def looks(self) -> tuple[Looked, ...]:
+        """At results by model."""
+        return tuple(stored.event for stored in self.history if isinstance(stored.event, Looked))
 
     @property
     def is_full(self) -> bool:
@@ -342,14 +347,15 @@ class Running:
             self._know(new)
 
     def _know(self, stored: Stored) -> None:
+        if stored.version <= self._study_version:  # read from the store once more
+            return
         self._study_version = stored.version
+        self.history += (stored,)
         match stored.event:
             case Paused(paused):
                 self.paused = paused
             case PlanFrozen() as frozen:
                 self.plan = frozen
-            case Looked() as looked:
-                self.looks = (*self.looks, looked)
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """The result of a call of the store; calls are one after the other, in the order in which they were made."""
