@@ -14,7 +14,7 @@ import sqlite3
 import time
 import urllib.parse
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import sqlalchemy as sa
 
@@ -95,20 +95,24 @@ def is_sqlite(url: sa.URL) -> bool:
     return url.drivername == 'sqlite'
 
 
-def connect(url: sa.URL, *, create: bool = False) -> sa.Connection:
-    """A connection of its own. SQLite's file is made where it is missing if `create`.
+def connect(url: sa.URL, access: Literal['read', 'write', 'create']) -> sa.Connection:
+    """A connection of its own.
+
+    A transaction of `read` sees one state of the store and delays nobody who writes. SQLite's file is made by `create`
+    where it is missing.
 
     Raises:
         StoreError: there is no such file or server, or a package is missing.
     """
     with translated(url):
         if is_sqlite(url):
-            if create:  # it holds the panel's ids: for the user alone
+            if access == 'create':  # it holds the panel's ids: for the user alone
                 with contextlib.suppress(FileExistsError):
                     os.close(os.open(str(url.database), os.O_CREAT | os.O_EXCL, 0o600))
-            engine = sa.create_engine('sqlite://', creator=lambda: _open_sqlite(url), poolclass=sa.NullPool)
+            engine = sa.create_engine('sqlite://', creator=lambda: _open_sqlite(url, access), poolclass=sa.NullPool)
             # Python's own handling of transactions would commit before a change of a table.
-            sa.event.listen(engine, 'begin', lambda connection: connection.exec_driver_sql('BEGIN IMMEDIATE'))
+            begin = 'BEGIN' if access == 'read' else 'BEGIN IMMEDIATE'
+            sa.event.listen(engine, 'begin', lambda connection: connection.exec_driver_sql(begin))
             return engine.connect()
         options: dict[str, Any] = {
             'application_name': f'simrl study, process {os.getpid()} on {socket.gethostname()}'[:63],
@@ -119,17 +123,20 @@ def connect(url: sa.URL, *, create: bool = False) -> sa.Connection:
             engine = sa.create_engine(url, connect_args=options, poolclass=sa.NullPool)
         except ModuleNotFoundError:
             raise StoreError(f"{shown(url)}: PostgreSQL needs a package: pip install 'simrl[postgres]'") from None
-        return engine.connect()
+        connection = engine.connect()
+        if access == 'read':
+            connection.execution_options(isolation_level='REPEATABLE READ', postgresql_readonly=True)
+        return connection
 
 
-def _open_sqlite(url: sa.URL) -> sqlite3.Connection:
+def _open_sqlite(url: sa.URL, access: str) -> sqlite3.Connection:
     """SQLite's own connection; `isolation_level=None`: it begins no transaction by itself."""
     path = urllib.parse.quote(str(url.database))
     connection = sqlite3.connect(
         f'file:{path}?mode=rw', uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
     )
     try:
-        [mode] = connection.execute('PRAGMA journal_mode=WAL').fetchone()
+        mode = 'wal' if access == 'read' else connection.execute('PRAGMA journal_mode=WAL').fetchone()[0]
         if mode != 'wal':
             raise StoreError(f'{url.database}: expected to write ahead, found journal mode {mode}: is it on a network?')
         for setting in ('synchronous=FULL', 'fullfsync=ON', 'checkpoint_fullfsync=ON', 'secure_delete=ON'):

@@ -60,7 +60,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Who a participant is to their panel: PROLIFIC_PID, STUDY_ID, SESSION_ID. All empty if anyone may enter."""
+    """A participant's ids of their panel: PROLIFIC_PID, STUDY_ID, SESSION_ID. All empty if anyone may enter."""
 
     panel_id: str
     study_id: str
@@ -234,7 +234,7 @@ class Store:
         return hmac.new(self.secret, f'{mode} {identity.panel_id}'.encode(), hashlib.sha256).hexdigest()
 
     def _connect(self) -> sa.Connection:
-        connection = database.connect(self._url, create=True)
+        connection = database.connect(self._url, 'create')
         try:
             database.lock_session(self._url, connection)
         except BaseException:
@@ -273,7 +273,7 @@ class Store:
 
 def _overwrite(url: sa.URL) -> None:
     """Has the database overwrite what was deleted: SQLite in its log of writes, PostgreSQL in its tables."""
-    with database.connect(url) as connection, database.translated(url):
+    with database.connect(url, 'write') as connection, database.translated(url):
         driver: Any = connection.connection.driver_connection
         if database.is_sqlite(url):
             driver.execute('PRAGMA wal_checkpoint(TRUNCATE)')
@@ -289,7 +289,7 @@ def read_events(url: str) -> list[Stored]:
         StoreError: there is none, it is of another revision, or a row is damaged.
     """
     address = database.parse(url)
-    with database.connect(address) as connection, database.translated(address), connection.begin():
+    with database.connect(address, 'read') as connection, database.translated(address), connection.begin():
         database.check_revision(address, connection)
         return _read(address, connection, 0)
 
@@ -348,7 +348,7 @@ def _append(
 
 
 def _stored_before(connection: sa.Connection, entry: Entry) -> tuple[Stored, ...] | None:
-    """What is stored of an entry, if it is just that."""
+    """An entry as it is stored, if it is just that."""
     columns = database.events.c
     versions = range(entry.version, entry.version + len(entry.events))
     query = sa.select(columns.number, columns.at, columns.body).where(
