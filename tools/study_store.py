@@ -31,19 +31,11 @@ from simrl.run.program import run_program
 def show(url: str) -> dict[str, object]:
     """Counts what is in a store, all of which is read and folded."""
     from simrl.study import database, store
-    from simrl.study.events import STUDY
-    from simrl.study.participant import fold
+    from simrl.study.participant import fold_all
 
-    events: dict[str, list[store.Stored]] = collections.defaultdict(list)
-    for event in store.read_events(url):
-        events[event.participant].append(event)
-    study = events.pop(STUDY, [])
-    states = [state for state in map(fold, events.values()) if state is not None]
-    return {
-        'revision': database.latest(),
-        'events': len(study) + sum(map(len, events.values())),
-        'participants': dict(collections.Counter(f'{state.mode}: {state.outcome or state.step}' for state in states)),
-    }
+    events = store.read_events(url)
+    counts = collections.Counter(f'{state.mode}: {state.outcome or state.step}' for state in fold_all(events).values())
+    return {'revision': database.latest(), 'events': len(events), 'participants': dict(counts)}
 
 
 def migrate(url: str, revision: str) -> dict[str, object]:

@@ -240,7 +240,10 @@ def check_revision(url: sa.URL, connection: sa.Connection) -> None:
     """Raises `StoreError` unless the store is of the latest revision."""
     found, expected = revision(connection), latest()
     if found != expected:
-        raise StoreError(f'{shown(url)}: expected a store of revision {expected}, found {found or "an empty database"}')
+        raise StoreError(
+            f'{shown(url)}: expected a store of revision {expected}, found {found or "an empty database"}; '
+            '`python -m tools.study_store migrate` brings an older one there'
+        )
 
 
 def migrate(connection: sa.Connection, target: str = 'head') -> None:
@@ -260,7 +263,8 @@ def migrate(connection: sa.Connection, target: str = 'head') -> None:
             f'{shown(connection.engine.url)}: expected a store of revision {known[0]} or earlier, found {found}: it is '
             'of a newer version of simrl'
         )
-    target = known[0] if target == 'head' else target
+    if (target := known[0] if target == 'head' else target) not in known:
+        raise StoreError(f'expected a revision of {", ".join(known)} (latest first), found {target!r}')
     config = Config()
     config.set_main_option('script_location', str(MIGRATIONS).replace('%', '%%'))
     config.attributes['connection'] = connection
