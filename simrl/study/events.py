@@ -6,6 +6,7 @@ what a browser is sent.
 """
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -254,6 +255,7 @@ StudyEvent = PlanFrozen | Opened | Paused | Looked
 Event = ParticipantEvent | StudyEvent
 STUDY = ''  # participant of the study's own events
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Event)}
+_HINTS: dict[type[Any], dict[str, Any]] = {kind: typing.get_type_hints(kind) for kind in (*_KINDS.values(), Conduct)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,16 +285,43 @@ def from_row(kind: str, body: Mapping[str, Any]) -> Event:
     """Reverses `to_row`.
 
     Raises:
-        EventError: an unknown name, or fields that are missing or unknown.
+        EventError: an unknown name, or fields that are missing, unknown or of another type.
     """
     if kind not in _KINDS:
         raise EventError(f'expected one of {sorted(_KINDS)}, found {kind!r}: the store may be of a newer version')
-    cls = _KINDS[kind]
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+    return _from_object(_KINDS[kind], body, kind)
+
+
+def _from_object(cls: type[Any], body: object, name: str) -> Any:
+    if not isinstance(body, Mapping):
+        raise EventError(f'{name}: expected an object, found {type(body).__name__}')
+    hints = _HINTS[cls]
+    fields = {}
+    for field, value in body.items():
+        if field not in hints:
+            raise EventError(f'{name}.{field}: expected one of {", ".join(hints) or "no fields"}')
+        hint = hints[field]
+        if hint is Conduct:
+            fields[field] = _from_object(Conduct, value, f'{name}.{field}')
+        elif _fits(hint, value):
+            fields[field] = tuple(value) if isinstance(value, list) else value
+        else:  # its text may be a participant's, which no message repeats
+            raise EventError(f'{name}.{field}: expected {hint}, found another {type(value).__name__}')
     try:
-        if 'conduct' in fields:
-            fields['conduct'] = Conduct(**fields['conduct'])
-        event: Event = cls(**fields)
+        return cls(**fields)
     except TypeError as error:
-        raise EventError(f'{kind}: {error}') from None
-    return event
+        raise EventError(f'{name}: {error}') from None
+
+
+def _fits(hint: Any, value: object) -> bool:
+    """True if a value of a JSON object is of a field's type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(arguments[0], item) for item in value)
+    if origin is types.UnionType:
+        return any(_fits(argument, value) for argument in arguments)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if hint is float else origin or hint)

@@ -188,8 +188,8 @@ class Store:
     def delete(self, participant: str, version: int, at: float) -> tuple[Stored, ...]:
         """Deletes what is stored of a participant, but that they came, and stores `Deleted` as their event `version`.
 
-        SQLite overwrites what is deleted at once, in its files too; PostgreSQL once it vacuums, which is asked for.
-        Backups made before keep it.
+        It is gone from SQLite's files, and from the files of PostgreSQL's tables; PostgreSQL's log of writes keeps it
+        until it is recycled. Backups made before keep it.
 
         Raises:
             ConflictError: as of `append`; nothing was deleted.
@@ -219,7 +219,7 @@ class Store:
         try:
             _overwrite(self._url)
         except StoreError as error:  # it is deleted all the same
-            logging.getLogger(__name__).warning('%s: what was deleted is not overwritten in its files yet', error)
+            logging.getLogger(__name__).warning('%s: what was deleted may still be in its files', error)
         return stored
 
     def identities(self) -> dict[str, Identity]:
@@ -272,14 +272,15 @@ class Store:
 
 
 def _overwrite(url: sa.URL) -> None:
-    """Has the database overwrite what was deleted: SQLite in its log of writes, PostgreSQL in its tables."""
+    """Has the database's files without what was deleted: SQLite's log of writes emptied, PostgreSQL's tables anew."""
     with database.connect(url, 'write') as connection, database.translated(url):
         driver: Any = connection.connection.driver_connection
         if database.is_sqlite(url):
             driver.execute('PRAGMA wal_checkpoint(TRUNCATE)')
         else:
             driver.autocommit = True
-            driver.execute('VACUUM events, identities')
+            driver.execute(f"SET lock_timeout = '{database.WAIT_SECONDS}s'")
+            driver.execute('VACUUM FULL events, identities')
 
 
 def read_events(url: str) -> list[Stored]:
@@ -380,5 +381,11 @@ def _read(url: sa.URL, connection: sa.Connection, after: int) -> list[Stored]:
 
 
 def _to_json(event: Event) -> str:
-    """The body of an event's row. A number that is not finite has no JSON: `ValueError`."""
-    return json.dumps(to_row(event)[1], allow_nan=False)
+    """The body of an event's row.
+
+    Raises:
+        ValueError: it could not be read again, by a field of another type or a number that is not finite.
+    """
+    kind, body = to_row(event)
+    from_row(kind, body)
+    return json.dumps(body, allow_nan=False)

@@ -125,8 +125,8 @@ def test_every_event_is_read_as_it_was_stored(event: Event) -> None:
     [
         ('Danced', {}, "found 'Danced': the store may be of a newer version"),
         ('Withdrew', {}, 'Withdrew: .*reason'),
-        ('Withdrew', {'reason': '', 'mood': 'low'}, 'Withdrew: .*mood'),
-        ('Asked', {'message': 'm', 'conduct': {'smiles': 1}}, 'Asked: .*smiles'),
+        ('Withdrew', {'reason': '', 'mood': 'low'}, 'Withdrew.*mood'),
+        ('Asked', {'message': 'm', 'conduct': {'smiles': 1}}, 'Asked.*smiles'),
     ],
 )
 def test_a_damaged_row_is_named(kind: str, body: dict[str, Any], text: str) -> None:
