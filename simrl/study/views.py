@@ -49,6 +49,7 @@ class View:
         exchange: the last one, unless it is judged.
         number: of the exchange that the page asks for, from 1.
         version: of the page that forms are sent from.
+        has_enough: exchanges for the final text.
         may_conclude: the final text may follow. is_full: no further message may, as the max number is reached.
         code: for the panel, of the outcome; empty where it has none. `way_back`: the panel's address with it.
     """
@@ -66,6 +67,7 @@ class View:
     earlier: tuple[Exchange, ...]
     exchange: Exchange | None
     number: int
+    has_enough: bool
     may_conclude: bool
     is_full: bool
     code: str
@@ -99,6 +101,7 @@ def view(participant: Participant, settings: StudySettings, tasks: Tasks) -> Vie
         earlier=earlier,
         exchange=last,
         number=len(earlier) + 1,
+        has_enough=len(earlier) >= settings.task.exchanges,
         may_conclude=may_conclude(settings.task, participant),
         is_full=len(earlier) >= settings.task.max_exchanges,
         code=code,

@@ -1,16 +1,23 @@
 """A study's pages with scripted models, visited without sockets: one event loop, one client for each browser."""
 
 import asyncio
+import concurrent.futures
 import contextlib
+import dataclasses
 import pathlib
+import queue
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 import httpx2
 from fastapi import FastAPI
 
 from simrl.conversations.records import Message
 from simrl.remote.settings import EndpointSettings
+from simrl.serving.listener import Server, bind, make_server, url_of
+from simrl.serving.settings import HttpSettings
 from simrl.study.app import make_app
 from simrl.study.participant import Participant
 from simrl.study.running import Running
@@ -20,6 +27,8 @@ from simrl.study.texts import read_tasks, read_texts
 from simrl.study.turns import Answer, ModelError
 from simrl.study.web import Web
 
+T = TypeVar('T')
+HTTP = HttpSettings(port=0)
 NAMES = ('zebra-7b', 'okapi-2')
 ADMIN = 'administrators-know-this'
 ENTER = '/enter?PROLIFIC_PID={}&STUDY_ID=s1&SESSION_ID=v1'
@@ -62,6 +71,40 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
             yield running, make_app(running, Web(settings.web, texts, store.secret, ADMIN))
         finally:
             await running.stop()
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A study's server in a thread."""
+
+    url: str
+    running: Running
+    loop: asyncio.AbstractEventLoop
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of something that is done in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+
+@contextlib.contextmanager
+def site(settings: StudySettings, reply: Reply = echo) -> Iterator[Site]:
+    """A study with sockets, for browsers."""
+    started: queue.SimpleQueue[tuple[Running, asyncio.AbstractEventLoop, Server]] = queue.SimpleQueue()
+
+    async def serve(listener: socket.socket) -> None:
+        async with study(settings, reply) as (running, app):
+            server = make_server(app, HTTP)
+            started.put((running, asyncio.get_running_loop(), server))
+            await server.serve([listener])
+
+    with bind(HTTP) as listener, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(lambda: asyncio.run(serve(listener)))
+        running, loop, server = started.get(timeout=30)
+        try:
+            yield Site(url_of(listener).removesuffix('/v1'), running, loop)
+        finally:
+            loop.call_soon_threadsafe(server.handle_exit)
+            serving.result(30)
 
 
 class Browser:
