@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+Mode = Literal['live', 'preview', 'rehearsal']
 Side = Literal['left', 'right']
 Choice = Literal['left', 'tie', 'right']
 SESSIONS = ('training', 'main')
@@ -38,7 +39,7 @@ class Conduct:
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
-    mode: Literal['live', 'preview', 'rehearsal']
+    mode: Mode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from simrl.study.events import (
     Excluded,
     Flagged,
     Instructed,
+    Mode,
     PairAssigned,
     Preferred,
     Prepared,
@@ -35,7 +36,6 @@ from simrl.study.events import (
     Withdrew,
     Wrote,
 )
-from simrl.study.settings import Mode
 
 # What the participant's page asks for. `consent` ... `final` in this order; `over`: nothing more.
 Step = Literal['consent', 'instructions', 'check', 'task', 'training', 'conversation', 'final', 'over']

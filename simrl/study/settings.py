@@ -15,8 +15,7 @@ from typing import Any, Literal
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import NO_EFFECT, to_dict
 from simrl.serving.shapes import EngineSettings
-
-Mode = Literal['live', 'preview', 'rehearsal']
+from simrl.study.events import Mode as Mode
 
 
 @dataclasses.dataclass(frozen=True)

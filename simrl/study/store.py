@@ -23,8 +23,7 @@ import sqlalchemy as sa
 
 from simrl.study import database
 from simrl.study.database import LostError, StoreError
-from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Stored, from_row, to_row
-from simrl.study.settings import Mode
+from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Mode, Stored, from_row, to_row
 
 __all__ = ['ConflictError', 'Entry', 'Identity', 'Store', 'StoreError', 'read_events']
 

@@ -8,9 +8,8 @@ import dataclasses
 import types
 from collections.abc import Iterable, Mapping, Sequence
 
-from simrl.study.events import Choice, Conduct, Side
+from simrl.study.events import Choice, Conduct, Mode, Side
 from simrl.study.participant import Outcome, Participant, Turn
-from simrl.study.settings import Mode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -423,11 +423,10 @@ def test_a_row_is_json_that_any_program_reads(tmp_path):
     assert json.loads(rows[0][1])['message'] == ODD
 
 
-def test_retries_are_bounded(store_url, postgres, monkeypatch):
+def test_retries_are_bounded(postgres, monkeypatch):
     """A connection that is lost is made anew; a server that stays away ends the store, as nobody knows what it has."""
-    if store_url.startswith('sqlite'):
-        pytest.skip('SQLite has no connection that could be lost')
     monkeypatch.setattr(store, 'RECONNECT_SECONDS', 0.5)
+    store_url = postgres.database()
     other = database.parse(store_url)
 
     def drop() -> None:
