@@ -111,12 +111,23 @@ _PAYMENTS = {
     'minutes': 'float64',
     'attentive': 'bool',
 }
+_PREFERENCES = {
+    'id': 'string',
+    'source': 'string',
+    'split': 'string',
+    'prompt': 'messages',
+    'chosen': 'string',
+    'rejected': 'string',
+}
 _TYPES: Mapping[str, pyarrow.DataType] = {
     'string': pyarrow.string(),
     'int64': pyarrow.int64(),
     'float64': pyarrow.float64(),
     'bool': pyarrow.bool_(),
     'list': pyarrow.list_(pyarrow.string()),
+    'messages': pyarrow.list_(
+        pyarrow.struct({'role': pyarrow.string(), 'content': pyarrow.string(), 'truncated': pyarrow.bool_()})
+    ),
 }
 
 
@@ -130,7 +141,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What a store has of one mode.
+    """All that a store has of one mode.
 
     Attributes:
         participants: of the mode, in the order in which they came.
@@ -287,6 +298,11 @@ def preferences(
     return found, left_out
 
 
+def preference_rows(found: Iterable[Preference]) -> Table:
+    """The rows that `records.read_preferences` reads."""
+    return Table(_PREFERENCES, [dataclasses.asdict(preference) for preference in found])
+
+
 def _names_before(participant: Participant, turn: int) -> bool:
     """True if a reply that the conversation continued from, before a turn (from 1), may name its model."""
     assert participant.main is not None
@@ -357,7 +373,7 @@ def _cleaned(row: Mapping[str, Any]) -> Row:
 
 def _storable(value: Any) -> Any:
     """A value whose texts a file in UTF-8 takes."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_storable(item) for item in value]
     if isinstance(value, dict):
         return _cleaned(value)

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -19,6 +20,7 @@ import scipy.special
 from simrl.evaluation.power import Design, people_needed
 from simrl.evaluation.preferences import checked
 from simrl.evaluation.statistics import Vector, cluster_numbers
+from simrl.run.config import from_config_dict
 from simrl.study.events import Looked
 from simrl.study.settings import PlanSettings
 
@@ -92,6 +94,16 @@ class LookBound:
     @property
     def level(self) -> float:
         return math.erf(self.z / math.sqrt(2))
+
+
+def frozen_settings(plan: Mapping[str, Any]) -> PlanSettings:
+    """The settings of a plan that was frozen (`settings.plan_of`).
+
+    Raises:
+        ConfigError: a field is unknown, or of another type.
+    """
+    names = [field.name for field in dataclasses.fields(PlanSettings)]
+    return from_config_dict(PlanSettings, {name: plan[name] for name in names if name in plan}, 'plan')
 
 
 def blind_clustering(preferences: Vector, participants: Sequence[Hashable], pairs: Sequence[Hashable]) -> Clustering:

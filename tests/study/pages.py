@@ -18,6 +18,7 @@ from simrl.conversations.records import Message
 from simrl.remote.settings import EndpointSettings
 from simrl.serving.listener import Server, bind, make_server, url_of
 from simrl.serving.settings import HttpSettings
+from simrl.study.admin import make_router
 from simrl.study.app import make_app
 from simrl.study.participant import Participant
 from simrl.study.running import Running
@@ -68,7 +69,8 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
         running = Running(settings, store, read_tasks(settings.tasks), texts, ask)
         await running.start()
         try:
-            yield running, make_app(running, Web(settings.web, texts, store.secret, ADMIN))
+            web = Web(settings.web, texts, store.secret, ADMIN)
+            yield running, make_app(running, web, make_router(running, web))
         finally:
             await running.stop()
 

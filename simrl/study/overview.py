@@ -1,0 +1,203 @@
+"""What administrators see of a study that runs: its progress, and conversations without the models' names.
+
+Nothing here depends on which model was preferred, nor on which one was on which side.
+"""
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from markupsafe import Markup
+
+from simrl.evaluation.power import UnreachableError
+from simrl.study.assignment import counts
+from simrl.study.events import Choice, Conduct, Side
+from simrl.study.participant import Participant, Talk, Turn
+from simrl.study.plan import Clustering, Size, assumed, blind_clustering, planned_size
+from simrl.study.render import to_html
+from simrl.study.settings import PlanSettings, StudySettings
+from simrl.study.texts import Tasks
+from simrl.study.votes import votes
+
+NAMES: Mapping[Choice, str] = {'left': 'A', 'tie': 'tie', 'right': 'B'}
+WITHHELD = Markup('<p class="soft">Withheld: this reply may name its model.</p>')
+
+
+@dataclasses.dataclass
+class Count:
+    """Participants: who completed, is under way and was seen lately, or left without completing.
+
+    Those whom an administrator excluded are `excluded` alone.
+    """
+
+    completed: int = 0
+    live: int = 0
+    left: int = 0
+    excluded: int = 0
+
+    def add(self, state: Participant, now: float, gone_seconds: float) -> None:
+        if state.is_excluded:
+            self.excluded += 1
+        elif state.outcome == 'completed':
+            self.completed += 1
+        elif counts(state, now, gone_seconds):
+            self.live += 1
+        else:
+            self.left += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The participants of a study's mode.
+
+    Attributes:
+        total: of all who arrived.
+        cells: by pair (FIRST:SECOND) and id of the document type.
+        tasks: by id of the task.
+        ends: who is not under way, by outcome.
+        gone: under way, and not seen lately.
+        previews: participations of administrators, which count nowhere.
+        votes: of those who completed and are not excluded.
+        named: of these votes those on a reply that may name its model.
+        voids: times that a turn was void.
+        minutes: median of those who completed; None of none.
+    """
+
+    total: Count
+    cells: Mapping[tuple[str, str], Count]
+    tasks: Mapping[str, Count]
+    ends: Mapping[str, int]
+    gone: int
+    previews: int
+    votes: int
+    named: int
+    voids: int
+    minutes: float | None
+
+
+def progress(participants: Iterable[Participant], settings: StudySettings, tasks: Tasks, now: float) -> Progress:
+    """Counts participants; `now` in seconds since 1970."""
+    everybody = list(participants)
+    own = [state for state in everybody if state.mode == settings.mode]
+    total = Count()
+    types = [kind.id for kind in tasks.types]
+    cells = {(':'.join(pair), kind): Count() for pair in settings.compared for kind in types}
+    of_task = {task.id: Count() for kind in tasks.types for task in kind.tasks}
+    for state in own:
+        total.add(state, now, settings.gone_seconds)
+        if state.main and state.document_type:  # of other pairs and tasks where the config was changed
+            cell = cells.setdefault((':'.join(state.main.pair), state.document_type), Count())
+            cell.add(state, now, settings.gone_seconds)
+        if state.prepared:
+            of_task.setdefault(state.prepared.task, Count()).add(state, now, settings.gone_seconds)
+    done = completed(own, settings)
+    judged = [turn for state in done if state.main for turn in state.main.judged]
+    times = [(state.seen_at - state.began_at) / 60 for state in done]
+    return Progress(
+        total=total,
+        cells=cells,
+        tasks=of_task,
+        ends=collections.Counter(state.outcome for state in own if state.outcome),
+        gone=sum(state.outcome is None and not counts(state, now, settings.gone_seconds) for state in own),
+        previews=sum(state.mode == 'preview' for state in everybody),
+        votes=len(judged),
+        named=sum(bool(turn.replies and turn.replies.named) for turn in judged),
+        voids=sum(turn.voids for state in own if state.main for turn in state.main.turns),
+        minutes=statistics.median(times) if times else None,
+    )
+
+
+def completed(participants: Iterable[Participant], settings: StudySettings) -> list[Participant]:
+    """The participants of the study's mode who completed and are not excluded."""
+    return [
+        state
+        for state in participants
+        if state.mode == settings.mode and state.outcome == 'completed' and not state.is_excluded
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """Sizes that reach the planned power, each a `Size` or the reason why none does.
+
+    Attributes:
+        by_plan: with the clustering and ties that the plan assumes.
+        by_votes: with those of the votes so far; None while they are too few.
+        clustering: of the votes so far.
+    """
+
+    by_plan: Size | str
+    by_votes: Size | str | None
+    clustering: Clustering
+
+
+def needed(participants: Iterable[Participant], settings: StudySettings, plan: PlanSettings) -> Needed:
+    """The sizes for the planned effect, from votes of those who completed, blind."""
+    done = votes(completed(participants, settings), settings.mode)
+    clustering = blind_clustering(
+        [vote.preference for vote in done], [vote.participant for vote in done], [vote.pair for vote in done]
+    )
+    pairs = len(settings.compared)
+
+    def size(of: Clustering) -> Size | str:
+        try:
+            return planned_size(plan, pairs, of)
+        except UnreachableError as error:
+            return str(error)
+
+    by_votes = size(clustering) if clustering.is_known else None
+    return Needed(size(assumed(plan, settings.task.exchanges)), by_votes, clustering)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """A turn as it is shown to administrators.
+
+    Attributes:
+        replies: A and B as HTML; one that may name its model is withheld.
+        choice, kept: 'A', 'B' or 'tie'.
+        seconds: from the replies' being shown to the vote.
+    """
+
+    number: int
+    status: str
+    message: str
+    message_conduct: Conduct
+    voids: int
+    replies: tuple[Markup, Markup] | None
+    cut: tuple[bool, bool]
+    choice: str
+    kept: str
+    reason: str
+    reason_conduct: Conduct
+    seconds: float | None
+
+
+def exchanges(talk: Talk | None) -> list[Exchange]:
+    """The turns of a session."""
+    return [_exchange(number, turn) for number, turn in enumerate(talk.turns, 1)] if talk else []
+
+
+def _exchange(number: int, turn: Turn) -> Exchange:
+    replies, vote = turn.replies, turn.preferred
+
+    def reply(side: Side, text: str, named: Sequence[Side]) -> Markup:
+        return WITHHELD if side in named else to_html(text)
+
+    return Exchange(
+        number=number,
+        status=turn.status,
+        message=turn.message,
+        message_conduct=turn.conduct,
+        voids=turn.voids,
+        replies=(reply('left', replies.left_text, replies.named), reply('right', replies.right_text, replies.named))
+        if replies
+        else None,
+        cut=(replies.left_cut, replies.right_cut) if replies else (False, False),
+        choice=NAMES[vote.choice] if vote else '',
+        kept=NAMES[vote.kept] if vote else '',
+        reason=vote.reason if vote else '',
+        reason_conduct=vote.conduct if vote else Conduct(),
+        seconds=turn.judged_at - turn.shown_at if turn.judged_at and turn.shown_at else None,
+    )
