@@ -117,6 +117,8 @@ def connect(url: sa.URL, access: Literal['read', 'write', 'create']) -> sa.Conne
         options: dict[str, Any] = {
             'application_name': f'simrl study, process {os.getpid()} on {socket.gethostname()}'[:63],
             'connect_timeout': int(WAIT_SECONDS),
+            'keepalives_idle': 30,  # a network that is gone is noticed
+            'tcp_user_timeout': int(1000 * WAIT_SECONDS),
             'options': '-c synchronous_commit=on -c client_encoding=utf8',
         }
         try:
@@ -161,7 +163,16 @@ def translated(url: sa.URL) -> Iterator[None]:
         raise StoreError(f'{shown(url)}: {" ".join(str(error).split())}') from error
 
 
-def lock_file(url: sa.URL) -> IO[str] | None:
+def place(url: sa.URL) -> tuple[int, int] | None:
+    """Identifies the file of an SQLite store, so that one in its place is noticed; None of PostgreSQL."""
+    if not is_sqlite(url):
+        return None
+    with translated(url):
+        found = os.stat(str(url.database))
+    return found.st_dev, found.st_ino
+
+
+def lock_file(url: sa.URL) -> IO[bytes] | None:
     """The open lock of an SQLite store, exclusive until it is closed or its process ends; None of PostgreSQL.
 
     Raises:
@@ -171,17 +182,20 @@ def lock_file(url: sa.URL) -> IO[str] | None:
         return None
     path = pathlib.Path(f'{url.database}.lock')
     with translated(url):
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), 'r+', encoding='utf-8')
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), 'rb+', buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         with file:
-            holder = file.read().strip() if isinstance(error, BlockingIOError) else str(error)
+            holder = file.read().decode().strip() if isinstance(error, BlockingIOError) else str(error)
         raise StoreError(f'{url.database}: expected a store that no other server writes to, found {holder}') from None
-    file.seek(0)
-    file.truncate()
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
+    try:
+        with translated(url):
+            file.truncate()
+            file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+    except StoreError:  # the disk is full
+        file.close()
+        raise
     return file
 
 

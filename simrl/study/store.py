@@ -99,6 +99,7 @@ class Store:
         self._lock = database.lock_file(self._url)
         try:
             self._connection = self._connect()
+            self._place = database.place(self._url)
             with database.translated(self._url), self._connection.begin():
                 self.secret = _prepare(self._url, self._connection, mode)
         except BaseException:
@@ -255,6 +256,11 @@ class Store:
                 try:
                     if self._connection is None:
                         self._connection = self._connect()
+                    if database.place(self._url) != self._place:
+                        raise StoreError(
+                            f'{database.shown(self._url)}: another file was put in its place while the study ran; move '
+                            'stores only once their server has ended'
+                        )
                     with database.translated(self._url), self._connection.begin():
                         return work(self._connection, again)
                 except StoreError as error:

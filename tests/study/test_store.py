@@ -346,6 +346,22 @@ def test_reading_makes_no_store(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_store_that_is_moved_or_replaced_is_written_no_more(tmp_path):
+    path = tmp_path / 'study.sqlite'
+    with Store(f'sqlite:///{path}', 'live') as opened:
+        opened.append([voided('p', 1)])
+        path.rename(tmp_path / 'moved')
+        with pytest.raises(StoreError, match=r'study\.sqlite.*No such file'):
+            opened.append([voided('p', 2)])
+        path.write_bytes((tmp_path / 'moved').read_bytes())
+        with pytest.raises(StoreError, match='another file was put in its place'):
+            opened.append([voided('p', 2)])
+        path.unlink()
+        (tmp_path / 'moved').rename(path)
+        opened.append([voided('p', 2)])
+    assert len(read_events(f'sqlite:///{path}')) == 2
+
+
 def test_only_its_owner_may_read_a_store(tmp_path):
     with Store(f'sqlite:///{tmp_path}/study.sqlite', 'live') as opened:
         opened.append([voided('p', 1)])
