@@ -211,6 +211,8 @@ def _change(state: Participant, stored: Stored) -> Participant | None:
     def to(step: Step, outcome: Outcome | None = None, **fields: object) -> Participant:
         return dataclasses.replace(state, step=step, outcome=outcome or state.outcome, **fields)  # type: ignore[arg-type]
 
+    if state.outcome == 'deleted':
+        return None
     match event:  # what may come at any time
         case Deleted():  # of what was known, the id and the mode stay
             return Participant(

@@ -213,10 +213,10 @@ class Running:
         await self._whole(self._say(looked))
 
     async def exclude(self, id: str, excluded: bool, reason: str) -> Participant:
-        return await self._act(id, None, lambda state: [Excluded(excluded, reason)])
+        return await self._act(id, None, lambda state: steps.noted(state, Excluded(excluded, reason)))
 
     async def flag(self, id: str, flag: str, reason: str) -> Participant:
-        return await self._act(id, None, lambda state: [Flagged(flag, reason)])
+        return await self._act(id, None, lambda state: steps.noted(state, Flagged(flag, reason)))
 
     # How it is done.
 

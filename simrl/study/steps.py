@@ -15,6 +15,8 @@ from simrl.study.events import (
     Concluded,
     Conduct,
     Event,
+    Excluded,
+    Flagged,
     Instructed,
     PairAssigned,
     Preferred,
@@ -187,6 +189,13 @@ def wrote(rules: Rules, state: Participant, text: str, attention: int, conduct: 
     if not 0 <= attention < len(item.options):
         raise rules.bad('attention', 'unanswered')
     return [Wrote(text, attention == item.right, conduct)]
+
+
+def noted(state: Participant, note: Flagged | Excluded) -> list[Event]:
+    """A note of an administrator or a screen; there is none on data that the participant had deleted."""
+    if state.outcome == 'deleted':
+        raise OutOfDateError('the data is deleted')
+    return [note]
 
 
 def expect(state: Participant, *steps: Step) -> None:

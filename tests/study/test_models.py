@@ -180,7 +180,7 @@ def test_nobody_is_let_in_without_models_and_moderation() -> None:
 
 
 def said(url: str) -> list[Any]:
-    """What a child says: its models and its pid."""
+    """Returns the models of a child, and its pid."""
     found: list[Any] = httpx2.get(url, timeout=5).json()
     return found
 

@@ -250,3 +250,12 @@ def test_what_was_deleted_is_gone() -> None:
     state = fold(kept)
     assert fold([kept[0], kept[3]]) == state  # what a store still has of it
     assert state == Participant('p1', 'live', 'over', 4, 10.0, 40.0, page=4, outcome='deleted')
+    for event in (
+        Flagged('pasted', 'it says: my secret'),
+        Excluded(True, 'r'),
+        Returned(True),
+        Deleted(),
+        Withdrew(''),
+    ):
+        with pytest.raises(OutOfPlaceError):
+            check_follows(state, event)
