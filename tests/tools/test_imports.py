@@ -8,7 +8,7 @@ from tests.test_requirements import declared
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVELOPERS = {'soak'}
-NEEDED_BY_OTHERS = {'pillow', 'h11'}  # by matplotlib; by the clients of the hub and of endpoints
+NEEDED_BY_OTHERS = {'pillow', 'h11', 'markupsafe'}  # by matplotlib; by clients of the hub and of endpoints; by Jinja
 
 
 def test_tools_need_no_package_of_the_tests():
