@@ -69,6 +69,11 @@ class Turn:
     judged_at: float | None = None
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The texts of both replies, left first; none until they are there."""
+        return (self.replies.left_text, self.replies.right_text) if self.replies else ()
+
+    @property
     def kept(self) -> str:
         """The reply that the conversation continues from."""
         assert self.replies is not None

@@ -16,6 +16,7 @@ from simrl.remote.settings import EndpointSettings
 from simrl.run.config import NO_EFFECT, to_dict
 from simrl.serving.shapes import EngineSettings
 from simrl.study.events import Mode as Mode
+from simrl.study.flags import MEANINGS, ScreenSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,8 @@ class PlanSettings:
             raise ValueError(f'PlanSettings.participants: expected at least 1, found {self.participants!r}')
         if list(self.looks) != sorted(set(self.looks)) or not all(0 < look < 1 for look in self.looks):
             raise ValueError(f'PlanSettings.looks: expected rising shares between 0 and 1, found {self.looks}')
+        if unknown := sorted(set(self.excluded_flags) - set(MEANINGS)):
+            raise ValueError(f'PlanSettings.excluded_flags: expected names of {", ".join(MEANINGS)}, found {unknown}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +164,7 @@ class StudySettings:
     web: WebSettings = WebSettings()
     engine: EngineSettings = EngineSettings(rows=16)  # of each model that this program serves
     moderation: EndpointSettings | None = None  # answers POST {url}/moderations; None: messages are not moderated
+    screens: ScreenSettings = ScreenSettings()
     screen: EndpointSettings | None = None  # a judge that screens finished conversations; None: heuristics alone
 
     def __post_init__(self) -> None:

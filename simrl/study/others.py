@@ -1,0 +1,54 @@
+"""Texts of a participant that another one has written, too: one person with two accounts, or a text from elsewhere."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from simrl.study.overlap import SHINGLE, shingles
+from simrl.study.participant import Participant
+from simrl.study.texts import Tasks
+
+Run = tuple[str, ...]  # of words
+
+
+@dataclasses.dataclass(frozen=True)
+class Others:
+    """What all participants wrote themselves, as runs of words.
+
+    Attributes:
+        texts: of each participant's long texts the runs that stand neither in a reply that they were shown nor in a
+            task; texts that are quoted for the greater part are left out.
+        writers: participants by run.
+    """
+
+    texts: Mapping[str, tuple[frozenset[Run], ...]]
+    writers: Mapping[Run, frozenset[str]]
+
+    def like(self, participant: str, share: float) -> str | None:
+        """Says whose text one of a participant's is, where another has at least such a share of its runs."""
+        for own in self.texts.get(participant, ()):
+            counts = collections.Counter(id for run in own for id in self.writers[run] if id != participant)
+            if counts and (most := counts.most_common(1)[0])[1] >= share * len(own):
+                return f'{most[1]} of {len(own)} runs of {SHINGLE} words in a text are those of {most[0]}'
+        return None
+
+
+def others_of(participants: Iterable[Participant], tasks: Tasks, least_words: int) -> Others:
+    """Collects what all participants wrote.
+
+    Args:
+        least_words: of a text that is compared; short messages are often alike.
+    """
+    of_tasks = shingles('\n'.join(task.brief for own in tasks.types for task in own.tasks))
+    texts: dict[str, tuple[frozenset[Run], ...]] = {}
+    writers: dict[Run, set[str]] = collections.defaultdict(set)
+    for one in participants:
+        turns = one.main.turns if one.main else ()
+        written = [turn.message for turn in turns] + ([one.wrote.text] if one.wrote else [])
+        replies = [text for turn in turns for text in turn.shown]
+        known = of_tasks.union(*map(shingles, replies))
+        runs = [(shingles(text), frozenset(shingles(text) - known)) for text in written]
+        texts[one.id] = tuple(own for all_, own in runs if len(own) > max(least_words - SHINGLE, len(all_) / 2))
+        for run in frozenset[Run]().union(*texts[one.id]):
+            writers[run].add(one.id)
+    return Others(texts, {run: frozenset(ids) for run, ids in writers.items()})
