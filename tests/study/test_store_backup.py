@@ -238,3 +238,11 @@ def test_the_tool(tmp_path, capsys, monkeypatch):
             assert str(exit.value.code).startswith('error: ')
             assert message in str(exit.value.code)
     assert not pathlib.Path('x.sqlite').exists()
+    assert run('delete', '--store=sqlite:///study.sqlite', '--panel-id=known') == {
+        'participant': 'k',
+        'events deleted': 2,
+    }
+    assert run('show', '--store=sqlite:///study.sqlite')['participants'] == {'live: deleted': 2}
+    for id, message in (('nobody', 'expected the panel id of a participant'), ('a b', 'Identity.panel_id: expected')):
+        with pytest.raises(SystemExit, match=f'error: .*{message}'):
+            study_store.main(['delete', '--store=sqlite:///study.sqlite', f'--panel-id={id}'])
