@@ -13,7 +13,7 @@ Run = tuple[str, ...]  # of words
 
 @dataclasses.dataclass(frozen=True)
 class Others:
-    """What all participants wrote themselves, as runs of words.
+    """Runs of words in what each participant wrote.
 
     Attributes:
         texts: of each participant's long texts the runs that stand neither in a reply that they were shown nor in a

@@ -1,4 +1,4 @@
-"""How much texts have in common: plain measures on words, for screens.
+"""Measures of what texts have in common, plain ones on words, for screens.
 
 Words are in small letters, without punctuation. A word's stem is its first five letters: crude, and alike for all.
 """

@@ -24,7 +24,7 @@ from simrl.study.texts import Task, Tasks
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the screens look at.
+    """All that the screens look at.
 
     Attributes:
         turns: of the main session, judged or not.
@@ -61,7 +61,7 @@ class Seen:
         return self.participant.wrote.text if self.participant.wrote else ''
 
     def quotable(self, before: int) -> list[str]:
-        """What a participant may quote in a turn, of a number from 0: all that they saw or typed till then."""
+        """All that a participant may quote in a turn, of a number from 0: what they saw or typed till then."""
         earlier = self.turns[:before]
         typed = [turn.message for turn in earlier if not turn.conduct.pasted]
         return [*self.brief, *self.notes, *typed, *(text for turn in earlier for text in turn.shown)]
