@@ -195,8 +195,8 @@ class Store:
             ConflictError: as of `append`; nothing was deleted.
             StoreError: as of `append`.
         """
-        if participant == STUDY:
-            raise ValueError('expected a participant, found the study')
+        if participant == STUDY or version < 2:
+            raise ValueError(f'expected a participant who came, found {participant or "the study"}, event {version}')
 
         def work(connection: sa.Connection, again: bool) -> tuple[Stored, ...]:
             [stored] = _append(connection, [Entry(participant, version, at, (Deleted(),))], again)

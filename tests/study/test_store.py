@@ -1,7 +1,9 @@
 """The store: what is confirmed is stored once, in order, by one process, on SQLite and on PostgreSQL."""
 
 import concurrent.futures
+import contextlib
 import json
+import random
 import resource
 import sqlite3
 import typing
@@ -120,6 +122,51 @@ def test_a_conflict_leaves_the_other_entries(store_url):
         assert opened.append([]) == []
 
 
+def test_any_calls_do_what_a_list_would(store_url):
+    """Random calls, some of which conflict, and openings anew, against a list of rows and a dict of who is known."""
+    drawn, rows, known = random.Random(0), list[tuple[str, int, Event]](), dict[str, str]()
+    opened = Store(store_url, 'live')
+    for _ in range(70):
+        name = drawn.choice('pqrs')
+        last = max((version for participant, version, _ in rows if participant == name), default=0)
+        version = max(1 + (last > 0), last + drawn.choice((0, 1, 1, 1, 2)))
+        match drawn.choice(('append', 'append', 'append', 'enter', 'delete', 'open')):
+            case 'append':
+                entry = Entry(
+                    name, version, 1.0, tuple(Voided(str(drawn.random())) for _ in range(drawn.randint(1, 3)))
+                )
+                [found] = opened.append([entry])
+                assert isinstance(found, ConflictError) == (version != last + 1)
+                if version == last + 1:
+                    rows += [(name, version + n, event) for n, event in enumerate(entry.events)]
+            case 'enter':
+                panel_id = drawn.choice('123456')
+                new = last == 0 and panel_id not in known
+                with contextlib.nullcontext() if new else pytest.raises(ConflictError):
+                    opened.enter(Identity(panel_id, '', ''), name, 1.0, 'live')
+                if new:
+                    rows.append((name, 1, Arrived('live')))
+                    known[panel_id] = name
+            case 'delete' if last == 0:
+                with pytest.raises(ConflictError):
+                    opened.delete(name, 2, 1.0)
+            case 'delete':
+                with contextlib.nullcontext() if version == last + 1 else pytest.raises(ConflictError):
+                    opened.delete(name, version, 1.0)
+                if version == last + 1:
+                    rows = [row for row in rows if row[0] != name or row[1] == 1] + [(name, version, Deleted())]
+            case _:
+                opened.close()
+                opened = Store(store_url, 'live')
+        assert [(stored.participant, stored.version, stored.event) for stored in opened.events()] == rows
+        for panel_id in '123456':
+            found = opened.find(Identity(panel_id, '', ''), 'live')
+            assert (found and found[0]) == known.get(panel_id)
+    opened.close()
+    assert len(known) > 1
+    assert sum(isinstance(event, Deleted) for _, _, event in rows) > 1
+
+
 def test_of_writers_at_once_one_has_each_version(store_url):
     """Eight threads race for every version of two participants: a version is confirmed once, to the one it is of."""
 
@@ -211,7 +258,9 @@ def test_deleted_data_is_in_no_file(tmp_path, postgres):
             with pytest.raises(ConflictError):
                 opened.delete('p', 2, 2.0)
             with pytest.raises(ValueError, match='study'):
-                opened.delete(STUDY, 1, 2.0)
+                opened.delete(STUDY, 2, 2.0)
+            with pytest.raises(ValueError, match='expected a participant who came'):
+                opened.delete('nobody', 1, 2.0)
             assert len(opened.events()) == 4
             deleted = opened.delete('p', 3, 2.0)
             assert deleted == (Stored(5, 'p', 3, 2.0, Deleted()),)
