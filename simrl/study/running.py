@@ -47,11 +47,12 @@ from simrl.study.settings import Mode, StudySettings, hashed, plan_of
 from simrl.study.steps import BadInputError as BadInputError
 from simrl.study.steps import OutOfDateError as OutOfDateError
 from simrl.study.steps import Rules
-from simrl.study.store import ConflictError, Entry, Identity, Store, StoreError
+from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
 from simrl.study.texts import Tasks, Texts
 from simrl.study.turns import Ask, Moderate, names_of, reply
 
 T = TypeVar('T')
+_Group = list[tuple[Entry | Arrival, asyncio.Future[tuple[Stored, ...]]]]
 STORE_RETRY_SECONDS = (1.0, 30.0)  # between two tries to store replies: first, and at most
 
 
@@ -90,7 +91,7 @@ class Running:
         self._study_version = 0
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._actions: set[asyncio.Task[Any]] = set()
-        self._queue: list[tuple[Entry, asyncio.Future[tuple[Stored, ...]]]] = []
+        self._queue: _Group = []
         self._writing: asyncio.Task[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='store')
 
@@ -248,19 +249,17 @@ class Running:
             yield state
 
     async def _enter(self, identity: Identity, mode: Mode) -> Participant:
-        found = await self._in_thread(self.store.find, identity, mode)
-        if found is None:
-            id = secrets.token_hex(8)
-            try:
-                stored = await self._in_thread(self.store.enter, identity, id, self._clock(), mode)
-            except ConflictError:  # in another tab, just now
-                found = await self._in_thread(self.store.find, identity, mode)
-                if found is None:
-                    raise
-            else:
-                async with self._locks[id]:
-                    self._participants[id] = state = fold_all(stored)[id]
-                    return await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state
+        id = secrets.token_hex(8)
+        try:
+            stored = await self._store(Arrival(identity, id, self._clock(), mode))
+        except ConflictError:
+            found = await self._in_thread(self.store.find, identity, mode)
+            if found is None:
+                raise
+        else:
+            async with self._locks[id]:
+                self._participants[id] = state = fold_all(stored)[id]
+                return await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state
         id, same_session = found
         async with self._locks[id]:
             if id not in self._participants:  # stored by a write whose end this process did not learn of
@@ -304,7 +303,7 @@ class Running:
             after = apply(after, Stored(0, state.id, after.version + 1, at, event))
         self._expected[state.id] = after
         try:
-            await self._append(Entry(state.id, state.version + 1, at, tuple(events)))
+            await self._store(Entry(state.id, state.version + 1, at, tuple(events)))
         except ConflictError:
             await self._read_again(state.id)
             raise OutOfDateError('it was stored before') from None
@@ -337,7 +336,7 @@ class Running:
 
     async def _say_locked(self, event: Event) -> None:
         try:
-            stored = await self._append(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
+            stored = await self._store(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
         except ConflictError:  # as of `_read_again`
             for known in await self._in_thread(self.store.events):
                 if known.participant == STUDY:
@@ -361,15 +360,15 @@ class Running:
         """The result of a call of the store; calls are one after the other, in the order in which they were made."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
-    async def _append(self, entry: Entry) -> tuple[Stored, ...]:
-        """Stores an entry together with others that wait.
+    async def _store(self, what: Entry | Arrival) -> tuple[Stored, ...]:
+        """Stores an entry or an arrival together with others that wait.
 
         Raises:
-            ConflictError: of this entry.
+            ConflictError: of this one.
             StoreError: nothing is stored.
         """
         stored: asyncio.Future[tuple[Stored, ...]] = asyncio.get_running_loop().create_future()
-        self._queue.append((entry, stored))
+        self._queue.append((what, stored))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_queue())
         return await stored
@@ -377,25 +376,29 @@ class Running:
     async def _write_queue(self) -> None:
         while self._queue:
             group, self._queue = self._queue, []
-            try:
-                found = await self._in_thread(self.store.append, [entry for entry, _ in group])
-            except Exception as error:
-                if len(group) > 1:  # the fault may be of one alone
-                    for one in group:
-                        await self._write_alone(*one)
-                else:
-                    _settle(group[0][1], error)
-                continue
-            for (_, stored), outcome in zip(group, found, strict=True):
-                _settle(stored, outcome)
+            await self._write_group(self.store.enter_all, [one for one in group if isinstance(one[0], Arrival)])
+            await self._write_group(self.store.append, [one for one in group if isinstance(one[0], Entry)])
 
-    async def _write_alone(self, entry: Entry, stored: asyncio.Future[tuple[Stored, ...]]) -> None:
+    async def _write_group(self, write: Callable[..., list[tuple[Stored, ...] | ConflictError]], group: _Group) -> None:
+        """Ends the futures of a group with what was stored of each, or why it was not."""
+        if not group:
+            return
+        outcomes: Sequence[tuple[Stored, ...] | Exception]
         try:
-            (outcome,) = await self._in_thread(self.store.append, [entry])
+            outcomes = await self._in_thread(write, [what for what, _ in group])
         except Exception as error:
-            _settle(stored, error)
-        else:
-            _settle(stored, outcome)
+            if len(group) > 1:  # the fault may be of one alone
+                for one in group:
+                    await self._write_group(write, [one])
+                return
+            outcomes = [error]
+        for (_, stored), outcome in zip(group, outcomes, strict=True):
+            if stored.cancelled():
+                continue
+            if isinstance(outcome, Exception):
+                stored.set_exception(outcome)
+            else:
+                stored.set_result(outcome)
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""
@@ -431,13 +434,3 @@ class Running:
             except OutOfDateError:  # which `_write` has read from the store
                 pass
             return True
-
-
-def _settle(future: asyncio.Future[tuple[Stored, ...]], outcome: tuple[Stored, ...] | Exception) -> None:
-    """Ends a future, unless the one who waits was cancelled."""
-    if future.cancelled():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

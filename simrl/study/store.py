@@ -25,7 +25,7 @@ from simrl.study import database
 from simrl.study.database import LostError, StoreError
 from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Mode, Stored, from_row, to_row
 
-__all__ = ['ConflictError', 'Entry', 'Identity', 'Store', 'StoreError', 'read_events']
+__all__ = ['Arrival', 'ConflictError', 'Entry', 'Identity', 'Store', 'StoreError', 'read_events']
 
 T = TypeVar('T')
 RECONNECT_SECONDS = 30.0  # for which a lost connection to PostgreSQL is tried again
@@ -73,6 +73,16 @@ class Identity:
                 )
         if not self.panel_id and (self.study_id or self.session_id):
             raise ValueError('Identity.panel_id: expected an id beside those of the study and the session, found none')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """Somebody new. `participant`: the id that they get; `at`: seconds since 1970, UTC."""
+
+    identity: Identity
+    participant: str
+    at: float
+    mode: Mode
 
 
 class Store:
@@ -163,25 +173,43 @@ class Store:
             ConflictError: they are known, or another has the id.
             StoreError: as of `append`; or the mode is not the store's and no preview.
         """
-        if mode not in (self._mode, 'preview'):
-            raise StoreError(f'{database.shown(self._url)}: expected mode {self._mode} or preview, found {mode}')
-        row = {'participant': participant, 'mode': mode, **dataclasses.asdict(identity)}
-        row['known_by'] = self._known_by(identity, mode)
+        [stored] = self.enter_all([Arrival(identity, participant, at, mode)])
+        if isinstance(stored, ConflictError):
+            raise stored
+        return stored
 
-        def work(connection: sa.Connection, again: bool) -> tuple[Stored, ...]:
-            [stored] = _append(connection, [Entry(participant, 1, at, (Arrived(mode),))], again)
-            if isinstance(stored, ConflictError):
-                raise stored
-            if identity.panel_id:
-                known = sa.select(database.identities.c.participant).where(
-                    database.identities.c.known_by == row['known_by']
-                )
-                other = connection.scalar(known)
-                if other not in (None, participant):
-                    raise ConflictError(f'expected somebody new, found participant {other}')
-                if other is None:
-                    connection.execute(sa.insert(database.identities), row)
-            return stored
+    def enter_all(self, arrivals: Sequence[Arrival]) -> list[tuple[Stored, ...] | ConflictError]:
+        """Stores new participants in one transaction; see `enter`. One that conflicts leaves the others."""
+        for arrival in arrivals:
+            if arrival.mode not in (self._mode, 'preview'):
+                address = database.shown(self._url)
+                raise StoreError(f'{address}: expected mode {self._mode} or preview, found {arrival.mode}')
+        keys = [self._known_by(arrival.identity, arrival.mode) for arrival in arrivals]
+        columns = database.identities.c
+        query = sa.select(columns.known_by, columns.participant).where(columns.known_by.in_(set(keys)))
+
+        def work(connection: sa.Connection, again: bool) -> list[tuple[Stored, ...] | ConflictError]:
+            before = {row.known_by: row.participant for row in connection.execute(query)}
+            known, entries, rows = dict(before), list[Entry](), list[dict[str, str]]()
+            others = dict[int, ConflictError]()
+            for number, (arrival, key) in enumerate(zip(arrivals, keys, strict=True)):
+                identity, participant = arrival.identity, arrival.participant
+                if identity.panel_id and known.setdefault(key, participant) != participant:
+                    others[number] = ConflictError(f'expected somebody new, found participant {known[key]}')
+                    continue
+                entries.append(Entry(participant, 1, arrival.at, (Arrived(arrival.mode),)))
+                row = {'participant': participant, 'mode': arrival.mode, 'known_by': key}
+                rows.append(row | dataclasses.asdict(identity))
+            stored = _append(connection, entries, again)
+            new = [
+                row
+                for row, found in zip(rows, stored, strict=True)
+                if row['panel_id'] and row['known_by'] not in before and not isinstance(found, ConflictError)
+            ]
+            if new:
+                connection.execute(sa.insert(database.identities), new)
+            in_order = iter(stored)
+            return [others[number] if number in others else next(in_order) for number in range(len(arrivals))]
 
         return self._transact(work)
 

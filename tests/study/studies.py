@@ -13,7 +13,7 @@ from simrl.study.events import Arrived, Deleted, Event, Stored, from_row, to_row
 from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, TaskSettings
-from simrl.study.store import ConflictError, Entry, Identity, StoreError
+from simrl.study.store import Arrival, ConflictError, Entry, Identity, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks, Texts, read_texts
 from simrl.study.turns import Answer, Ask, Moderate
 
@@ -68,14 +68,10 @@ class MemoryStore:
             return None
         return found[0], found[1] == identity.session_id
 
-    def enter(self, identity: Identity, participant: str, at: float, mode: Mode) -> tuple[Stored, ...]:
+    def enter_all(self, arrivals: Sequence[Arrival]) -> list[tuple[Stored, ...] | ConflictError]:
+        self.groups.append(len(arrivals))
         self._check()
-        if self.find(identity, mode) is not None:
-            raise ConflictError(identity.panel_id)
-        self.known[identity.panel_id, mode] = participant, identity.session_id
-        stored = self._append(Entry(participant, 1, at, (Arrived(mode),)))
-        assert isinstance(stored, tuple)
-        return stored
+        return [self._enter(arrival) for arrival in arrivals]
 
     def delete(self, participant: str, version: int, at: float) -> tuple[Stored, ...]:
         self._check()
@@ -89,6 +85,13 @@ class MemoryStore:
     def _check(self) -> None:
         if self.broken:
             raise StoreError('the disk is full')
+
+    def _enter(self, arrival: Arrival) -> tuple[Stored, ...] | ConflictError:
+        identity, mode = arrival.identity, arrival.mode
+        if self.find(identity, mode) is not None:
+            return ConflictError(identity.panel_id)
+        self.known[identity.panel_id, mode] = arrival.participant, identity.session_id
+        return self._append(Entry(arrival.participant, 1, arrival.at, (Arrived(mode),)))
 
     def _append(self, entry: Entry) -> tuple[Stored, ...] | ConflictError:
         last = max((version for id, version, *_ in self.rows if id == entry.participant), default=0)

@@ -547,6 +547,61 @@ def test_waiting_turns_go_on_after_a_kill() -> None:
     run(main())
 
 
+async def on_to_the_end(running: Running, id: str) -> Participant:
+    """Goes on from wherever a participant is."""
+    state = running.participants[id]
+    while state.step != 'over':
+        version = state.version
+        match state.step, state.turn and state.turn.status:
+            case 'consent', _:
+                state = await running.consent(id, version, True)
+            case 'instructions', _:
+                state = await running.instruct(id, version)
+            case 'check', _:
+                state = await running.check(id, version, RIGHT)
+            case 'task', _:
+                state = await running.prepare(id, version, f'{state.document_type}-1', ('me', 'x'))
+            case 'final', _:
+                state = await running.write(id, version, WORDS, 0)
+            case _, 'waiting':
+                state = await replied(running, id)
+            case _, 'shown':
+                state = await running.vote(id, version, 'b', 'It is better.')
+            case 'conversation', 'judged' if len(state.main.judged if state.main else ()) == 2:
+                state = await running.conclude(id, version)
+            case _:
+                state = await running.send(id, version, 'Hello')
+    return state
+
+
+def test_a_kill_at_any_moment_loses_and_doubles_nothing() -> None:
+    """The study is started again from what was stored after each of its transactions: all go on to the end."""
+
+    class Watched(MemoryStore):
+        def append(self, entries: Sequence[Entry]) -> Any:
+            found = super().append(entries)
+            moments.append(MemoryStore(list(self.rows), dict(self.known)))
+            return found
+
+    async def main() -> None:
+        async with study(Watched()) as running:
+            await asyncio.gather(*[to_end(running, f'p{n}') for n in range(3)])
+        for moment in moments[:: max(1, len(moments) // 12)]:
+            stored = list(moment.rows)
+            async with study(moment) as running:
+                ends = await asyncio.gather(*[on_to_the_end(running, id) for id in running.participants])
+                assert moment.rows[: len(stored)] == stored
+                assert {state.outcome for state in ends} <= {'completed'}
+                assert running.participants == fold_all(moment.events())
+                for state in ends:
+                    names = kinds(moment, state.id)
+                    assert [name for name in names if name not in ('Voided', 'Retried')] == WAY
+
+    moments: list[MemoryStore] = []
+    run(main())
+    assert len(moments) > 20
+
+
 def test_replies_under_way_end_before_the_server_does() -> None:
     async def main() -> None:
         store = MemoryStore()

@@ -43,7 +43,7 @@ from simrl.study.events import (
     Wrote,
 )
 from simrl.study.participant import fold_all
-from simrl.study.store import ConflictError, Entry, Identity, Store, StoreError, read_events
+from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError, read_events
 
 SOMEBODY = Identity('5f1a', 'study', 'session')
 ODD = 'a\0b \ud83d \U0001f600 \u202e "quoted" \'; DROP TABLE events; --\r\n'  # a NUL, half of a pair, a whole one
@@ -218,6 +218,26 @@ def test_nobody_enters_twice(store_url):
             opened.enter(Identity('other', '', ''), 'x', 1.0, 'rehearsal')
         assert opened.identities() == {first.participant: SOMEBODY, 'previewed': SOMEBODY}
         assert len(opened.events()) == 4
+
+
+def test_many_enter_in_one_transaction(store_url):
+    somebody, nobody = [Identity(name, 's', 's') for name in 'abc'], Identity('', '', '')
+    with Store(store_url, 'live') as opened:
+        opened.enter(somebody[0], 'p0', 1.0, 'live')
+        whom = [somebody[1], somebody[0], somebody[2], somebody[1], nobody, nobody, somebody[0]]
+        modes = ['live'] * 6 + ['preview']
+        arrivals = [Arrival(*one) for one in zip(whom, 'uvwxyz0', [2.0] * 7, modes, strict=True)]
+        results = opened.enter_all(arrivals)
+        assert [isinstance(result, ConflictError) for result in results] == [0, 1, 0, 1, 0, 0, 0]
+        assert [event.participant for event in opened.events()] == ['p0', 'u', 'w', 'y', 'z', '0']
+        stored = [event for result in results if not isinstance(result, ConflictError) for event in result]
+        assert stored == opened.events(after=1)
+        found = {'p0': somebody[0], 'u': somebody[1], 'w': somebody[2], '0': somebody[0]}
+        assert opened.identities() == found
+        with pytest.raises(StoreError, match='expected mode live or preview'):
+            opened.enter_all([Arrival(Identity('d', '', ''), 'd', 1.0, mode) for mode in ('live', 'rehearsal')])
+        assert opened.identities() == found
+        assert opened.enter_all([]) == []
 
 
 @pytest.mark.parametrize('ids', [('a\0', '', ''), ('a', 'b c', ''), ('a' * 129, '', ''), ('a', '', 'é'), ('', 's', '')])
