@@ -8,9 +8,9 @@ from simrl.study.events import Asked, Preferred, Replied, Retried, Stored
 from simrl.study.settings import TaskSettings
 from simrl.study.store import read_events
 from tests.study.pages import settings_of, site
-from tools.rehearse.__main__ import main
 from tools.rehearse.account import differences
 from tools.rehearse.pages import read_page
+from tools.rehearse.run import main
 from tools.rehearse.walk import Action, Habits, Walk
 
 FIELDS = {'choice': 'a', 'reason': 'short (7)'}
