@@ -23,6 +23,7 @@ from absl import logging
 
 import simrl
 from simrl.run.config import identity as identity_of
+from simrl.run.config import to_dict
 from simrl.study import steps
 from simrl.study.events import (
     STUDY,
@@ -82,7 +83,7 @@ class Running:
         self.plan: PlanFrozen | None = None
         self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
-        self.config_hash = hashed(identity_of(settings))
+        self.config_hash = hashed(identity_of(settings) | {'tasks': to_dict(tasks), 'texts': to_dict(texts)})
         self._ask, self._moderate, self._clock = ask, moderate, clock
         self._names = names_of(settings.models)
         self._participants: dict[str, Participant] = {}

@@ -153,8 +153,11 @@ class StudySettings:
     store: str = dataclasses.field(default='sqlite:///study.sqlite', metadata=NO_EFFECT)
     # `live`, or `rehearsal`: a store is of one of the two for ever. Previews (see the admin page) are in neither.
     mode: Literal['live', 'rehearsal'] = 'live'
-    tasks: pathlib.Path | None = None  # a YAML file of document types and tasks; None: the 36 that simrl ships
-    texts: pathlib.Path | None = None  # a YAML file of the pages' texts, of which missing ones are simrl's
+    # YAML files. Their content is a part of the config's hash, their place is not.
+    # Of document types and tasks; None: the 36 that simrl ships.
+    tasks: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
+    # Of the pages' texts, of which missing ones are simrl's.
+    texts: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     seed: int = 0  # of all draws
     # A participant without an action for so long gives back their place in the balance; they may still continue.
     gone_seconds: float = 3600.0
@@ -201,6 +204,7 @@ def plan_of(settings: StudySettings) -> dict[str, Any]:
         'exchanges': task.exchanges,
         'max_exchanges': task.max_exchanges,
         'min_words': task.min_words,
+        'screens': to_dict(settings.screens),
     }
 
 

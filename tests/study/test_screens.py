@@ -9,14 +9,16 @@ import pathlib
 
 import pytest
 
+from simrl.run.config import differences
 from simrl.study.events import Conduct, Flagged, Preferred, Prepared, Replied, Wrote
 from simrl.study.flags import MEANINGS, Flag, ScreenSettings
 from simrl.study.overlap import covered, likeness, stems
 from simrl.study.participant import Participant, Talk, Turn, fold_all
 from simrl.study.screens import SCREENS, all_flags, flags, names_of
-from simrl.study.settings import PlanSettings
+from simrl.study.settings import PlanSettings, plan_of
 from simrl.study.texts import DocumentType, Task, Tasks, read_tasks
 from tests.study import planted
+from tests.study.studies import settings
 
 DATA = os.environ.get('SIMRL_DATA')
 TASKS = read_tasks()
@@ -346,3 +348,8 @@ def test_real_people_are_seldom_flagged_and_found_with_the_task_of_somebody_else
     assert caught >= 0.85 * len(swapped) > 40
     assistants = [flags(person(row, row, 'assistant'), tasks) for row in rows]
     assert sum('assistant_phrases' in {flag.flag for flag in given} for given in assistants) >= 0.75 * len(rows)
+
+
+def test_thresholds_are_part_of_the_plan():
+    plain, changed = (settings(screens=ScreenSettings(phrases=n)) for n in (1, 2))
+    assert differences(plan_of(plain), plan_of(changed)) == ['screens.phrases: 1 -> 2']

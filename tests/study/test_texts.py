@@ -8,9 +8,11 @@ import pytest
 
 from simrl.rewards.rubric import HELPFULNESS
 from simrl.study.render import page_html
+from simrl.study.running import Running
 from simrl.study.settings import TaskSettings
 from simrl.study.texts import TASKS, TEXTS, TextError, fill, read_tasks, read_texts
 from simrl.study.yaml_files import read_yaml
+from tests.study.studies import MemoryStore, echo, settings
 
 SPECIFIC = {'limit', 'found', 'tries_left', 'document_type'}
 
@@ -45,14 +47,14 @@ def test_36_tasks_are_shipped():
 
 def test_texts_are_filled_with_numbers_and_fields():
     texts = read_texts()
-    settings = TaskSettings(exchanges=7, min_words=1234)
+    task = TaskSettings(exchanges=7, min_words=1234)
     assert texts.unfilled() == tuple(field.name for field in dataclasses.fields(texts.fields))
     filled = dataclasses.replace(
         texts, fields=dataclasses.replace(texts.fields, **dict.fromkeys(texts.unfilled(), 'Somebody & Co {exchanges}'))
     )
     assert filled.unfilled() == ()
-    assert '[payment]' in texts.filled(settings).consent
-    filled = filled.filled(settings)
+    assert '[payment]' in texts.filled(task).consent
+    filled = filled.filled(task)
     assert 'at least 7 messages' in filled.consent
     assert '1,234 words' in filled.final
     assert 'paid Somebody &amp; Co {exchanges}' in page_html(filled.consent)  # what is filled in has no placeholders
@@ -236,6 +238,15 @@ def test_wrong_tasks_are_refused_by_line(tmp_path, changed, line, field, problem
     with pytest.raises(TextError, match=re.escape(f'{path}, line {line}: {field}: ')) as error:
         read_tasks(path)
     assert problem in str(error.value)
+
+
+def test_the_hash_of_the_config_follows_what_is_in_the_files_and_not_where_they_are(tmp_path):
+    def hash_of(told, **fields):
+        return Running(settings(**fields), MemoryStore(), read_tasks(), told, echo).config_hash
+
+    texts = read_texts()
+    assert hash_of(texts) == hash_of(texts, texts=tmp_path / 'own.yaml', tasks=tmp_path / 'tasks.yaml')
+    assert hash_of(texts) != hash_of(dataclasses.replace(texts, vote='Which one?'))
 
 
 def test_the_shipped_files_are_read_with_lines():
