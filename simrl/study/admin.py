@@ -17,16 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 
 from simrl.run.config import differences
 from simrl.study import export
+from simrl.study.analysis import Analysis, analyse
 from simrl.study.events import Looked, Opened, Paused, PlanFrozen, Stored
-from simrl.study.overview import NAMES, completed, exchanges, needed, progress
+from simrl.study.flags import Flag
+from simrl.study.overview import completed, exchanges, needed, progress, standing
 from simrl.study.participant import Participant
 from simrl.study.plan import LookBound, frozen_settings, is_finished, look_bounds, next_look
 from simrl.study.running import Running
-from simrl.study.settings import PlanSettings, plan_of
+from simrl.study.screens import all_flags, names_of
+from simrl.study.settings import PlanSettings, StudySettings, plan_of
 from simrl.study.web import Form, PageError, Web, redirect
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     router = APIRouter(prefix='/admin', dependencies=[Depends(guard)])
     attempts = Attempts(web.settings.admin_tries, clock)
     looking = asyncio.Lock()
+    screened = Screened(running)
 
     def page(request: Request, name: str, status: int = 200, **context: object) -> Response:
         session = web.session(request, 'administrator')
@@ -94,26 +98,29 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             **context,
         )
 
+    def sign_in_page(status: int = 200, error: str = '') -> HTMLResponse:
+        return web.page('admin_sign_in.html', status, error=error, variable=web.settings.admin_variable)
+
     async def read(request: Request) -> Form:
         _, form = await web.read_form(request, 'administrator')
         return form
 
     @router.get('/sign-in')
     async def sign_in(request: Request) -> Response:
-        return web.page('admin_sign_in.html', error='')
+        return sign_in_page()
 
     @router.post('/sign-in')
     async def signed_in(request: Request) -> Response:
         """Trades the token for a session."""
         form = await web.read_fields(request)
         if attempts.are_too_many:
-            refused = web.page('admin_sign_in.html', 429, error='Too many wrong tokens. Please wait a minute.')
+            refused = sign_in_page(429, 'Too many wrong tokens. Please wait a minute.')
             refused.headers['Retry-After'] = str(int(MINUTE))
             return refused
         if not web.admin_token or not hmac.compare_digest(form.text('token').encode(), web.admin_token.encode()):
             attempts.add()
             log.warning('a wrong token of administrators from %s', request.client.host if request.client else 'nowhere')
-            return web.page('admin_sign_in.html', 403, error='This is not the token.')
+            return sign_in_page(403, 'This is not the token.')
         response = redirect('/admin')
         web.sign_in(response, 'administrator')
         return response
@@ -158,8 +165,8 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
         shown, after = request.query_params.get('shown', 'all'), _number(request.query_params.get('after', '0'))
         if shown not in SHOWN:
             raise PageError(404, 'There is no such list of participants.')
-        flags = flag_names(running)
-        found = [state for state in running.participants.values() if _is_shown(state, shown, running, flags)][::-1]
+        flags, now = await screened.names(), clock()
+        found = [s for s in running.participants.values() if _is_shown(s, shown, running.settings, flags, now)][::-1]
         return page(
             request,
             'admin_participants.html',
@@ -171,7 +178,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             total=len(found),
             after=after,
             rows=PAGE_ROWS,
-            gone=lambda state: state.outcome is None and clock() - state.seen_at > running.settings.gone_seconds,
+            gone=lambda state: state.outcome is None and now - state.seen_at > running.settings.gone_seconds,
         )
 
     @router.get('/participants/{id}')
@@ -190,8 +197,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             else None,
             practice=exchanges(state.training),
             conversation=exchanges(state.main),
-            flags=flags_of(running, state),
-            names=NAMES,
+            flags=(await screened.flags()).get(id, ()),
         )
 
     @router.post('/participants/{id}/exclude')
@@ -215,12 +221,12 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             table = export.payment_rows(running.participants.values(), identities, running.settings)
             return _download(running, 'payments', kind, export.to_csv(table).encode())
         events = await asyncio.to_thread(running.store.events)
-        return await _exported(running, events, name, kind, blind=True)
+        return await _exported(running, events, await screened.names(), name, kind, blind=True)
 
     @router.get('/looks')
     async def looks(request: Request) -> Response:
         """The planned looks, and those that were made."""
-        return page(request, 'admin_looks.html', **_looks_context(running), error='')
+        return page(request, 'admin_looks.html', **_looks_context(running), error='', given={})
 
     @router.post('/looks')
     async def look(request: Request) -> Response:
@@ -237,7 +243,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             elif form.text('confirmation').strip().lower() != CONFIRMATION:
                 error = f'Nothing was shown: please type “{CONFIRMATION}”.'
             if error:
-                return page(request, 'admin_looks.html', 422, **_looks_context(running), error=error)
+                return page(request, 'admin_looks.html', 422, **_looks_context(running), error=error, given=form.fields)
             done = completed(running.participants.values(), running.settings)
             number_of_votes = sum(len(state.main.judged) for state in done if state.main)
             alpha = opened.alpha if planned and opened else 0.0
@@ -249,15 +255,17 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     async def results(request: Request, number: str) -> Response:
         """The results as of a look."""
         made = _look(running, _number(number))
-        found = await asyncio.to_thread(results_of, running, made)
-        return page(request, 'admin_results.html', look=made, results=found)
+        found = await asyncio.to_thread(results_of, running, made, await screened.names())
+        order = {pair: number for number, pair in enumerate(running.settings.compared)}
+        pairs = sorted(found.pairs, key=lambda pair: order.get((pair.first, pair.second), len(order)))
+        return page(request, 'admin_results.html', look=made, results=found, pairs=pairs)
 
     @router.get('/looks/{number}/{name}.{kind}')
     async def unblinded(request: Request, number: str, name: str, kind: str) -> Response:
         """A table with the models, as of a look."""
         made = _look(running, _number(number))
         events = await asyncio.to_thread(_events_of, running, made)
-        return await _exported(running, events, name, kind, blind=False)
+        return await _exported(running, events, await screened.names(), name, kind, blind=False)
 
     return router
 
@@ -288,22 +296,32 @@ def looks_of(running: Running) -> list[Look]:
     return found
 
 
-def flags_of(running: Running, state: Participant) -> list[tuple[str, str]]:
-    """The flags of a participant and their reasons."""
-    return [(flagged.flag, flagged.reason) for flagged in state.flagged]
+class Screened:
+    """The flags of all participants, computed again once something happened."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._of: tuple[int, ...] = ()
+        self._found: dict[str, tuple[Flag, ...]] = {}
+
+    async def flags(self) -> dict[str, tuple[Flag, ...]]:
+        """The flags by participant, of those who have some and whose task the study still has."""
+        known = {task.id for kind in self._running.tasks.types for task in kind.tasks}
+        states = [s for s in self._running.participants.values() if s.prepared is None or s.prepared.task in known]
+        of = tuple(state.version for state in states)
+        if of != self._of:
+            self._found = await asyncio.to_thread(all_flags, states, self._running.tasks)
+            self._of = of
+        return self._found
+
+    async def names(self) -> dict[str, tuple[str, ...]]:
+        """Names of flags by participant."""
+        return names_of(await self.flags())
 
 
-def flag_names(running: Running) -> dict[str, list[str]]:
-    """Names of flags by participant, of those who have some."""
-    found = {id: [name for name, _ in flags_of(running, state)] for id, state in running.participants.items()}
-    return {id: names for id, names in found.items() if names}
-
-
-def results_of(running: Running, look: Look) -> Any:
+def results_of(running: Running, look: Look, flags: Mapping[str, Sequence[str]]) -> Analysis:
     """The analysis of the events up to a look, at its level."""
-    from simrl.study.analysis import analyse  # which takes a second
-
-    taken = export.snapshot(_events_of(running, look), running.settings.mode, flag_names(running))
+    taken = export.snapshot(_events_of(running, look), running.settings.mode, flags)
     plan = plan_in_force(running)
     before = [one.looked for one in looks_of(running)[: look.number - 1] if one.looked.planned]
     shares = [min(1.0, one.participants / plan.participants) for one in before]
@@ -332,12 +350,20 @@ def _looks_context(running: Running) -> dict[str, Any]:
     }
 
 
-async def _exported(running: Running, events: Sequence[Stored], name: str, kind: str, *, blind: bool) -> Response:
+async def _exported(
+    running: Running,
+    events: Sequence[Stored],
+    flags: Mapping[str, Sequence[str]],
+    name: str,
+    kind: str,
+    *,
+    blind: bool,
+) -> Response:
     if name not in ('turns', 'participants', 'preferences') or kind not in ('jsonl', 'parquet'):
         raise PageError(404, 'There is no such table.')
 
     def make() -> bytes:
-        taken = export.snapshot(events, running.settings.mode, flag_names(running))
+        taken = export.snapshot(events, running.settings.mode, flags)
         if name == 'preferences':
             found, _ = export.preferences(taken, running.settings.name, blind=blind)
             table = export.preference_rows(found)
@@ -382,21 +408,14 @@ def _reason(form: Form, least: int) -> str:
     return reason
 
 
-def _is_shown(state: Participant, shown: str, running: Running, flags: Mapping[str, Sequence[str]]) -> bool:
+def _is_shown(
+    state: Participant, shown: str, settings: StudySettings, flags: Mapping[str, Sequence[str]], now: float
+) -> bool:
     if state.mode == 'preview' or shown == 'preview':
         return state.mode == shown == 'preview'
-    match shown:
-        case 'completed':
-            return state.outcome == 'completed'
-        case 'under way':
-            return state.outcome is None
-        case 'left':
-            return state.outcome not in (None, 'completed')
-        case 'flagged':
-            return state.id in flags
-        case 'excluded':
-            return state.is_excluded
-    return True
+    if shown == 'flagged':
+        return state.id in flags
+    return shown == 'all' or standing(state, now, settings.gone_seconds) == shown.replace('under way', 'live')
 
 
 def when(at: float) -> str:

@@ -1,4 +1,4 @@
-"""What administrators see of a study that runs: its progress, and conversations without the models' names.
+"""A study that runs, as administrators see it: its progress, and conversations without the models' names.
 
 Nothing here depends on which model was preferred, nor on which one was on which side.
 """
@@ -7,11 +7,11 @@ import collections
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from markupsafe import Markup
 
 from simrl.evaluation.power import UnreachableError
-from simrl.study.assignment import counts
 from simrl.study.events import Choice, Conduct, Side
 from simrl.study.participant import Participant, Talk, Turn
 from simrl.study.plan import Clustering, Size, assumed, blind_clustering, planned_size
@@ -24,27 +24,17 @@ NAMES: Mapping[Choice, str] = {'left': 'A', 'tie': 'tie', 'right': 'B'}
 WITHHELD = Markup('<p class="soft">Withheld: this reply may name its model.</p>')
 
 
-@dataclasses.dataclass
-class Count:
-    """Participants: who completed, is under way and was seen lately, or left without completing.
+Standing = Literal['completed', 'live', 'left', 'excluded']
+Count = collections.Counter[Standing]
 
-    Those whom an administrator excluded are `excluded` alone.
-    """
 
-    completed: int = 0
-    live: int = 0
-    left: int = 0
-    excluded: int = 0
-
-    def add(self, state: Participant, now: float, gone_seconds: float) -> None:
-        if state.is_excluded:
-            self.excluded += 1
-        elif state.outcome == 'completed':
-            self.completed += 1
-        elif counts(state, now, gone_seconds):
-            self.live += 1
-        else:
-            self.left += 1
+def standing(state: Participant, now: float, gone_seconds: float) -> Standing:
+    """Sorts a participant: completed, under way and seen lately, or left; excluded whatever else they are."""
+    if state.is_excluded:
+        return 'excluded'
+    if state.outcome == 'completed':
+        return 'completed'
+    return 'live' if state.outcome is None and now - state.seen_at <= gone_seconds else 'left'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +70,19 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
     """Counts participants; `now` in seconds since 1970."""
     everybody = list(participants)
     own = [state for state in everybody if state.mode == settings.mode]
-    total = Count()
     types = [kind.id for kind in tasks.types]
-    cells = {(':'.join(pair), kind): Count() for pair in settings.compared for kind in types}
-    of_task = {task.id: Count() for kind in tasks.types for task in kind.tasks}
+    cells: dict[tuple[str, str], Count] = {
+        (':'.join(pair), kind): collections.Counter() for pair in settings.compared for kind in types
+    }
+    of_task: dict[str, Count] = {task.id: collections.Counter() for kind in tasks.types for task in kind.tasks}
+    total: Count = collections.Counter()
     for state in own:
-        total.add(state, now, settings.gone_seconds)
+        kind = standing(state, now, settings.gone_seconds)
+        total[kind] += 1
         if state.main and state.document_type:  # of other pairs and tasks where the config was changed
-            cell = cells.setdefault((':'.join(state.main.pair), state.document_type), Count())
-            cell.add(state, now, settings.gone_seconds)
+            cells.setdefault((':'.join(state.main.pair), state.document_type), collections.Counter())[kind] += 1
         if state.prepared:
-            of_task.setdefault(state.prepared.task, Count()).add(state, now, settings.gone_seconds)
+            of_task.setdefault(state.prepared.task, collections.Counter())[kind] += 1
     done = completed(own, settings)
     judged = [turn for state in done if state.main for turn in state.main.judged]
     times = [(state.seen_at - state.began_at) / 60 for state in done]
@@ -99,7 +91,7 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
         cells=cells,
         tasks=of_task,
         ends=collections.Counter(state.outcome for state in own if state.outcome),
-        gone=sum(state.outcome is None and not counts(state, now, settings.gone_seconds) for state in own),
+        gone=sum(state.outcome is None and standing(state, now, settings.gone_seconds) == 'left' for state in own),
         previews=sum(state.mode == 'preview' for state in everybody),
         votes=len(judged),
         named=sum(bool(turn.replies and turn.replies.named) for turn in judged),
