@@ -7,7 +7,7 @@
 5. `to_jsonl`, `to_parquet`, `to_csv`: files of them.
 
 Tables are blind unless asked for otherwise: votes are by side, and which model was on which side is left out, with what
-would tell it: seconds, and a reply that may name its model.
+would tell it: seconds, and the replies of a turn in which one may name its model.
 """
 
 import bisect
@@ -48,7 +48,7 @@ _TURNS = {
     'right_text': 'string',
     'left_cut': 'bool',
     'right_cut': 'bool',
-    'named': 'bool',  # a reply may name its model; its text is null in a blind table
+    'named': 'bool',  # a reply may name its model; both texts are null in a blind table
     'choice': 'string',
     'kept': 'string',
     'reason': 'string',
@@ -210,8 +210,8 @@ def turn_rows(taken: Snapshot, *, blind: bool = True) -> Table:
         for field in ('message', 'reason'):
             conduct = dataclasses.asdict(getattr(vote, f'{field}_conduct'))
             row |= {f'{field}_{key}': value for key, value in conduct.items()}
-        if blind:
-            row |= {f'{side}_text': None for side in vote.named}
+        if blind and vote.named:  # which of the two it is tells the model, too
+            row |= {'left_text': None, 'right_text': None}
         else:
             row |= _of(vote, _UNBLINDED) | {f'{side}_named': side in vote.named for side in ('left', 'right')}
         rows.append(row)

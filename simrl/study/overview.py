@@ -6,13 +6,13 @@ Nothing here depends on which model was preferred, nor on which one was on which
 import collections
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from markupsafe import Markup
 
 from simrl.evaluation.power import UnreachableError
-from simrl.study.events import Choice, Conduct, Side
+from simrl.study.events import Choice, Conduct, Replied
 from simrl.study.participant import Participant, Talk, Turn
 from simrl.study.plan import Clustering, Size, assumed, blind_clustering, planned_size
 from simrl.study.render import to_html
@@ -21,7 +21,7 @@ from simrl.study.texts import Tasks
 from simrl.study.votes import votes
 
 NAMES: Mapping[Choice, str] = {'left': 'A', 'tie': 'tie', 'right': 'B'}
-WITHHELD = Markup('<p class="soft">Withheld: this reply may name its model.</p>')
+WITHHELD = Markup('<p class="soft">Withheld: one of the two replies may name its model.</p>')
 
 
 Standing = Literal['completed', 'live', 'left', 'excluded']
@@ -147,7 +147,7 @@ class Exchange:
     """A turn as it is shown to administrators.
 
     Attributes:
-        replies: A and B as HTML; one that may name its model is withheld.
+        replies: A and B as HTML; both are withheld where one may name its model, as which of them does tells it, too.
         choice, kept: 'A', 'B' or 'tie'.
         seconds: from the replies' being shown to the vote.
     """
@@ -174,8 +174,8 @@ def exchanges(talk: Talk | None) -> list[Exchange]:
 def _exchange(number: int, turn: Turn) -> Exchange:
     replies, vote = turn.replies, turn.preferred
 
-    def reply(side: Side, text: str, named: Sequence[Side]) -> Markup:
-        return WITHHELD if side in named else to_html(text)
+    def shown(replies: Replied) -> tuple[Markup, Markup]:
+        return (WITHHELD, WITHHELD) if replies.named else (to_html(replies.left_text), to_html(replies.right_text))
 
     return Exchange(
         number=number,
@@ -183,9 +183,7 @@ def _exchange(number: int, turn: Turn) -> Exchange:
         message=turn.message,
         message_conduct=turn.conduct,
         voids=turn.voids,
-        replies=(reply('left', replies.left_text, replies.named), reply('right', replies.right_text, replies.named))
-        if replies
-        else None,
+        replies=shown(replies) if replies else None,
         cut=(replies.left_cut, replies.right_cut) if replies else (False, False),
         choice=NAMES[vote.choice] if vote else '',
         kept=NAMES[vote.kept] if vote else '',

@@ -140,6 +140,7 @@ def test_a_blind_table_has_nothing_that_depends_on_which_model_is_which(events):
         row = json.loads(line)
         assert row.pop('pair') == 'quartz:basalt'
         assert not any(name in json.dumps(row) for name in PAIR)  # replies that name a model are withheld
+        assert (row['left_text'] is None) == (row['right_text'] is None) == row['named']
         assert not {'left', 'right', 'preference', 'first_was_left', 'left_seconds'} & set(row)
     assert sum(json.loads(line)['named'] for line in own[0].splitlines()) > 5
     assert len(own[2]) > 40
