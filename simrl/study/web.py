@@ -32,6 +32,7 @@ Kind = Literal['participant', 'administrator']
 COOKIES: Mapping[Kind, str] = {'participant': 'study', 'administrator': 'study_admin'}
 COOKIE_SECONDS: Mapping[Kind, int] = {'participant': 60 * 86_400, 'administrator': 12 * 3600}
 MOST_FIELDS = 64  # of a form
+CONNECTIONS = 4096  # a browser opens up to six
 FORM = 'application/x-www-form-urlencoded'
 TYPES = {'.css': 'text/css', '.js': 'text/javascript', '.svg': 'image/svg+xml'}
 HEADERS = {
@@ -103,6 +104,17 @@ class Form:
         return found
 
 
+def http_limits(settings: WebSettings) -> HttpSettings:
+    """The address of the pages, and the limits of connections and bodies."""
+    return HttpSettings(
+        host=settings.host,
+        port=settings.port,
+        connections=CONNECTIONS,
+        body_bytes=settings.body_bytes,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Web:
     """The keys, limits and templates of a study's pages.
@@ -120,11 +132,7 @@ class Web:
 
     @functools.cached_property
     def http(self) -> HttpSettings:
-        """The limits of connections and bodies."""
-        own = self.settings
-        return HttpSettings(
-            host=own.host, port=own.port, body_bytes=own.body_bytes, drain_seconds=own.drain_seconds, connections=4096
-        )
+        return http_limits(self.settings)
 
     @functools.cached_property
     def headers(self) -> Mapping[str, str]:
@@ -136,26 +144,14 @@ class Web:
         """Content and media type of the files that pages load, by name."""
         return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in sorted((PAGES / 'static').iterdir())}
 
-    @functools.cached_property
-    def environment(self) -> jinja2.Environment:
-        made = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(PAGES),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        made.filters['enumerated'] = lambda values: list(enumerate(values))
-        made.globals |= {'asset': self._asset, 'texts': self.texts, 'markdown': page_html, 'fill': fill}
-        return made
-
-    def _asset(self, name: str) -> str:
+    def asset(self, name: str) -> str:
         """The address of a file that pages load: another one where its content is another."""
         return f'/static/{name}?v={hashlib.sha256(self.static[name][0]).hexdigest()[:12]}'
 
     def page(self, name: str, status: int = 200, **context: object) -> HTMLResponse:
         """The response with a template's page."""
-        return HTMLResponse(self.environment.get_template(name).render(context), status)
+        context = {'texts': self.texts, 'asset': self.asset, **context}
+        return HTMLResponse(_environment().get_template(name).render(context), status)
 
     def error_page(self, status: int, message: str, *, back: str = '/') -> HTMLResponse:
         """The page of an error; its link leads to `back`."""
@@ -236,6 +232,20 @@ class Web:
         if len(fields) < len(pairs):
             raise PageError(400, 'expected each field once')
         return Form(fields)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters['enumerated'] = lambda values: list(enumerate(values))
+    made.globals |= {'markdown': page_html, 'fill': fill}
+    return made
 
 
 def redirect(address: str) -> Response:

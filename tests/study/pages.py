@@ -30,6 +30,7 @@ from simrl.study.web import Web
 
 T = TypeVar('T')
 HTTP = HttpSettings(port=0)
+TASKS = read_tasks()
 NAMES = ('zebra-7b', 'okapi-2')
 ADMIN = 'administrators-know-this'
 ENTER = '/enter?PROLIFIC_PID={}&STUDY_ID=s1&SESSION_ID=v1'
@@ -66,7 +67,7 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
 
     texts = read_texts().filled(settings.task)
     with Store(settings.store, settings.mode) as store:
-        running = Running(settings, store, read_tasks(settings.tasks), texts, ask)
+        running = Running(settings, store, TASKS, texts, ask)
         await running.start()
         try:
             web = Web(settings.web, texts, store.secret, ADMIN)

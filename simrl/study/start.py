@@ -1,0 +1,85 @@
+"""Start a study: all that can be wrong is found before anybody is let in, and nothing is half started."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from simrl.serving.listener import bind, make_server, raise_file_limit, url_of
+from simrl.study.admin import make_router
+from simrl.study.app import make_app
+from simrl.study.models import open_models
+from simrl.study.running import Running
+from simrl.study.settings import StudySettings, WebSettings
+from simrl.study.store import Store
+from simrl.study.texts import Tasks, read_tasks, read_texts
+from simrl.study.web import Web, http_limits
+
+LEAST_TOKEN = 16  # characters of the administrators' token
+PANEL_LINK = '/enter?PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}'
+Say = Callable[[str], None]
+
+
+def serve(settings: StudySettings, say: Say) -> None:
+    """Runs a study until SIGTERM or SIGINT.
+
+    1. The token, tasks and texts are read, and the address is taken; connections are refused for now. 2. The store is
+    opened. 3. Models are started or asked. 4. Replies that were under way are asked for again, and pages are served.
+    At the end requests and replies have `drain_seconds` to finish; a reply that takes longer is asked for at the next
+    start.
+
+    Args:
+        say: takes lines for whoever started it: the addresses, once they can be opened.
+
+    Raises:
+        OSError: the address is taken.
+        ValueError: the token is missing, or a live study's texts are not complete. TextError: a file of them is wrong.
+        StoreError: the store cannot be opened.
+        EndpointError: a model cannot be reached.
+    """
+    token = read_admin_token(settings.web)
+    tasks, texts = read_tasks(settings.tasks), read_texts(settings.texts)
+    if settings.mode == 'live' and (empty := texts.unfilled()):
+        raise ValueError(f'texts: expected fields.{empty[0]} to be filled in before a live study, found nothing')
+    texts = texts.filled(settings.task)
+    http = http_limits(settings.web)
+    with bind(http) as listener, Store(settings.store, settings.mode) as store:
+        raise_file_limit(http)
+        web = Web(settings.web, texts, store.secret, token)
+        asyncio.run(_serve(settings, store, tasks, web, listener, say))
+
+
+def read_admin_token(settings: WebSettings) -> str:
+    """The administrators' token from the environment.
+
+    Raises:
+        ValueError: it is missing or short. It is never shown.
+    """
+    token = os.environ.get(settings.admin_variable, '').strip()
+    if len(token) < LEAST_TOKEN:
+        raise ValueError(
+            f"WebSettings.admin_variable: expected the administrators' token in the environment variable "
+            f'{settings.admin_variable}, at least {LEAST_TOKEN} characters, found {len(token)}'
+        )
+    return token
+
+
+async def _serve(
+    settings: StudySettings, store: Store, tasks: Tasks, web: Web, listener: socket.socket, say: Say
+) -> None:
+    base = url_of(listener).removesuffix('/v1')
+    say(f'{settings.name}: {settings.mode}, store {settings.store}; starting the models')
+
+    def announce() -> None:
+        entry = PANEL_LINK if settings.panel.entry == 'panel' else '/enter'
+        say(f'{base}/admin is for administrators\n{base}{entry} is for participants')
+
+    async with open_models(settings) as (ask, moderate):
+        running = Running(settings, store, tasks, web.texts, ask, moderate)
+        await running.start()
+        try:
+            app = make_app(running, web, make_router(running, web))
+            server = make_server(app, http_limits(settings.web), on_listening=announce)
+            await server.serve([listener])
+        finally:
+            await running.stop()
