@@ -1,4 +1,4 @@
-"""What all pages share: signed cookies, forged requests refused, limits of a body, headers, templates.
+"""Parts of all pages: signed cookies, forged requests refused, limits of a body, headers, templates.
 
 Participants and administrators have a cookie each, signed with a secret of the store. A form is taken only with the
 token of its own cookie, and from a page of this site. Errors are pages, too.
@@ -180,7 +180,7 @@ class Web:
         response.delete_cookie(self.cookie_name(kind), httponly=True, samesite='lax', secure=self.settings.https)
 
     def session(self, request: Request, kind: Kind) -> str | None:
-        """What the cookie was signed with; None without one, and for a forged or old one."""
+        """The value that the cookie was signed with; None without one, and for a forged or old one."""
         cookie = request.cookies.get(self.cookie_name(kind))
         if cookie is None:
             return None
