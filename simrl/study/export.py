@@ -210,10 +210,10 @@ def turn_rows(taken: Snapshot, *, blind: bool = True) -> Table:
         for field in ('message', 'reason'):
             conduct = dataclasses.asdict(getattr(vote, f'{field}_conduct'))
             row |= {f'{field}_{key}': value for key, value in conduct.items()}
-        if blind and vote.named:  # which of the two it is tells the model, too
-            row |= {'left_text': None, 'right_text': None}
-        else:
+        if not blind:
             row |= _of(vote, _UNBLINDED) | {f'{side}_named': side in vote.named for side in ('left', 'right')}
+        elif vote.named:  # which of the two it is tells the model, too
+            row |= {'left_text': None, 'right_text': None}
         rows.append(row)
     return Table(_TURNS if blind else {**_TURNS, **_UNBLINDED}, rows)
 
