@@ -9,13 +9,12 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
-import json
 import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -23,38 +22,13 @@ import sqlalchemy as sa
 
 from simrl.study import database
 from simrl.study.database import LostError, StoreError
-from simrl.study.events import STUDY, Arrived, Deleted, Event, EventError, Mode, Stored, from_row, to_row
+from simrl.study.events import STUDY, Arrived, Deleted, Mode, Stored
+from simrl.study.rows import ConflictError, Entry, append_entries, read_rows
 
 __all__ = ['Arrival', 'ConflictError', 'Entry', 'Identity', 'Store', 'StoreError', 'read_events']
 
 T = TypeVar('T')
 RECONNECT_SECONDS = 30.0  # for which a lost connection to PostgreSQL is tried again
-
-
-class ConflictError(RuntimeError):
-    """A participant's event of this version is stored already, or those before it are not; or they are known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Events that are stored together or not at all.
-
-    Attributes:
-        participant: their id; `STUDY` for events of the study itself.
-        version: number of the first event among the participant's, from 1.
-        at: time in seconds since 1970, UTC.
-    """
-
-    participant: str
-    version: int
-    at: float
-    events: tuple[Event, ...]
-
-    def __post_init__(self) -> None:
-        if self.version < 1 or not self.events:
-            raise ValueError(f'Entry: expected events from version 1 on, found {len(self.events)} from {self.version}')
-        for event in self.events:
-            _to_json(event)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +114,7 @@ class Store:
         Raises:
             StoreError: a row is damaged.
         """
-        return self._transact(lambda connection, _: _read(self._url, connection, after))
+        return self._transact(lambda connection, _: read_rows(self._url, connection, after))
 
     def append(self, entries: Sequence[Entry]) -> list[tuple[Stored, ...] | ConflictError]:
         """Stores entries in one transaction, in their order.
@@ -151,7 +125,7 @@ class Store:
         Raises:
             StoreError: nothing was stored, or (the connection was lost for long) it is unknown.
         """
-        return self._transact(lambda connection, again: _append(connection, entries, again))
+        return self._transact(lambda connection, again: append_entries(connection, entries, again))
 
     def find(self, identity: Identity, mode: Mode) -> tuple[str, bool] | None:
         """The participant of the mode with this panel id, and whether study and session are those of the first time.
@@ -200,7 +174,7 @@ class Store:
                 entries.append(Entry(participant, 1, arrival.at, (Arrived(arrival.mode),)))
                 row = {'participant': participant, 'mode': arrival.mode, 'known_by': key}
                 rows.append(row | dataclasses.asdict(identity))
-            stored = _append(connection, entries, again)
+            stored = append_entries(connection, entries, again)
             new = [
                 row
                 for row, found in zip(rows, stored, strict=True)
@@ -227,7 +201,7 @@ class Store:
             raise ValueError(f'expected a participant who came, found {participant or "the study"}, event {version}')
 
         def work(connection: sa.Connection, again: bool) -> tuple[Stored, ...]:
-            [stored] = _append(connection, [Entry(participant, version, at, (Deleted(),))], again)
+            [stored] = append_entries(connection, [Entry(participant, version, at, (Deleted(),))], again)
             if isinstance(stored, ConflictError):
                 raise stored
             table, identities = database.events, database.identities
@@ -325,7 +299,7 @@ def read_events(url: str) -> list[Stored]:
     address = database.parse(url)
     with database.connect(address, 'read') as connection, database.translated(address), connection.begin():
         database.check_revision(address, connection)
-        return _read(address, connection, 0)
+        return read_rows(address, connection, 0)
 
 
 def _prepare(url: sa.URL, connection: sa.Connection, mode: str) -> bytes:
@@ -345,80 +319,3 @@ def _prepare(url: sa.URL, connection: sa.Connection, mode: str) -> bytes:
             f'{database.shown(url)}: expected a store of mode {mode}, found {row.mode}: give each a store of its own'
         )
     return bytes.fromhex(row.secret)
-
-
-def _append(
-    connection: sa.Connection, entries: Sequence[Entry], again: bool
-) -> list[tuple[Stored, ...] | ConflictError]:
-    """`Store.append` in a transaction; `again`: entries that are stored just so are no conflicts."""
-    table = database.events
-    versions = sa.select(table.c.participant, sa.func.max(table.c.version)).group_by(table.c.participant)
-    versions = versions.where(table.c.participant.in_({entry.participant for entry in entries}))
-    last = {row.participant: row[1] for row in connection.execute(versions)}
-    number = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
-    results: list[tuple[Stored, ...] | ConflictError] = []
-    rows: list[Mapping[str, Any]] = []
-    for entry in entries:
-        expected = last.get(entry.participant, 0) + 1
-        if entry.version != expected:
-            found = _stored_before(connection, entry) if again else None
-            results.append(
-                found
-                or ConflictError(f'{entry.participant}: expected event {expected} to follow, found {entry.version}')
-            )
-            continue
-        stored = []
-        for version, event in enumerate(entry.events, entry.version):
-            number += 1
-            stored.append(Stored(number, entry.participant, version, entry.at, event))
-            kind, _ = to_row(event)
-            row = {'number': number, 'participant': entry.participant, 'version': version, 'at': entry.at}
-            rows.append(row | {'kind': kind, 'body': _to_json(event)})
-        last[entry.participant] = entry.version + len(entry.events) - 1
-        results.append(tuple(stored))
-    if rows:
-        connection.execute(sa.insert(table), rows)
-    return results
-
-
-def _stored_before(connection: sa.Connection, entry: Entry) -> tuple[Stored, ...] | None:
-    """An entry as it is stored, if it is just that."""
-    columns = database.events.c
-    versions = range(entry.version, entry.version + len(entry.events))
-    query = sa.select(columns.number, columns.at, columns.body).where(
-        columns.participant == entry.participant, columns.version.in_(versions)
-    )
-    rows = connection.execute(query.order_by(columns.version)).all()
-    if [(row.at, row.body) for row in rows] != [(entry.at, _to_json(event)) for event in entry.events]:
-        return None
-    return tuple(
-        Stored(row.number, entry.participant, version, entry.at, event)
-        for row, version, event in zip(rows, versions, entry.events, strict=True)
-    )
-
-
-def _read(url: sa.URL, connection: sa.Connection, after: int) -> list[Stored]:
-    columns = database.events.c
-    query = sa.select(columns.number, columns.participant, columns.version, columns.at, columns.kind, columns.body)
-    found = []
-    for row in connection.execute(query.where(columns.number > after).order_by(columns.number)):
-        try:
-            event = from_row(row.kind, json.loads(row.body))
-        except (EventError, ValueError, TypeError) as error:
-            raise StoreError(
-                f'{database.shown(url)}: event {row.number} (participant {row.participant or "none"}, version '
-                f'{row.version}): {error}'
-            ) from error
-        found.append(Stored(row.number, row.participant, row.version, row.at, event))
-    return found
-
-
-def _to_json(event: Event) -> str:
-    """The body of an event's row.
-
-    Raises:
-        ValueError: it could not be read again, by a field of another type or a number that is not finite.
-    """
-    kind, body = to_row(event)
-    from_row(kind, body)
-    return json.dumps(body, allow_nan=False)

@@ -43,6 +43,7 @@ from simrl.study.events import (
     Wrote,
 )
 from simrl.study.participant import fold_all
+from simrl.study.rows import append_entries
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError, read_events
 
 SOMEBODY = Identity('5f1a', 'study', 'session')
@@ -536,9 +537,9 @@ def test_retries_are_bounded(postgres, monkeypatch):
         def lost(connection: sa.Connection, again: bool) -> list[tuple[Stored, ...] | ConflictError]:
             if not again:
                 with database.connect(other, 'write') as second, second.begin():
-                    store._append(second, entries, False)
+                    append_entries(second, entries, False)
                 drop()
-            return store._append(connection, entries, again)
+            return append_entries(connection, entries, again)
 
         first, found, third = opened._transact(lost)
         assert [event.number for event in (*first, *found, *third)] == [3, 1, 4]
