@@ -23,10 +23,10 @@ from simrl.run.config import differences
 from simrl.study import export
 from simrl.study.analysis import Analysis, analyse
 from simrl.study.events import Looked, Opened, Paused, PlanFrozen, Stored
-from simrl.study.flags import Flag
+from simrl.study.flags import Flag, ScreenSettings
 from simrl.study.overview import completed, exchanges, needed, progress, standing
 from simrl.study.participant import Participant
-from simrl.study.plan import LookBound, frozen_settings, is_finished, look_bounds, next_look
+from simrl.study.plan import LookBound, frozen_screens, frozen_settings, is_finished, look_bounds, next_look
 from simrl.study.running import Running
 from simrl.study.screens import all_flags, names_of
 from simrl.study.settings import PlanSettings, StudySettings, plan_of
@@ -275,6 +275,11 @@ def plan_in_force(running: Running) -> PlanSettings:
     return frozen_settings(running.plan.plan) if running.plan else running.settings.plan
 
 
+def screens_in_force(running: Running) -> ScreenSettings:
+    """The thresholds of screens in that plan."""
+    return frozen_screens(running.plan.plan) if running.plan else running.settings.screens
+
+
 def departures(running: Running) -> list[str]:
     """The fields in which the config differs from the frozen plan."""
     return differences(running.plan.plan, plan_of(running.settings)) if running.plan else []
@@ -310,7 +315,8 @@ class Screened:
         states = [s for s in self._running.participants.values() if s.prepared is None or s.prepared.task in known]
         of = tuple(state.version for state in states)
         if of != self._of:
-            self._found = await asyncio.to_thread(all_flags, states, self._running.tasks)
+            thresholds = screens_in_force(self._running)
+            self._found = await asyncio.to_thread(all_flags, states, self._running.tasks, thresholds)
             self._of = of
         return self._found
 

@@ -22,6 +22,7 @@ from simrl.evaluation.preferences import checked
 from simrl.evaluation.statistics import Vector, cluster_numbers
 from simrl.run.config import from_config_dict
 from simrl.study.events import Looked
+from simrl.study.flags import ScreenSettings
 from simrl.study.settings import PlanSettings
 
 FEWEST_PARTICIPANTS = 20  # with fewer the clustering is hardly known
@@ -104,6 +105,11 @@ def frozen_settings(plan: Mapping[str, Any]) -> PlanSettings:
     """
     names = [field.name for field in dataclasses.fields(PlanSettings)]
     return from_config_dict(PlanSettings, {name: plan[name] for name in names if name in plan}, 'plan')
+
+
+def frozen_screens(plan: Mapping[str, Any]) -> ScreenSettings:
+    """The thresholds of screens of a plan that was frozen. Raises `ConfigError` as `frozen_settings`."""
+    return from_config_dict(ScreenSettings, plan['screens'], 'plan.screens')
 
 
 def blind_clustering(preferences: Vector, participants: Sequence[Hashable], pairs: Sequence[Hashable]) -> Clustering:

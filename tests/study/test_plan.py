@@ -1,6 +1,7 @@
 """Sizes and interim looks: against published tables, other implementations, planted clustering; nothing unblinded."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,18 +10,37 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from simrl.evaluation.power import Design, people_needed
+from simrl.run.config import ConfigError
 from simrl.study.events import Looked
+from simrl.study.flags import ScreenSettings
 from simrl.study.plan import (
     Clustering,
     alpha_spent,
     assumed,
     blind_clustering,
+    frozen_screens,
+    frozen_settings,
     is_finished,
     look_bounds,
     next_look,
     planned_size,
 )
-from simrl.study.settings import PlanSettings
+from simrl.study.settings import PlanSettings, StudyModel, StudySettings, plan_of
+
+
+def test_a_frozen_plan_is_read_back_through_json():
+    endpoint = StudyModel(source='x')
+    settings = StudySettings(
+        models={'a': endpoint, 'b': endpoint},
+        plan=PlanSettings(looks=(0.3,), spending='pocock', excluded_flags=('fast',)),
+        screens=ScreenSettings(vote_seconds=7.5),
+    )
+    plan = json.loads(json.dumps(plan_of(settings)))
+    assert frozen_settings(plan) == settings.plan
+    assert frozen_screens(plan) == settings.screens
+    with pytest.raises(ConfigError, match='plan[.]power'):
+        frozen_settings({**plan, 'power': 'much'})
+
 
 PLAN = PlanSettings(participants=200, looks=(0.25, 0.5))
 
