@@ -19,6 +19,8 @@ MEANINGS = {
     'judge_borderline': 'a judge finds that the participant took little part in the task',
     'judge_low_quality': 'a judge finds that the participant took no part in the task',
 }  # by flag
+JUDGE = 'judge_'  # beginning of a judge's verdicts; that of JUDGED_OK is stored and is no flag
+JUDGED_OK = 'judge_ok'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """A judge's screen: a language model reads what a finished participant wrote and says how well they took part.
 
 Effort is judged, not language, opinions or the replies. Texts reach the judge as JSON strings, one value a line, so
-that nothing in them can pose as an instruction. Names of models are not among them. A judge that gives no verdict
-leaves no flag, and is counted with its cause.
+that nothing in them can pose as an instruction. Names of models are not among them. Each verdict is stored as an event,
+so that nobody is judged twice; where a judge gives none, there is no event, and its cause is counted.
 """
 
+import asyncio
+import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,9 +17,13 @@ from simrl.remote.answers import Failure, Outcome
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
+from simrl.remote.settings import EndpointSettings
 from simrl.rollouts.token_sampling import Sampling
 from simrl.study.events import Flagged
+from simrl.study.flags import JUDGE
 from simrl.study.participant import Participant
+from simrl.study.running import Running
+from simrl.study.steps import OutOfDateError
 from simrl.study.texts import Task, Tasks
 
 VERSION = 'study-screen-1'  # of the prompt
@@ -50,14 +57,18 @@ class Screened:
     """Verdicts of a judge.
 
     Attributes:
-        flags: by participant, of those that are not ok.
-        ok: participants without a flag.
+        verdicts: by participant, as events; `judge_ok` is one, too, and counts as no flag.
         failed: participants without a verdict, and why.
     """
 
-    flags: Mapping[str, Flagged]
-    ok: tuple[str, ...]
+    verdicts: Mapping[str, Flagged]
     failed: Mapping[str, Failure]
+
+    def summary(self) -> str:
+        """How many have which verdict, and why the others have none, on a line."""
+        of = collections.Counter(given.flag.removeprefix(JUDGE).replace('_', ' ') for given in self.verdicts.values())
+        of.update(f'no verdict ({failure.cause})' for failure in self.failed.values())
+        return ', '.join(f'{name}: {of[name]}' for name in sorted(of)) or 'nobody to judge'
 
 
 def judge_request(participant: Participant, task: Task) -> ChatRequest:
@@ -83,15 +94,19 @@ def judge_request(participant: Participant, task: Task) -> ChatRequest:
     )
 
 
-def flag_of(outcome: Outcome) -> Flagged | None:
-    """The flag of a verdict; None where it is ok. The outcome is no failure."""
-    assert not isinstance(outcome, Failure)
-    verdict = outcome.value['verdict']
-    return None if verdict == OK else Flagged(f'judge_{verdict}', outcome.value['thought'])
+def to_judge(participants: Iterable[Participant]) -> list[Participant]:
+    """Those who completed the study and have no verdict yet; previews are left out."""
+    return [
+        one
+        for one in participants
+        if one.outcome == 'completed'
+        and one.mode != 'preview'
+        and not any(given.flag.startswith(JUDGE) for given in one.flagged)
+    ]
 
 
-def screen(participants: Iterable[Participant], tasks: Tasks, endpoint: Endpoint, name: str = '') -> Screened:
-    """Asks the judge about those who completed the study and have no verdict yet.
+def screen(participants: Sequence[Participant], tasks: Tasks, endpoint: Endpoint, name: str = '') -> Screened:
+    """Asks the judge about participants who completed the study.
 
     Args:
         name: of the progress lines; empty: none.
@@ -99,16 +114,31 @@ def screen(participants: Iterable[Participant], tasks: Tasks, endpoint: Endpoint
     Raises:
         EndpointError: as of `Endpoint.check_for` and `Pending.result`.
     """
-    asked = [one for one in participants if one.outcome == 'completed' and not has_verdict(one)]
-    requests = [judge_request(one, tasks.task(one.prepared.task)) for one in asked if one.prepared]
+    requests = [judge_request(one, tasks.task(one.prepared.task)) for one in participants if one.prepared]
     endpoint.check_for(requests)
     outcomes: Sequence[Outcome] = endpoint.call(requests, name) if requests else []
-    by_id = {one.id: outcome for one, outcome in zip(asked, outcomes, strict=True)}
+    by_id = {one.id: outcome for one, outcome in zip(participants, outcomes, strict=True)}
     failed = {id: outcome for id, outcome in by_id.items() if isinstance(outcome, Failure)}
-    flags = {id: flag for id in by_id if id not in failed and (flag := flag_of(by_id[id]))}
-    return Screened(flags, tuple(id for id in by_id if id not in failed and id not in flags), failed)
+    answers = {id: outcome.value for id, outcome in by_id.items() if not isinstance(outcome, Failure)}
+    return Screened(
+        {id: Flagged(JUDGE + answer['verdict'], answer['thought']) for id, answer in answers.items()}, failed
+    )
 
 
-def has_verdict(participant: Participant) -> bool:
-    """True if a judge flagged the participant. One that was ok has no flag and is asked about again: use a cache."""
-    return any(given.flag.startswith('judge_') for given in participant.flagged)
+async def screen_study(running: Running, settings: EndpointSettings) -> Screened:
+    """Asks the judge about all who completed a study that runs and have no verdict yet, and stores the verdicts.
+
+    Raises:
+        EndpointError: as of `screen`, or no key.
+        StoreError: as of `Running.flag`.
+    """
+
+    def judge() -> Screened:
+        with Endpoint(settings) as endpoint:
+            return screen(to_judge(running.participants.values()), running.tasks, endpoint)
+
+    found = await asyncio.to_thread(judge)
+    for id, given in found.verdicts.items():
+        with contextlib.suppress(OutOfDateError):  # the participant had their data deleted meanwhile
+            await running.flag(id, given.flag, given.reason)
+    return found

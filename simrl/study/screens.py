@@ -14,7 +14,7 @@ people in conversations of everyday use with 4 to 20 messages it flags 0.8%, `re
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from simrl.study.flags import Flag, ScreenSettings
+from simrl.study.flags import JUDGED_OK, Flag, ScreenSettings
 from simrl.study.others import Others, others_of
 from simrl.study.overlap import covered, likeness, stems, words
 from simrl.study.participant import Participant, Talk, Turn
@@ -78,7 +78,7 @@ def flags(
     Raises:
         KeyError: the participant's task is not among the tasks: they are another study's.
     """
-    found = [Flag(given.flag, given.reason) for given in participant.flagged]
+    found = [Flag(given.flag, given.reason) for given in participant.flagged if given.flag != JUDGED_OK]
     if participant.main is None or participant.prepared is None:
         return tuple(found)
     seen = Seen(participant, tasks.task(participant.prepared.task), participant.main)

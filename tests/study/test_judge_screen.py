@@ -1,5 +1,6 @@
 """A judge is shown what a participant wrote and no model, its verdicts become flags, and its failures are counted."""
 
+import asyncio
 import dataclasses
 import json
 
@@ -8,8 +9,10 @@ import pytest
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.study.events import Flagged
-from simrl.study.judge_screen import has_verdict, judge_request, screen
+from simrl.study.judge_screen import judge_request, screen, screen_study, to_judge
+from simrl.study.screens import flags
 from tests.remote.server import ScriptedServer, Status, chat_reply
+from tests.study.studies import MemoryStore, events_of, run, study, to_conversation, to_end
 from tests.study.test_screens import ELSEWHERE, TASK, TASKS, Person
 
 
@@ -29,38 +32,62 @@ def by_content(body, _):
     return chat_reply(said('borderline') if 'whatever' in content else said('ok'))
 
 
-def judged(people):
-    with ScriptedServer(by_content) as server:
-        settings = EndpointSettings(server.url, 'model', tries=1, deadline=20.0)
-        with Endpoint(settings) as endpoint:
-            return screen([person.made() for person in people], TASKS, endpoint)
-
-
-def test_verdicts_become_flags_and_failures_are_counted():
-    given = Flagged('judge_borderline', 'earlier')
-    found = judged(
-        [
-            Person(),
-            Person('off', messages=ELSEWHERE),
-            Person('dull', reasons=('whatever',) * 5),
-            Person('fails', notes=('broken',) * 3),
-            Person('odd', notes=('odd',) * 3),
-            Person('known', flagged=(given,)),
-            Person('going', final=None),
-        ]
-    )
-    assert found.flags == {
+def test_verdicts_become_events_and_failures_are_counted():
+    people = [
+        Person(),
+        Person('off', messages=ELSEWHERE),
+        Person('dull', reasons=('whatever',) * 5),
+        Person('fails', notes=('broken',) * 3),
+        Person('odd', notes=('odd',) * 3),
+        Person('known', flagged=(Flagged('judge_ok', 'earlier'),)),
+        Person('flagged', flagged=(Flagged('judge_low_quality', 'earlier'), Flagged('pasted', 'x'))),
+        Person('going', final=None),
+    ]
+    asked = to_judge([person.made() for person in people])
+    assert [one.id for one in asked] == ['p', 'off', 'dull', 'fails', 'odd']
+    with ScriptedServer(by_content) as server, Endpoint(settings_of(server)) as endpoint:
+        found = screen(asked, TASKS, endpoint)
+        assert screen([], TASKS, endpoint).summary() == 'nobody to judge'
+    assert found.verdicts == {
+        'p': Flagged('judge_ok', 'Because.'),
         'off': Flagged('judge_low_quality', 'Asks about football.'),
         'dull': Flagged('judge_borderline', 'Because.'),
     }
-    assert found.ok == ('p',)
     assert {id: failure.cause for id, failure in found.failed.items()} == {'fails': 'refused', 'odd': 'schema'}
-    assert has_verdict(Person(flagged=(given,)).made())
-    assert not has_verdict(Person(flagged=(Flagged('pasted', 'x'),)).made())
+    assert found.summary() == ('borderline: 1, low quality: 1, no verdict (refused): 1, no verdict (schema): 1, ok: 1')
 
 
-def test_nobody_is_asked_about_where_there_is_nobody():
-    assert not judged([Person('going', final=None)]).flags
+def test_verdicts_of_a_study_that_runs_are_stored_once():
+    async def main():
+        store = MemoryStore()
+        async with study(store) as running:
+            await asyncio.gather(to_end(running, 'one'), to_end(running, 'two'), to_conversation(running, 'three'))
+            await to_end(running, mode='preview')
+            gone = await to_end(running, 'four')
+
+            def delete_meanwhile(body, number):
+                if running.participants[gone.id].outcome != 'deleted':
+                    asyncio.run_coroutine_threadsafe(running.delete(gone.id, gone.version), loop).result()
+                return by_content(body, number)
+
+            loop = asyncio.get_running_loop()
+            with ScriptedServer(delete_meanwhile) as server:
+                first = await screen_study(running, dataclasses.replace(settings_of(server), in_flight=1))
+            assert running.participants[gone.id].outcome == 'deleted'
+            with ScriptedServer(by_content) as server:
+                again = await screen_study(running, settings_of(server))
+            assert len(first.verdicts) == 3
+            assert not again.verdicts
+            assert [event.flag for event in events_of(store, Flagged)] == ['judge_ok', 'judge_ok']
+            assert not any(
+                flag.flag == 'judge_ok' for one in running.participants.values() for flag in flags(one, running.tasks)
+            )
+
+    run(main())
+
+
+def settings_of(server):
+    return EndpointSettings(server.url, 'model', tries=1, deadline=20.0)
 
 
 def test_the_judge_sees_texts_as_json_and_no_name_of_a_model():
