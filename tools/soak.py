@@ -5,6 +5,7 @@
     python -m tools.soak stages --model=SmolLM2-135M-Instruct.gguf --data=FOLDER --workdir=DIR [--kills=10] [--seed=0]
     python -m tools.soak faults --model=SmolLM2-135M-Instruct.gguf --data=FOLDER --workdir=DIR [--steps=200]
     python -m tools.soak quickstart --workdir=DIR [--kills=20] [--seed=0]
+    python -m tools.soak study --workdir=DIR [--kills=50] [--participants=40] [--store=URL]
 
 `tests` runs the tests that `python -m pytest` leaves out: those marked `long`. `commands` runs those of README that
 `.ci/run` leaves out, in small forms.
@@ -21,6 +22,9 @@ the run is compared with one of the same server on a good day.
 results/*.json except timings.json. A third of the kills each is aimed at a process's start-up, at stages, and at the
 finish, where results are written; the phase of each is printed. After each kill, the results that exist must be whole,
 and the same command resumes.
+
+`study` kills the server of a user study while scripted participants are in it, and starts it again: every answer that a
+participant saw confirmed must be in the store once, nothing else, and every participant must come to their end.
 """
 
 import argparse
@@ -42,6 +46,7 @@ from simrl.run.stage_files import LOCK_FILE, is_done
 from tests.experiments.with_endpoints import ARM, answers, transient
 from tests.kills import assert_same_run, run_with_kills
 from tests.remote.server import ScriptedServer
+from tests.study.kills import run_with_kills as study_with_kills
 
 STAGES = ('sft/fine_tuned', 'rl/fine_tuned/seed-0')  # whose metrics are compared
 TIMINGS = 'timings.json'
@@ -215,6 +220,19 @@ def compare_results(first: pathlib.Path, second: pathlib.Path) -> None:
             raise SystemExit(f'{second / RESULTS_FOLDER / name}: expected the bytes of the unbroken run, found others')
 
 
+def check_study(options: argparse.Namespace) -> None:
+    found = study_with_kills(options.workdir, options.kills, options.participants, options.seed, options.store)
+    answers = collections.Counter(action.seen for walk in found.walks for action in walk.actions if action.fields)
+    ends = sum(bool(walk.code) for walk in found.walks)
+    print(
+        f'study: {found.kills} kills, {len(found.walks)} participants, {ends} with a completion code, {found.events} '
+        f'events; answers: {dict(answers)}; differences: {len(found.wrong)}',
+        flush=True,
+    )
+    if found.wrong:
+        raise SystemExit('\n'.join(found.wrong))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     checks = parser.add_subparsers(dest='check', required=True)
@@ -229,9 +247,12 @@ def main() -> None:
         check.add_argument('--data', required=True, help='as --config.data.folder')
     quickstart = checks.add_parser('quickstart', help='the whole experiment with a known answer')
     quickstart.add_argument('--unbroken', type=local_path, help='a finished run to compare with; None makes one')
-    for check in (commands, stages, faults, quickstart):
+    study = checks.add_parser('study', help='the server of a user study, with participants in it')
+    study.add_argument('--participants', type=int, default=40, help='at once')
+    study.add_argument('--store', default='', help='URL of a store; default: SQLite in the folder')
+    for check in (commands, stages, faults, quickstart, study):
         check.add_argument('--workdir', required=True, type=local_path, help='a new folder')
-    for check, kills in ((stages, 10), (faults, 10), (quickstart, 20)):
+    for check, kills in ((stages, 10), (faults, 10), (quickstart, 20), (study, 50)):
         check.add_argument('--kills', type=int, default=kills, help='of each job')
         check.add_argument('--seed', type=int, default=0, help='of the moments')
     options = parser.parse_args()
@@ -242,6 +263,7 @@ def main() -> None:
         'faults': check_faults,
         'quickstart': check_quickstart,
         'stages': check_stages,
+        'study': check_study,
         'tests': check_tests,
     }
     of_check[options.check](options)
