@@ -1,9 +1,9 @@
 """The blind user study: people talk to two assistants at once and say after each message whose reply they prefer.
 
 All that happens is an event; state is a fold of the events. In order of reading: `settings`; `events` (what can
-happen), `participant` (a participant's events -> where they are); `store` (events on disk; `database`, `rows`,
-`backup`), `running` (the study in this process: stored first, then known), `assignment`, `turns` (a message -> two
-replies); `app` and its pages, from the browser inwards; `screens` (flags with reasons), `analysis` and `export` (the
-store -> votes and statistics).
+happen), `participant` (a participant's events -> where they are); `steps` (an action -> events; `assignment`), `store`
+(events on disk; `database`, `rows`, `backup`), `running` (the study in this process: stored first, then known),
+`turns` (a message -> two replies; `models`, `moderation`, `names`); `app` and its pages, from the browser inwards;
+`screens` (flags with reasons), `analysis` and `export` (the store -> votes and statistics).
 Programs: `tools/study.py` (the server), `tools/study_store.py` (backups), `tools/study_report.py`, `tools/rehearse.py`.
 """

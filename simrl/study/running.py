@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from absl import logging
 
 import simrl
+from simrl.run.config import ConfigError, to_dict
 from simrl.run.config import identity as identity_of
-from simrl.run.config import to_dict
 from simrl.study import steps
 from simrl.study.events import (
     STUDY,
@@ -118,13 +118,16 @@ class Running:
         """Reads the store, says that the study is open, and asks for the replies that are waited for.
 
         Raises:
-            EventError, OutOfPlaceError: a row of the store is damaged, or of a newer version.
+            StoreError, OutOfPlaceError: a row of the store is damaged, or of a newer version.
+            ConfigError: people are under way with models, types or tasks that the config no longer has.
         """
         events = await self._in_thread(self.store.events)
         for stored in events:
             if stored.participant == STUDY:
                 self._know(stored)
         self._participants |= fold_all(events)
+        if lacking := steps.unknown_to(self.rules, self._participants.values(), self._clock()):
+            raise ConfigError(lacking)
         await self._whole(self._say(Opened(simrl.__version__, self.config_hash, tuple(self.settings.models))))
         for state in self._participants.values():
             self._follow(state)
@@ -243,6 +246,8 @@ class Running:
         Args:
             version: of the page, which must be of no earlier event than the last that changed it; None: any.
         """
+        if id not in self._participants:
+            raise KeyError(id)
         async with self._locks[id]:
             state = self._participants[id]
             if version is not None and not state.page <= version <= state.version:

@@ -3,6 +3,7 @@
 Plain functions of a state; nothing is stored here. Events of one action are stored together.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -196,6 +197,32 @@ def noted(state: Participant, note: Flagged | Excluded) -> list[Event]:
     if state.outcome == 'deleted':
         raise OutOfDateError('the data is deleted')
     return [note]
+
+
+def unknown_to(rules: Rules, states: Iterable[Participant], now: float) -> str | None:
+    """What people who are under way need and the config no longer has; None: nothing.
+
+    Those who are gone, see `assignment.counts`, keep nobody from changing the config.
+    """
+    known = {
+        'models': set(rules.settings.models),
+        'document types': {kind.id for kind in rules.tasks.types},
+        'tasks': {task.id for kind in rules.tasks.types for task in kind.tasks},
+    }
+    needed: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in known}
+    for state in states:
+        if state.step != 'over' and assignment.counts(state, now, rules.settings.gone_seconds):
+            pairs = [talk.pair for talk in (state.training, state.main) if talk is not None]
+            needed['models'].update({name for pair in pairs[-1:] for name in pair})
+            needed['document types'].update(filter(None, [state.document_type]))
+            needed['tasks'].update([state.prepared.task] if state.prepared is not None else [])
+    lines = [
+        f'{name}: expected {value!r}, which {number} under way need, found {", ".join(sorted(known[name]))}'
+        for name, found in needed.items()
+        for value, number in sorted(found.items())
+        if value not in known[name]
+    ]
+    return '; '.join(lines) or None
 
 
 def expect(state: Participant, *steps: Step) -> None:

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import strategies as st
 
 from simrl.conversations.records import Message
+from simrl.run.config import ConfigError
 from simrl.study import running as running_module
 from simrl.study.events import Asked, Looked, Opened, PlanFrozen, Preferred, Replied, Voided, Withdrew, to_row
 from simrl.study.participant import Participant, fold_all
 from simrl.study.running import BadInputError, OutOfDateError, Running
 from simrl.study.settings import PlanSettings, TaskSettings, hashed, plan_of
 from simrl.study.store import Entry, Identity, Store, StoreError
+from simrl.study.texts import DocumentType, Task, Tasks
 from simrl.study.turns import Answer, ModelError
 from tests.study.studies import (
     RIGHT,
@@ -600,6 +602,29 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing() -> None:
     moments: list[MemoryStore] = []
     run(main())
     assert len(moments) > 20
+
+
+def test_a_config_must_have_what_people_are_under_way_with() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with study(store, models=('a', 'b', 'c'), pairs=('a:b',)) as running:
+            states = [await to_conversation(running), await to_task(running), await to_end(running)]
+        with pytest.raises(ConfigError, match=r"^models: expected 'a', which 1 under way need, found b, c$"):
+            async with study(store, models=('b', 'c')):
+                pass
+        fewer = Tasks((DocumentType('essay', 'an essay', ('Why?',), (Task('essay-1', 'An essay', 'Write.'),)),))
+        again = Running(settings(('a', 'b')), store, fewer, TEXTS, echo, clock=ticking())  # type: ignore[arg-type]
+        with pytest.raises(ConfigError) as error:
+            await again.start()
+        types = sorted({str(state.document_type) for state in states[:2]})
+        assert str(error.value).startswith(f"document types: expected '{types[0]}', which ")
+        assert f"tasks: expected '{states[0].document_type}-1', which 1 under way need" in str(error.value)
+        async with study(store, models=('b', 'c'), clock=lambda: 1e9) as running:  # they are gone
+            assert len(running.participants) == 3
+        with pytest.raises(KeyError):
+            await running.instruct('nobody', 1)
+
+    run(main())
 
 
 def test_replies_under_way_end_before_the_server_does() -> None:
