@@ -200,7 +200,7 @@ def noted(state: Participant, note: Flagged | Excluded) -> list[Event]:
 
 
 def unknown_to(rules: Rules, states: Iterable[Participant], now: float) -> str | None:
-    """What people who are under way need and the config no longer has; None: nothing.
+    """Lists what people who are under way need and the config no longer has; None: nothing.
 
     Those who are gone, see `assignment.counts`, keep nobody from changing the config.
     """
