@@ -24,6 +24,7 @@ from simrl.study import export
 from simrl.study.analysis import Analysis, analyse
 from simrl.study.events import Looked, Opened, Paused, PlanFrozen, Stored
 from simrl.study.flags import Flag, ScreenSettings
+from simrl.study.judge_screen import Judging
 from simrl.study.overview import completed, exchanges, needed, progress, standing
 from simrl.study.participant import Participant
 from simrl.study.plan import LookBound, frozen_screens, frozen_settings, is_finished, look_bounds, next_look
@@ -82,7 +83,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     router = APIRouter(prefix='/admin', dependencies=[Depends(guard)])
     attempts = Attempts(web.settings.admin_tries, clock)
     looking = asyncio.Lock()
-    screened = Screened(running)
+    screened, judging = Screened(running), Judging(running)
 
     def page(request: Request, name: str, status: int = 200, **context: object) -> Response:
         session = web.session(request, 'administrator')
@@ -179,7 +180,17 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             after=after,
             rows=PAGE_ROWS,
             gone=lambda state: state.outcome is None and now - state.seen_at > running.settings.gone_seconds,
+            judging=judging if running.settings.screen else None,
         )
+
+    @router.post('/judge')
+    async def judge(request: Request) -> Response:
+        """Begins the judge's screen of those who completed the study."""
+        await read(request)
+        if running.settings.screen is None:
+            raise PageError(404, "There is no judge in the study's settings.")
+        judging.begin()
+        return redirect('/admin/participants')
 
     @router.get('/participants/{id}')
     async def participant(request: Request, id: str) -> Response:

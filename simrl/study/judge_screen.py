@@ -17,13 +17,15 @@ from simrl.remote.answers import Failure, Outcome
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
-from simrl.remote.settings import EndpointSettings
+from simrl.remote.settings import EndpointError, EndpointSettings
 from simrl.rollouts.token_sampling import Sampling
 from simrl.study.events import Flagged
 from simrl.study.flags import JUDGE
 from simrl.study.participant import Participant
 from simrl.study.running import Running
+from simrl.study.settings import Mode
 from simrl.study.steps import OutOfDateError
+from simrl.study.store import StoreError
 from simrl.study.texts import Task, Tasks
 
 VERSION = 'study-screen-1'  # of the prompt
@@ -94,51 +96,82 @@ def judge_request(participant: Participant, task: Task) -> ChatRequest:
     )
 
 
-def to_judge(participants: Iterable[Participant]) -> list[Participant]:
-    """Those who completed the study and have no verdict yet; previews are left out."""
+def to_judge(participants: Iterable[Participant], tasks: Tasks, mode: Mode) -> list[Participant]:
+    """Those of a mode who completed the study with a task that it still has, and have no verdict yet."""
+    known = {task.id for kind in tasks.types for task in kind.tasks}
     return [
         one
         for one in participants
         if one.outcome == 'completed'
-        and one.mode != 'preview'
+        and one.mode == mode
+        and one.prepared is not None
+        and one.prepared.task in known
         and not any(given.flag.startswith(JUDGE) for given in one.flagged)
     ]
 
 
-def screen(participants: Sequence[Participant], tasks: Tasks, endpoint: Endpoint, name: str = '') -> Screened:
-    """Asks the judge about participants who completed the study.
-
-    Args:
-        name: of the progress lines; empty: none.
-
-    Raises:
-        EndpointError: as of `Endpoint.check_for` and `Pending.result`.
-    """
-    requests = [judge_request(one, tasks.task(one.prepared.task)) for one in participants if one.prepared]
-    endpoint.check_for(requests)
-    outcomes: Sequence[Outcome] = endpoint.call(requests, name) if requests else []
+def screened(participants: Sequence[Participant], outcomes: Sequence[Outcome]) -> Screened:
+    """The verdicts of a judge's answers, one for each participant."""
     by_id = {one.id: outcome for one, outcome in zip(participants, outcomes, strict=True)}
     failed = {id: outcome for id, outcome in by_id.items() if isinstance(outcome, Failure)}
     answers = {id: outcome.value for id, outcome in by_id.items() if not isinstance(outcome, Failure)}
-    return Screened(
-        {id: Flagged(JUDGE + answer['verdict'], answer['thought']) for id, answer in answers.items()}, failed
-    )
+    verdicts = {id: Flagged(JUDGE + answer['verdict'], answer['thought']) for id, answer in answers.items()}
+    return Screened(verdicts, failed)
 
 
 async def screen_study(running: Running, settings: EndpointSettings) -> Screened:
     """Asks the judge about all who completed a study that runs and have no verdict yet, and stores the verdicts.
 
+    Cancelled, it ends the calls in flight, and nothing is stored.
+
     Raises:
-        EndpointError: as of `screen`, or no key.
+        EndpointError: as of `Endpoint.check_for` and `Pending.result`, or no key.
         StoreError: as of `Running.flag`.
     """
-
-    def judge() -> Screened:
-        with Endpoint(settings) as endpoint:
-            return screen(to_judge(running.participants.values()), running.tasks, endpoint)
-
-    found = await asyncio.to_thread(judge)
+    asked = to_judge(running.participants.values(), running.tasks, running.settings.mode)
+    requests = [judge_request(one, running.tasks.task(one.prepared.task)) for one in asked if one.prepared]
+    with Endpoint(settings) as endpoint:
+        await asyncio.to_thread(endpoint.check_for, requests)
+        pending = endpoint.submit(requests)
+        await asyncio.wrap_future(pending.future)
+        found = screened(asked, pending.result())
     for id, given in found.verdicts.items():
         with contextlib.suppress(OutOfDateError):  # the participant had their data deleted meanwhile
             await running.flag(id, given.flag, given.reason)
     return found
+
+
+class Judging:
+    """The judge's screen of a study that runs, begun by an administrator, once at a time.
+
+    Attributes:
+        said: what came of the last one, on a line; empty before.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._task: asyncio.Task[None] | None = None
+        self.said = ''
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    @property
+    def number(self) -> int:
+        """How many could be judged."""
+        running = self._running
+        return len(to_judge(running.participants.values(), running.tasks, running.settings.mode))
+
+    def begin(self) -> None:
+        """Begins, unless one is under way. The study's settings have a judge."""
+        if not self.is_under_way:
+            self._task = asyncio.create_task(self._judge())
+
+    async def _judge(self) -> None:
+        settings = self._running.settings.screen
+        assert settings is not None
+        try:
+            self.said = (await screen_study(self._running, settings)).summary()
+        except (EndpointError, StoreError) as error:
+            self.said = f'no verdicts: {error}'

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from simrl.remote.settings import read_key
 from simrl.serving.listener import bind, make_server, raise_file_limit, url_of
 from simrl.study.admin import make_router
 from simrl.study.app import make_app
@@ -35,9 +36,11 @@ def serve(settings: StudySettings, say: Say) -> None:
         OSError: the address is taken.
         ValueError: the token is missing, or a live study's texts are not complete. TextError: a file of them is wrong.
         StoreError: the store cannot be opened.
-        EndpointError: a model cannot be reached.
+        EndpointError: a model cannot be reached, or the judge's key is missing.
     """
     token = read_admin_token(settings.web)
+    if settings.screen is not None:
+        read_key(settings.screen)  # or the judge would be refused once the study is over
     tasks, texts = read_tasks(settings.tasks), read_texts(settings.texts)
     if settings.mode == 'live' and (empty := texts.unfilled()):
         raise ValueError(f'texts: expected fields.{empty[0]} to be filled in before a live study, found nothing')

@@ -9,10 +9,13 @@ import pytest
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.study.events import Flagged
-from simrl.study.judge_screen import judge_request, screen, screen_study, to_judge
+from simrl.study.judge_screen import judge_request, screen_study, screened, to_judge
 from simrl.study.screens import flags
+from simrl.study.texts import read_tasks
 from tests.remote.server import ScriptedServer, Status, chat_reply
+from tests.study import pages, planted
 from tests.study.studies import MemoryStore, events_of, run, study, to_conversation, to_end
+from tests.study.test_admin import administered, fill
 from tests.study.test_screens import ELSEWHERE, TASK, TASKS, Person
 
 
@@ -42,12 +45,13 @@ def test_verdicts_become_events_and_failures_are_counted():
         Person('known', flagged=(Flagged('judge_ok', 'earlier'),)),
         Person('flagged', flagged=(Flagged('judge_low_quality', 'earlier'), Flagged('pasted', 'x'))),
         Person('going', final=None),
+        Person('old', task='of another file'),
     ]
-    asked = to_judge([person.made() for person in people])
+    asked = to_judge([person.made() for person in people], TASKS, 'live')
     assert [one.id for one in asked] == ['p', 'off', 'dull', 'fails', 'odd']
     with ScriptedServer(by_content) as server, Endpoint(settings_of(server)) as endpoint:
-        found = screen(asked, TASKS, endpoint)
-        assert screen([], TASKS, endpoint).summary() == 'nobody to judge'
+        found = screened(asked, endpoint.call([judge_request(one, TASK) for one in asked]))
+    assert screened([], []).summary() == 'nobody to judge'
     assert found.verdicts == {
         'p': Flagged('judge_ok', 'Because.'),
         'off': Flagged('judge_low_quality', 'Asks about football.'),
@@ -84,6 +88,43 @@ def test_verdicts_of_a_study_that_runs_are_stored_once():
             )
 
     run(main())
+
+
+def test_an_administrator_asks_the_judge(tmp_path):
+    """The page says how many have no verdict, what came of it, and why there is none."""
+    tasks = {kind.id: {task.id: task.title for task in kind.tasks} for kind in read_tasks().types}
+    planned = planted.Planted(people=3, win_rates={pages.NAMES: 0.5}, tasks=tasks)
+
+    async def page_after(admin):
+        await admin.send('/admin/judge')
+        for _ in range(500):
+            if 'A judge reads' not in (await admin.get('/admin/participants')).text:
+                return admin.page.text
+            await asyncio.sleep(0.01)
+        raise AssertionError('the judge takes too long')
+
+    async def main(screen):
+        async with administered(pages.settings_of(tmp_path, screen=screen)) as (_, admin, _):
+            text = (await admin.get('/admin/participants')).text
+            assert ('Ask the judge' in text) == (screen is not None)
+            if screen is None:
+                assert (await admin.send('/admin/judge')).status_code == 404
+                return
+            assert '3 participants who completed the study have no verdict' in text
+            assert 'no verdicts: ' in await page_after(admin)  # nobody answers there
+            server.start()
+            text = await page_after(admin)
+            assert 'ok: 3' in text
+            assert '0 participants who completed the study have no verdict' in text
+            assert 'judge ok' not in text
+
+    events = planted.planted_study(planned, 1)[0]
+    with ScriptedServer(by_content) as server:
+        settings = settings_of(server)
+        fill(pages.settings_of(tmp_path), events)
+        server.stop()
+        asyncio.run(main(settings))
+        asyncio.run(main(None))
 
 
 def settings_of(server):
