@@ -38,7 +38,7 @@ def test_a_frozen_plan_is_read_back_through_json():
     plan = json.loads(json.dumps(plan_of(settings)))
     assert frozen_settings(plan) == settings.plan
     assert frozen_screens(plan) == settings.screens
-    with pytest.raises(ConfigError, match='plan[.]power'):
+    with pytest.raises(ConfigError, match=r'plan\.power'):
         frozen_settings({**plan, 'power': 'much'})
 
 
