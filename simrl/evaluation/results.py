@@ -21,6 +21,7 @@ T = TypeVar('T')
 
 RESULTS_FOLDER = 'results'
 INITIAL = 'initial'
+STUDY = 'study'  # the name of its file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +345,32 @@ class ConversationsResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class StudyPair:
+    """Two assistants in a blind user study, 'initial' second: a win rate is the first one's, ties one half."""
+
+    first: str
+    second: str
+    participants: int
+    votes: int
+    win_rate: Estimate
+    first_turns: Estimate | None  # of the first turns alone, whose replies share no history; None without an estimate
+    p_value: float | None  # None without an interval
+    adjusted_p: float  # Holm's, over the pairs of the study
+    significant: bool  # by Holm's procedure at the level of the study's look
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResult:
+    """study.json, which a user study of a run's assistants leaves in it: no stage of the run makes it."""
+
+    report: str  # path of the study's report
+    mode: str  # 'live', or 'rehearsal': its participants are no people
+    unit: str  # 'participant' or 'vote': what its win rates are means over
+    departures: int  # from its frozen plan
+    pairs: tuple[StudyPair, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class TimingsResult:
     """timings.json."""
 
@@ -398,6 +425,20 @@ def read(workdir: pathlib.Path) -> Results:
     return Results(
         measures=measures, forecast=_read(ForecastResult, workdir, 'forecast') if forecast else None, **parts
     )
+
+
+def write_study(found: StudyResult, workdir: pathlib.Path) -> None:
+    """Stores the result of a study beside those of the run, whose own `write` leaves it as it is."""
+    write_json(_path(workdir, STUDY), config_lib.to_dict(found))
+
+
+def read_study(workdir: pathlib.Path) -> StudyResult | None:
+    """The result of a study of the run's assistants; None without one.
+
+    Raises:
+        ConfigError: as of `read`.
+    """
+    return _read(StudyResult, workdir, STUDY) if _path(workdir, STUDY).exists() else None
 
 
 def _read(cls: type[T], workdir: pathlib.Path, name: str) -> T:

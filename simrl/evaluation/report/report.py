@@ -7,11 +7,11 @@ import textwrap
 import types
 from collections.abc import Mapping, Sequence
 
-from simrl.evaluation.report import browse, gallery, matrix, sections, summary
+from simrl.evaluation.report import browse, gallery, matrix, sections, study, summary
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.summary import interval, number
-from simrl.evaluation.results import MatrixResult, MeasureResult, Results
+from simrl.evaluation.results import MatrixResult, MeasureResult, Results, read_study
 from simrl.run.stage_files import named_errors
 
 CONSOLE_WIDTH = 120  # columns
@@ -38,6 +38,7 @@ def write_report(
 
     Raises:
         WorkdirError: a line of a file of conversations is broken.
+        ConfigError: the result of a user study in the run directory is broken.
     """
     output = workdir if output is None else output
     config_file = workdir / 'config.json'
@@ -46,7 +47,9 @@ def write_report(
     drawings = gallery.drawings_of(results, looks)
     pictures = gallery.pngs(drawings)
     gallery.write_figures(pictures, drawings.values(), output)
-    report = write_page(output / REPORT_FILE, sections.report_page(results, settings, looks, drawings))
+    found = read_study(workdir)
+    of_people = '' if found is None else study.section(results, found, looks, output)
+    report = write_page(output / REPORT_FILE, sections.report_page(results, settings, looks, drawings, of_people))
     write_page(output / BROWSE_FILE, browse.browse_page(results, kept, looks))
     return report, pictures
 
