@@ -206,6 +206,7 @@ def analyse(
     plan: PlanSettings,
     *,
     mode: Mode,
+    pairs: Sequence[Pair] = (),
     shares: Sequence[float] = (1.0,),
     resamples: int = 10_000,
     seed: int = 0,
@@ -217,6 +218,7 @@ def analyse(
         votes: of `votes.votes`, with the participants' flags.
         plan: level, unit, excluded flags, and the spending of alpha.
         mode: whose participants are counted.
+        pairs: the order of the results; others come after them.
         shares: of the planned participants who had completed at each look that was planned, this one last.
         resamples, seed: of bootstraps.
     """
@@ -225,12 +227,13 @@ def analyse(
     how = _How(plan.primary, level, resamples, seed)
     samples = samples_of(votes, plan)
     primary = samples[PRIMARY]
-    of_pair = _by(primary, lambda vote: vote.pair)
+    found = _by(primary, lambda vote: vote.pair)
+    of_pair = {pair: found[pair] for pair in dict.fromkeys([*pairs, *found]) if pair in found}
     rates = {pair: rate_of(some, how) for pair, some in of_pair.items()}
     p_values = {pair: 1.0 if of.p_value is None else of.p_value for pair, of in rates.items()}
     adjusted, rejected = holm(p_values), rejected_by(p_values, plan, shares)
     assigned = [one for one in participants if one.mode == mode and one.main]
-    pairs = tuple(
+    results = tuple(
         _pair(
             pair,
             some,
@@ -247,7 +250,7 @@ def analyse(
         level=level,
         unit=how.unit,
         flow=flow(participants, mode, {vote.participant: vote.flags for vote in votes}, plan),
-        pairs=pairs,
+        pairs=results,
         left=rate_of(primary, how, of_left) if primary else None,
         samples={name: _rates(some, lambda vote: vote.pair, how) for name, some in samples.items()},
         clustering=blind_clustering(

@@ -6,10 +6,13 @@ of one participant correlate at `icc`. Whatever the correlation, the win rate ov
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from simrl.remote.settings import EndpointSettings
 from simrl.study.events import (
+    STUDY,
     Arrived,
     Asked,
     Checked,
@@ -19,7 +22,9 @@ from simrl.study.events import (
     Consented,
     Event,
     Instructed,
+    Opened,
     PairAssigned,
+    PlanFrozen,
     Preferred,
     Prepared,
     Replied,
@@ -31,7 +36,8 @@ from simrl.study.events import (
     Withdrew,
     Wrote,
 )
-from simrl.study.settings import Mode
+from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, plan_of
+from simrl.study.store import Entry, Store
 
 WORDS = (
     *('river', 'winter', 'letter', 'teacher', 'garden', 'music', 'stranger', 'village', 'morning', 'story', 'lantern'),
@@ -114,6 +120,27 @@ def planted_study(planted: Planted, seed: int = 0, start: float = 1.7e9) -> tupl
             at += seconds
             stored.append(Stored(len(stored) + 1, name, version, at, event))
     return stored, cheaters
+
+
+def frozen(planted: Planted, **plan: Any) -> PlanFrozen:
+    """The plan of a planted study, by the hash that its participants consented to."""
+    somewhere = StudyModel(endpoint=EndpointSettings('http://127.0.0.1:9', 'm'))
+    settings = StudySettings(
+        models={model: somewhere for pair in planted.win_rates for model in pair},
+        pairs=tuple(':'.join(pair) for pair in planted.win_rates),
+        plan=PlanSettings(**plan),
+    )
+    return PlanFrozen(plan_of(settings), 'plan', 'config')
+
+
+def store_planted(url: str, planted: Planted, seed: int = 0, **plan: Any) -> list[Stored]:
+    """Puts a planted study into a store, its plan frozen before anybody came; returns the events that are in it."""
+    events, _ = planted_study(planted, seed)
+    assert planted.mode != 'preview'
+    with Store(url, planted.mode) as store:
+        store.append([Entry(STUDY, 1, 1.6e9, (Opened('1.0', 'config', ('a', 'b')), frozen(planted, **plan)))])
+        store.append([Entry(each.participant, each.version, each.at, (each.event,)) for each in events])
+        return store.events()
 
 
 def _drawn(random: np.random.Generator, shares: Mapping[str, float]) -> str:
