@@ -1,13 +1,11 @@
 """The administrators' pages: progress, conversations, exports; nothing of them says which model is preferred.
 
 Results by model are behind a look: an act of its own that is stored before anything is shown. A planned look spends its
-alpha; any other one departs from the plan, and needs a reason. What a look shows are the events up to it, so that to
-open its page once more tells no more; those of the last planned look are all.
+alpha; any other one departs from the plan, and needs a reason (`looks`).
 """
 
 import asyncio
 import collections
-import dataclasses
 import datetime
 import hmac
 import logging
@@ -19,18 +17,27 @@ from typing import Any
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from simrl.run.config import differences
 from simrl.study import export
-from simrl.study.analysis import Analysis, analyse
 from simrl.study.events import Looked, Opened, Paused, PlanFrozen, Stored
-from simrl.study.flags import Flag, ScreenSettings
+from simrl.study.flags import Flag
 from simrl.study.judge_screen import Judging
+from simrl.study.looks import (
+    Look,
+    departures,
+    events_of,
+    looks_of,
+    open_look,
+    pairs_in_force,
+    plan_in_force,
+    results_of,
+    screens_in_force,
+)
 from simrl.study.overview import completed, exchanges, needed, progress, standing
 from simrl.study.participant import Participant
-from simrl.study.plan import LookBound, frozen_screens, frozen_settings, is_finished, look_bounds, next_look
+from simrl.study.plan import look_bounds
 from simrl.study.running import Running
 from simrl.study.screens import all_flags, names_of
-from simrl.study.settings import PlanSettings, StudySettings, plan_of
+from simrl.study.settings import StudySettings
 from simrl.study.web import Form, PageError, Web, redirect
 
 log = logging.getLogger(__name__)
@@ -59,16 +66,6 @@ class Attempts:
 
     def add(self) -> None:
         self._wrong.append(self._clock())
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """A look that was made. `number`: among all looks, from 1; `is_last`: planned, and of the whole study."""
-
-    number: int
-    stored: Stored
-    looked: Looked
-    is_last: bool
 
 
 def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRouter:
@@ -275,41 +272,10 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     async def unblinded(request: Request, number: str, name: str, kind: str) -> Response:
         """A table with the models, as of a look."""
         made = _look(running, _number(number))
-        events = await asyncio.to_thread(_events_of, running, made)
+        events = await asyncio.to_thread(events_of, running, made)
         return await _exported(running, events, await screened.names(), name, kind, blind=False)
 
     return router
-
-
-def plan_in_force(running: Running) -> PlanSettings:
-    """The plan that was frozen, or before that the config's."""
-    return frozen_settings(running.plan.plan) if running.plan else running.settings.plan
-
-
-def screens_in_force(running: Running) -> ScreenSettings:
-    """The thresholds of screens in that plan."""
-    return frozen_screens(running.plan.plan) if running.plan else running.settings.screens
-
-
-def departures(running: Running) -> list[str]:
-    """The fields in which the config differs from the frozen plan."""
-    return differences(running.plan.plan, plan_of(running.settings)) if running.plan else []
-
-
-def open_look(running: Running) -> LookBound | None:
-    """The planned look that is open, if any."""
-    done = completed(running.participants.values(), running.settings)
-    return next_look(plan_in_force(running), len(running.settings.compared), len(done), running.looks)
-
-
-def looks_of(running: Running) -> list[Look]:
-    """The looks that were made."""
-    plan = plan_in_force(running)
-    found: list[Look] = []
-    for stored in running.history:
-        if isinstance(looked := stored.event, Looked):
-            found.append(Look(len(found) + 1, stored, looked, is_finished(plan, [looked])))
-    return found
 
 
 class Screened:
@@ -336,25 +302,8 @@ class Screened:
         return names_of(await self.flags())
 
 
-def results_of(running: Running, look: Look, flags: Mapping[str, Sequence[str]]) -> Analysis:
-    """The analysis of the events up to a look, at its level."""
-    taken = export.snapshot(_events_of(running, look), running.settings.mode, flags)
-    plan = plan_in_force(running)
-    before = [one.looked for one in looks_of(running)[: look.number - 1] if one.looked.planned]
-    shares = [min(1.0, one.participants / plan.participants) for one in before]
-    now = min(1.0, look.looked.participants / plan.participants)
-    if not look.looked.planned:  # no alpha is left for it: intervals are those of a single look, and say so
-        shares, now = [], 1.0
-    return analyse(taken.participants, taken.votes, plan, mode=taken.mode, shares=(*shares, now), resamples=2000)
-
-
-def _events_of(running: Running, look: Look) -> list[Stored]:
-    events = running.store.events()
-    return events if look.is_last else [stored for stored in events if stored.number <= look.stored.number]
-
-
 def _looks_context(running: Running) -> dict[str, Any]:
-    plan, pairs = plan_in_force(running), len(running.settings.compared)
+    plan, pairs = plan_in_force(running), pairs_in_force(running)
     done = len(completed(running.participants.values(), running.settings))
     return {
         'plan': plan,
