@@ -12,7 +12,7 @@ from simrl.remote.settings import EndpointSettings
 from simrl.study.events import Arrived, Deleted, Event, Stored, from_row, to_row
 from simrl.study.participant import Participant
 from simrl.study.running import Running
-from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, TaskSettings
+from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, TaskSettings, WebSettings
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks, Texts, read_texts
 from simrl.study.turns import Answer, Ask, Moderate
@@ -32,6 +32,7 @@ WORDS = 'Three words here'
 def settings(models: Sequence[str] = ('first', 'second'), **fields: Any) -> StudySettings:
     """Two exchanges, at most three, and three words of final text."""
     fields.setdefault('task', TaskSettings(exchanges=2, max_exchanges=3, min_words=3))
+    fields.setdefault('web', WebSettings(drain_seconds=2.0))
     fields.setdefault('plan', PlanSettings(participants=10_000))
     return StudySettings(models=dict.fromkeys(models, SOMEWHERE), **fields)
 
@@ -113,7 +114,8 @@ def ticking() -> Callable[[], float]:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+    """The result of a test, within a minute."""
+    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 @contextlib.asynccontextmanager
