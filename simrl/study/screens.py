@@ -2,7 +2,8 @@
 
 Each screen is a pure function of a participant and of thresholds, which are stated with their reasons in
 `ScreenSettings`. A screen may be wrong about a person; several that agree seldom are. Only the main session is looked
-at, but for the side of votes, for which the practice round counts, too.
+at, but for the side of votes, for which the practice round counts, too. Texts are taken for English: in another
+language `off_task` finds less and `assistant_phrases` nothing; without spaces no count of words means anything.
 
 Counted on real conversations. Of 51 people who were paid to write a document with an assistant (SimulatorArena), with
 their first three answers beforehand as notes, no screen of texts flags one. Of their 322 pairings with the task of

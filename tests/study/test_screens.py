@@ -277,7 +277,7 @@ def test_a_void_turn_is_no_vote_and_no_replies():
 
 def test_cheaters_of_a_made_up_study_are_found():
     """Of people whose words are drawn at random, through events and their fold."""
-    study = planted.Planted(people=150, cheaters=dict.fromkeys(planted.CHEATS, 0.08))
+    study = planted.Planted(people=80, cheaters=dict.fromkeys(planted.CHEATS, 0.08))
     events, cheaters = planted.planted_study(study, seed=3)
     tasks = Tasks(
         tuple(
@@ -346,8 +346,8 @@ def test_real_people_are_seldom_flagged_and_found_with_the_task_of_somebody_else
     ]
     caught = sum('off_task' in {flag.flag for flag in flags(one, tasks)} for one in swapped)
     assert caught >= 0.85 * len(swapped) > 40
-    assistants = [flags(person(row, row, 'assistant'), tasks) for row in rows]
-    assert sum('assistant_phrases' in {flag.flag for flag in given} for given in assistants) >= 0.75 * len(rows)
+    assistants = [flags(person(row, row, 'assistant'), tasks) for row in rows[::2]]
+    assert sum('assistant_phrases' in {flag.flag for flag in given} for given in assistants) >= 0.75 * len(assistants)
 
 
 def test_thresholds_are_part_of_the_plan():

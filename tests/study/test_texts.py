@@ -4,6 +4,8 @@ import dataclasses
 import re
 import textwrap
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from simrl.rewards.rubric import HELPFULNESS
@@ -200,6 +202,24 @@ def test_files_that_are_no_text_are_refused(tmp_path, content, problem):
     path.write_bytes(content)
     with pytest.raises(TextError, match=re.escape(f'{path}: {problem}')):
         read_texts(path)
+
+
+PIECES = 'title:_A|labels:|__send:_B|check:|-_|:_|"|{|}|[|]|&a|*a|>|#|!!int_|---|?_|<<:_|{limit}|12|null|_'.replace(
+    '_', ' '
+)
+ODD = ['\n', '\t', '\0', '\x85', '|', 'fields: {contact: x}']
+
+
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.lists(st.sampled_from(PIECES.split('|') + ODD), max_size=15).map(''.join))
+def test_any_file_is_read_or_refused_in_a_line(tmp_path, content):
+    path = tmp_path / 'own.yaml'
+    path.write_text(content, encoding='utf-8')
+    try:
+        told = read_texts(path).title
+    except TextError as error:
+        told = str(error)
+    assert len(told.splitlines()) == 1
 
 
 def test_files_that_are_not_there_are_refused(tmp_path):
