@@ -67,7 +67,7 @@ class Screened:
     failed: Mapping[str, Failure]
 
     def summary(self) -> str:
-        """How many have which verdict, and why the others have none, on a line."""
+        """Counts of verdicts, and of causes why there is none, on a line."""
         of = collections.Counter(given.flag.removeprefix(JUDGE).replace('_', ' ') for given in self.verdicts.values())
         of.update(f'no verdict ({failure.cause})' for failure in self.failed.values())
         return ', '.join(f'{name}: {of[name]}' for name in sorted(of)) or 'nobody to judge'
@@ -159,7 +159,7 @@ class Judging:
 
     @property
     def number(self) -> int:
-        """How many could be judged."""
+        """The number of participants who could be judged."""
         running = self._running
         return len(to_judge(running.participants.values(), running.tasks, running.settings.mode))
 
