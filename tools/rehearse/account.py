@@ -1,4 +1,4 @@
-"""What participants saw confirmed, held against the store: nothing lost, nothing double, nothing that nobody sent."""
+"""Answers that participants saw confirmed, held against the store: nothing lost, nothing double, nothing that nobody sent."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ CHOICES = {'a': 'left', 'tie': 'tie', 'b': 'right'}
 
 
 def differences(walks: Iterable[Walk], events: Sequence[Stored]) -> list[str]:
-    """What the store has otherwise than the participants saw it, a line each.
+    """Differences of the store from what the participants saw, a line each.
 
     Args:
         walks: of all participants of the store.

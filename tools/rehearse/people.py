@@ -55,7 +55,7 @@ VOTE_SCHEMA = object_of(
 
 
 class Person(Protocol):
-    """What a participant thinks of. `said` is the conversation so far, of the replies the preferred one."""
+    """The thoughts of a participant. `said` is the conversation so far, of the replies the preferred one."""
 
     async def message(self, task: str, said: Sequence[Message]) -> str: ...
 

@@ -74,7 +74,7 @@ def print_outcomes(walks: Sequence[Walk], states: Sequence[Participant]) -> None
 
 
 def print_sizes(states: Sequence[Participant]) -> None:
-    """What the votes say about the size of a study, and nothing about preferences."""
+    """Prints what the votes say about the size of a study, and nothing about preferences."""
     found = votes(states, 'rehearsal')
     if not found:
         print('votes: none')

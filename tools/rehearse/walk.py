@@ -76,7 +76,7 @@ class Action:
 
 @dataclasses.dataclass
 class Walk:
-    """What became of a participant.
+    """The way of a participant and its end.
 
     Attributes:
         panel_id: PROLIFIC_PID of their link.
@@ -190,7 +190,7 @@ class Walker:
         raise WalkError('no replies')
 
     async def _act(self, client: httpx2.AsyncClient, page: Page) -> Page:
-        """What the page asks for: the page after it."""
+        """Does what the page asks for; the page after it."""
         path, fields = await self._answer(page)
         words = sum(len(text.split()) for text in (*(page.replies or ()), *fields.values()))
         seconds = self.habits.pace * (ACTING + READING * words) * self.draw.uniform(0.7, 1.5)
