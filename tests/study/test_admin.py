@@ -36,6 +36,13 @@ def fill(settings: StudySettings, *studies: list[Stored]) -> None:
         store.append([Entry(stored.participant, stored.version, stored.at, (stored.event,)) for stored in events])
 
 
+def token(page: str) -> str:
+    """The token of a page's forms."""
+    found = re.search(r'name="csrf" value="([^"]*)"', page)
+    assert found, page
+    return found[1]
+
+
 class Administrator:
     """A browser that is signed in."""
 
@@ -57,8 +64,7 @@ class Administrator:
 
     async def send(self, path: str, **fields: str) -> httpx2.Response:
         """Sends a form with the token of the page."""
-        found = re.search(r'name="csrf" value="([^"]*)"', self.page.text)
-        self.page = await self.client.post(path, data={'csrf': found[1] if found else '', **fields})
+        self.page = await self.client.post(path, data={'csrf': token(self.page.text), **fields})
         return self.page
 
 
@@ -101,14 +107,13 @@ def test_forms_need_the_token_of_their_own_session(tmp_path):
     async def go() -> None:
         async with administered(planted_settings(tmp_path)) as (running, admin, app):
             other = await Administrator(app).sign_in()
-            token = re.search(r'name="csrf" value="([^"]*)"', other.page.text)
-            assert token
+            theirs = token(other.page.text)
             for path, fields in {
                 'pause': {'paused': 'yes', 'reason': ''},
                 'looks': {'planned': 'no', 'reason': 'curious', 'confirmation': CONFIRMATION},
                 'sign-out': {},
             }.items():
-                for csrf in ({}, {'csrf': ''}, {'csrf': 'x' * 32}, {'csrf': token[1]}):
+                for csrf in ({}, {'csrf': ''}, {'csrf': 'x' * 32}, {'csrf': theirs}):
                     answer = await admin.client.post(f'/admin/{path}', data={**fields, **csrf})
                     assert answer.status_code in (400, 403, 415), path
                 answer = await admin.client.post(
@@ -315,8 +320,11 @@ def test_results_are_behind_looks(tmp_path):
                 assert all(name in shown.text for name in NAMES)
             if least == 12:
                 assert 'A planned look is open' in page
-                shown = await admin.send('/admin/looks', planned='yes', confirmation=CONFIRMATION.upper())
-                assert shown.status_code == 200
+                # Two windows at once: one look is stored, and the other is told so.
+                fields = {'csrf': token(admin.page.text), 'planned': 'yes', 'confirmation': CONFIRMATION.upper()}
+                both = await asyncio.gather(*(admin.client.post('/admin/looks', data=fields) for _ in range(2)))
+                assert sorted(answer.status_code for answer in both) == [200, 422]
+                assert len(running.looks) == 2
                 look = running.looks[-1]
                 assert (look.participants, look.planned) == (12, True)
                 assert 0.005 < look.alpha < 0.01  # of O'Brien and Fleming at 60%
