@@ -51,7 +51,9 @@ def test_the_page_has_the_numbers_and_what_they_are_of(made):
     for pair in analysis.pairs:
         estimate = pair.rate.estimate
         assert f'the win rate of {pair.first} is {estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]' in text
-    assert '23 of 23 planned participants completed, 2023-11-14 (UTC). It is a look that was planned.' in text
+    assert (
+        '23 of 23 planned participants completed, 2023-11-14 (UTC). It is a look that was planned, at the end.' in text
+    )
     assert '1 participant was excluded by an administrator, for reasons below.' in text
     assert 'share a history' in text
     assert analysis.flow.excluded == {REASON: 1}

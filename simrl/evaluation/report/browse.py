@@ -149,12 +149,20 @@ def browse_page(results: Results, kept: Mapping[str, pathlib.Path], looks: Mappi
         f'<h1>{TITLE}</h1>',
         page.link(REPORT_FILE, 'The report of this run'),
         page.paragraph(' '.join(about), 'note'),
-        '<noscript><p>This page needs its script to show conversations.</p></noscript>',
-        '<form id="filters"></form>\n<p id="found" class="note" role="status"></p>',
-        '<nav class="pages"></nav>\n<div id="talks"></div>\n<nav class="pages"></nav>',
-        f'<script type="application/json" id="data">{as_json(data)}</script>',
+        *filtered('conversations', data),
     ]
     return page.document(TITLE, body, SCRIPT)
+
+
+def filtered(what: str, data: Any) -> list[str]:
+    """The parts of a page whose script (`browse_script.script_of`) fills them with data."""
+    above, below = (f'<nav class="pages" aria-label="Pages, {where} the list"></nav>' for where in ('above', 'below'))
+    return [
+        f'<noscript><p>This page needs its script to show {what}.</p></noscript>',
+        '<form id="filters"></form>\n<p id="found" class="note" role="status"></p>',
+        f'{above}\n<div id="talks"></div>\n{below}',
+        f'<script type="application/json" id="data">{as_json(data)}</script>',
+    ]
 
 
 def as_json(data: Any) -> str:

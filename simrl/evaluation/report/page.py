@@ -151,7 +151,7 @@ def link(file: str, text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
-    """A table in a box of its own; the first cell of a row names it."""
+    """A table in a box of its own, which a keyboard scrolls, too; the first cell of a row names it."""
     words = [any(isinstance(cell, Cell) and cell.words for cell in column) for column in zip(*rows, strict=True)]
     kinds = (' class="words"' if of_words else '' for of_words in [*words, *[False] * (len(header) - len(words))])
     head = ''.join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(header, kinds, strict=True))
@@ -159,7 +159,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
         '<tr>' + _cell(row[0], header=True) + ''.join(_cell(cell, header=False) for cell in row[1:]) + '</tr>'
         for row in rows
     )
-    return f'<div class="box"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    inside = f'<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+    return f'<div class="box" tabindex="0"><table>\n{inside}\n</table></div>'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.evaluation.report import page
-from simrl.evaluation.report.browse import as_json
+from simrl.evaluation.report.browse import filtered
 from simrl.evaluation.report.browse_script import STYLE, script_of
 from simrl.evaluation.report.drawing import SOFT, look_at
 from simrl.study.analysis import PRIMARY
@@ -91,10 +91,7 @@ def reasons_page(
         f'<h1>{TITLE}</h1>',
         page.link(REPORT_FILE, 'The report of this study'),
         page.paragraph(about, 'note'),
-        '<noscript><p>This page needs its script to show votes.</p></noscript>',
-        '<form id="filters"></form>\n<p id="found" class="note" role="status"></p>',
-        '<nav class="pages"></nav>\n<div id="talks"></div>\n<nav class="pages"></nav>',
-        f'<script type="application/json" id="data">{as_json(data)}</script>',
+        *filtered('votes', data),
     ]
     return page.document(TITLE, body, SCRIPT)
 

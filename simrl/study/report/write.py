@@ -33,8 +33,8 @@ from simrl.study.votes import votes
 
 RESULTS_FILE = 'results.json'
 LOOKS = {
-    'planned': 'It is a look that was planned.',
-    'made': 'It is a look that was planned, and made before.',
+    'planned': 'It is a look that was planned{when}.',
+    'made': 'It is a look that was planned{when}, and made before.',
     'unplanned': 'It is a look that was not planned: its intervals do not have their level.',
     'rehearsal': 'It is a rehearsal, whose participants are no people.',
 }
@@ -162,7 +162,12 @@ def _about(study: Study) -> list[str]:
     own = [one for one in study.participants.values() if one.mode == study.mode]
     dates = page.dates(min(one.began_at for one in own), max(one.seen_at for one in own))
     planned = f' of {study.plan.participants:,} planned' if study.mode == 'live' else ''
-    return [f'{study.look.completed:,}{planned} participants completed, {dates}.', LOOKS[study.look.kind]]
+    share = study.look.shares[-1]
+    when = ', at the end' if share == 1 else f', at {share:.0%} of the participants'
+    return [
+        f'{study.look.completed:,}{planned} participants completed, {dates}.',
+        LOOKS[study.look.kind].format(when=when),
+    ]
 
 
 def plain(analysis: Analysis, study: Study) -> dict[str, Any]:
