@@ -162,6 +162,7 @@ def test_votes_are_read_in_a_browser(made):
         out = [vote for vote in given if vote.excluded is not None]
         page.locator('#found', has_text=re.compile(f'^{len(out)} of ')).wait_for()
         page.locator('details.one').first.click()
+        page.locator('details.one .reason').wait_for()
         inside = page.locator('details.one').first.inner_text()
         assert f'Left out of the analysis: excluded by an administrator: {REASON}' in inside
         assert out[0].left_text in inside
