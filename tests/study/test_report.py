@@ -82,7 +82,7 @@ def test_a_look_that_cannot_be_stored_shows_nothing(tmp_path):
     with pytest.raises(NoStudyError, match='expected participants, found none'):
         read_study(StudyReportSettings(store=url), TASKS)
     store_planted(f'sqlite:///{tmp_path}/full.sqlite', Planted(people=2), participants=2)
-    with Store(f'sqlite:///{tmp_path}/full.sqlite', 'live'), pytest.raises(StoreError, match=r'full\.sqlite'):
+    with Store(f'sqlite:///{tmp_path}/full.sqlite', 'live'), pytest.raises(StoreError, match=r'full\.sqlite.*Results$'):
         read_study(StudyReportSettings(store=f'sqlite:///{tmp_path}/full.sqlite'), TASKS)
 
 

@@ -27,7 +27,7 @@ from simrl.study.plan import frozen_screens, frozen_settings
 from simrl.study.report import figures, page, reasons
 from simrl.study.report.settings import StudyReportSettings
 from simrl.study.settings import Mode, PlanSettings
-from simrl.study.store import ConflictError, Entry, Store, read_events
+from simrl.study.store import ConflictError, Entry, Store, StoreError, read_events
 from simrl.study.texts import Tasks
 from simrl.study.votes import votes
 
@@ -89,7 +89,7 @@ def read_study(settings: StudyReportSettings, tasks: Tasks) -> Study:
     )
     look = look_at(events, plan, mode, settings.reason)
     if look.kind in ('planned', 'unplanned') and not is_stored(look, events):
-        with Store(settings.store, mode) as store:
+        with _opened(settings.store, mode) as store:
             events = store.events()
             look = look_at(events, plan, mode, settings.reason)
             events += _stored(store, events, look, mode, settings.reason)
@@ -102,6 +102,16 @@ def read_study(settings: StudyReportSettings, tasks: Tasks) -> Study:
         raise NoStudyError(f'config.tasks: expected the tasks of the study, found none of the id {error}') from None
     departed = departures(events, plan, look, mode)
     return Study(mode, events, participants, flags, plan, look, departed)
+
+
+def _opened(url: str, mode: Literal['live', 'rehearsal']) -> Store:
+    try:
+        return Store(url, mode)
+    except StoreError as error:
+        raise StoreError(
+            f'{error}. A look at results is stored before they are shown: while the server runs, make it on the '
+            'administrators’ page Results'
+        ) from error
 
 
 def _stored(store: Store, events: Sequence[Stored], look: Look, mode: Mode, reason: str) -> tuple[Stored, ...]:
