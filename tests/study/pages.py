@@ -8,7 +8,7 @@ import pathlib
 import queue
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import httpx2
@@ -34,7 +34,7 @@ TASKS = read_tasks()
 NAMES = ('zebra-7b', 'okapi-2')
 ADMIN = 'administrators-know-this'
 ENTER = '/enter?PROLIFIC_PID={}&STUDY_ID=s1&SESSION_ID=v1'
-Reply = Callable[[str, Sequence[Message]], str | Exception]
+Reply = Callable[[str, Sequence[Message]], str | Exception | Awaitable[str | Exception]]
 
 
 def settings_of(folder: pathlib.Path, **changes: object) -> StudySettings:
@@ -60,7 +60,8 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
     """The application of a study whose models answer by a function."""
 
     async def ask(model: str, conversation: Sequence[Message]) -> Answer:
-        said = reply(model, conversation)
+        given = reply(model, conversation)
+        said = await given if isinstance(given, Awaitable) else given
         if isinstance(said, Exception):
             raise ModelError(str(said)) from said
         return Answer(said, 0.0, False)
@@ -74,6 +75,18 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
             yield running, make_app(running, web, make_router(running, web))
         finally:
             await running.stop()
+
+
+def visit(
+    folder: pathlib.Path, what: Callable[[Running, FastAPI], Awaitable[None]], reply: Reply = echo, **changes: object
+) -> None:
+    """Does something with the pages of a study; the changes are of `settings_of`."""
+
+    async def go() -> None:
+        async with study(settings_of(folder, **changes), reply) as (running, app):
+            await what(running, app)
+
+    asyncio.run(go())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import asyncio
 import pathlib
 import re
-from collections.abc import Awaitable, Callable
 
 import httpx2
 import pytest
@@ -11,20 +10,7 @@ from fastapi import FastAPI
 
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, TaskSettings
-from tests.study.pages import ADMIN, Browser, settings_of, study
-
-Visit = Callable[[Running, FastAPI], Awaitable[None]]
-
-
-def visit(folder: pathlib.Path, what: Visit, **settings: object) -> None:
-    """Does something with the pages of a study."""
-
-    async def go() -> None:
-        reply = settings.pop('reply', None)
-        async with study(settings_of(folder, **settings), *([reply] if reply else [])) as (running, app):
-            await what(running, app)
-
-    asyncio.run(go())
+from tests.study.pages import ADMIN, Browser, visit
 
 
 def is_stale(page: httpx2.Response, running: Running) -> bool:
@@ -227,7 +213,7 @@ def test_a_model_that_fails_costs_nobody_their_message(tmp_path: pathlib.Path) -
         await browser.settle()
         assert browser.page.text.count('A reply') == 2
 
-    visit(tmp_path, go, reply=reply)
+    visit(tmp_path, go, reply)
 
 
 def test_the_panels_link_must_be_whole(tmp_path: pathlib.Path) -> None:

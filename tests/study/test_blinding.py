@@ -65,7 +65,10 @@ def sent_by(settings: StudySettings, ask: Ask) -> list[str]:
             browser = await Browser(recorded, running).enter()  # type: ignore[arg-type]
             await browser.go_to('conversation')
             for choice in ('tie', 'b'):
-                await browser.exchange(choice=choice)
+                await browser.send('/message', message='Go on.')
+                await browser.settle()
+                await browser.get('/state')
+                await browser.send('/vote', choice=choice, reason='It is clear.')
             await browser.get('/leave')
             await browser.get('/')
             await browser.go_to('over')
@@ -117,6 +120,7 @@ def test_the_model_that_fails_is_not_seen(fixed: Callable[..., StudySettings]) -
             await browser.send('/message', message='Hello')
             for _ in range(2):
                 await browser.settle()
+                await browser.get('/state')
                 await browser.send('/retry')
             await browser.settle()
             return '\n'.join(recorded.messages)
