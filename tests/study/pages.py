@@ -94,6 +94,7 @@ class Site:
     """A study's server in a thread."""
 
     url: str
+    app: FastAPI
     running: Running
     loop: asyncio.AbstractEventLoop
 
@@ -105,19 +106,19 @@ class Site:
 @contextlib.contextmanager
 def site(settings: StudySettings, reply: Reply = echo) -> Iterator[Site]:
     """A study with sockets, for browsers."""
-    started: queue.SimpleQueue[tuple[Running, asyncio.AbstractEventLoop, Server]] = queue.SimpleQueue()
+    started: queue.SimpleQueue[tuple[FastAPI, Running, asyncio.AbstractEventLoop, Server]] = queue.SimpleQueue()
 
     async def serve(listener: socket.socket) -> None:
         async with study(settings, reply) as (running, app):
             server = make_server(app, HTTP)
-            started.put((running, asyncio.get_running_loop(), server))
+            started.put((app, running, asyncio.get_running_loop(), server))
             await server.serve([listener])
 
     with bind(HTTP) as listener, concurrent.futures.ThreadPoolExecutor(1) as pool:
         serving = pool.submit(lambda: asyncio.run(serve(listener)))
-        running, loop, server = started.get(timeout=30)
+        app, running, loop, server = started.get(timeout=30)
         try:
-            yield Site(url_of(listener).removesuffix('/v1'), running, loop)
+            yield Site(url_of(listener).removesuffix('/v1'), app, running, loop)
         finally:
             loop.call_soon_threadsafe(server.handle_exit)
             serving.result(30)

@@ -3,11 +3,13 @@
 import asyncio
 import pathlib
 import re
+from collections.abc import Sequence
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
+from simrl.conversations.records import Message
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, TaskSettings
 from tests.study.pages import ADMIN, Browser, visit
@@ -214,6 +216,27 @@ def test_a_model_that_fails_costs_nobody_their_message(tmp_path: pathlib.Path) -
         assert browser.page.text.count('A reply') == 2
 
     visit(tmp_path, go, reply)
+
+
+def test_a_message_that_cannot_be_answered_can_be_put_otherwise(tmp_path: pathlib.Path) -> None:
+    def reply(_: str, conversation: Sequence[Message]) -> str | Exception:
+        return RuntimeError('gone') if conversation[-1].content == 'Hello' else 'A reply'
+
+    async def go(running: Running, app: FastAPI) -> None:
+        notices, browser = running.texts.notices, await Browser(app, running).enter()
+        await browser.go_to('training')
+        await browser.send('/message', message='Hello')
+        await browser.settle()
+        assert 'action="/retry"' in browser.page.text
+        await browser.send('/retry')
+        await browser.settle()
+        assert notices.no_more_tries in browser.page.text
+        assert 'action="/retry"' not in browser.page.text
+        await browser.send('/message', message='Good morning')
+        await browser.settle()
+        assert 'action="/vote"' in browser.page.text
+
+    visit(tmp_path, go, reply, task=TaskSettings(exchanges=1, min_words=1, tries=2))
 
 
 def test_the_panels_link_must_be_whole(tmp_path: pathlib.Path) -> None:
