@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import dataclasses
+import gc
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -55,11 +56,15 @@ class Held:
 
     def __init__(self) -> None:
         self.may = asyncio.Event()
-        self.asked = 0
+        self.asked = self.ended = 0
 
     async def __call__(self, model: str, conversation: Sequence[Message]) -> Answer:
         self.asked += 1
-        await self.may.wait()
+        try:
+            await self.may.wait()
+        except asyncio.CancelledError:
+            self.ended += 1
+            raise
         return await echo(model, conversation)
 
 
@@ -118,7 +123,6 @@ def test_a_page_of_an_older_version_changes_nothing() -> None:
                 state = await replied(running, id)
             assert state.outcome == 'completed'
             assert kinds(store, id) == [*WAY[:3], 'Checked', *WAY[3:]]
-            await refused(running.instruct(id, state.version + 1))  # of no event that happened
 
     run(main())
 
@@ -240,6 +244,7 @@ def test_the_check_has_so_many_tries() -> None:
         async with study() as running:
             state = await arrive(running)
             state = await running.consent(state.id, state.version, True)
+            await refused(running.instruct(state.id, state.version + 1))  # of no event that happened
             state = await running.instruct(state.id, state.version)
             state = await running.check(state.id, state.version, WRONG)
             assert (state.step, [check.last for check in state.checks]) == ('check', [False])
@@ -389,10 +394,32 @@ def test_withdrawal_ends_what_was_asked() -> None:
                 await asyncio.sleep(0.001)
             left = await running.withdraw(state.id, state.version - 3, 'no time')  # from whichever page
             assert (left.outcome, left.withdrew) == ('withdrawn', Withdrew('no time'))
+            await asyncio.sleep(0.01)
+            assert ask.ended == 2  # no model works for one who left
             ask.may.set()
             await asyncio.sleep(0.01)
             assert kinds(store, state.id)[-2:] == ['Asked', 'Withdrew']
             await refused(running.withdraw(state.id, left.version, 'again'))
+
+    run(main())
+
+
+def test_replies_that_come_while_somebody_leaves_are_dropped() -> None:
+    async def main() -> None:
+        faults: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        store, ask = MemoryStore(), Held()
+        async with study(store, ask) as running:
+            state = await to_training(running)
+            state = await running.send(state.id, state.version, 'Hello')
+            while ask.asked < 2:
+                await asyncio.sleep(0.001)
+            leaving = asyncio.create_task(running.withdraw(state.id, state.version, ''))
+            ask.may.set()  # the replies wait for the end of that
+            assert (await leaving).outcome == 'withdrawn'
+        gc.collect()
+        assert kinds(store, state.id)[-2:] == ['Asked', 'Withdrew']
+        assert not faults
 
     run(main())
 
