@@ -1,6 +1,7 @@
 """Models behind endpoints and in a child, and moderation, against servers by a script."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import json
@@ -80,8 +81,15 @@ def test_a_model_is_told_the_conversation_alone() -> None:
     [(Status(500), 'server'), (Status(401), 'refused'), (chat_reply(''), 'empty'), (Body(b'no'), 'protocol')],
 )
 def test_a_model_that_fails_says_why(reply: Reply, cause: str) -> None:
-    with ScriptedServer(lambda *_: reply) as server, pytest.raises(ModelError, match=f'^{cause}: '):
-        asyncio.run(asked(server))
+    sent: list[int] = []
+
+    def script(body: dict[str, Any], _: int) -> Reply:
+        sent.append(body['max_tokens'])
+        return reply
+
+    with ScriptedServer(script) as server, pytest.raises(ModelError, match=f'^{cause}: '):
+        asyncio.run(asked(server, TaskSettings(max_tokens=64)))
+    assert set(sent) == {64}
 
 
 def test_a_reply_fits_what_the_context_has_left() -> None:
@@ -127,8 +135,15 @@ def test_moderation_lets_pass_refuses_or_fails() -> None:
                     found[message] = f'! {error}'
         return found
 
-    with ScriptedServer(lambda body, _: replies[body['input']]) as server:
+    sent = collections.Counter[str]()
+
+    def script(body: dict[str, Any], _: int) -> Reply:
+        sent[body['input']] += 1
+        return replies[body['input']]
+
+    with ScriptedServer(script) as server:
         found = asyncio.run(opinions())
+    assert {message for message, number in sent.items() if number > 1} == {'broken', 'late'}
     assert [found['Hello'], found['bad'], found['worse']] == [None, 'violence, threats', 'flagged']
     expected = {
         'odd': 'expected one result with flagged',

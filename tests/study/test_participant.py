@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import random
 import typing
 from typing import Any
 
@@ -81,7 +82,10 @@ RARE: tuple[Event, ...] = (
     Deleted(),
     PlanFrozen({}, 'h', 'c'),
 )
-SEQUENCES = st.lists(st.sampled_from(ALPHABET) | st.sampled_from(ALPHABET) | st.sampled_from(RARE), max_size=40)
+# Long ones, most of whose events are refused: the others lead to the end.
+SEQUENCES = st.integers(0, 2**32).map(
+    lambda seed: random.Random(seed).choices(ALPHABET + RARE, [8] * len(ALPHABET) + [1] * len(RARE), k=300)
+)
 
 TEXT = st.text(max_size=5)
 VALUES = {
@@ -236,6 +240,34 @@ def test_one_who_goes_all_the_way() -> None:
             check_follows(state, event)
         with pytest.raises(OutOfPlaceError, match=f'expected event {n + 2}, found {n + 1}'):
             fold([*stored(*way[: n + 1]), stored(*way)[n]])
+
+
+@pytest.mark.parametrize(
+    ('before', 'event'),
+    [
+        ([Asked('m')], Replied('a', 'c', 'A', 'C', 1.0, 1.0)),  # of another pair
+        ([Asked('m')], Replied('a', 'a', 'A', 'A', 1.0, 1.0)),
+        ([Asked('m')], Asked('another')),
+        ([Asked('m')], Preferred('left', 'left', 'r')),
+        ([Asked('m')], Concluded()),
+        ([], Retried()),
+        ([], Voided('v')),
+        ([], Concluded()),
+        ([Asked('m'), Voided('v', refused=True)], Retried()),
+        ([Asked('m'), Replied('b', 'a', 'B', 'A', 1.0, 1.0)], Preferred('left', 'right', 'r')),
+        ([Asked('m'), Replied('b', 'a', 'B', 'A', 1.0, 1.0)], Voided('v')),
+        ([Asked('m'), Replied('b', 'a', 'B', 'A', 1.0, 1.0)], Concluded()),
+        ([], PairAssigned('main', 'a', 'b')),
+        ([], PairAssigned('training', 'a', 'b')),
+    ],
+)
+def test_what_no_turn_can_be(before: list[Event], event: Event) -> None:
+    talk = [PairAssigned('training', 'a', 'b'), Asked('o'), Replied('b', 'a', 'B', 'A', 1.0, 1.0)]
+    talk += [Preferred('left', 'left', 'r'), PairAssigned('main', 'a', 'b')]
+    begin = [Arrived('live'), Consented(True, 'p'), Instructed(), Checked((0,), True, False), TypeAssigned('story')]
+    state = fold(stored(*begin, Prepared('story-1', ()), *talk, *before))
+    with pytest.raises(OutOfPlaceError, match=type(event).__name__):
+        check_follows(state, event)
 
 
 def test_events_of_the_study_are_of_no_participant() -> None:

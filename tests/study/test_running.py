@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from simrl.conversations.records import Message
 from simrl.run.config import ConfigError
 from simrl.study import running as running_module
+from simrl.study.assignment import kept_of_tie
 from simrl.study.events import Asked, Looked, Opened, PlanFrozen, Preferred, Replied, Voided, Withdrew, to_row
 from simrl.study.participant import Participant, fold_all
 from simrl.study.running import BadInputError, OutOfDateError, Running
@@ -828,6 +829,34 @@ def test_a_study_on_sqlite_goes_on_where_it_was(tmp_path: Any) -> None:
                 assert running.participants == fold_all(store.events())
                 assert (await running.delete(state.id, state.version)).outcome == 'deleted'
                 assert running.participants == fold_all(store.events())
+
+    run(main())
+
+
+def test_after_a_tie_a_drawn_reply_is_kept() -> None:
+    async def main() -> None:
+        async with study() as running:
+            states = [await to_conversation(running) for _ in range(4)]
+            for _ in range(3):
+                states = [await exchange(running, state, 'tie') for state in states]
+            kept = [
+                [turn.preferred.kept for turn in state.main.judged if turn.preferred] for state in states if state.main
+            ]
+            assert kept == [[kept_of_tie(0, state.id, 'main', turn) for turn in range(3)] for state in states]
+
+    run(main())
+
+
+def test_the_attention_item_has_an_answer_that_it_asks_for() -> None:
+    async def main() -> None:
+        async with study() as running:
+            for answer in (TEXTS.attention.right, (TEXTS.attention.right + 1) % len(TEXTS.attention.options)):
+                state = await to_conversation(running)
+                state = await exchange(running, await exchange(running, state))
+                state = await running.conclude(state.id, state.version)
+                state = await running.write(state.id, state.version, WORDS, answer)
+                assert state.wrote is not None
+                assert state.wrote.attentive == (answer == TEXTS.attention.right)
 
     run(main())
 

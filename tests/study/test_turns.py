@@ -59,7 +59,10 @@ def test_the_models_answer_at_the_same_time() -> None:
 
     async def measured(ask: Ask) -> Replied | Voided:
         async with asyncio.timeout(10):
-            return await reply(waiting(), 0, ask, None)
+            found = await reply(waiting(), 0, ask, None)
+            await asyncio.sleep(0)
+            assert len(asyncio.all_tasks()) == 1
+            return found
 
     met = asyncio.Barrier(2)
     cancelled = []
