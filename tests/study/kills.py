@@ -20,7 +20,7 @@ from tests.remote.server import Body, ScriptedServer, chat_reply
 from tools.rehearse.account import differences
 from tools.rehearse.people import Scripted
 from tools.rehearse.run import walk_all
-from tools.rehearse.walk import Habits, Walk
+from tools.rehearse.walk import Habits, Place, Walk
 
 LONGEST = 4.0  # seconds from the server's first answer to its kill
 HABITS = Habits(leave=0.002, double=0.1, reload=0.05, back=0.05, device=0.05, fail=0.05)
@@ -90,7 +90,7 @@ def run_with_kills(folder: pathlib.Path, kills: int, participants: int, seed: in
         RuntimeError: the server did not start again, or did not end by SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    store, draw, texts = store or f'sqlite:///{folder / "study.sqlite"}', random.Random(seed), read_texts()
+    store, draw = store or f'sqlite:///{folder / "study.sqlite"}', random.Random(seed)
     over, killed, faults = threading.Event(), 0, []
 
     def answer(body: object, attempt: int) -> Body:
@@ -111,6 +111,7 @@ def run_with_kills(folder: pathlib.Path, kills: int, participants: int, seed: in
     wrong: list[str] = []
     with ScriptedServer(answer) as models:
         server = Server(models.url, store, folder / 'server.log')
+        place = Place(server.url, read_texts(), least=20)
         server.start()
         killer = threading.Thread(target=kill_again)
         killer.start()
@@ -118,7 +119,7 @@ def run_with_kills(folder: pathlib.Path, kills: int, participants: int, seed: in
             for wave in range(MOST_WAVES):
                 people = [Scripted(random.Random(f'{seed} {wave} {number}')) for number in range(participants)]
                 found, stopped = asyncio.run(
-                    walk_all(server.url, people, HABITS, texts, at_once=participants, seed=seed + 1000 * wave, least=20)
+                    walk_all(place, people, HABITS, at_once=participants, seed=seed + 1000 * wave)
                 )
                 walks += found
                 wrong += stopped

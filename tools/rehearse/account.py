@@ -1,4 +1,4 @@
-"""Answers that participants saw confirmed, held against the store: nothing lost, nothing double, nothing that nobody sent."""
+"""Answers that participants saw confirmed, held against the store: none lost, none doubled, none that nobody sent."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence

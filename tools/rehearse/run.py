@@ -20,17 +20,17 @@ from simrl.run.progress import Progress
 from simrl.study.participant import Participant, fold_all
 from simrl.study.plan import blind_clustering
 from simrl.study.store import StoreError, read_events
-from simrl.study.texts import TextError, Texts, read_texts
+from simrl.study.texts import TextError, read_texts
 from simrl.study.votes import votes
 from tools.rehearse.account import differences
 from tools.rehearse.people import Modelled, Person, Scripted
-from tools.rehearse.walk import Habits, Walk, Walker, WalkError
+from tools.rehearse.walk import Habits, Place, Walk, Walker, WalkError
 
 MAX_LINES = 20  # differences that are printed
 
 
 async def walk_all(
-    url: str, people: Sequence[Person], habits: Habits, texts: Texts, *, at_once: int, seed: int, least: int
+    place: Place, people: Sequence[Person], habits: Habits, *, at_once: int, seed: int
 ) -> tuple[list[Walk], list[str]]:
     """All participants' walks, so many at once; and what stopped those who could not go on."""
     gate, stopped = asyncio.Semaphore(at_once), []
@@ -38,7 +38,7 @@ async def walk_all(
 
         async def one(number: int, person: Person) -> Walk:
             draw = random.Random(f'{seed} {number}')
-            walker = Walker(url, f'rehearsal-{seed}-{number}', person, habits, texts, draw, least)
+            walker = Walker(place, f'rehearsal-{seed}-{number}', person, habits, draw)
             async with gate:
                 try:
                     await walker.run()
@@ -119,19 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     habits = Habits(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Habits)})
     texts = read_texts(None if options.texts is None else pathlib.Path(options.texts))
+    place = Place(options.url, texts, options.least)
     count = options.participants
     if count < 1 or options.at_once < 0:
         raise ValueError(f'--participants: expected at least 1 (at once 0 or more), found {count}, {options.at_once}')
     draws = [random.Random(f'{options.seed} person {number}') for number in range(count)]
     known = {event.participant for event in read_events(options.store)}
-    settings = {'at_once': options.at_once or count, 'seed': options.seed, 'least': options.least}
+    settings = {'at_once': options.at_once or count, 'seed': options.seed}
     if options.person is None:
         scripted = [Scripted(draw) for draw in draws]
-        walks, stopped = asyncio.run(walk_all(options.url, scripted, habits, texts, **settings))
+        walks, stopped = asyncio.run(walk_all(place, scripted, habits, **settings))
     else:
         with Endpoint(from_config_dict(EndpointSettings, options.person, '--person')) as endpoint:
             modelled = [Modelled(endpoint, draw, options.max_tokens) for draw in draws]
-            walks, stopped = asyncio.run(walk_all(options.url, modelled, habits, texts, **settings))
+            walks, stopped = asyncio.run(walk_all(place, modelled, habits, **settings))
     events = [event for event in read_events(options.store) if event.participant not in known - {''}]
     states = list(fold_all(events).values())
     print_times(walks)

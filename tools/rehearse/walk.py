@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import random
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Literal
@@ -55,6 +56,22 @@ class Habits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """The study that is visited.
+
+    Attributes:
+        texts: of its pages, for the right answers.
+        least: words of the final text.
+        tls: shared by all browsers, since making one takes longer than a page.
+    """
+
+    url: str
+    texts: Texts
+    least: int
+    tls: ssl.SSLContext = dataclasses.field(default_factory=ssl.create_default_context)
+
+
+@dataclasses.dataclass(frozen=True)
 class Action:
     """A request of a participant.
 
@@ -101,9 +118,14 @@ class Walker:
     """Goes through the study as one participant; `walk` has what happened, however it ends."""
 
     def __init__(
-        self, url: str, panel_id: str, person: Person, habits: Habits, texts: Texts, draw: random.Random, least: int
+        self,
+        place: 'Place',
+        panel_id: str,
+        person: Person,
+        habits: Habits,
+        draw: random.Random,
     ) -> None:
-        self.url, self.person, self.habits, self.texts, self.draw, self.least = url, person, habits, texts, draw, least
+        self.place, self.person, self.habits, self.draw = place, person, habits, draw
         self.walk = Walk(panel_id)
         self.link = f'/enter?PROLIFIC_PID={panel_id}&STUDY_ID=rehearsal&SESSION_ID=s{panel_id}'
         self.said: list[Message] = []
@@ -142,7 +164,7 @@ class Walker:
             await client.aclose()
 
     def _browser(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(base_url=self.url, timeout=60.0)
+        return httpx2.AsyncClient(base_url=self.place.url, timeout=60.0, verify=self.place.tls)
 
     def _does(self, chance: float) -> bool:
         return self.draw.random() < chance
@@ -259,7 +281,7 @@ class Walker:
             wrong = int(self.fails)
             return '/check', {
                 f'answer_{i}': str((question.right + wrong) % len(question.options))
-                for i, question in enumerate(self.texts.check)
+                for i, question in enumerate(self.place.texts.check)
             }
         if '/task' in forms:
             notes = {name: f'A thought ({self.tried}).' for name in forms['/task'] if name.startswith('note_')}
@@ -270,8 +292,8 @@ class Walker:
             choice, reason = await self.person.vote(page.task, message, *page.replies)
             return '/vote', {'choice': choice, 'reason': f'{reason} ({self.tried})'}
         if '/text' in forms:
-            text = await self.person.text(page.task, self.said, self.least)
-            return '/text', {'text': f'{text} ({self.tried})', 'attention': str(self.texts.attention.right)}
+            text = await self.person.text(page.task, self.said, self.place.least)
+            return '/text', {'text': f'{text} ({self.tried})', 'attention': str(self.place.texts.attention.right)}
         if '/retry' in forms:
             return '/retry', {}
         if '/conclude' in forms:
