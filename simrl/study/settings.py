@@ -18,6 +18,10 @@ from simrl.serving.shapes import EngineSettings
 from simrl.study.events import Mode as Mode
 from simrl.study.flags import MEANINGS, ScreenSettings
 
+ENCODED_BYTES = 12  # of a character in a form, at most: four of UTF-8, each as %XX
+OTHER_BYTES = 4096  # of a form, beside its texts
+NOTES = 3  # questions before writing, each answered at most at a message's length
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyModel:
@@ -136,10 +140,22 @@ class WebSettings:
     https: bool = dataclasses.field(default=False, metadata=NO_EFFECT)
     # Environment variable with the token of the administrators, at least 16 characters.
     admin_variable: str = dataclasses.field(default='SIMRL_STUDY_ADMIN', metadata=NO_EFFECT)
-    body_bytes: int = dataclasses.field(default=2**18, metadata=NO_EFFECT)  # max size of a request's body
+    body_bytes: int = dataclasses.field(default=2**20, metadata=NO_EFFECT)  # max size of a request's body
     poll_seconds: float = dataclasses.field(default=2.0, metadata=NO_EFFECT)  # between two looks of a waiting page
     admin_tries: int = dataclasses.field(default=10, metadata=NO_EFFECT)  # wrong tokens in a minute, from all addresses
     drain_seconds: float = dataclasses.field(default=30.0, metadata=NO_EFFECT)  # for replies under way once it stops
+
+    def __post_init__(self) -> None:
+        def check(field: str, ok: bool, expected: str) -> None:
+            if not ok:
+                raise ValueError(f'WebSettings.{field}: expected {expected}, found {getattr(self, field)!r}')
+
+        check('host', bool(self.host), 'an address')
+        check('port', 0 <= self.port < 2**16, '0 (a free one) to 65535')
+        check('admin_variable', bool(self.admin_variable), 'a name')
+        check('poll_seconds', self.poll_seconds > 0, 'more than 0')
+        check('admin_tries', self.admin_tries >= 1, 'at least 1')
+        check('drain_seconds', self.drain_seconds >= 0, 'at least 0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +199,12 @@ class StudySettings:
                 )
         if len({frozenset(pair) for pair in self.compared}) < len(self.compared):
             raise ValueError(f'StudySettings.pairs: expected each pair once, found {self.pairs}')
+        characters = max(self.task.text_chars, NOTES * self.task.message_chars)  # of the longest form
+        if self.web.body_bytes < (least := ENCODED_BYTES * characters + OTHER_BYTES):
+            raise ValueError(
+                f'StudySettings.web.body_bytes: expected at least {least}, for {characters} '
+                f'characters of a form, found {self.web.body_bytes}'
+            )
         if self.gone_seconds <= 0:
             raise ValueError(f'StudySettings.gone_seconds: expected more than 0, found {self.gone_seconds!r}')
 

@@ -145,7 +145,7 @@ class Browser:
     @property
     def hidden(self) -> dict[str, str]:
         """The hidden fields that every form of the page has."""
-        return dict(re.findall(r'<input type="hidden" name="(csrf|version)" value="([^"]*)">', self.page.text))
+        return dict(re.findall(r'<input type="hidden" name="(csrf|version)" value="([^"]*)"', self.page.text))
 
     async def send(self, path: str, **fields: object) -> httpx2.Response:
         """Sends a form of the page; fields may replace hidden ones."""

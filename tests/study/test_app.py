@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from simrl.conversations.records import Message
 from simrl.study.running import Running
-from simrl.study.settings import PanelSettings, TaskSettings
-from tests.study.pages import ADMIN, Browser, visit
+from simrl.study.settings import PanelSettings, TaskSettings, WebSettings
+from tests.study.pages import ADMIN, Browser, settings_of, visit
 
 
 def is_stale(page: httpx2.Response, running: Running) -> bool:
@@ -239,6 +239,28 @@ def test_a_message_that_cannot_be_answered_can_be_put_otherwise(tmp_path: pathli
     visit(tmp_path, go, reply, task=TaskSettings(exchanges=1, min_words=1, tries=2))
 
 
+def test_a_page_that_waits_asks_for_itself_where_there_is_no_script(tmp_path: pathlib.Path) -> None:
+    refresh = '<noscript><meta http-equiv="refresh" content="5"></noscript>'  # with script axe would be right to object
+
+    async def go(running: Running, app: FastAPI) -> None:
+        browser = await Browser(app, running).enter()
+        await browser.go_to('training')
+        assert refresh not in browser.page.text
+        await browser.send('/message', message='Hello')
+        assert browser.page.text.count(refresh) == 1
+        assert f'<noscript><p>{running.texts.notices.no_script}' in browser.page.text
+        answered.set()
+        await browser.settle()
+        assert refresh not in browser.page.text
+
+    async def reply(*_: object) -> str:
+        await answered.wait()
+        return 'A reply'
+
+    answered = asyncio.Event()
+    visit(tmp_path, go, reply)
+
+
 def test_the_panels_link_must_be_whole(tmp_path: pathlib.Path) -> None:
     async def go(running: Running, app: FastAPI) -> None:
         browser = Browser(app, running)
@@ -331,3 +353,23 @@ def test_previews_are_for_administrators(tmp_path: pathlib.Path) -> None:
         await admin.go_to('over')
 
     visit(tmp_path, go)
+
+
+def test_the_longest_text_of_any_script_fits(tmp_path: pathlib.Path) -> None:
+    text = '\N{GRINNING FACE} ' * 20_000
+
+    async def go(running: Running, app: FastAPI) -> None:
+        browser = await Browser(app, running).enter()
+        await browser.go_to('final')
+        await browser.send('/text', text='\N{GRINNING FACE}' * 40_001, attention=2)
+        assert browser.page.status_code == 422
+        await browser.send('/text', text=text, attention=2)
+        assert browser.state.wrote is not None
+        assert browser.state.wrote.text == text.strip()
+
+    visit(tmp_path, go, task=TaskSettings(exchanges=1))
+    with pytest.raises(ValueError, match=r'body_bytes: expected at least 4[0-9]{5}, .* found 262144'):
+        settings_of(tmp_path, web=WebSettings(body_bytes=2**18))
+    for field, value in {'port': -1, 'poll_seconds': 0.0, 'admin_tries': 0, 'drain_seconds': -1.0, 'host': ''}.items():
+        with pytest.raises(ValueError, match=f'^WebSettings.{field}: expected '):
+            WebSettings(**{field: value})  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ EVIL = (
 )
 ATTRIBUTES = re.compile(
     '(data|aria)-.*|href|rel|target|class|id|tabindex|type|name|value|checked|hidden|lang|charset|content|src|defer|role|'
-    'method|action|accept-charset|novalidate|for|rows|http-equiv'
+    'method|action|accept-charset|novalidate|for|rows|http-equiv|dir|autocomplete'
 )
 
 
@@ -204,7 +204,8 @@ def test_bodies_that_are_no_forms(tmp_path: pathlib.Path) -> None:
         assert (await browser.client.post('/consent', content=good, headers=headers)).status_code == 415
         assert browser.state.version == 1
 
-    visit(tmp_path, go, web=WebSettings(body_bytes=10_000))
+    task = TaskSettings(text_chars=400, message_chars=100)
+    visit(tmp_path, go, web=WebSettings(body_bytes=10_000), task=task)
 
 
 def test_what_is_stored_is_what_was_written(tmp_path: pathlib.Path) -> None:
