@@ -47,12 +47,12 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
     async def current(request: Request) -> Response:
         """The page of the participant's step."""
         notice = request.query_params.get('notice', '')
-        return _page(running, web, _find(running, web, request), notice=notice if notice in NOTICES else '')
+        return _page(running, web, await _visit(running, web, request), notice=notice if notice in NOTICES else '')
 
     @app.get('/state')
     async def state(request: Request) -> Response:
         """The version of the participant's page, for a page that waits for another one."""
-        return JSONResponse({'version': _find(running, web, request).page})
+        return JSONResponse({'version': (await _visit(running, web, request)).page})
 
     @app.get('/leave')
     async def leave(request: Request) -> Response:
@@ -140,6 +140,11 @@ def _find(running: Running, web: Web, request: Request) -> Participant:
     return running.participants[session]
 
 
+async def _visit(running: Running, web: Web, request: Request) -> Participant:
+    """The participant of a request for where they are; see `_find`."""
+    return await running.visit(_find(running, web, request).id)
+
+
 def _page(
     running: Running,
     web: Web,
@@ -158,7 +163,9 @@ def _page(
         given: the fields of that form.
     """
     seen = view(participant, running.settings, running.tasks)
-    texts = web.texts.of_type(seen.document_type.name) if seen.document_type else web.texts
+    texts = web.texts
+    if participant.document_type:  # a type that the tasks' file no longer has is known by its id
+        texts = texts.of_type(seen.document_type.name if seen.document_type else participant.document_type)
     return web.page(
         template,
         status,
@@ -213,9 +220,8 @@ def _changes(running: Running) -> dict[str, Change]:
         return await running.check(id, version, answers)
 
     async def task(id: str, version: int, form: Form) -> Participant:
-        kind = running.participants[id].document_type
-        count = len(running.tasks.type(kind).questions) if kind else 0
-        notes = tuple(form.fields.get(f'note_{i}', '') for i in range(count))
+        count = max(len(kind.questions) for kind in running.tasks.types)
+        notes = [form.fields.get(f'note_{i}', '') for i in range(count)]
         return await running.prepare(id, version, form.fields.get('task', ''), notes, _conduct(form))
 
     async def message(id: str, version: int, form: Form) -> Participant:

@@ -76,11 +76,12 @@ class TypeAssigned:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The task that was chosen, and the answers to the questions before writing."""
+    """The task that was chosen, and the answers (`notes`) to the questions before writing."""
 
     task: str
     notes: tuple[str, ...]
     conduct: Conduct = Conduct()
+    questions: tuple[str, ...] = ()  # as they were asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,8 @@ class Withdrew:
 
 @dataclasses.dataclass(frozen=True)
 class TurnedAway:
-    """The study was paused, or had all its participants, when they came."""
+    """The study was paused, or had all its participants, when they came; or they came back to one without what they
+    need: a model of theirs, or their type of document."""
 
 
 @dataclasses.dataclass(frozen=True)

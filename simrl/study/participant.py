@@ -234,7 +234,7 @@ def _change(state: Participant, stored: Stored) -> Participant | None:
     match step, event:
         case _, Withdrew():
             return to('over', 'withdrawn', withdrew=event)
-        case 'consent' | 'task', TurnedAway():
+        case _, TurnedAway():
             return to('over', 'closed')
         case 'consent', Consented(agreed, plan):
             return to('instructions', plan=plan, agreed_at=at) if agreed else to('over', 'declined', plan=plan)

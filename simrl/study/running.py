@@ -119,15 +119,21 @@ class Running:
 
         Raises:
             StoreError, OutOfPlaceError: a row of the store is damaged, or of a newer version.
-            ConfigError: people are under way with models, types or tasks that the config no longer has.
+            ConfigError: people are under way, and were seen within `gone_seconds`, with models, types or tasks that the
+                config no longer has.
         """
         events = await self._in_thread(self.store.events)
         for stored in events:
             if stored.participant == STUDY:
                 self._know(stored)
         self._participants |= fold_all(events)
-        if lacking := steps.unknown_to(self.rules, self._participants.values(), self._clock()):
-            raise ConfigError(lacking)
+        now = self._clock()
+        under_way = [state for state in self._participants.values() if state.step != 'over' and state.mode != 'preview']
+        here = [state for state in under_way if now - state.seen_at <= self.settings.gone_seconds]
+        if missing := steps.lacking(self.rules, here):
+            raise ConfigError(missing)
+        if missing := steps.lacking(self.rules, under_way):
+            logging.warning('%s; all of these left a while ago, and cannot go on if they return', missing)
         await self._whole(self._say(Opened(simrl.__version__, self.config_hash, tuple(self.settings.models))))
         for state in self._participants.values():
             self._follow(state)
@@ -158,28 +164,34 @@ class Running:
     async def consent(self, id: str, version: int, agreed: bool) -> Participant:
         return await self._whole(self._consent(id, version, agreed))
 
+    async def visit(self, id: str) -> Participant:
+        """The participant whose page is asked for; at their end if the config has not what they need to go on."""
+        if not steps.is_stuck(self.rules, self._participants[id]):
+            return self._participants[id]
+        return await self._act(id, None, lambda state: steps.sent_home(self.rules, state))
+
     async def instruct(self, id: str, version: int) -> Participant:
         return await self._act(id, version, steps.instructed)
 
     async def check(self, id: str, version: int, answers: Sequence[int]) -> Participant:
-        return await self._act(
+        return await self._step(
             id, version, lambda state: steps.checked(self.rules, state, answers, self._others(state), self._clock())
         )
 
     async def prepare(
         self, id: str, version: int, task: str, notes: Sequence[str], conduct: Conduct = Conduct()
     ) -> Participant:
-        return await self._act(id, version, lambda state: steps.prepared(self.rules, state, task, notes, conduct))
+        return await self._step(id, version, lambda state: steps.prepared(self.rules, state, task, notes, conduct))
 
     async def send(self, id: str, version: int, message: str, conduct: Conduct = Conduct()) -> Participant:
-        return await self._act(id, version, lambda state: steps.asked(self.rules, state, message, conduct))
+        return await self._step(id, version, lambda state: steps.asked(self.rules, state, message, conduct))
 
     async def retry(self, id: str, version: int) -> Participant:
-        return await self._act(id, version, lambda state: steps.retried(self.rules, state))
+        return await self._step(id, version, lambda state: steps.retried(self.rules, state))
 
     async def vote(self, id: str, version: int, choice: str, reason: str, conduct: Conduct = Conduct()) -> Participant:
         """Votes for `a` (the left reply), `tie` or `b` (the right one)."""
-        return await self._act(
+        return await self._step(
             id,
             version,
             lambda state: steps.preferred(
@@ -188,12 +200,12 @@ class Running:
         )
 
     async def conclude(self, id: str, version: int) -> Participant:
-        return await self._act(id, version, lambda state: steps.concluded(self.rules, state))
+        return await self._step(id, version, lambda state: steps.concluded(self.rules, state))
 
     async def write(
         self, id: str, version: int, text: str, attention: int, conduct: Conduct = Conduct()
     ) -> Participant:
-        return await self._act(id, version, lambda state: steps.wrote(self.rules, state, text, attention, conduct))
+        return await self._step(id, version, lambda state: steps.wrote(self.rules, state, text, attention, conduct))
 
     async def withdraw(self, id: str, version: int, reason: str) -> Participant:
         """Ends a participation at any moment: from an older page, too."""
@@ -232,10 +244,15 @@ class Running:
         task.add_done_callback(self._actions.discard)
         return await asyncio.shield(task)
 
+    async def _step(self, id: str, version: int, decide: Callable[[Participant], list[Event]]) -> Participant:
+        """An action that goes on with the study."""
+        return await self._act(id, version, lambda state: steps.sent_home(self.rules, state) or decide(state))
+
     async def _act(self, id: str, version: int | None, decide: Callable[[Participant], list[Event]]) -> Participant:
         async def act() -> Participant:
             async with self._current(id, version) as state:
-                return await self._write(state, decide(state))
+                events = decide(state)
+                return await self._write(state, events) if events else state
 
         return await self._whole(act())
 
@@ -408,7 +425,7 @@ class Running:
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""
-        is_waiting = state.turn is not None and state.turn.status == 'waiting'
+        is_waiting = state.turn is not None and state.turn.status == 'waiting' and not steps.is_stuck(self.rules, state)
         task = self._turns.get(state.id)
         if is_waiting and task is None:
             task = asyncio.create_task(self._turn(state))

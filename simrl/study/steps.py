@@ -24,6 +24,7 @@ from simrl.study.events import (
     Prepared,
     Retried,
     Session,
+    TurnedAway,
     TypeAssigned,
     Wrote,
 )
@@ -122,13 +123,13 @@ def prepared(rules: Rules, state: Participant, task: str, notes: Sequence[str], 
     kind = rules.tasks.type(state.document_type)
     if task not in [known.id for known in kind.tasks]:
         raise rules.bad('task', 'no_task')
-    if len(notes) > len(kind.questions):
-        raise ValueError(f'expected {len(kind.questions)} notes, found {len(notes)}')
-    given = [*notes, *[''] * (len(kind.questions) - len(notes))]
+    if any(notes[len(kind.questions) :]):
+        raise OutOfDateError('the questions are others by now')
+    given = [*notes, *[''] * len(kind.questions)][: len(kind.questions)]
     most = rules.settings.task.message_chars
     kept = tuple(rules.text(f'note_{n}', note, most, empty='unanswered') for n, note in enumerate(given))
     pair = assignment.training_pair(rules.settings, state.id)
-    return [Prepared(task, kept, conduct), PairAssigned('training', *pair)]
+    return [Prepared(task, kept, conduct, kind.questions), PairAssigned('training', *pair)]
 
 
 def asked(rules: Rules, state: Participant, message: str, conduct: Conduct) -> list[Event]:
@@ -199,21 +200,29 @@ def noted(state: Participant, note: Flagged | Excluded) -> list[Event]:
     return [note]
 
 
-def unknown_to(rules: Rules, states: Iterable[Participant], now: float) -> str | None:
-    """Lists what people who are under way need and the config no longer has; None: nothing.
+def is_stuck(rules: Rules, state: Participant) -> bool:
+    """True if the next step needs what the config no longer has: their type of document, or a model that answers."""
+    if state.step == 'task':
+        return state.document_type not in {kind.id for kind in rules.tasks.types}
+    return state.talk is not None and not {*state.talk.pair} <= {*rules.settings.models}
 
-    Those who are gone, see `assignment.counts`, keep nobody from changing the config.
-    """
+
+def sent_home(rules: Rules, state: Participant) -> list[Event]:
+    """The end of one who is stuck; none of anybody else."""
+    return [TurnedAway()] if is_stuck(rules, state) else []
+
+
+def lacking(rules: Rules, states: Iterable[Participant]) -> str | None:
+    """Lists what people whose participation is not over have begun with and the config no longer has; None: nothing."""
     known = {
         'models': set(rules.settings.models),
         'document types': {kind.id for kind in rules.tasks.types},
-        'tasks': {task.id for kind in rules.tasks.types for task in kind.tasks},
+        'tasks': set(rules.tasks.tasks),
     }
     needed: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in known}
     for state in states:
-        if state.step != 'over' and assignment.counts(state, now, rules.settings.gone_seconds):
-            pairs = [talk.pair for talk in (state.training, state.main) if talk is not None]
-            needed['models'].update({name for pair in pairs[-1:] for name in pair})
+        if state.step != 'over':
+            needed['models'].update(state.talk.pair if state.talk else ())
             needed['document types'].update(filter(None, [state.document_type]))
             needed['tasks'].update([state.prepared.task] if state.prepared is not None else [])
     lines = [

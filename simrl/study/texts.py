@@ -69,7 +69,12 @@ class Tasks:
 
     def task(self, id: str) -> Task:
         """The task of an id; KeyError: there is none."""
-        return {task.id: task for own in self.types for task in own.tasks}[id]
+        return self.tasks[id]
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks of all types by id."""
+        return {task.id: task for own in self.types for task in own.tasks}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Templates see a `View` alone, so that no name of a model, pair or time of a repl
 """
 
 import dataclasses
+import itertools
 import urllib.parse
 from typing import Literal
 
@@ -42,6 +43,8 @@ class View:
     """All that a page shows of a participant.
 
     Attributes:
+        document_type, task: None before they are known, and where the tasks' file no longer has them.
+        notes: pairs of a question, as it was asked, and its answer.
         part: number of the step, from 1; 0 once all is over.
         parts: number of steps.
         tries_left: of the comprehension check, after a wrong one; None before.
@@ -63,7 +66,7 @@ class View:
     tries_left: int | None
     document_type: DocumentType | None
     task: Task | None
-    notes: tuple[tuple[str, str], ...]  # question and answer
+    notes: tuple[tuple[str, str], ...]
     earlier: tuple[Exchange, ...]
     exchange: Exchange | None
     number: int
@@ -81,7 +84,7 @@ class View:
 def view(participant: Participant, settings: StudySettings, tasks: Tasks) -> View:
     """The view of a participant."""
     step, prepared = participant.step, participant.prepared
-    kind = tasks.type(participant.document_type) if participant.document_type else None
+    kind = next((own for own in tasks.types if own.id == participant.document_type), None)
     talk = participant.main if step == 'final' else participant.talk
     turns = [_exchange(turn, settings.task) for turn in talk.turns] if talk else []
     earlier = tuple(turn for turn in turns if turn.status == 'judged')
@@ -96,8 +99,8 @@ def view(participant: Participant, settings: StudySettings, tasks: Tasks) -> Vie
         parts=len(PARTS),
         tries_left=settings.task.check_tries - len(participant.checks) if participant.checks else None,
         document_type=kind,
-        task=tasks.task(prepared.task) if prepared else None,
-        notes=tuple(zip(kind.questions, prepared.notes, strict=True)) if kind and prepared else (),
+        task=tasks.tasks.get(prepared.task) if prepared else None,
+        notes=tuple(itertools.zip_longest(prepared.questions, prepared.notes, fillvalue='')) if prepared else (),
         earlier=earlier,
         exchange=last,
         number=len(earlier) + 1,

@@ -8,6 +8,7 @@ import pathlib
 import queue
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, StudyModel, StudySettings, TaskSettings, WebSettings
 from simrl.study.store import Store
-from simrl.study.texts import read_tasks, read_texts
+from simrl.study.texts import Tasks, read_tasks, read_texts
 from simrl.study.turns import Answer, ModelError
 from simrl.study.web import Web
 
@@ -56,7 +57,9 @@ def echo(model: str, conversation: Sequence[Message]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[tuple[Running, FastAPI]]:
+async def study(
+    settings: StudySettings, reply: Reply = echo, tasks: Tasks = TASKS, clock: Callable[[], float] = time.time
+) -> AsyncIterator[tuple[Running, FastAPI]]:
     """The application of a study whose models answer by a function."""
 
     async def ask(model: str, conversation: Sequence[Message]) -> Answer:
@@ -68,7 +71,7 @@ async def study(settings: StudySettings, reply: Reply = echo) -> AsyncIterator[t
 
     texts = read_texts().filled(settings.task)
     with Store(settings.store, settings.mode) as store:
-        running = Running(settings, store, TASKS, texts, ask)
+        running = Running(settings, store, tasks, texts, ask, clock=clock)
         await running.start()
         try:
             web = Web(settings.web, texts, store.secret, ADMIN)

@@ -1,8 +1,10 @@
 """A participant's way through the pages: whatever they do, they are where they were, and nothing counts twice."""
 
 import asyncio
+import dataclasses
 import pathlib
 import re
+import time
 from collections.abc import Sequence
 
 import httpx2
@@ -12,7 +14,8 @@ from fastapi import FastAPI
 from simrl.conversations.records import Message
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, TaskSettings, WebSettings
-from tests.study.pages import ADMIN, Browser, settings_of, visit
+from simrl.study.texts import Task, Tasks
+from tests.study.pages import ADMIN, ENTER, NAMES, TASKS, Browser, settings_of, study, visit
 
 
 def is_stale(page: httpx2.Response, running: Running) -> bool:
@@ -323,6 +326,52 @@ def test_a_study_that_was_stopped_goes_on(tmp_path: pathlib.Path) -> None:
     seen: list = []
     visit(tmp_path, before)
     visit(tmp_path, after)
+
+
+@pytest.mark.parametrize('change', ['other tasks', 'a question fewer', 'another model'])
+def test_whoever_returns_to_another_config_has_a_page(tmp_path: pathlib.Path, change: str) -> None:
+    """The code, the way out, and deletion under any settings; a next step where there is one."""
+    steps = ('task', 'training', 'conversation', 'final', 'over')
+
+    async def go() -> None:
+        settings, tasks, cookies = settings_of(tmp_path), TASKS, {}
+        async with study(settings, tasks=tasks) as (running, app):
+            for step in steps:
+                browser = await Browser(app, running).enter(step)
+                await browser.go_to(step)
+                cookies[step] = browser.client.cookies
+        if change == 'other tasks':
+            others = [
+                dataclasses.replace(kind, id=f'{kind.id}_2', tasks=(Task(f'{kind.id}-new', 'A text', 'Write.'),))
+                for kind in tasks.types
+            ]
+            tasks = Tasks(tuple(others))
+        elif change == 'a question fewer':
+            tasks = Tasks(tuple(dataclasses.replace(kind, questions=kind.questions[:2]) for kind in tasks.types))
+        else:
+            settings = dataclasses.replace(
+                settings, models={'new': settings.models[NAMES[0]], NAMES[1]: settings.models[NAMES[1]]}
+            )
+        later = 0.0 if change == 'a question fewer' else 7200.0
+        async with study(settings, tasks=tasks, clock=lambda: time.time() + later) as (running, app):
+            for step in steps:
+                browser = Browser(app, running)
+                browser.client.cookies = cookies[step]
+                for address in ('/leave', '/state', '/', ENTER.format(step), '/leave'):
+                    assert (await browser.get(address)).status_code == 200, (step, address)
+                await browser.get('/')
+                ended = {'other tasks': ('task',), 'another model': ('training', 'conversation')}.get(change, ())
+                if step in ended:
+                    assert browser.state.outcome == 'closed'
+                    assert 'CLOSED' in browser.page.text
+                else:
+                    await browser.go_to('over')
+                    assert 'COMPLETED' in browser.page.text
+                await browser.get('/leave')
+                await browser.send('/delete')
+                assert browser.state.outcome == 'deleted'
+
+    asyncio.run(go())
 
 
 def test_conduct_is_stored_as_the_script_counted_it(tmp_path: pathlib.Path) -> None:

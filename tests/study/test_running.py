@@ -16,7 +16,19 @@ from simrl.conversations.records import Message
 from simrl.run.config import ConfigError
 from simrl.study import running as running_module
 from simrl.study.assignment import kept_of_tie
-from simrl.study.events import Asked, Looked, Opened, PlanFrozen, Preferred, Replied, Voided, Withdrew, to_row
+from simrl.study.events import (
+    Asked,
+    Excluded,
+    Looked,
+    Opened,
+    PlanFrozen,
+    Preferred,
+    Replied,
+    TurnedAway,
+    Voided,
+    Withdrew,
+    to_row,
+)
 from simrl.study.participant import Participant, fold_all
 from simrl.study.running import BadInputError, OutOfDateError, Running
 from simrl.study.settings import PlanSettings, TaskSettings, hashed, plan_of
@@ -647,10 +659,43 @@ def test_a_config_must_have_what_people_are_under_way_with() -> None:
         types = sorted({str(state.document_type) for state in states[:2]})
         assert str(error.value).startswith(f"document types: expected '{types[0]}', which ")
         assert f"tasks: expected '{states[0].document_type}-1', which 1 under way need" in str(error.value)
+        store.append([Entry(states[0].id, states[0].version + 1, 2000.0, (Excluded(True, 'a test'),))])
+        with pytest.raises(ConfigError, match=r"^models: expected 'a', which 1 under way need, found b, c$"):
+            async with study(store, models=('b', 'c')):  # who is excluded is still before a page of theirs
+                pass
         async with study(store, models=('b', 'c'), clock=lambda: 1e9) as running:  # they are gone
             assert len(running.participants) == 3
         with pytest.raises(KeyError):
             await running.instruct('nobody', 1)
+
+    run(main())
+
+
+def test_one_whose_model_is_gone_is_at_the_end_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store, asked = MemoryStore(), []
+
+        async def ask(model: str, conversation: Sequence[Message]) -> Answer:
+            asked.append(model)
+            return await echo(model, conversation)
+
+        async with study(store) as running:
+            states = [await to_conversation(running) for _ in range(4)]
+        web = dataclasses.replace(settings().web, drain_seconds=0.0)
+        async with study(store, Held(), web=web, clock=lambda: 1100.0) as running:
+            waiting = await running.send(states[0].id, states[0].version, 'Hello')
+        async with study(store, ask, models=('first', 'third'), clock=lambda: 1e9) as running:
+            assert "models: expected 'second', which 4 under way need" in caplog.text
+            assert running.participants[waiting.id] == waiting  # until they come
+            for state in (waiting, states[1]):
+                assert (await running.visit(state.id)).main == state.main
+            sent = await running.send(states[2].id, states[2].version, 'Hello?')
+            assert (sent.outcome, sent.main) == ('closed', states[2].main)
+            assert len(events_of(store, TurnedAway)) == 3
+            left = await running.withdraw(states[3].id, states[3].version, 'It is late')
+            assert left.outcome == 'withdrawn'
+            assert (await running.delete(states[2].id, 0)).outcome == 'deleted'
+            assert not asked
 
     run(main())
 
@@ -799,7 +844,7 @@ def test_swapped_models_change_no_more_than_the_replies(monkeypatch: pytest.Monk
 
     def swapped(value: Any) -> Any:
         if isinstance(value, str):
-            return value.replace('first', '?').replace('second', 'first').replace('?', 'second')
+            return value.replace('first', '\0').replace('second', 'first').replace('\0', 'second')
         if isinstance(value, dict):
             return {name: swapped(own) for name, own in value.items()}
         return [swapped(own) for own in value] if isinstance(value, list | tuple) else value
