@@ -1,11 +1,13 @@
 """Draws and balance: who writes which document, with which pair of models, and which reply is on the left.
 
-All draws are hashes of the study's seed and of what is drawn for: the same after a restart, and whichever models the
-study has. Names of models are part of no draw, so that two that are swapped change nothing else.
+All draws are keyed hashes of what is drawn for: the same after a restart, and whichever models the study has. Their key
+is made from the store's secret and the study's seed, so that nobody else can compute them. Names of models are part of
+no draw, so that two that are swapped change nothing else.
 """
 
 import collections
-import hashlib
+import hmac
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 
@@ -13,30 +15,38 @@ from simrl.study.events import Session, Side
 from simrl.study.participant import Participant
 from simrl.study.settings import StudySettings
 
+BLOCK = 6  # turns in which each model is on the left equally often
+ORDERS = tuple(itertools.combinations(range(BLOCK), BLOCK // 2))  # turns of a block with the first model on the left
 
-def draw(seed: int, number: int, *subject: str | int) -> int:
-    """One of 0 to number - 1, with equal chances: a hash of the seed and of what is drawn for."""
-    digest = hashlib.sha256(json.dumps([seed, *subject]).encode()).digest()
+
+def draw_key(secret: bytes, seed: int) -> bytes:
+    """The key of a study's draws. `secret`: of its store."""
+    return hmac.digest(secret, f'draws {seed}'.encode(), 'sha256')
+
+
+def draw(key: bytes, number: int, *subject: str | int) -> int:
+    """One of 0 to number - 1, with equal chances: a hash with the key of what is drawn for."""
+    digest = hmac.digest(key, json.dumps(subject).encode(), 'sha256')
     return int.from_bytes(digest[:8], 'big') % number
 
 
-def first_is_left(seed: int, participant: str, session: Session, turn: int) -> bool:
+def first_is_left(key: bytes, participant: str, session: Session, turn: int) -> bool:
     """True if the reply of the pair's first model is on the left.
 
-    Turns (from 0) are in blocks of two: of the first the side is drawn, the second has the other. After an even number
-    of turns each model of a participant's pair was on the left as often as on the right.
+    Turns (from 0) are in blocks of six, each in one of the 20 orders in which either model is on the left three times.
+    After each block sides are balanced within a participant, and nobody can tell an order from its first turns.
     """
-    return bool(draw(seed, 2, participant, session, 'side', turn // 2)) != bool(turn % 2)
+    return turn % BLOCK in ORDERS[draw(key, len(ORDERS), participant, session, 'sides', turn // BLOCK)]
 
 
-def kept_of_tie(seed: int, participant: str, session: Session, turn: int) -> Side:
+def kept_of_tie(key: bytes, participant: str, session: Session, turn: int) -> Side:
     """The side of the reply that both models continue from after a tie."""
-    return ('left', 'right')[draw(seed, 2, participant, session, 'tie', turn)]
+    return ('left', 'right')[draw(key, 2, participant, session, 'tie', turn)]
 
 
-def training_pair(settings: StudySettings, participant: str) -> tuple[str, str]:
+def training_pair(settings: StudySettings, key: bytes, participant: str) -> tuple[str, str]:
     """The pair of the training exchange; it counts in no balance."""
-    return settings.compared[draw(settings.seed, len(settings.compared), participant, 'training pair')]
+    return settings.compared[draw(key, len(settings.compared), participant, 'training pair')]
 
 
 def counts(state: Participant, now: float, gone_seconds: float) -> bool:
@@ -50,11 +60,17 @@ def counts(state: Participant, now: float, gone_seconds: float) -> bool:
 
 
 def document_type(
-    settings: StudySettings, types: Sequence[str], participant: str, others: Iterable[Participant], now: float
+    settings: StudySettings,
+    key: bytes,
+    types: Sequence[str],
+    participant: str,
+    others: Iterable[Participant],
+    now: float,
 ) -> str:
     """The type of document with the fewest participants; one of several such types is drawn.
 
     Args:
+        key: of draws.
         types: all of the study.
         others: all participants of the study.
         now: seconds since 1970.
@@ -64,11 +80,11 @@ def document_type(
     )
     fewest = min(filled[name] for name in types)
     free = [name for name in types if filled[name] == fewest]
-    return free[draw(settings.seed, len(free), participant, 'type')]
+    return free[draw(key, len(free), participant, 'type')]
 
 
 def main_pair(
-    settings: StudySettings, state: Participant, others: Iterable[Participant], now: float
+    settings: StudySettings, key: bytes, state: Participant, others: Iterable[Participant], now: float
 ) -> tuple[str, str]:
     """The pair with the fewest participants who write the same type of document.
 
@@ -76,7 +92,7 @@ def main_pair(
 
     Args:
         state: of the participant, whose type is known.
-        others, now: as of `document_type`.
+        key, others, now: as of `document_type`.
     """
     in_cell, in_all = collections.Counter[frozenset[str]](), collections.Counter[frozenset[str]]()
     for other in others:
@@ -86,4 +102,4 @@ def main_pair(
             in_cell[pair] += other.document_type == state.document_type
     filled = [(in_cell[frozenset(pair)], in_all[frozenset(pair)]) for pair in settings.compared]
     free = [pair for pair, number in zip(settings.compared, filled, strict=True) if number == min(filled)]
-    return free[draw(settings.seed, len(free), state.id, 'pair')]
+    return free[draw(key, len(free), state.id, 'pair')]

@@ -25,6 +25,7 @@ import simrl
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.config import identity as identity_of
 from simrl.study import steps
+from simrl.study.assignment import draw_key
 from simrl.study.events import (
     STUDY,
     Conduct,
@@ -78,7 +79,7 @@ class Running:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.store, self.tasks, self.texts = settings, store, tasks, texts
-        self.rules = Rules(settings, tasks, texts)
+        self.rules = Rules(settings, tasks, texts, draw_key(store.secret, settings.seed))
         self.paused = False
         self.plan: PlanFrozen | None = None
         self.history: tuple[Stored, ...] = ()
@@ -436,7 +437,7 @@ class Running:
     async def _turn(self, state: Participant) -> None:
         """Asks for the replies to a message, and stores them."""
         try:
-            event = await reply(state, self.settings.seed, self._ask, self._moderate, self._names)
+            event = await reply(state, self.rules.key, self._ask, self._moderate, self._names)
             wait, longest = STORE_RETRY_SECONDS
             while not await self._whole(self._reply(state.id, event)):
                 await asyncio.sleep(wait)  # the replies are not lost for a disk that is full for a while

@@ -174,7 +174,7 @@ class StudySettings:
     tasks: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     # Of the pages' texts, of which missing ones are simrl's.
     texts: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
-    seed: int = 0  # of all draws
+    seed: int = 0  # of all draws, together with the store's secret
     # A participant without an action for so long gives back their place in the balance; they may still continue.
     gone_seconds: float = 3600.0
     task: TaskSettings = TaskSettings()

@@ -55,9 +55,12 @@ class BadInputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
+    """A study's settings, tasks and texts, and the key of its draws."""
+
     settings: StudySettings
     tasks: Tasks
     texts: Texts
+    key: bytes = dataclasses.field(repr=False)
 
     def bad(self, field: str, problem: str, **numbers: int) -> BadInputError:
         return BadInputError(field, fill(getattr(self.texts.errors, problem), **numbers))
@@ -113,7 +116,7 @@ def checked(
     if not right:
         return [check]
     types = [kind.id for kind in rules.tasks.types]
-    return [check, TypeAssigned(assignment.document_type(rules.settings, types, state.id, others, now))]
+    return [check, TypeAssigned(assignment.document_type(rules.settings, rules.key, types, state.id, others, now))]
 
 
 def prepared(rules: Rules, state: Participant, task: str, notes: Sequence[str], conduct: Conduct) -> list[Event]:
@@ -128,7 +131,7 @@ def prepared(rules: Rules, state: Participant, task: str, notes: Sequence[str], 
     given = [*notes, *[''] * len(kind.questions)][: len(kind.questions)]
     most = rules.settings.task.message_chars
     kept = tuple(rules.text(f'note_{n}', note, most, empty='unanswered') for n, note in enumerate(given))
-    pair = assignment.training_pair(rules.settings, state.id)
+    pair = assignment.training_pair(rules.settings, rules.key, state.id)
     return [Prepared(task, kept, conduct, kind.questions), PairAssigned('training', *pair)]
 
 
@@ -168,10 +171,10 @@ def preferred(
     session: Session = 'training' if state.step == 'training' else 'main'
     picked = CHOICES[choice]
     number = len(talk.turns) - 1
-    kept = assignment.kept_of_tie(settings.seed, state.id, session, number) if picked == 'tie' else picked
+    kept = assignment.kept_of_tie(rules.key, state.id, session, number) if picked == 'tie' else picked
     vote = Preferred(picked, kept, reason, conduct)
     if session == 'training':
-        return [vote, PairAssigned('main', *assignment.main_pair(settings, state, others, now))]
+        return [vote, PairAssigned('main', *assignment.main_pair(settings, rules.key, state, others, now))]
     return [vote, Concluded()] if len(talk.judged) + 1 >= settings.task.max_exchanges else [vote]
 
 

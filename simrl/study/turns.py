@@ -37,18 +37,19 @@ Moderate = Callable[[str], Awaitable[str | None]]  # a message -> why it is refu
 
 
 async def reply(
-    state: Participant, seed: int, ask: Ask, moderate: Moderate | None, names: Collection[str] = ()
+    state: Participant, key: bytes, ask: Ask, moderate: Moderate | None, names: Collection[str] = ()
 ) -> Replied | Voided:
     """The replies to the message that waits for them, each on its side; or a void turn with its cause.
 
     Args:
+        key: of draws, see `assignment`.
         names: of all models; a reply in which one is found is flagged.
     """
     talk, turn = state.talk, state.turn
     assert talk is not None
     assert turn is not None
     session: Session = 'training' if state.step == 'training' else 'main'
-    first_left = first_is_left(seed, state.id, session, len(talk.turns) - 1)
+    first_left = first_is_left(key, state.id, session, len(talk.turns) - 1)
     left, right = talk.pair if first_left else talk.pair[::-1]
     try:
         if moderate is not None and (refusal := await moderate(turn.message)) is not None:

@@ -47,6 +47,7 @@ class MemoryStore:
         broken: all writes fail.
     """
 
+    secret = b'of a store'
     rows: list[tuple[str, int, float, str, dict[str, Any]]] = dataclasses.field(default_factory=list)
     known: dict[tuple[str, Mode], tuple[str, str]] = dataclasses.field(default_factory=dict)
     groups: list[int] = dataclasses.field(default_factory=list)

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from simrl.study import assignment
-from simrl.study.assignment import counts, document_type, first_is_left, kept_of_tie, main_pair, training_pair
+from simrl.study.assignment import counts, document_type, draw_key, first_is_left, kept_of_tie, main_pair, training_pair
 from simrl.study.events import Arrived, Excluded, Stored
 from simrl.study.participant import Participant, Talk, apply
 from simrl.study.settings import StudySettings
@@ -19,6 +19,7 @@ from tests.study.studies import settings
 
 TYPES = ('story', 'post', 'letter')
 THREE = settings(('a', 'b', 'c'))
+KEY = draw_key(b'of a store', 0)
 IDS = [f'p{n}' for n in range(2000)]
 
 
@@ -34,34 +35,43 @@ def person(id: str, at: float = 0.0, **fields: object) -> Participant:
 
 
 def test_sides_are_fair_and_balanced_within_a_person() -> None:
-    firsts = [first_is_left(0, id, 'main', 0) for id in IDS]
+    firsts = [first_is_left(KEY, id, 'main', 0) for id in IDS]
     assert fairness(firsts, 2) > 0.01
-    sides = [[first_is_left(0, id, 'main', turn) for turn in range(6)] for id in IDS]
-    assert all(sum(own) == 3 for own in sides)
-    assert all(own[turn] != own[turn + 1] for own in sides for turn in (0, 2, 4))
-    orders = [(own[0], own[2], own[4]) for own in sides]  # blocks of a person know nothing of each other
-    assert fairness(orders, 8) > 0.01
-    both = [(first_is_left(0, id, 'training', 0), first) for id, first in zip(IDS, firsts, strict=True)]
+    sides = [[first_is_left(KEY, id, 'main', turn) for turn in range(12)] for id in IDS]
+    assert all(sum(own[:6]) == sum(own[6:]) == 3 for own in sides)
+    assert fairness([tuple(own[:6]) for own in sides], 20) > 0.01
+    later = [(own[5], own[6]) for own in sides]  # blocks of a person know nothing of each other
+    assert fairness(later, 4) > 0.01
+    for turn in (1, 2):  # whatever came before, the next one is not certain
+        seen = collections.defaultdict(set)
+        for own in sides:
+            seen[tuple(own[:turn])].add(own[turn])
+        assert all(len(next_ones) == 2 for next_ones in seen.values())
+    both = [(first_is_left(KEY, id, 'training', 0), first) for id, first in zip(IDS, firsts, strict=True)]
     assert fairness(both, 4) > 0.01
 
 
 def test_replies_after_ties_are_fair_and_independent_of_sides() -> None:
     drawn = [
-        (kept_of_tie(0, id, 'main', turn), first_is_left(0, id, 'main', turn)) for id in IDS[:1000] for turn in (0, 1)
+        (kept_of_tie(KEY, id, 'main', turn), first_is_left(KEY, id, 'main', turn))
+        for id in IDS[:1000]
+        for turn in (0, 1)
     ]
     assert fairness(drawn, 4) > 0.01
 
 
 def test_training_pairs_are_fair() -> None:
-    assert fairness([training_pair(THREE, id) for id in IDS], 3) > 0.01
+    assert fairness([training_pair(THREE, KEY, id) for id in IDS], 3) > 0.01
 
 
-def test_another_seed_draws_anew_and_the_same_seed_the_same() -> None:
-    def draws(seed: int) -> list[bool]:
-        return [first_is_left(seed, id, 'main', 0) for id in IDS]
+def test_draws_need_the_stores_secret_and_the_seed() -> None:
+    def draws(secret: bytes, seed: int) -> list[bool]:
+        return [first_is_left(draw_key(secret, seed), id, 'main', 0) for id in IDS]
 
-    assert draws(0) == draws(0)
-    assert 800 < sum(a == b for a, b in zip(draws(0), draws(1), strict=True)) < 1200
+    assert draws(b'one', 0) == draws(b'one', 0)
+    for secret, seed in ((b'one', 1), (b'other', 0)):
+        same = [a == b for a, b in zip(draws(b'one', 0), draws(secret, seed), strict=True)]
+        assert 800 < sum(same) < 1200
 
 
 def test_swapped_models_change_no_other_draw() -> None:
@@ -70,10 +80,10 @@ def test_swapped_models_change_no_other_draw() -> None:
     names = {'a': 'c', 'b': 'b', 'c': 'a'}
     given = settings(('a', 'b', 'c'))
     for id in IDS[:50]:
-        pair = training_pair(given, id)
-        assert training_pair(swapped, id) == tuple(names[name] for name in pair)
-        assert main_pair(swapped, person(id, document_type='post'), [], 0.0) == tuple(
-            names[name] for name in main_pair(given, person(id, document_type='post'), [], 0.0)
+        pair = training_pair(given, KEY, id)
+        assert training_pair(swapped, KEY, id) == tuple(names[name] for name in pair)
+        assert main_pair(swapped, KEY, person(id, document_type='post'), [], 0.0) == tuple(
+            names[name] for name in main_pair(given, KEY, person(id, document_type='post'), [], 0.0)
         )
 
 
@@ -95,18 +105,18 @@ def test_whoever_is_here_or_has_completed_fills_a_place() -> None:
 def test_the_least_filled_type_and_pair_are_next() -> None:
     study = settings(('a', 'b', 'c'))
     others = [person(f'o{n}', document_type=name) for n, name in enumerate(['story', 'story', 'letter'])]
-    assert document_type(study, TYPES, 'p', others, 0.0) == 'post'
-    assert document_type(study, TYPES, 'p', [], 0.0) in TYPES
+    assert document_type(study, KEY, TYPES, 'p', others, 0.0) == 'post'
+    assert document_type(study, KEY, TYPES, 'p', [], 0.0) in TYPES
 
     def writing(kind: str, *pairs: tuple[str, str]) -> list[Participant]:
         return [person(f'{kind}{n}', document_type=kind, main=Talk(pair, 0.0)) for n, pair in enumerate(pairs)]
 
     state = person('p', document_type='post')
     filled = writing('post', ('a', 'b'), ('b', 'c')) + writing('story', *[('a', 'c')] * 5)
-    assert main_pair(study, state, filled, 0.0) == ('a', 'c')  # in the cell none, though five write stories
+    assert main_pair(study, KEY, state, filled, 0.0) == ('a', 'c')  # in the cell none, though five write stories
     filled = writing('post', ('a', 'b'), ('b', 'c'), ('a', 'c')) + writing('story', ('a', 'b'), ('c', 'b'))
-    assert main_pair(study, state, filled, 0.0) == ('a', 'c')  # cells are equal: the fewest over all types
-    draws = [main_pair(study, person(id, document_type='post'), [], 0.0) for id in IDS[:500]]
+    assert main_pair(study, KEY, state, filled, 0.0) == ('a', 'c')  # cells are equal: the fewest over all types
+    draws = [main_pair(study, KEY, person(id, document_type='post'), [], 0.0) for id in IDS[:500]]
     assert fairness(draws, 3) > 0.01
 
 
@@ -125,9 +135,9 @@ def test_places_stay_balanced_though_people_leave(leaving: str) -> None:
             people[over] = dataclasses.replace(people[over], step='over', outcome='completed')
         # Who is gone for good is no longer handed over: it changes nothing, and the test takes less time.
         here = [other for other in people.values() if other.outcome or now - other.seen_at <= 600.0]
-        kind = document_type(study, TYPES, id, here, now)
+        kind = document_type(study, KEY, TYPES, id, here, now)
         state = person(id, now, document_type=kind)
-        pair = main_pair(study, state, here, now)
+        pair = main_pair(study, KEY, state, here, now)
         people[id] = dataclasses.replace(state, main=Talk(pair, now))
         assigned[kind, *pair] += 1
         chance = 0.3 if leaving == 'anyone' else 0.6 if (kind, pair) == ('post', ('a', 'b')) else 0.2
@@ -146,5 +156,5 @@ def test_places_stay_balanced_though_people_leave(leaving: str) -> None:
 
 
 def test_draws_are_spread_over_all_numbers() -> None:
-    assert {assignment.draw(0, 5, n) for n in range(100)} == set(range(5))
-    assert fairness([assignment.draw(0, 7, 'x', n) for n in range(10_000)], 7) > 0.01
+    assert {assignment.draw(KEY, 5, n) for n in range(100)} == set(range(5))
+    assert fairness([assignment.draw(KEY, 7, 'x', n) for n in range(10_000)], 7) > 0.01

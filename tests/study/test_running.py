@@ -887,7 +887,9 @@ def test_after_a_tie_a_drawn_reply_is_kept() -> None:
             kept = [
                 [turn.preferred.kept for turn in state.main.judged if turn.preferred] for state in states if state.main
             ]
-            assert kept == [[kept_of_tie(0, state.id, 'main', turn) for turn in range(3)] for state in states]
+            assert kept == [
+                [kept_of_tie(running.rules.key, state.id, 'main', turn) for turn in range(3)] for state in states
+            ]
 
     run(main())
 

@@ -25,6 +25,8 @@ JUDGED = Turn(
 )
 ASKED = dataclasses.replace(JUDGED, message='two', status='waiting', replies=None, preferred=None)
 
+KEY = b'of draws'
+
 
 def waiting(id: str = 'p1', judged: int = 1) -> Participant:
     """One whose message waits for replies, after some judged turns."""
@@ -41,10 +43,10 @@ def test_both_models_are_told_the_same_and_answer_on_their_sides() -> None:
 
     lefts = set()
     for id in ('p1', 'p2', 'p3', 'p4', 'p5'):
-        found = asyncio.run(reply(waiting(id), 0, ask, None))
+        found = asyncio.run(reply(waiting(id), KEY, ask, None))
         assert isinstance(found, Replied)
         lefts.add(found.left)
-        is_first = first_is_left(0, id, 'main', 1)
+        is_first = first_is_left(KEY, id, 'main', 1)
         assert (found.left, found.right) == (('a', 'b') if is_first else ('b', 'a'))
         assert (found.left_text, found.right_text) == (f'I am {found.left}', f'I am {found.right}')
         assert (found.left_seconds, found.right_seconds) == ((1.0, 2.0) if is_first else (2.0, 1.0))
@@ -59,7 +61,7 @@ def test_the_models_answer_at_the_same_time() -> None:
 
     async def measured(ask: Ask) -> Replied | Voided:
         async with asyncio.timeout(10):
-            found = await reply(waiting(), 0, ask, None)
+            found = await reply(waiting(), KEY, ask, None)
             await asyncio.sleep(0)
             assert len(asyncio.all_tasks()) == 1
             return found
@@ -91,14 +93,14 @@ def test_an_empty_reply_is_none(text: str) -> None:
     async def ask(model: str, _: Sequence[Message]) -> Answer:
         return Answer(text if model == 'a' else 'words', 0.1, False)
 
-    assert asyncio.run(reply(waiting(), 0, ask, None)) == Voided('a: expected a reply, found an empty one')
+    assert asyncio.run(reply(waiting(), KEY, ask, None)) == Voided('a: expected a reply, found an empty one')
 
 
 def test_a_fault_of_the_program_makes_a_void_turn() -> None:
     async def ask(model: str, _: Sequence[Message]) -> Answer:
         raise KeyError(model)
 
-    found = asyncio.run(reply(waiting(), 0, ask, None))
+    found = asyncio.run(reply(waiting(), KEY, ask, None))
     assert isinstance(found, Voided)
     assert found.cause.startswith('KeyError: ')
     assert not found.refused
@@ -117,10 +119,10 @@ def test_a_message_that_is_not_let_pass_reaches_no_model() -> None:
             raise ModelError('moderation: status 500')
         return 'violence' if len(seen) == 1 else None
 
-    assert asyncio.run(reply(waiting(), 0, ask, moderate)) == Voided('moderation: violence', refused=True)
-    assert asyncio.run(reply(waiting(), 0, ask, moderate)) == Voided('moderation: status 500')  # it fails closed
+    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided('moderation: violence', refused=True)
+    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided('moderation: status 500')  # it fails closed
     assert not asked
-    assert isinstance(asyncio.run(reply(waiting(), 0, ask, moderate)), Replied)
+    assert isinstance(asyncio.run(reply(waiting(), KEY, ask, moderate)), Replied)
     assert sorted(asked) == ['a', 'b']
     assert seen == ['two', 'two', 'two']
 
@@ -130,7 +132,7 @@ def test_a_model_that_names_itself_is_flagged() -> None:
         async def ask(model: str, _: Sequence[Message]) -> Answer:
             return Answer(texts[model], 0.1, False)
 
-        found = asyncio.run(reply(waiting(), 0, ask, None, names))
+        found = asyncio.run(reply(waiting(), KEY, ask, None, names))
         assert isinstance(found, Replied)
         return found
 
