@@ -65,7 +65,8 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
         """Signs in the participant of a panel's link, or of nobody knows whom where the study is open."""
         if running.settings.panel.entry == 'open':
             known = web.session(request, 'participant')
-            if known in running.participants:
+            if known in running.participants and running.participants[known].mode == running.settings.mode:
+                await running.come_back(known)
                 return redirect('/?notice=welcome_back')
             identity = Identity('', '', '')
         else:

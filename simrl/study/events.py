@@ -44,7 +44,11 @@ class Arrived:
 
 @dataclasses.dataclass(frozen=True)
 class Returned:
-    """The participant entered by their link once more. `session`: the panel's session id is that of the first time."""
+    """The participant entered once more; one who was turned away before the consent is at the consent again.
+
+    Attributes:
+        same_session: the panel's session id is that of the first time.
+    """
 
     same_session: bool
 

@@ -156,6 +156,11 @@ class Participant:
         return self.talk.turns[-1] if self.talk and self.talk.turns else None
 
     @property
+    def was_turned_away(self) -> bool:
+        """True of one who was not let in: they begin at the consent if they come back."""
+        return self.outcome == 'closed' and self.agreed_at is None
+
+    @property
     def is_excluded(self) -> bool:
         return self.excluded is not None and self.excluded.excluded
 
@@ -201,7 +206,8 @@ def apply(state: Participant | None, stored: Stored) -> Participant:
     if changed is None:
         raise _out_of_place(stored, f'in {state.step}' + (f' ({state.outcome})' if state.outcome else ''))
     seen = state.seen_at if isinstance(event, Flagged | Excluded | Replied | Voided) else stored.at
-    page = state.page if isinstance(event, Returned | Flagged | Excluded) else stored.version
+    is_seen = changed.step != state.step or not isinstance(event, Returned | Flagged | Excluded)
+    page = stored.version if is_seen else state.page
     return dataclasses.replace(changed, version=stored.version, seen_at=seen, page=page)
 
 
@@ -228,7 +234,8 @@ def _change(state: Participant, stored: Stored) -> Participant | None:
         case Excluded():
             return dataclasses.replace(state, excluded=event)
         case Returned(same_session):
-            return dataclasses.replace(state, other_sessions=state.other_sessions + (not same_session))
+            again = dataclasses.replace(state, other_sessions=state.other_sessions + (not same_session))
+            return dataclasses.replace(again, step='consent', outcome=None) if state.was_turned_away else again
     if step == 'over':
         return None
     match step, event:

@@ -25,7 +25,7 @@ import simrl
 from simrl.run.config import ConfigError, to_dict
 from simrl.run.config import identity as identity_of
 from simrl.study import steps
-from simrl.study.assignment import draw_key
+from simrl.study.assignment import counts, draw_key
 from simrl.study.events import (
     STUDY,
     Conduct,
@@ -108,12 +108,17 @@ class Running:
 
     @property
     def is_full(self) -> bool:
-        """True once as many completed the study as planned. Those who are under way then may end it."""
-        completed = sum(
-            state.outcome == 'completed' and state.mode == self.settings.mode and not state.is_excluded
-            for state in self._participants.values()
+        """True once as many as planned completed the study or, having agreed, are under way, see `assignment.counts`.
+
+        Those who were let in may end it.
+        """
+        now, here = self._clock(), (self._participants | self._expected).values()
+        filled = sum(
+            state.agreed_at is not None and counts(state, now, self.settings.gone_seconds)
+            for state in here
+            if state.mode == self.settings.mode
         )
-        return completed >= self.settings.plan.participants
+        return filled >= self.settings.plan.participants
 
     async def start(self) -> None:
         """Reads the store, says that the study is open, and asks for the replies that are waited for.
@@ -161,6 +166,10 @@ class Running:
         if mode not in (self.settings.mode, 'preview'):
             raise ValueError(f'expected the mode {self.settings.mode} or preview, found {mode}')
         return await self._whole(self._enter(identity, mode))
+
+    async def come_back(self, id: str) -> Participant:
+        """A participant who entered once more, known by their browser."""
+        return await self._act(id, None, lambda state: self._returned(state, True))
 
     async def consent(self, id: str, version: int, agreed: bool) -> Participant:
         return await self._whole(self._consent(id, version, agreed))
@@ -289,15 +298,16 @@ class Running:
             if id not in self._participants:  # stored by a write whose end this process did not learn of
                 await self._read_again(id)
             state = self._participants[id]
-            return state if state.outcome == 'deleted' else await self._write(state, [Returned(same_session)])
+            events = self._returned(state, same_session)
+            return await self._write(state, events) if events else state
 
     async def _consent(self, id: str, version: int, agreed: bool) -> Participant:
         async with self._current(id, version) as state:
             steps.expect(state, 'consent')
-            if agreed and self._is_closed_to(state):
-                return await self._write(state, [TurnedAway()])
-            if agreed and state.mode == self.settings.mode:
+            if agreed and state.mode == self.settings.mode and not self._is_closed_to(state):
                 await self._freeze()
+            if agreed and self._is_closed_to(state):  # others may have come meanwhile
+                return await self._write(state, [TurnedAway()])
             return await self._write(state, [Consented(agreed, self.plan_hash)])
 
     async def _delete(self, id: str) -> Participant:
@@ -312,6 +322,12 @@ class Running:
             for event in stored:
                 state = apply(state, event)
             return self._learn(state)
+
+    def _returned(self, state: Participant, same_session: bool) -> list[Event]:
+        if state.outcome == 'deleted':
+            return []
+        still_closed = state.was_turned_away and self._is_closed_to(state)
+        return [Returned(same_session), TurnedAway()] if still_closed else [Returned(same_session)]
 
     def _is_closed_to(self, state: Participant) -> bool:
         return state.mode == self.settings.mode and (self.paused or self.is_full)

@@ -291,6 +291,19 @@ def test_an_open_study_lets_a_browser_in_once(tmp_path: pathlib.Path) -> None:
             await browser.get('/enter')
         await other.get('/enter')
         assert len(running.participants) == 2
+        await running.pause(True, 'a minute')
+        await browser.send('/consent', agreed='yes')
+        await browser.get('/enter')
+        assert 'CLOSED' in browser.page.text
+        await running.pause(False, '')
+        await browser.get('/enter')
+        assert 'action="/consent"' in browser.page.text
+        assert len(running.participants) == 2
+        await browser.client.post('/admin/sign-in', data={'token': ADMIN})
+        await browser.get('/preview')
+        assert browser.state.mode == 'preview'
+        await browser.get('/enter')  # what was seen in a preview makes nobody's data one
+        assert browser.state.mode == 'live'
 
     visit(tmp_path, go, panel=PanelSettings(entry='open'))
 

@@ -346,28 +346,61 @@ def test_a_refused_message_is_not_tried_again() -> None:
 def test_nobody_new_while_paused_or_once_full() -> None:
     async def main() -> None:
         store = MemoryStore()
-        async with study(store, plan=PlanSettings(participants=1)) as running:
-            early, under_way = await arrive(running), await to_task(running)
+        plan, clock = PlanSettings(participants=2), [1000.0]
+        async with study(store, plan=plan, clock=lambda: clock[0]) as running:
+            early, late = await arrive(running, 'early'), await arrive(running, 'late')
+            first = await to_task(running)
             await running.pause(True, 'a fault')
             assert (await arrive(running)).outcome == 'closed'
-            assert (await running.consent(early.id, early.version, True)).outcome == 'closed'
             assert (await arrive(running, mode='preview')).outcome is None
+            assert (await running.consent(late.id, late.version, False)).outcome == 'declined'
             await running.pause(False, '')
-            first, second = await to_conversation(running), await to_end(running)
-            assert second.outcome == 'completed'
+            asked = [
+                running.consent(state.id, state.version, True) for state in (early, await arrive(running, 'third'))
+            ]
+            outcomes = [state.outcome for state in await asyncio.gather(*asked)]
+            assert outcomes == [None, 'closed']  # two agreed, and one place was left
             assert running.is_full
             assert (await arrive(running)).outcome == 'closed'
-            state = await running.prepare(
-                under_way.id, under_way.version, f'{under_way.document_type}-1', ('me', 'x')
-            )  # who is under way may go on
-            assert state.step == 'training'
-            assert (await exchange(running, first)).step == 'conversation'
-            await running.exclude(second.id, True, 'a robot')
+            assert (await running.exclude(early.id, True, 'a robot')).is_excluded
             assert not running.is_full
-        async with study(store, plan=PlanSettings(participants=1)) as running:
+            await running.exclude(early.id, False, '')
+            clock[0] += 7200.0
+            assert not running.is_full  # both are gone
+            second, third = await to_end(running), await to_end(running)
+            assert second.outcome == third.outcome == 'completed'
+            state = await running.prepare(first.id, first.version, f'{first.document_type}-1', ('me', 'x'))
+            assert (await exchange(running, state)).step == 'conversation'  # whoever was let in may go on
+        async with study(store, plan=plan) as running:
             await running.pause(True, 'for the night')
         async with study(store) as running:
             assert running.paused
+
+    run(main())
+
+
+def test_one_who_was_turned_away_may_come_back_once_there_is_a_place() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with study(store) as running:
+            reading = await arrive(running, 'p1')
+            await running.pause(True, 'a minute')
+            closed = await running.consent(reading.id, reading.version, True)
+            assert closed.outcome == 'closed'
+            assert running.plan is None
+            again = await arrive(running, 'p1')  # too early
+            assert (again.outcome, again.page) == ('closed', again.version)
+            await running.pause(False, '')
+            back = await arrive(running, 'p1')
+            assert (back.step, back.outcome, back.page) == ('consent', None, back.version)
+            await refused(running.consent(back.id, closed.version, True))
+            agreed = await running.consent(back.id, back.version, True)
+            assert agreed.step == 'instructions'
+            assert (await running.come_back(back.id)).step == 'instructions'
+            assert kinds(store, back.id) == [
+                *['Arrived', 'TurnedAway', 'Returned', 'TurnedAway', 'Returned', 'Consented', 'Returned'],
+            ]
+            assert running.participants == fold_all(store.events())
 
     run(main())
 
