@@ -65,8 +65,9 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
         """Signs in the participant of a panel's link, or of nobody knows whom where the study is open."""
         if running.settings.panel.entry == 'open':
             known = web.session(request, 'participant')
-            if known in running.participants and running.participants[known].mode == running.settings.mode:
-                await running.come_back(known)
+            here = running.participants.get(known or '')
+            if here is not None and here.mode == running.settings.mode:
+                await running.come_back(here.id)
                 return redirect('/?notice=welcome_back')
             identity = Identity('', '', '')
         else:
