@@ -1,7 +1,6 @@
 """The administrators' pages: progress, conversations, exports; nothing of them says which model is preferred.
 
-Results by model are behind a look: an act of its own that is stored before anything is shown. A planned look spends its
-alpha; any other one departs from the plan, and needs a reason (`looks`).
+Results by model are behind looks (`admin_looks`).
 """
 
 import asyncio
@@ -9,46 +8,31 @@ import collections
 import datetime
 import hmac
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from simrl.study import export
-from simrl.study.events import Looked, Opened, Paused, PlanFrozen, Stored
-from simrl.study.flags import Flag
+from simrl.run.config import differences
+from simrl.study.admin_looks import make_looks_router
+from simrl.study.downloads import payments, table_of
+from simrl.study.events import Looked, Opened, Paused, PlanFrozen, RecruitmentEnded, Stored
 from simrl.study.judge_screen import Judging
-from simrl.study.looks import (
-    Look,
-    departures,
-    events_of,
-    looks_of,
-    open_look,
-    pairs_in_force,
-    plan_in_force,
-    results_of,
-    screens_in_force,
-)
-from simrl.study.overview import completed, exchanges, needed, progress, standing
+from simrl.study.looks import looks_of
+from simrl.study.overview import exchanges, needed, progress, standing
 from simrl.study.participant import Participant
-from simrl.study.plan import look_bounds
 from simrl.study.running import Running
-from simrl.study.screens import all_flags, names_of
-from simrl.study.settings import StudySettings
-from simrl.study.web import Form, PageError, Web, redirect
+from simrl.study.screening import Screening, plan_in_force
+from simrl.study.settings import StudySettings, plan_of
+from simrl.study.web import Form, PageError, Web, parse_number, read_reason, redirect
 
 log = logging.getLogger(__name__)
 SIGN_IN = '/admin/sign-in'
 MINUTE = 60.0
 PAGE_ROWS = 100
-REASON_CHARS = 2000
-CONFIRMATION = 'show the results'
 SHOWN = ('all', 'completed', 'under way', 'left', 'flagged', 'excluded', 'preview')  # kinds of participants
 Clock = Callable[[], float]
-FORMATS = {'jsonl': 'application/jsonl', 'parquet': 'application/vnd.apache.parquet', 'csv': 'text/csv; charset=utf-8'}
 
 
 class Attempts:
@@ -79,8 +63,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
 
     router = APIRouter(prefix='/admin', dependencies=[Depends(guard)])
     attempts = Attempts(web.settings.admin_tries, clock)
-    looking = asyncio.Lock()
-    screened, judging = Screened(running), Judging(running)
+    screening, judging = Screening(running), Judging(running)
 
     def page(request: Request, name: str, status: int = 200, **context: object) -> Response:
         session = web.session(request, 'administrator')
@@ -139,14 +122,17 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             request,
             'admin_overview.html',
             progress=progress(participants, running.settings, running.tasks, now),
-            needed=needed(participants, running.settings, plan),
-            plan=plan,
+            needed=needed(participants, running.settings.mode, plan),
+            plan=plan.settings,
+            pairs=plan.pairs,
+            exchanges=plan.exchanges,
             settings=running.settings,
             tasks=running.tasks,
             frozen=next((stored for stored in running.history if isinstance(stored.event, PlanFrozen)), None),
-            departures=departures(running),
+            departures=differences(running.plan.plan, plan_of(running.settings)) if running.plan else [],
             history=[(stored.at, _said(stored)) for stored in reversed(running.history)],
             is_full=running.is_full,
+            is_over=running.is_over,
         )
 
     @router.post('/pause')
@@ -154,16 +140,16 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
         form = await read(request)
         paused = form.choice('paused', ('yes', 'no')) == 'yes'
         if paused != running.paused:  # or another administrator was faster
-            await running.pause(paused, _reason(form, least=0))
+            await running.pause(paused, read_reason(form, least=0))
         return redirect('/admin')
 
     @router.get('/participants')
     async def participants(request: Request) -> Response:
         """The participants, the latest first."""
-        shown, after = request.query_params.get('shown', 'all'), _number(request.query_params.get('after', '0'))
+        shown, after = request.query_params.get('shown', 'all'), parse_number(request.query_params.get('after', '0'))
         if shown not in SHOWN:
             raise PageError(404, 'There is no such list of participants.')
-        flags, now = await screened.names(), clock()
+        flags, now = await screening.names(), clock()
         found = [s for s in running.participants.values() if _is_shown(s, shown, running.settings, flags, now)][::-1]
         return page(
             request,
@@ -205,7 +191,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             else None,
             practice=exchanges(state.training),
             conversation=exchanges(state.main),
-            flags=(await screened.flags()).get(id, ()),
+            flags=(await screening.flags()).get(id, ()),
         )
 
     @router.post('/participants/{id}/exclude')
@@ -214,164 +200,29 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
         state = _find(running, id)
         excluded = form.choice('excluded', ('yes', 'no')) == 'yes'
         if excluded != state.is_excluded:
-            await running.exclude(id, excluded, _reason(form, least=3))
+            await running.exclude(id, excluded, read_reason(form, least=3))
         return redirect(f'/admin/participants/{id}')
 
     @router.get('/exports')
     async def exports(request: Request) -> Response:
-        return page(request, 'admin_exports.html', looks=looks_of(running))
+        return page(request, 'admin_exports.html', looks=looks_of(running.history, plan_in_force(running).settings))
 
     @router.get('/exports/{name}.{kind}')
     async def exported(request: Request, name: str, kind: str) -> Response:
         """A blind table of the study's mode, or the list of payments."""
         if (name, kind) == ('payments', 'csv'):
-            identities = await asyncio.to_thread(running.store.identities)
-            table = export.payment_rows(running.participants.values(), identities, running.settings)
-            return _download(running, 'payments', kind, export.to_csv(table).encode())
+            return await payments(running)
         events = await asyncio.to_thread(running.store.events)
-        return await _exported(running, events, await screened.names(), name, kind, blind=True)
+        return await table_of(running, events, await screening.names(), name, kind, blind=True)
 
-    @router.get('/looks')
-    async def looks(request: Request) -> Response:
-        """The planned looks, and those that were made."""
-        return page(request, 'admin_looks.html', **_looks_context(running), error='', given={})
-
-    @router.post('/looks')
-    async def look(request: Request) -> Response:
-        """Looks at the results: stores that, then leads to them."""
-        form = await read(request)
-        planned = form.choice('planned', ('yes', 'no')) == 'yes'
-        async with looking:  # of two at the same time the second is no planned one any more
-            opened = open_look(running)
-            error = ''
-            if planned and opened is None:
-                error = 'No planned look is open any more: another administrator may have made it.'
-            elif not planned and len(form.text('reason').strip()) < 3:
-                error = 'Please give the reason for a look that is not in the plan.'
-            elif form.text('confirmation').strip().lower() != CONFIRMATION:
-                error = f'Nothing was shown: please type “{CONFIRMATION}”.'
-            if error:
-                return page(request, 'admin_looks.html', 422, **_looks_context(running), error=error, given=form.fields)
-            done = completed(running.participants.values(), running.settings)
-            number_of_votes = sum(len(state.main.judged) for state in done if state.main)
-            alpha = opened.alpha if planned and opened else 0.0
-            reason = '' if planned else _reason(form, least=3)
-            await running.look(Looked(len(done), number_of_votes, planned, alpha, reason))
-        return redirect(f'/admin/looks/{len(running.looks)}')
-
-    @router.get('/looks/{number}')
-    async def results(request: Request, number: str) -> Response:
-        """The results as of a look."""
-        made = _look(running, _number(number))
-        found = await asyncio.to_thread(results_of, running, made, await screened.names())
-        order = {pair: number for number, pair in enumerate(running.settings.compared)}
-        pairs = sorted(found.pairs, key=lambda pair: order.get((pair.first, pair.second), len(order)))
-        return page(request, 'admin_results.html', look=made, results=found, pairs=pairs)
-
-    @router.get('/looks/{number}/{name}.{kind}')
-    async def unblinded(request: Request, number: str, name: str, kind: str) -> Response:
-        """A table with the models, as of a look."""
-        made = _look(running, _number(number))
-        events = await asyncio.to_thread(events_of, running, made)
-        return await _exported(running, events, await screened.names(), name, kind, blind=False)
-
+    router.include_router(make_looks_router(running, screening, page, read))
     return router
-
-
-class Screened:
-    """The flags of all participants, computed again once something happened."""
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._of: tuple[int, ...] = ()
-        self._found: dict[str, tuple[Flag, ...]] = {}
-
-    async def flags(self) -> dict[str, tuple[Flag, ...]]:
-        """The flags by participant, of those who have some and whose task the study still has."""
-        known = {task.id for kind in self._running.tasks.types for task in kind.tasks}
-        states = [s for s in self._running.participants.values() if s.prepared is None or s.prepared.task in known]
-        of = tuple(state.version for state in states)
-        if of != self._of:
-            thresholds = screens_in_force(self._running)
-            self._found = await asyncio.to_thread(all_flags, states, self._running.tasks, thresholds)
-            self._of = of
-        return self._found
-
-    async def names(self) -> dict[str, tuple[str, ...]]:
-        """Names of flags by participant."""
-        return names_of(await self.flags())
-
-
-def _looks_context(running: Running) -> dict[str, Any]:
-    plan, pairs = plan_in_force(running), pairs_in_force(running)
-    done = len(completed(running.participants.values(), running.settings))
-    return {
-        'plan': plan,
-        'pairs': pairs,
-        'completed': done,
-        'schedule': look_bounds((*plan.looks, 1.0), plan, pairs),
-        'opened': open_look(running),
-        'looks': looks_of(running),
-        'confirmation': CONFIRMATION,
-    }
-
-
-async def _exported(
-    running: Running,
-    events: Sequence[Stored],
-    flags: Mapping[str, Sequence[str]],
-    name: str,
-    kind: str,
-    *,
-    blind: bool,
-) -> Response:
-    if name not in ('turns', 'participants', 'preferences') or kind not in ('jsonl', 'parquet'):
-        raise PageError(404, 'There is no such table.')
-
-    def make() -> bytes:
-        taken = export.snapshot(events, running.settings.mode, flags)
-        if name == 'preferences':
-            found, _ = export.preferences(taken, running.settings.name, blind=blind)
-            table = export.preference_rows(found)
-        else:
-            table = export.turn_rows(taken, blind=blind) if name == 'turns' else export.participant_rows(taken)
-        return b''.join(export.to_jsonl(table.rows)) if kind == 'jsonl' else export.to_parquet(table)
-
-    return _download(running, name if blind else f'{name}-unblinded', kind, await asyncio.to_thread(make))
-
-
-def _download(running: Running, name: str, kind: str, content: bytes) -> Response:
-    study = re.sub(r'[^A-Za-z0-9_.-]+', '-', running.settings.name)
-    file = f'{study}-{running.settings.mode}-{name}.{kind}'
-    headers = {'Content-Disposition': f'attachment; filename="{file}"'}
-    return Response(content, media_type=FORMATS[kind], headers=headers)
 
 
 def _find(running: Running, id: str) -> Participant:
     if id not in running.participants:
         raise PageError(404, 'There is no such participant.')
     return running.participants[id]
-
-
-def _number(text: str) -> int:
-    """A whole number of an address."""
-    if not re.fullmatch(r'[0-9]{1,9}', text):
-        raise PageError(404, 'There is no such page.')
-    return int(text)
-
-
-def _look(running: Running, number: int) -> Look:
-    looks = looks_of(running)
-    if not 1 <= number <= len(looks):
-        raise PageError(404, 'There was no such look.')
-    return looks[number - 1]
-
-
-def _reason(form: Form, least: int) -> str:
-    reason = form.text('reason').strip()
-    if not least <= len(reason) <= REASON_CHARS:
-        raise PageError(422, f'Please give a reason of {least} to {REASON_CHARS} characters.')
-    return reason
 
 
 def _is_shown(
@@ -398,6 +249,8 @@ def _said(stored: Stored) -> str:
             return 'Paused' + (f': {reason}' if reason else '.')
         case Paused(False, reason):
             return 'Opened again' + (f': {reason}' if reason else '.')
+        case RecruitmentEnded(reason):
+            return f'Recruitment was ended: {reason}.'
         case PlanFrozen(plan_hash=plan_hash):
             return f'The first participant consented; the analysis plan was frozen ({plan_hash[:12]}).'
         case Looked(participants=number, planned=planned, reason=reason):

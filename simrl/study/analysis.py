@@ -28,13 +28,12 @@ from simrl.evaluation.statistics import Estimate, cluster_sums, cluster_t_interv
 from simrl.study.participant import Participant
 from simrl.study.plan import Clustering, blind_clustering, look_bounds
 from simrl.study.settings import Mode, PlanSettings
-from simrl.study.votes import Vote
+from simrl.study.votes import Pair, Vote
 
 if TYPE_CHECKING:  # importing it takes a second
     from simrl.evaluation.vote_models import CumulativeLogit, Gee
 
 K = TypeVar('K', str, int, tuple[str, str])
-Pair = tuple[str, str]
 PRIMARY, FIRST_TURNS = 'primary', 'first turns alone'
 UNDER_WAY = 'under way, or not seen again'
 _LARGEST_LEVEL = 1 - 1e-9  # of an interval, at a look that spends no alpha
@@ -218,7 +217,7 @@ def analyse(
         votes: of `votes.votes`, with the participants' flags.
         plan: level, unit, excluded flags, and the spending of alpha.
         mode: whose participants are counted.
-        pairs: the order of the results; others come after them.
+        pairs: the order of the results, whichever model of a pair is first; others come after them.
         shares: of the planned participants who had completed at each look that was planned, this one last.
         resamples, seed: of bootstraps.
     """
@@ -228,7 +227,8 @@ def analyse(
     samples = samples_of(votes, plan)
     primary = samples[PRIMARY]
     found = _by(primary, lambda vote: vote.pair)
-    of_pair = {pair: found[pair] for pair in dict.fromkeys([*pairs, *found]) if pair in found}
+    rank = {frozenset(pair): number for number, pair in enumerate(pairs)}
+    of_pair = {pair: found[pair] for pair in sorted(found, key=lambda pair: rank.get(frozenset(pair), len(rank)))}
     rates = {pair: rate_of(some, how) for pair, some in of_pair.items()}
     p_values = {pair: 1.0 if of.p_value is None else of.p_value for pair, of in rates.items()}
     adjusted, rejected = holm(p_values), rejected_by(p_values, plan, shares)
@@ -237,7 +237,7 @@ def analyse(
         _pair(
             pair,
             some,
-            [one for one in assigned if one.main and one.main.pair == pair],
+            [one for one in assigned if one.main and set(one.main.pair) == set(pair)],
             how,
             rate=rates[pair],
             adjusted_p=adjusted[pair],

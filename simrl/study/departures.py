@@ -1,98 +1,13 @@
-"""The plan that was frozen, the look at results that an analysis is, and where both depart from each other.
+"""Where a study and its analysis depart from the plan that was frozen: sentences for its report."""
 
-1. `frozen_plan`: the plan that holds, from the store.
-2. `look_at`: the look that is open, or was made. Results by model are seen at planned looks, or the report says so.
-3. `departures`: sentences.
-"""
-
-import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 from simrl.run.config import differences, to_dict
-from simrl.study.events import Arrived, Excluded, Looked, Opened, PlanFrozen, Stored
-from simrl.study.participant import fold_all
-from simrl.study.plan import frozen_settings, is_finished, next_look
+from simrl.study.events import Arrived, Excluded, Looked, Opened, PlanFrozen, RecruitmentEnded, Stored
+from simrl.study.looks import Look, counted, frozen_plan, recruitment_end
+from simrl.study.participant import completed, fold_all
+from simrl.study.plan import read_plan
 from simrl.study.settings import Mode, PlanSettings
-
-
-class NoLookError(ValueError):
-    """No look is planned by now, and no reason is given for one that is not planned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """A look at results by model.
-
-    Attributes:
-        kind: `planned`: open now; `made`: a planned one of before, whose results are shown again; `unplanned`;
-            `rehearsal`: of a study that has no looks.
-        completed: participants who had completed then and are not excluded.
-        shares: of the planned participants at planned looks, this one last; of one that is not planned as if it were
-            the end.
-        alpha: two-sided, of one pair, that it spends.
-        until: number of the last event that counts; None: all do, also those after the end of the study.
-    """
-
-    kind: Literal['planned', 'made', 'unplanned', 'rehearsal']
-    completed: int
-    shares: tuple[float, ...]
-    alpha: float = 0.0
-    until: int | None = None
-
-
-def frozen_plan(events: Iterable[Stored]) -> PlanFrozen | None:
-    """The plan at the first consent; None before it."""
-    return next((stored.event for stored in events if isinstance(stored.event, PlanFrozen)), None)
-
-
-def look_at(events: Sequence[Stored], plan: PlanSettings, mode: Mode, reason: str = '') -> Look:
-    """The look that a report is.
-
-    Args:
-        events: of the store.
-        reason: for a look that is not planned.
-
-    Raises:
-        NoLookError: none is open or was made, and there is no reason for another.
-    """
-    completed = _completed(events, mode)
-    if mode != 'live':
-        return Look('rehearsal', completed, (1.0,))
-    frozen = frozen_plan(events)
-    pairs = len(frozen.plan['pairs']) if frozen else 1
-    looked = [(stored.number, stored.event) for stored in events if isinstance(stored.event, Looked)]
-    made = [(number, look) for number, look in looked if look.planned]
-    shares = tuple(min(1.0, look.participants / plan.participants) for _, look in made)
-    if (bound := next_look(plan, pairs, completed, [look for _, look in looked])) is not None:
-        return Look('planned', completed, (*shares, bound.share), bound.alpha)
-    if reason.strip() and not is_finished(plan, [look for _, look in made]):
-        return Look('unplanned', completed, (1.0,))  # no alpha is left for it
-    if made:
-        number, look = made[-1]
-        until = None if is_finished(plan, [look]) else number
-        return Look('made', _completed(counted(events, until), mode), shares, look.alpha, until)
-    raise NoLookError(
-        f'expected {min((*plan.looks, 1.0)):.0%} of the {plan.participants} planned participants before results by '
-        f'model are seen, found {completed} who completed; a reason makes it a look that departs from the plan'
-    )
-
-
-def is_stored(look: Look, events: Iterable[Stored]) -> bool:
-    """True if the last look that the store has is this one."""
-    last = [stored.event for stored in events if isinstance(stored.event, Looked)][-1:]
-    return any(found.participants == look.completed and found.planned == (look.kind == 'planned') for found in last)
-
-
-def counted(events: Iterable[Stored], until: int | None) -> list[Stored]:
-    """The events of a look."""
-    return [stored for stored in events if until is None or stored.number <= until]
-
-
-def _completed(events: Iterable[Stored], mode: Mode) -> int:
-    """The number of participants who completed and are not excluded."""
-    people = fold_all(events).values()
-    return sum(one.mode == mode and one.outcome == 'completed' and not one.is_excluded for one in people)
 
 
 def departures(
@@ -111,15 +26,17 @@ def departures(
     if frozen is None:
         return ['No plan was frozen: nobody has consented.']
     own = [one for one in fold_all(events).values() if one.mode == mode]
-    planned = to_dict(frozen_settings(frozen.plan))
+    planned = to_dict(read_plan(frozen.plan).settings)
     found = [f'This analysis has another plan than was frozen: {line}.' for line in differences(planned, to_dict(plan))]
     if others := sum(bool(one.agreed_at) and one.plan != frozen.plan_hash for one in own):
         found.append(f'{_participants(others)} consented while the server had another plan than was frozen.')
     found += _other_configs(events, frozen)
-    if strange := sorted({one.main.pair for one in own if one.main} - {tuple(pair) for pair in frozen.plan['pairs']}):
+    planned_pairs = {frozenset(pair) for pair in frozen.plan['pairs']}
+    assigned = {one.main.pair for one in own if one.main}
+    if strange := sorted(pair for pair in assigned if frozenset(pair) not in planned_pairs):
         found.append(f'Pairs that were not planned: {", ".join(":".join(pair) for pair in strange)}.')
     if mode == 'live':
-        found += _of_looks(events, plan, look)
+        found += _of_looks(events, plan, look) + _of_end(events, plan, mode)
     excluded = [one for one in own if one.is_excluded]
     if excluded:
         seen = min((stored.number for stored in events if isinstance(stored.event, Looked)), default=None)
@@ -163,6 +80,23 @@ def _of_looks(events: Sequence[Stored], plan: PlanSettings, look: Look) -> list[
     if look.completed != plan.participants and look.shares[-1] == 1:
         found.append(f'{_participants(look.completed)} completed; {plan.participants} were planned.')
     return found
+
+
+def _of_end(events: Sequence[Stored], plan: PlanSettings, mode: Mode) -> list[str]:
+    """An end of recruitment before the planned number had completed, or after results could be seen."""
+    ended = recruitment_end(events)
+    if ended is None:
+        return []
+    assert isinstance(ended.event, RecruitmentEnded)
+    before = counted(events, ended.number)
+    number = len(completed(fold_all(before).values(), mode))
+    seen = any(isinstance(stored.event, Looked) for stored in before)
+    if number >= plan.participants:
+        return []
+    return [
+        f'Recruitment was ended once {_participants(number)} of {plan.participants} had completed'
+        f'{", after results by model could be seen" if seen else ""}: {ended.event.reason}.'
+    ]
 
 
 def _participants(number: int) -> str:

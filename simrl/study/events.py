@@ -218,6 +218,13 @@ class Paused:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecruitmentEnded:
+    """Of the study: nobody new is let in any more, whatever the plan says; the next planned look is the last one."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Looked:
     """Of the study: an administrator saw, or may see from now on, results by model.
 
@@ -258,7 +265,7 @@ ParticipantEvent = (
     | Flagged
     | Excluded
 )
-StudyEvent = PlanFrozen | Opened | Paused | Looked
+StudyEvent = PlanFrozen | Opened | Paused | RecruitmentEnded | Looked
 Event = ParticipantEvent | StudyEvent
 STUDY = ''  # participant of the study's own events
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Event)}

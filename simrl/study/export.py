@@ -4,35 +4,26 @@
 2. `turn_rows`, `participant_rows`: flat tables that join by `participant`, and with the store by `event`.
 3. `preferences`: what a reward model trains on (`records.Preference`).
 4. `payment_rows`: for the panel, by its own ids; nothing in it joins with the other tables.
-5. `to_jsonl`, `to_parquet`, `to_csv`: files of them.
 
 Tables are blind unless asked for otherwise: votes are by side, and which model was on which side is left out, with what
 would tell it: seconds, and the replies of a turn in which one may name its model.
 """
 
-import bisect
 import collections
-import csv
 import dataclasses
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
+from collections.abc import Iterable, Mapping, Sequence
 
 from simrl.conversations.records import Message, Preference, RowError
 from simrl.conversations.splits import SplitSettings, hash64, split_of
-from simrl.study.events import STUDY, Opened, PairAssigned, PlanFrozen, Preferred, Stored
+from simrl.study.events import STUDY, Opened, PairAssigned, PlanFrozen, Preferred, Replied, Stored
 from simrl.study.participant import Participant, fold_all
+from simrl.study.plan import read_plan
 from simrl.study.settings import CODES, Mode, StudySettings
 from simrl.study.store import Identity
+from simrl.study.tables import Row, Table, to_unicode
 from simrl.study.votes import Vote, votes
 
-Row = dict[str, Any]
 TIE, EXCLUDED, UNFINISHED, NAMED = 'ties', 'excluded participants', 'not completed', 'a reply may name its model'
-_FORMULA = ('=', '+', '-', '@', '\t', '\r')  # a cell that begins so is one to a spreadsheet
 
 _TURNS = {
     'id': 'string',  # participant/turn
@@ -119,24 +110,6 @@ _PREFERENCES = {
     'chosen': 'string',
     'rejected': 'string',
 }
-_TYPES: Mapping[str, pyarrow.DataType] = {
-    'string': pyarrow.string(),
-    'int64': pyarrow.int64(),
-    'float64': pyarrow.float64(),
-    'bool': pyarrow.bool_(),
-    'list': pyarrow.list_(pyarrow.string()),
-    'messages': pyarrow.list_(
-        pyarrow.struct({'role': pyarrow.string(), 'content': pyarrow.string(), 'truncated': pyarrow.bool_()})
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows, and the kind of each of their columns."""
-
-    columns: Mapping[str, str]
-    rows: list[Row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,28 +140,28 @@ def snapshot(events: Sequence[Stored], mode: Mode, flags: Mapping[str, Sequence[
     Args:
         flags: names by participant; none of one who is not there.
     """
-    opened: list[tuple[int, str]] = []
     plan = None
+    opened = ''  # hash of the config of the server that runs
     number_of: dict[str, int] = {}
     config_of: dict[str, str] = {}
     turns: dict[str, int] = {}  # votes so far of a participant's main session
     for stored in events:
+        name = stored.participant
         match stored.event:
-            case Opened(config_hash=config_hash):
-                opened.append((stored.number, config_hash))
+            case Opened(config_hash=opened):
+                pass
             case PlanFrozen() as frozen:
                 plan = plan or frozen
             case PairAssigned(session='main'):
-                turns[stored.participant] = 0
-            case Preferred() if stored.participant in turns:
-                turns[stored.participant] += 1
-                id = f'{stored.participant}/{turns[stored.participant]}'
-                number_of[id] = stored.number
-                before = bisect.bisect(opened, (stored.number,))
-                config_of[id] = opened[before - 1][1] if before else ''
+                turns[name] = 0
+            case Replied() if name in turns:  # the vote may come to a server that was started since
+                config_of[f'{name}/{turns[name] + 1}'] = opened
+            case Preferred() if name in turns:
+                turns[name] += 1
+                number_of[f'{name}/{turns[name]}'] = stored.number
     folded = fold_all(stored for stored in events if stored.participant != STUDY)
     participants = tuple(state for state in folded.values() if state.mode == mode)
-    found = votes(participants, mode, flags)
+    found = votes(participants, mode, flags, read_plan(plan.plan).pairs if plan else ())
     return Snapshot(mode, participants, flags, found, number_of, config_of, plan)
 
 
@@ -225,6 +198,7 @@ def _of(vote: Vote, columns: Iterable[str]) -> Row:
 
 def participant_rows(taken: Snapshot) -> Table:
     """A row for each participant, with the final text. It is blind: who was preferred is in the turns."""
+    order = {frozenset(vote.pair): vote.pair for vote in taken.votes}  # as in the table of turns
     rows = []
     for state in taken.participants:
         prepared, wrote, main = state.prepared, state.wrote, state.main
@@ -232,7 +206,7 @@ def participant_rows(taken: Snapshot) -> Table:
         row |= {
             'participant': state.id,
             'mode': state.mode,
-            'pair': ':'.join(main.pair) if main else None,
+            'pair': ':'.join(order.get(frozenset(main.pair), main.pair)) if main else None,
             'document_type': state.document_type,
             'outcome': state.outcome,
             'step': state.step,
@@ -342,49 +316,6 @@ def payment_rows(
     return Table(_PAYMENTS, sorted(rows, key=lambda row: (row['panel_id'], row['session_id'])))
 
 
-def to_jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Lines of JSON, in UTF-8."""
-    return (json.dumps(_cleaned(row), ensure_ascii=False).encode() + b'\n' for row in rows)
-
-
-def to_parquet(table: Table) -> bytes:
-    """A Parquet file, with all columns even of no row."""
-    schema = pyarrow.schema([(name, _TYPES[kind]) for name, kind in table.columns.items()])
-    written = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_cleaned(row) for row in table.rows], schema), written)
-    return written.getvalue()
-
-
-def to_csv(table: Table) -> str:
-    """A CSV file for spreadsheets; what one would take for a formula is marked as text."""
-    written = io.StringIO()
-    writer = csv.DictWriter(written, list(table.columns))
-    writer.writeheader()
-    for row in table.rows:
-        writer.writerow(
-            {name: f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for name, v in row.items()}
-        )
-    return written.getvalue()
-
-
-def _cleaned(row: Mapping[str, Any]) -> Row:
-    return {name: _storable(value) for name, value in row.items()}
-
-
-def _storable(value: Any) -> Any:
-    """A value whose texts a file in UTF-8 takes."""
-    if isinstance(value, list | tuple):
-        return [_storable(item) for item in value]
-    if isinstance(value, dict):
-        return _cleaned(value)
-    return _unicode(value) if isinstance(value, str) else value
-
-
 def _clean(text: str) -> str:
     """A text without outer white space, as readers of preferences strip it."""
-    return _unicode(text).strip()
-
-
-def _unicode(text: str) -> str:
-    """A text in which half of a surrogate pair, which no file in UTF-8 has, is a question mark."""
-    return text.encode('utf-8', 'replace').decode()
+    return to_unicode(text).strip()

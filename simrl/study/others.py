@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from simrl.study.overlap import SHINGLE, shingles
 from simrl.study.participant import Participant
@@ -33,22 +33,28 @@ class Others:
         return None
 
 
-def others_of(participants: Iterable[Participant], tasks: Tasks, least_words: int) -> Others:
-    """Collects what all participants wrote.
+def runs_of_tasks(tasks: Tasks) -> set[Run]:
+    """The runs of words in all tasks."""
+    return shingles('\n'.join(task.brief for own in tasks.types for task in own.tasks))
+
+
+def runs_of(participant: Participant, of_tasks: set[Run], least_words: int) -> tuple[frozenset[Run], ...]:
+    """A participant's entry in `Others.texts`.
 
     Args:
         least_words: of a text that is compared; short messages are often alike.
     """
-    of_tasks = shingles('\n'.join(task.brief for own in tasks.types for task in own.tasks))
-    texts: dict[str, tuple[frozenset[Run], ...]] = {}
+    turns = participant.main.turns if participant.main else ()
+    written = [turn.message for turn in turns] + ([participant.wrote.text] if participant.wrote else [])
+    known = of_tasks.union(*(shingles(text) for turn in turns for text in turn.shown))
+    runs = [(shingles(text), frozenset(shingles(text) - known)) for text in written]
+    return tuple(own for all_, own in runs if len(own) > max(least_words - SHINGLE, len(all_) / 2))
+
+
+def others_of(texts: Mapping[str, tuple[frozenset[Run], ...]]) -> Others:
+    """Finds the writers of each run. `texts`: of all participants, by id, as of `runs_of`."""
     writers: dict[Run, set[str]] = collections.defaultdict(set)
-    for one in participants:
-        turns = one.main.turns if one.main else ()
-        written = [turn.message for turn in turns] + ([one.wrote.text] if one.wrote else [])
-        replies = [text for turn in turns for text in turn.shown]
-        known = of_tasks.union(*map(shingles, replies))
-        runs = [(shingles(text), frozenset(shingles(text) - known)) for text in written]
-        texts[one.id] = tuple(own for all_, own in runs if len(own) > max(least_words - SHINGLE, len(all_) / 2))
-        for run in frozenset[Run]().union(*texts[one.id]):
-            writers[run].add(one.id)
+    for id, own in texts.items():
+        for run in frozenset[Run]().union(*own):
+            writers[run].add(id)
     return Others(texts, {run: frozenset(ids) for run, ids in writers.items()})

@@ -12,11 +12,12 @@ from typing import Literal
 from markupsafe import Markup
 
 from simrl.evaluation.power import UnreachableError
+from simrl.study.assignment import counts
 from simrl.study.events import Choice, Conduct, Replied
-from simrl.study.participant import Participant, Talk, Turn
-from simrl.study.plan import Clustering, Size, assumed, blind_clustering, planned_size
+from simrl.study.participant import Participant, Talk, Turn, completed
+from simrl.study.plan import Clustering, Plan, Size, assumed, blind_clustering, planned_size
 from simrl.study.render import to_html
-from simrl.study.settings import PlanSettings, StudySettings
+from simrl.study.settings import Mode, StudySettings
 from simrl.study.texts import Tasks
 from simrl.study.votes import votes
 
@@ -29,12 +30,10 @@ Count = collections.Counter[Standing]
 
 
 def standing(state: Participant, now: float, gone_seconds: float) -> Standing:
-    """Sorts a participant: completed, under way and seen lately, or left; excluded whatever else they are."""
-    if state.is_excluded:
-        return 'excluded'
-    if state.outcome == 'completed':
-        return 'completed'
-    return 'live' if state.outcome is None and now - state.seen_at <= gone_seconds else 'left'
+    """Sorts a participant who is no preview: those who fill a place completed or are live, others are out."""
+    if counts(state, now, gone_seconds):
+        return 'completed' if state.outcome == 'completed' else 'live'
+    return 'excluded' if state.is_excluded else 'left'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,9 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
     everybody = list(participants)
     own = [state for state in everybody if state.mode == settings.mode]
     types = [kind.id for kind in tasks.types]
+    order = {frozenset(pair): ':'.join(pair) for pair in settings.compared}
     cells: dict[tuple[str, str], Count] = {
-        (':'.join(pair), kind): collections.Counter() for pair in settings.compared for kind in types
+        (name, kind): collections.Counter() for name in order.values() for kind in types
     }
     of_task: dict[str, Count] = {task.id: collections.Counter() for kind in tasks.types for task in kind.tasks}
     total: Count = collections.Counter()
@@ -80,10 +80,11 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
         kind = standing(state, now, settings.gone_seconds)
         total[kind] += 1
         if state.main and state.document_type:  # of other pairs and tasks where the config was changed
-            cells.setdefault((':'.join(state.main.pair), state.document_type), collections.Counter())[kind] += 1
+            name = order.setdefault(frozenset(state.main.pair), ':'.join(state.main.pair))
+            cells.setdefault((name, state.document_type), collections.Counter())[kind] += 1
         if state.prepared:
             of_task.setdefault(state.prepared.task, collections.Counter())[kind] += 1
-    done = completed(own, settings)
+    done = completed(own, settings.mode)
     judged = [turn for state in done if state.main for turn in state.main.judged]
     times = [(state.seen_at - state.began_at) / 60 for state in done]
     return Progress(
@@ -98,15 +99,6 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
         voids=sum(turn.voids for state in own if state.main for turn in state.main.turns),
         minutes=statistics.median(times) if times else None,
     )
-
-
-def completed(participants: Iterable[Participant], settings: StudySettings) -> list[Participant]:
-    """The participants of the study's mode who completed and are not excluded."""
-    return [
-        state
-        for state in participants
-        if state.mode == settings.mode and state.outcome == 'completed' and not state.is_excluded
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +116,21 @@ class Needed:
     clustering: Clustering
 
 
-def needed(participants: Iterable[Participant], settings: StudySettings, plan: PlanSettings) -> Needed:
+def needed(participants: Iterable[Participant], mode: Mode, plan: Plan) -> Needed:
     """The sizes for the planned effect, from votes of those who completed, blind."""
-    done = votes(completed(participants, settings), settings.mode)
+    done = votes(completed(participants, mode), mode, pairs=plan.pairs)
     clustering = blind_clustering(
         [vote.preference for vote in done], [vote.participant for vote in done], [vote.pair for vote in done]
     )
-    pairs = len(settings.compared)
 
     def size(of: Clustering) -> Size | str:
         try:
-            return planned_size(plan, pairs, of)
+            return planned_size(plan.settings, len(plan.pairs), of)
         except UnreachableError as error:
             return str(error)
 
     by_votes = size(clustering) if clustering.is_known else None
-    return Needed(size(assumed(plan, settings.task.exchanges)), by_votes, clustering)
+    return Needed(size(assumed(plan.settings, plan.exchanges)), by_votes, clustering)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,6 +186,11 @@ def fold_all(events: Iterable[Stored]) -> dict[str, Participant]:
     return states
 
 
+def completed(participants: Iterable[Participant], mode: Mode) -> list[Participant]:
+    """The participants of a mode who completed the study and are not excluded."""
+    return [one for one in participants if one.mode == mode and one.outcome == 'completed' and not one.is_excluded]
+
+
 def apply(state: Participant | None, stored: Stored) -> Participant:
     """The state after one more event.
 

@@ -21,9 +21,8 @@ from simrl.evaluation.power import Design, people_needed
 from simrl.evaluation.preferences import checked
 from simrl.evaluation.statistics import Vector, cluster_numbers
 from simrl.run.config import from_config_dict
-from simrl.study.events import Looked
 from simrl.study.flags import ScreenSettings
-from simrl.study.settings import PlanSettings
+from simrl.study.settings import PlanSettings, TaskSettings
 
 FEWEST_PARTICIPANTS = 20  # with fewer the clustering is hardly known
 _CLUSTERING_LEVEL = 0.8  # nominal coverage of its interval
@@ -97,19 +96,35 @@ class LookBound:
         return math.erf(self.z / math.sqrt(2))
 
 
-def frozen_settings(plan: Mapping[str, Any]) -> PlanSettings:
-    """The settings of a plan that was frozen (`settings.plan_of`).
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An analysis plan.
+
+    Attributes:
+        pairs: of models, each in the order in which its win rate is given.
+        exchanges: that each participant has at least.
+        screens: thresholds of the screens.
+    """
+
+    settings: PlanSettings
+    pairs: tuple[tuple[str, str], ...]
+    exchanges: int
+    screens: ScreenSettings
+
+
+def read_plan(plan: Mapping[str, Any]) -> Plan:
+    """A plan that was frozen, or would be (`settings.plan_of`); what it leaves out has its default.
 
     Raises:
-        ConfigError: a field is unknown, or of another type.
+        ConfigError: a field is of another type.
     """
     names = [field.name for field in dataclasses.fields(PlanSettings)]
-    return from_config_dict(PlanSettings, {name: plan[name] for name in names if name in plan}, 'plan')
-
-
-def frozen_screens(plan: Mapping[str, Any]) -> ScreenSettings:
-    """The thresholds of screens of a plan that was frozen. Raises `ConfigError` as `frozen_settings`."""
-    return from_config_dict(ScreenSettings, plan['screens'], 'plan.screens')
+    return Plan(
+        from_config_dict(PlanSettings, {name: plan[name] for name in names if name in plan}, 'plan'),
+        tuple((first, second) for first, second in plan.get('pairs', ())),
+        plan.get('exchanges', TaskSettings().exchanges),
+        from_config_dict(ScreenSettings, plan.get('screens', {}), 'plan.screens'),
+    )
 
 
 def blind_clustering(preferences: Vector, participants: Sequence[Hashable], pairs: Sequence[Hashable]) -> Clustering:
@@ -256,25 +271,24 @@ def _excess(z: float, alpha: float, where: np.ndarray, density: np.ndarray, scal
     return 2 * float(density @ scipy.special.ndtr(where - z * scale)) - alpha
 
 
-def next_look(plan: PlanSettings, pairs: int, completed: int, looked: Sequence[Looked]) -> LookBound | None:
+def next_look(
+    plan: PlanSettings, pairs: int, completed: int, made: Sequence[float], *, is_over: bool = False
+) -> LookBound | None:
     """The planned look that is open, with its bound; None if none is.
 
     A look is open from its share of the planned participants on, until it or a later one is made; the last one is open
-    once all have completed. Its alpha is that of the share that is there, less what earlier planned looks have spent.
+    once all have completed, or recruitment is over. Its alpha is that of the share that is there, less what earlier
+    planned looks have spent; the last one has all that is left.
 
     Args:
         plan: participants, looks, level and spending.
         pairs: number of pairs that are compared.
         completed: participants who completed and are not excluded.
-        looked: the looks so far.
+        made: shares of the planned looks that were made.
+        is_over: nobody new is let in any more.
     """
-    made = [min(1.0, look.participants / plan.participants) for look in looked if look.planned]
-    now = min(1.0, completed / plan.participants)
-    if not any((made[-1] if made else 0.0) < share <= now for share in (*plan.looks, 1.0)):
+    before = made[-1] if made else 0.0
+    now = 1.0 if is_over else min(1.0, completed / plan.participants)
+    if not any(before < share <= now for share in (*plan.looks, 1.0)):
         return None
     return look_bounds((*made, now), plan, pairs)[-1]
-
-
-def is_finished(plan: PlanSettings, looked: Sequence[Looked]) -> bool:
-    """True once the last planned look was made: results are no secret any more."""
-    return any(look.planned and look.participants >= plan.participants for look in looked)

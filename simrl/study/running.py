@@ -37,9 +37,11 @@ from simrl.study.events import (
     Opened,
     Paused,
     PlanFrozen,
+    RecruitmentEnded,
     Replied,
     Returned,
     Stored,
+    StudyEvent,
     TurnedAway,
     Voided,
     Withdrew,
@@ -64,6 +66,7 @@ class Running:
     Attributes:
         participants: by id, in the order in which they came.
         paused: nobody new is let in.
+        is_over: recruitment has ended: nobody new is let in any more.
         plan: what was frozen at the first consent; None before.
         history: events of the study itself, in their order.
     """
@@ -80,7 +83,7 @@ class Running:
     ) -> None:
         self.settings, self.store, self.tasks, self.texts = settings, store, tasks, texts
         self.rules = Rules(settings, tasks, texts, draw_key(store.secret, settings.seed))
-        self.paused = False
+        self.paused = self.is_over = False
         self.plan: PlanFrozen | None = None
         self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
@@ -236,6 +239,9 @@ class Running:
     async def pause(self, paused: bool, reason: str) -> None:
         await self._whole(self._say(Paused(paused, reason)))
 
+    async def end_recruitment(self, reason: str) -> None:
+        await self._whole(self._say(RecruitmentEnded(reason)))
+
     async def look(self, looked: Looked) -> None:
         await self._whole(self._say(looked))
 
@@ -330,7 +336,7 @@ class Running:
         return [Returned(same_session), TurnedAway()] if still_closed else [Returned(same_session)]
 
     def _is_closed_to(self, state: Participant) -> bool:
-        return state.mode == self.settings.mode and (self.paused or self.is_full)
+        return state.mode == self.settings.mode and (self.paused or self.is_over or self.is_full)
 
     def _others(self, state: Participant) -> list[Participant]:
         """All other participants, those of writes under way as they will be after them."""
@@ -363,7 +369,7 @@ class Running:
         if state is not None:
             self._learn(state)
 
-    async def _say(self, event: Paused | Opened | Looked | PlanFrozen) -> None:
+    async def _say(self, event: StudyEvent) -> None:
         """Stores an event of the study itself, then knows it."""
         async with self._locks[STUDY]:
             await self._say_locked(event)
@@ -393,6 +399,8 @@ class Running:
         match stored.event:
             case Paused(paused):
                 self.paused = paused
+            case RecruitmentEnded():
+                self.is_over = True
             case PlanFrozen() as frozen:
                 self.plan = frozen
 

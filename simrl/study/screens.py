@@ -13,10 +13,10 @@ people in conversations of everyday use with 4 to 20 messages it flags 0.8%, `re
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 
 from simrl.study.flags import JUDGED_OK, Flag, ScreenSettings
-from simrl.study.others import Others, others_of
+from simrl.study.others import Others, Run, others_of, runs_of, runs_of_tasks
 from simrl.study.overlap import covered, likeness, stems, words
 from simrl.study.participant import Participant, Talk, Turn
 from simrl.study.phrases import MARKS, PHRASES
@@ -68,13 +68,10 @@ class Seen:
         return [*self.brief, *self.notes, *typed, *(text for turn in earlier for text in turn.shown)]
 
 
-def flags(
-    participant: Participant, tasks: Tasks, settings: ScreenSettings = ScreenSettings(), others: Others | None = None
-) -> tuple[Flag, ...]:
+def flags(participant: Participant, tasks: Tasks, settings: ScreenSettings = ScreenSettings()) -> tuple[Flag, ...]:
     """The flags of a participant, with those that a judge gave; none before their main session.
 
-    Args:
-        others: of all participants; None: texts are compared with nobody's.
+    Texts are compared with nobody else's: see `all_flags`.
 
     Raises:
         KeyError: the participant's task is not among the tasks: they are another study's.
@@ -86,18 +83,52 @@ def flags(
     for flag, screen in SCREENS.items():
         if reason := screen(seen, settings):
             found.append(Flag(flag, reason))
-    if others and (reason := others.like(participant.id, settings.others_share)):
-        found.append(Flag('like_another', reason))
     return tuple(found)
 
 
+def _like_another(id: str, others: Others, settings: ScreenSettings) -> tuple[Flag, ...]:
+    reason = others.like(id, settings.others_share)
+    return (Flag('like_another', reason),) if reason else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """All that screens find in a participant alone, until something happens to them.
+
+    Attributes:
+        version: of the participant.
+        texts: runs of words, for `Others`.
+    """
+
+    version: int
+    flags: tuple[Flag, ...]
+    texts: tuple[frozenset[Run], ...]
+
+
 def all_flags(
-    participants: Iterable[Participant], tasks: Tasks, settings: ScreenSettings = ScreenSettings()
+    participants: Iterable[Participant],
+    tasks: Tasks,
+    settings: ScreenSettings = ScreenSettings(),
+    known: MutableMapping[str, Own] | None = None,
 ) -> dict[str, tuple[Flag, ...]]:
-    """The flags of each participant of a study, by id; of one without flags there is no entry."""
-    everyone = list(participants)
-    others = others_of(everyone, tasks, settings.others_words)
-    found = {one.id: flags(one, tasks, settings, others) for one in everyone}
+    """The flags of each participant of a study, by id; of one without flags there is no entry.
+
+    Args:
+        participants: of one mode.
+        known: by id, of an earlier call with the same tasks and settings; it is brought up to date.
+
+    Raises:
+        KeyError: as of `flags`.
+    """
+    known = {} if known is None else known
+    ids, of_tasks = [], runs_of_tasks(tasks)
+    for one in participants:
+        ids.append(one.id)
+        if one.id not in known or known[one.id].version != one.version:
+            texts = runs_of(one, of_tasks, settings.others_words)
+            known[one.id] = Own(one.version, flags(one, tasks, settings), texts)
+    others = others_of({id: known[id].texts for id in ids})
+    found = {id: known[id].flags + _like_another(id, others, settings) for id in ids}
     return {id: given for id, given in found.items() if given}
 
 

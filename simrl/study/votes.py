@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from simrl.study.events import Choice, Conduct, Mode, Side
 from simrl.study.participant import Outcome, Participant, Turn
 
+Pair = tuple[str, str]
+
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
     """A judged turn.
 
     Attributes:
-        pair: the models, in the order of the config.
+        pair: the models, in the order in which the win rate is given: of the plan, or else of the first vote on them.
         turn: its number in the session, from 1. Replies of later turns share the history of the earlier ones.
         left: the model whose reply was shown on the left.
         preference: 1 for the pair's first model, 0 for its second, 1/2 for a tie.
@@ -79,16 +81,27 @@ def votes(
     participants: Iterable[Participant],
     mode: Mode = 'live',
     flags: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+    pairs: Iterable[Pair] = (),
 ) -> list[Vote]:
     """The votes of all participants of a mode, in the order of participants and turns.
+
+    All votes on two models have them in one order, though a config that was changed had them in both.
 
     Args:
         participants: of any mode.
         mode: whose participants are counted.
         flags: by participant, the names of their flags; none of one who is not there.
+        pairs: of the plan; others have the order in which they come first.
     """
+    order = {frozenset(pair): pair for pair in pairs}
     return [
-        _vote(participant, number, turn, tuple(flags.get(participant.id, ())))
+        _vote(
+            participant,
+            order.setdefault(frozenset(participant.main.pair), participant.main.pair),
+            number,
+            turn,
+            tuple(flags.get(participant.id, ())),
+        )
         for participant in participants
         if participant.mode == mode and participant.main is not None
         for number, turn in enumerate(participant.main.turns, 1)
@@ -96,21 +109,20 @@ def votes(
     ]
 
 
-def _vote(participant: Participant, number: int, turn: Turn, flags: tuple[str, ...]) -> Vote:
-    talk, prepared, replies, preferred = participant.main, participant.prepared, turn.replies, turn.preferred
+def _vote(participant: Participant, pair: Pair, number: int, turn: Turn, flags: tuple[str, ...]) -> Vote:
+    prepared, replies, preferred = participant.prepared, turn.replies, turn.preferred
     # What the fold guarantees of a judged turn of a main session.
-    assert talk is not None
     assert prepared is not None
     assert replies is not None
     assert preferred is not None
     assert participant.document_type is not None
     assert turn.shown_at is not None
     assert turn.judged_at is not None
-    first_was_left = replies.left == talk.pair[0]
+    first_was_left = replies.left == pair[0]
     left_preferred = {'left': 1.0, 'tie': 0.5, 'right': 0.0}[preferred.choice]
     return Vote(
         participant=participant.id,
-        pair=talk.pair,
+        pair=pair,
         document_type=participant.document_type,
         task=prepared.task,
         turn=number,

@@ -31,6 +31,7 @@ PAGES = pathlib.Path(__file__).parent / 'pages'
 Kind = Literal['participant', 'administrator']
 COOKIES: Mapping[Kind, str] = {'participant': 'study', 'administrator': 'study_admin'}
 COOKIE_SECONDS: Mapping[Kind, int] = {'participant': 60 * 86_400, 'administrator': 12 * 3600}
+REASON_CHARS = 2000  # of an administrator's reason
 MOST_FIELDS = 64  # of a form
 CONNECTIONS = 4096  # a browser opens up to six
 FORM = 'application/x-www-form-urlencoded'
@@ -102,6 +103,21 @@ class Form:
         if not 0 <= found < 1e9:
             raise PageError(400, f'{name}: expected a number of seconds, found {value[:20]!r}')
         return found
+
+
+def parse_number(text: str) -> int:
+    """A whole number of an address; PageError: it is none."""
+    if not re.fullmatch(r'[0-9]{1,9}', text):
+        raise PageError(404, 'There is no such page.')
+    return int(text)
+
+
+def read_reason(form: Form, least: int) -> str:
+    """An administrator's reason; PageError: it is too short or too long."""
+    reason = form.text('reason').strip()
+    if not least <= len(reason) <= REASON_CHARS:
+        raise PageError(422, f'Please give a reason of {least} to {REASON_CHARS} characters.')
+    return reason
 
 
 def http_limits(settings: WebSettings) -> HttpSettings:

@@ -11,11 +11,11 @@ import re
 from collections.abc import AsyncIterator
 
 import httpx2
-import pytest
 from fastapi import FastAPI
 
-from simrl.study.admin import CONFIRMATION, Attempts
-from simrl.study.events import Event, Looked, Replied, Stored
+from simrl.study.admin import Attempts
+from simrl.study.admin_looks import CONFIRMATION
+from simrl.study.events import Event, Replied, Stored
 from simrl.study.running import Running
 from simrl.study.settings import Mode, PlanSettings, StudySettings, WebSettings
 from simrl.study.store import Entry, Store
@@ -290,62 +290,6 @@ def test_payments_are_for_the_panel(tmp_path):
                 assert (await admin.get(f'/admin/exports/{path}')).status_code == 404
 
     asyncio.run(go())
-
-
-def test_results_are_behind_looks(tmp_path):
-    """Planned ones at their share and once, with their alpha; others with a reason; each stored before it shows."""
-    settings = planted_settings(tmp_path)
-    events, _ = planted_study(dataclasses.replace(PLANTED, people=8, leaves=0, fails=0), 1)
-    fill(settings, events)
-
-    async def go(least: int) -> None:
-        async with administered(settings) as (running, admin, _):
-            page = (await admin.get('/admin/looks')).text
-            if least == 8:  # too early
-                assert 'No planned look is open' in page
-                refused = await admin.send('/admin/looks', planned='yes', confirmation=CONFIRMATION)
-                assert refused.status_code == 422
-                for fields in ({'reason': '', 'confirmation': CONFIRMATION}, {'reason': 'abc', 'confirmation': 'yes'}):
-                    assert (await admin.send('/admin/looks', planned='no', **fields)).status_code == 422
-                assert (await admin.get('/admin/looks/1')).status_code == 404
-                assert (await admin.get('/admin/looks/1/turns.jsonl')).status_code == 404
-                assert not running.looks
-                await admin.get('/admin/looks')
-                shown = await admin.send(
-                    '/admin/looks', planned='no', reason='the funder asks', confirmation=CONFIRMATION
-                )
-                assert shown.status_code == 200
-                assert 'not in the plan' in shown.text
-                assert running.looks == (Looked(8, running.looks[0].votes, False, 0.0, 'the funder asks'),)
-                assert all(name in shown.text for name in NAMES)
-            if least == 12:
-                assert 'A planned look is open' in page
-                # Two windows at once: one look is stored, and the other is told so.
-                fields = {'csrf': token(admin.page.text), 'planned': 'yes', 'confirmation': CONFIRMATION.upper()}
-                both = await asyncio.gather(*(admin.client.post('/admin/looks', data=fields) for _ in range(2)))
-                assert sorted(answer.status_code for answer in both) == [200, 422]
-                assert len(running.looks) == 2
-                look = running.looks[-1]
-                assert (look.participants, look.planned) == (12, True)
-                assert 0.005 < look.alpha < 0.01  # of O'Brien and Fleming at 60%
-                await admin.get('/admin/looks')
-                again = await admin.send('/admin/looks', planned='yes', confirmation=CONFIRMATION)
-                assert again.status_code == 422
-                lines = (await admin.get('/admin/looks/2/turns.jsonl')).text.splitlines()
-                assert {json.loads(line)['left'] for line in lines} == set(NAMES)
-                assert 'filename="study-live-turns-unblinded.jsonl"' in admin.page.headers['content-disposition']
-            if least == 20:
-                before = (await admin.get('/admin/looks/2/turns.jsonl')).text
-                assert len({json.loads(line)['participant'] for line in before.splitlines()}) == 12
-                await admin.get('/admin/looks')
-                await admin.send('/admin/looks', planned='yes', confirmation=CONFIRMATION)
-                assert sum(look.alpha for look in running.looks) == pytest.approx(0.05)
-                assert 'of the whole study' in (await admin.get('/admin/exports')).text
-
-    asyncio.run(go(8))
-    for more in (4, 8):
-        fill(settings, planted_study(dataclasses.replace(PLANTED, people=more, leaves=0, fails=0), more)[0])
-        asyncio.run(go(12 if more == 4 else 20))
 
 
 def test_a_config_that_departs_from_the_frozen_plan_is_named(tmp_path):

@@ -1,17 +1,20 @@
-"""Results are seen at looks of the plan, or the report states that they were not; so for all that departs from it."""
+"""The report states all that departs from the plan that was frozen."""
 
 import dataclasses
 
-import pytest
-
-from simrl.study.departures import NoLookError, counted, departures, is_stored, look_at
-from simrl.study.events import STUDY, Excluded, Looked, Opened, Stored
-from simrl.study.participant import fold_all
-from simrl.study.plan import look_bounds
+from simrl.study.departures import departures
+from simrl.study.events import STUDY, Excluded, Looked, Opened, RecruitmentEnded, Stored
+from simrl.study.looks import look_at
+from simrl.study.plan import Plan, read_plan
 from simrl.study.settings import PlanSettings
 from tests.study.planted import Planted, frozen, planted_study
 
 PLAN = PlanSettings(participants=12, looks=(0.5,))
+
+
+def whole(plan: PlanSettings) -> Plan:
+    """A plan with these settings."""
+    return dataclasses.replace(read_plan({}), settings=plan)
 
 
 def study(people, plan=PLAN, mode='live'):
@@ -30,37 +33,8 @@ def then(events, *more, participant=STUDY):
     return [*events, *(Stored(number + n, participant, version + n, 0.0, event) for n, event in enumerate(more, 1))]
 
 
-def test_nobody_sees_results_before_a_look_of_the_plan():
-    events = study(5)
-    with pytest.raises(NoLookError, match=r'expected 50% of the 12 planned participants .* found 5 who completed'):
-        look_at(events, PLAN, 'live', ' ')
-    early = look_at(events, PLAN, 'live', 'a referee asks')
-    assert (early.kind, early.completed, early.shares) == ('unplanned', 5, (1.0,))
-    assert look_at(study(5, mode='rehearsal'), PLAN, 'rehearsal').kind == 'rehearsal'
-
-
-def test_a_planned_look_spends_its_alpha_once_and_stays_what_it_was():
-    events = study(7)
-    look = look_at(events, PLAN, 'live')
-    assert (look.kind, look.shares) == ('planned', (7 / 12,))
-    assert look.alpha == pytest.approx(look_bounds((7 / 12,), PLAN, 1)[0].alpha)
-    assert not is_stored(look, events)
-    events = then(events, Looked(7, 40, True, look.alpha))
-    assert is_stored(look, events)
-    more = [*events, *(dataclasses.replace(s, number=s.number + 1) for s in study(9) if s.number > events[-2].number)]
-    again = look_at(more, PLAN, 'live')
-    assert (again.kind, again.completed, again.shares, again.until) == ('made', 7, (7 / 12,), events[-1].number)
-    assert len(fold_all(counted(more, again.until))) == 7 < len(fold_all(more)) == 9
-    full = [*events, *(dataclasses.replace(s, number=s.number + 1) for s in study(12) if s.number > events[-2].number)]
-    last = look_at(full, PLAN, 'live')
-    assert (last.kind, last.completed, last.shares) == ('planned', 12, (7 / 12, 1.0))
-    done = then(full, Looked(12, 70, True, last.alpha))
-    assert look_at(done, PLAN, 'live', 'too late for a reason').kind == 'made'
-    assert look_at(done, PLAN, 'live').until is None
-
-
 def said(events, plan=PLAN, mode='live', reason='because'):
-    return departures(events, plan, look_at(events, plan, mode, reason), mode)
+    return departures(events, plan, look_at(events, whole(plan), mode, reason), mode)
 
 
 def test_what_was_planned_departs_from_nothing():
@@ -90,3 +64,25 @@ def test_departures_are_said():
     found = said([events[0], dataclasses.replace(events[1], event=other), *events[2:]])
     assert found[0] == '12 participants consented while the server had another plan than was frozen.'
     assert found[2] == 'Pairs that were not planned: trained:initial.'
+
+
+def test_an_early_end_of_recruitment_is_said():
+    ended = RecruitmentEnded('the panel has nobody left')
+    assert (
+        said(then(study(8), ended))
+        == [
+            'Recruitment was ended once 8 participants of 12 had completed: the panel has nobody left.',
+            '8 participants completed; 12 were planned.',
+        ][::-1]
+    )
+    found = said(then(study(8), Looked(8, 40, True, 0.001), ended))
+    assert any(
+        '8 participants of 12 had completed, after results by model could be seen: the panel' in x for x in found
+    )
+    assert said(then(study(12), ended)) == []
+
+
+def test_a_pair_that_was_turned_round_is_no_other_pair():
+    events = study(12)
+    turned = dataclasses.replace(events[1].event, plan={**events[1].event.plan, 'pairs': [['initial', 'trained']]})
+    assert said([events[0], dataclasses.replace(events[1], event=turned), *events[2:]]) == []

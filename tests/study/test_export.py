@@ -21,13 +21,11 @@ from simrl.study.export import (
     payment_rows,
     preferences,
     snapshot,
-    to_csv,
-    to_jsonl,
-    to_parquet,
     turn_rows,
 )
 from simrl.study.settings import PanelSettings, StudyModel, StudySettings
 from simrl.study.store import Identity
+from simrl.study.tables import to_csv, to_jsonl, to_parquet
 from tests.study.planted import Planted, planted_study
 
 PAIR = ('quartz', 'basalt')
@@ -238,3 +236,16 @@ def test_the_panel_knows_who_deleted_their_data(taken):
     assert gone
     table = payment_rows(gone, {gone[0].id: Identity('p', 's', 'x')}, SETTINGS)
     assert table.rows[0]['code'] == ''
+
+
+def test_a_vote_has_the_config_of_the_server_that_asked_for_its_replies(events):
+    """The server is started with another config between the replies and the vote."""
+    place = next(n for n, stored in enumerate(events) if isinstance(stored.event, Preferred) and n > 60)
+    name = events[place].participant
+    assert isinstance(events[place - 1].event, Replied)
+    between = of_study(2, Opened('1', 'between', PAIR))
+    found = snapshot(numbered(events[:place], between, events[place:]), 'live', {})
+    id_of = {number: id for id, number in found.events.items()}
+    assert found.configs[id_of[place + 2]] == 'config-1'
+    later = [config for id, config in found.configs.items() if id.startswith(name) and id != id_of[place + 2]]
+    assert 'between' in later

@@ -11,19 +11,16 @@ from scipy import stats
 
 from simrl.evaluation.power import Design, people_needed
 from simrl.run.config import ConfigError
-from simrl.study.events import Looked
 from simrl.study.flags import ScreenSettings
 from simrl.study.plan import (
     Clustering,
     alpha_spent,
     assumed,
     blind_clustering,
-    frozen_screens,
-    frozen_settings,
-    is_finished,
     look_bounds,
     next_look,
     planned_size,
+    read_plan,
 )
 from simrl.study.settings import PlanSettings, StudyModel, StudySettings, plan_of
 
@@ -36,10 +33,11 @@ def test_a_frozen_plan_is_read_back_through_json():
         screens=ScreenSettings(vote_seconds=7.5),
     )
     plan = json.loads(json.dumps(plan_of(settings)))
-    assert frozen_settings(plan) == settings.plan
-    assert frozen_screens(plan) == settings.screens
+    found = read_plan(plan)
+    assert (found.settings, found.screens, found.pairs) == (settings.plan, settings.screens, settings.compared)
+    assert read_plan({}).settings == PlanSettings()
     with pytest.raises(ConfigError, match=r'plan\.power'):
-        frozen_settings({**plan, 'power': 'much'})
+        read_plan({**plan, 'power': 'much'})
 
 
 PLAN = PlanSettings(participants=200, looks=(0.25, 0.5))
@@ -97,27 +95,28 @@ def test_impossible_shares_are_refused(shares, says):
         look_bounds(shares, PLAN, 1)
 
 
-def look(participants: int, planned: bool = True) -> Looked:
-    return Looked(participants, 5 * participants, planned, 0.0)
-
-
 def test_looks_are_open_at_their_shares_and_once():
     assert next_look(PLAN, 1, 49, []) is None
     opened = next_look(PLAN, 1, 60, [])
     assert opened is not None
     assert opened.share == 0.3  # of those who are there, not the planned share
-    assert next_look(PLAN, 1, 99, [look(60)]) is None
-    assert next_look(PLAN, 1, 99, [look(10, planned=False)]) is not None  # a departure uses no planned look up
-    second = next_look(PLAN, 1, 100, [look(60)])
+    assert next_look(PLAN, 1, 99, [0.3]) is None
+    second = next_look(PLAN, 1, 100, [0.3])
     assert second is not None
     assert second == look_bounds((0.3, 0.5), PLAN, 1)[-1]
-    assert next_look(PLAN, 1, 199, [look(120)]) is None  # both shares were passed before the first look
-    last = next_look(PLAN, 1, 210, [look(60), look(100)])
+    assert next_look(PLAN, 1, 199, [0.6]) is None  # both shares were passed before the first look
+    last = next_look(PLAN, 1, 210, [0.3, 0.5])
     assert last is not None
     assert (last.share, last.spent) == (1.0, pytest.approx(0.05))
-    assert next_look(PLAN, 1, 230, [look(60), look(210)]) is None
-    assert is_finished(PLAN, [look(60), look(210)])
-    assert not is_finished(PLAN, [look(60), look(230, planned=False)])
+    assert next_look(PLAN, 1, 230, [0.3, 1.0]) is None
+
+
+def test_the_last_look_is_open_once_recruitment_is_over():
+    assert next_look(PLAN, 1, 190, [0.3, 0.5]) is None
+    last = next_look(PLAN, 1, 190, [0.3, 0.5], is_over=True)
+    assert last == look_bounds((0.3, 0.5, 1.0), PLAN, 1)[-1]
+    assert last.spent == pytest.approx(0.05)
+    assert next_look(PLAN, 1, 190, [0.3, 1.0], is_over=True) is None
 
 
 def planted(icc: float, people: int, turns: int, win_rates: dict[str, float], seed: int):

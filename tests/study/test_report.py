@@ -66,7 +66,7 @@ def test_the_page_has_the_numbers_and_what_they_are_of(made):
 def test_a_look_is_stored_once(made):
     settings, study, *_ = made
     again = read_study(settings, TASKS)
-    assert (study.look.kind, again.look.kind) == ('planned', 'made')
+    assert (study.look.kind, study.look.number, again.look.kind, again.look.number) == ('planned', 0, 'planned', 1)
     assert [type(stored.event).__name__ for stored in read_events(settings.store) if stored.participant == STUDY] == [
         'Opened',
         'PlanFrozen',

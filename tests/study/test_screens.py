@@ -10,10 +10,11 @@ import pathlib
 import pytest
 
 from simrl.run.config import differences
-from simrl.study.events import Conduct, Flagged, Preferred, Prepared, Replied, Wrote
+from simrl.study import screens
+from simrl.study.events import Conduct, Flagged, Preferred, Prepared, Replied, Stored, Wrote
 from simrl.study.flags import MEANINGS, Flag, ScreenSettings
 from simrl.study.overlap import covered, likeness, stems
-from simrl.study.participant import Participant, Talk, Turn, fold_all
+from simrl.study.participant import Participant, Talk, Turn, apply, fold_all
 from simrl.study.screens import SCREENS, all_flags, flags, names_of
 from simrl.study.settings import PlanSettings, plan_of
 from simrl.study.texts import DocumentType, Task, Tasks, read_tasks
@@ -353,3 +354,23 @@ def test_real_people_are_seldom_flagged_and_found_with_the_task_of_somebody_else
 def test_thresholds_are_part_of_the_plan():
     plain, changed = (settings(screens=ScreenSettings(phrases=n)) for n in (1, 2))
     assert differences(plan_of(plain), plan_of(changed)) == ['screens.phrases: 1 -> 2']
+
+
+def test_only_participants_to_whom_something_happened_are_screened_again(monkeypatch):
+    tasks = {kind.id: {task.id: task.brief for task in kind.tasks} for kind in TASKS.types}
+    study = planted.Planted(people=12, cheaters={'pasted': 0.3}, tasks=tasks)
+    people = fold_all(planted.planted_study(study, 1)[0])
+    known = {}
+    first = all_flags(people.values(), TASKS, known=known)
+    assert first == all_flags(people.values(), TASKS)
+    assert first
+    asked, own = [], screens.flags
+    monkeypatch.setattr(screens, 'flags', lambda one, *more: [asked.append(one.id), own(one, *more)][1])
+    assert all_flags(people.values(), TASKS, known=known) == first
+    assert asked == []
+    id = next(iter(people))
+    flagged = Stored(9_999, id, people[id].version + 1, 0.0, Flagged('judge_low_quality', 'why'))
+    people[id] = apply(people[id], flagged)
+    again = all_flags(people.values(), TASKS, known=known)
+    assert asked == [id]
+    assert 'judge_low_quality' in {flag.flag for flag in again[id]}

@@ -19,11 +19,12 @@ from simrl.run.config import to_dict
 from simrl.run.stage_files import named_errors, write_json
 from simrl.study import screens
 from simrl.study.analysis import FIRST_TURNS, Analysis, analyse, samples_of
-from simrl.study.departures import Look, counted, departures, frozen_plan, is_stored, look_at
-from simrl.study.events import STUDY, Looked, Stored
-from simrl.study.flags import Flag, ScreenSettings
+from simrl.study.departures import departures
+from simrl.study.events import STUDY, Stored
+from simrl.study.flags import Flag
+from simrl.study.looks import Look, counted, frozen_plan, is_stored, look_at, to_event
 from simrl.study.participant import Participant, fold_all
-from simrl.study.plan import frozen_screens, frozen_settings
+from simrl.study.plan import read_plan
 from simrl.study.report import figures, page, reasons
 from simrl.study.report.settings import StudyReportSettings
 from simrl.study.settings import Mode, PlanSettings
@@ -33,8 +34,7 @@ from simrl.study.votes import votes
 
 RESULTS_FILE = 'results.json'
 LOOKS = {
-    'planned': 'It is a look that was planned{when}.',
-    'made': 'It is a look that was planned{when}, and made before.',
+    'planned': 'It is a look that was planned{when}{before}.',
     'unplanned': 'It is a look that was not planned: its intervals do not have their level.',
     'rehearsal': 'It is a rehearsal, whose participants are no people.',
 }
@@ -83,25 +83,23 @@ def read_study(settings: StudyReportSettings, tasks: Tasks) -> Study:
         raise NoStudyError(f'{settings.store}: expected participants, found none')
     changes = {name: getattr(settings, name) for name in ('level', 'primary', 'excluded_flags')}
     frozen = frozen_plan(events)
-    plan = dataclasses.replace(
-        PlanSettings() if frozen is None else frozen_settings(frozen.plan),
-        **{name: value for name, value in changes.items() if value is not None},
-    )
+    plan = read_plan(frozen.plan if frozen else {})
+    changed = {name: value for name, value in changes.items() if value is not None}
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, **changed))
     look = look_at(events, plan, mode, settings.reason)
-    if look.kind in ('planned', 'unplanned') and not is_stored(look, events):
+    if look.kind != 'rehearsal' and not look.number and not is_stored(look, events):
         with _opened(settings.store, mode) as store:
             events = store.events()
             look = look_at(events, plan, mode, settings.reason)
-            events += _stored(store, events, look, mode, settings.reason)
+            events += _stored(store, events, look, mode)
     participants = fold_all(counted(events, look.until))
     own = [one for one in participants.values() if one.mode == mode]
-    thresholds = ScreenSettings() if frozen is None else frozen_screens(frozen.plan)
     try:
-        flags = screens.all_flags(own, tasks, thresholds)
+        flags = screens.all_flags(own, tasks, plan.screens)
     except KeyError as error:
         raise NoStudyError(f'config.tasks: expected the tasks of the study, found none of the id {error}') from None
-    departed = departures(events, plan, look, mode)
-    return Study(mode, events, participants, flags, plan, look, departed)
+    departed = departures(events, plan.settings, look, mode)
+    return Study(mode, events, participants, flags, plan.settings, look, departed)
 
 
 def _opened(url: str, mode: Literal['live', 'rehearsal']) -> Store:
@@ -114,18 +112,10 @@ def _opened(url: str, mode: Literal['live', 'rehearsal']) -> Store:
         ) from error
 
 
-def _stored(store: Store, events: Sequence[Stored], look: Look, mode: Mode, reason: str) -> tuple[Stored, ...]:
+def _stored(store: Store, events: Sequence[Stored], look: Look, mode: Mode) -> tuple[Stored, ...]:
     """Stores a look at results by model."""
     version = max((stored.version for stored in events if stored.participant == STUDY), default=0) + 1
-    completed = [vote for vote in votes(fold_all(events).values(), mode) if vote.outcome == 'completed']
-    planned = look.kind == 'planned'
-    looked = Looked(
-        participants=look.completed,
-        votes=sum(vote.excluded is None for vote in completed),
-        planned=planned,
-        alpha=look.alpha,
-        reason='' if planned else reason.strip(),
-    )
+    looked = to_event(look, fold_all(events).values(), mode)
     (stored,) = store.append([Entry(STUDY, version, time.time(), (looked,))])
     if isinstance(stored, ConflictError):
         raise stored
@@ -140,14 +130,15 @@ def write_study(study: Study, settings: StudyReportSettings, tasks: Tasks) -> tu
     Returns:
         The path of report.html, and what is in it.
     """
-    found = votes(study.participants.values(), study.mode, screens.names_of(study.flags))
     frozen = frozen_plan(study.events)
+    pairs = read_plan(frozen.plan).pairs if frozen else ()
+    found = votes(study.participants.values(), study.mode, screens.names_of(study.flags), pairs)
     analysis = analyse(
         study.participants.values(),
         found,
         study.plan,
         mode=study.mode,
-        pairs=[(first, second) for first, second in frozen.plan['pairs']] if frozen else [],
+        pairs=pairs,
         shares=study.look.shares,
         resamples=settings.resamples,
         seed=settings.seed,
@@ -176,7 +167,7 @@ def _about(study: Study) -> list[str]:
     when = ', at the end' if share == 1 else f', at {share:.0%} of the participants'
     return [
         f'{study.look.completed:,}{planned} participants completed, {dates}.',
-        LOOKS[study.look.kind].format(when=when),
+        LOOKS[study.look.kind].format(when=when, before=', and made before' if study.look.number else ''),
     ]
 
 
