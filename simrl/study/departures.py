@@ -1,4 +1,4 @@
-"""Where a study and its analysis depart from the plan that was frozen: sentences for its report."""
+"""Departures of a study and its analysis from the plan that was frozen: sentences for its report."""
 
 from collections.abc import Sequence
 

@@ -137,7 +137,7 @@ def look_at(events: Sequence[Stored], plan: Plan, mode: Mode, reason: str = '') 
 
 
 def to_event(look: Look, participants: Iterable[Participant], mode: Mode) -> Looked:
-    """What is stored of a look before it shows anything."""
+    """The event of a look, which is stored before it shows anything."""
     number_of_votes = sum(len(one.main.judged) for one in completed(participants, mode) if one.main)
     return Looked(look.completed, number_of_votes, look.kind == 'planned', look.alpha, look.reason)
 
