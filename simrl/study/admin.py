@@ -5,7 +5,9 @@ Results by model are behind looks (`admin_looks`).
 
 import asyncio
 import collections
+import contextlib
 import datetime
+import hashlib
 import hmac
 import logging
 import time
@@ -22,7 +24,7 @@ from simrl.study.judge_screen import Judging
 from simrl.study.looks import looks_of
 from simrl.study.overview import exchanges, needed, progress, standing
 from simrl.study.participant import Participant
-from simrl.study.running import Running
+from simrl.study.running import OutOfDateError, Running
 from simrl.study.screening import Screening, plan_in_force
 from simrl.study.settings import StudySettings, plan_of
 from simrl.study.web import Form, PageError, Web, parse_number, read_reason, redirect
@@ -30,26 +32,45 @@ from simrl.study.web import Form, PageError, Web, parse_number, read_reason, red
 log = logging.getLogger(__name__)
 SIGN_IN = '/admin/sign-in'
 MINUTE = 60.0
+ALL_ADDRESSES = 10  # times as many wrong tokens as of one address delay the answers to all
+DELAY_SECONDS = 1.0
+DELETION = 'delete the data'  # typed by an administrator
 PAGE_ROWS = 100
 SHOWN = ('all', 'completed', 'under way', 'left', 'flagged', 'excluded', 'preview')  # kinds of participants
 Clock = Callable[[], float]
 
 
 class Attempts:
-    """Counts wrong tokens, whoever sent them, so that nobody can try many."""
+    """Wrong tokens of the last minute, by the address that sent them.
+
+    Nobody is kept out by the wrong tokens of others, and the right token is taken from anywhere at any time: behind a
+    proxy all have one address. A token of 16 characters or more cannot be guessed at any rate; too many wrong ones
+    only delay the answers to all that follow.
+    """
 
     def __init__(self, most: int, clock: Clock) -> None:
         self._most, self._clock = most, clock
-        self._wrong: collections.deque[float] = collections.deque()
+        self._wrong: dict[str, collections.deque[float]] = {}
+
+    def add(self, address: str) -> None:
+        self._forget()
+        self._wrong.setdefault(address, collections.deque(maxlen=ALL_ADDRESSES * self._most)).append(self._clock())
+
+    def are_too_many_of(self, address: str) -> bool:
+        self._forget()
+        return len(self._wrong.get(address, ())) > self._most
 
     @property
     def are_too_many(self) -> bool:
-        while self._wrong and self._clock() - self._wrong[0] >= MINUTE:
-            self._wrong.popleft()
-        return len(self._wrong) >= self._most
+        self._forget()
+        return sum(map(len, self._wrong.values())) > ALL_ADDRESSES * self._most
 
-    def add(self) -> None:
-        self._wrong.append(self._clock())
+    def _forget(self) -> None:
+        since = self._clock() - MINUTE
+        for times in self._wrong.values():
+            while times and times[0] <= since:
+                times.popleft()
+        self._wrong = {address: times for address, times in self._wrong.items() if times}
 
 
 def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRouter:
@@ -94,13 +115,18 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     async def signed_in(request: Request) -> Response:
         """Trades the token for a session."""
         form = await web.read_fields(request)
+        address = request.client.host if request.client else 'nowhere'
         if attempts.are_too_many:
-            refused = sign_in_page(429, 'Too many wrong tokens. Please wait a minute.')
-            refused.headers['Retry-After'] = str(int(MINUTE))
-            return refused
-        if not web.admin_token or not hmac.compare_digest(form.text('token').encode(), web.admin_token.encode()):
-            attempts.add()
-            log.warning('a wrong token of administrators from %s', request.client.host if request.client else 'nowhere')
+            await asyncio.sleep(DELAY_SECONDS)
+        # Digests are of one length, so that the time of comparing them tells nothing of the token's.
+        given, own = (hashlib.sha256(text.encode()).digest() for text in (form.text('token'), web.admin_token))
+        if not hmac.compare_digest(given, own) or not web.admin_token:
+            attempts.add(address)
+            if attempts.are_too_many_of(address):
+                refused = sign_in_page(429, 'Too many wrong tokens. Please wait a minute.')
+                refused.headers['Retry-After'] = str(int(MINUTE))
+                return refused
+            log.warning('a wrong token of administrators from %s', address)
             return sign_in_page(403, 'This is not the token.')
         response = redirect('/admin')
         web.sign_in(response, 'administrator')
@@ -192,6 +218,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             practice=exchanges(state.training),
             conversation=exchanges(state.main),
             flags=(await screening.flags()).get(id, ()),
+            deletion=DELETION,
         )
 
     @router.post('/participants/{id}/exclude')
@@ -201,6 +228,18 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
         excluded = form.choice('excluded', ('yes', 'no')) == 'yes'
         if excluded != state.is_excluded:
             await running.exclude(id, excluded, read_reason(form, least=3))
+        return redirect(f'/admin/participants/{id}')
+
+    @router.post('/participants/{id}/delete')
+    async def delete(request: Request, id: str) -> Response:
+        """Deletes the data of a participant who asked for it by mail, say."""
+        form = await read(request)
+        state = _find(running, id)
+        if form.text('confirmation').strip().lower() != DELETION:
+            raise PageError(422, f'Nothing was deleted: please type “{DELETION}”.')
+        if state.outcome != 'deleted':  # or another administrator was faster, or the participant
+            with contextlib.suppress(OutOfDateError):
+                await running.delete(id, state.version)
         return redirect(f'/admin/participants/{id}')
 
     @router.get('/exports')

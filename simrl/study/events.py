@@ -122,10 +122,17 @@ class Replied:
 
 @dataclasses.dataclass(frozen=True)
 class Voided:
-    """A turn without replies: a model failed, or the message was refused by moderation. It counts nowhere."""
+    """A turn without replies: a model failed, or the message was refused by moderation. It counts nowhere.
 
-    cause: str  # for the administrators
-    refused: bool = False  # by moderation: the same message is not tried again
+    Attributes:
+        cause: the whole of it. It may name the model.
+        refused: by moderation: the same message is not tried again.
+        kind: of cause, for the administrators while the study runs: the same whichever model failed.
+    """
+
+    cause: str
+    refused: bool = False
+    kind: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

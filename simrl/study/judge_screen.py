@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from absl import logging
+
 from simrl.conversations.quoting import as_json
 from simrl.conversations.records import Message
 from simrl.remote.answers import Failure, Outcome
@@ -120,25 +122,32 @@ def screened(participants: Sequence[Participant], outcomes: Sequence[Outcome]) -
 
 
 async def screen_study(running: Running, settings: EndpointSettings) -> Screened:
-    """Asks the judge about all who completed a study that runs and have no verdict yet, and stores the verdicts.
+    """Asks the judge about all who completed a study that runs and have no verdict yet; stores each verdict at once.
 
-    Cancelled, it ends the calls in flight, and nothing is stored.
+    Cancelled, it ends the calls in flight; the verdicts that came before are stored, as they are where it fails.
 
     Raises:
-        EndpointError: as of `Endpoint.check_for` and `Pending.result`, or no key.
+        EndpointError: as of `Endpoint.check_for`, or no key; the server counts no tokens, though there is a cap.
         StoreError: as of `Running.flag`.
     """
     asked = to_judge(running.participants.values(), running.tasks, running.settings.mode)
     requests = [judge_request(one, running.tasks.task(one.prepared.task)) for one in asked if one.prepared]
     with Endpoint(settings) as endpoint:
         await asyncio.to_thread(endpoint.check_for, requests)
-        pending = endpoint.submit(requests)
-        await asyncio.wrap_future(pending.future)
-        found = screened(asked, pending.result())
-    for id, given in found.verdicts.items():
-        with contextlib.suppress(OutOfDateError):  # the participant had their data deleted meanwhile
-            await running.flag(id, given.flag, given.reason)
-    return found
+
+        async def judge(one: Participant, request: ChatRequest) -> Outcome:
+            [outcome] = await asyncio.wrap_future(endpoint.submit([request]).future)
+            for id, given in screened([one], [outcome]).verdicts.items():
+                with contextlib.suppress(OutOfDateError):  # the participant had their data deleted meanwhile
+                    await running.flag(id, given.flag, given.reason)
+            return outcome
+
+        each = zip(asked, requests, strict=True)
+        outcomes = await asyncio.gather(*(judge(*pair) for pair in each), return_exceptions=True)
+    for outcome in outcomes:  # of the first; all others have ended
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return screened(asked, [outcome for outcome in outcomes if not isinstance(outcome, BaseException)])
 
 
 class Judging:
@@ -174,4 +183,7 @@ class Judging:
         try:
             self.said = (await screen_study(self._running, settings)).summary()
         except (EndpointError, StoreError) as error:
-            self.said = f'no verdicts: {error}'
+            self.said = f'no further verdicts: {error}'
+        except Exception as error:  # nobody awaits this task: the error would never be seen
+            logging.exception('the screen by a judge ended')
+            self.said = f'no further verdicts, by a fault of this program: {type(error).__name__} {error}'

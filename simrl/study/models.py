@@ -84,12 +84,12 @@ def ask_endpoints(endpoints: Mapping[str, Endpoint], task: TaskSettings) -> Ask:
             try:
                 [outcome] = await asyncio.wrap_future(endpoints[model].submit([request]).future)
             except EndpointError as error:
-                raise ModelError(str(error)) from None
+                raise ModelError(str(error), 'endpoint unusable') from None
             if not isinstance(outcome, Failure):
                 return Answer(outcome.text, time.monotonic() - start, outcome.truncated)
             is_full = outcome.cause == 'refused' and 'context' in outcome.detail.lower()
             if not is_full or most // 2 < max(task.max_tokens // SMALLEST_PART, 1):
-                raise ModelError(str(outcome))
+                raise ModelError(str(outcome), outcome.cause.replace('_', ' '))
             most //= 2
 
     return ask

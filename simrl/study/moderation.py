@@ -16,6 +16,7 @@ from simrl.remote.transport import hiding, open_clients
 from simrl.study.turns import ModelError, Moderate
 
 PROBE = 'Hello'  # sent once before the study opens
+SILENT = 'moderation without an opinion'
 SHOWN = 200  # characters of a server's text in an error
 
 
@@ -42,7 +43,7 @@ async def open_moderation(settings: EndpointSettings) -> AsyncIterator[Moderate]
                 finally:
                     free.put_nowait(client)
         except TimeoutError:
-            raise ModelError(f'moderation: no opinion in {settings.deadline:g} s') from None
+            raise ModelError(f'moderation: no opinion in {settings.deadline:g} s', SILENT) from None
 
     try:
         try:
@@ -76,7 +77,7 @@ async def _opinion(
         failure = f'status {response.status_code}, {_shown(hide(response.text))}'
         if response.status_code != 429 and response.status_code < 500:
             break
-    raise ModelError(f'moderation: {failure}')
+    raise ModelError(f'moderation: {failure}', SILENT)
 
 
 def _read(text: str, hide: Callable[[str], str]) -> str | None:
@@ -92,7 +93,7 @@ def _read(text: str, hide: Callable[[str], str]) -> str | None:
                 case dict() as categories:
                     return ', '.join(str(name) for name, found in categories.items() if found is True) or 'flagged'
             return 'flagged'
-    raise ModelError(f'moderation: expected one result with flagged, found {_shown(hide(text))}')
+    raise ModelError(f'moderation: expected one result with flagged, found {_shown(hide(text))}', SILENT)
 
 
 def _shown(text: str) -> str:

@@ -49,7 +49,7 @@ class Progress:
         previews: participations of administrators, which count nowhere.
         votes: of those who completed and are not excluded.
         named: of these votes those on a reply that may name its model.
-        voids: times that a turn was void.
+        voids: times that a turn was void, by the kind of cause, which names no model.
         minutes: median of those who completed; None of none.
     """
 
@@ -61,7 +61,7 @@ class Progress:
     previews: int
     votes: int
     named: int
-    voids: int
+    voids: Mapping[str, int]
     minutes: float | None
 
 
@@ -96,7 +96,13 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
         previews=sum(state.mode == 'preview' for state in everybody),
         votes=len(judged),
         named=sum(bool(turn.replies and turn.replies.named) for turn in judged),
-        voids=sum(turn.voids for state in own if state.main for turn in state.main.turns),
+        voids=collections.Counter(
+            kind or 'of no kind that was stored'
+            for state in own
+            for talk in (state.training, state.main)
+            if talk
+            for kind in talk.void_kinds
+        ),
         minutes=statistics.median(times) if times else None,
     )
 

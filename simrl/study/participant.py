@@ -90,11 +90,12 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    """A session: the pair of models, in the order of the config, and its turns."""
+    """A session: the pair of models, in the order of the config, and its turns; `void_kinds` of all causes so far."""
 
     pair: tuple[str, str]
     assigned_at: float
     turns: tuple[Turn, ...] = ()
+    void_kinds: tuple[str, ...] = ()
 
     @property
     def judged(self) -> tuple[Turn, ...]:
@@ -306,7 +307,8 @@ def _in_talk(state: Participant, stored: Stored) -> Participant | None:
             made = dataclasses.replace(turn, status='judged', preferred=stored.event, judged_at=at)
     if made is None:
         return None
-    talk = dataclasses.replace(talk, turns=(*earlier, made))
+    kinds = (stored.event.kind,) if isinstance(stored.event, Voided) else ()
+    talk = dataclasses.replace(talk, turns=(*earlier, made), void_kinds=talk.void_kinds + kinds)
     if state.step == 'conversation':
         return dataclasses.replace(state, main=talk)
     return dataclasses.replace(state, training=talk, step='conversation' if made.status == 'judged' else 'training')

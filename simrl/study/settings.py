@@ -142,7 +142,7 @@ class WebSettings:
     admin_variable: str = dataclasses.field(default='SIMRL_STUDY_ADMIN', metadata=NO_EFFECT)
     body_bytes: int = dataclasses.field(default=2**20, metadata=NO_EFFECT)  # max size of a request's body
     poll_seconds: float = dataclasses.field(default=2.0, metadata=NO_EFFECT)  # between two looks of a waiting page
-    admin_tries: int = dataclasses.field(default=10, metadata=NO_EFFECT)  # wrong tokens in a minute, from all addresses
+    admin_tries: int = dataclasses.field(default=10, metadata=NO_EFFECT)  # wrong tokens in a minute, from one address
     drain_seconds: float = dataclasses.field(default=30.0, metadata=NO_EFFECT)  # for replies under way once it stops
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from simrl.study.names import names_itself
 from simrl.study.participant import Participant
 from simrl.study.settings import StudyModel
 
+REFUSED = 'refused by moderation'
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -29,7 +31,11 @@ class Answer:
 
 
 class ModelError(RuntimeError):
-    """A model, or the moderation, that did not answer."""
+    """A model, or the moderation, that did not answer. `kind`: of the cause, without a word of which model it was."""
+
+    def __init__(self, cause: str, kind: str = 'no answer') -> None:
+        super().__init__(cause)
+        self.kind = kind
 
 
 Ask = Callable[[str, Sequence[Message]], Awaitable[Answer]]  # name of a model, the conversation; raises ModelError
@@ -53,14 +59,15 @@ async def reply(
     left, right = talk.pair if first_left else talk.pair[::-1]
     try:
         if moderate is not None and (refusal := await moderate(turn.message)) is not None:
-            return Voided(f'moderation: {refusal}', refused=True)
+            return Voided(f'moderation: {refusal}', refused=True, kind=REFUSED)
         conversation = [Message(role, text) for role, text in talk.messages()]
         answers = await _both(_answer(ask, left, conversation), _answer(ask, right, conversation))
     except ModelError as error:
-        return Voided(str(error))
+        logging.warning('a turn of %s is void: %s', state.id, error)
+        return Voided(str(error), kind=error.kind)
     except Exception as error:  # a fault of ours: the participant would wait for ever
         logging.exception('a turn of %s is void', state.id)
-        return Voided(f'{type(error).__name__}: {error}')
+        return Voided(f'{type(error).__name__}: {error}', kind='fault of this program')
     sides: tuple[Side, ...] = ('left', 'right')
     return Replied(
         left=left,
@@ -88,9 +95,9 @@ async def _answer(ask: Ask, model: str, conversation: Sequence[Message]) -> Answ
     try:
         answer = await ask(model, conversation)
     except ModelError as error:
-        raise ModelError(f'{model}: {error}') from error
+        raise ModelError(f'{model}: {error}', error.kind) from error
     if not answer.text.strip():
-        raise ModelError(f'{model}: expected a reply, found an empty one')
+        raise ModelError(f'{model}: expected a reply, found an empty one', 'empty reply')
     return answer
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import httpx2
 from fastapi import FastAPI
 
-from simrl.study.admin import Attempts
+from simrl.study import admin
 from simrl.study.admin_looks import CONFIRMATION
 from simrl.study.events import Event, Replied, Stored
 from simrl.study.running import Running
@@ -129,24 +129,39 @@ def test_forms_need_the_token_of_their_own_session(tmp_path):
     asyncio.run(go())
 
 
-def test_tokens_cannot_be_tried_at_will(tmp_path):
+def test_wrong_tokens_are_refused_and_keep_nobody_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(admin, 'DELAY_SECONDS', 0.001)
+
     async def go() -> None:
         settings = planted_settings(tmp_path, web=WebSettings(admin_tries=3))
         async with study(settings) as (_, app):
-            for token in ('', 'x', ADMIN[:-1]):
-                assert (await Administrator(app).sign_in(token)).page.status_code == 403
-            late = await Administrator(app).sign_in()  # the right one, too: it could be the last guess
-            assert late.page.status_code == 429
-            assert late.page.headers['Retry-After'] == '60'
+            for wrong in ('', 'x', ADMIN[:-1]):
+                assert (await Administrator(app).sign_in(wrong)).page.status_code == 403
+            for _ in range(40):  # so many that all are delayed
+                late = await Administrator(app).sign_in(ADMIN + 'x')
+                assert late.page.status_code == 429
+                assert late.page.headers['Retry-After'] == '60'
+            right = await Administrator(app).sign_in()
+            assert 'planned participants completed' in right.page.text
 
     asyncio.run(go())
+
+
+def test_wrong_tokens_are_counted_for_a_minute():
     now = [0.0]
-    attempts = Attempts(2, lambda: now[0])
-    attempts.add()
+    attempts = admin.Attempts(2, lambda: now[0])
+    for _ in range(3):
+        attempts.add('one')
+    attempts.add('two')
+    assert attempts.are_too_many_of('one')
+    assert not attempts.are_too_many_of('two')
+    assert not attempts.are_too_many
     now[0] = 30.0
-    attempts.add()
-    assert attempts.are_too_many
+    for number in range(20):
+        attempts.add(f'{number}')
+    assert attempts.are_too_many, 'many addresses, each within its limit'
     now[0] = 60.0
+    assert not attempts.are_too_many_of('one')
     assert not attempts.are_too_many
 
 
@@ -321,5 +336,54 @@ def test_a_rehearsal_has_a_store_and_exports_of_its_own(tmp_path):
             assert len(lines) == 4
             assert 'study-rehearsal-participants' in admin.page.headers['content-disposition']
             assert len(running.participants) == 7
+
+    asyncio.run(go())
+
+
+def test_causes_of_void_turns_are_counted_and_name_no_model(tmp_path, caplog):
+    def fail(model, conversation):
+        return RuntimeError('status 503 of the first') if model == NAMES[0] else ''
+
+    async def go() -> None:
+        async with study(planted_settings(tmp_path), fail) as (running, app):
+            client = await Administrator(app).sign_in()
+            browser = await (await Browser(app, running).enter()).go_to('training')
+            await browser.send('/message', message='Hello')
+            await browser.settle()
+            await browser.send('/retry')
+            await browser.settle()
+            text = (await client.get('/admin')).text
+            assert 'had no replies, practice rounds too: 2 (' in text
+            assert not any(name in text.split('<h2>Who did not complete')[1] for name in NAMES)
+            assert sum(f'{kind}: {n}' in text for kind in ('no answer', 'empty reply') for n in (1, 2)) >= 1
+            assert 'status 503 of the first' not in text
+
+    asyncio.run(go())
+    logged = [record.getMessage() for record in caplog.records if 'is void' in record.getMessage()]
+    assert len(logged) == 2
+    assert all(any(name in line for name in NAMES) for line in logged)
+
+
+def test_an_administrator_deletes_data_at_a_participants_wish(tmp_path):
+    settings = planted_settings(tmp_path)
+    fill(settings, planted_study(dataclasses.replace(PLANTED, people=3, leaves=0, fails=0), 1)[0])
+
+    async def go() -> None:
+        async with administered(settings) as (running, client, _):
+            id = next(iter(running.participants))
+            text = running.participants[id].wrote.text
+            path = f'/admin/participants/{id}'
+            assert text in (await client.get(path)).text
+            assert (await client.send(f'{path}/delete', confirmation='yes')).status_code == 422
+            assert running.participants[id].outcome == 'completed'
+            await client.get(path)
+            form = {'csrf': token(client.page.text), 'confirmation': admin.DELETION}
+            for _ in range(2):  # a double click
+                page = await client.client.post(f'{path}/delete', data=form)
+                assert page.status_code == 200
+                assert text not in page.text
+            assert running.participants[id].outcome == 'deleted'
+            assert not any(text in str(stored.event) for stored in running.store.events())
+            assert (await client.send('/admin/participants/x/delete', confirmation=admin.DELETION)).status_code == 404
 
     asyncio.run(go())

@@ -8,9 +8,11 @@ import pytest
 
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
+from simrl.study import judge_screen
 from simrl.study.events import Flagged
 from simrl.study.judge_screen import judge_request, screen_study, screened, to_judge
 from simrl.study.screens import flags
+from simrl.study.store import StoreError
 from simrl.study.texts import read_tasks
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.study import pages, planted
@@ -90,6 +92,44 @@ def test_verdicts_of_a_study_that_runs_are_stored_once():
     run(main())
 
 
+def test_each_verdict_is_stored_before_the_next_is_paid_for():
+    """A screen that ends in between, by a fault of the store or of a kill, loses nothing that came."""
+
+    async def main():
+        store = MemoryStore()
+        async with study(store) as running:
+            await asyncio.gather(*(to_end(running, name) for name in ('one', 'two', 'three')))
+            stored = []
+
+            def count(body, number):
+                stored.append(len(events_of(store, Flagged)))
+                store.broken = len(stored) == 3
+                return by_content(body, number)
+
+            with ScriptedServer(count) as server, pytest.raises(StoreError, match='the disk is full'):
+                await screen_study(running, dataclasses.replace(settings_of(server), in_flight=1))
+            store.broken = False
+            assert 1 <= len(events_of(store, Flagged)) <= 2
+
+    run(main())
+
+
+def test_a_fault_of_the_screen_is_said(monkeypatch):
+    async def broken(running, settings):
+        raise KeyError('a fault')
+
+    async def main():
+        async with study(screen=EndpointSettings('http://127.0.0.1:9', 'm')) as running:
+            monkeypatch.setattr(judge_screen, 'screen_study', broken)
+            judging = judge_screen.Judging(running)
+            judging.begin()
+            while judging.is_under_way:
+                await asyncio.sleep(0.001)
+            assert 'no further verdicts, by a fault of this program: KeyError' in judging.said
+
+    run(main())
+
+
 def test_an_administrator_asks_the_judge(tmp_path):
     """The page says how many have no verdict, what came of it, and why there is none."""
     tasks = {kind.id: {task.id: task.title for task in kind.tasks} for kind in read_tasks().types}
@@ -111,7 +151,7 @@ def test_an_administrator_asks_the_judge(tmp_path):
                 assert (await admin.send('/admin/judge')).status_code == 404
                 return
             assert '3 participants who completed the study have no verdict' in text
-            assert 'no verdicts: ' in await page_after(admin)  # nobody answers there
+            assert 'no further verdicts: ' in await page_after(admin)  # nobody answers there
             server.start()
             text = await page_after(admin)
             assert 'ok: 3' in text

@@ -84,7 +84,7 @@ def test_the_models_answer_at_the_same_time() -> None:
         raise AssertionError('it was waited for')
 
     assert isinstance(asyncio.run(measured(meeting)), Replied)
-    assert asyncio.run(measured(failing)) == Voided('b: server: status 500')
+    assert asyncio.run(measured(failing)) == Voided('b: server: status 500', kind='no answer')
     assert cancelled == ['a']
 
 
@@ -93,7 +93,9 @@ def test_an_empty_reply_is_none(text: str) -> None:
     async def ask(model: str, _: Sequence[Message]) -> Answer:
         return Answer(text if model == 'a' else 'words', 0.1, False)
 
-    assert asyncio.run(reply(waiting(), KEY, ask, None)) == Voided('a: expected a reply, found an empty one')
+    assert asyncio.run(reply(waiting(), KEY, ask, None)) == Voided(
+        'a: expected a reply, found an empty one', kind='empty reply'
+    )
 
 
 def test_a_fault_of_the_program_makes_a_void_turn() -> None:
@@ -119,8 +121,12 @@ def test_a_message_that_is_not_let_pass_reaches_no_model() -> None:
             raise ModelError('moderation: status 500')
         return 'violence' if len(seen) == 1 else None
 
-    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided('moderation: violence', refused=True)
-    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided('moderation: status 500')  # it fails closed
+    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided(
+        'moderation: violence', refused=True, kind='refused by moderation'
+    )
+    assert asyncio.run(reply(waiting(), KEY, ask, moderate)) == Voided(
+        'moderation: status 500', kind='no answer'
+    )  # it fails closed
     assert not asked
     assert isinstance(asyncio.run(reply(waiting(), KEY, ask, moderate)), Replied)
     assert sorted(asked) == ['a', 'b']
