@@ -32,6 +32,7 @@ from simrl.study.events import (
     PlanFrozen,
     Preferred,
     Prepared,
+    RecruitmentEnded,
     Replied,
     Retried,
     Returned,
@@ -70,6 +71,7 @@ EVENTS = (
     PlanFrozen({'looks': [0.5], 'effect': 0.58, 'nested': {'a': None}}, 'h', 'c'),
     Opened('1.0', 'c', ('a', 'b')),
     Paused(True, ODD),
+    RecruitmentEnded(ODD),
     Looked(3, 15, True, 0.01),
 )
 
