@@ -1,6 +1,7 @@
 """Departures of a study and its analysis from the plan that was frozen: sentences for its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from simrl.run.config import differences, to_dict
 from simrl.study.events import Arrived, Excluded, Looked, Opened, PlanFrozen, RecruitmentEnded, Stored
@@ -53,20 +54,31 @@ def departures(
 
 
 def _other_configs(events: Sequence[Stored], frozen: PlanFrozen) -> list[str]:
-    """Servers with another config than that of the first consent, and how many arrived while they ran."""
+    """Servers with another config than that of the first consent: how many arrived there, and what was another."""
     config, starts, arrived = frozen.config_hash, 0, 0
+    fields: dict[str, Mapping[str, Any]] = {}  # by hash
     for stored in events:
         match stored.event:
-            case Opened(config_hash=config):
+            case Opened(config_hash=config, config=given):
+                fields[config] = given
                 starts += config != frozen.config_hash
             case Arrived(mode) if mode != 'preview':
                 arrived += config != frozen.config_hash
     if not starts:
         return []
+    first = fields.pop(frozen.config_hash, {})
+    changed = [line for given in fields.values() for line in (differences(first, given) if first and given else ())]
+    what = f' Other fields: {"; ".join(dict.fromkeys(map(_short, changed)))}.' if changed else ''
     return [
         f'The server was started {_times(starts)} with another config than at the first consent; '
-        f'{_participants(arrived)} arrived at such a server.'
+        f'{_participants(arrived)} arrived at such a server.{what}'
     ]
+
+
+def _short(line: str) -> str:
+    """A difference without the hashes of contents, which say nothing to people."""
+    field = line.partition(':')[0]
+    return f'{field}: another content' if field in ('tasks', 'texts', 'panel') else line
 
 
 def _of_looks(events: Sequence[Stored], plan: PlanSettings, look: Look) -> list[str]:

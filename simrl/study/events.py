@@ -209,11 +209,19 @@ class PlanFrozen:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """Of the study: the server was started."""
+    """Of the study: the server was started.
 
-    version: str  # of simrl
+    Attributes:
+        version: of simrl.
+        config_hash: of the config with the contents of its files.
+        config: the fields that `config_hash` is of; of what is long or not for a report (texts, tasks, the panel's
+            codes) the hash alone. Empty in a store of an earlier version.
+    """
+
+    version: str
     config_hash: str
     models: tuple[str, ...]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

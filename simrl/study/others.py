@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from simrl.study.overlap import SHINGLE, shingles
 from simrl.study.participant import Participant
@@ -18,16 +18,16 @@ class Others:
     Attributes:
         texts: of each participant's long texts the runs that stand neither in a reply that they were shown nor in a
             task; texts that are quoted for the greater part are left out.
-        writers: participants by run.
+        writers: participants by run, of runs that several have.
     """
 
     texts: Mapping[str, tuple[frozenset[Run], ...]]
-    writers: Mapping[Run, frozenset[str]]
+    writers: Mapping[Run, Collection[str]]
 
     def like(self, participant: str, share: float) -> str | None:
         """Says whose text one of a participant's is, where another has at least such a share of its runs."""
         for own in self.texts.get(participant, ()):
-            counts = collections.Counter(id for run in own for id in self.writers[run] if id != participant)
+            counts = collections.Counter(id for run in own for id in self.writers.get(run, ()) if id != participant)
             if counts and (most := counts.most_common(1)[0])[1] >= share * len(own):
                 return f'{most[1]} of {len(own)} runs of {SHINGLE} words in a text are those of {most[0]}'
         return None
@@ -52,9 +52,15 @@ def runs_of(participant: Participant, of_tasks: set[Run], least_words: int) -> t
 
 
 def others_of(texts: Mapping[str, tuple[frozenset[Run], ...]]) -> Others:
-    """Finds the writers of each run. `texts`: of all participants, by id, as of `runs_of`."""
+    """Finds the writers of runs. `texts`: of all participants, by id, as of `runs_of`."""
+    seen: set[Run] = set()
+    shared: set[Run] = set()
+    own = {id: frozenset[Run]().union(*runs) for id, runs in texts.items()}
+    for runs in own.values():
+        shared |= seen & runs
+        seen |= runs
     writers: dict[Run, set[str]] = collections.defaultdict(set)
-    for id, own in texts.items():
-        for run in frozenset[Run]().union(*own):
+    for id, runs in own.items():
+        for run in runs & shared:
             writers[run].add(id)
-    return Others(texts, {run: frozenset(ids) for run, ids in writers.items()})
+    return Others(texts, writers)

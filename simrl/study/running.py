@@ -87,7 +87,9 @@ class Running:
         self.plan: PlanFrozen | None = None
         self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
-        self.config_hash = hashed(identity_of(settings) | {'tasks': to_dict(tasks), 'texts': to_dict(texts)})
+        config = identity_of(settings) | {'tasks': to_dict(tasks), 'texts': to_dict(texts)}
+        self.config_hash = hashed(config)
+        self.config = config | {name: hashed(config[name]) for name in ('tasks', 'texts', 'panel')}
         self._ask, self._moderate, self._clock = ask, moderate, clock
         self._names = names_of(settings.models)
         self._participants: dict[str, Participant] = {}
@@ -143,7 +145,8 @@ class Running:
             raise ConfigError(missing)
         if missing := steps.lacking(self.rules, under_way):
             logging.warning('%s; all of these left a while ago, and cannot go on if they return', missing)
-        await self._whole(self._say(Opened(simrl.__version__, self.config_hash, tuple(self.settings.models))))
+        models = tuple(self.settings.models)
+        await self._whole(self._say(Opened(simrl.__version__, self.config_hash, models, self.config)))
         for state in self._participants.values():
             self._follow(state)
 

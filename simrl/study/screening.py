@@ -26,6 +26,8 @@ class Screening:
         self._running = running
         self._lock = asyncio.Lock()  # two pages at once compute nothing twice
         self._known: dict[str, Own] = {}
+        self._of: list[tuple[str, int]] = []  # ids and versions that `_found` is of
+        self._found: dict[str, tuple[Flag, ...]] = {}
         self._plan = plan_in_force(running)
         self._at: dict[int, dict[str, tuple[str, ...]]] = {}
 
@@ -34,9 +36,14 @@ class Screening:
         async with self._lock:
             plan = plan_in_force(self._running)
             if plan != self._plan:  # it was frozen meanwhile, by the participants' first consent
-                self._known, self._plan = {}, plan
+                self._known, self._of, self._plan = {}, [], plan
             states = self._screened(self._running.participants.values())
-            return await asyncio.to_thread(all_flags, states, self._running.tasks, plan.screens, self._known)
+            of = [(one.id, one.version) for one in states]
+            if of != self._of:
+                tasks = self._running.tasks
+                self._found = await asyncio.to_thread(all_flags, states, tasks, plan.screens, self._known)
+                self._of = of
+            return self._found
 
     async def names(self, look: Look | None = None) -> dict[str, tuple[str, ...]]:
         """Names of flags by participant; as of a look that was made those that its events come to."""

@@ -66,6 +66,19 @@ def test_departures_are_said():
     assert found[2] == 'Pairs that were not planned: trained:initial.'
 
 
+def test_fields_of_another_config_are_named():
+    events = study(12)
+    old = {'task': {'temperature': 0.7, 'tries': 3}, 'texts': 'a1', 'models': {'trained': {'source': 'x'}}}
+    new = {'task': {'temperature': 0.1, 'tries': 3}, 'texts': 'b2', 'models': {'trained': {'source': 'y'}}}
+    first = dataclasses.replace(events[0], event=dataclasses.replace(events[0].event, config=old))
+    starts = [Opened('1.0', 'another', ('trained', 'initial'), new)] * 2
+    assert said(then([first, *events[1:]], *starts)) == [
+        'The server was started 2 times with another config than at the first consent; 0 participants arrived at such '
+        "a server. Other fields: models.trained.source: 'x' -> 'y'; task.temperature: 0.7 -> 0.1; texts: another "
+        'content.'
+    ]
+
+
 def test_an_early_end_of_recruitment_is_said():
     ended = RecruitmentEnded('the panel has nobody left')
     assert (

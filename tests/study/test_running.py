@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import gc
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from simrl.conversations.records import Message
-from simrl.run.config import ConfigError
+from simrl.run.config import ConfigError, differences
 from simrl.study import running as running_module
 from simrl.study.assignment import kept_of_tie
 from simrl.study.events import (
@@ -424,7 +425,11 @@ def test_the_plan_is_frozen_at_the_first_consent() -> None:
             assert state.plan == running.plan_hash != frozen.plan_hash
             await running.look(Looked(1, 2, True, 0.01))
             assert running.looks == (Looked(1, 2, True, 0.01),)
-        assert [event.config_hash == frozen.config_hash for event in events_of(store, Opened)] == [True, False]
+        first, second = events_of(store, Opened)
+        assert first.config_hash == frozen.config_hash != second.config_hash
+        assert differences(first.config, second.config) == ['plan.participants: 10000 -> 9', 'seed: 0 -> 1']
+        assert not re.search('http|sqlite|key|COMPLETED', str(first.config)), 'no address, no code'
+        assert len(str(first.config)) < 8000
 
     run(main())
 

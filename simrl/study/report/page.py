@@ -41,8 +41,9 @@ SAMPLES = (
 SURE = (
     'The plan’s own is that of the section above. “Votes as independent” takes each vote for that of another '
     'participant: too narrow where votes of one participant are alike. GEE and the cumulative logit model have the '
-    'position as a covariate; the latter has an intercept of each participant. The sign test asks which model each '
-    'participant prefers on the mean.'
+    'position as a covariate; the latter has an intercept of each participant, and none of the task: each participant '
+    'writes on one task, so that what is of the task is within their intercept, and intervals are of the tasks of this '
+    'study. The sign test asks which model each participant prefers on the mean.'
 )
 POSITION = (
     'Sides are drawn anew, and balanced within each participant: a preference for a side does not favour a model. On '
