@@ -42,7 +42,7 @@ class Progress:
 
     Attributes:
         total: of all who arrived.
-        cells: by pair (FIRST:SECOND) and id of the document type.
+        cells: by pair (FIRST:SECOND) and id of the document type; of the config's pairs, then of earlier ones.
         tasks: by id of the task.
         ends: who is not under way, by outcome.
         gone: under way, and not seen lately.
@@ -64,6 +64,11 @@ class Progress:
     voids: Mapping[str, int]
     minutes: float | None
 
+    @property
+    def pairs(self) -> list[str]:
+        """Of `cells`."""
+        return list(dict.fromkeys(pair for pair, _ in self.cells))
+
 
 def progress(participants: Iterable[Participant], settings: StudySettings, tasks: Tasks, now: float) -> Progress:
     """Counts participants; `now` in seconds since 1970."""
@@ -84,6 +89,9 @@ def progress(participants: Iterable[Participant], settings: StudySettings, tasks
             cells.setdefault((name, state.document_type), collections.Counter())[kind] += 1
         if state.prepared:
             of_task.setdefault(state.prepared.task, collections.Counter())[kind] += 1
+    for name in order.values():
+        for kind_id in types:
+            cells.setdefault((name, kind_id), collections.Counter())
     done = completed(own, settings.mode)
     judged = [turn for state in done if state.main for turn in state.main.judged]
     times = [(state.seen_at - state.began_at) / 60 for state in done]

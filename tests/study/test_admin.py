@@ -318,6 +318,11 @@ def test_a_config_that_departs_from_the_frozen_plan_is_named(tmp_path):
             assert 'participants: 20 -&gt; 12' in admin.page.text
             assert 'of 20 planned' in admin.page.text  # the plan that was frozen is in force
             assert '10 of 20' in (await admin.get('/admin/looks')).text
+        models = {name: settings_of(tmp_path).models[NAMES[0]] for name in ('new', *NAMES[:1], 'newer')}
+        async with administered(planted_settings(tmp_path, models=models)) as (running, admin, app):
+            assert len(running.settings.compared) == 3
+            assert 'over 1 pair and 1 interim look:' in admin.page.text, 'sizes are of the frozen pairs'
+            assert admin.page.text.count('of each pair)') == 1
 
     asyncio.run(go())
 

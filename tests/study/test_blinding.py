@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ class Sent:
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Callable[..., StudySettings]:
     """Settings of studies with the same secret, ids of participants and times of cookies."""
+    monkeypatch.setattr(secrets, 'token_bytes', lambda size: bytes(range(size)))  # the same draws in each run
     Store(settings_of(tmp_path).store, 'live').close()
     numbers = itertools.count()
     monkeypatch.setattr(itsdangerous.TimestampSigner, 'get_timestamp', lambda _: 1_800_000_000)
@@ -97,7 +99,9 @@ def test_swapping_the_models_changes_the_words_of_replies_alone(fixed: Callable[
     turned = sent_by(fixed(models=dict(reversed(models.items()))), answers('Bravo', 'Alpha'))
     assert turned == one
     for secret in (*NAMES, 'zebra', 'okapi', '123.456', 'pair', 'model', 'truncated'):
-        assert not [message for message in one if secret in message.lower()], secret
+        # But for what tasks say.
+        without = [re.sub('repair|programme pairs', '', message.lower()) for message in one]
+        assert not [message for message in without if secret in message], secret
 
 
 def test_the_model_that_fails_is_not_seen(fixed: Callable[..., StudySettings]) -> None:
@@ -106,7 +110,7 @@ def test_the_model_that_fails_is_not_seen(fixed: Callable[..., StudySettings]) -
 
         async def ask(model: str, _: Sequence[Message]) -> Answer:
             if next(tries) < 6 and model == which:
-                raise ModelError(f'{model} is gone')
+                raise ModelError(f'{model} has no answer today')
             return Answer('The same', 0.0, False)
 
         return ask
@@ -127,7 +131,7 @@ def test_the_model_that_fails_is_not_seen(fixed: Callable[..., StudySettings]) -
 
     found = [asyncio.run(sent(fixed(), fails(name))) for name in NAMES]
     assert found[0] == found[1]
-    assert 'gone' not in found[0]
+    assert 'no answer today' not in found[0]
 
 
 def test_a_reply_that_is_there_first_is_not_seen(fixed: Callable[..., StudySettings]) -> None:
