@@ -16,7 +16,8 @@ from simrl.serving import answering
 from simrl.serving.errors import ApiError
 from simrl.study.events import Conduct
 from simrl.study.participant import OutOfPlaceError, Participant
-from simrl.study.running import BadInputError, OutOfDateError, Running
+from simrl.study.running import BadInputError, OtherStudyError, OutOfDateError, Running
+from simrl.study.settings import PanelSettings
 from simrl.study.store import Identity, StoreError
 from simrl.study.texts import Texts
 from simrl.study.views import View, view
@@ -27,6 +28,7 @@ IDS = ('PROLIFIC_PID', 'STUDY_ID', 'SESSION_ID')
 PANEL_ID = re.compile(r'[A-Za-z0-9._-]{1,64}')
 NOTICES = ('out_of_date', 'welcome_back')  # that an address may ask for
 DAY = 86_400
+LATER = '-later'  # behind the id in a cookie that was given for another session of the panel than the first
 NO_OPTION = -1  # of a question that was not answered
 Change = Callable[[str, int, Form], Awaitable[Participant]]
 Answer = Callable[[Request], Awaitable[Response]]
@@ -47,7 +49,9 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
     async def current(request: Request) -> Response:
         """The page of the participant's step."""
         notice = request.query_params.get('notice', '')
-        return _page(running, web, await _visit(running, web, request), notice=notice if notice in NOTICES else '')
+        return _page(
+            running, web, request, await _visit(running, web, request), notice=notice if notice in NOTICES else ''
+        )
 
     @app.get('/state')
     async def state(request: Request) -> Response:
@@ -58,23 +62,30 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
     async def leave(request: Request) -> Response:
         """The page for leaving the study and for having one's data deleted."""
         participant = _find(running, web, request)
-        return redirect('/') if participant.outcome == 'deleted' else _page(running, web, participant, 'leave.html')
+        return (
+            redirect('/')
+            if participant.outcome == 'deleted'
+            else _page(running, web, request, participant, 'leave.html')
+        )
 
     @app.get('/enter')
     async def enter(request: Request) -> Response:
         """Signs in the participant of a panel's link, or of nobody knows whom where the study is open."""
         if running.settings.panel.entry == 'open':
-            known = web.session(request, 'participant')
-            here = running.participants.get(known or '')
+            here = running.participants.get(_id(web.session(request, 'participant')))
             if here is not None and here.mode == running.settings.mode:
                 await running.come_back(here.id)
                 return redirect('/?notice=welcome_back')
             identity = Identity('', '', '')
         else:
-            identity = _identity(request, web)
-        participant = await running.enter(identity, running.settings.mode)
+            identity = _identity(request, web, running.settings.panel)
+        try:
+            participant, is_first = await running.enter(identity, running.settings.mode)
+        except OtherStudyError:
+            raise PageError(403, web.texts.errors.other_study) from None
         response = redirect('/' if participant.version == 1 else '/?notice=welcome_back')
-        web.sign_in(response, 'participant', participant.id)
+        if is_first or web.session(request, 'participant') != participant.id:
+            web.sign_in(response, 'participant', participant.id + LATER * (not is_first))
         return response
 
     @app.get('/preview')
@@ -82,7 +93,7 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
         """Signs an administrator in as a participant who counts nowhere."""
         if web.session(request, 'administrator') is None:
             raise PageError(403, web.texts.errors.unknown_participant)
-        participant = await running.enter(Identity('', '', ''), 'preview')
+        participant, _ = await running.enter(Identity('', '', ''), 'preview')
         response = redirect('/')
         web.sign_in(response, 'participant', participant.id)
         return response
@@ -92,16 +103,17 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
             if requests.draining:
                 raise PageError(503, web.texts.errors.server)
             session, form = await web.read_form(request, 'participant')
-            if session not in running.participants:
-                raise PageError(403, web.texts.errors.unknown_participant)
+            id = _find(running, web, request).id
+            if request.url.path == '/delete' and session != id:
+                raise PageError(403, web.texts.errors.no_deletion)
             try:
-                participant = await change(session, form.whole('version'), form)
+                participant = await change(id, form.whole('version'), form)
             except (OutOfDateError, OutOfPlaceError):
                 return redirect('/?notice=out_of_date')
             except BadInputError as error:
                 errors = {error.field: str(error)}
-                found = running.participants[session]
-                return _page(running, web, found, template, status=422, errors=errors, given=form.fields)
+                found = running.participants[id]
+                return _page(running, web, request, found, template, status=422, errors=errors, given=form.fields)
             return redirect(_address(participant))
 
         return answer
@@ -136,10 +148,15 @@ def _find(running: Running, web: Web, request: Request) -> Participant:
     Raises:
         PageError: there is none of its cookie, or no cookie.
     """
-    session = web.session(request, 'participant')
-    if session is None or session not in running.participants:
+    id = _id(web.session(request, 'participant'))
+    if id not in running.participants:
         raise PageError(403, web.texts.errors.unknown_participant)
-    return running.participants[session]
+    return running.participants[id]
+
+
+def _id(session: str | None) -> str:
+    """The participant's id in a session."""
+    return (session or '').removesuffix(LATER)
 
 
 async def _visit(running: Running, web: Web, request: Request) -> Participant:
@@ -150,6 +167,7 @@ async def _visit(running: Running, web: Web, request: Request) -> Participant:
 def _page(
     running: Running,
     web: Web,
+    request: Request,
     participant: Participant,
     template: str = 'participant.html',
     *,
@@ -165,7 +183,7 @@ def _page(
         given: the fields of that form.
     """
     seen = view(participant, running.settings, running.tasks)
-    texts = web.texts
+    texts, session = web.texts, web.session(request, 'participant') or ''
     if participant.document_type:  # a type that the tasks' file no longer has is known by its id
         texts = texts.of_type(seen.document_type.name if seen.document_type else participant.document_type)
     return web.page(
@@ -176,7 +194,8 @@ def _page(
         names=_field_names(texts, seen),
         clean=template == 'participant.html',
         poll_seconds=web.settings.poll_seconds,
-        csrf=web.csrf('participant', participant.id),
+        may_delete=session == participant.id,
+        csrf=web.csrf('participant', session),
         notice=notice,
         errors=errors or {},
         given=given or {},
@@ -196,15 +215,18 @@ def _address(participant: Participant) -> str:
     return '/#now' if participant.talk and participant.talk.turns else '/'
 
 
-def _identity(request: Request, web: Web) -> Identity:
+def _identity(request: Request, web: Web, panel: PanelSettings) -> Identity:
     """The panel's ids in an address.
 
     Raises:
-        PageError: one is missing, twice there, or none: a panel that does not fill them in sends their names.
+        PageError: one is missing, twice there, or none (a panel that does not fill them in sends their names), or the
+            study is none of the settings'.
     """
     found = {name: request.query_params.getlist(name) for name in IDS}
     if not all(len(values) == 1 and PANEL_ID.fullmatch(values[0]) for values in found.values()):
         raise PageError(400, web.texts.errors.no_identity)
+    if panel.study_ids and found['STUDY_ID'][0] not in panel.study_ids:
+        raise PageError(403, web.texts.errors.no_identity)
     return Identity(*(values[0] for values in found.values()))
 
 

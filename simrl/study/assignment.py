@@ -52,11 +52,13 @@ def training_pair(settings: StudySettings, key: bytes, participant: str) -> tupl
 def counts(state: Participant, now: float, gone_seconds: float) -> bool:
     """True if a participant fills a place: they completed the study, or are under way and were seen lately.
 
-    Previews fill none. One that an administrator excluded gives theirs back, like one who left.
+    Previews fill none. One that an administrator excluded gives theirs back, like one who left, here or on the panel.
     """
     if state.mode == 'preview' or state.is_excluded:
         return False
-    return state.outcome == 'completed' or (state.outcome is None and now - state.seen_at <= gone_seconds)
+    if state.outcome is None:
+        return now - state.seen_at <= gone_seconds and not state.has_left_panel
+    return state.outcome == 'completed'
 
 
 def document_type(

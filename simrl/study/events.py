@@ -199,6 +199,18 @@ class Excluded:
 
 
 @dataclasses.dataclass(frozen=True)
+class PanelStatus:
+    """An administrator entered the status of the participant's submission on the panel, in capitals."""
+
+    status: str
+
+    @property
+    def has_left(self) -> bool:
+        """True of a submission that was returned, or timed out."""
+        return self.status.replace('_', '-') in ('RETURNED', 'TIMED-OUT')
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanFrozen:
     """Of the study: its analysis plan and config at the first consent of a live participant."""
 
@@ -279,6 +291,7 @@ ParticipantEvent = (
     | Deleted
     | Flagged
     | Excluded
+    | PanelStatus
 )
 StudyEvent = PlanFrozen | Opened | Paused | RecruitmentEnded | Looked
 Event = ParticipantEvent | StudyEvent

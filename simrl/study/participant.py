@@ -24,6 +24,7 @@ from simrl.study.events import (
     Instructed,
     Mode,
     PairAssigned,
+    PanelStatus,
     Preferred,
     Prepared,
     Replied,
@@ -145,6 +146,7 @@ class Participant:
     other_sessions: int = 0  # times they entered by another session id of the panel
     flagged: tuple[Flagged, ...] = ()
     excluded: Excluded | None = None  # the last word of an administrator
+    panel_status: str = ''  # of the submission on the panel, in capitals, as far as it was entered
 
     @property
     def talk(self) -> Talk | None:
@@ -160,6 +162,10 @@ class Participant:
     def was_turned_away(self) -> bool:
         """True of one who was not let in: they begin at the consent if they come back."""
         return self.outcome == 'closed' and self.agreed_at is None
+
+    @property
+    def has_left_panel(self) -> bool:
+        return PanelStatus(self.panel_status).has_left
 
     @property
     def is_excluded(self) -> bool:
@@ -211,8 +217,8 @@ def apply(state: Participant | None, stored: Stored) -> Participant:
     changed = _change(state, stored)
     if changed is None:
         raise _out_of_place(stored, f'in {state.step}' + (f' ({state.outcome})' if state.outcome else ''))
-    seen = state.seen_at if isinstance(event, Flagged | Excluded | Replied | Voided) else stored.at
-    is_seen = changed.step != state.step or not isinstance(event, Returned | Flagged | Excluded)
+    seen = state.seen_at if isinstance(event, Flagged | Excluded | PanelStatus | Replied | Voided) else stored.at
+    is_seen = changed.step != state.step or not isinstance(event, Returned | Flagged | Excluded | PanelStatus)
     page = stored.version if is_seen else state.page
     return dataclasses.replace(changed, version=stored.version, seen_at=seen, page=page)
 
@@ -237,6 +243,8 @@ def _change(state: Participant, stored: Stored) -> Participant | None:
             )
         case Flagged():
             return dataclasses.replace(state, flagged=(*state.flagged, event))
+        case PanelStatus(status):
+            return dataclasses.replace(state, panel_status=status)
         case Excluded():
             return dataclasses.replace(state, excluded=event)
         case Returned(same_session):

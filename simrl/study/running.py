@@ -35,6 +35,7 @@ from simrl.study.events import (
     Flagged,
     Looked,
     Opened,
+    PanelStatus,
     Paused,
     PlanFrozen,
     RecruitmentEnded,
@@ -49,6 +50,7 @@ from simrl.study.events import (
 from simrl.study.participant import Participant, apply, fold, fold_all
 from simrl.study.settings import Mode, StudySettings, hashed, plan_of
 from simrl.study.steps import BadInputError as BadInputError
+from simrl.study.steps import OtherStudyError as OtherStudyError
 from simrl.study.steps import OutOfDateError as OutOfDateError
 from simrl.study.steps import Rules
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
@@ -167,8 +169,12 @@ class Running:
     # BadInputError: what they sent must be changed;
     # StoreError: it could not be stored, and so did not happen.
 
-    async def enter(self, identity: Identity, mode: Mode) -> Participant:
-        """A new participant, or the one who came by this identity before."""
+    async def enter(self, identity: Identity, mode: Mode) -> tuple[Participant, bool]:
+        """A new participant, or the one who came by this panel id before; and whether the session is their first one's.
+
+        Raises:
+            OtherStudyError: the panel's study is not that of the first time.
+        """
         if mode not in (self.settings.mode, 'preview'):
             raise ValueError(f'expected the mode {self.settings.mode} or preview, found {mode}')
         return await self._whole(self._enter(identity, mode))
@@ -251,6 +257,10 @@ class Running:
     async def exclude(self, id: str, excluded: bool, reason: str) -> Participant:
         return await self._act(id, None, lambda state: steps.noted(state, Excluded(excluded, reason)))
 
+    async def note_status(self, id: str, status: str) -> Participant:
+        """The status of a submission on the panel."""
+        return await self._act(id, None, lambda state: steps.noted(state, PanelStatus(status)))
+
     async def flag(self, id: str, flag: str, reason: str) -> Participant:
         return await self._act(id, None, lambda state: steps.noted(state, Flagged(flag, reason)))
 
@@ -290,7 +300,7 @@ class Running:
                 raise OutOfDateError(f'expected version {state.page}, found {version}')
             yield state
 
-    async def _enter(self, identity: Identity, mode: Mode) -> Participant:
+    async def _enter(self, identity: Identity, mode: Mode) -> tuple[Participant, bool]:
         id = secrets.token_hex(8)
         try:
             stored = await self._store(Arrival(identity, id, self._clock(), mode))
@@ -301,14 +311,16 @@ class Running:
         else:
             async with self._locks[id]:
                 self._participants[id] = state = fold_all(stored)[id]
-                return await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state
-        id, same_session = found
+                return (await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state), True
+        id, first = found
+        if first.study_id not in ('', identity.study_id):
+            raise OtherStudyError(f'expected the study {first.study_id}, found {identity.study_id}')
         async with self._locks[id]:
             if id not in self._participants:  # stored by a write whose end this process did not learn of
                 await self._read_again(id)
             state = self._participants[id]
-            events = self._returned(state, same_session)
-            return await self._write(state, events) if events else state
+            events = self._returned(state, identity == first)
+            return (await self._write(state, events) if events else state), identity == first
 
     async def _consent(self, id: str, version: int, agreed: bool) -> Participant:
         async with self._current(id, version) as state:

@@ -80,7 +80,13 @@ class PanelSettings:
     withdrawn: str = 'WITHDRAWN'
     closed: str = 'CLOSED'  # the study was full or paused when they came
     # Who may enter: `panel` needs PROLIFIC_PID, STUDY_ID and SESSION_ID in the URL, `open` gives anyone an id.
+    # The panel's link is a key, and no more is asked for: whoever knows the PROLIFIC_PID and STUDY_ID of a participant
+    # reads their conversation and goes on in their place, by another SESSION_ID, too (as from a second device).
+    # Deleting needs the SESSION_ID of the first time, or a browser that came by it.
     entry: Literal['panel', 'open'] = 'panel'
+    study_ids: tuple[
+        str, ...
+    ] = ()  # STUDY_IDs that are let in; none: any, each participant by that of their first time
 
     def __post_init__(self) -> None:
         codes = {name: getattr(self, name) for name in CODES}

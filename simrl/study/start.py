@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from simrl.remote.settings import read_key
 from simrl.serving.listener import bind, make_server, raise_file_limit, url_of
+from simrl.study import panel
 from simrl.study.admin import make_router
 from simrl.study.app import make_app
 from simrl.study.models import open_models
@@ -81,7 +82,7 @@ async def _serve(
         running = Running(settings, store, tasks, web.texts, ask, moderate)
         await running.start()
         try:
-            app = make_app(running, web, make_router(running, web))
+            app = make_app(running, web, make_router(running, web), panel.make_router(running, web))
             server = make_server(app, http_limits(settings.web), on_listening=announce)
             await server.serve([listener])
         finally:

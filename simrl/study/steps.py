@@ -20,6 +20,7 @@ from simrl.study.events import (
     Flagged,
     Instructed,
     PairAssigned,
+    PanelStatus,
     Preferred,
     Prepared,
     Retried,
@@ -38,6 +39,10 @@ UNSTORABLE = re.compile('[\0\ud800-\udfff]')  # which no database takes as text
 
 class OutOfDateError(RuntimeError):
     """An action of a page that is no longer the participant's: it was done already, or something came before it."""
+
+
+class OtherStudyError(RuntimeError):
+    """Somebody who entered by the link of another study of the panel than the first time."""
 
 
 class BadInputError(ValueError):
@@ -196,7 +201,7 @@ def wrote(rules: Rules, state: Participant, text: str, attention: int, conduct: 
     return [Wrote(text, attention == item.right, conduct)]
 
 
-def noted(state: Participant, note: Flagged | Excluded) -> list[Event]:
+def noted(state: Participant, note: Flagged | Excluded | PanelStatus) -> list[Event]:
     """A note of an administrator or a screen; there is none on data that the participant had deleted."""
     if state.outcome == 'deleted':
         raise OutOfDateError('the data is deleted')

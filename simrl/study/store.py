@@ -127,18 +127,20 @@ class Store:
         """
         return self._transact(lambda connection, again: append_entries(connection, entries, again))
 
-    def find(self, identity: Identity, mode: Mode) -> tuple[str, bool] | None:
-        """The participant of the mode with this panel id, and whether study and session are those of the first time.
+    def find(self, identity: Identity, mode: Mode) -> tuple[str, Identity] | None:
+        """The participant of the mode with this panel id, and the identity of the first time, empty once it is deleted.
 
         None of somebody new, and always where anyone may enter.
         """
         if not identity.panel_id:
             return None
         columns, table = database.identities.c, database.identities
-        query = sa.select(columns.participant, columns.study_id, columns.session_id).select_from(table)
+        query = sa.select(columns.participant, columns.panel_id, columns.study_id, columns.session_id).select_from(
+            table
+        )
         query = query.where(columns.known_by == self._known_by(identity, mode))
         row = self._transact(lambda connection, _: connection.execute(query).one_or_none())
-        return None if row is None else (row[0], tuple(row[1:]) == (identity.study_id, identity.session_id))
+        return None if row is None else (row[0], Identity(*row[1:]))
 
     def enter(self, identity: Identity, participant: str, at: float, mode: Mode) -> tuple[Stored, ...]:
         """Stores a new participant: who they are, and that they arrived.

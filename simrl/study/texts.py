@@ -185,6 +185,8 @@ class Errors:
     no_token: str
     no_identity: str
     unknown_participant: str
+    other_study: str
+    no_deletion: str
     too_large: str
     not_found: str
     server: str

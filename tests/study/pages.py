@@ -19,8 +19,9 @@ from simrl.conversations.records import Message
 from simrl.remote.settings import EndpointSettings
 from simrl.serving.listener import Server, bind, make_server, url_of
 from simrl.serving.settings import HttpSettings
+from simrl.study import panel
 from simrl.study.admin import make_router
-from simrl.study.app import make_app
+from simrl.study.app import LATER, make_app
 from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, StudyModel, StudySettings, TaskSettings, WebSettings
@@ -75,7 +76,7 @@ async def study(
         await running.start()
         try:
             web = Web(settings.web, texts, store.secret, ADMIN)
-            yield running, make_app(running, web, make_router(running, web))
+            yield running, make_app(running, web, make_router(running, web), panel.make_router(running, web))
         finally:
             await running.stop()
 
@@ -161,7 +162,7 @@ class Browser:
         """The only participant whose cookie it may have: found by the page's token."""
         cookie = self.client.cookies.get('study')
         assert cookie is not None
-        return self.running.participants[cookie.partition('.')[0]]
+        return self.running.participants[cookie.partition('.')[0].removesuffix(LATER)]
 
     async def settle(self) -> None:
         """Waits until the replies are there, or the turn is void."""

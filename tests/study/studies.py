@@ -49,7 +49,7 @@ class MemoryStore:
 
     secret = b'of a store'
     rows: list[tuple[str, int, float, str, dict[str, Any]]] = dataclasses.field(default_factory=list)
-    known: dict[tuple[str, Mode], tuple[str, str]] = dataclasses.field(default_factory=dict)
+    known: dict[tuple[str, Mode], tuple[str, Identity]] = dataclasses.field(default_factory=dict)
     groups: list[int] = dataclasses.field(default_factory=list)
     broken: bool = False
 
@@ -65,10 +65,8 @@ class MemoryStore:
         self._check()
         return [self._append(entry) for entry in entries]
 
-    def find(self, identity: Identity, mode: Mode) -> tuple[str, bool] | None:
-        if not identity.panel_id or (found := self.known.get((identity.panel_id, mode))) is None:
-            return None
-        return found[0], found[1] == identity.session_id
+    def find(self, identity: Identity, mode: Mode) -> tuple[str, Identity] | None:
+        return self.known.get((identity.panel_id, mode)) if identity.panel_id else None
 
     def enter_all(self, arrivals: Sequence[Arrival]) -> list[tuple[Stored, ...] | ConflictError]:
         self.groups.append(len(arrivals))
@@ -92,7 +90,7 @@ class MemoryStore:
         identity, mode = arrival.identity, arrival.mode
         if self.find(identity, mode) is not None:
             return ConflictError(identity.panel_id)
-        self.known[identity.panel_id, mode] = arrival.participant, identity.session_id
+        self.known[identity.panel_id, mode] = arrival.participant, identity
         return self._append(Entry(arrival.participant, 1, arrival.at, (Arrived(mode),)))
 
     def _append(self, entry: Entry) -> tuple[Stored, ...] | ConflictError:
@@ -144,7 +142,8 @@ async def replied(running: Running, id: str) -> Participant:
 
 
 async def arrive(running: Running, name: str = '', mode: Mode | None = None) -> Participant:
-    return await running.enter(Identity(name, '', name and 's1'), mode or running.settings.mode)
+    state, _ = await running.enter(Identity(name, '', name and 's1'), mode or running.settings.mode)
+    return state
 
 
 async def to_task(running: Running, name: str = '', mode: Mode | None = None) -> Participant:

@@ -100,6 +100,10 @@ def test_whoever_is_here_or_has_completed_fills_a_place() -> None:
     assert not fills(mode='preview')
     assert not fills(excluded=Excluded(True, 'a robot'))
     assert fills(excluded=Excluded(False, 'none, after all'))
+    assert not fills(panel_status='RETURNED')
+    assert not fills(panel_status='TIMED-OUT')
+    assert fills(panel_status='ACTIVE')
+    assert fills(panel_status='RETURNED', step='over', outcome='completed')
 
 
 def test_the_least_filled_type_and_pair_are_next() -> None:

@@ -26,6 +26,7 @@ from simrl.study.events import (
     Flagged,
     Instructed,
     PairAssigned,
+    PanelStatus,
     PlanFrozen,
     Preferred,
     Prepared,
@@ -68,6 +69,7 @@ ALPHABET: tuple[Event, ...] = (
 RARE: tuple[Event, ...] = (
     Arrived('live'),
     Consented(False, 'p'),
+    PanelStatus('RETURNED'),
     Returned(False),
     Returned(True),
     Checked((1,), False, False),
@@ -169,9 +171,12 @@ def test_what_holds_wherever_a_participant_is(found: list[Event]) -> None:
                     assert turn.replies is None or {turn.replies.left, turn.replies.right} == set(talk.pair)
         if before is None:
             continue
+        if before.was_turned_away and isinstance(event.event, Returned):
+            assert (state.step, state.page, state.agreed_at) == ('consent', state.version, None)
+            continue
         assert STEPS.index(before.step) <= STEPS.index(state.step)
-        if isinstance(event.event, Returned | Flagged | Excluded):  # nothing that their page shows
-            unseen = {'version', 'seen_at', 'flagged', 'excluded', 'other_sessions'}
+        if isinstance(event.event, Returned | Flagged | Excluded | PanelStatus):  # nothing that their page shows
+            unseen = {'version', 'seen_at', 'flagged', 'excluded', 'other_sessions', 'panel_status'}
             fields = {field.name for field in dataclasses.fields(Participant)} - unseen
             assert all(getattr(before, name) == getattr(state, name) for name in fields)
         elif before.step == 'over':

@@ -145,8 +145,11 @@ def test_what_does_not_change_the_page_makes_no_form_old() -> None:
     async def main() -> None:
         async with study() as running:
             state = await to_training(running, 'p1')
-            again = await running.enter(Identity('p1', '', 's2'), 'live')  # on another device, while they write
+            again, is_first = await running.enter(
+                Identity('p1', '', 's2'), 'live'
+            )  # on another device, while they write
             assert (again.id, again.version, again.other_sessions) == (state.id, state.version + 1, 1)
+            assert not is_first
             await running.flag(state.id, 'fast', 'by a screen')
             await running.exclude(state.id, True, 'a test')
             sent = await running.send(state.id, state.version, 'Hello')
@@ -805,7 +808,7 @@ def any_action(running: Running, id: str, draws: random.Random) -> Awaitable[Par
             *[lambda: running.vote(id, version, draws.choice(['a', 'tie', 'b', 'c']), 'Because.')] * 3,
             lambda: running.conclude(id, version),
             lambda: running.write(id, version, WORDS, 0),
-            lambda: running.enter(Identity(id_of(running, id), '', draws.choice(['s1', 's2'])), 'live'),
+            lambda: enter_again(running, id, draws.choice(['s1', 's2'])),
             *[lambda: running.flag(id, 'fast', 'r')] * (draws.random() < 0.2),
             *[lambda: running.withdraw(id, version, '')] * (draws.random() < 0.05),
             *[lambda: running.delete(id, version)] * (draws.random() < 0.02),
@@ -813,10 +816,11 @@ def any_action(running: Running, id: str, draws: random.Random) -> Awaitable[Par
     )()
 
 
-def id_of(running: Running, participant: str) -> str:
-    """The panel's id of a participant."""
+async def enter_again(running: Running, id: str, session: str) -> Participant:
     store: Any = running.store
-    return next(panel for (panel, _), (id, _) in store.known.items() if id == participant)
+    panel_id = next(panel for (panel, _), (known, _) in store.known.items() if known == id)
+    state, _ = await running.enter(Identity(panel_id, '', session), 'live')
+    return state
 
 
 @hypothesis.given(st.integers(0, 2**32))

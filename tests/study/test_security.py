@@ -133,6 +133,44 @@ def test_nobody_acts_for_another(tmp_path: pathlib.Path) -> None:
     visit(tmp_path, go)
 
 
+def test_the_panels_link_by_which_a_participant_is_known(tmp_path: pathlib.Path) -> None:
+    """Of another study it opens nothing; of another session it goes on, and deletes nothing."""
+    link = '/enter?PROLIFIC_PID=p1&STUDY_ID={}&SESSION_ID={}'
+
+    async def go(running: Running, app: FastAPI) -> None:
+        errors, browser, other = running.texts.errors, Browser(app, running), Browser(app, running)
+        await browser.get(link.format('s1', 'v1'))
+        await browser.go_to('training')
+        await browser.exchange('Of my own')
+        assert (await other.get(link.format('s3', 'v1'))).status_code == 403  # not of the settings
+        page = await other.get(link.format('s2', 'v1'))
+        assert page.status_code == 403
+        assert errors.other_study in page.text
+        assert (await other.get('/')).status_code == 403
+        await other.get(link.format('s1', 'v2'))
+        await other.exchange('From my phone')
+        assert browser.state is other.state
+        page = await other.get('/leave')
+        assert errors.no_deletion in page.text
+        assert 'action="/delete"' not in page.text
+        page = await other.send('/delete')
+        assert page.status_code == 403
+        assert errors.no_deletion in page.text
+        assert browser.state.outcome is None
+        await browser.get(link.format('s1', 'v2'))  # the browser of the first time stays so
+        await browser.get('/leave')
+        csrf = browser.hidden['csrf']
+        assert (await other.client.post('/delete', data={'version': 1, 'csrf': csrf})).status_code == 403
+        await other.get(link.format('s1', 'v1'))  # by the first link any browser is
+        await other.get('/leave')
+        await other.send('/delete')
+        assert browser.state.outcome == 'deleted'
+        await Browser(app, running).get(link.format('s2', 'v1'))
+        assert len(running.participants) == 1
+
+    visit(tmp_path, go, panel=PanelSettings(study_ids=('s1', 's2')))
+
+
 def test_a_cookie_does_not_last_for_ever(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go(running: Running, app: FastAPI) -> None:
         browser = await Browser(app, running).enter()

@@ -28,6 +28,7 @@ from simrl.study.events import (
     Looked,
     Opened,
     PairAssigned,
+    PanelStatus,
     Paused,
     PlanFrozen,
     Preferred,
@@ -68,6 +69,7 @@ EVENTS = (
     TurnedAway(),
     Flagged('off_task', ODD),
     Excluded(True, 'reason'),
+    PanelStatus('RETURNED'),
     PlanFrozen({'looks': [0.5], 'effect': 0.58, 'nested': {'a': None}}, 'h', 'c'),
     Opened('1.0', 'c', ('a', 'b')),
     Paused(True, ODD),
@@ -203,14 +205,13 @@ def test_nobody_enters_twice(store_url):
 
         assert sum(pool.map(enter, range(6))) == 1
         [first] = opened.events()
-        assert opened.find(SOMEBODY, 'rehearsal') == (first.participant, True)
-        assert opened.find(Identity('5f1a', 'study', 'another'), 'rehearsal') == (first.participant, False)
-        assert opened.find(Identity('5f1a', 'another', 'session'), 'rehearsal') == (first.participant, False)
+        assert opened.find(SOMEBODY, 'rehearsal') == (first.participant, SOMEBODY)
+        assert opened.find(Identity('5f1a', 'another', 'another'), 'rehearsal') == (first.participant, SOMEBODY)
         assert opened.find(Identity('5f1b', 'study', 'session'), 'rehearsal') is None
         # A preview by the same person is somebody else.
         assert opened.find(SOMEBODY, 'preview') is None
         opened.enter(SOMEBODY, 'previewed', 1.0, 'preview')
-        assert opened.find(SOMEBODY, 'preview') == ('previewed', True)
+        assert opened.find(SOMEBODY, 'preview') == ('previewed', SOMEBODY)
         with pytest.raises(StoreError, match='expected mode rehearsal or preview, found live'):
             opened.enter(Identity('other', '', ''), 'x', 1.0, 'live')
         # Where anyone may enter, everybody is new.
@@ -292,7 +293,7 @@ def test_deleted_data_is_in_no_file(tmp_path, postgres):
             assert SOMEBODY.panel_id.encode() not in left
             assert b'kept' in left
             # They are known all the same, their state can be folded, and events that come late are refused.
-            assert opened.find(SOMEBODY, 'live') == ('p', False)
+            assert opened.find(SOMEBODY, 'live') == ('p', Identity('', '', ''))
             assert opened.identities() == {'q': Identity('other', 's', 's')}
             assert [event.version for event in opened.events() if event.participant == 'p'] == [1, 3]
             assert fold_all([e for e in opened.events() if e.participant == 'p'])['p'].outcome == 'deleted'

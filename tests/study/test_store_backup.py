@@ -111,7 +111,7 @@ def test_all_that_is_in_a_store_comes_back(store_url, other_url, tmp_path):
     restore(tmp_path / 'backup', other_url)
     assert rows_of(other_url) == rows_of(f'sqlite:///{tmp_path}/backup') == rows_of(store_url)
     with Store(other_url, 'live') as store:
-        assert store.find(DELETED, 'live') == ('d', False)
+        assert store.find(DELETED, 'live') == ('d', Identity('', '', ''))
 
 
 def test_backups_overwrite_nothing_and_leave_no_halves(tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_migrations_up_and_down_on_a_filled_store(store_url):
     migrate('events')
     with Store(store_url, 'live') as store:  # brings it up to date by itself
         assert (store.events(), store.secret) == (events, secret)
-        assert store.find(KNOWN, 'live') == ('k', True)
+        assert store.find(KNOWN, 'live') == ('k', KNOWN)
         assert store.find(DELETED, 'live') is None  # as that revision says
         with pytest.raises(ConflictError):
             store.enter(KNOWN, 'another', 4.0, 'live')

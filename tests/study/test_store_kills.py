@@ -48,7 +48,7 @@ def check_confirmed(url: str, before: dict[str, int], confirmed: list[tuple[str,
     with Store(url, 'live') as store:
         events = store.events()
         for identity in store.identities().values():
-            assert store.find(identity, 'live') == (identity.panel_id, True)
+            assert store.find(identity, 'live') == (identity.panel_id, identity)
         assert set(store.identities()) == {event.participant for event in events}
     counts = collections.Counter(event.participant for event in events)
     for event in events:
