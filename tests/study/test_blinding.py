@@ -18,6 +18,7 @@ from simrl.study.settings import StudySettings
 from simrl.study.store import Store
 from simrl.study.turns import Answer, Ask, ModelError
 from tests.study.pages import NAMES, Browser, settings_of, study
+from tests.study.studies import TASKS
 
 SECONDS = 123.456
 
@@ -61,7 +62,7 @@ def sent_by(settings: StudySettings, ask: Ask) -> list[str]:
     """All that reaches the browser of somebody who takes part to the end."""
 
     async def go() -> list[str]:
-        async with study(settings) as (running, app):
+        async with study(settings, tasks=TASKS) as (running, app):  # whose own words are none of those below
             running._ask = ask
             recorded = Sent(app)
             browser = await Browser(recorded, running).enter()  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def test_the_model_that_fails_is_not_seen(fixed: Callable[..., StudySettings]) -
         return ask
 
     async def sent(settings: StudySettings, ask: Ask) -> str:
-        async with study(settings) as (running, app):
+        async with study(settings, tasks=TASKS) as (running, app):
             running._ask = ask
             recorded = Sent(app)
             browser = await Browser(recorded, running).enter()  # type: ignore[arg-type]
