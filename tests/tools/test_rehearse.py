@@ -1,15 +1,22 @@
 """Rehearsals go through real pages, and their accounts find whatever the store has otherwise."""
 
+import asyncio
+import collections
 import dataclasses
+import random
 
 import pytest
 
+from simrl.remote.client import Endpoint
+from simrl.remote.settings import EndpointSettings
 from simrl.study.events import Asked, Preferred, Replied, Retried, Stored
 from simrl.study.settings import TaskSettings
 from simrl.study.store import read_events
+from tests.remote.server import ScriptedServer, chat_reply
 from tests.study.pages import settings_of, site
 from tools.rehearse.account import differences
 from tools.rehearse.pages import read_page
+from tools.rehearse.people import TRIES, Modelled
 from tools.rehearse.run import main
 from tools.rehearse.walk import Action, Habits, Walk
 
@@ -84,6 +91,26 @@ def test_who_cannot_go_on_is_an_error(rehearsed, capsys):
     with pytest.raises(SystemExit, match='1 participants could not go on'):
         main([f'{url}/elsewhere', f'--store={store}', '--participants=1'])
     assert 'expected status 200, found 404' in capsys.readouterr().err
+
+
+def test_a_model_is_asked_again_for_what_cannot_be_read():
+    good = chat_reply('{"reason": "it is short", "choice": "b"}')
+
+    def answer(body, attempt):
+        return chat_reply('{"reason": "it', finish='length') if len(server.requests) < number else good
+
+    with ScriptedServer(answer) as server, Endpoint(EndpointSettings(server.url, 'model')) as endpoint:
+        for number, said in ((3, ('b', 'it is short')), (100, None)):
+            failed = collections.Counter()
+            server.requests.clear()
+            vote = Modelled(endpoint, random.Random(0), 10, failed).vote('A letter', 'Help me.', 'one', 'two')
+            if said:
+                assert asyncio.run(vote) == said
+                assert failed == {'length': 2}
+            else:
+                with pytest.raises(RuntimeError, match='length'):
+                    asyncio.run(vote)
+                assert failed == {'length': TRIES}
 
 
 @pytest.mark.parametrize('field', ['leave', 'pace'])

@@ -1,13 +1,14 @@
 """Made-up participants: what they write and prefer, by a script or by a model behind an endpoint."""
 
 import asyncio
+import collections
 import random
 from collections.abc import Sequence
 from typing import Protocol
 
 from simrl.conversations.quoting import as_json
 from simrl.conversations.records import Message
-from simrl.remote.answers import Answer, Failure
+from simrl.remote.answers import UNREADABLE, Answer
 from simrl.remote.client import Endpoint
 from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
@@ -49,8 +50,10 @@ VOTE = (
     'Reply B: {b}\nWhich reply helps the person more? Answer in JSON: first a short reason, then the choice.'
 )
 FINAL = 'Write this text, in at least {least} words, as the person would: {task}'
+TRIES = 5  # of a model's answer, each with another seed
+VOTE_TOKENS = 200  # of a vote, at least: a character of the reason takes up to one
 VOTE_SCHEMA = object_of(
-    reason={'type': 'string', 'minLength': 3, 'maxLength': 200}, choice={'type': 'string', 'enum': list(CHOICES)}
+    reason={'type': 'string', 'minLength': 3, 'maxLength': 120}, choice={'type': 'string', 'enum': list(CHOICES)}
 )
 
 
@@ -88,14 +91,16 @@ class Scripted:
 
 
 class Modelled:
-    """A participant whose words and votes are those of a model.
+    """A participant whose words and votes are those of a model. `failed` counts its failures by cause.
 
     Raises:
-        RuntimeError: of all methods, the model does not answer.
+        RuntimeError: of all methods, the model does not answer in `TRIES`.
     """
 
-    def __init__(self, endpoint: Endpoint, draw: random.Random, max_tokens: int) -> None:
-        self.endpoint, self.draw, self.max_tokens = endpoint, draw, max_tokens
+    def __init__(
+        self, endpoint: Endpoint, draw: random.Random, max_tokens: int, failed: collections.Counter[str]
+    ) -> None:
+        self.endpoint, self.draw, self.max_tokens, self.failed = endpoint, draw, max_tokens, failed
 
     async def message(self, task: str, said: Sequence[Message]) -> str:
         turned = [Message('user' if m.role == 'assistant' else 'assistant', m.content) for m in said[-MAX_HISTORY:]]
@@ -114,17 +119,23 @@ class Modelled:
         return lengthened(answer.text, least, self.draw)
 
     async def _ask(self, messages: Sequence[Message], schema: dict[str, object] | None) -> Answer:
-        request = ChatRequest(
-            messages=tuple(messages),
-            max_tokens=self.max_tokens,
-            sampling=Sampling(1.0),
-            seed=self.draw.randrange(2**31),
-            schema=schema,
-        )
-        (outcome,) = await asyncio.wrap_future(self.endpoint.submit([request]).future)
-        if isinstance(outcome, Failure):
-            raise RuntimeError(f'{self.endpoint.settings.url}: {outcome.cause}: {outcome.detail}')
-        return outcome
+        problem = ''
+        for _ in range(TRIES):
+            request = ChatRequest(
+                messages=tuple(messages),
+                max_tokens=self.max_tokens if schema is None else max(VOTE_TOKENS, self.max_tokens),
+                sampling=Sampling(1.0),
+                seed=self.draw.randrange(2**31),
+                schema=schema,
+            )
+            (outcome,) = await asyncio.wrap_future(self.endpoint.submit([request]).future)
+            if isinstance(outcome, Answer):
+                return outcome
+            self.failed[outcome.cause] += 1
+            problem = f'{outcome.cause}: {outcome.detail}'
+            if outcome.cause not in UNREADABLE:
+                break
+        raise RuntimeError(f'{self.endpoint.settings.url}: {problem}')
 
 
 def lengthened(text: str, least: int, draw: random.Random) -> str:

@@ -131,8 +131,10 @@ def run(options: argparse.Namespace) -> None:
         walks, stopped = asyncio.run(walk_all(place, scripted, habits, **settings))
     else:
         with Endpoint(from_config_dict(EndpointSettings, options.person, '--person')) as endpoint:
-            modelled = [Modelled(endpoint, draw, options.max_tokens) for draw in draws]
+            failed = collections.Counter[str]()
+            modelled = [Modelled(endpoint, draw, options.max_tokens, failed) for draw in draws]
             walks, stopped = asyncio.run(walk_all(place, modelled, habits, **settings))
+            print(f"answers of the participants' model: {endpoint.usage().calls}, not used: {dict(failed)}")
     events = [event for event in read_events(options.store) if event.participant not in known - {''}]
     states = list(fold_all(events).values())
     print_times(walks)
