@@ -41,7 +41,8 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
         running: the study, started.
         routers: further pages: the administrators'.
     """
-    app = FastAPI(title='simrl study', openapi_url=None, docs_url=None, redoc_url=None)
+    # A redirect to the address with or without a slash would be made from the request's Host.
+    app = FastAPI(title='simrl study', openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.running = requests = answering.Running()  # see `make_server`
     changes = _changes(running)
 
@@ -124,8 +125,9 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
 
     @app.get('/health')
     async def health() -> Response:
-        """Status 200 while requests are taken, 503 while the server drains."""
-        return JSONResponse({'status': 'draining' if requests.draining else 'ok'}, 503 if requests.draining else 200)
+        """Status 200 while requests are taken, 503 while the server drains and once its store is lost."""
+        status = 'store lost' if running.store.lost else 'draining' if requests.draining else 'ok'
+        return JSONResponse({'status': status}, 200 if status == 'ok' else 503)
 
     @app.get('/static/{name}')
     async def static(name: str) -> Response:

@@ -13,12 +13,10 @@ from simrl.study.events import (
     Arrived,
     Asked,
     Checked,
-    Choice,
     Concluded,
     Conduct,
     Consented,
     Deleted,
-    Event,
     Excluded,
     Flagged,
     Instructed,
@@ -54,7 +52,7 @@ class Turn:
     Attributes:
         status: `waiting` for replies; `void`: there are none, and the message may be tried again unless `refused`;
             `shown`: both replies are there; `judged`.
-        voids: times that a try of it was void.
+        voids: times that a try of it was void. failed: of those, tries of the last message.
         asked_at, shown_at, judged_at: seconds since 1970; None until then.
     """
 
@@ -63,6 +61,7 @@ class Turn:
     asked_at: float
     status: Literal['waiting', 'void', 'shown', 'judged'] = 'waiting'
     voids: int = 0
+    failed: int = 0
     refused: bool = False
     replies: Replied | None = None
     shown_at: float | None = None
@@ -80,13 +79,6 @@ class Turn:
         assert self.replies is not None
         assert self.preferred is not None
         return self.replies.left_text if self.preferred.kept == 'left' else self.replies.right_text
-
-    @property
-    def model_preference(self) -> tuple[str, Choice] | None:
-        """The model that was on the left, and the choice; None before the vote."""
-        if self.replies is None or self.preferred is None:
-            return None
-        return self.replies.left, self.preferred.choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +296,9 @@ def _in_talk(state: Participant, stored: Stored) -> Participant | None:
             made = None if turn.refused else dataclasses.replace(turn, status='waiting', asked_at=at)
         case Voided(_, refused), 'waiting':
             assert turn is not None
-            made = dataclasses.replace(turn, status='void', voids=turn.voids + 1, refused=refused)
+            made = dataclasses.replace(
+                turn, status='void', voids=turn.voids + 1, failed=turn.failed + 1, refused=refused
+            )
         case Replied(left, right), 'waiting' if {left, right} == set(talk.pair):
             assert turn is not None
             assert isinstance(stored.event, Replied)
@@ -320,8 +314,3 @@ def _in_talk(state: Participant, stored: Stored) -> Participant | None:
     if state.step == 'conversation':
         return dataclasses.replace(state, main=talk)
     return dataclasses.replace(state, training=talk, step='conversation' if made.status == 'judged' else 'training')
-
-
-def check_follows(state: Participant | None, event: Event) -> None:
-    """Raises `OutOfPlaceError` where an event could not follow."""
-    apply(state, Stored(0, state.id if state else '', 1 if state is None else state.version + 1, 0.0, event))

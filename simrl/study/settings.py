@@ -51,7 +51,7 @@ class TaskSettings:
     min_reason_chars: int = 3
     temperature: float = 0.7  # of the assistants
     max_tokens: int = 2048  # max tokens of a reply
-    tries: int = 3  # max times a turn is void before the participant may write another message only
+    tries: int = 3  # max times a message finds no replies; then it must be sent anew, in other words or the same
 
     def __post_init__(self) -> None:
         for field in ('exchanges', 'check_tries', 'message_chars', 'text_chars', 'reason_chars', 'max_tokens', 'tries'):

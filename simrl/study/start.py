@@ -6,18 +6,19 @@ import socket
 from collections.abc import Callable
 
 from simrl.remote.settings import read_key
-from simrl.serving.listener import bind, make_server, raise_file_limit, url_of
+from simrl.serving.listener import Server, bind, make_server, raise_file_limit, url_of
 from simrl.study import panel
 from simrl.study.admin import make_router
 from simrl.study.app import make_app
 from simrl.study.models import open_models
 from simrl.study.running import Running
 from simrl.study.settings import StudySettings, WebSettings
-from simrl.study.store import Store
+from simrl.study.store import Store, StoreError
 from simrl.study.texts import Tasks, read_tasks, read_texts
 from simrl.study.web import Web, http_limits
 
 LEAST_TOKEN = 16  # characters of the administrators' token
+WATCH_SECONDS = 1.0  # between two looks at the store
 PANEL_LINK = '/enter?PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}'
 Say = Callable[[str], None]
 
@@ -36,7 +37,7 @@ def serve(settings: StudySettings, say: Say) -> None:
     Raises:
         OSError: the address is taken.
         ValueError: the token is missing, or a live study's texts are not complete. TextError: a file of them is wrong.
-        StoreError: the store cannot be opened.
+        StoreError: the store cannot be opened, or was lost for so long that the server ended.
         EndpointError: a model cannot be reached, or the judge's key is missing.
     """
     token = read_admin_token(settings.web)
@@ -84,6 +85,17 @@ async def _serve(
         try:
             app = make_app(running, web, make_router(running, web), panel.make_router(running, web))
             server = make_server(app, http_limits(settings.web), on_listening=announce)
+            watch = asyncio.create_task(_end_without(store, server))
             await server.serve([listener])
+            watch.cancel()
+            if store.lost:  # whoever started this may start it again
+                raise StoreError(store.lost)
         finally:
             await running.stop()
+
+
+async def _end_without(store: Store, server: Server) -> None:
+    """Ends the server once its store is lost for good."""
+    while not store.lost:
+        await asyncio.sleep(WATCH_SECONDS)
+    server.handle_exit()

@@ -86,7 +86,7 @@ class Rules:
 
 def may_retry(task: TaskSettings, turn: Turn) -> bool:
     """True if the same message of a void turn may be asked again; another message always may."""
-    return turn.status == 'void' and not turn.refused and turn.voids < task.tries
+    return turn.status == 'void' and not turn.refused and turn.failed < task.tries
 
 
 def may_conclude(task: TaskSettings, state: Participant) -> bool:

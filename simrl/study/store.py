@@ -108,6 +108,11 @@ class Store:
             if self._lock is not None:
                 self._lock.close()
 
+    @property
+    def lost(self) -> str | None:
+        """Why it is closed for good, while its process goes on; None of a store that works."""
+        return self._given_up
+
     def events(self, after: int = 0) -> list[Stored]:
         """The events whose number is above `after`, in their order.
 
@@ -142,20 +147,15 @@ class Store:
         row = self._transact(lambda connection, _: connection.execute(query).one_or_none())
         return None if row is None else (row[0], Identity(*row[1:]))
 
-    def enter(self, identity: Identity, participant: str, at: float, mode: Mode) -> tuple[Stored, ...]:
-        """Stores a new participant: who they are, and that they arrived.
+    def enter_all(self, arrivals: Sequence[Arrival]) -> list[tuple[Stored, ...] | ConflictError]:
+        """Stores new participants in one transaction: who they are, and that they arrived.
+
+        Returns:
+            [arrivals], what was stored of each; a conflict if they are known, or another has the id.
 
         Raises:
-            ConflictError: they are known, or another has the id.
-            StoreError: as of `append`; or the mode is not the store's and no preview.
+            StoreError: as of `append`; or a mode is not the store's and no preview.
         """
-        [stored] = self.enter_all([Arrival(identity, participant, at, mode)])
-        if isinstance(stored, ConflictError):
-            raise stored
-        return stored
-
-    def enter_all(self, arrivals: Sequence[Arrival]) -> list[tuple[Stored, ...] | ConflictError]:
-        """Stores new participants in one transaction; see `enter`. One that conflicts leaves the others."""
         for arrival in arrivals:
             if arrival.mode not in (self._mode, 'preview'):
                 address = database.shown(self._url)

@@ -116,7 +116,6 @@ class Labels:
     send_answers: str
     start_writing: str
     your_task: str
-    your_notes: str
     conversation: str
     you: str
     reply_a: str
@@ -144,7 +143,6 @@ class Labels:
     code: str
     back_to_panel: str
     criteria: str
-    skip: str
     go_on: str
     practice: str
     choice: str

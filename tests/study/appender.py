@@ -12,6 +12,7 @@ import threading
 
 from simrl.study.events import Stored, Voided
 from simrl.study.store import ConflictError, Entry, Identity, Store
+from tests.study.studies import enter
 
 THREADS = 3
 
@@ -34,7 +35,7 @@ def main(url: str) -> None:
 
 def work(store: Store, participant: str, last: dict[str, int]) -> None:
     if participant not in last:
-        confirm(store.enter(Identity(participant, 's', 't'), participant, 1.0, 'live'))
+        confirm(enter(store, Identity(participant, 's', 't'), participant, 1.0, 'live'))
     for version in itertools.count(last.get(participant, 1) + 1):
         [stored] = store.append([Entry(participant, version, float(version), (Voided(cause(participant, version)),))])
         assert not isinstance(stored, ConflictError), stored

@@ -13,7 +13,7 @@ from simrl.study.events import Arrived, Deleted, Event, Stored, from_row, to_row
 from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, TaskSettings, WebSettings
-from simrl.study.store import Arrival, ConflictError, Entry, Identity, StoreError
+from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks, Texts, read_texts
 from simrl.study.turns import Answer, Ask, Moderate
 
@@ -100,6 +100,14 @@ class MemoryStore:
         for version, event in enumerate(entry.events, entry.version):
             self.rows.append((entry.participant, version, entry.at, *to_row(event)))
         return tuple(self.events(len(self.rows) - len(entry.events)))
+
+
+def enter(store: Store, identity: Identity, id: str, at: float, mode: Mode) -> tuple[Stored, ...]:
+    """Stores somebody new; ConflictError: they are known, or another has the id."""
+    [stored] = store.enter_all([Arrival(identity, id, at, mode)])
+    if isinstance(stored, ConflictError):
+        raise stored
+    return stored
 
 
 async def echo(model: str, conversation: Sequence[Message]) -> Answer:

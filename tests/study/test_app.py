@@ -402,6 +402,18 @@ def test_conduct_is_stored_as_the_script_counted_it(tmp_path: pathlib.Path) -> N
     visit(tmp_path, go)
 
 
+def test_a_server_without_its_store_says_so(tmp_path: pathlib.Path) -> None:
+    async def go(running: Running, app: FastAPI) -> None:
+        browser = Browser(app, running)
+        assert (await browser.get('/health')).status_code == 200
+        running.store.close()
+        page = await browser.get('/health')
+        assert (page.status_code, page.json()) == (503, {'status': 'store lost'})
+        assert (await browser.get(ENTER.format('p1'))).status_code == 503
+
+    visit(tmp_path, go)
+
+
 def test_previews_are_for_administrators(tmp_path: pathlib.Path) -> None:
     async def go(running: Running, app: FastAPI) -> None:
         browser = await Browser(app, running).enter()

@@ -192,6 +192,23 @@ def test_every_step_at_every_size(chromium: Any, here: Site, models: Models, siz
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 
+def test_a_form_that_was_stopped_may_be_sent_again(chromium: Any, here: Site, models: Models) -> None:
+    page = chromium.new_page(base_url=here.url)
+    page.clock.install()
+    page.goto(ENTER.format('stopped'))
+    page.route('**/consent', lambda route: route.fulfill(status=204))  # the browser stays where it is
+    agree = page.get_by_role('button', name=here.running.texts.labels.agree)
+    agree.click()
+    page.clock.run_for(1000)
+    assert agree.is_disabled()
+    page.clock.run_for(10_000)
+    assert agree.is_enabled()
+    page.unroute('**/consent')
+    agree.click()
+    page.get_by_role('button', name=here.running.texts.labels.start).wait_for()
+    page.close()
+
+
 def test_what_is_typed_is_never_lost_and_nothing_counts_twice(chromium: Any, here: Site, models: Models) -> None:
     """Reload, no network, Back, a second tab, a double click; by the keyboard alone where that is how it is done."""
     texts = here.running.texts

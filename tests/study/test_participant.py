@@ -42,7 +42,7 @@ from simrl.study.events import (
     from_row,
     to_row,
 )
-from simrl.study.participant import OutOfPlaceError, Participant, apply, check_follows, fold, fold_all
+from simrl.study.participant import OutOfPlaceError, Participant, apply, fold, fold_all
 
 STEPS = ('consent', 'instructions', 'check', 'task', 'training', 'conversation', 'final', 'over')
 KINDS = typing.get_args(Event)
@@ -151,6 +151,10 @@ def test_any_events_are_folded_or_refused(found: list[Event]) -> None:
             fold(stored(*found))
 
 
+def check_follows(state: Participant | None, event: Event) -> None:
+    apply(state, Stored(0, 'p1', state.version + 1 if state else 1, 0.0, event))
+
+
 @hypothesis.given(SEQUENCES)
 @hypothesis.settings(max_examples=100, deadline=None)
 def test_what_holds_wherever_a_participant_is(found: list[Event]) -> None:
@@ -239,7 +243,8 @@ def test_one_who_goes_all_the_way() -> None:
     assert state.main.messages() == [('user', 'another'), ('assistant', 'B2')]
     [turn] = state.main.turns
     assert (turn.message, turn.voids, turn.asked_at, turn.shown_at, turn.judged_at) == ('another', 2, 170, 180, 190)
-    assert turn.model_preference == ('a', 'right')
+    assert turn.preferred is not None
+    assert (turn.replies and turn.replies.left, turn.preferred.choice) == ('a', 'right')
     for n, event in enumerate(way[1:], 1):  # each once, in its place
         with pytest.raises(OutOfPlaceError, match=type(event).__name__):
             check_follows(state, event)

@@ -319,12 +319,14 @@ def test_a_turn_that_failed_is_tried_again_or_given_up() -> None:
                 assert state.turn is not None
                 assert (state.turn.status, state.turn.voids, state.turn.replies) == ('void', n + 1, None)
             await refused(running.retry(state.id, state.version))  # three tries; another message may still be sent
+            await running.send(state.id, state.version, 'Hello')  # the same, sent anew, has as many tries
+            state = await replied(running, state.id)
             failing = False
-            await running.send(state.id, state.version, 'Hello?')
+            await running.retry(state.id, state.version)
             state = await replied(running, state.id)
             assert state.turn is not None
-            assert state.turn.status == 'shown'
-            assert [event.cause for event in events_of(store, Voided)] == ['first: server: status 500'] * 3
+            assert (state.turn.status, state.turn.voids) == ('shown', 4)
+            assert [event.cause for event in events_of(store, Voided)] == ['first: server: status 500'] * 4
 
     run(main())
 

@@ -171,6 +171,18 @@ def test_the_panels_link_by_which_a_participant_is_known(tmp_path: pathlib.Path)
     visit(tmp_path, go, panel=PanelSettings(study_ids=('s1', 's2')))
 
 
+def test_no_address_leads_to_another_host(tmp_path: pathlib.Path) -> None:
+    async def go(running: Running, app: FastAPI) -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url='http://study.test') as stranger:
+            for path in ('/state/', '/admin/', '/enter/', '/message/', '/admin/participants/', '//evil.example/state/'):
+                page = await stranger.get(path, headers={'Host': 'evil.example'})
+                assert page.headers.get('Location', '/').startswith('/'), path
+                assert 'evil' not in page.text + str(page.headers), path
+
+    visit(tmp_path, go)
+
+
 def test_a_cookie_does_not_last_for_ever(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def go(running: Running, app: FastAPI) -> None:
         browser = await Browser(app, running).enter()

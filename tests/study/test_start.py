@@ -119,3 +119,15 @@ def test_a_study_is_served_stopped_and_continued(tmp_path: pathlib.Path, models:
         page = serve(True)
         assert 'action="/instructions"' in page
         assert serve(False) == page
+
+
+def test_a_server_ends_once_its_store_is_lost(
+    tmp_path: pathlib.Path, models: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a supervisor to start it again."""
+    endpoint = StudyModel(endpoint=EndpointSettings(models, 'm'))
+    web, both = WebSettings(port=0), {'one': endpoint, 'two': endpoint}
+    monkeypatch.setattr(Store, 'lost', 'the connection is lost')
+    monkeypatch.setattr(start, 'WATCH_SECONDS', 0.1)
+    with pytest.raises(StoreError, match=r'^the connection is lost$'):
+        start.serve(settings_of(tmp_path, mode='rehearsal', web=web, models=both), [].append)

@@ -47,6 +47,7 @@ from simrl.study.events import (
 from simrl.study.participant import fold_all
 from simrl.study.rows import append_entries
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError, read_events
+from tests.study.studies import enter
 
 SOMEBODY = Identity('5f1a', 'study', 'session')
 ODD = 'a\0b \ud83d \U0001f600 \u202e "quoted" \'; DROP TABLE events; --\r\n'  # a NUL, half of a pair, a whole one
@@ -91,7 +92,7 @@ def write(url: str, statement: str, **values: object) -> None:
 def test_every_event_comes_back_as_it_was_stored(store_url):
     assert {type(event) for event in EVENTS} == set(typing.get_args(Event)) - {Arrived, Deleted}
     with Store(store_url, 'live') as opened:
-        arrived = opened.enter(SOMEBODY, 'p', 0.1, 'live')
+        arrived = enter(opened, SOMEBODY, 'p', 0.1, 'live')
         [stored] = opened.append([Entry('p', 2, 1e9 + 1 / 3, EVENTS)])
         assert arrived == (Stored(1, 'p', 1, 0.1, Arrived('live')),)
         assert stored == tuple(Stored(n, 'p', n, 1e9 + 1 / 3, event) for n, event in enumerate(EVENTS, 2))
@@ -148,7 +149,7 @@ def test_any_calls_do_what_a_list_would(store_url):
                 panel_id = drawn.choice('123456')
                 new = last == 0 and panel_id not in known
                 with contextlib.nullcontext() if new else pytest.raises(ConflictError):
-                    opened.enter(Identity(panel_id, '', ''), name, 1.0, 'live')
+                    enter(opened, Identity(panel_id, '', ''), name, 1.0, 'live')
                 if new:
                     rows.append((name, 1, Arrived('live')))
                     known[panel_id] = name
@@ -197,29 +198,29 @@ def test_of_writers_at_once_one_has_each_version(store_url):
 def test_nobody_enters_twice(store_url):
     with Store(store_url, 'rehearsal') as opened, concurrent.futures.ThreadPoolExecutor(6) as pool:
 
-        def enter(n: int) -> bool:
+        def try_to_enter(n: int) -> bool:
             try:
-                return bool(opened.enter(SOMEBODY, f'p{n}', 1.0, 'rehearsal'))
+                return bool(enter(opened, SOMEBODY, f'p{n}', 1.0, 'rehearsal'))
             except ConflictError:
                 return False
 
-        assert sum(pool.map(enter, range(6))) == 1
+        assert sum(pool.map(try_to_enter, range(6))) == 1
         [first] = opened.events()
         assert opened.find(SOMEBODY, 'rehearsal') == (first.participant, SOMEBODY)
         assert opened.find(Identity('5f1a', 'another', 'another'), 'rehearsal') == (first.participant, SOMEBODY)
         assert opened.find(Identity('5f1b', 'study', 'session'), 'rehearsal') is None
         # A preview by the same person is somebody else.
         assert opened.find(SOMEBODY, 'preview') is None
-        opened.enter(SOMEBODY, 'previewed', 1.0, 'preview')
+        enter(opened, SOMEBODY, 'previewed', 1.0, 'preview')
         assert opened.find(SOMEBODY, 'preview') == ('previewed', SOMEBODY)
         with pytest.raises(StoreError, match='expected mode rehearsal or preview, found live'):
-            opened.enter(Identity('other', '', ''), 'x', 1.0, 'live')
+            enter(opened, Identity('other', '', ''), 'x', 1.0, 'live')
         # Where anyone may enter, everybody is new.
         for name in ('x', 'y'):
-            opened.enter(Identity('', '', ''), name, 1.0, 'rehearsal')
+            enter(opened, Identity('', '', ''), name, 1.0, 'rehearsal')
         assert opened.find(Identity('', '', ''), 'rehearsal') is None
         with pytest.raises(ConflictError):
-            opened.enter(Identity('other', '', ''), 'x', 1.0, 'rehearsal')
+            enter(opened, Identity('other', '', ''), 'x', 1.0, 'rehearsal')
         assert opened.identities() == {first.participant: SOMEBODY, 'previewed': SOMEBODY}
         assert len(opened.events()) == 4
 
@@ -227,7 +228,7 @@ def test_nobody_enters_twice(store_url):
 def test_many_enter_in_one_transaction(store_url):
     somebody, nobody = [Identity(name, 's', 's') for name in 'abc'], Identity('', '', '')
     with Store(store_url, 'live') as opened:
-        opened.enter(somebody[0], 'p0', 1.0, 'live')
+        enter(opened, somebody[0], 'p0', 1.0, 'live')
         whom = [somebody[1], somebody[0], somebody[2], somebody[1], nobody, nobody, somebody[0]]
         modes = ['live'] * 6 + ['preview']
         arrivals = [Arrival(*one) for one in zip(whom, 'uvwxyz0', [2.0] * 7, modes, strict=True)]
@@ -275,8 +276,8 @@ def test_deleted_data_is_in_no_file(tmp_path, postgres):
                     connection.execution_options(isolation_level='AUTOCOMMIT').exec_driver_sql('CHECKPOINT')
                 return b''.join((postgres.folder / 'data' / path).read_bytes() for path in paths)
 
-            opened.enter(SOMEBODY, 'p', 1.0, 'live')
-            opened.enter(Identity('other', 's', 's'), 'q', 1.0, 'live')
+            enter(opened, SOMEBODY, 'p', 1.0, 'live')
+            enter(opened, Identity('other', 's', 's'), 'q', 1.0, 'live')
             opened.append([voided('p', 2, secret_words), voided('q', 2, 'kept')])
             assert secret_words.encode() in bytes_of()
             with pytest.raises(ConflictError):
@@ -481,7 +482,7 @@ def test_the_store_is_append_only(store_url):
         sa.event.listen(
             opened._connection.engine, 'before_cursor_execute', lambda _, __, text, *rest: statements.append(text)
         )
-        opened.enter(SOMEBODY, 'p', 1.0, 'live')
+        enter(opened, SOMEBODY, 'p', 1.0, 'live')
         opened.append([voided('p', 2), voided('p', 2)])
         opened.find(SOMEBODY, 'live')
         opened.events()

@@ -15,6 +15,7 @@ from simrl.study import database
 from simrl.study.backup import backup, restore
 from simrl.study.events import Flagged, Returned, Stored, Voided
 from simrl.study.store import ConflictError, Entry, Identity, Store, StoreError, read_events
+from tests.study.studies import enter
 from tools import study_store
 
 KNOWN = Identity('known', 'study', 'session')
@@ -24,7 +25,7 @@ DELETED = Identity('deleted', 'study', 'session')
 def fill(store: Store) -> None:
     """Two participants, one of whom had their data deleted."""
     for identity in (KNOWN, DELETED):
-        store.enter(identity, identity.panel_id[0], 1.0, 'live')
+        enter(store, identity, identity.panel_id[0], 1.0, 'live')
         store.append([Entry(identity.panel_id[0], 2, 2.0, (Returned(True), Flagged('judge', 'a\0\ud83d')))])
     store.delete('d', 4, 3.0)
 
@@ -178,7 +179,7 @@ def test_migrations_up_and_down_on_a_filled_store(store_url):
         assert store.find(KNOWN, 'live') == ('k', KNOWN)
         assert store.find(DELETED, 'live') is None  # as that revision says
         with pytest.raises(ConflictError):
-            store.enter(KNOWN, 'another', 4.0, 'live')
+            enter(store, KNOWN, 'another', 4.0, 'live')
     after = rows_of(store_url)
     assert [row for row in after['identities'] if row[0] == 'k'] == [row for row in full['identities'] if row[0] == 'k']
     with pytest.raises(StoreError, match='expected a revision of known_by, events'):

@@ -5,6 +5,7 @@
   const forms = [...document.querySelectorAll('form')];
   const hidden = new Set(['csrf', 'version', 'pasted', 'typed', 'seconds']);
   const key = (form) => `draft:${page.who}:${form.dataset.draft}`;
+  const AGAIN = 10000; // milliseconds after which a form may be sent again
   let changed = false;
   let sent = false;
 
@@ -116,7 +117,12 @@
     form.addEventListener('submit', (event) => {
       if (sent) event.preventDefault(); // a second click
       sent = true;
-      setTimeout(() => form.querySelectorAll('button').forEach((button) => { button.disabled = true; }));
+      const disable = (yes) => form.querySelectorAll('button').forEach((button) => { button.disabled = yes; });
+      setTimeout(disable, 0, true);
+      setTimeout(() => { // still here: it was stopped, or the network is gone. A form that arrives twice counts once.
+        sent = false;
+        disable(false);
+      }, AGAIN);
     });
   }
   addEventListener('pageshow', (event) => {
