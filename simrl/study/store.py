@@ -110,7 +110,7 @@ class Store:
 
     @property
     def lost(self) -> str | None:
-        """Why it is closed for good, while its process goes on; None of a store that works."""
+        """The cause for which it is closed for good, while its process goes on; None of a store that works."""
         return self._given_up
 
     def events(self, after: int = 0) -> list[Stored]:
