@@ -8,15 +8,18 @@ import io
 import json
 import pathlib
 import re
+import time
 from collections.abc import AsyncIterator
 
 import httpx2
 from fastapi import FastAPI
 
-from simrl.study import admin
+from simrl.study import admin, screening
 from simrl.study.admin_looks import CONFIRMATION
-from simrl.study.events import Event, Replied, Stored
+from simrl.study.events import Arrived, Event, Replied, Stored
+from simrl.study.participant import fold_all
 from simrl.study.running import Running
+from simrl.study.screens import all_flags
 from simrl.study.settings import Mode, PlanSettings, StudySettings, WebSettings
 from simrl.study.store import Entry, Store
 from simrl.study.texts import read_tasks
@@ -390,5 +393,40 @@ def test_an_administrator_deletes_data_at_a_participants_wish(tmp_path):
             assert running.participants[id].outcome == 'deleted'
             assert not any(text in str(stored.event) for stored in running.store.events())
             assert (await client.send('/admin/participants/x/delete', confirmation=admin.DELETION)).status_code == 404
+
+    asyncio.run(go())
+
+
+def test_flags_are_of_one_mode_and_computed_once(tmp_path, monkeypatch):
+    """A preview with the texts of a participant makes nobody a copy; pages at once share their work."""
+    settings = planted_settings(tmp_path)
+    events, _ = planted_study(dataclasses.replace(PLANTED, people=2, leaves=0, fails=0), 1)
+    previews = [
+        dataclasses.replace(
+            stored,
+            participant=stored.participant[::-1],
+            event=Arrived('preview') if stored.version == 1 else stored.event,
+        )
+        for stored in events
+    ]
+    assert 'like_another' in str(all_flags(fold_all([*events, *previews]).values(), read_tasks()))
+    fill(settings, events, previews)
+    calls, real = [], screening.all_flags
+
+    def counted(*arguments):
+        calls.append(arguments)
+        time.sleep(0.05)
+        return real(*arguments)
+
+    monkeypatch.setattr(screening, 'all_flags', counted)
+
+    async def go() -> None:
+        async with administered(settings) as (running, client, _):
+            pages = await asyncio.gather(*(client.client.get('/admin/participants') for _ in range(3)))
+            assert len(calls) == 1
+            assert not any('like another' in page.text for page in pages)
+            await running.flag(next(iter(running.participants)), 'judge_borderline', 'why')
+            assert 'judge borderline' in (await client.get('/admin/participants')).text
+            assert len(calls) == 2
 
     asyncio.run(go())
