@@ -11,7 +11,8 @@ from simrl.evaluation.report import report as run_report
 from simrl.evaluation.results import read_study as read_study_of_run
 from simrl.evaluation.results import write_study as write_study_of_run
 from simrl.study.analysis import PRIMARY, analyse, samples_of
-from simrl.study.events import STUDY, Excluded
+from simrl.study.events import STUDY, Excluded, RecruitmentEnded
+from simrl.study.looks import NoLookError
 from simrl.study.report import figures
 from simrl.study.report.settings import StudyReportSettings
 from simrl.study.report.write import NoStudyError, read_study, study_result, write_study
@@ -72,6 +73,26 @@ def test_a_look_is_stored_once(made):
         'PlanFrozen',
         'Looked',
     ]
+
+
+def test_a_study_that_ended_early_has_a_valid_report(tmp_path):
+    """Of 3 where 4 were planned: the last look is a planned one, and the report gives the reason."""
+    url = f'sqlite:///{tmp_path}/study.sqlite'
+    store_planted(url, Planted(people=3, tasks=OWN), participants=4)
+    settings = StudyReportSettings(store=url)
+    with pytest.raises(NoLookError, match='an end of recruitment makes the last look planned'):
+        read_study(settings, TASKS)
+    with Store(url, 'live') as store:
+        store.append([Entry(STUDY, 3, 2e9, (RecruitmentEnded('no money is left'),))])
+    for number in (0, 1):
+        found = read_study(settings, TASKS)
+        assert (found.look.kind, found.look.number, found.look.completed, found.look.shares) == (
+            'planned',
+            number,
+            3,
+            (1.0,),
+        )
+        assert 'Recruitment was ended once 3 participants of 4 had completed: no money is left.' in found.departed
 
 
 def test_a_look_that_cannot_be_stored_shows_nothing(tmp_path):
