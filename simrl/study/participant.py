@@ -61,12 +61,12 @@ class Turn:
     asked_at: float
     status: Literal['waiting', 'void', 'shown', 'judged'] = 'waiting'
     voids: int = 0
-    failed: int = 0
     refused: bool = False
     replies: Replied | None = None
     shown_at: float | None = None
     preferred: Preferred | None = None
     judged_at: float | None = None
+    failed: int = 0
 
     @property
     def shown(self) -> tuple[str, ...]:

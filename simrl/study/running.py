@@ -3,7 +3,7 @@
 1. `start` folds all events of the store and asks again for replies that a stopped server left waiting.
 2. An action of a participant is judged by `steps` under a lock of the participant, stored, and only then folded into
    `participants`. Until the store has it, others who are assigned count its outcome as if it were there.
-3. Writes that come while another is under way are stored together, in one transaction.
+3. Writes that come while another is under way are stored together, in one transaction (`writer`).
 4. A message that waits for replies has a task, from `turns`. It ends with the participant's withdrawal, and at `stop`,
    after which the message waits in the store.
 
@@ -12,7 +12,6 @@ An action goes on to its end though the browser that asked for it is gone.
 
 import asyncio
 import collections
-import concurrent.futures
 import contextlib
 import secrets
 import time
@@ -56,9 +55,9 @@ from simrl.study.steps import Rules
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
 from simrl.study.texts import Tasks, Texts
 from simrl.study.turns import Ask, Moderate, names_of, reply
+from simrl.study.writer import Writer
 
 T = TypeVar('T')
-_Group = list[tuple[Entry | Arrival, asyncio.Future[tuple[Stored, ...]]]]
 STORE_RETRY_SECONDS = (1.0, 30.0)  # between two tries to store replies: first, and at most
 
 
@@ -100,9 +99,7 @@ class Running:
         self._study_version = 0
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._actions: set[asyncio.Task[Any]] = set()
-        self._queue: _Group = []
-        self._writing: asyncio.Task[None] | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='store')
+        self._writer = Writer(store)
 
     @property
     def participants(self) -> Mapping[str, Participant]:
@@ -135,7 +132,7 @@ class Running:
             ConfigError: people are under way, and were seen within `gone_seconds`, with models, types or tasks that the
                 config no longer has.
         """
-        events = await self._in_thread(self.store.events)
+        events = await self._writer.call(self.store.events)
         for stored in events:
             if stored.participant == STUDY:
                 self._know(stored)
@@ -162,7 +159,7 @@ class Running:
         await asyncio.gather(*turns, return_exceptions=True)
         while self._actions:
             await asyncio.gather(*self._actions, return_exceptions=True)
-        self._thread.shutdown()
+        self._writer.stop()
 
     # Actions of participants. Each returns the participant as they are after it, and raises
     # OutOfDateError: the page's version is an older one, or the action is not of where they are;
@@ -303,9 +300,9 @@ class Running:
     async def _enter(self, identity: Identity, mode: Mode) -> tuple[Participant, bool]:
         id = secrets.token_hex(8)
         try:
-            stored = await self._store(Arrival(identity, id, self._clock(), mode))
+            stored = await self._writer.write(Arrival(identity, id, self._clock(), mode))
         except ConflictError:
-            found = await self._in_thread(self.store.find, identity, mode)
+            found = await self._writer.call(self.store.find, identity, mode)
             if found is None:
                 raise
         else:
@@ -336,7 +333,7 @@ class Running:
             if state.outcome == 'deleted':
                 raise OutOfDateError('the data is deleted already')
             try:
-                stored = await self._in_thread(self.store.delete, id, state.version + 1, self._clock())
+                stored = await self._writer.call(self.store.delete, id, state.version + 1, self._clock())
             except ConflictError:
                 await self._read_again(id)
                 raise OutOfDateError('it was stored before') from None
@@ -364,7 +361,7 @@ class Running:
             after = apply(after, Stored(0, state.id, after.version + 1, at, event))
         self._expected[state.id] = after
         try:
-            await self._store(Entry(state.id, state.version + 1, at, tuple(events)))
+            await self._writer.write(Entry(state.id, state.version + 1, at, tuple(events)))
         except ConflictError:
             await self._read_again(state.id)
             raise OutOfDateError('it was stored before') from None
@@ -379,7 +376,7 @@ class Running:
 
     async def _read_again(self, id: str) -> None:
         """Folds a participant's events of the store anew: a write had an error, and was done all the same."""
-        events = await self._in_thread(self.store.events)
+        events = await self._writer.call(self.store.events)
         state = fold([stored for stored in events if stored.participant == id])
         if state is not None:
             self._learn(state)
@@ -397,9 +394,9 @@ class Running:
 
     async def _say_locked(self, event: Event) -> None:
         try:
-            stored = await self._store(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
+            stored = await self._writer.write(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
         except ConflictError:  # as of `_read_again`
-            for known in await self._in_thread(self.store.events):
+            for known in await self._writer.call(self.store.events):
                 if known.participant == STUDY:
                     self._know(known)
             raise OutOfDateError('the study changed meanwhile') from None
@@ -418,50 +415,6 @@ class Running:
                 self.is_over = True
             case PlanFrozen() as frozen:
                 self.plan = frozen
-
-    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
-        """The result of a call of the store; calls are one after the other, in the order in which they were made."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
-
-    async def _store(self, what: Entry | Arrival) -> tuple[Stored, ...]:
-        """Stores an entry or an arrival together with others that wait.
-
-        Raises:
-            ConflictError: of this one.
-            StoreError: nothing is stored.
-        """
-        stored: asyncio.Future[tuple[Stored, ...]] = asyncio.get_running_loop().create_future()
-        self._queue.append((what, stored))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_queue())
-        return await stored
-
-    async def _write_queue(self) -> None:
-        while self._queue:
-            group, self._queue = self._queue, []
-            await self._write_group(self.store.enter_all, [one for one in group if isinstance(one[0], Arrival)])
-            await self._write_group(self.store.append, [one for one in group if isinstance(one[0], Entry)])
-
-    async def _write_group(self, write: Callable[..., list[tuple[Stored, ...] | ConflictError]], group: _Group) -> None:
-        """Ends the futures of a group with what was stored of each, or why it was not."""
-        if not group:
-            return
-        outcomes: Sequence[tuple[Stored, ...] | Exception]
-        try:
-            outcomes = await self._in_thread(write, [what for what, _ in group])
-        except Exception as error:
-            if len(group) > 1:  # the fault may be of one alone
-                for one in group:
-                    await self._write_group(write, [one])
-                return
-            outcomes = [error]
-        for (_, stored), outcome in zip(group, outcomes, strict=True):
-            if stored.cancelled():
-                continue
-            if isinstance(outcome, Exception):
-                stored.set_exception(outcome)
-            else:
-                stored.set_result(outcome)
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""
