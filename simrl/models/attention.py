@@ -1,12 +1,28 @@
-"""Attention of one layer: rotary positions, grouped-query attention, and writes to the KV cache.
+"""Attention of one layer: rotary positions, grouped-query attention by one of its implementations, and the KV cache.
+
+All implementations compute the same, with a float32 softmax. They differ in speed, memory and rounding:
+
+- `xla` has the scores of whole rows, `[B, N, T, S]`: the fastest for short rows.
+- `chunked` has the scores of one pair of blocks at a time (`chunked_attention.py`), on every backend.
+- `splash` and `cudnn` are the same as kernels for a TPU and for an NVIDIA GPU (`attention_kernels.py`).
+- `auto` is a kernel where there is one, else `chunked` for long rows and `xla` for short ones.
 
 Dimension letters as in `transformer.py`.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+from simrl.models import attention_kernels, chunked_attention
+
+Implementation = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']
+
+LONG_ROW = 256  # tokens of a row from which on `auto` does not hold its scores
+LONG_CACHE = 1024  # the same of a cache's capacity, where many tokens are fed at once
+CPU_CHUNK, CHUNK = 128, 512  # positions of a block; a CPU is fastest with scores that its caches hold
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array) -> jax.Array:
@@ -49,13 +65,70 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return mixed.reshape(batch, time, heads, head_dim)
 
 
-def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
-    """Causal attention over whole left-aligned rows; arguments and result are `[B, T, heads, H]`."""
-    if implementation == 'cudnn':
-        return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation='cudnn')
-    time = query.shape[1]
-    causal = jnp.tril(jnp.ones((1, time, time), bool))
-    return attend(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), causal)
+def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation) -> jax.Array:
+    """Causal attention over whole left-aligned rows.
+
+    Args:
+        query: `[B, T, N, H]`.
+        key, value: `[B, T, K, H]`.
+
+    Returns:
+        `[B, T, N, H]` in the dtype of `query`.
+
+    Raises:
+        ValueError: the backend does not have the implementation.
+    """
+    platform = attention_kernels.platform()
+    chosen = choose(implementation, platform, query)
+    if chosen == 'xla':
+        time = query.shape[1]
+        causal = jnp.tril(jnp.ones((1, time, time), bool))
+        return attend(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), causal)
+    chunk = CPU_CHUNK if platform == 'cpu' else CHUNK
+    functions = {
+        'chunked': lambda *arrays: chunked_attention.causal(*arrays, chunk),
+        'splash': attention_kernels.splash,
+        'cudnn': attention_kernels.cudnn,
+    }
+    return attention_kernels.on_own_heads(functions[chosen], query, key, value)
+
+
+def choose(implementation: Implementation, platform: str, query: jax.Array) -> str:
+    """The implementation of causal attention that a backend computes `auto` with, or the given one, checked."""
+    needed = {'splash': 'tpu', 'cudnn': 'gpu'}.get(implementation, platform)
+    if platform != needed:
+        raise ValueError(f'Execution.attention: {implementation!r} needs a {needed.upper()}, found {platform}')
+    if implementation != 'auto':
+        return implementation
+    if platform == 'gpu' and attention_kernels.cudnn_takes(query):
+        return 'cudnn'
+    if query.shape[1] < LONG_ROW:
+        return 'xla'
+    return 'splash' if platform == 'tpu' else 'chunked'
+
+
+def cached_attention(
+    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, implementation: Implementation
+) -> jax.Array:
+    """Attention of tokens to a cache that has them already; a query attends to the positions up to its own.
+
+    One token a row, as in decoding, has few scores. Many tokens attend to a long cache in chunks on every backend.
+
+    Args:
+        query: `[B, T, N, H]`.
+        keys: `[B, K, H, S]`.
+        values: `[B, K, S, H]`.
+        positions: int32 `[B, T]`.
+        implementation: `xla` and `chunked` as they say; the others: by T and S.
+
+    Returns:
+        `[B, T, N, H]` in the dtype of `query`.
+    """
+    capacity = values.shape[2]
+    few = query.shape[1] == 1 or (implementation != 'chunked' and capacity < LONG_CACHE)
+    if few or implementation == 'xla':
+        return attend(query, keys, values, jnp.arange(capacity) <= positions[:, :, None])
+    return chunked_attention.cached(query, keys, values, positions, CHUNK)
 
 
 def write_cache(

@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models.attention import attend, causal_attention, rotate, write_cache
+from simrl.models.attention import Implementation, cached_attention, causal_attention, rotate, write_cache
 from simrl.models.layouts import (
     MATRICES,
     PRODUCT,
@@ -116,8 +116,8 @@ class Execution:
     )
     # Recomputed in backward passes; dots: all but outputs of `dense`.
     remat: Literal['none', 'full', 'dots'] = dataclasses.field(default='none', metadata=NO_EFFECT)
-    # Implementation in passes without a cache; cudnn: a GPU and bfloat16.
-    attention: Literal['xla', 'cudnn'] = dataclasses.field(default='xla', metadata=NO_EFFECT)
+    # Implementation (`attention.py`); splash: a TPU; cudnn: a GPU and bfloat16.
+    attention: Implementation = dataclasses.field(default='auto', metadata=NO_EFFECT)
     log_prob_chunk: int = dataclasses.field(default=512, metadata=NO_EFFECT)  # trained positions with logits at once
 
     def __post_init__(self) -> None:
@@ -266,8 +266,7 @@ class Block(nn.Module):
                 mixed = causal_attention(query, key, value, self.execution.attention)
             else:
                 cache = write_cache(*cache, positions, key, value)
-                causal = jnp.arange(cache[1].shape[2]) <= positions[:, :, None]
-                mixed = attend(query, *cache, causal)
+                mixed = cached_attention(query, *cache, positions, self.execution.attention)
             output = linear('output', mixed, 'heads', 'head_dim', 'embed')
             x = shard_rows(x + placed_norm('after', 'attention_norm', output))
 
