@@ -113,6 +113,7 @@ class PretrainedRewards:
                 execution=self.compute.training,
                 frame=frame_of(self.model.chat),
                 later_tokens=later_tokens,
+                row_buckets=self.settings.rl.row_buckets,
                 num_microbatches=num_microbatches,
             )
             rewards: Rewards = rewards_of(*scores, scale)

@@ -1,6 +1,7 @@
 """The decoder as pure functions, its parameters, and their layout and storage.
 
-`transformer`: the forward pass with and without a KV cache; `attention` its attention. `log_probs`: log-probabilities
+`transformer`: the forward pass with and without a KV cache; `attention` its attention, with its implementations
+`chunked_attention` and `attention_kernels`. `log_probs`: log-probabilities
 from hidden states. `lora`: low-rank adapters. `layouts`, `rows`, `sharding`, `placement`: layouts of weights and rows
 in memory and over devices. `checkpoint`: training states on disk. `files`: other programs' formats.
 

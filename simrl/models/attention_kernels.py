@@ -89,7 +89,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def cudnn_takes(query: jax.Array) -> bool:
-    """Whether cuDNN computes attention in this dtype and head dimension, on all GPUs that it supports."""
+    """True if cuDNN computes attention in this dtype and head dimension, on every GPU that it supports."""
     return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[3] <= 128 and query.shape[3] % 8 == 0
 
 

@@ -94,7 +94,7 @@ def causal(query: jax.Array, key: jax.Array, value: jax.Array, chunk: int) -> ja
 
 
 def _causal_mask(i: jax.Array, j: jax.Array, size: int) -> jax.Array:
-    """Whether the queries of block i see the keys of block j, bool `[1, C, C]`."""
+    """True where a query of block i sees a key of block j, bool `[1, C, C]`."""
     index = jnp.arange(size)
     return (j * size + index <= (i * size + index)[:, None])[None]
 

@@ -1,8 +1,11 @@
 """Rows of a batch, sharded over the mesh axis `data`: gathers, scatters and microbatches that keep them there."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 
@@ -54,18 +57,55 @@ def scatter_per_row(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array
     return jax.vmap(lambda row, i, entry: row.at[i].set(entry, mode='drop'))(x, index, new)
 
 
-def split_microbatches(tree: Any, num_microbatches: int) -> Any:
-    """Reshapes leaves `[B, ...]` to `[n, B / n, ...]`, n = `num_microbatches`; row i goes to microbatch i mod n.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Microbatch:
+    """R rows that go through the model together.
 
-    So each device keeps its rows where rows are sharded; contiguous microbatches would move them.
+    Attributes:
+        rows: int32 `[R]`, row numbers in the batch.
+        width: number of tokens per row; all later tokens are padding.
     """
 
-    def split(x: jax.Array) -> jax.Array:
-        return shard_rows(x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), axis=1)
-
-    return jax.tree.map(split, tree)
+    rows: np.ndarray
+    width: int
 
 
-def join_microbatches(tree: Any) -> Any:
-    """Undoes `split_microbatches`."""
-    return jax.tree.map(lambda x: shard_rows(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])), tree)
+def split_by_length(
+    rows: np.ndarray, length: np.ndarray, widths: Sequence[int], num_microbatches: int
+) -> list[Microbatch]:
+    """Splits some rows of a batch into microbatches of equal size and similar lengths, on the host.
+
+    Args:
+        rows: int, row numbers; `num_microbatches` divides their number.
+        length: int `[B]`, number of tokens of each row of the batch.
+        widths: ascending bucket widths, from `bucket_widths`; a microbatch has the shortest that fits its longest row.
+
+    Raises:
+        ValueError: a row is longer than the last width.
+    """
+    by_length = rows[np.argsort(length[rows], kind='stable')].astype(np.int32)
+    # Shuffled within a microbatch: on a mesh neighbours share a device, and the longest rows should not share one.
+    order = np.random.default_rng(0).permutation(len(rows) // num_microbatches)
+    split = np.split(by_length, num_microbatches)
+    return [Microbatch(part[order], _width(int(length[part[-1]]), widths)) for part in split]
+
+
+def bucket_widths(buckets: Sequence[int], width: int) -> tuple[int, ...]:
+    """Widths for microbatches of a batch of `width` tokens: the shorter buckets, and `width` itself."""
+    return (*(bucket for bucket in buckets if bucket < width), width)
+
+
+def _width(longest: int, widths: Sequence[int]) -> int:
+    if longest > widths[-1]:
+        raise ValueError(f'rows: expected at most {widths[-1]} tokens, found {longest}')
+    return next(width for width in widths if width >= longest)
+
+
+def gather_rows(tree: Any, rows: jax.Array, width: int) -> Any:
+    """Gathers rows of leaves `[B, T]`: `[R, width]`, sharded by rows."""
+    return jax.tree.map(lambda x: shard_rows(x[rows, :width]), tree)
+
+
+def scatter_rows(tree: Any, rows: jax.Array, part: Any) -> Any:
+    """Writes leaves `[R, width]` to their rows of leaves `[B, T]`."""
+    return jax.tree.map(lambda x, new: shard_rows(x.at[rows, : new.shape[1]].set(new)), tree, part)

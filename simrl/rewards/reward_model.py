@@ -14,14 +14,16 @@ conversation scores every reply in it:
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simrl.conversations.chat import Chat
-from simrl.models import transformer
-from simrl.models.rows import join_microbatches, num_shards, scatter_per_row, split_microbatches
+from simrl.models import placement, transformer
+from simrl.models.rows import bucket_widths, num_shards, scatter_per_row, shard_rows, split_by_length
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import CAUSES, NO_REPLY, Rewards
 from simrl.rollouts.state import EndReason
@@ -78,7 +80,7 @@ class RewardScale:
 
 
 def assemble(
-    messages: jax.Array, message_length: jax.Array, num_visible: jax.Array, frame: Frame, later_tokens: int
+    messages: jax.Array, message_length: jax.Array, num_visible: jax.Array, frame: Frame, width: int
 ) -> tuple[jax.Array, jax.Array]:
     """Conversations as rows of tokens in an assistant's view.
 
@@ -86,29 +88,27 @@ def assemble(
         messages: int32 `[B, M, L]` content ids; even messages are the user's, odd ones the assistant's.
         message_length: int32 `[B, M]`.
         num_visible: int32 `[B]`, how many messages the assistant's side of the conversation holds.
-        later_tokens: most tokens of a message after the opening, which may be longer: it bounds T.
+        width: T, at least the tokens of each row.
 
     Returns:
-        tokens: int32 `[B, T]`, left-aligned, 0 past the end, with T the longest row possible.
+        tokens: int32 `[B, T]`, left-aligned, 0 past the end.
         end_position: int32 `[B, M]`, the index of each message's end-of-turn; T for messages that are not there.
     """
     batch, num_messages, longest = messages.shape
-    time = frame.row_length(num_messages, longest, later_tokens)
-    tokens = jnp.zeros((batch, time), jnp.int32).at[:, : len(frame.prefix)].set(jnp.asarray(frame.prefix, jnp.int32))
+    tokens = jnp.zeros((batch, width), jnp.int32).at[:, : len(frame.prefix)].set(jnp.asarray(frame.prefix, jnp.int32))
     start = jnp.full((batch,), len(frame.prefix), jnp.int32)
     ends = []
     for m in range(num_messages):
         header, length = frame.header(m), message_length[:, m]
-        width = longest if m == 0 else later_tokens
         there = m < num_visible
-        offset = jnp.arange(len(header) + width + 1)
-        content = jnp.pad(messages[:, m, :width], ((0, 0), (len(header), 1)))
+        offset = jnp.arange(len(header) + longest + 1)
+        content = jnp.pad(messages[:, m], ((0, 0), (len(header), 1)))
         chunk = content.at[:, : len(header)].set(jnp.asarray(header, jnp.int32))
         end = len(header) + length
         chunk = jnp.where(offset == end[:, None], frame.end(m), chunk)
         write = there[:, None] & (offset <= end[:, None])
-        tokens = scatter_per_row(tokens, jnp.where(write, start[:, None] + offset, time), chunk)
-        ends.append(jnp.where(there, start + end, time))
+        tokens = scatter_per_row(tokens, jnp.where(write, start[:, None] + offset, width), chunk)
+        ends.append(jnp.where(there, start + end, width))
         start = jnp.where(there, start + end + 1, start)
     return tokens, jnp.stack(ends, axis=1)
 
@@ -141,14 +141,14 @@ def reply_scores(
     num_visible: jax.Array,
     *,
     frame: Frame,
-    later_tokens: int,
+    width: int,
 ) -> tuple[jax.Array, jax.Array]:
     """The score of every assistant message given the conversation before it; arguments as of `assemble`.
 
     Returns:
         score: float32 `[B, M // 2]`; and valid: bool, True where there is such a message.
     """
-    tokens, end_position = assemble(messages, message_length, num_visible, frame, later_tokens)
+    tokens, end_position = assemble(messages, message_length, num_visible, frame, width)
     score = score_rows(params, config, execution, tokens, end_position[:, 1::2])
     valid = jnp.arange(1, messages.shape[1], 2) < num_visible[:, None]
     return jnp.where(valid, score, 0.0), valid
@@ -177,7 +177,6 @@ def turn_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewa
     return Rewards(value=value, valid=valid, parts={'score': score}, cause=cause.astype(jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'later_tokens', 'num_microbatches'))
 def score_conversations(
     params: Params,
     batch: Trajectories,
@@ -186,23 +185,63 @@ def score_conversations(
     execution: Execution,
     frame: Frame,
     later_tokens: int,
+    row_buckets: Sequence[int] = (),
     num_microbatches: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """`reply_scores` of rollouts, whichever view they are in.
+    """`reply_scores` of rollouts, whichever view they are in: a loop over compiled programs, one for each width.
+
+    Rows of similar lengths are scored together. So time and memory are those of what was said, not of what could be.
 
     Args:
         later_tokens: max tokens of a message after the opening.
+        row_buckets: rising widths, in tokens; rows are padded to the shortest that fits, or else to the longest row
+            possible.
         num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory; fewer
             where they do not divide the rows, as those of a forecast.
     """
+    num_rows, num_messages, longest = batch.messages.shape
+    visible, length, scored = _start(batch, frame=frame)
+    parts = math.gcd(num_rows // num_shards(num_rows), num_microbatches)
+    widths = bucket_widths(row_buckets, frame.row_length(num_messages, longest, later_tokens))
+    for part in split_by_length(np.arange(num_rows), placement.to_host(length), widths, parts):
+        scored = _score_part(
+            *(params, scored, batch.messages, batch.message_length, visible, part.rows),
+            config=config,
+            execution=execution,
+            frame=frame,
+            width=part.width,
+        )
+    return scored
+
+
+@functools.partial(jax.jit, static_argnames='frame')
+def _start(batch: Trajectories, *, frame: Frame) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+    """Counts the messages that the assistant reads and their tokens, int32 `[B]` each; and makes scores of zeros."""
     # The assistant never reads the message that ends the conversation.
     visible = batch.num_messages - (batch.end_reason == EndReason.SIGNAL)
+    number = np.arange(batch.messages.shape[1])
+    around = np.array([len(frame.header(m)) + 1 for m in number.tolist()])
+    tokens = jnp.where(number < visible[:, None], batch.message_length + around, 0)
+    replies = (len(visible), len(number) // 2)
+    return visible, len(frame.prefix) + jnp.sum(tokens, axis=1), (jnp.zeros(replies), jnp.zeros(replies, bool))
 
-    def part(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return reply_scores(params, config, execution, *rows, frame=frame, later_tokens=later_tokens)
 
-    rows = len(visible)
-    parts = math.gcd(rows // num_shards(rows), num_microbatches)
-    dealt = split_microbatches((batch.messages, batch.message_length, visible), parts)
-    score, valid = join_microbatches(jax.lax.map(part, dealt))
+@functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'width'), donate_argnums=1)
+def _score_part(
+    params: Params,
+    scored: tuple[jax.Array, jax.Array],
+    messages: jax.Array,
+    message_length: jax.Array,
+    visible: jax.Array,
+    rows: jax.Array,
+    *,
+    config: TransformerConfig,
+    execution: Execution,
+    frame: Frame,
+    width: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Writes `reply_scores` of some rows to the scores of all."""
+    own = (shard_rows(x[rows]) for x in (messages, message_length, visible))
+    new = reply_scores(params, config, execution, *own, frame=frame, width=width)
+    score, valid = (shard_rows(x.at[rows].set(part)) for x, part in zip(scored, new, strict=True))
     return score, valid

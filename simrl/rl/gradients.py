@@ -18,9 +18,9 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE
 from simrl.models import placement
+from simrl.models.rows import bucket_widths, split_by_length
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
-from simrl.rl import microbatches
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.update import add_gradients
@@ -62,8 +62,8 @@ def example_gradients(
         {**frozen, **trained}, None, batch, rewards, (), token_mask=token_mask, temperature=temperature
     )
     length = np.asarray(placement.to_host(batch.length))
-    widths = microbatches.bucket_widths(row_buckets, batch.tokens.shape[1])
-    (whole,) = microbatches.split_by_length(np.arange(len(length)), length, widths, 1)
+    widths = bucket_widths(row_buckets, batch.tokens.shape[1])
+    (whole,) = split_by_length(np.arange(len(length)), length, widths, 1)
     gradient = _jit_gradient(config, execution)
     sketches = []
     for first in range(0, len(length), samples):

@@ -17,12 +17,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models.rows import shard_rows
+from simrl.models.rows import Microbatch, gather_rows, scatter_rows, shard_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import CAUSES, INCOMPLETE, Rewards
 from simrl.rl import advantages, losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.microbatches import Microbatch, gather_rows, scatter_rows
 from simrl.rollouts.trajectories import Trajectories
 from simrl.training.optimizer import Metrics
 from simrl.training.scoring import Scores, score, trained_tokens

@@ -30,6 +30,7 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement, sharding, transformer
 from simrl.models.lora import LoRASettings
+from simrl.models.rows import bucket_widths, split_by_length
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import NOT_FINITE, Rewards, Score
 from simrl.rl import microbatches
@@ -243,14 +244,14 @@ def train(
             print(f'step {step}: {count} conversations were not judged: {reason}', flush=True)
         rewards = mask_incomplete(found.rewards, batch, trained_role=settings.role, settings=settings.algorithm)
         length = placement.to_host(batch.length)  # waits for the conversations; the reward may still be computed
-        widths = microbatches.bucket_widths(settings.row_buckets, batch.tokens.shape[1])
+        widths = bucket_widths(settings.row_buckets, batch.tokens.shape[1])
         num_microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
         prepared, prepare_metrics = prepare(
             {**frozen, **state.params},
             reference,
             batch,
             rewards,
-            microbatches.split_by_length(np.arange(len(length)), length, widths, num_microbatches),
+            split_by_length(np.arange(len(length)), length, widths, num_microbatches),
             token_mask=own_token_mask,
             temperature=temperature,
         )

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from simrl.models.rows import Microbatch, gather_rows
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rl import losses, masked
 from simrl.rl.algorithm import AlgorithmSettings
-from simrl.rl.microbatches import Microbatch, gather_rows
 from simrl.rl.prepare import Batch, check_params
 from simrl.training.optimizer import Metrics, Optimizer, TrainState, apply_gradients, jit_step
 from simrl.training.scoring import score

@@ -10,6 +10,7 @@ from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import render
 from simrl.models import transformer
 from simrl.models.transformer import Execution
+from simrl.rewards import reward_model
 from simrl.rewards.reward_model import (
     RewardScale,
     assemble,
@@ -24,6 +25,7 @@ from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
 from tests.tiny import byte_tokenizer, tiny_config
 
+WIDTH = 128
 CONVERSATIONS = [
     ['hi', 'hello there', 'how?', 'so'],
     ['a longer opening', 'b', 'c', ''],
@@ -56,12 +58,15 @@ def arrays(chat, conversations, width=20):
     return jnp.asarray(messages), jnp.asarray(length), jnp.array([len(texts) for texts in conversations])
 
 
+def turns(texts):
+    return [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
+
+
 def test_rows_are_the_templates_own(chat):
     messages, length, count = arrays(chat, CONVERSATIONS)
-    tokens, end = assemble(messages, length, count, frame_of(chat), 12)
+    tokens, end = assemble(messages, length, count, frame_of(chat), WIDTH)
     for i, texts in enumerate(CONVERSATIONS):
-        turns = [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts)]
-        rendered = render(chat, turns, system=None)
+        rendered = render(chat, turns(texts), system=None)
         assert tokens[i, : len(rendered)].tolist() == rendered.tokens.tolist()
         assert not tokens[i, len(rendered) :].any()
         for j in range(4):
@@ -73,12 +78,11 @@ def test_one_pass_scores_every_reply_as_if_it_were_the_last(chat, model):
     config, params = model
     messages, length, count = arrays(chat, CONVERSATIONS)
     frame = frame_of(chat)
-    score, valid = reply_scores(params, config, Execution(), messages, length, count, frame=frame, later_tokens=12)
+    score, valid = reply_scores(params, config, Execution(), messages, length, count, frame=frame, width=WIDTH)
     assert valid.tolist() == [[True, True], [True, True], [True, False], [False, False]]
     for i, texts in enumerate(CONVERSATIONS):
         for reply in range(len(texts) // 2):
-            turns = [Message(('user', 'assistant')[j % 2], text) for j, text in enumerate(texts[: 2 * reply + 2])]
-            ids = render(chat, turns, system=None).tokens
+            ids = render(chat, turns(texts[: 2 * reply + 2]), system=None).tokens
             row = np.zeros((1, 128), np.int32)  # of one shape, so that there is one program
             row[0, : len(ids)] = ids
             alone = score_rows(params, config, Execution(), jnp.asarray(row), jnp.array([[len(ids) - 1]]))[0, 0]
@@ -89,9 +93,9 @@ def test_what_was_not_said_does_not_matter(chat, model):
     config, params = model
     messages, length, count = arrays(chat, CONVERSATIONS)
     frame = frame_of(chat)
-    score, _ = reply_scores(params, config, Execution(), messages, length, count, frame=frame, later_tokens=12)
+    score, _ = reply_scores(params, config, Execution(), messages, length, count, frame=frame, width=WIDTH)
     noisy = jnp.where(jnp.arange(messages.shape[2]) < length[..., None], messages, 7)
-    again, _ = reply_scores(params, config, Execution(), noisy, length, count, frame=frame, later_tokens=12)
+    again, _ = reply_scores(params, config, Execution(), noisy, length, count, frame=frame, width=WIDTH)
     np.testing.assert_array_equal(score, again)
 
 
@@ -105,31 +109,57 @@ def test_rewards_are_standardised_means_and_fractions_survive():
     assert [CAUSES[cause] for cause in rewards.cause.tolist()] == ['', '', NO_REPLY]
 
 
-def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):
-    """The same messages with other ends: after a signal the last message is not scored."""
-    config, params = model
-    messages, length, _ = arrays(chat, [['hi', 'hello there', 'how?', 'so']] * 2)
-    zeros = jnp.zeros(2, jnp.int32)
-    batch = Trajectories(
-        **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), jnp.zeros((2, 1), jnp.int32)),
+def rollouts(chat, conversations, end_reason=EndReason.TURNS):
+    """The conversations as what a rollout leaves, as far as the reward model reads it."""
+    messages, length, count = arrays(chat, conversations)
+    rows = len(conversations)
+    zeros = jnp.zeros(rows, jnp.int32)
+    return Trajectories(
+        **dict.fromkeys(('tokens', 'role', 'turn', 'log_prob'), jnp.zeros((rows, 1), jnp.int32)),
         **dict.fromkeys(
             ('length', 'example_id', 'group', 'num_given', 'decoded_steps', 'loop_steps', 'resamples'), zeros
         ),
         messages=messages,
         message_length=length,
         truncated=jnp.zeros_like(length, bool),
-        num_messages=jnp.full(2, 4),
-        end_reason=jnp.array([EndReason.TURNS, EndReason.SIGNAL]),
+        num_messages=count,
+        end_reason=jnp.broadcast_to(jnp.asarray(end_reason), rows),
     )
-    score, valid = score_conversations(
-        params,
-        batch,
-        config=config,
-        execution=Execution(),
-        frame=frame_of(chat),
-        later_tokens=12,
-        num_microbatches=4,  # of two rows: each is a part
+
+
+def score_all(chat, model, batch, **settings):
+    config, params = model
+    return score_conversations(
+        params, batch, config=config, execution=Execution(), frame=frame_of(chat), later_tokens=12, **settings
     )
+
+
+def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):
+    """The same messages with other ends: after a signal the last message is not scored."""
+    batch = rollouts(chat, [['hi', 'hello there', 'how?', 'so']] * 2, [EndReason.TURNS, EndReason.SIGNAL])
+    score, valid = score_all(chat, model, batch, num_microbatches=4)  # of two rows: each is a part
     assert valid.tolist() == [[True, True], [True, False]]
     assert score[0, 0] == score[1, 0] != 0
     assert score[1, 1] == 0
+
+
+def test_rows_are_as_wide_as_what_was_said(chat, model, monkeypatch):
+    """Short conversations are scored apart from long ones, in their bucket; every row gets its own scores."""
+    widths = []
+
+    def recorded(*arguments, width, **settings):
+        widths.append((len(arguments[3]), width))
+        return reply_scores(*arguments, width=width, **settings)
+
+    monkeypatch.setattr(reward_model, 'reply_scores', recorded)
+    lengths = [len(render(chat, turns(texts), system=None)) for texts in CONVERSATIONS]
+    short, long = sorted(lengths)[1], sorted(lengths)[-1]
+    buckets = (short - 1, short, long, long + 1)
+    score, valid = score_all(chat, model, rollouts(chat, CONVERSATIONS), row_buckets=buckets, num_microbatches=2)
+    assert widths == [(2, short), (2, long)]  # in the order of their lengths
+    config, params = model
+    messages = arrays(chat, CONVERSATIONS)
+    frame = frame_of(chat)
+    expected, there = reply_scores(params, config, Execution(), *messages, frame=frame, width=WIDTH)
+    np.testing.assert_array_equal(valid, there)
+    np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-5)

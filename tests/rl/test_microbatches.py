@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simrl.models.rows import bucket_widths, split_by_length
 from simrl.rl import microbatches
 from simrl.rl.algorithm import AlgorithmSettings
 
@@ -40,13 +41,13 @@ def test_which_rows_meet_is_the_generators_alone() -> None:
 
 
 def test_widths_end_with_the_batchs_own() -> None:
-    assert microbatches.bucket_widths((8, 12, 16), 14) == (8, 12, 14)
-    assert microbatches.bucket_widths((8, 12), 12) == (8, 12)
-    assert microbatches.bucket_widths((8, 12), 20) == (8, 12, 20)
+    assert bucket_widths((8, 12, 16), 14) == (8, 12, 14)
+    assert bucket_widths((8, 12), 12) == (8, 12)
+    assert bucket_widths((8, 12), 20) == (8, 12, 20)
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match='expected at most 16 tokens, found 17'):
-        microbatches.split_by_length(np.arange(2), np.array([3, 17]), WIDTHS, 1)
+        split_by_length(np.arange(2), np.array([3, 17]), WIDTHS, 1)
     with pytest.raises(ValueError, match='divide the 8 rows of a batch, found 2 x 3 = 6'):
         microbatches.schedule_microbatches(np.zeros(8, int), WIDTHS, SETTINGS, np.random.default_rng(0))

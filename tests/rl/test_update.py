@@ -10,6 +10,7 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.models import transformer
+from simrl.models.rows import Microbatch, split_by_length
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rewards.rewards import CAUSES, INCOMPLETE, Rewards
 from simrl.rl import losses, masked, microbatches, train, update
@@ -124,7 +125,7 @@ def prepare(params, reference, rewards, rows, trained_role, settings, widths=(TI
         reference,
         trajectories(rows, sampled),
         rewards,
-        microbatches.split_by_length(np.arange(ROWS), rows['length'], widths, num_microbatches),
+        split_by_length(np.arange(ROWS), rows['length'], widths, num_microbatches),
         token_mask=TOKEN_MASK,
         temperature=0.8,
     )
@@ -672,8 +673,7 @@ def test_rows_cut_by_length_change_nothing_but_rounding():
 
 
 GOLDEN_STEPS = [
-    [microbatches.Microbatch(np.array(rows, np.int32), TIME)]
-    for rows in ([6, 2, 3, 1], [7, 5, 0, 4], [6, 4, 7, 3], [2, 0, 1, 5])
+    [Microbatch(np.array(rows, np.int32), TIME)] for rows in ([6, 2, 3, 1], [7, 5, 0, 4], [6, 4, 7, 3], [2, 0, 1, 5])
 ]
 GOLDEN = {
     'advantage_mean': 0.478081,

@@ -24,6 +24,7 @@ from simrl.conversations.templates import chat_from_huggingface
 from simrl.conversations.views import Rendered
 from simrl.models import placement, sharding
 from simrl.models.files.load import load_model
+from simrl.models.rows import bucket_widths
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import Rewards
 from simrl.rl import microbatches, train
@@ -303,7 +304,7 @@ def update_ragged(job: Job, bench: Bench) -> None:
     settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
     update = jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)
-    widths = microbatches.bucket_widths([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
+    widths = bucket_widths([job.context * eighths // 8 for eighths in range(1, 8)], job.context)
     steps = microbatches.schedule_microbatches(length, widths, settings, np.random.default_rng(0))
     with jax.set_mesh(model.mesh):
         batch, _ = prepare(
