@@ -40,7 +40,7 @@ class GenerationSpec:
         max_new_tokens: max tokens sampled for a message, end-of-turn included.
         stop_sequences: token runs, each of which ends the conversation once sampled. An assistant has none.
         top_k, top_p, min_p: as in `Sampling`.
-        feed_chunk: max given tokens fed at once, which bounds the `[B, N, chunk, S]` attention scores.
+        feed_chunk: max given tokens fed at once, which bounds their activations and attention scores.
     """
 
     config: TransformerConfig

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from simrl.models import placement, sharding
+from simrl.models.attention import causal_attention
 from simrl.models.files.export import export
 from simrl.models.files.huggingface import load_params
 from simrl.models.files.load import resize_vocabulary
@@ -114,6 +115,10 @@ def main(out):
     results['smallest_matrix'] = min(matrices)
 
     results['log_probs'] = {f'{data}x{model}': log_probs_difference(data, model) for data, model in ((1, 2), (2, 2))}
+    results['attention'] = {
+        f'{data}x{model}, {heads} heads read {kv_heads}': attention_difference(data, model, heads, kv_heads)
+        for data, model, heads, kv_heads in ((2, 2, 4, 2), (2, 4, 8, 2), (1, 2, 6, 3))
+    }
     for data, model in ((4, 2), (2, 4)):
         mesh = sharding.make_mesh(data, model)
         with jax.set_mesh(mesh):
@@ -139,6 +144,29 @@ def log_probs_difference(data, model):
         shardings = [jax.NamedSharding(mesh, jax.P(*axes)) for axes in (('data',), ('model', 'data'))]
         placed = sharding.shard([hidden, weights], shardings)
         return difference(jax.jit(gradient, out_shardings=tuple(shardings))(*placed), expected)
+
+
+def attention_difference(data, model, heads, kv_heads):
+    """Of the result and the gradients of attention by blocks on a mesh, from those of whole rows without one."""
+    random = np.random.default_rng(2)
+    arrays = [random.normal(size=(4, 20, n, 8)).astype(np.float32) for n in (heads, kv_heads, kv_heads)]
+
+    def both(implementation):
+        def total(*arrays):
+            mixed = causal_attention(*arrays, implementation)
+            return jnp.sum(jnp.square(mixed)), mixed
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+
+    expected = jax.device_get(both('xla')(*arrays))
+    mesh = sharding.make_mesh(data, model, jax.devices()[: data * model])
+    with jax.set_mesh(mesh):
+        kv_axis = 'model' if kv_heads % model == 0 else None
+        shardings = [jax.NamedSharding(mesh, jax.P('data', None, axis)) for axis in ('model', kv_axis, kv_axis)]
+        compiled = both('chunked').lower(*sharding.shard(arrays, shardings)).compile()
+        # Rows and heads are where they belong: devices exchange gradients of shared heads, and the sum of the loss.
+        assert not [kind for kind, _ in collectives(compiled.as_text()) if kind != 'all-reduce']
+        return difference(compiled(*sharding.shard(arrays, shardings)), expected)
 
 
 def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):

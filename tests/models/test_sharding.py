@@ -118,6 +118,13 @@ def test_log_probs_on_a_mesh_are_those_of_one_device(eight_devices):
     assert max(differences.values()) < 1e-5
 
 
+def test_attention_on_a_mesh_is_that_of_one_device(eight_devices):
+    """With key/value heads split over `model`; whole, where a device reads one; and whole, where it reads several."""
+    differences = eight_devices['attention']
+    assert len(differences) == 3
+    assert max(differences.values()) < 1e-5
+
+
 @pytest.mark.parametrize('mesh', MESHES)
 def test_shards_are_really_split(eight_devices, mesh):
     data, model = (int(size) for size in mesh.split('x'))

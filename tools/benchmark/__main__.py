@@ -38,7 +38,7 @@ from simrl.run.config import local_path
 from simrl.run.program import run_program
 from simrl.run.workers import cpus
 from tools.benchmark import environment, inputs, limits, measure, models, plan, report
-from tools.benchmark.job import CASES, Job, Remat, peers_remat
+from tools.benchmark.job import CASES, Attention, Job, Remat, peers_remat
 from tools.benchmark.plan import PEERS, Size
 from tools.benchmark.protocol import SideError
 
@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help='what gradients recompute: dots by default (all but products with weights), which peers do not have and '
         'recompute nothing; full with --gpu',
     )
-    parser.add_argument('--attention', choices=('xla', 'cudnn'), default='xla', help='of simrl in training')
+    parser.add_argument('--attention', choices=get_args(Attention), default='auto', help='of simrl in training')
     parser.add_argument('--gpu', action='store_true', help='on a GPU, in bfloat16')
     parser.add_argument('--peers', choices=('torch', 'none'), default='torch', help='none: simrl alone')
     parser.add_argument('--peer-env', type=local_path, help="the peers' virtual environment; made where it is missing")

@@ -7,6 +7,7 @@ from typing import Literal
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
+Attention = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']  # of simrl's `Execution`
 
 CASES = ('sampling', 'update_full', 'update_ragged', 'grpo_step', 'conversations', 'sft')
 LEARNING_RATE = 1e-5  # of AdamW, with its usual constants, no weight decay, and gradients clipped to norm 1
@@ -30,7 +31,7 @@ class Job:
         new_tokens: sampled for each message.
         samples: rows of each prompt, the groups of `grpo_step`.
         remat: what the backward pass recomputes; a peer's is of `peers_remat`.
-        attention: simrl's: 'xla' or 'cudnn'.
+        attention: simrl's implementation.
         logits: of which positions a torch peer makes logits: 'all', as a transformers model does, or 'trained'.
         gpu: False keeps every side on the CPU.
         threads: of each side, on that many cores; the sides take turns.
@@ -49,7 +50,7 @@ class Job:
     new_tokens: int
     samples: int
     remat: Remat
-    attention: Literal['xla', 'cudnn']
+    attention: Attention
     logits: Literal['all', 'trained']
     gpu: bool
     threads: int
