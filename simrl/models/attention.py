@@ -90,7 +90,7 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, impleme
         'splash': attention_kernels.splash,
         'cudnn': attention_kernels.cudnn,
     }
-    return attention_kernels.on_own_heads(functions[chosen], query, key, value)
+    return attention_kernels.on_own_heads(functions[chosen], query, key, value, kv_heads_at=(2, 2))
 
 
 def choose(implementation: Implementation, platform: str, query: jax.Array) -> str:
@@ -108,18 +108,25 @@ def choose(implementation: Implementation, platform: str, query: jax.Array) -> s
 
 
 def cached_attention(
-    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, implementation: Implementation
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    implementation: Implementation,
 ) -> jax.Array:
-    """Attention of tokens to a cache that has them already; a query attends to the positions up to its own.
+    """Attention of given tokens to a cache that has them already; a query attends to the positions up to its own.
 
-    One token a row, as in decoding, has few scores. Many tokens attend to a long cache in chunks on every backend.
+    One token a row, as in decoding, has few scores. Many tokens attend to a long cache by blocks on every backend.
 
     Args:
         query: `[B, T, N, H]`.
+        key, value: `[B, T, K, H]`, of the given tokens.
         keys: `[B, K, H, S]`.
         values: `[B, K, S, H]`.
-        positions: int32 `[B, T]`.
-        implementation: `xla` and `chunked` as they say; the others: by T and S.
+        positions: int32 `[B, T]`, as of `transformer.apply`.
+        implementation: `xla` and `chunked` as they say; the others by the backend, T and S.
 
     Returns:
         `[B, T, N, H]` in the dtype of `query`.
@@ -128,6 +135,11 @@ def cached_attention(
     few = query.shape[1] == 1 or (implementation != 'chunked' and capacity < LONG_CACHE)
     if few or implementation == 'xla':
         return attend(query, keys, values, jnp.arange(capacity) <= positions[:, :, None])
+    if implementation != 'chunked' and attention_kernels.platform() == 'tpu':
+        given = (key, value, keys, values, positions)
+        return attention_kernels.on_own_heads(
+            attention_kernels.splash_cached, query, *given, kv_heads_at=(2, 2, 1, 1, None)
+        )
     return chunked_attention.cached(query, keys, values, positions, CHUNK)
 
 

@@ -4,7 +4,8 @@ The kernels are JAX's own. XLA cannot split a kernel, so on a mesh each device r
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,7 @@ def platform() -> str:
 
 
 def on_own_heads(
-    function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    function: Callable[..., jax.Array], query: jax.Array, *others: jax.Array, kv_heads_at: Sequence[int | None]
 ) -> jax.Array:
     """Computes attention on each device of the mesh for the rows and query heads that it has.
 
@@ -35,57 +33,127 @@ def on_own_heads(
     every device, which takes those that its query heads read.
 
     Args:
-        function: of a device's query `[B, T, N, H]`, key and value `[B, T, K, H]`, N a multiple of K.
+        function: of a device's part of the arrays; the query heads are a multiple of the key/value heads there, too.
+        query: `[B, T, N, H]`.
+        others: arrays of B rows.
+        kv_heads_at: the dimension of key/value heads of each of them; None: it has none.
+
+    Returns:
+        An array like the query, from `function`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return function(query, key, value)
-    num_heads, kv_heads, devices = query.shape[2], key.shape[2], mesh.shape.get('model', 1)
+        return function(query, *others)
+    num_heads, devices = query.shape[2], mesh.shape.get('model', 1)
+    (kv_heads,) = {x.shape[at] for x, at in zip(others, kv_heads_at, strict=True) if at is not None}
     rows = 'data' if rows_are_sharded(query.shape[0]) else None
     heads = 'model' if devices > 1 and num_heads % devices == 0 else None
     whole = heads is not None and kv_heads % devices != 0
 
-    def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    def local(query: jax.Array, *others: jax.Array) -> jax.Array:
         if whole:
             num_own, group = num_heads // devices, num_heads // kv_heads
             read = (jax.lax.axis_index('model') * num_own + jnp.arange(num_own)) // group
             if group % num_own == 0:  # all read the same
                 read = read[:1]
-            key, value = jnp.take(key, read, axis=2), jnp.take(value, read, axis=2)
-        return function(query, key, value)
+            pairs = zip(others, kv_heads_at, strict=True)
+            others = tuple(x if at is None else jnp.take(x, read, axis=at) for x, at in pairs)
+        return function(query, *others)
 
     split = PartitionSpec(rows, None, heads)
-    kept = PartitionSpec(rows) if whole else split
+    kept = [PartitionSpec(rows, *([] if whole or at is None else [*[None] * (at - 1), heads])) for at in kv_heads_at]
     # Outputs of kernels do not say over which axes they vary.
-    mapped = jax.shard_map(local, in_specs=(split, kept, kept), out_specs=split, check_vma=False)
-    return mapped(query, key, value)
+    mapped = jax.shard_map(local, in_specs=(split, *kept), out_specs=split, check_vma=False)
+    return mapped(query, *others)
 
 
 def splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Causal attention by JAX's splash attention, a Pallas kernel for TPUs; see `attention.causal_attention`."""
+    time, head_dim = query.shape[1], query.shape[3]
+    padded = _padded(time)
+    arrays = [_pad(x, padded, 1).swapaxes(1, 2) for x in (_scaled(query, head_dim), key, value)]
+    kernel = _splash_kernel('CausalMask', arrays[0].shape, padded, save_residuals=False)
+    return jax.vmap(kernel)(*arrays).swapaxes(1, 2)[:, :time].astype(query.dtype)
+
+
+def splash_cached(
+    query: jax.Array, key: jax.Array, value: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """Attention of given tokens to a cache by splash attention; see `attention.cached_attention`.
+
+    A kernel's mask is static, and rows have their own lengths. So queries attend to the cache before their row's first
+    token, where all of them see all, and to the given tokens, causally. Two results o with log-sum-exps l are joined by
+    the weights exp(l) / (exp(l) + exp(l')).
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+    batch, time, heads, head_dim = query.shape
+    kv_heads, capacity = values.shape[1:3]
+    scaled = _scaled(query, head_dim).swapaxes(1, 2)
+    rows = scaled.reshape(batch, kv_heads, -1, head_dim)  # [B, K, G T, H]: all heads see the same
+    num_rows, size = rows.shape[2], _padded(capacity)
+    cached_keys, cached_values = _pad(keys, size, 3).swapaxes(-1, -2), _pad(values, size, 2)
+    rows = _pad(rows, _padded(num_rows), 2)
+    before = (jnp.arange(size) < positions[:, :1]).astype(jnp.int32)
+    seen = kernels.SegmentIds(q=jnp.ones((batch, rows.shape[2]), jnp.int32), kv=before)  # equal ids see each other
+    layout = kernels.QKVLayout.SEQ_MINOR  # of keys, as the cache has them
+    kernel = _splash_kernel('FullMask', rows.shape, size, save_residuals=True, k_layout=layout)
+    old, (old_sum,) = jax.vmap(kernel)(rows, cached_keys, cached_values, seen)
+    given = [_pad(x, _padded(time), 2) for x in (scaled, key.swapaxes(1, 2), value.swapaxes(1, 2))]
+    kernel = _splash_kernel('CausalMask', given[0].shape, _padded(time), save_residuals=True)
+    new, (new_sum,) = jax.vmap(kernel)(*given)
+    old, old_sum = (x[:, :, :num_rows].reshape(batch, heads, time, -1) for x in (old, old_sum))
+    new, new_sum = new[:, :, :time], new_sum[:, :, :time, None]
+    total = jnp.logaddexp(old_sum, new_sum)
+    mixed = old.astype(jnp.float32) * jnp.exp(old_sum - total) + new.astype(jnp.float32) * jnp.exp(new_sum - total)
+    return mixed.astype(query.dtype).swapaxes(1, 2)
+
+
+def _splash_kernel(
+    mask: str, rows: tuple[int, ...], num_keys: int, *, save_residuals: bool, **layouts: Any
+) -> Callable[..., Any]:
+    """Makes the kernel for one row of a batch of queries `rows`, `[B, N, T, H]`.
+
+    Args:
+        mask: the name of one of the kernel's masks.
+        save_residuals: True returns the log-sum-exp of each query's scores, too, and has no derivative.
+        layouts: of `BlockSizes`.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    time, heads, head_dim = query.shape[1:]
-    block = block_size(time, SPLASH_BLOCK, LANES)
-    padded = time + -time % block
-    scaled = (query.astype(jnp.float32) / math.sqrt(head_dim)).astype(query.dtype)
-    pad = ((0, 0), (0, padded - time), (0, 0), (0, 0))
-    arrays = [jnp.pad(x, pad).swapaxes(1, 2) for x in (scaled, key, value)]
-    kernel = kernels.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.CausalMask((padded, padded))] * heads),
+    _, heads, num_queries, _ = rows
+    queries, keys = (block_size(size, SPLASH_BLOCK, LANES) for size in (num_queries, num_keys))
+    return kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([getattr(masks, mask)((num_queries, num_keys))] * heads),
         block_sizes=kernels.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
+            block_q=queries,
+            block_kv=keys,
+            block_kv_compute=keys,
+            block_q_dkv=queries,
+            block_kv_dkv=keys,
+            block_kv_dkv_compute=keys,
+            block_q_dq=queries,
+            block_kv_dq=keys,
+            **layouts,
         ),
+        save_residuals=save_residuals,
     )
-    return jax.vmap(kernel)(*arrays).swapaxes(1, 2)[:, :time].astype(query.dtype)
+
+
+def _padded(time: int) -> int:
+    """Positions of whole blocks that cover `time`."""
+    return time + -time % block_size(time, SPLASH_BLOCK, LANES)
+
+
+def _pad(x: jax.Array, size: int, axis: int) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
+
+
+def _scaled(query: jax.Array, head_dim: int) -> jax.Array:
+    return (query.astype(jnp.float32) / math.sqrt(head_dim)).astype(query.dtype)
 
 
 def cudnn_takes(query: jax.Array) -> bool:

@@ -266,7 +266,7 @@ class Block(nn.Module):
                 mixed = causal_attention(query, key, value, self.execution.attention)
             else:
                 cache = write_cache(*cache, positions, key, value)
-                mixed = cached_attention(query, *cache, positions, self.execution.attention)
+                mixed = cached_attention(query, key, value, *cache, positions, self.execution.attention)
             output = linear('output', mixed, 'heads', 'head_dim', 'embed')
             x = shard_rows(x + placed_norm('after', 'attention_norm', output))
 
@@ -383,7 +383,7 @@ def apply(
             perhaps with adapters as from `lora.init`. Weights of any float dtype are cast where they are used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, index of each token in its row. None means 0..T-1, the only choice without a cache.
-            Tokens at positions at or past the cache's capacity are not written.
+            Those of a row rise by 1; after its last token they are the cache's capacity, where nothing is written.
         cache: result of earlier calls. A query attends to every cached position up to its own. Time grows with the
             capacity: see `cache_prefix`.
 

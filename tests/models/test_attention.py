@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
@@ -180,7 +181,8 @@ def test_short_rows_and_single_tokens_are_computed_whole():
     positions = jnp.array([[one // 2]])
     query = arrays[0][:, :1]
     mask = jnp.arange(one) <= positions[:, :, None]
-    np.testing.assert_array_equal(cached_attention(query, *cache, positions, 'auto'), attend(query, *cache, mask))
+    auto = cached_attention(query, query, query, *cache, positions, 'auto')
+    np.testing.assert_array_equal(auto, attend(query, *cache, mask))
 
 
 # Kernels, and which is chosen.
@@ -229,15 +231,38 @@ def test_a_mesh_of_absent_tpus_compiles_to_splash():
     assert 'tensor<1x384x128xbf16>' in call
 
 
-@pytest.mark.long
-def test_splash_computes_what_whole_rows_do():
-    from jax.experimental.pallas import tpu
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Splash attention, interpreted on the CPU."""
+    make = functools.partial(splash_attention_kernel.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, 'make_splash_mha_single_device', make)
 
-    arrays = [normal(i, 1, 200, heads, 64) / 2 for i, heads in enumerate((4, 2, 2, 4))]
+
+@pytest.mark.long
+def test_splash_computes_what_whole_rows_do(interpreted):
+    arrays = [normal(i, 2, 200, heads, 64) / 2 for i, heads in enumerate((4, 2, 2, 4))]
     expected, backward = jax.vjp(lambda *arrays: causal_attention(*arrays, 'xla'), *arrays[:3])
-    with tpu.force_tpu_interpret_mode():
-        found, splash_backward = jax.vjp(attention_kernels.splash, *arrays[:3])
-        gradients = splash_backward(arrays[3])
+    found, splash_backward = jax.vjp(attention_kernels.splash, *arrays[:3])
+    gradients = splash_backward(arrays[3])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for part, whole in zip(gradients, backward(arrays[3]), strict=True):
         np.testing.assert_allclose(part, whole, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('capacity', [256, 200])
+def test_splash_attends_to_a_cache_as_a_whole(capacity, interpreted):
+    """Of rows with a prefix, without one, with few tokens and with none; blocks need not divide the cache."""
+    time, heads, kv_heads, head_dim = 9, 6, 2, 16
+    counts, prefix = np.array([9, 9, 3, 0]), np.array([150, 0, 64, 7])
+    index = np.arange(time)
+    positions = np.where(index < counts[:, None], prefix[:, None] + index, capacity)
+    query = normal(0, 4, time, heads, head_dim) / 2
+    whole = [normal(i, 4, capacity, kv_heads, head_dim) / 2 for i in (1, 2)]
+    given = [jax.vmap(lambda row, at: row.at[at].get(mode='fill', fill_value=7.0))(x, positions) for x in whole]
+    cache = whole[0].transpose(0, 2, 3, 1), whole[1].swapaxes(1, 2)
+    found = attention_kernels.splash_cached(query, *given, *cache, jnp.asarray(positions))
+    assert np.all(np.isfinite(found))
+    real = index < counts[:, None]
+    expected = slow(query, *whole, np.arange(capacity) <= positions[..., None])
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
