@@ -20,9 +20,12 @@ from simrl.models import attention_kernels, chunked_attention
 
 Implementation = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']
 
-LONG_ROW = 256  # tokens of a row from which on `auto` does not hold its scores
-LONG_CACHE = 1024  # the same of a cache's capacity, where many tokens are fed at once
-CPU_CHUNK, CHUNK = 128, 512  # positions of a block; a CPU is fastest with scores that its caches hold
+# Tokens of a row, and a cache's capacity, from which on `auto` computes by blocks. A GPU's loops wait for the host in
+# every round.
+LONG_ROW = {'cpu': 256, 'tpu': 256, 'gpu': 1024}
+LONG_CACHE = {'cpu': 512, 'tpu': 512, 'gpu': 4096}
+FEW_TOKENS = 32  # fed to a cache at once: fewer have few scores
+CHUNK = {'cpu': 128, 'tpu': 512, 'gpu': 512}  # positions of a block; a CPU is fastest if its own caches hold the scores
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array) -> jax.Array:
@@ -84,9 +87,8 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, impleme
         time = query.shape[1]
         causal = jnp.tril(jnp.ones((1, time, time), bool))
         return attend(query, key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), causal)
-    chunk = CPU_CHUNK if platform == 'cpu' else CHUNK
     functions = {
-        'chunked': lambda *arrays: chunked_attention.causal(*arrays, chunk),
+        'chunked': lambda *arrays: chunked_attention.causal(*arrays, CHUNK[platform]),
         'splash': attention_kernels.splash,
         'cudnn': attention_kernels.cudnn,
     }
@@ -102,7 +104,7 @@ def choose(implementation: Implementation, platform: str, query: jax.Array) -> s
         return implementation
     if platform == 'gpu' and attention_kernels.cudnn_takes(query):
         return 'cudnn'
-    if query.shape[1] < LONG_ROW:
+    if query.shape[1] < LONG_ROW[platform]:
         return 'xla'
     return 'splash' if platform == 'tpu' else 'chunked'
 
@@ -118,7 +120,7 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of given tokens to a cache that has them already; a query attends to the positions up to its own.
 
-    One token a row, as in decoding, has few scores. Many tokens attend to a long cache by blocks on every backend.
+    Few tokens, as in decoding, have few scores. Many attend to a long cache by blocks, on a TPU by a kernel.
 
     Args:
         query: `[B, T, N, H]`.
@@ -131,16 +133,16 @@ def cached_attention(
     Returns:
         `[B, T, N, H]` in the dtype of `query`.
     """
-    capacity = values.shape[2]
-    few = query.shape[1] == 1 or (implementation != 'chunked' and capacity < LONG_CACHE)
-    if few or implementation == 'xla':
+    time, capacity, platform = query.shape[1], values.shape[2], attention_kernels.platform()
+    short = time < FEW_TOKENS or capacity < LONG_CACHE[platform]
+    if implementation == 'xla' or (implementation != 'chunked' and short) or time == 1:
         return attend(query, keys, values, jnp.arange(capacity) <= positions[:, :, None])
-    if implementation != 'chunked' and attention_kernels.platform() == 'tpu':
+    if implementation != 'chunked' and platform == 'tpu':
         given = (key, value, keys, values, positions)
         return attention_kernels.on_own_heads(
             attention_kernels.splash_cached, query, *given, kv_heads_at=(2, 2, 1, 1, None)
         )
-    return chunked_attention.cached(query, keys, values, positions, CHUNK)
+    return chunked_attention.cached(query, keys, values, positions, CHUNK[platform])
 
 
 def write_cache(

@@ -19,9 +19,13 @@ LANES = 128  # of a TPU: blocks are multiples
 
 
 def platform() -> str:
-    """The platform that is compiled for: of the mesh that is set, perhaps one of absent devices, or the default."""
+    """The kind of device that is compiled for, 'cpu', 'tpu' or 'gpu': of the mesh that is set, or the default.
+
+    The mesh's devices may be absent. Whatever else JAX may run on counts as a GPU.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else str(device.platform)
+    found = jax.default_backend() if device is None else str(device.platform)
+    return found if found in ('cpu', 'tpu') else 'gpu'
 
 
 def on_own_heads(
@@ -157,8 +161,12 @@ def _scaled(query: jax.Array, head_dim: int) -> jax.Array:
 
 
 def cudnn_takes(query: jax.Array) -> bool:
-    """True if cuDNN computes attention in this dtype and head dimension, on every GPU that it supports."""
-    return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[3] <= 128 and query.shape[3] % 8 == 0
+    """True if cuDNN computes attention in this dtype and head dimension, on GPUs from Ampere on, as those here are."""
+    here = jax.local_devices() if jax.default_backend() == 'gpu' else []  # else they are absent
+    majors = [str(getattr(device, 'compute_capability', '')).partition('.')[0] for device in here]  # of AMD: gfx90a
+    ampere = all(major.isdigit() and int(major) >= 8 for major in majors)
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return ampere and half and query.shape[3] <= 128 and query.shape[3] % 8 == 0
 
 
 def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
+from simrl.models.attention_kernels import SPLASH_BLOCK
 from simrl.models.rows import gather_per_row
 from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
@@ -127,8 +128,13 @@ def prefill(
 
 
 def round_up(tokens: int) -> int:
-    """Rounded up to a multiple of 16: a CPU multiplies by keys of 263 tokens in twice the time that 272 take."""
-    return -(-tokens // 16) * 16
+    """Rounds up to a multiple of 16: a CPU multiplies by keys of 263 tokens in twice the time that 272 take.
+
+    From 4,096 on it is a multiple of 512, as a TPU reads a cache in such blocks (`attention_kernels.splash_cached`) and
+    would copy another to fill the last one.
+    """
+    multiple = 16 if tokens < 4096 else SPLASH_BLOCK
+    return -(-tokens // multiple) * multiple
 
 
 def cache_capacities(capacity: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_bfloat16_rounds_no_more_than_whole_rows_do():
 
 def test_the_decoder_learns_the_same_by_blocks(monkeypatch):
     """With remat, which computes each layer anew."""
-    monkeypatch.setattr(attention, 'CPU_CHUNK', 16)
+    monkeypatch.setitem(attention.CHUNK, 'cpu', 16)
     params = random_params()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 100, (2, 40)), jnp.int32)
 
@@ -171,18 +172,17 @@ def test_no_pass_has_the_scores_of_whole_long_rows(implementation, holds_them):
         assert (max(sizes(program.jaxpr)) >= scores) == holds_them
 
 
-def test_short_rows_and_single_tokens_are_computed_whole():
+def test_short_rows_and_few_tokens_are_computed_whole():
     """As they always were: the results of short rows stay what they are to the last bit."""
-    short, one = attention.LONG_ROW - 1, attention.LONG_CACHE
+    short, capacity, few = attention.LONG_ROW['cpu'] - 1, attention.LONG_CACHE['cpu'], attention.FEW_TOKENS - 1
     arrays = [normal(i, 1, short, heads, 4) for i, heads in enumerate((2, 1, 1))]
     auto, whole = (jax.jit(causal_attention, static_argnums=3)(*arrays, name) for name in ('auto', 'xla'))
     np.testing.assert_array_equal(auto, whole)
-    cache = normal(4, 1, 1, 4, one), normal(5, 1, 1, one, 4)
-    positions = jnp.array([[one // 2]])
-    query = arrays[0][:, :1]
-    mask = jnp.arange(one) <= positions[:, :, None]
-    auto = cached_attention(query, query, query, *cache, positions, 'auto')
-    np.testing.assert_array_equal(auto, attend(query, *cache, mask))
+    cache = normal(4, 1, 1, 4, capacity), normal(5, 1, 1, capacity, 4)
+    positions = capacity // 2 + jnp.arange(few)[None]
+    query, key, value = (x[:, :few] for x in arrays)
+    auto = cached_attention(query, key, value, *cache, positions, 'auto')
+    np.testing.assert_array_equal(auto, attend(query, *cache, jnp.arange(capacity) <= positions[:, :, None]))
 
 
 # Kernels, and which is chosen.
@@ -201,14 +201,23 @@ def shape(time, dtype='bfloat16', head_dim=128):
         ('tpu', shape(256), 'splash'),
         ('tpu', shape(4096, 'float32', 64), 'splash'),
         ('gpu', shape(16), 'cudnn'),
-        ('gpu', shape(255, 'float32'), 'xla'),
-        ('gpu', shape(256, 'float32'), 'chunked'),
+        ('gpu', shape(1023, 'float32'), 'xla'),
+        ('gpu', shape(1024, 'float32'), 'chunked'),
         ('gpu', shape(4096, head_dim=192), 'chunked'),
     ],
 )
 def test_auto(platform, query, chosen):
     assert choose('auto', platform, query) == chosen
     assert choose('xla', platform, query) == 'xla'
+
+
+@pytest.mark.parametrize(
+    ('capability', 'chosen'), [('9.0', 'cudnn'), ('12.0', 'cudnn'), ('7.5', 'chunked'), ('gfx90a', 'chunked')]
+)
+def test_gpus_without_cudnns_attention(monkeypatch, capability, chosen):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [SimpleNamespace(compute_capability=capability)] * 2)
+    assert choose('auto', 'gpu', shape(2048)) == chosen
 
 
 @pytest.mark.parametrize(('name', 'device'), [('splash', 'TPU'), ('cudnn', 'GPU')])
@@ -218,17 +227,32 @@ def test_a_kernel_without_its_device(name, device):
         causal_attention(query, query, query, name)
 
 
-def test_a_mesh_of_absent_tpus_compiles_to_splash():
-    """For each device one kernel of its own row, and of its two heads: the key/value head is whole on both."""
+def kernels_on_tpus(function, *arrays):
+    """The calls of kernels in a program for 2 x 2 TPUs."""
     device = AbstractDevice(device_kind='TPU v5', num_cores=2, platform='tpu')
     mesh = AbstractMesh((2, 2), ('data', 'model'), axis_types=(AxisType.Auto,) * 2, abstract_device=device)
-    arrays = [jax.ShapeDtypeStruct((2, 300, heads, 128), jnp.bfloat16) for heads in (4, 1, 1)]
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(lambda *arrays: causal_attention(*arrays, 'auto')).trace(*arrays)
-        text = traced.lower(lowering_platforms=('tpu',)).as_text()
-    (call,) = [line for line in text.splitlines() if 'tpu_custom_call' in line]
+        text = jax.jit(function).trace(*arrays).lower(lowering_platforms=('tpu',)).as_text()
+    return [line for line in text.splitlines() if 'tpu_custom_call' in line]
+
+
+def test_absent_tpus_attend_by_splash():
+    """For each device one kernel of its own row, and of its two heads: the key/value head is whole on both."""
+    arrays = [jax.ShapeDtypeStruct((2, 300, heads, 128), jnp.bfloat16) for heads in (4, 1, 1)]
+    (call,) = kernels_on_tpus(lambda *arrays: causal_attention(*arrays, 'auto'), *arrays)
     assert 'tensor<2x384x128xbf16>' in call
     assert 'tensor<1x384x128xbf16>' in call
+
+
+def test_absent_tpus_hear_by_splash():
+    """A kernel for the cache, one row and its two heads a device, and one for the given tokens."""
+    cache = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 2, 128, 1024), (2, 2, 1024, 128))]
+    given = [jax.ShapeDtypeStruct((2, 40, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
+    positions = jax.ShapeDtypeStruct((2, 40), jnp.int32)
+    calls = kernels_on_tpus(lambda *arrays: cached_attention(*arrays, 'auto'), *given, *cache, positions)
+    assert len(calls) == 2
+    assert 'tensor<1x128x1024xbf16>' in calls[0]
+    assert 'tensor<2x128x128xbf16>' in calls[1]
 
 
 @pytest.fixture
