@@ -56,9 +56,8 @@ def gradients(function):
 
 
 BLOCKS = {  # rows, time, query heads, key/value heads, about how many positions of a block
-    'three blocks, the last one padded': (3, 37, 6, 2, 16),
-    'a row is less than a block': (2, 9, 3, 3, 16),
-    'all heads read one, odd blocks': (1, 50, 4, 1, 13),
+    'all heads read one, the last of three blocks is padded': (3, 37, 4, 1, 16),
+    'a row is less than a block': (2, 9, 6, 3, 32),
 }
 
 
