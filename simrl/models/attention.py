@@ -25,7 +25,7 @@ Implementation = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']
 LONG_ROW = {'cpu': 256, 'tpu': 256, 'gpu': 1024}
 LONG_CACHE = {'cpu': 512, 'tpu': 512, 'gpu': 4096}
 FEW_TOKENS = 32  # fed to a cache at once: fewer have few scores
-CHUNK = {'cpu': 128, 'tpu': 512, 'gpu': 512}  # positions of a block; a CPU is fastest if its own caches hold the scores
+CHUNK = {'cpu': 96, 'tpu': 512, 'gpu': 512}  # positions of a block; a CPU is fastest if its own caches hold the scores
 
 
 def rotate(x: jax.Array, positions: jax.Array, frequency: jax.Array) -> jax.Array:

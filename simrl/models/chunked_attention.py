@@ -25,9 +25,9 @@ import jax.numpy as jnp
 
 
 def block_size(time: int, largest: int, multiple: int = 16) -> int:
-    """The size of as few equal blocks of about `largest` positions as cover `time`, with little padding."""
-    blocks = -(-time // largest)
-    return -(-time // (blocks * multiple)) * multiple
+    """The size of equal blocks, up to `largest` and at least half of it, that cover `time` with the least padding."""
+    largest = min(largest, -(-time // multiple) * multiple)
+    return min(range(largest, largest // 2, -multiple), key=lambda size: -(-time // size) * size)
 
 
 def _split(x: jax.Array, size: int) -> jax.Array:
