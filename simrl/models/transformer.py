@@ -383,7 +383,7 @@ def apply(
             perhaps with adapters as from `lora.init`. Weights of any float dtype are cast where they are used.
         tokens: int32 `[B, T]`.
         positions: int32 `[B, T]`, index of each token in its row. None means 0..T-1, the only choice without a cache.
-            Those of a row rise by 1; after its last token they are the cache's capacity, where nothing is written.
+            Those of a row's tokens rise by 1. At positions at or past the cache's capacity nothing is written: padding.
         cache: result of earlier calls. A query attends to every cached position up to its own. Time grows with the
             capacity: see `cache_prefix`.
 
