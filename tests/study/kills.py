@@ -91,7 +91,8 @@ def run_with_kills(folder: pathlib.Path, kills: int, participants: int, seed: in
     """
     folder.mkdir(parents=True, exist_ok=True)
     store, draw = store or f'sqlite:///{folder / "study.sqlite"}', random.Random(seed)
-    over, killed, faults = threading.Event(), 0, []
+    over, killed = threading.Event(), 0
+    faults: list[str] = []
 
     def answer(body: object, attempt: int) -> Body:
         return chat_reply(f'**Reply** {draw.random():.9f} of some words.', seconds=draw.uniform(0.0, 0.6))
