@@ -84,7 +84,7 @@ def make_app(running: Running, web: Web, *routers: APIRouter) -> FastAPI:
             participant, is_first = await running.enter(identity, running.settings.mode)
         except OtherStudyError:
             raise PageError(403, web.texts.errors.other_study) from None
-        response = redirect('/' if participant.version == 1 else '/?notice=welcome_back')
+        response = redirect('/' if is_first else '/?notice=welcome_back')
         if is_first or web.session(request, 'participant') != participant.id:
             web.sign_in(response, 'participant', participant.id + LATER * (not is_first))
         return response

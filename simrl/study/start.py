@@ -6,13 +6,15 @@ import socket
 from collections.abc import Callable
 
 from simrl.remote.settings import read_key
+from simrl.run.config import differences
 from simrl.serving.listener import Server, bind, make_server, raise_file_limit, url_of
 from simrl.study import panel
 from simrl.study.admin import make_router
 from simrl.study.app import make_app
+from simrl.study.events import Opened
 from simrl.study.models import open_models
 from simrl.study.running import Running
-from simrl.study.settings import StudySettings, WebSettings
+from simrl.study.settings import CODES, PanelSettings, StudySettings, WebSettings
 from simrl.study.store import Store, StoreError
 from simrl.study.texts import Tasks, read_tasks, read_texts
 from simrl.study.web import Web, http_limits
@@ -45,7 +47,8 @@ def serve(settings: StudySettings, say: Say) -> None:
         read_key(settings.screen)  # or the judge would be refused once the study is over
     tasks, texts = read_tasks(settings.tasks), read_texts(settings.texts)
     if settings.mode == 'live' and (empty := texts.unfilled()):
-        raise ValueError(f'texts: expected fields.{empty[0]} to be filled in before a live study, found nothing')
+        names = ', '.join(f'fields.{name}' for name in empty)
+        raise ValueError(f'texts: expected {names} to be filled in before a live study, found nothing')
     texts = texts.filled(settings.task)
     http = http_limits(settings.web)
     with bind(http) as listener, Store(settings.store, settings.mode) as store:
@@ -74,6 +77,8 @@ async def _serve(
 ) -> None:
     base = url_of(listener).removesuffix('/v1')
     say(f'{settings.name}: {settings.mode}, store {settings.store}; starting the models')
+    for doubt in doubts(settings):
+        say(f'warning: {doubt}')
 
     def announce() -> None:
         entry = PANEL_LINK if settings.panel.entry == 'panel' else '/enter'
@@ -82,6 +87,8 @@ async def _serve(
     async with open_models(settings) as (ask, moderate):
         running = Running(settings, store, tasks, web.texts, ask, moderate)
         await running.start()
+        for change in changes(running):
+            say(f'warning: since the last start {change}')
         try:
             app = make_app(running, web, make_router(running, web), panel.make_router(running, web))
             server = make_server(app, http_limits(settings.web), on_listening=announce)
@@ -92,6 +99,28 @@ async def _serve(
                 raise StoreError(store.lost)
         finally:
             await running.stop()
+
+
+def doubts(settings: StudySettings) -> list[str]:
+    """Settings that may be meant and most often are not."""
+    names, found = list(settings.models), []
+    for number, name in enumerate(names):
+        same = [other for other in names[:number] if settings.models[other] == settings.models[name]]
+        if same:
+            found.append(f'the models {same[0]} and {name} are the same')
+    own, usual = settings.panel, PanelSettings()
+    if settings.mode == 'live' and own.entry == 'panel':
+        codes = [name for name in CODES if getattr(own, name) == getattr(usual, name)]
+        if codes:
+            listed = ', '.join(f'panel.{name}' for name in codes)
+            found.append(f'anybody can guess codes that are not of your panel: {listed}')
+    return found
+
+
+def changes(running: Running) -> list[str]:
+    """Fields of the config in which this start differs from the one before."""
+    starts = [stored.event.config for stored in running.history if isinstance(stored.event, Opened)]
+    return differences(*starts[-2:]) if len(starts) > 1 else []
 
 
 async def _end_without(store: Store, server: Server) -> None:

@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said_before_anybody_is_let_in(
 ) -> None:
     rehearsal = settings_of(tmp_path, mode='rehearsal', web=WebSettings(port=0))
     file = tmp_path / 'study.sqlite'
-    refused(settings_of(tmp_path), ValueError, r'texts: expected fields\.\w+ to be filled in')
+    refused(settings_of(tmp_path), ValueError, r'texts: expected fields\.\w+, fields\.\w+.* to be filled in')
     monkeypatch.setenv('SIMRL_STUDY_ADMIN', 'short')
     refused(rehearsal, ValueError, r'SIMRL_STUDY_ADMIN, at least 16 characters, found 5$')
     monkeypatch.setenv('SIMRL_STUDY_ADMIN', ADMIN)
@@ -119,6 +119,15 @@ def test_a_study_is_served_stopped_and_continued(tmp_path: pathlib.Path, models:
         page = serve(True)
         assert 'action="/instructions"' in page
         assert serve(False) == page
+
+
+def test_likely_mistakes_are_said() -> None:
+    one, other = (StudyModel(endpoint=EndpointSettings('http://127.0.0.1:9/v1', name)) for name in 'ab')
+    models = {'x': one, 'y': other, 'z': one}
+    (twice, codes) = start.doubts(StudySettings(models=models))
+    assert 'models x and z' in twice
+    assert 'panel.completed' in codes
+    assert start.doubts(StudySettings(models={'x': one, 'y': other}, mode='rehearsal')) == []
 
 
 def test_a_server_ends_once_its_store_is_lost(

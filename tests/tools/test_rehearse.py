@@ -9,7 +9,7 @@ import pytest
 
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
-from simrl.study.events import Asked, Preferred, Replied, Retried, Stored
+from simrl.study.events import Asked, Concluded, Preferred, Replied, Retried, Stored
 from simrl.study.settings import TaskSettings
 from simrl.study.store import read_events
 from tests.remote.server import ScriptedServer, chat_reply
@@ -54,6 +54,13 @@ def account(actions, events):
 def test_accounts_find_what_is_otherwise(actions, events, said):
     found = account(actions, events)
     assert (found == []) if said is None else (len(found) == 1 and said in found[0])
+
+
+def test_the_last_exchange_concludes_by_itself():
+    events = stored(*EVENTS, Concluded())
+    assert differences([Walk('panel', 'p', actions=[*SENT, VOTED])], events) == []
+    events[-1] = dataclasses.replace(events[-1], at=1.0)
+    assert len(differences([Walk('panel', 'p', actions=[*SENT, VOTED])], events)) == 1
 
 
 def test_accounts_find_strangers_and_doubles():

@@ -34,9 +34,13 @@ def differences(walks: Iterable[Walk], events: Sequence[Stored]) -> list[str]:
         events: all of the store.
     """
     stored: dict[str, list[Event]] = collections.defaultdict(list)
+    at: dict[str, float] = {}
     for event in events:
-        if event.participant != STUDY:
+        # The last exchange that a conversation may have concludes it, in the same write.
+        concludes = isinstance(event.event, Concluded) and at.get(event.participant) == event.at
+        if event.participant != STUDY and not concludes:
             stored[event.participant].append(event.event)
+        at[event.participant] = event.at
     found: list[str] = []
     by_id = collections.defaultdict(list)
     for walk in walks:

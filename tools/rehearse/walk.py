@@ -20,6 +20,7 @@ from tools.rehearse.people import Person
 Seen = Literal['confirmed', 'out of date', 'refused', 'failed', 'unknown']
 GONE_SECONDS = 120.0  # for which a server that is gone is waited for
 RETRY_SECONDS = 0.3
+MOST_UNANSWERED = 12
 READING = 0.25  # seconds per word, and for each action, times `Habits.pace`
 ACTING = 4.0
 
@@ -130,6 +131,7 @@ class Walker:
         self.link = f'/enter?PROLIFIC_PID={panel_id}&STUDY_ID=rehearsal&SESSION_ID=s{panel_id}'
         self.said: list[Message] = []
         self.fails = draw.random() < habits.fail
+        self.unanswered = 0  # messages in a row
         self.tried = 0  # makes each text another one, so that answers can be told apart
         self.last: tuple[str, dict[str, str], tuple[str, str] | None] | None = None
 
@@ -224,6 +226,9 @@ class Walker:
         self.last = path, fields, page.replies
         sends = [self._send(client, *self.last) for _ in range(2 if self._does(self.habits.double) else 1)]
         seen = await asyncio.gather(*sends)
+        self.unanswered = 0 if page.replies else self.unanswered + (path in ('/message', '/retry'))
+        if self.unanswered > MOST_UNANSWERED:
+            raise WalkError(f'expected replies, found none to {self.unanswered} messages in a row')
         if path == '/vote' and 'confirmed' in seen and page.replies:
             kept = fields['choice'] if fields['choice'] != 'tie' else 'a'
             self.said.append(Message('assistant', page.replies['ab'.index(kept)]))

@@ -221,9 +221,11 @@ def study_result(
         for model in (pair.first, pair.second):
             name = given.get(model, known.get(model))
             if name is None or name not in (INITIAL, *run.runs):
+                several = len(run.assistants_of(model))
+                found = repr(name) if name else f'{several} of that arm' if several else 'none of that name'
                 raise NoStudyError(
-                    f'config.assistants: expected MODEL=ASSISTANT, an assistant of the run for {model!r}, found '
-                    f'{name!r}; the run has {", ".join([INITIAL, *run.runs])}'
+                    f'config.assistants: expected {model}=ASSISTANT, one of {", ".join([INITIAL, *run.runs])}, '
+                    f'found {found}'
                 )
             names.append(name)
         estimate = figures.known(pair.rate)
