@@ -120,7 +120,7 @@ def doubts(settings: StudySettings) -> list[str]:
 def changes(running: Running) -> list[str]:
     """Fields of the config in which this start differs from the one before."""
     starts = [stored.event.config for stored in running.history if isinstance(stored.event, Opened)]
-    return differences(*starts[-2:]) if len(starts) > 1 else []
+    return differences(starts[-2], starts[-1]) if len(starts) > 1 else []
 
 
 async def _end_without(store: Store, server: Server) -> None:
