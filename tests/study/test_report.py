@@ -157,7 +157,7 @@ def test_the_report_of_a_run_shows_the_study_beside_its_measures(made, tmp_path,
     rate = results.measures['people'].assistants['truth/seed-0'].win_rate
     assert f'{truth.win_rate.mean:.2f}<small>[{truth.win_rate.low:.2f}, {truth.win_rate.high:.2f}]' in section
     assert f'{rate.mean:.2f}<small>[{rate.low:.2f}, {rate.high:.2f}]' in section
-    with pytest.raises(NoStudyError, match="truth=ASSISTANT, one of initial, .*, found 'nobody'"):
+    with pytest.raises(NoStudyError, match=r"truth=ASSISTANT, one of initial, .*, found 'nobody'"):
         study_result(study, analysis, path, results.experiment, ('truth=nobody',))
 
 
