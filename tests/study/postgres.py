@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+RUNUSER = shutil.which('runuser', path=f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin')
 PROGRAMS = sorted(pathlib.Path('/usr/lib/postgresql').glob('*/bin'), key=lambda path: float(path.parent.name))
 
 
@@ -22,7 +23,7 @@ class PostgresServer:
 
     def run(self, program: str, *words: str) -> None:
         """Runs one of PostgreSQL's programs, which refuse to be root."""
-        as_user = ['runuser', '-u', self._user, '--'] if os.getuid() == 0 else []
+        as_user = [str(RUNUSER), '-u', self._user, '--'] if os.getuid() == 0 else []
         done = subprocess.run(
             [*as_user, str(self._programs / program), *words],
             cwd=self.folder,
@@ -55,7 +56,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     if not PROGRAMS:
         pytest.skip("PostgreSQL's programs (Debian: postgresql) are not installed")
     user = 'postgres' if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    if os.getuid() == 0 and (user not in [entry.pw_name for entry in pwd.getpwall()] or not shutil.which('runuser')):
+    if os.getuid() == 0 and (user not in [entry.pw_name for entry in pwd.getpwall()] or not RUNUSER):
         pytest.skip('root cannot run PostgreSQL, and there is no user postgres')
     with tempfile.TemporaryDirectory(prefix='simrl-postgres-', ignore_cleanup_errors=True) as name:
         if os.getuid() == 0:
