@@ -93,6 +93,15 @@ def test_people_who_click_twice_and_go_back_are_accounted_for(rehearsed, capsys)
     assert len(read_events(store)) > before
 
 
+def test_the_same_command_lets_participants_return(rehearsed, capsys):
+    store, url = rehearsed
+    command = [url, f'--store={store}', '--participants=3', '--least=20', '--seed=5']
+    main([*command, '--leave=.3'])
+    assert ' left at ' in capsys.readouterr().out
+    main(command)
+    assert 'participants: 3 completed\n' in capsys.readouterr().out
+
+
 def test_who_cannot_go_on_is_an_error(rehearsed, capsys):
     store, url = rehearsed
     with pytest.raises(SystemExit, match='1 participants could not go on'):

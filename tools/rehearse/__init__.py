@@ -15,7 +15,8 @@ At the end it prints times of the server by page and action, models aside, and w
 holds what the participants saw confirmed against the store: each confirmed answer is there once, in order, as it was
 sent; replies were shown on the sides that the store has; nothing is there that nobody sent. Any difference is an error,
 exit code 1. Last comes what the votes say about sizes: ties and clustering, pooled over pairs so that nothing about a
-preference is given away, and the number of participants that the plan then needs.
+preference is given away. The administrators' overview has the number of participants that the plan then needs.
 
-A scripted participant needs no time to read: screens will find them too fast. `--pace=1` has them wait as people do.
+The same command again has participants who did not come to their end return and continue; `--seed` makes others. A
+scripted participant needs no time to read: screens will find them too fast. `--pace=1` has them wait as people do.
 """

@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
     if count < 1 or options.at_once < 0:
         raise ValueError(f'--participants: expected at least 1 (at once 0 or more), found {count}, {options.at_once}')
     draws = [random.Random(f'{options.seed} person {number}') for number in range(count)]
-    known = {event.participant for event in read_events(options.store)}
+    before = max((event.number for event in read_events(options.store)), default=0)
     settings = {'at_once': options.at_once or count, 'seed': options.seed}
     if options.person is None:
         scripted = [Scripted(draw) for draw in draws]
@@ -135,12 +135,13 @@ def run(options: argparse.Namespace) -> None:
             modelled = [Modelled(endpoint, draw, options.max_tokens, failed) for draw in draws]
             walks, stopped = asyncio.run(walk_all(place, modelled, habits, **settings))
             print(f"answers of the participants' model: {endpoint.usage().calls}, not used: {dict(failed)}")
-    events = [event for event in read_events(options.store) if event.participant not in known - {''}]
-    states = list(fold_all(events).values())
+    events = read_events(options.store)
+    walked = {walk.id for walk in walks}
+    states = [state for id, state in fold_all(events).items() if id in walked]
     print_times(walks)
     print_outcomes(walks, states)
     print_sizes(states)
-    wrong = differences(walks, events)
+    wrong = differences(walks, [event for event in events if event.number > before])
     for line in (*stopped, *wrong)[:MAX_LINES]:
         print(line, file=sys.stderr)
     confirmed = sum(a.seen == 'confirmed' and bool(a.fields) for walk in walks for a in walk.actions)
