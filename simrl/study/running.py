@@ -33,6 +33,7 @@ from simrl.study.events import (
     Excluded,
     Flagged,
     Looked,
+    Mode,
     Opened,
     PanelStatus,
     Paused,
@@ -46,8 +47,9 @@ from simrl.study.events import (
     Voided,
     Withdrew,
 )
+from simrl.study.looks import frozen_plan, recruitment_end
 from simrl.study.participant import Participant, apply, fold, fold_all
-from simrl.study.settings import Mode, StudySettings, hashed, plan_of
+from simrl.study.settings import StudySettings, hashed, plan_of
 from simrl.study.steps import BadInputError as BadInputError
 from simrl.study.steps import OtherStudyError as OtherStudyError
 from simrl.study.steps import OutOfDateError as OutOfDateError
@@ -66,10 +68,7 @@ class Running:
 
     Attributes:
         participants: by id, in the order in which they came.
-        paused: nobody new is let in.
-        is_over: recruitment has ended: nobody new is let in any more.
-        plan: what was frozen at the first consent; None before.
-        history: events of the study itself, in their order.
+        history: events of the study itself, in their order; what is known of the study is read from them.
     """
 
     def __init__(
@@ -84,8 +83,6 @@ class Running:
     ) -> None:
         self.settings, self.store, self.tasks, self.texts = settings, store, tasks, texts
         self.rules = Rules(settings, tasks, texts, draw_key(store.secret, settings.seed))
-        self.paused = self.is_over = False
-        self.plan: PlanFrozen | None = None
         self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
         config = identity_of(settings) | {'tasks': to_dict(tasks), 'texts': to_dict(texts)}
@@ -96,7 +93,6 @@ class Running:
         self._participants: dict[str, Participant] = {}
         self._expected: dict[str, Participant] = {}  # as they will be once the write under way is done
         self._locks: collections.defaultdict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
-        self._study_version = 0
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._actions: set[asyncio.Task[Any]] = set()
         self._writer = Writer(store)
@@ -104,6 +100,22 @@ class Running:
     @property
     def participants(self) -> Mapping[str, Participant]:
         return self._participants
+
+    @property
+    def paused(self) -> bool:
+        """True while nobody new is let in."""
+        said = [stored.event.paused for stored in self.history if isinstance(stored.event, Paused)]
+        return bool(said) and said[-1]
+
+    @property
+    def is_over(self) -> bool:
+        """True once recruitment has ended: nobody new is let in any more."""
+        return recruitment_end(self.history) is not None
+
+    @property
+    def plan(self) -> PlanFrozen | None:
+        """The plan that was frozen at the first consent; None before."""
+        return frozen_plan(self.history)
 
     @property
     def looks(self) -> tuple[Looked, ...]:
@@ -394,7 +406,7 @@ class Running:
 
     async def _say_locked(self, event: Event) -> None:
         try:
-            stored = await self._writer.write(Entry(STUDY, self._study_version + 1, self._clock(), (event,)))
+            stored = await self._writer.write(Entry(STUDY, self._version + 1, self._clock(), (event,)))
         except ConflictError:  # as of `_read_again`
             for known in await self._writer.call(self.store.events):
                 if known.participant == STUDY:
@@ -404,17 +416,12 @@ class Running:
             self._know(new)
 
     def _know(self, stored: Stored) -> None:
-        if stored.version <= self._study_version:  # read from the store once more
-            return
-        self._study_version = stored.version
-        self.history += (stored,)
-        match stored.event:
-            case Paused(paused):
-                self.paused = paused
-            case RecruitmentEnded():
-                self.is_over = True
-            case PlanFrozen() as frozen:
-                self.plan = frozen
+        if stored.version > self._version:  # else it was read from the store once more
+            self.history += (stored,)
+
+    @property
+    def _version(self) -> int:
+        return self.history[-1].version if self.history else 0
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""
