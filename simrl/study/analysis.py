@@ -25,9 +25,10 @@ from simrl.evaluation.pairwise.agreement import or_reason
 from simrl.evaluation.preferences import Majorities, WinRate, majorities, win_rates
 from simrl.evaluation.ranking import Ranking, davidson
 from simrl.evaluation.statistics import Estimate, cluster_sums, cluster_t_interval, t_quantile
+from simrl.study.events import Mode
 from simrl.study.participant import Participant
 from simrl.study.plan import Clustering, blind_clustering, look_bounds
-from simrl.study.settings import Mode, PlanSettings
+from simrl.study.settings import PlanSettings
 from simrl.study.votes import Pair, Vote
 
 if TYPE_CHECKING:  # importing it takes a second

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simrl.run.config import differences, to_dict
-from simrl.study.events import Arrived, Excluded, Looked, Opened, PlanFrozen, RecruitmentEnded, Stored
+from simrl.study.events import Arrived, Excluded, Looked, Mode, Opened, PlanFrozen, RecruitmentEnded, Stored
 from simrl.study.looks import Look, counted, frozen_plan, recruitment_end
 from simrl.study.participant import completed, fold_all
 from simrl.study.plan import read_plan
-from simrl.study.settings import Mode, PlanSettings
+from simrl.study.settings import PlanSettings
 
 
 def departures(

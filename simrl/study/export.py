@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from simrl.conversations.records import Message, Preference, RowError
 from simrl.conversations.splits import SplitSettings, hash64, split_of
-from simrl.study.events import STUDY, Opened, PairAssigned, PlanFrozen, Preferred, Replied, Stored
+from simrl.study.events import STUDY, Mode, Opened, PairAssigned, PlanFrozen, Preferred, Replied, Stored
 from simrl.study.participant import Participant, fold_all
 from simrl.study.plan import read_plan
-from simrl.study.settings import CODES, Mode, StudySettings
+from simrl.study.settings import CODES, StudySettings
 from simrl.study.store import Identity
 from simrl.study.tables import Row, Table, to_unicode
 from simrl.study.votes import Vote, votes

@@ -21,11 +21,10 @@ from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
 from simrl.remote.settings import EndpointError, EndpointSettings
 from simrl.rollouts.token_sampling import Sampling
-from simrl.study.events import Flagged
+from simrl.study.events import Flagged, Mode
 from simrl.study.flags import JUDGE
 from simrl.study.participant import Participant
 from simrl.study.running import Running
-from simrl.study.settings import Mode
 from simrl.study.steps import OutOfDateError
 from simrl.study.store import StoreError
 from simrl.study.texts import Task, Tasks

@@ -12,10 +12,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from simrl.study.events import Looked, PlanFrozen, RecruitmentEnded, Stored
+from simrl.study.events import Looked, Mode, PlanFrozen, RecruitmentEnded, Stored
 from simrl.study.participant import Participant, completed, fold_all
 from simrl.study.plan import Plan, next_look
-from simrl.study.settings import Mode, PlanSettings
+from simrl.study.settings import PlanSettings
 
 END = 1.0  # share of the last look
 

@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from simrl.evaluation.power import UnreachableError
 from simrl.study.assignment import counts
-from simrl.study.events import Choice, Conduct, Replied
+from simrl.study.events import Choice, Conduct, Mode, Replied
 from simrl.study.participant import Participant, Talk, Turn, completed
 from simrl.study.plan import Clustering, Plan, Size, assumed, blind_clustering, planned_size
 from simrl.study.render import to_html
-from simrl.study.settings import Mode, StudySettings
+from simrl.study.settings import StudySettings
 from simrl.study.texts import Tasks
 from simrl.study.votes import votes
 

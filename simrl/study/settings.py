@@ -15,7 +15,6 @@ from typing import Any, Literal
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import NO_EFFECT, to_dict
 from simrl.serving.shapes import EngineSettings
-from simrl.study.events import Mode as Mode
 from simrl.study.flags import MEANINGS, ScreenSettings
 
 ENCODED_BYTES = 12  # of a character in a form, at most: four of UTF-8, each as %XX

@@ -10,9 +10,10 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from simrl.study.events import Mode
 from simrl.study.participant import Outcome, Participant, Step, Turn
 from simrl.study.render import to_html
-from simrl.study.settings import CODES, Mode, StudySettings, TaskSettings
+from simrl.study.settings import CODES, StudySettings, TaskSettings
 from simrl.study.steps import may_conclude, may_retry
 from simrl.study.texts import DocumentType, Task, Tasks
 

@@ -22,6 +22,7 @@ from simrl.study.events import (
     Consented,
     Event,
     Instructed,
+    Mode,
     Opened,
     PairAssigned,
     PlanFrozen,
@@ -36,7 +37,7 @@ from simrl.study.events import (
     Withdrew,
     Wrote,
 )
-from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, plan_of
+from simrl.study.settings import PlanSettings, StudyModel, StudySettings, plan_of
 from simrl.study.store import Entry, Store
 
 WORDS = (

@@ -9,10 +9,10 @@ from typing import Any
 
 from simrl.conversations.records import Message
 from simrl.remote.settings import EndpointSettings
-from simrl.study.events import Arrived, Deleted, Event, Stored, from_row, to_row
+from simrl.study.events import Arrived, Deleted, Event, Mode, Stored, from_row, to_row
 from simrl.study.participant import Participant
 from simrl.study.running import Running
-from simrl.study.settings import Mode, PlanSettings, StudyModel, StudySettings, TaskSettings, WebSettings
+from simrl.study.settings import PlanSettings, StudyModel, StudySettings, TaskSettings, WebSettings
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks, Texts, read_texts
 from simrl.study.turns import Answer, Ask, Moderate

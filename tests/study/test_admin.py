@@ -16,11 +16,11 @@ from fastapi import FastAPI
 
 from simrl.study import admin, screening
 from simrl.study.admin_looks import CONFIRMATION
-from simrl.study.events import Arrived, Event, Replied, Stored
+from simrl.study.events import Arrived, Event, Mode, Replied, Stored
 from simrl.study.participant import fold_all
 from simrl.study.running import Running
 from simrl.study.screens import all_flags
-from simrl.study.settings import Mode, PlanSettings, StudySettings, WebSettings
+from simrl.study.settings import PlanSettings, StudySettings, WebSettings
 from simrl.study.store import Entry, Store
 from simrl.study.texts import read_tasks
 from tests.study.pages import ADMIN, NAMES, Browser, settings_of, study

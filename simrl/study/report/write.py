@@ -20,14 +20,14 @@ from simrl.run.stage_files import named_errors, write_json
 from simrl.study import screens
 from simrl.study.analysis import FIRST_TURNS, Analysis, analyse, samples_of
 from simrl.study.departures import departures
-from simrl.study.events import STUDY, Stored
+from simrl.study.events import STUDY, Mode, Stored
 from simrl.study.flags import Flag
 from simrl.study.looks import Look, counted, frozen_plan, is_stored, look_at, to_event
 from simrl.study.participant import Participant, fold_all
 from simrl.study.plan import read_plan
 from simrl.study.report import figures, page, reasons
 from simrl.study.report.settings import StudyReportSettings
-from simrl.study.settings import Mode, PlanSettings
+from simrl.study.settings import PlanSettings
 from simrl.study.store import ConflictError, Entry, Store, StoreError, read_events
 from simrl.study.texts import Tasks
 from simrl.study.votes import votes
