@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from simrl.evaluation import results
 from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.report import summary
-from simrl.evaluation.statistics import SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
 from simrl.run import config
 from simrl.run.config import local_path
 from simrl.run.program import run_child, run_program

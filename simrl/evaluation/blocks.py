@@ -28,7 +28,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simrl.evaluation.statistics import SeedEstimate, Vector, differ, t_interval, t_quantile
+from simrl.evaluation.seeds import SeedEstimate, t_interval
+from simrl.evaluation.statistics import Vector, differ, t_quantile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,13 +17,8 @@ from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import Compared, Outcomes, failed_as
 from simrl.evaluation.results import INITIAL, ArmResult, Difference, OtherIntervals, SeedBounds
-from simrl.evaluation.statistics import (
-    SeedEstimate,
-    cluster_bootstraps,
-    mean_over_seeds,
-    present_mean,
-    t_interval,
-)
+from simrl.evaluation.seeds import SeedEstimate, t_interval
+from simrl.evaluation.statistics import cluster_bootstraps, mean_over_seeds, present_mean
 
 Runs = Mapping[str, Mapping[int, str]]  # arm, in the order of the config -> training seed, ascending -> assistant
 

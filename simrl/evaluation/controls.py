@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from simrl.evaluation.statistics import SeedEstimate, cluster_bootstraps, paired_difference, t_interval
+from simrl.evaluation.seeds import SeedEstimate, paired_difference, t_interval
+from simrl.evaluation.statistics import cluster_bootstraps
 
 MIN_SEEDS = 4  # training seeds that can be halved into two arms of at least two
 

@@ -1,6 +1,6 @@
 """Intervals that hold training seeds and people at once: of other runs, and of other people.
 
-All runs meet the same people, so scores are a crossed layout: `statistics.t_interval` is over seeds with the people at
+All runs meet the same people, so scores are a crossed layout: `seeds.t_interval` is over seeds with the people at
 hand, `statistics.cluster_bootstraps` over people with the checkpoints at hand. The mean score over both has two parts
 of variance (two-way random effects without interaction, Searle, Casella & McCulloch 1992, ch. 4):
 
@@ -30,16 +30,8 @@ from itertools import compress
 import numpy as np
 
 from simrl.evaluation.blocks import Spread
-from simrl.evaluation.statistics import (
-    NaN,
-    SeedEstimate,
-    Vector,
-    check_level,
-    checked_measures,
-    cluster_sums,
-    differ,
-    t_quantile,
-)
+from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.statistics import NaN, Vector, check_level, checked_measures, cluster_sums, differ, t_quantile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

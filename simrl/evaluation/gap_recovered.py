@@ -6,6 +6,7 @@ from itertools import compress
 
 import numpy as np
 
+from simrl.evaluation.seeds import t_interval
 from simrl.evaluation.statistics import (
     check_level,
     cluster_sums,
@@ -15,7 +16,6 @@ from simrl.evaluation.statistics import (
     percentile_interval,
     present_mean,
     resampled_means,
-    t_interval,
 )
 
 

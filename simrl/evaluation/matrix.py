@@ -21,13 +21,8 @@ import numpy as np
 from simrl.evaluation.comparisons import Runs, paired, pairs_of
 from simrl.evaluation.outcomes import Outcomes
 from simrl.evaluation.results import INITIAL, Arm, MatrixResult, SimulatorDifference, Transfer
-from simrl.evaluation.statistics import (
-    Estimate,
-    cluster_bootstraps,
-    mean_over_seeds,
-    present_mean,
-    t_interval,
-)
+from simrl.evaluation.seeds import t_interval
+from simrl.evaluation.statistics import Estimate, cluster_bootstraps, mean_over_seeds, present_mean
 
 Met = Mapping[str, Mapping[str, Outcomes]]  # assistant -> simulator -> outcomes
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # the same, scores alone; NaN without one

@@ -19,7 +19,7 @@ import scipy.special
 
 from simrl.evaluation.blocks import block_spread
 from simrl.evaluation.crossed import crossed_mean
-from simrl.evaluation.statistics import t_interval
+from simrl.evaluation.seeds import t_interval
 
 MAX_PEOPLE = 10_000_000
 MAX_SEEDS = 1000

@@ -13,7 +13,8 @@ from simrl.evaluation.crossed import CrossedEstimate
 from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.forecast import RankCorrelation
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.statistics import Estimate, SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.statistics import Estimate
 from simrl.run import config as config_lib
 from simrl.run.stage_files import write_json
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
 
 from simrl.evaluation.blocks import block_spread, pooled_interval
-from simrl.evaluation.statistics import t_interval
+from simrl.evaluation.seeds import t_interval
 
 LAYOUTS = st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**16))
 

@@ -7,7 +7,7 @@ from simrl.evaluation.blocks import block_spread, pooled_interval
 from simrl.evaluation.crossed import crossed_mean
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import compare
-from simrl.evaluation.statistics import t_interval
+from simrl.evaluation.seeds import t_interval
 from tests.evaluation.made_up import compared_arms, outcomes, vote
 
 

@@ -10,7 +10,8 @@ from statsmodels.regression.linear_model import OLS
 
 from simrl.evaluation.blocks import block_spread
 from simrl.evaluation.crossed import crossed_mean
-from simrl.evaluation.statistics import cluster_bootstraps, t_interval
+from simrl.evaluation.seeds import t_interval
+from simrl.evaluation.statistics import cluster_bootstraps
 
 NAN = float('nan')
 SHAPES = st.tuples(st.integers(2, 5), st.integers(2, 8), st.integers(0, 2**16))

@@ -9,7 +9,7 @@ import pytest
 from simrl.evaluation.matrix import matrix_of, transfers
 from simrl.evaluation.outcomes import outcomes_of
 from simrl.evaluation.results import Arm
-from simrl.evaluation.statistics import t_interval
+from simrl.evaluation.seeds import t_interval
 from tests.evaluation.made_up import FAILURE, columns, outcomes, runs_of
 
 ARMS = {'plain': Arm('prompted'), 'tuned': Arm('tuned'), 'other': Arm('tuned', held_out=True)}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.evaluation.statistics import paired_difference, sign_flip_test, t_interval
+from simrl.evaluation.seeds import paired_difference, sign_flip_test, t_interval
 
 FLOATS = st.floats(-10, 10).map(lambda x: round(x, 3))
 

@@ -12,7 +12,7 @@ from configs import quickstart
 from simrl.evaluation import results
 from simrl.evaluation.controls import opening
 from simrl.evaluation.results import Difference
-from simrl.evaluation.statistics import SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
 from tests.evaluation.report.fake_run import fake_results
 from tools import controls
 

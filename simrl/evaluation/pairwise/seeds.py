@@ -14,7 +14,8 @@ from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import failed_as
 from simrl.evaluation.pairwise.responses import Pair
 from simrl.evaluation.results import OtherIntervals, SeedBounds
-from simrl.evaluation.statistics import SeedEstimate, cluster_sums, present_mean, t_interval
+from simrl.evaluation.seeds import SeedEstimate, t_interval
+from simrl.evaluation.statistics import cluster_sums, present_mean
 
 RUN = re.compile(r'(.+)/seed-(\d+)')
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from simrl.evaluation.pairwise.seeds import ArmWinRate
 from simrl.evaluation.pairwise.table import Comparison, Table
 from simrl.evaluation.ranking import Ranking
-from simrl.evaluation.statistics import Estimate, SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.statistics import Estimate
 
 
 def console_table(result: Table) -> str:

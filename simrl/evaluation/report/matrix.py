@@ -11,7 +11,8 @@ from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number
 from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results
-from simrl.evaluation.statistics import Estimate, SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.statistics import Estimate
 
 MAX_ROWS = 24  # longer tables are folded
 MATRIX = (

@@ -20,7 +20,8 @@ from simrl.evaluation.results import (
     Results,
     SeedBounds,
 )
-from simrl.evaluation.statistics import Estimate, SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.statistics import Estimate
 
 Interval = Estimate | SeedEstimate
 Shown = Callable[[float | None], str]  # a number as text

@@ -7,7 +7,7 @@ from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, Row, interval
 from simrl.evaluation.results import INITIAL, ArmResult, Difference, MeasureResult, OtherIntervals
-from simrl.evaluation.statistics import SeedEstimate
+from simrl.evaluation.seeds import SeedEstimate
 
 MAX_ROWS = 24  # longer tables are folded
 COMPARISONS = (
