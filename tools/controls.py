@@ -25,9 +25,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from simrl.evaluation import results
 from simrl.evaluation.controls import MIN_SEEDS, Opening, SameTwice, opening, same_simulator_twice
 from simrl.evaluation.report import summary
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import INITIAL
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.run import config
 from simrl.run.config import local_path
@@ -52,10 +54,10 @@ def twice(run: pathlib.Path) -> dict[str, SameTwice]:
     }
 
 
-def read_results(run: pathlib.Path) -> results.Results:
+def read_results(run: pathlib.Path) -> Results:
     """The results of a finished run; without them the program ends with a line that says so."""
     try:
-        return results.read(run)
+        return result_files.read(run)
     except config.ConfigError as error:
         raise SystemExit(str(error)) from error
 
@@ -95,7 +97,7 @@ def row(workdir: pathlib.Path, dial: float) -> dict[str, Any]:
     measure = found.measures[found.experiment.measures[0]]
     return {
         'dial': dial,
-        'initial': measure.assistants[results.INITIAL].score,
+        'initial': measure.assistants[INITIAL].score,
         'satisfaction': {arm: measure.arms[arm].score for arm in ARMS},
         'gap': next(x.score for x in measure.differences if (x.first, x.second) == PAIR),
         'nats_per_token': {arm: found.fidelity.simulators[arm].nats_per_token for arm in ARMS},

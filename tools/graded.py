@@ -21,9 +21,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from simrl.evaluation import results
 from simrl.evaluation.report.summary import bounds, interval, number
-from simrl.evaluation.results import ForecastResult, Results
+from simrl.evaluation.results.files import RESULTS_FOLDER, Results
+from simrl.evaluation.results.simulators import ForecastResult
 from simrl.experiments.concierge_settings import ConciergeSimulator
 from simrl.experiments.settings import ForecastSettings
 from simrl.run.config import local_path, to_config_dict
@@ -97,7 +97,7 @@ def show(options: argparse.Namespace) -> None:
     run_child(command)
     found = read_results(options.workdir)
     assert found.forecast is not None
-    print(f'\n{table(found, found.forecast)}\n{options.workdir / results.RESULTS_FOLDER / "forecast.json"}')
+    print(f'\n{table(found, found.forecast)}\n{options.workdir / RESULTS_FOLDER / "forecast.json"}')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,10 +13,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of, write_several
-from simrl.evaluation.results import Results
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.files import Results
 from simrl.experiments.plan import rl_stage
 from simrl.experiments.results import kept_conversations
 from simrl.run.config import ConfigError, local_path
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = names_of(options.runs)
         if len(folders) > 1 and options.output.resolve() in folders.values():
             raise ValueError(f'--output: expected a folder apart from the runs, found {options.output}')
-        found = {name: (folder, results_lib.read(folder)) for name, folder in folders.items()}
+        found = {name: (folder, result_files.read(folder)) for name, folder in folders.items()}
         if len(found) > 1:
             report = write_several(found, options.output)
         else:

@@ -39,7 +39,7 @@ import subprocess
 import sys
 import time
 
-from simrl.evaluation.results import RESULTS_FOLDER
+from simrl.evaluation.results.files import RESULTS_FOLDER
 from simrl.run.config import local_path
 from simrl.run.program import run_child, run_program
 from simrl.run.stage_files import LOCK_FILE, is_done

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import tools.report
-from simrl.evaluation import results
+from simrl.evaluation.results import files as result_files
 from simrl.main import USER_ERRORS, parse_flags
 from simrl.run.config import from_config_dict
 from simrl.run.program import run_program
@@ -46,14 +46,14 @@ def main(argv: list[str]) -> None:
     try:
         settings = from_config_dict(StudyReportSettings, options.config, 'config')
         tasks = read_tasks(settings.tasks)
-        run = None if settings.run is None else results.read(settings.run).experiment
+        run = None if settings.run is None else result_files.read(settings.run).experiment
         study = read_study(settings, tasks)
         report, analysis = write_study(study, settings, tasks)
         for line in console_lines(analysis, study):
             print(line)
         print(f'report: {report}')
         if run is not None and settings.run is not None:
-            results.write_study(study_result(study, analysis, report, run, settings.assistants), settings.run)
+            result_files.write_study(study_result(study, analysis, report, run, settings.assistants), settings.run)
             tools.report.main([str(settings.run)])
     except (*USER_ERRORS, StoreError, TextError, ValueError) as error:
         sys.exit(f'error: {error}')

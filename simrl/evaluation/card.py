@@ -9,16 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from simrl.evaluation.forecast import RankCorrelation
-from simrl.evaluation.results import (
-    Arm,
-    ArmResult,
-    AssistantResult,
-    MeasureWords,
-    Results,
-    SimulatorFidelity,
-    SimulatorForecast,
-    Transfer,
-)
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import Arm, ArmResult, AssistantResult, MeasureWords
+from simrl.evaluation.results.simulators import SimulatorFidelity, SimulatorForecast, Transfer
 
 AGAIN = 'the command of the run does what is missing'
 NO_MODEL = 'it is no model on the devices of the run'

@@ -16,7 +16,7 @@ from simrl.evaluation.crossed import crossed_mean
 from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import Compared, Outcomes, failed_as
-from simrl.evaluation.results import INITIAL, ArmResult, Difference, OtherIntervals, SeedBounds
+from simrl.evaluation.results.measures import INITIAL, ArmResult, Difference, OtherIntervals, SeedBounds
 from simrl.evaluation.seeds import SeedEstimate, t_interval
 from simrl.evaluation.statistics import cluster_bootstraps, mean_over_seeds, present_mean
 

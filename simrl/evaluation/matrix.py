@@ -20,7 +20,8 @@ import numpy as np
 
 from simrl.evaluation.comparisons import Runs, paired, pairs_of
 from simrl.evaluation.outcomes import Outcomes
-from simrl.evaluation.results import INITIAL, Arm, MatrixResult, SimulatorDifference, Transfer
+from simrl.evaluation.results.measures import INITIAL, Arm
+from simrl.evaluation.results.simulators import MatrixResult, SimulatorDifference, Transfer
 from simrl.evaluation.seeds import t_interval
 from simrl.evaluation.statistics import Estimate, cluster_bootstraps, mean_over_seeds, present_mean
 

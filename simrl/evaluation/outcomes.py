@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from simrl.evaluation.results import INITIAL, AssistantResult, Bounds
+from simrl.evaluation.results.measures import INITIAL, AssistantResult, Bounds
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, spearman
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 

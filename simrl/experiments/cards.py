@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.card import (
     COMPARE,
     FORECAST,
@@ -29,7 +28,9 @@ from simrl.evaluation.card import (
     Training,
     card_of,
 )
-from simrl.evaluation.results import INITIAL, RESULTS_FOLDER, Results
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.files import RESULTS_FOLDER, Results
+from simrl.evaluation.results.measures import INITIAL
 from simrl.experiments import plan
 from simrl.experiments.experiment import results_spec
 from simrl.experiments.outputs import metric_lines, read_result
@@ -66,7 +67,7 @@ def results_now(scene: Scene, arm: str) -> Results:
     """
     spec = results_spec(scene)
     if (scene.workdir / RESULTS_FOLDER / 'timings.json').exists():
-        written = results_lib.read(scene.workdir)
+        written = result_files.read(scene.workdir)
         known = written.timings.stages
         if arm in written.experiment.arms and all(known.get(name) == seconds for name, seconds in spec.seconds.items()):
             return written

@@ -20,7 +20,7 @@ from simrl.conversations.chat import Chat
 from simrl.conversations.records import Conversation, Example, read_conversations
 from simrl.conversations.sentencepiece import sentencepiece_chat
 from simrl.conversations.views import natural_prompt, user_rows
-from simrl.evaluation.results import MeasureWords
+from simrl.evaluation.results.measures import MeasureWords
 from simrl.experiments import concierge_setup, work
 from simrl.experiments.checks import (
     check_fitting,

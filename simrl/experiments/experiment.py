@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from simrl.evaluation.results import RESULTS_FOLDER
+from simrl.evaluation.results.files import RESULTS_FOLDER
 from simrl.experiments import banner, plan, results
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.concierge_settings import ConciergeSettings

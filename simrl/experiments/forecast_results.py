@@ -9,7 +9,8 @@ import numpy as np
 
 from simrl.evaluation.fidelity.table import text_table
 from simrl.evaluation.forecast import best_of_n, gradient_cosine, rank_correlation
-from simrl.evaluation.results import ForecastResult, MeasureResult, SimulatorForecast
+from simrl.evaluation.results.measures import MeasureResult
+from simrl.evaluation.results.simulators import ForecastResult, SimulatorForecast
 from simrl.experiments.outputs import read_result
 
 FORECASTS, UTILITIES = ('cosine', 'best_of_n'), ('gain', 'win_rate')

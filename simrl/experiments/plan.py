@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simrl.evaluation.results import INITIAL
+from simrl.evaluation.results.measures import INITIAL
 from simrl.experiments import forecasts, replays, work
 from simrl.experiments.endpoints import Work, showing_usage
 from simrl.experiments.forecast_results import ForecastSpec

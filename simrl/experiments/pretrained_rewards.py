@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from simrl.conversations.records import Example, Preference
-from simrl.evaluation.results import MeasureWords
+from simrl.evaluation.results.measures import MeasureWords
 from simrl.experiments import checks, sources
 from simrl.experiments.endpoints import Endpoints
 from simrl.experiments.judges import JudgeSettings, check_judge, judge_identity, judge_model, make_judge

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.comparisons import Runs, compare_arms
 from simrl.evaluation.fidelity import measure as fidelity_lib
 from simrl.evaluation.fidelity.annotators import Annotators
@@ -32,28 +31,21 @@ from simrl.evaluation.fidelity.likelihood import nats_per_token
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
 from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, summarise
-from simrl.evaluation.results import (
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.conversations import ConversationsResult, Message, ShownConversation, ShownExample
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import (
     INITIAL,
     Arm,
-    ConversationsResult,
     ExperimentResult,
-    FidelityResult,
-    MatrixResult,
     MeasureResult,
     MeasureScores,
     MeasureWords,
-    Message,
-    Results,
     Run,
     ScoresResult,
-    ShownConversation,
-    ShownExample,
-    SimulatorFidelity,
-    TimingsResult,
-    TrainingCurve,
-    TrainingResult,
-    ValidationCurve,
 )
+from simrl.evaluation.results.simulators import FidelityResult, MatrixResult, SimulatorFidelity
+from simrl.evaluation.results.training import TimingsResult, TrainingCurve, TrainingResult, ValidationCurve
 from simrl.evaluation.statistics import cluster_numbers
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from simrl.experiments.forecast_results import ForecastSpec, forecast_result
@@ -151,7 +143,7 @@ class ResultsSpec:
                     f'ResultsSpec.measures.{name}.stages: expected {[INITIAL, *self.assistants]}, '
                     f'found {list(measure.stages)}'
                 )
-            if name in results_lib.FILES:
+            if name in result_files.FILES:
                 raise ValueError(f'ResultsSpec.measures: {name!r} is the name of another file of results')
         if len(oracles := [name for name, arm in self.arms.items() if arm.oracle]) > 1:
             raise ValueError(f'ResultsSpec.arms: expected at most one oracle, found {", ".join(oracles)}')
@@ -174,7 +166,7 @@ def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     from simrl.evaluation.report.report import console_table, write_report  # imports matplotlib: a second
 
     results = results_of(spec, workdir)
-    results_lib.write(results, workdir)
+    result_files.write(results, workdir)
     stages = {name: assistant.rl for name, assistant in spec.assistants.items()}
     report, pictures = write_report(results, workdir, kept=kept_conversations(workdir, stages))
     table = console_table(results)

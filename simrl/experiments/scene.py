@@ -19,7 +19,7 @@ import numpy as np
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Conversation, Example
 from simrl.conversations.views import Rendered
-from simrl.evaluation.results import MeasureWords
+from simrl.evaluation.results.measures import MeasureWords
 from simrl.evaluation.win_rate import Prefer
 from simrl.experiments.settings import Compute, ExperimentSettings
 from simrl.models.transformer import Params, TransformerConfig

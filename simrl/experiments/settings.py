@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from simrl.evaluation.fidelity.annotators import Annotators
-from simrl.evaluation.results import INITIAL
+from simrl.evaluation.results.measures import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rl.train import RLSettings

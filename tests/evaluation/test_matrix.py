@@ -8,7 +8,7 @@ import pytest
 
 from simrl.evaluation.matrix import matrix_of, transfers
 from simrl.evaluation.outcomes import outcomes_of
-from simrl.evaluation.results import Arm
+from simrl.evaluation.results.measures import Arm
 from simrl.evaluation.seeds import t_interval
 from tests.evaluation.made_up import FAILURE, columns, outcomes, runs_of
 

@@ -13,7 +13,7 @@ from simrl.evaluation.gap_recovered import gaps_recovered
 from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import compare, outcomes_of, summarise
 from simrl.evaluation.preferences import cluster_robust
-from simrl.evaluation.results import Arm
+from simrl.evaluation.results.measures import Arm
 from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, percentile_interval
 from tests.evaluation.made_up import FAILURE, columns, compared_arms, outcomes, vote
 

@@ -7,7 +7,8 @@ import pytest
 
 from simrl.evaluation.forecast import rank_correlation
 from simrl.evaluation.report.tables import comparisons
-from simrl.evaluation.results import ForecastResult, SimulatorForecast, read, write
+from simrl.evaluation.results.files import read, write
+from simrl.evaluation.results.simulators import ForecastResult, SimulatorForecast
 from simrl.evaluation.statistics import Estimate
 from simrl.run.config import ConfigError
 from tests.evaluation.report.fake_run import fake_results

@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from simrl.evaluation import card as card_lib
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.fidelity.distances import Distance
 from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.report.card_page import NOT_MEASURED, document
+from simrl.evaluation.results import files as result_files
 from simrl.evaluation.statistics import Estimate
 from simrl.experiments import cards, plan
 from simrl.experiments.concierge import ConciergeScene
@@ -149,7 +149,7 @@ def test_people_have_a_card_without_what_only_simulators_have(whole):
 def test_results_that_were_written_serve_until_a_stage_is_run_again(scene):
     written = results_of(results_spec(scene), scene.workdir)
     marked = dataclasses.replace(written, experiment=dataclasses.replace(written.experiment, caution='as written'))
-    results_lib.write(marked, scene.workdir)
+    result_files.write(marked, scene.workdir)
     assert cards.simulator_card(scene, 'role_play').caution == 'as written'
     path = scene.workdir / 'matrix' / 'initial' / 'role_play' / 'done.json'
     done = json.loads(path.read_text())
@@ -198,7 +198,7 @@ def test_an_assistant_that_has_met_all_is_in_the_matrix_before_the_others_have(s
 def test_an_arm_that_is_added_to_a_finished_run_has_a_card_of_what_is_known(tmp_path):
     few = settings(**CHANGES, arms={'role_play': {'simulator': 'role_play'}, 'persona': {'simulator': 'persona'}})
     scene = made_run(tmp_path / 'run', few)
-    results_lib.write(results_of(results_spec(scene), scene.workdir), scene.workdir)
+    result_files.write(results_of(results_spec(scene), scene.workdir), scene.workdir)
     grown = scene_of(settings(**CHANGES), tmp_path / 'run')
     stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(stored | config.to_dict(grown.settings)))

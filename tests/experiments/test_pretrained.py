@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.conversations.templates import chat_from_huggingface
-from simrl.evaluation import results
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.report.card_page import METRICS
+from simrl.evaluation.results import files as result_files
 from simrl.experiments import experiment, fitting, sources
 from simrl.experiments.replays import TURNS_FILE
 from simrl.models import transformer
@@ -144,7 +144,7 @@ def test_leaves_a_result_of_every_stage_and_a_report(files, finished):
         rewards = json.loads((trained / 'validation' / f'step-{step}.json').read_text())['rewards']
         assert len(rewards) == 3
         assert reward == pytest.approx(np.mean(list(rewards.values())))
-    found = results.read(finished)
+    found = result_files.read(finished)
     params = sources.open_model(experiment.settings_of(config_of(files)).model).load_params()
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert {arm.parameters for arm in found.experiment.arms.values()} == {size}, 'all are the model itself'

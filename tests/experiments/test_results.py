@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from simrl.evaluation import results as results_lib
 from simrl.evaluation.fidelity import distances
 from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.measure import ALL
 from simrl.evaluation.fidelity.turns import Turn, write_turns
 from simrl.evaluation.report import summary, utility
 from simrl.evaluation.report.browse import REPORT_FILE
-from simrl.evaluation.results import Arm, MeasureWords, read
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.files import read
+from simrl.evaluation.results.measures import Arm, MeasureWords
 from simrl.experiments.forecast_results import ForecastSpec
 from simrl.experiments.results import (
     AssistantSpec,
@@ -247,7 +248,7 @@ def test_replayed_turns_and_likelihoods_are_measured_by_data_set(spec, tmp_path,
     assert b.replayed['set 0'].not_measured['typo rate'] == 'no annotator is named for words'
     assert {name: x.mean for name, x in a.nats_by_source.items()} == {'set 0': 2.0, 'set 1': 3.0}
     assert (a.perplexity, b.nats_by_source) == (math.exp(15 / 6), {})
-    results_lib.write(found, tmp_path)
+    result_files.write(found, tmp_path)
     assert read(tmp_path).fidelity == found.fidelity
     against = next(x for x in utility.AGAINST if x.name == 'utility_by_distributions')
     shared = ('utterance length', 'punctuation', 'capitalisation')  # others have no annotator

@@ -6,9 +6,10 @@ import pathlib
 import pytest
 
 from configs import quickstart
-from simrl.evaluation import results
 from simrl.evaluation.forecast import rank_correlation
-from simrl.evaluation.results import ForecastResult, SimulatorForecast
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.simulators import ForecastResult, SimulatorForecast
+from simrl.evaluation.results.training import TimingsResult
 from simrl.evaluation.statistics import Estimate
 from simrl.experiments.experiment import build_stages, settings_of
 from simrl.worlds.concierge.people import World, person
@@ -73,10 +74,10 @@ def test_the_table_says_what_was_forecast_beside_what_came_out(tmp_path, capsys,
     correlation = rank_correlation('cosine', 'gain', [x.cosine.mean for x in known.values()], gains)
     forecast = ForecastResult('Program.', 'people_forecast', 'people', 64, 8, 4, known, (correlation,))
     seconds = {'people_forecast': 6.0, **dict.fromkeys((f'forecast/{arm}' for arm in known), 2.0)}
-    timings = results.TimingsResult(found.timings.stages | seconds)
+    timings = TimingsResult(found.timings.stages | seconds)
     monkeypatch.setattr(graded, 'run_child', lambda command: commands.append(command))
     commands = []
-    results.write(dataclasses.replace(found, forecast=forecast, timings=timings), tmp_path)
+    result_files.write(dataclasses.replace(found, forecast=forecast, timings=timings), tmp_path)
     graded.main([f'--workdir={tmp_path}', '--seeds', '0', '1', '--people=100'])
     assert f'--config={graded.__file__}:configs/quickstart.py' in commands[0]
     assert '--config.evaluation.block=100' in commands[0]

@@ -8,7 +8,7 @@ import pytest
 from simrl.evaluation.report import drawing, utility
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of
-from simrl.evaluation.results import write
+from simrl.evaluation.results.files import write
 from simrl.evaluation.seeds import SeedEstimate
 from tests.evaluation.report.fake_run import SETTINGS, draw_few, fake_results, write_training
 from tools import report

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from simrl.evaluation import results
 from simrl.evaluation.controls import opening
-from simrl.evaluation.results import Difference
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.measures import Difference
+from simrl.evaluation.results.simulators import FidelityResult
 from simrl.evaluation.seeds import SeedEstimate
 from tests.evaluation.report.fake_run import fake_results
 from tools import controls
@@ -29,7 +30,7 @@ def results_of(gap):
     return dataclasses.replace(
         made_up,
         measures={'people': dataclasses.replace(people, arms=arms, differences=(*people.differences, pair))},
-        fidelity=results.FidelityResult({}, fidelity | {'fine_tuned': fidelity['sft 7b']}),
+        fidelity=FidelityResult({}, fidelity | {'fine_tuned': fidelity['sft 7b']}),
     )
 
 
@@ -43,7 +44,7 @@ def commands(monkeypatch):
         ran.append(flags)
         workdir = pathlib.Path(flags['workdir'])
         workdir.mkdir()
-        results.write(results_of(0.3 * float(flags['config.world.dial'])), workdir)
+        result_files.write(results_of(0.3 * float(flags['config.world.dial'])), workdir)
 
     monkeypatch.setattr(controls, 'run_child', run)
     return ran
@@ -107,14 +108,14 @@ def test_dials_that_are_no_dials_are_refused_before_anything_runs(commands, tmp_
 
 
 def test_each_arm_of_a_run_against_itself(tmp_path, capsys):
-    results.write(fake_results(seeds=4, people=30), tmp_path)
+    result_files.write(fake_results(seeds=4, people=30), tmp_path)
     controls.main(['twice', f'--run={tmp_path}'])
     printed = capsys.readouterr().out
     assert re.search(r'\nsft 7b +3 ', printed), 'four seeds have three halvings'
 
 
 def test_too_few_seeds_to_halve(tmp_path):
-    results.write(fake_results(seeds=3, people=30), tmp_path)
+    result_files.write(fake_results(seeds=3, people=30), tmp_path)
     with pytest.raises(SystemExit, match='expected at least 4 training seeds, found 3'):
         controls.main(['twice', f'--run={tmp_path}'])
 

@@ -13,7 +13,7 @@ from simrl.evaluation.comparisons import other_intervals, run_spread
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import failed_as
 from simrl.evaluation.pairwise.responses import Pair
-from simrl.evaluation.results import OtherIntervals, SeedBounds
+from simrl.evaluation.results.measures import OtherIntervals, SeedBounds
 from simrl.evaluation.seeds import SeedEstimate, t_interval
 from simrl.evaluation.statistics import cluster_sums, present_mean
 

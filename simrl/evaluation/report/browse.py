@@ -18,7 +18,7 @@ from simrl.evaluation.report import page
 from simrl.evaluation.report.browse_script import SCRIPT, STYLE
 from simrl.evaluation.report.drawing import Look
 from simrl.evaluation.report.summary import end_words, traits_text
-from simrl.evaluation.results import Results
+from simrl.evaluation.results.files import Results
 from simrl.rewards.rewards import CAUSES
 from simrl.run.stage_files import WorkdirError
 

@@ -22,7 +22,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
 from simrl.evaluation.report.summary import Interval
-from simrl.evaluation.results import INITIAL, ExperimentResult
+from simrl.evaluation.results.measures import INITIAL, ExperimentResult
 
 NARROW, WIDE = 4.8, 9.8  # inches: half of the main column, or a phone; the whole of it
 FONT_SIZE = 10.0

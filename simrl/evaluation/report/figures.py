@@ -17,7 +17,10 @@ from simrl.evaluation.report import drawing, summary
 from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
 from simrl.evaluation.report.matrix import mean_digits, titled, user_name
 from simrl.evaluation.report.summary import Row, number
-from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results, TrainingCurve, ValidationCurve
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import INITIAL, ExperimentResult
+from simrl.evaluation.results.simulators import MatrixResult
+from simrl.evaluation.results.training import TrainingCurve, ValidationCurve
 
 Values = Mapping[int, float]  # by step
 PANELS: Mapping[str, str] = {  # fields of `TrainingCurve`, and the titles of their panels

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from simrl.evaluation.report import drawing, figures, lengths, summary, utility
 from simrl.evaluation.report.drawing import Drawing, Look
-from simrl.evaluation.results import Results
+from simrl.evaluation.results.files import Results
 from simrl.run.stage_files import named_errors
 
 FIGURES_FOLDER = 'figures'

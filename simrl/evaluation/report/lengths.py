@@ -14,7 +14,8 @@ from simrl.evaluation.report.drawing import Drawing, Look
 from simrl.evaluation.report.figures import Values
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Row, Shown, mean_of_known, number, share
-from simrl.evaluation.results import Results, TrainingCurve
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.training import TrainingCurve
 from simrl.evaluation.statistics import spearman
 
 PANELS: Mapping[str, str] = {  # fields of `TrainingCurve`, and the titles of their panels

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number
-from simrl.evaluation.results import INITIAL, ExperimentResult, MatrixResult, Results
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import INITIAL, ExperimentResult
+from simrl.evaluation.results.simulators import MatrixResult
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 

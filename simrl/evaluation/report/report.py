@@ -11,7 +11,9 @@ from simrl.evaluation.report import browse, gallery, matrix, sections, study, su
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.summary import interval, number
-from simrl.evaluation.results import MatrixResult, MeasureResult, Results, read_study
+from simrl.evaluation.results.files import Results, read_study
+from simrl.evaluation.results.measures import MeasureResult
+from simrl.evaluation.results.simulators import MatrixResult
 from simrl.run.stage_files import named_errors
 
 CONSOLE_WIDTH = 120  # columns

@@ -10,7 +10,9 @@ from simrl.evaluation.report.browse import BROWSE_FILE
 from simrl.evaluation.report.drawing import NARROW, WIDE, Drawing, Look
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Row, number, share
-from simrl.evaluation.results import FidelityResult, MeasureResult, Results
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import MeasureResult
+from simrl.evaluation.results.simulators import FidelityResult
 
 MAX_SHOWN = 12  # examples with every assistant; conversations.html has all
 TITLE = 'Which user simulator trains the better assistant?'

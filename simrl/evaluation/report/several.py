@@ -20,7 +20,8 @@ from simrl.evaluation.report.report import write_page
 from simrl.evaluation.report.sections import drawn_panels
 from simrl.evaluation.report.summary import Row, number
 from simrl.evaluation.report.tables import estimate_cell
-from simrl.evaluation.results import MeasureResult, Results
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import MeasureResult
 
 TITLE = 'User simulators in several runs'
 ABOUT = (

@@ -8,7 +8,9 @@ from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.drawing import Look
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.tables import estimate_cell
-from simrl.evaluation.results import INITIAL, MeasureResult, Results, StudyPair, StudyResult
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import INITIAL, MeasureResult
+from simrl.evaluation.results.study import StudyPair, StudyResult
 from simrl.evaluation.statistics import Estimate
 
 TITLE = 'Preferred in a blind user study'

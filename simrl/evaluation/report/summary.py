@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.results import (
+from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.measures import (
     INITIAL,
     AssistantResult,
     Bounds,
     Difference,
     ExperimentResult,
     MeasureResult,
-    Results,
     SeedBounds,
 )
 from simrl.evaluation.seeds import SeedEstimate

@@ -6,7 +6,7 @@ from simrl.evaluation.gap_recovered import GapRecovered
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, Row, interval
-from simrl.evaluation.results import INITIAL, ArmResult, Difference, MeasureResult, OtherIntervals
+from simrl.evaluation.results.measures import INITIAL, ArmResult, Difference, MeasureResult, OtherIntervals
 from simrl.evaluation.seeds import SeedEstimate
 
 MAX_ROWS = 24  # longer tables are folded

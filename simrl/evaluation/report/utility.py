@@ -19,7 +19,7 @@ from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, number
 from simrl.evaluation.report.tables import estimate_cell
-from simrl.evaluation.results import Results
+from simrl.evaluation.results.files import Results
 from simrl.evaluation.statistics import spearman
 
 DISTANCE = 0.025  # of the axis, between points that would hide one another

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from simrl.evaluation.ranking import Ranking
 from simrl.evaluation.report import gallery
 from simrl.evaluation.report.report import write_page
-from simrl.evaluation.results import INITIAL, ExperimentResult, StudyPair, StudyResult
+from simrl.evaluation.results.measures import INITIAL, ExperimentResult
+from simrl.evaluation.results.study import StudyPair, StudyResult
 from simrl.evaluation.statistics import Estimate
 from simrl.run.config import to_dict
 from simrl.run.stage_files import named_errors, write_json

@@ -22,29 +22,25 @@ from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, summarise
 from simrl.evaluation.report import gallery, sections
 from simrl.evaluation.report.drawing import Drawing, looks_of
 from simrl.evaluation.report.report import console_table, write_report
-from simrl.evaluation.results import (
+from simrl.evaluation.results.conversations import ConversationsResult, Message, ShownConversation, ShownExample
+from simrl.evaluation.results.files import Results, write
+from simrl.evaluation.results.measures import (
     Arm,
-    ConversationsResult,
     ExperimentResult,
-    FidelityResult,
-    ForecastResult,
-    MatrixResult,
     MeasureResult,
     MeasureScores,
     MeasureWords,
-    Message,
-    Results,
     Run,
     ScoresResult,
-    ShownConversation,
-    ShownExample,
+)
+from simrl.evaluation.results.simulators import (
+    FidelityResult,
+    ForecastResult,
+    MatrixResult,
     SimulatorFidelity,
     SimulatorForecast,
-    TimingsResult,
-    TrainingCurve,
-    TrainingResult,
-    write,
 )
+from simrl.evaluation.results.training import TimingsResult, TrainingCurve, TrainingResult
 from simrl.evaluation.statistics import Estimate
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from tests.evaluation.made_up import vote

@@ -7,7 +7,7 @@ import pytest
 
 from simrl.evaluation.report import figures, matrix, page
 from simrl.evaluation.report.report import console_table
-from simrl.evaluation.results import SimulatorDifference
+from simrl.evaluation.results.simulators import SimulatorDifference
 from simrl.evaluation.seeds import t_interval
 from simrl.evaluation.statistics import Estimate
 from tests.evaluation.report.fake_run import fake_results

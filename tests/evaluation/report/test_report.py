@@ -16,13 +16,9 @@ from simrl.evaluation.report import drawing, gallery, lengths, sections, utility
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
 from simrl.evaluation.report.drawing import CAPTION_SIZE, look_at, looks_of
 from simrl.evaluation.report.report import _columns, console_table, write_report
-from simrl.evaluation.results import (
-    ConversationsResult,
-    FidelityResult,
-    SimulatorFidelity,
-    TrainingResult,
-    ValidationCurve,
-)
+from simrl.evaluation.results.conversations import ConversationsResult
+from simrl.evaluation.results.simulators import FidelityResult, SimulatorFidelity
+from simrl.evaluation.results.training import TrainingResult, ValidationCurve
 from simrl.evaluation.statistics import Estimate
 from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results, page_text, training_rows, write_training
 

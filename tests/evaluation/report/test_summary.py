@@ -10,7 +10,7 @@ from simrl.evaluation.report import drawing, gallery, tables
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.report import console_table
 from simrl.evaluation.report.summary import MAX_PAIRS_IN_WORDS, interval, number, rows_of, sentences, significance
-from simrl.evaluation.results import Difference, SeedBounds
+from simrl.evaluation.results.measures import Difference, SeedBounds
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 from tests.evaluation.report.fake_run import fake_results, page_text
