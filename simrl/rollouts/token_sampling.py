@@ -7,6 +7,7 @@ Letters: B rows, V padded vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.struct
@@ -15,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.models.rows import gather_per_row
-
-BLOCK = 128  # tokens whose probabilities are summed before the blocks are; it divides the padded vocabulary
+from simrl.rollouts.vocabulary import BLOCK, Part, on_own_tokens, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,80 +58,84 @@ def _prefix_sum(x: jax.Array) -> jax.Array:
     return x
 
 
-def _total(x: jax.Array) -> jax.Array:
-    """Sums along the last axis by halving, in an order that zeros at the end do not change."""
-    size = 1 << (x.shape[-1] - 1).bit_length()
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
-    while size > 1:
-        size //= 2
-        x = x[..., :size] + x[..., size:]
-    return x[..., 0]
-
-
 def _last_positive(x: jax.Array) -> jax.Array:
     """Index of the last positive entry along the last axis (the last index where there is none)."""
     return x.shape[-1] - 1 - jnp.argmax(x[..., ::-1] > 0, axis=-1)
 
 
-def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int) -> jax.Array:
-    """The largest float32 `[B, 1]` in [0, 1] for which `holds` (bool `[B, 1]`) does, by bisection of its bits.
+def _largest_threshold(holds: Callable[[jax.Array], jax.Array], batch: int, part: Part) -> jax.Array:
+    """The largest float32 `[B, 1]` in [0, 1] for which `holds` is true, by a search through its bits.
 
-    `holds` must be true of 0, and of anything smaller than what it is true of. The bits of floats that are not negative
-    are ordered as the floats are, and those up to 1.0 take 30 halvings; sorting a vocabulary costs far more on a CPU.
+    The bits of floats that are not negative are ordered as the floats are, and those up to 1.0 are less than 2^30;
+    sorting a vocabulary costs far more on a CPU. If devices have parts of the vocabulary they wait for each other in
+    every round: then three bits are found at once.
+
+    Args:
+        holds: of thresholds `[B, n]`. It is true of 0, and of anything smaller than what it is true of.
     """
-    low = jnp.zeros((batch, 1), jnp.int32)
-    high = low + (int(np.float32(1).view(np.int32)) + 1)
+    bits = 1 if part.shards == 1 else 3
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        held = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
-        return jnp.where(held, middle, low), jnp.where(held, high, middle)
+    def find_digit(number: jax.Array, low: jax.Array) -> jax.Array:
+        digit = jnp.left_shift(1, 30 - bits * (number + 1))
+        held = holds(jax.lax.bitcast_convert_type(low + digit * jnp.arange(1, 1 << bits), jnp.float32))
+        return low + digit * jnp.sum(held, axis=1, keepdims=True, dtype=jnp.int32)
 
-    low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
+    low = jax.lax.fori_loop(0, 30 // bits, find_digit, jnp.zeros((batch, 1), jnp.int32))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _smallest_of_top_k(weight: jax.Array, top_k: jax.Array | int) -> jax.Array:
+def _smallest_of_top_k(weight: jax.Array, top_k: jax.Array | int, part: Part) -> jax.Array:
     """The smallest weight `[B, 1]` among the largest `top_k` of a row, a number or int `[B, 1]`; 0 for more than V."""
-    return _largest_threshold(lambda t: jnp.sum(weight >= t, axis=-1, keepdims=True) >= top_k, weight.shape[0])
+
+    def holds(threshold: jax.Array) -> jax.Array:
+        return part.sum(jnp.sum(weight[:, None] >= threshold[:, :, None], axis=-1)) >= top_k
+
+    return _largest_threshold(holds, weight.shape[0], part)
 
 
-def _smallest_of_top_p(weight: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def _smallest_of_top_p(weight: jax.Array, top_p: jax.Array | float, part: Part) -> jax.Array:
     """The smallest weight `[B, 1]` among the largest with a share of `top_p`, a number or float32 `[B, 1]`.
 
     It is 0 for infinity, and not for 1: the smallest weights may be too small to change the sum.
     """
-    needed = top_p * _total(weight)[:, None]
-    return _largest_threshold(lambda t: _total(jnp.where(weight >= t, weight, 0.0))[:, None] >= needed, weight.shape[0])
+    needed = top_p * part.sum(total(weight))[:, None]
+
+    def holds(threshold: jax.Array) -> jax.Array:
+        kept = jnp.where(weight[:, None] >= threshold[:, :, None], weight[:, None], 0.0)
+        return part.sum(total(kept)) >= needed
+
+    return _largest_threshold(holds, weight.shape[0], part)
 
 
 def _at_least(weight: jax.Array, smallest: jax.Array | float) -> jax.Array:
     return jnp.where(weight >= smallest, weight, 0.0)
 
 
-def _filtered(weight: jax.Array, top_k: int, top_p: float, min_p: float) -> jax.Array:
+def _filtered(weight: jax.Array, part: Part, top_k: int, top_p: float, min_p: float) -> jax.Array:
     """Zeroes the weights `[B, V]` that the filters remove. Weights are relative: the largest of each row is 1."""
     if top_k:
-        weight = _at_least(weight, _smallest_of_top_k(weight, min(top_k, weight.shape[1])))
+        weight = _at_least(weight, _smallest_of_top_k(weight, min(top_k, weight.shape[1] * part.shards), part))
     if top_p < 1:
-        weight = _at_least(weight, _smallest_of_top_p(weight, top_p))
+        weight = _at_least(weight, _smallest_of_top_p(weight, top_p, part))
     if min_p:
         weight = _at_least(weight, min_p)
     return weight
 
 
-def _filtered_rows(weight: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
+def _filtered_rows(weight: jax.Array, part: Part, top_k: jax.Array, top_p: jax.Array, min_p: jax.Array) -> jax.Array:
     """The same with settings `[B, 1]`. The search of a filter that is off in all rows is left out."""
-    batch, size = weight.shape
+    batch, size = weight.shape[0], weight.shape[1] * part.shards
 
     def nothing(*_: jax.Array) -> jax.Array:
         return jnp.zeros((batch, 1), jnp.float32)
 
+    smallest_of_top_k, smallest_of_top_p = (
+        functools.partial(smallest, part=part) for smallest in (_smallest_of_top_k, _smallest_of_top_p)
+    )
     k = jnp.where(top_k > 0, jnp.minimum(top_k, size), size + 1)
-    weight = _at_least(weight, jax.lax.cond(jnp.any(top_k > 0), _smallest_of_top_k, nothing, weight, k))
+    weight = _at_least(weight, jax.lax.cond(jnp.any(top_k > 0), smallest_of_top_k, nothing, weight, k))
     p = jnp.where(top_p < 1, top_p, jnp.inf)
-    weight = _at_least(weight, jax.lax.cond(jnp.any(top_p < 1), _smallest_of_top_p, nothing, weight, p))
+    weight = _at_least(weight, jax.lax.cond(jnp.any(top_p < 1), smallest_of_top_p, nothing, weight, p))
     return _at_least(weight, min_p)
 
 
@@ -141,31 +145,38 @@ def _first_past(weight: jax.Array, summed: jax.Array, target: jax.Array) -> jax.
     return jnp.where(jnp.any(past, axis=-1), jnp.argmax(past, axis=-1), _last_positive(weight))
 
 
-def _inverse_cdf(weight: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The index at which the cumulated weights `[B, V]` pass `uniform` times their total.
+def _inverse_cdf(weight: jax.Array, uniform: jax.Array, part: Part) -> jax.Array:
+    """The token at which the cumulated weights `[B, V]` pass `uniform` times their total.
 
-    First a block of `BLOCK` tokens is found, then the token in it. Everything that decides about index i is computed
-    from indices <= i in an order that their number does not change: a block's sum halves in a fixed order,
+    First a block of `BLOCK` tokens is found, then the token in it. Everything that decides about token i is computed
+    from tokens <= i in an order that their number does not change: a block's sum halves in a fixed order,
     `_prefix_sum` is a tree that depends on i alone, and the total is the prefix sum at the last positive block and not
-    at the last one. So zeros appended to the vocabulary change nothing, to the last bit.
+    at the last one. So zeros appended to the vocabulary, and devices that it is split over, change nothing, to the last
+    bit.
 
     Prefix sums of this kind need not rise with the index by the last bit, so that a weight of 0 is excluded by itself.
     """
-    batch, size = weight.shape
-    blocks = jnp.pad(weight, ((0, 0), (0, -size % BLOCK))).reshape(batch, -1, BLOCK)
-    sums = _total(blocks)
+    blocks = part.blocks(weight)
+    sums = blocks.sums()
     summed = _prefix_sum(sums)
     target = uniform * gather_per_row(summed, _last_positive(sums))
     block = _first_past(sums, summed, target)
     before = jnp.where(block > 0, gather_per_row(summed, jnp.maximum(block - 1, 0)), 0.0)
-    chosen = gather_per_row(blocks, block)
+    chosen = blocks.one(block)
     return block * BLOCK + _first_past(chosen, _prefix_sum(chosen), target - before)
 
 
-def _tempered(logits: jax.Array, token_mask: np.ndarray | jax.Array, temperature: jax.Array) -> jax.Array:
+def _tempered(logits: jax.Array, token_mask: np.ndarray | jax.Array, temperature: jax.Array, part: Part) -> jax.Array:
     """Tempered logits `[B, V]` of the allowed tokens, the largest of each row 0; a temperature of 0 leaves them."""
     logits = jnp.where(token_mask, logits / jnp.where(temperature == 0, 1.0, temperature), -jnp.inf)
-    return logits - jnp.max(logits, axis=-1, keepdims=True)
+    return logits - part.max(jnp.max(logits, axis=-1, keepdims=True))
+
+
+def _drawn(logits: jax.Array, weight: jax.Array, uniform: jax.Array, greedy: jax.Array, part: Part) -> jax.Array:
+    """Tokens int32 `[B]` by the weights; if `greedy`, a scalar or `[B]`, the first one whose logit is largest, 0."""
+    columns = greedy[..., None]
+    weight = jnp.where(columns, jnp.where(logits == 0, 1.0, 0.0), weight)
+    return _inverse_cdf(weight, jnp.where(greedy, 0.0, uniform), part).astype(jnp.int32)
 
 
 def sample_token(
@@ -195,14 +206,19 @@ def sample_token(
         log_prob: float32 `[B]`, in nats, of the tempered and *unfiltered* distribution over the allowed tokens, as
             `models.log_probs.token_log_probs` gives it for the same logits; 0 if greedy, the limit.
     """
+
+    def sample(
+        part: Part, logits: jax.Array, token_mask: jax.Array, uniform: jax.Array, temperature: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        greedy = temperature == 0
+        logits = _tempered(logits, token_mask, temperature, part)
+        weight = jnp.exp(logits)
+        token = _drawn(logits, _filtered(weight, part, top_k, top_p, min_p), uniform, greedy, part)
+        log_prob = part.entry(logits, token) - jnp.log(part.sum(jnp.sum(weight, axis=-1)))
+        return token, jnp.where(greedy, 0.0, log_prob)
+
     temperature = jnp.asarray(temperature, jnp.float32)
-    greedy = temperature == 0
-    logits = _tempered(logits, token_mask, temperature)
-    weight = jnp.exp(logits)
-    token = _inverse_cdf(_filtered(weight, top_k, top_p, min_p), uniform)
-    token = jnp.where(greedy, jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
-    log_prob = gather_per_row(logits, token) - jnp.log(jnp.sum(weight, axis=-1))
-    return token, jnp.where(greedy, 0.0, log_prob)
+    return on_own_tokens(sample, logits, token_mask, uniform, temperature, split=(False, False))
 
 
 @flax.struct.dataclass
@@ -242,19 +258,31 @@ def sample_rows(
         uniform: float32 `[B]` in [0, 1).
         temperature, top_k, top_p, min_p: float32 `[B]`, top_k int32, as in `Sampling`.
     """
-    greedy = temperature == 0
-    logits = _tempered(logits, allowed, temperature[:, None])
-    off = Sampling()
-    weight = _filtered_rows(
-        jnp.exp(logits),
-        *(
-            jnp.where(greedy, without, setting)[:, None]
-            for setting, without in ((top_k, off.top_k), (top_p, off.top_p), (min_p, off.min_p))
-        ),
-    )
-    token = jnp.where(greedy, jnp.argmax(logits, axis=-1), _inverse_cdf(weight, uniform)).astype(jnp.int32)
-    log_total = jnp.log(jnp.sum(weight, axis=-1))
-    return Draw(token, gather_per_row(logits, token) - log_total, weight, log_total)
+
+    def sample(
+        part: Part,
+        logits: jax.Array,
+        allowed: jax.Array,
+        uniform: jax.Array,
+        temperature: jax.Array,
+        *settings: jax.Array,
+    ) -> Draw:
+        greedy, off = temperature == 0, Sampling()
+        logits = _tempered(logits, allowed, temperature[:, None], part)
+        weight = _filtered_rows(
+            jnp.exp(logits),
+            part,
+            *(
+                jnp.where(greedy, without, setting)[:, None]
+                for setting, without in zip(settings, (off.top_k, off.top_p, off.min_p), strict=True)
+            ),
+        )
+        token = _drawn(logits, weight, uniform, greedy, part)
+        log_total = jnp.log(part.sum(jnp.sum(weight, axis=-1)))
+        return Draw(token, part.entry(logits, token) - log_total, weight, log_total)
+
+    split = Draw(token=False, log_prob=False, weight=True, log_total=False)  # type: ignore[arg-type]
+    return on_own_tokens(sample, logits, allowed, uniform, temperature, top_k, top_p, min_p, split=split)
 
 
 def most_probable(draw: Draw, count: int) -> tuple[jax.Array, jax.Array]:

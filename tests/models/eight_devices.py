@@ -18,6 +18,7 @@ from simrl.models.files.huggingface import load_params
 from simrl.models.files.load import resize_vocabulary
 from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, TransformerConfig, apply, apply_head, init_cache, project
+from simrl.rollouts.token_sampling import Draw, sample_rows, sample_token
 from tests.many_devices import collectives
 
 CONFIG = TransformerConfig(
@@ -119,6 +120,7 @@ def main(out):
         f'{data}x{model}, {heads} heads read {kv_heads}': attention_difference(data, model, heads, kv_heads)
         for data, model, heads, kv_heads in ((2, 2, 4, 2), (2, 4, 8, 2), (1, 2, 6, 3))
     }
+    results['sampling'] = {'2x4': sampling_differences(2, 4)}
     for data, model in ((4, 2), (2, 4)):
         mesh = sharding.make_mesh(data, model)
         with jax.set_mesh(mesh):
@@ -167,6 +169,52 @@ def attention_difference(data, model, heads, kv_heads):
         # Rows and heads are where they belong: devices exchange gradients of shared heads, and the sum of the loss.
         assert not [kind for kind, _ in collectives(compiled.as_text()) if kind != 'all-reduce']
         return difference(compiled(*sharding.shard(arrays, shardings)), expected)
+
+
+VOCABULARY = 640  # five blocks of 128: borders between devices are not borders of blocks
+FILTERS = {'all': {}, 'filtered': {'top_k': 60, 'top_p': 0.9, 'min_p': 0.01}}
+
+
+def sampling_differences(data, model):
+    """Tokens drawn from split logits that differ from those of one device, by filters, and what is sent for them.
+
+    Rows' numbers are on the borders between tokens, where the last bit of a sum decides.
+    """
+    random = np.random.default_rng(3)
+    logits = (3 * random.standard_normal((512, VOCABULARY))).astype(np.float32)
+    mask = random.random(VOCABULARY) < 0.8
+    prob = np.exp(np.where(mask, logits, -np.inf).astype(np.float64))
+    borders = np.cumsum(prob, axis=1) / prob.sum(1, keepdims=True)
+    borders = borders[np.arange(512), random.integers(0, VOCABULARY, 512)]
+    on_border, anywhere = np.clip(borders, 0, 1 - 2**-24).astype(np.float32), random.random(512, np.float32)
+    mesh = sharding.make_mesh(data, model)
+    tokens, rows = (jax.NamedSharding(mesh, jax.P('data', *axes)) for axes in (('model',), ()))
+    temperature = (np.arange(512) % 3).astype(np.float32)
+    results = {'sent': []}
+
+    def compare(name, function, *arrays):
+        expected = jax.device_get(jax.jit(function)(logits, *arrays))
+        with jax.set_mesh(mesh):
+            placed = sharding.shard([logits, *arrays], [tokens, *[rows] * len(arrays)])
+            compiled = jax.jit(function).lower(*placed).compile()
+            found = jax.device_get(compiled(*placed))
+        results['sent'] += [shape for _, shape in collectives(compiled.as_text())]
+        if isinstance(found, Draw):
+            results[f'{name} weights'] = difference(
+                (found.weight, found.log_total), (expected.weight, expected.log_total)
+            )
+            found, expected = ((x.token, x.log_prob) for x in (found, expected))
+        results[name] = int(np.sum(found[0] != expected[0]))
+        results[f'{name} log_prob'] = float(np.max(np.abs(found[1] - expected[1])))
+
+    for name, filters in FILTERS.items():
+        uniform = anywhere if filters else on_border  # devices add up shares in another order
+        compare(name, lambda *arrays, of=filters: sample_token(arrays[0], mask, arrays[1], 1.0, **of), uniform)
+    compare('greedy', lambda *arrays: sample_token(arrays[0], mask, arrays[1], 0.0), anywhere)
+    settings = [np.full(512, x, dtype) for x, dtype in ((60, np.int32), (0.9, np.float32), (0.01, np.float32))]
+    allowed = np.broadcast_to(mask, logits.shape)
+    compare('rows', lambda x, u, t, *of: sample_rows(x, allowed, u, t, *of), anywhere, temperature, *settings)
+    return results
 
 
 def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):

@@ -125,6 +125,16 @@ def test_attention_on_a_mesh_is_that_of_one_device(eight_devices):
     assert max(differences.values()) < 1e-5
 
 
+def test_tokens_are_drawn_from_split_logits(eight_devices):
+    """With and without filters, greedily, and by each row's settings, without sending logits."""
+    ((mesh, result),) = eight_devices['sampling'].items()
+    rows = 512 // int(mesh[0])
+    assert result['sent']
+    assert max(math.prod(shape) for shape in result.pop('sent')) <= rows * 128  # a block of each row
+    for name, difference in result.items():
+        assert difference < (1e-5 if name.endswith(('log_prob', 'weights')) else 1), name
+
+
 @pytest.mark.parametrize('mesh', MESHES)
 def test_shards_are_really_split(eight_devices, mesh):
     data, model = (int(size) for size in mesh.split('x'))
