@@ -4,7 +4,7 @@ import itertools
 import pathlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -19,6 +19,7 @@ from simrl.rollouts.collect import ConversationError
 from simrl.run.config import ConfigError
 from simrl.run.program import run_program
 from simrl.run.runtime import use_xla_flags
+from simrl.run.settings_help import settings_help
 from simrl.run.stages import WorkdirError
 from simrl.run.workers import WorkerError
 from simrl.training.loop import NonFiniteError
@@ -28,6 +29,10 @@ USER_ERRORS = (
     *(ConfigError, WorkdirError, WorkerError, CheckpointError, NonFiniteError, ConversationError, RowError, OSError),
     *(EndpointError, CacheError),
 )
+
+
+HELP = frozenset({'--help', '--helpshort', '-help', '-h', '-?'})
+NO_CONFIG = '\nTogether with --config=FILE, --help lists the settings of that config.'
 
 
 def define_flags() -> None:
@@ -87,12 +92,29 @@ def find_neighbours(arguments: Sequence[str]) -> None:
             sys.path.append(str(file.absolute().parent.parent))
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Reads the flags. An error in them, or in the config file's own code, is one line."""
+def settings_type(config: ConfigDict) -> type:
+    """The dataclass of an experiment's config."""
+    return experiment.SCENES[config.scene][0]
+
+
+def parse_flags(arguments: list[str], settings: Callable[[ConfigDict], type] = settings_type) -> list[str]:
+    """Reads the flags. An error in them, or in the config file's own code, is one line.
+
+    With --help, prints what the program is, its flags and the settings of its config, and ends the process.
+
+    Args:
+        arguments: of the command line, the program first.
+        settings: the function from the config to its dataclass.
+    """
     find_neighbours(arguments)
     try:
-        rest = flags.FLAGS(arguments)
-        getattr(flags.FLAGS.config, 'keys', None)  # raises the error of a file that cannot be read
+        rest = flags.FLAGS([argument for argument in arguments if argument not in HELP])
+        config = flags.FLAGS.config
+        getattr(config, 'keys', None)  # raises the error of a file that cannot be read
+        if HELP.intersection(arguments):
+            print(sys.modules['__main__'].__doc__, 'Flags:', flags.FLAGS.main_module_help(), sep='\n')
+            print('\nSettings, as flags:\n' + settings_help(settings(config), config) if config else NO_CONFIG)
+            sys.exit()
         return rest
     except Exception as error:
         sys.exit(f'error: {flag_error(error)}')

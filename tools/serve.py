@@ -6,9 +6,11 @@
     python -m tools.serve FOLDER --port=8001 --config.engine.rows=64 --config.http.key_variable=SERVER_KEY
 
 It prints the URL once it listens, for instance http://127.0.0.1:8000/v1: the base URL of the `openai` package and of
-`tools.chat`. Settings are fields of --config, by default configs/serve.py. Needs `pip install '.[serve]'`.
+`tools.chat`. Settings are fields of --config, by default configs/serve.py, which --help lists. Needs
+`pip install '.[serve]'`.
 """
 
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -54,4 +56,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     define_flags()
-    run_program(lambda: app.run(main, flags_parser=parse_flags))
+    parser = functools.partial(parse_flags, settings=lambda _: ServeSettings)
+    run_program(lambda: app.run(main, flags_parser=parser))

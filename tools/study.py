@@ -7,10 +7,11 @@
     python -m tools.study --config=my_study.py                           a copy of configs/study.py
 
 It prints the addresses of the administrators' pages and of the link for the panel (Prolific's form) once it listens.
-Settings are fields of --config; `texts` and `tasks` are YAML files that replace simrl's. Stopped and started again, it
-goes on where it was, and so does everybody in it. For people elsewhere put a proxy with a certificate before it, with
---config.web.https; models are asked from this machine alone. Needs `pip install '.[study]'`; with a PostgreSQL store
-also `.[postgres]`. `tools.study_store` makes backups, `tools.study_report` the report, `tools.rehearse` visits it.
+Settings are fields of --config, which --help lists; `texts` and `tasks` are YAML files that replace simrl's. Stopped
+and started again, it goes on where it was, and so does everybody in it. For people elsewhere put a proxy with a
+certificate before it, with --config.web.https; models are asked from this machine alone. Needs `pip install
+'.[study]'`; with a PostgreSQL store also `.[postgres]`. `tools.study_store` makes backups, `tools.study_report` the
+report, `tools.rehearse` visits it.
 """
 
 import functools
@@ -78,4 +79,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     define_flags()
-    run_program(lambda: app.run(main, flags_parser=parse_flags))
+    parser = functools.partial(parse_flags, settings=lambda _: StudySettings)
+    run_program(lambda: app.run(main, flags_parser=parser))

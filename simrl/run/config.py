@@ -40,7 +40,7 @@ def to_config_dict(settings: Any) -> ConfigDict:
 
 
 def _to_config(hint: Any, value: Any) -> Any:
-    kind, _ = _split_none(hint)
+    kind, _ = split_none(hint)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -94,9 +94,9 @@ def from_config_dict(cls: type[T], config: ConfigDict | Mapping[str, Any], name:
 
 
 def _from_config(hint: Any, value: Any, name: str) -> Any:
-    kind, optional = _split_none(hint)
+    kind, optional = split_none(hint)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    expected = _describe(kind) + ' or None' * optional
+    expected = describe(kind) + ' or None' * optional
     if optional and _is_unset(value):
         return None
     if dataclasses.is_dataclass(kind) and isinstance(value, _Mapping):
@@ -143,8 +143,8 @@ def local_path(path: str | pathlib.Path) -> pathlib.Path:
         raise ValueError(f'expected a path, found {str(path)!r}: {error}') from error
 
 
-def _split_none(hint: Any) -> tuple[Any, bool]:
-    """The type X of a hint X or X | None, and whether None is one of its values."""
+def split_none(hint: Any) -> tuple[Any, bool]:
+    """Returns the type X of a hint X or X | None, and whether None is one of its values."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
@@ -162,7 +162,8 @@ def _is_unset(value: Any) -> bool:
     )
 
 
-def _describe(kind: Any) -> str:
+def describe(kind: Any) -> str:
+    """A field's type in the words of errors and of `--help`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return f'the fields of {typing.cast(type, kind).__name__}'

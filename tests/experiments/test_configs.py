@@ -30,7 +30,9 @@ from simrl.models.files.load import load_model
 from simrl.models.lora import LoRASettings
 from simrl.run import directory
 from simrl.run.config import ConfigError, from_config_dict, to_config_dict, to_dict
+from simrl.run.settings_help import settings_help
 from simrl.serving.settings import ServeSettings
+from simrl.study.settings import StudySettings
 from tests.tiny import family_tokenizer, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,6 +73,42 @@ def test_a_config_is_that_of_its_settings(name, arg):
 def test_flags_set_what_is_none():
     lora = settings_of(parsed('smollm2', 'smoke', '--config.rl.lora.rank=8', '--config.rl.lora.alpha=16.0')).rl.lora
     assert lora == LoRASettings(rank=8, alpha=16.0)
+
+
+def names_in(config, name='config'):
+    """The dotted names of all settings of a config, of those that have names of their own once."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from names_in(value, f'{name}.{key}')
+        else:
+            yield f'{name}.{key}'
+
+
+@pytest.mark.parametrize('name', ['concierge', 'smollm2'])
+def test_help_lists_all_settings_with_what_is_said_of_them(name):
+    config = parsed(name, '')
+    said = settings_help(main.settings_type(config), config)
+    found = re.findall(r'^  --(config\S*?)(?:=|  \()', said, re.MULTILINE)
+    assert len(found) == len(set(found))
+    named = tuple({x.partition('.NAME')[0] for x in found if '.NAME' in x})
+    assert {x for x in found if not x.startswith(named)} == {x for x in names_in(config) if not x.startswith(named)}
+    assert re.search(r'^  --config\.compute\.mesh\.model=1  \(int\) devices that heads, MLP and', said, re.MULTILINE)
+    assert re.search(r'rows_in_flight\S*  \(int or none\) conversations of an RL step sampled at once', said)
+
+
+def test_help_is_of_the_config_that_was_given(monkeypatch, capsys):
+    values = flags.FlagValues()
+    command = ['study', '--config.task.exchanges=7', '--help']
+    config_flags.DEFINE_config_file(
+        'config', str(ROOT / 'configs' / 'study.py'), '', flag_values=values, sys_argv=command
+    )
+    monkeypatch.setattr(flags, 'FLAGS', values)
+    with pytest.raises(SystemExit) as end:
+        main.parse_flags(command, lambda _: StudySettings)
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert '\n  --config.task.exchanges=7  (int) min exchanges before the final text\n' in said
+    assert '\nconfig.models: by name (fine_tuned, role_play)\n  --config.models.NAME.source=  (str) A name' in said
 
 
 def test_every_config_file_is_tested():
