@@ -174,7 +174,7 @@ class Withdrew:
 @dataclasses.dataclass(frozen=True)
 class TurnedAway:
     """The study was paused, or had all its participants, when they came; or they came back to one without what they
-    need: a model of theirs, or their type of document."""
+    need before they can complete it: a model of theirs, or their type of document."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,9 @@ class Running:
         if missing := steps.lacking(self.rules, here):
             raise ConfigError(missing)
         if missing := steps.lacking(self.rules, under_way):
-            logging.warning('%s; all of these left a while ago, and cannot go on if they return', missing)
+            logging.warning(
+                '%s; all of these left a while ago, and cannot talk with assistants if they return', missing
+            )
         models = tuple(self.settings.models)
         await self._whole(self._say(Opened(simrl.__version__, self.config_hash, models, self.config)))
         for state in self._participants.values():
@@ -196,10 +198,10 @@ class Running:
         return await self._whole(self._consent(id, version, agreed))
 
     async def visit(self, id: str) -> Participant:
-        """The participant whose page is asked for; at their end if the config has not what they need to go on."""
+        """The participant whose page is asked for; see `steps.sent_on` for one who lacks something of the config."""
         if not steps.is_stuck(self.rules, self._participants[id]):
             return self._participants[id]
-        return await self._act(id, None, lambda state: steps.sent_home(self.rules, state))
+        return await self._act(id, None, lambda state: steps.sent_on(self.rules, state))
 
     async def instruct(self, id: str, version: int) -> Participant:
         return await self._act(id, version, steps.instructed)
@@ -284,7 +286,7 @@ class Running:
 
     async def _step(self, id: str, version: int, decide: Callable[[Participant], list[Event]]) -> Participant:
         """An action that goes on with the study."""
-        return await self._act(id, version, lambda state: steps.sent_home(self.rules, state) or decide(state))
+        return await self._act(id, version, lambda state: steps.sent_on(self.rules, state) or decide(state))
 
     async def _act(self, id: str, version: int | None, decide: Callable[[Participant], list[Event]]) -> Participant:
         async def act() -> Participant:

@@ -77,10 +77,13 @@ class PanelSettings:
     declined: str = 'DECLINED'  # no consent
     failed_check: str = 'CHECKED'
     withdrawn: str = 'WITHDRAWN'
-    closed: str = 'CLOSED'  # the study was full or paused when they came
+    # The study was full or paused when they came. Or a model or type that they began with was taken out of the config:
+    # whoever has enough exchanges still completes the study, others have agreed and are owed their time.
+    closed: str = 'CLOSED'
     # Who may enter: `panel` needs PROLIFIC_PID, STUDY_ID and SESSION_ID in the URL, `open` gives anyone an id.
     # The panel's link is a key, and no more is asked for: whoever knows the PROLIFIC_PID and STUDY_ID of a participant
     # reads their conversation and goes on in their place, by another SESSION_ID, too (as from a second device).
+    # Withdrawing does not need more, either: participants are promised it at any moment, and it deletes nothing.
     # Deleting needs the SESSION_ID of the first time, or a browser that came by it.
     entry: Literal['panel', 'open'] = 'panel'
     study_ids: tuple[
@@ -174,10 +177,10 @@ class StudySettings:
     store: str = dataclasses.field(default='sqlite:///study.sqlite', metadata=NO_EFFECT)
     # `live`, or `rehearsal`: a store is of one of the two for ever. Previews (see the admin page) are in neither.
     mode: Literal['live', 'rehearsal'] = 'live'
-    # YAML files. Their content is a part of the config's hash, their place is not.
-    # Of document types and tasks; None: the 36 that simrl ships.
+    # A YAML file of document types and tasks; None: the 36 that simrl ships. What is in it is a part of the config's
+    # hash, its place is not.
     tasks: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
-    # Of the pages' texts, of which missing ones are simrl's.
+    # A YAML file of the pages' texts, of which missing ones are simrl's; hashed as `tasks`.
     texts: pathlib.Path | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     seed: int = 0  # of all draws, together with the store's secret
     # A participant without an action for so long gives back their place in the balance; they may still continue.

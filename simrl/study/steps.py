@@ -27,9 +27,10 @@ from simrl.study.events import (
     Session,
     TurnedAway,
     TypeAssigned,
+    Voided,
     Wrote,
 )
-from simrl.study.participant import Participant, Step, Turn
+from simrl.study.participant import Participant, Step, Talk, Turn
 from simrl.study.settings import StudySettings, TaskSettings
 from simrl.study.texts import Tasks, Texts, fill
 
@@ -209,15 +210,35 @@ def noted(state: Participant, note: Flagged | Excluded | PanelStatus) -> list[Ev
 
 
 def is_stuck(rules: Rules, state: Participant) -> bool:
-    """True if the next step needs what the config no longer has: their type of document, or a model that answers."""
+    """True if the next step needs what the config no longer has: their type of document, or a model that answers.
+
+    Replies that are there can be voted on without their models.
+    """
     if state.step == 'task':
         return state.document_type not in {kind.id for kind in rules.tasks.types}
-    return state.talk is not None and not {*state.talk.pair} <= {*rules.settings.models}
+    has_replies = state.turn is not None and state.turn.status == 'shown'
+    return state.talk is not None and not has_replies and has_lost_models(rules.settings, state.talk)
 
 
-def sent_home(rules: Rules, state: Participant) -> list[Event]:
-    """The end of one who is stuck; none of anybody else."""
-    return [TurnedAway()] if is_stuck(rules, state) else []
+def has_lost_models(settings: StudySettings, talk: Talk) -> bool:
+    """True if the config no longer has a model of the session."""
+    return not {*talk.pair} <= {*settings.models}
+
+
+def sent_on(rules: Rules, state: Participant) -> list[Event]:
+    """The end of what one who is stuck cannot continue; none of anybody else.
+
+    Whoever has enough exchanges goes on to the final text, which needs no model, and so can complete the study and be
+    paid. For others it is over.
+    """
+    if not is_stuck(rules, state):
+        return []
+    talk, turn = state.main, state.turn
+    if talk is None or turn is None or len(talk.judged) < rules.settings.task.exchanges:
+        return [TurnedAway()]
+    gone = ', '.join(sorted({*talk.pair} - {*rules.settings.models}))
+    unanswered = [Voided(f'the config no longer has {gone}', kind='model removed')] if turn.status == 'waiting' else []
+    return [*unanswered, Concluded()]
 
 
 def lacking(rules: Rules, states: Iterable[Participant]) -> str | None:

@@ -21,6 +21,7 @@ HERE = pathlib.Path(__file__).parent
 TASKS, TEXTS = HERE / 'tasks.yaml', HERE / 'texts.yaml'
 ID = re.compile(r'[a-z0-9]+([_-][a-z0-9]+)*')
 PLACEHOLDER = re.compile(r'\{(\w+)\}')
+LANGUAGE = re.compile('[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*')  # of the tags of BCP 47
 NUMBERS = (
     'exchanges',
     'max_exchanges',
@@ -192,13 +193,17 @@ class Errors:
 
 @dataclasses.dataclass(frozen=True)
 class Closings:
-    """The last page, by outcome; the completion code stands beneath, where the outcome has one."""
+    """The last page, by outcome; the completion code stands beneath, where the outcome has one.
+
+    `cut_short`: as `closed`, of one who had begun, when what they need to continue was taken out of the study.
+    """
 
     completed: str
     declined: str
     failed_check: str
     withdrawn: str
     closed: str
+    cut_short: str
     deleted: str
 
 
@@ -207,7 +212,7 @@ class Texts:
     """All texts of the pages.
 
     Attributes:
-        language: of the pages, as HTML names it.
+        language: of the pages, as HTML names it: en, pt-BR.
         title: of every page.
         check: questions about the instructions, each with one right answer.
         criteria: what makes a reply better; the same three as in the reward's rubric.
@@ -334,12 +339,20 @@ def _checked(found: Any, lines: Lines) -> Texts:
         inside_fields = field.startswith('fields.')
         for name in PLACEHOLDER.findall(text):
             if name not in known | later or inside_fields:
-                allowed = 'none here' if inside_fields else ', '.join(sorted(known | later))
-                raise lines.error(field, f'expected placeholders of {allowed}; found {{{name}}}')
+                allowed = 'none here' if inside_fields else ', '.join(f'{{{one}}}' for one in sorted(known | later))
+                raise lines.error(
+                    field, f'expected placeholders of {allowed}; found {{{name}}} (braces around one word are one)'
+                )
+    if not LANGUAGE.fullmatch(found.language):
+        raise lines.error('language', f'expected a tag such as en, de or pt-BR, found {found.language!r}')
     questions = [_question(x, f'check[{i}]', lines) for i, x in enumerate(found.check)]
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Texts)}
-    values |= {'check': tuple(questions), 'attention': _question(found.attention, 'attention', lines)}
-    return Texts(**values)
+    attention = _question(found.attention, 'attention', lines)
+    given = [name for name in ('text', 'options', 'right') if f'attention.{name}' in lines.of]
+    if len(given) < 3 and found.attention.right not in attention.text:
+        left = f"simrl's other fields beside {' and '.join(given)}, and a text without {found.attention.right!r}"
+        raise lines.error('attention', f'expected a text that says which option is right, found {left}')
+    return Texts(**values | {'check': tuple(questions), 'attention': attention})
 
 
 def _question(found: _Question, field: str, lines: Lines) -> CheckQuestion:

@@ -14,7 +14,7 @@ from simrl.study.events import Mode
 from simrl.study.participant import Outcome, Participant, Step, Turn
 from simrl.study.render import to_html
 from simrl.study.settings import CODES, StudySettings, TaskSettings
-from simrl.study.steps import may_conclude, may_retry
+from simrl.study.steps import has_lost_models, may_conclude, may_retry
 from simrl.study.texts import DocumentType, Task, Tasks
 
 PARTS: tuple[Step, ...] = ('consent', 'instructions', 'check', 'task', 'training', 'conversation', 'final')
@@ -54,7 +54,9 @@ class View:
         number: of the exchange that the page asks for, from 1.
         version: of the page that forms are sent from.
         has_enough: exchanges for the final text.
-        may_conclude: the final text may follow. is_full: no further message may, as the max number is reached.
+        may_conclude: the final text may follow.
+        is_full: no further message may follow, as the max number is reached or a model is gone.
+        cut_short: the study ended for one who had agreed, as the config no longer has what they need.
         code: for the panel, of the outcome; empty where it has none. `way_back`: the panel's address with it.
     """
 
@@ -74,6 +76,7 @@ class View:
     has_enough: bool
     may_conclude: bool
     is_full: bool
+    cut_short: bool
     code: str
     way_back: str
 
@@ -107,7 +110,8 @@ def view(participant: Participant, settings: StudySettings, tasks: Tasks) -> Vie
         number=len(earlier) + 1,
         has_enough=len(earlier) >= settings.task.exchanges,
         may_conclude=may_conclude(settings.task, participant),
-        is_full=len(earlier) >= settings.task.max_exchanges,
+        is_full=len(earlier) >= settings.task.max_exchanges or (talk is not None and has_lost_models(settings, talk)),
+        cut_short=participant.outcome == 'closed' and not participant.was_turned_away,
         code=code,
         way_back=settings.panel.return_url.replace('{code}', urllib.parse.quote(code, safe='')) if code else '',
     )

@@ -3,9 +3,11 @@
 Nodes are read, not values, since only they know their lines. No tag of Python is ever followed.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import pathlib
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -13,8 +15,22 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar('T')
-KINDS = {'str': 'a text', 'int': 'a number', 'float': 'a number', 'bool': 'yes or no', 'null': 'nothing'}
+KINDS = {'str': 'a text', 'int': 'a number', 'float': 'a number', 'bool': 'yes or no', 'timestamp': 'a date'}
 SHOWN = 60  # characters of a found value in an error
+IN_QUOTES = "a text in quotes, needed where it has ': ' in it or begins with one of { [ * & @ % ? - | > !"
+A_FIELD = 'a field, a colon and a space'
+# What YAML says of a file that is none -> what was to be there; the first that fits.
+EXPECTED = {
+    r'a quoted scalar.* end of stream': 'a quote at the end of the text, of the kind at its start',
+    r'end of stream|<stream end>': 'the ] or } that ends the list or the fields',
+    r'unknown escape|escape sequence': r"'single quotes' around a text with \ in it",
+    r"character '\\t'": 'spaces at the start of a line',
+    r"could not find expected ':'": A_FIELD,
+    r'a single document': 'one set of fields',
+    r'flow .*but got': 'texts in quotes inside [ ] and { }, and commas between them',
+    r"<block end>, but found '(<block|-)": 'a line that begins where those beside it begin',
+    r'<block end>': 'nothing after a closing quote or bracket, and all lines of a text as far in as its first',
+}
 
 
 class TextError(ValueError):
@@ -51,8 +67,14 @@ class Lines:
     of: dict[str, int]
 
     def error(self, field: str, problem: str) -> TextError:
-        """The error of a field that was read and is wrong beside others; a missing one is of the first line."""
-        return TextError(f'{self.path}, line {self.of.get(field, 1)}: {field}: {problem}')
+        """The error of a field that was read and is wrong beside others.
+
+        One that the file leaves out is of the line of the field around it.
+        """
+        around = field
+        while around not in self.of:
+            around = re.sub(r'(^|\.|\[)[^.\[]*$', '', around)
+        return TextError(f'{self.path}, line {self.of[around]}: {field}: {problem}')
 
 
 def read_yaml(path: pathlib.Path, cls: type[T], base: T | None = None) -> tuple[T, Lines]:
@@ -78,9 +100,7 @@ def read_yaml(path: pathlib.Path, cls: type[T], base: T | None = None) -> tuple[
         line = content.count('\n', 0, error.position)
         raise place.on_line(line, f'expected YAML, found the character U+{error.character:04X}') from None
     except yaml.MarkedYAMLError as error:
-        problem = ' '.join(filter(None, (error.context, error.problem)))
-        mark = error.problem_mark or error.context_mark
-        raise place.on_line(mark.line if mark else 0, f'expected YAML: {problem}') from None
+        raise _unparsed(path, content, error) from None
     except RecursionError:
         raise TextError(f'{path}: expected a few levels, found hundreds') from None
     if node is None:
@@ -88,6 +108,49 @@ def read_yaml(path: pathlib.Path, cls: type[T], base: T | None = None) -> tuple[
     lines: dict[str, int] = {}
     found: T = _read(node, cls, place, base, lines)
     return found, Lines(path, lines)
+
+
+def _unparsed(path: pathlib.Path, content: str, error: yaml.MarkedYAMLError) -> TextError:
+    """The error of a file that is no YAML: what was to be there, and the line that was found."""
+    mark = error.problem_mark or error.context_mark
+    assert mark is not None
+    place = Place(path, _field_at(content, mark.index))
+    told = f'{error.context} {error.problem}'
+    otherwise = IN_QUOTES if place.field else A_FIELD
+    expected = next((words for of, words in EXPECTED.items() if re.search(of, told)), otherwise)
+    lines = content.splitlines()
+    found = repr(_shortened(lines[mark.line].strip())) if mark.line < len(lines) else 'the end of the file'
+    return place.on_line(mark.line, f'expected {expected}; found {found}')
+
+
+def _field_at(content: str, index: int) -> str:
+    """The dotted name of the field at which a file stops being YAML, at a character; empty before the first."""
+    names: list[str | int | None] = []  # of the mappings and lists that are open: their last key, or item
+    is_key: list[bool] = []  # of mappings: a key comes next
+    with contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(content, yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionEndEvent):
+                names.pop()
+                is_key.pop()
+            if isinstance(event, yaml.NodeEvent):
+                own = names[-1] if names else None
+                if isinstance(own, int):
+                    names[-1] = own + 1
+                elif names:
+                    if is_key[-1]:
+                        names[-1] = event.value if isinstance(event, yaml.ScalarEvent) else None
+                    is_key[-1] = not is_key[-1]
+                if isinstance(event, yaml.CollectionStartEvent):
+                    names.append(-1 if isinstance(event, yaml.SequenceStartEvent) else None)
+                    is_key.append(True)
+            if event.start_mark is not None and event.start_mark.index >= index:
+                break
+    place = Place(pathlib.Path())
+    for name in names:
+        if name is None or name == -1:
+            break
+        place = place.item(name) if isinstance(name, int) else place.at(name)
+    return place.field
 
 
 def _read(node: yaml.Node, hint: Any, place: Place, base: Any, lines: dict[str, int]) -> Any:
@@ -105,7 +168,7 @@ def _read(node: yaml.Node, hint: Any, place: Place, base: Any, lines: dict[str, 
         return _read_fields(node, typing.cast(type, hint), place, base, lines)
     assert hint is str
     if _kind(node) != 'str':
-        quoted = ' (a text that reads like that goes in quotes)' if isinstance(node, yaml.ScalarNode) else ''
+        quoted = ' (a text that reads like that goes in quotes)' if _kind(node) != 'null' else ''
         raise place.error(node, f'expected a text, found {_shown(node)}{quoted}')
     if not node.value.strip():
         raise place.error(node, 'expected a text, found an empty one')
@@ -145,6 +208,10 @@ def _shown(node: yaml.Node) -> str:
         return 'fields'
     if isinstance(node, yaml.SequenceNode):
         return 'a list'
-    text = str(node.value)
-    shown = text if len(text) <= SHOWN else text[:SHOWN] + '...'
-    return f'{shown!r} ({KINDS.get(_kind(node), node.tag)})'
+    if _kind(node) == 'null':
+        return 'nothing'
+    return f'{_shortened(str(node.value))!r} ({KINDS.get(_kind(node), f"with the tag {node.tag}")})'
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + '...'

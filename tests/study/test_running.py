@@ -36,8 +36,10 @@ from simrl.study.settings import PlanSettings, TaskSettings, hashed, plan_of
 from simrl.study.store import Entry, Identity, Store, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks
 from simrl.study.turns import Answer, ModelError
+from simrl.study.views import view
 from tests.study.studies import (
     RIGHT,
+    TASKS,
     TEXTS,
     WORDS,
     MemoryStore,
@@ -710,6 +712,45 @@ def test_a_config_must_have_what_people_are_under_way_with() -> None:
             assert len(running.participants) == 3
         with pytest.raises(KeyError):
             await running.instruct('nobody', 1)
+
+    run(main())
+
+
+def test_one_whose_model_is_gone_after_enough_exchanges_may_still_complete_the_study() -> None:
+    """The final text needs no model, and whoever has done the work is paid."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with study(store, clock=lambda: 1000.0) as running:
+            done = [await to_conversation(running) for _ in range(4)]
+            few = await to_conversation(running)
+            for number, state in enumerate(done):
+                for _ in range(2 if number < 3 else 1):
+                    state = await exchange(running, state)
+                done[number] = state
+            shown = [await running.send(state.id, state.version, 'Hello') for state in (done[3], few)]
+            shown = [await replied(running, state.id) for state in shown]
+        web = dataclasses.replace(settings().web, drain_seconds=0.0)
+        async with study(store, Held(), web=web, clock=lambda: 1100.0) as running:
+            waiting = await running.send(done[0].id, done[0].version, 'Hello')
+        async with study(store, models=('first', 'third'), clock=lambda: 1e9) as running:
+            states = [await running.visit(waiting.id), await running.send(done[1].id, done[1].version, 'Hello?')]
+            assert [state.step for state in states] == ['final', 'final']
+            assert kinds(store, waiting.id)[-3:] == ['Asked', 'Voided', 'Concluded']
+            [voided] = events_of(store, Voided)
+            assert ('second' in voided.cause, voided.kind) == (True, 'model removed')
+            assert view(states[0], running.settings, TASKS).is_full
+            for state, ends_in in zip(shown, ('final', 'over'), strict=True):  # a vote needs no model, either
+                assert await running.visit(state.id) == state
+                state = await running.vote(state.id, state.version, 'a', 'It is better.')
+                state = await running.visit(state.id)
+                assert state.step == ends_in
+                states.append(state)
+            assert states[3].outcome == 'closed'
+            assert view(states[3], running.settings, TASKS).cut_short
+            for state in states[:3]:
+                state = await running.write(state.id, state.version, WORDS, TEXTS.attention.right)
+                assert (state.outcome, view(state, running.settings, TASKS).code) == ('completed', 'COMPLETED')
 
     run(main())
 

@@ -134,7 +134,7 @@ def test_nobody_acts_for_another(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_panels_link_by_which_a_participant_is_known(tmp_path: pathlib.Path) -> None:
-    """Of another study it opens nothing; of another session it goes on, and deletes nothing."""
+    """Of another study it opens nothing; of another session it goes on or withdraws, and deletes nothing."""
     link = '/enter?PROLIFIC_PID=p1&STUDY_ID={}&SESSION_ID={}'
 
     async def go(running: Running, app: FastAPI) -> None:
@@ -157,6 +157,10 @@ def test_the_panels_link_by_which_a_participant_is_known(tmp_path: pathlib.Path)
         assert page.status_code == 403
         assert errors.no_deletion in page.text
         assert browser.state.outcome is None
+        await other.get('/leave')
+        await other.send('/withdraw', reason='')
+        assert browser.state.outcome == 'withdrawn'
+        assert browser.state.training is not None
         await browser.get(link.format('s1', 'v2'))  # the browser of the first time stays so
         await browser.get('/leave')
         csrf = browser.hidden['csrf']
