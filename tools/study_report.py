@@ -8,9 +8,11 @@ assistants were the models, the run's report.html is written again, with the stu
 
 Results by model are seen once the planned participants have completed, or at an interim look of the plan. The store
 keeps each look, for which no server may have it open; an earlier look departs from the plan and needs a reason
-(--config.reason=...). Settings are fields of --config, by default configs/study_report.py.
+(--config.reason=...). A rehearsal has no looks: its results are seen at any time, and need no reason. Settings are
+fields of --config, by default configs/study_report.py, which --help lists.
 """
 
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -23,6 +25,7 @@ from simrl.evaluation.results import files as result_files
 from simrl.main import USER_ERRORS, parse_flags
 from simrl.run.config import from_config_dict
 from simrl.run.program import run_program
+from simrl.study.report.settings import StudyReportSettings
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'study_report.py'
 
@@ -37,7 +40,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
     options: Any = flags.FLAGS
     try:
-        from simrl.study.report.settings import StudyReportSettings
         from simrl.study.report.write import console_lines, read_study, study_result, write_study
         from simrl.study.store import StoreError
         from simrl.study.texts import TextError, read_tasks
@@ -61,4 +63,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     define_flags()
-    run_program(lambda: app.run(main, flags_parser=parse_flags))
+    parser = functools.partial(parse_flags, settings=lambda _: StudyReportSettings)
+    run_program(lambda: app.run(main, flags_parser=parser))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # importing it takes a second
 K = TypeVar('K', str, int, tuple[str, str])
 PRIMARY, FIRST_TURNS = 'primary', 'first turns alone'
 UNDER_WAY = 'under way, or not seen again'
+TOO_FEW = 'too few participants'
 _LARGEST_LEVEL = 1 - 1e-9  # of an interval, at a look that spends no alpha
 
 
@@ -83,6 +84,13 @@ class Rate:
     estimate: Estimate | str
     p_value: float | None
 
+    @property
+    def untested(self) -> str:
+        """The reason why there is no p-value, so that nothing can be said to be significant or not; else empty."""
+        if self.p_value is not None:
+            return ''
+        return TOO_FEW if self.participants < 2 else 'participants do not differ'
+
 
 @dataclasses.dataclass(frozen=True)
 class PairResult:
@@ -93,7 +101,7 @@ class PairResult:
         wins, ties, losses: votes for the first model, for neither, for the second.
         rate: primary.
         adjusted_p: Holm's over all pairs.
-        significant: by Holm's procedure at the level of this look.
+        significant: by Holm's procedure at the level of this look. False, too, of a rate that is `untested`.
         by_unit: the mean over participants, over votes, and over votes as if each were of a participant of its own.
         cumulative_logit, gee: regressions with the position.
         characters: mean length of a reply, by model.

@@ -30,7 +30,7 @@ def departures(
     planned = to_dict(read_plan(frozen.plan).settings)
     found = [f'This analysis has another plan than was frozen: {line}.' for line in differences(planned, to_dict(plan))]
     if others := sum(bool(one.agreed_at) and one.plan != frozen.plan_hash for one in own):
-        found.append(f'{_participants(others)} consented while the server had another plan than was frozen.')
+        found.append(f'{number_of(others, "participant")} consented while the server had another plan than was frozen.')
     found += _other_configs(events, frozen)
     planned_pairs = {frozenset(pair) for pair in frozen.plan['pairs']}
     assigned = {one.main.pair for one in own if one.main}
@@ -38,7 +38,7 @@ def departures(
         found.append(f'Pairs that were not planned: {", ".join(":".join(pair) for pair in strange)}.')
     if mode == 'live':
         found += _of_looks(events, plan, look) + _of_end(events, plan, mode)
-    excluded = [one for one in own if one.is_excluded]
+    excluded = [one for one in own if one.is_excluded and one.agreed_at is not None]  # others are in no analysis
     if excluded:
         seen = min((stored.number for stored in events if isinstance(stored.event, Looked)), default=None)
         late = {
@@ -47,8 +47,8 @@ def departures(
             if seen is not None and stored.number > seen and isinstance(stored.event, Excluded)
         } & {one.id for one in excluded}
         found.append(
-            f'{_participants(len(excluded))} {_were(len(excluded))} excluded by an administrator, for reasons below'
-            + (f'; {len(late)} of them after results by model could be seen.' if late else '.')
+            f'{number_of(len(excluded), "participant")} {_were(len(excluded))} excluded by an administrator, for '
+            'reasons below' + (f'; {len(late)} of them after results by model could be seen.' if late else '.')
         )
     return found
 
@@ -71,7 +71,7 @@ def _other_configs(events: Sequence[Stored], frozen: PlanFrozen) -> list[str]:
     what = f' Other fields: {"; ".join(dict.fromkeys(map(_short, changed)))}.' if changed else ''
     return [
         f'The server was started {_times(starts)} with another config than at the first consent; '
-        f'{_participants(arrived)} arrived at such a server.{what}'
+        f'{number_of(arrived, "participant")} arrived at such a server.{what}'
     ]
 
 
@@ -86,11 +86,11 @@ def _of_looks(events: Sequence[Stored], plan: PlanSettings, look: Look) -> list[
     for event in (stored.event for stored in events):
         if isinstance(event, Looked) and not event.planned:
             found.append(
-                f'Results by model could be seen once {_participants(event.participants)} had completed, which was not '
-                f'planned: {event.reason or "no reason given"}.'
+                f'Results by model could be seen once {number_of(event.participants, "participant")} had completed, '
+                f'which was not planned: {event.reason or "no reason given"}.'
             )
     if look.completed != plan.participants and look.shares[-1] == 1:
-        found.append(f'{_participants(look.completed)} completed; {plan.participants} were planned.')
+        found.append(f'{number_of(look.completed, "participant")} completed; {plan.participants} were planned.')
     return found
 
 
@@ -106,13 +106,14 @@ def _of_end(events: Sequence[Stored], plan: PlanSettings, mode: Mode) -> list[st
     if number >= plan.participants:
         return []
     return [
-        f'Recruitment was ended once {_participants(number)} of {plan.participants} had completed'
+        f'Recruitment was ended once {number_of(number, "participant")} of {plan.participants} had completed'
         f'{", after results by model could be seen" if seen else ""}: {ended.event.reason}.'
     ]
 
 
-def _participants(number: int) -> str:
-    return '1 participant' if number == 1 else f'{number:,} participants'
+def number_of(number: int, noun: str) -> str:
+    """'1 vote', '1,200 votes'."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def _were(number: int) -> str:

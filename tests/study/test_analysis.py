@@ -11,6 +11,7 @@ from simrl.evaluation.multiplicity import holm
 from simrl.study.analysis import FIRST_TURNS, PRIMARY, UNDER_WAY, analyse, rejected_by, samples_of
 from simrl.study.events import Excluded, Stored
 from simrl.study.participant import fold_all
+from simrl.study.report.page import sentence
 from simrl.study.settings import PlanSettings
 from simrl.study.votes import votes
 from tests.study.planted import Planted, planted_study
@@ -188,3 +189,18 @@ def test_no_votes_are_no_error():
     assert pair.rate.p_value is None
     assert not pair.significant
     assert 'expected' in pair.gee
+
+
+def test_what_cannot_be_said_is_not_called_insignificant():
+    people, found = study_of(Planted(people=3), 0)
+    first = [vote for vote in found if vote.participant == found[0].participant]
+    alike = [dataclasses.replace(vote, choice='tie', preference=0.5) for vote in found]
+    for some, reason in ((first, 'too few participants'), (alike, 'participants do not differ')):
+        (pair,) = analyse(people.values(), some, PLAN, mode='live', resamples=100).pairs
+        assert (pair.rate.untested, pair.significant) == (reason, False)
+        assert f' cannot be said: {reason}; the win rate' in sentence(pair, 1)
+        assert 'significant' not in sentence(pair, 1)
+    assert '(1 participant, ' in sentence(analyse(people.values(), first, PLAN, mode='live', resamples=100).pairs[0], 1)
+    (pair,) = analyse(people.values(), found, PLAN, mode='live', resamples=100).pairs
+    assert not pair.rate.untested
+    assert sentence(pair, 1).startswith('Participants do not significantly prefer')

@@ -3,7 +3,7 @@
 import dataclasses
 
 from simrl.study.departures import departures
-from simrl.study.events import STUDY, Excluded, Looked, Opened, RecruitmentEnded, Stored
+from simrl.study.events import STUDY, Arrived, Excluded, Looked, Opened, RecruitmentEnded, Stored
 from simrl.study.looks import look_at
 from simrl.study.plan import Plan, read_plan
 from simrl.study.settings import PlanSettings
@@ -64,6 +64,13 @@ def test_departures_are_said():
     found = said([events[0], dataclasses.replace(events[1], event=other), *events[2:]])
     assert found[0] == '12 participants consented while the server had another plan than was frozen.'
     assert found[2] == 'Pairs that were not planned: trained:initial.'
+
+
+def test_one_who_never_came_into_the_study_departs_from_nothing_if_excluded():
+    events = study(12)
+    strange = [Arrived('live'), Excluded(True, 'a colleague who tried the link')]
+    events += [Stored(events[-1].number + n, 'tester', n, 0.0, event) for n, event in enumerate(strange, 1)]
+    assert said(events) == []
 
 
 def test_fields_of_another_config_are_named():

@@ -57,6 +57,9 @@ def test_the_page_has_the_numbers_and_what_they_are_of(made):
     )
     assert '1 participant was excluded by an administrator, for reasons below.' in text
     assert 'share a history' in text
+    by_task = text[text.index('<summary>By task') : text.index('>By turn<')]
+    assert by_task.count('too few participants') > 10
+    assert '[' not in by_task
     assert analysis.flow.excluded == {REASON: 1}
     kept = json.loads((path.parent / 'results.json').read_text())
     assert kept['plan_hash'] == 'plan'

@@ -33,8 +33,7 @@ def section(results: Results, study: StudyResult, looks: Mapping[str, Look], out
             Cell(f'{pair.first} over {pair.second}', dot=looks[pair.first].colour if pair.first in looks else None),
             estimate_cell(pair.win_rate),
             summary.p_value(pair.p_value),
-            summary.p_value(pair.adjusted_p),
-            Cell('yes' if pair.significant else 'no', shade=float(pair.significant)),
+            *_significance(pair),
             estimate_cell(pair.first_turns),
             f'{pair.participants:,}',
             f'{pair.votes:,}',
@@ -42,7 +41,7 @@ def section(results: Results, study: StudyResult, looks: Mapping[str, Look], out
         )
         for pair in study.pairs
     ]
-    departs = f'The study departs from its frozen plan in {study.departures} points. ' if study.departures else ''
+    departs = f'Departures of the study from its frozen plan: {study.departures}. ' if study.departures else ''
     return page.section(
         TITLE,
         page.table((*header, *(f'win rate: {measure.words.title}' for measure in measures)), rows),
@@ -51,6 +50,13 @@ def section(results: Results, study: StudyResult, looks: Mapping[str, Look], out
         ),
         page.link(os.path.relpath(study.report, output.resolve()), 'The report of the study'),
     )
+
+
+def _significance(pair: StudyPair) -> tuple[str | Cell, Cell]:
+    """The adjusted p-value, and whether it is significant: which one participant, or some who agree, cannot say."""
+    if pair.p_value is None:
+        return '–', Cell('cannot be said', under='one participant' if pair.participants == 1 else 'all alike')
+    return summary.p_value(pair.adjusted_p), Cell('yes' if pair.significant else 'no', shade=float(pair.significant))
 
 
 def by_measure(measure: MeasureResult, pair: StudyPair) -> Estimate | None:

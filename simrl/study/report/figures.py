@@ -10,7 +10,7 @@ from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
 from simrl.evaluation.statistics import Estimate
 from simrl.study.analysis import FIRST_TURNS, Analysis, PairResult, Rate
 
-FEWEST = 6  # participants of a turn that is drawn: of fewer an interval says little
+FEWEST = 6  # participants of a part of the votes with a win rate of its own: of fewer an interval says little
 COLUMNS = ('win_rate', 'low', 'high')
 
 
@@ -43,6 +43,11 @@ def known(rate: Rate | None) -> Estimate | None:
     return None if rate is None or isinstance(rate.estimate, str) else rate.estimate
 
 
+def of_part(rate: Rate) -> Estimate | None:
+    """The win rate of a part of the votes; None of too few participants."""
+    return known(rate) if rate.participants >= FEWEST else None
+
+
 def title_of(pair: PairResult) -> str:
     return f'{pair.first} over {pair.second}'
 
@@ -63,7 +68,7 @@ def win_rates(analysis: Analysis, looks: Sequence[Look], caption: str) -> Drawin
         axis.set_xlabel('filled: all turns; hollow: first turns alone')
         return figure
 
-    said = '; '.join(f'{title_of(pair)} {_mean(pair.rate)}' for pair in pairs)
+    said = '; '.join(f'{title_of(pair)} {_mean(known(pair.rate))}' for pair in pairs)
     cells = [
         (pair.first, pair.second, pair.rate.participants, *bounds_of(known(pair.rate)), *bounds_of(alone))
         for pair, alone in zip(pairs, first_turns, strict=True)
@@ -75,6 +80,7 @@ def win_rates(analysis: Analysis, looks: Sequence[Look], caption: str) -> Drawin
 def by_type(analysis: Analysis, types: Mapping[str, str], looks: Sequence[Look], caption: str) -> Drawing:
     """Win rates of all pairs by document type."""
     title = 'Win rate by document type'
+    caption += f' Types of at least {FEWEST} participants.'
     rows = [
         (pair, look, types.get(kind, kind), rate)
         for pair, look in zip(analysis.pairs, looks, strict=True)
@@ -84,7 +90,7 @@ def by_type(analysis: Analysis, types: Mapping[str, str], looks: Sequence[Look],
     def draw(width: float) -> Figure:
         figure, axis = drawing.panel(width, 0.9 + 0.32 * len(rows), title, caption)
         for position, (pair, look, _, rate) in enumerate(rows):
-            drawing.draw_interval(axis, known(rate), position, look, filled=True)
+            drawing.draw_interval(axis, of_part(rate), position, look, filled=True)
             if position and rows[position - 1][0] is not pair:
                 axis.axhline(position - 0.5, color='#888888', linewidth=0.8)
         axis.axvline(0.5, color=drawing.INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
@@ -92,9 +98,9 @@ def by_type(analysis: Analysis, types: Mapping[str, str], looks: Sequence[Look],
         drawing.name_rows(axis, [f'{title_of(pair)}\n{name}' if several else name for pair, _, name, _ in rows])
         return figure
 
-    said = '; '.join(f'{title_of(pair)} on {name} {_mean(rate)}' for pair, _, name, rate in rows)
+    said = '; '.join(f'{title_of(pair)} on {name} {_mean(of_part(rate))}' for pair, _, name, rate in rows)
     cells = [
-        (pair.first, pair.second, name, rate.participants, *bounds_of(known(rate))) for pair, _, name, rate in rows
+        (pair.first, pair.second, name, rate.participants, *bounds_of(of_part(rate))) for pair, _, name, rate in rows
     ]
     columns = ('first', 'second', 'document_type', 'participants', *COLUMNS)
     return Drawing('win_rates_by_type', f'{title}: {said}. {caption}', columns, cells, draw)
@@ -127,7 +133,7 @@ def by_turn(analysis: Analysis, looks: Sequence[Look], caption: str) -> Drawing:
         return figure
 
     said = '; '.join(
-        f'{title_of(pair)} {", ".join(f"{turn}: {_mean(rate)}" for turn, rate in rates.items())}'
+        f'{title_of(pair)} {", ".join(f"{turn}: {_mean(known(rate))}" for turn, rate in rates.items())}'
         for pair, _, rates in rows
     )
     cells = [
@@ -139,6 +145,5 @@ def by_turn(analysis: Analysis, looks: Sequence[Look], caption: str) -> Drawing:
     return Drawing('win_rates_by_turn', f'{title}: {said}. {caption}', columns, cells, draw)
 
 
-def _mean(rate: Rate) -> str:
-    estimate = known(rate)
+def _mean(estimate: Estimate | None) -> str:
     return summary.number(None if estimate is None else estimate.mean)

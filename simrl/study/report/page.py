@@ -10,10 +10,11 @@ from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.sections import drawn_panels
 from simrl.evaluation.report.summary import number
 from simrl.evaluation.report.tables import estimate_cell
-from simrl.study.analysis import FIRST_TURNS, Analysis, PairResult, Rate
+from simrl.study.analysis import FIRST_TURNS, TOO_FEW, Analysis, PairResult, Rate
+from simrl.study.departures import number_of
 from simrl.study.events import PlanFrozen
 from simrl.study.flags import MEANINGS
-from simrl.study.report.figures import level_of, title_of
+from simrl.study.report.figures import FEWEST, level_of, title_of
 from simrl.study.settings import PlanSettings
 
 REASONS_FILE = 'reasons.html'
@@ -50,7 +51,10 @@ POSITION = (
     'the left: mean preference for the reply on the left, ½ without a bias. In log-odds: the effect of that side by '
     'the cumulative logit model. Longer: mean preference for the longer of two replies, whatever else they differ in.'
 )
-GROUPS = 'Of a part of the votes, by the same unit. None of these is adjusted for their number.'
+GROUPS = (
+    f'Of a part of the votes, by the same unit; of fewer than {FEWEST} participants there is none. None of these is '
+    'adjusted for their number.'
+)
 RANKING = (
     'Davidson’s model with ties on all votes of the analysis: of two models whose strengths differ by d, the stronger '
     'wins exp(d) times as often as it loses. Intervals resample participants.'
@@ -74,7 +78,7 @@ def report_page(
         about: sentences on the study that come first: its name, its look, its dates.
         names: titles of document types and tasks by id.
     """
-    departs = f'It departs from the frozen plan in {len(departed)} points, see below.' if departed else ''
+    departs = f'It departs from the frozen plan in {number_of(len(departed), "point")}, see below.' if departed else ''
     lead = [
         *(sentence(pair, len(analysis.pairs)) for pair in analysis.pairs),
         ' '.join(filter(None, (*about, departs))),
@@ -110,16 +114,17 @@ def sentence(pair: PairResult, pairs: int) -> str:
     if isinstance(estimate, str):
         return f'{title_of(pair)}: {estimate}.'
     winner, loser = (pair.first, pair.second) if estimate.mean > 0.5 else (pair.second, pair.first)
-    said = (
-        f'Participants prefer {winner} to {loser}'
-        if pair.significant
-        else (f'Participants do not significantly prefer {pair.first} or {pair.second}')
-    )
+    if rate.untested:
+        said = f'Whether participants prefer {pair.first} or {pair.second} cannot be said: {rate.untested}'
+    elif pair.significant:
+        said = f'Participants prefer {winner} to {loser}'
+    else:
+        said = f'Participants do not significantly prefer {pair.first} or {pair.second}'
     holm = f', adjusted for {pairs} pairs {summary.p_value(pair.adjusted_p)}' if pairs > 1 else ''
     p_value = '' if rate.p_value is None else f'; p {_equals(rate.p_value)}{holm}'
     return (
-        f'{said}: the win rate of {pair.first} is {summary.interval(estimate, 3)} '
-        f'({rate.participants:,} participants, {rate.votes:,} votes{p_value}).'
+        f'{said}{";" if rate.untested else ":"} the win rate of {pair.first} is {summary.interval(estimate, 3)} '
+        f'({number_of(rate.participants, "participant")}, {number_of(rate.votes, "vote")}{p_value}).'
     )
 
 
@@ -148,8 +153,8 @@ def _win_rates(analysis: Analysis) -> list[str]:
             _dotted(position, title_of(pair)),
             rate_cell(pair.rate),
             summary.p_value(pair.rate.p_value),
-            summary.p_value(pair.adjusted_p),
-            Cell('yes' if pair.significant else 'no', shade=float(pair.significant)),
+            '–' if pair.rate.untested else summary.p_value(pair.adjusted_p),
+            Cell(pair.rate.untested or ('yes' if pair.significant else 'no'), shade=float(pair.significant)),
             f'{pair.rate.participants:,}',
             f'{pair.rate.votes:,}',
             *(f'{count:,}' for count in (pair.wins, pair.ties, pair.losses)),
@@ -288,7 +293,11 @@ def _headers(analysis: Analysis) -> list[str]:
 
 
 def _sized(rate: Rate | None) -> tuple[Cell, str]:
-    return rate_cell(rate), '0' if rate is None else f'{rate.participants:,}'
+    """A part's win rate and its number of participants."""
+    if rate is None:
+        return Cell('–'), '0'
+    cell = rate_cell(rate) if rate.participants >= FEWEST else Cell('–', under=TOO_FEW)
+    return cell, f'{rate.participants:,}'
 
 
 def _ranking(analysis: Analysis) -> list[str]:
@@ -328,9 +337,9 @@ def _flow(analysis: Analysis) -> list[str]:
     ]
     flags = [(name, f'{count:,}', Cell(MEANINGS.get(name, ''), words=True)) for name, count in flow.flags.items()]
     said = (
-        f'{flow.unfinished_votes:,} votes are of participants who did not complete. '
-        f'{flow.reentered:,} participants came back by another session of the panel, and continued where they were. '
-        f'In {flow.named:,} turns of the analysis a reply may name its model.'
+        f'Of participants who did not complete: {number_of(flow.unfinished_votes, "vote")}. '
+        f'{number_of(flow.reentered, "participant")} came back by another session of the panel, and continued where '
+        f'they were. In {number_of(flow.named, "turn")} of the analysis a reply may name its model.'
     )
     return [
         page.table(('participants', 'number', 'what it means'), rows),
@@ -347,7 +356,7 @@ ENDS = {
     'declined': 'did not consent',
     'failed_check': 'did not pass the comprehension check',
     'withdrawn': 'left by their own wish',
-    'closed': 'came when the study was paused or had all its participants',
+    'closed': 'came when the study was paused or had all its participants, or lost a model of theirs',
     'deleted': 'had their data deleted',
 }
 
