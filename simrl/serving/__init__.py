@@ -7,5 +7,6 @@ the simulated users of its run, as rows of a file.
 
 The server, from `tools/serve.py` inwards: `start` (address, models, then it listens), `listener` (connections),
 `server` (routes), `api` (bodies), `jobs` and `prompts` (a body -> what is asked of a model), `answering` and `replies`
-(pieces -> JSON), `errors`, `metrics`; `generation` has the words that all of it shares with the `engine`.
+(pieces -> JSON), `errors`, `metrics`; `generation` has the words that all of it shares with the `engine`: a queue, its
+`rows` on the host and, by `device`, on the device (`slots`, `programs`, `shapes`).
 """

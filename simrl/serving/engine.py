@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from simrl.conversations.chat import Chat
-from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
+from simrl.serving.device import DeviceRows
 from simrl.serving.generation import (
     MAX_STOP_IDS,
     Cause,
@@ -38,34 +38,15 @@ from simrl.serving.generation import (
     Piece,
     QueueFullError,
 )
-from simrl.serving.programs import compile_programs
-from simrl.serving.rows import (
-    DecodeCall,
-    FeedCall,
-    Request,
-    Row,
-    decode_call,
-    feed_call,
-    place,
-    scores_of,
-)
+from simrl.serving.rows import FeedCall, Request, Row, place, scores_of
 from simrl.serving.shapes import EngineSettings
-from simrl.serving.slots import Block, Scores, init_rows
+from simrl.serving.slots import Block, Scores
 from simrl.serving.text import AnswerText
 
 FEEDS_AT_ONCE = 4  # calls of `feed` between two blocks, at most: rows that sample wait for them
 MOST_FED = 3  # rows that sample for each that waits for its prompt, at which they wait for one call only
 RATE_SECONDS = 10.0  # that a rate is of
 MOST_FIRST_SECONDS = 2**16  # that are kept for `load`, which nobody may call
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Taken:
-    """A working copy of rows' caches: the rows, the tokens of each that were taken, and the copy."""
-
-    rows: tuple[int, ...]
-    size: int
-    cache: Cache
 
 
 class Engine:
@@ -89,23 +70,15 @@ class Engine:
             wake: notified when there is something to do.
             on_program: called after each compiled program.
         """
-        self._policy, self._chat, self._settings, self._wake = policy, chat, settings, wake
+        self._chat, self._settings, self._wake = chat, settings, wake
         self._shapes = settings.shapes(policy.spec.config)
-        self._vocab_size = policy.spec.config.padded_vocab_size
         self._ends = end_ids(chat)
-        everything = np.arange(self._vocab_size) < chat.size - (not knows_terminal)
-        self._masks = jax.numpy.asarray(np.stack([np.asarray(policy.token_mask), everything]))
-        self._end_array = jax.numpy.asarray(sorted(self._ends), np.int32)
-        self._cache, self._progress = init_rows(policy, self._shapes)
-        self._taken: _Taken | None = None
-        self._programs = compile_programs(
-            policy, self._masks, self._end_array, self._cache, self._progress, self._shapes, on_program
-        )
+        vocabulary = np.arange(policy.spec.config.padded_vocab_size) < chat.size - (not knows_terminal)
+        self._device = DeviceRows(policy, vocabulary, self._ends, self._shapes, on_program)
         self._rows = [Row(index) for index in range(self._shapes.rows)]
         self._waiting = collections.deque[Request]()
         self._cancelled = set[int]()
         self._numbers = itertools.count(1)
-        self._launched = list[tuple[FeedCall | DecodeCall, Block | Scores]]()  # calls whose results are not read
         self._counts: collections.Counter[str] = collections.Counter()
         self._finished: collections.Counter[str] = collections.Counter()
         self._sampled_at = collections.deque[tuple[float, int]]()
@@ -167,7 +140,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True if `step` has something to do; read with `wake` held."""
-        return bool(self._waiting or self._launched or any(row.request is not None for row in self._rows))
+        return bool(self._waiting or self._device.busy or any(row.request is not None for row in self._rows))
 
     def step(self) -> None:
         """One step; see the module. A fault fails all requests and empties the rows."""
@@ -176,17 +149,13 @@ class Engine:
             self._end_some()
             self._admit()
             self._feed_rows()
-            self._decode_rows()
+            self._device.decode(self._rows)
             for deliver in others:
                 deliver()
         except Exception:
             traceback.print_exc()
             self.fail_all('internal', 'the server had a fault, which is in its log')
-            self._launched.clear()
-            # A program that failed may have taken its buffers over. There may be no room for those and new ones.
-            self._taken = None
-            del self._cache, self._progress
-            self._cache, self._progress = init_rows(self._policy, self._shapes)
+            self._device.reset()
             for row in self._rows:
                 row.kept = []
 
@@ -277,8 +246,7 @@ class Engine:
                 row.request, row.begun, row.used = request, False, request.number
             request.cached, request.row = reused, row
             if source is not row:
-                self._put_back([source, row])
-                self._cache = self._programs.copy(self._cache, np.int32(source.index), np.int32(row.index))
+                self._device.copy(source, row)
             row.kept = list(prompt[:reused])
 
     def _feed_rows(self) -> None:
@@ -288,55 +256,12 @@ class Engine:
             fed = sum(row.request is not None and row.begun for row in self._rows)
             if not rows or (number and fed > MOST_FED * len(rows)):
                 break
-            self._feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed[-1][0]])
-
-    def _feed(self, rows: Sequence[Row]) -> None:
-        call = feed_call(rows, self._rows, self._shapes)
-        self._put_back(rows)
-        program = self._programs.feed[len(call.given.rows), call.size]
-        self._cache, self._progress, scores = program(
-            self._policy, self._masks, self._cache, self._progress, call.given
-        )
-        if call.given.scored:
-            self._launched.append((call, scores))
-
-    def _decode_rows(self) -> None:
-        """Launches a block, if any row can sample."""
-        call = decode_call(self._rows, self._shapes, self._vocab_size, self._taken_rows)
-        if call is None:
-            return
-        key = len(call.requests), call.size
-        program = self._programs.decode[key]
-        arguments = self._policy, self._masks, self._end_array
-        if key == (self._shapes.rows, self._shapes.context):
-            self._put_back(self._rows)
-            self._cache, self._progress, block = program(*arguments, self._cache, self._progress, call.asked)
-        else:
-            rows = tuple(call.asked.rows.tolist())
-            if self._taken is None or self._taken_rows != (rows, call.size):
-                self._put_back(self._rows)
-                self._taken = _Taken(rows, call.size, self._programs.take[key](self._cache, call.asked.rows))
-            cache, self._progress, block = program(*arguments, self._taken.cache, self._progress, call.asked)
-            self._taken = dataclasses.replace(self._taken, cache=cache)
-        self._launched.append((call, block))
-
-    @property
-    def _taken_rows(self) -> tuple[tuple[int, ...], int]:
-        return ((), 0) if self._taken is None else (self._taken.rows, self._taken.size)
-
-    def _put_back(self, rows: Sequence[Row]) -> None:
-        """Writes taken caches back before something else reads or writes one of these rows."""
-        if self._taken is not None and any(row.index in self._taken.rows for row in rows):
-            program = self._programs.put_back[len(self._taken.rows), self._taken.size]
-            self._cache = program(self._cache, self._taken.cache, np.array(self._taken.rows, np.int32))
-            self._taken = None
+            self._device.feed(sorted(rows, key=lambda row: row.used)[: self._shapes.feed[-1][0]], self._rows)
 
     def _read(self) -> list[Callable[[], None]]:
         """Reads the results of what was launched. Returns the deliveries that may wait: no row depends on them."""
-        launched, self._launched = self._launched, []
         others = list[Callable[[], None]]()
-        for call, result in launched:
-            fetched = jax.device_get(result)
+        for call, fetched in self._device.read():
             for at, request in enumerate(call.requests):
                 if request is None:
                     continue

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from simrl.rollouts.token_sampling import Sampling
-from simrl.serving import engine as engines
-from simrl.serving import slots
+from simrl.serving import device, slots
 from simrl.serving.engine import Engine, compilations
 from simrl.serving.generation import Event, Failure, Generation, Piece, QueueFullError
 from tests.serving import scene
@@ -305,9 +304,9 @@ def test_a_fault_fails_the_requests_and_the_next_are_answered(monkeypatch, capsy
     old: list[weakref.ref[jax.Array]] = []
 
     def broken(self: Engine) -> Any:
-        if not self._launched:
+        if not self._device.busy:
             return []
-        old.append(weakref.ref(self._cache.value[0]))
+        old.append(weakref.ref(self._device._cache.value[0]))
         raise RuntimeError('out of memory')
 
     def init_rows(*arguments: Any) -> Any:
@@ -316,7 +315,7 @@ def test_a_fault_fails_the_requests_and_the_next_are_answered(monkeypatch, capsy
 
     with monkeypatch.context() as patch:
         patch.setattr(type(engine), '_read', broken)
-        patch.setattr(engines, 'init_rows', init_rows)
+        patch.setattr(device, 'init_rows', init_rows)
         found = answers(engine, asked)
     assert [[event.cause for event in events if isinstance(event, Failure)] for events in found] == [['internal']] * 8
     assert 'out of memory' in capsys.readouterr().err
