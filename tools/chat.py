@@ -27,7 +27,7 @@ from simrl.rollouts.agents import ModelAgent
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.load import Loaded, find_assistant, find_simulator, resampled, with_persona, with_system
-from simrl.serving.remote import Remote, RemoteView, find_remote, is_url
+from simrl.serving.remote import ContextError, Remote, RemoteView, find_remote, is_url
 from simrl.serving.stream import View, view_of
 
 HELP = """\
@@ -199,7 +199,9 @@ class Talk:
             note(str(error))
             if isinstance(view, RemoteView):  # another time it may answer
                 self.paused = True
-                note('Enter asks again')
+                most = view.max_tokens
+                full = f'--max-new-tokens below {most} leaves a conversation more room; /reset begins another'
+                note(full if isinstance(error, ContextError) else 'Enter asks again')
             else:
                 self.ended = True
 

@@ -74,6 +74,11 @@ class Failure:
     def __str__(self) -> str:
         return f'{self.cause}: {self.detail}'
 
+    @property
+    def is_over_context(self) -> bool:
+        """True if the model's context has no room for the messages and max_tokens, by the words that servers use."""
+        return self.cause == 'refused' and 'context' in self.detail.lower()
+
 
 Outcome = Answer | Failure
 

@@ -193,7 +193,7 @@ def _constraints(body: ChatBody, served: Served) -> list[Constraint | None]:
     try:
         return [served.constrain(schema) for _ in range(body.n or 1)]
     except ValueError as error:
-        raise of_field(field, f'expected a schema that this server can follow, found another: {error}') from None
+        raise of_field(field, f'expected a schema that this model can follow, found another: {error}') from None
 
 
 def _raw_prompt(chat: Chat, given: str | list[int], add_special_tokens: bool) -> tuple[int, ...]:

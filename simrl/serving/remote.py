@@ -76,11 +76,16 @@ def find_remote(
     return Remote(settings, role, example, role_play_text(played), played.signal, played.sampling)
 
 
+class ContextError(RuntimeError):
+    """The model's context has no room for the conversation and a message of `max_tokens`."""
+
+
 class RemoteView:
     """A conversation as a model behind an endpoint sees it; the methods are those of `stream.ModelView`, in text.
 
     Attributes:
         sent: the model's last message; None before the first.
+        max_tokens: of a message.
     """
 
     def __init__(self, remote: Remote, *, seed: int, sample: int = 0) -> None:
@@ -91,6 +96,7 @@ class RemoteView:
         if remote.example.opening is not None and remote.role != USER:
             self.receive(remote.example.opening)
         self.sent: Sent | None = None
+        self.max_tokens = remote.max_tokens
 
     def receive(self, text: str) -> None:
         """Appends a message of the partner."""
@@ -104,7 +110,7 @@ class RemoteView:
 
         Raises:
             RuntimeError: the endpoint failed, or there is no text yet where it was closed. The conversation is as
-                before.
+                before. ContextError: there is no room for it.
         """
         remote, stop = self._remote, self._remote.stop_text
         parts: list[str] = []
@@ -123,7 +129,8 @@ class RemoteView:
             self._append(''.join(parts), truncated=True)
             raise
         if isinstance(outcome, Failure):
-            raise RuntimeError(f'{remote.settings.url}: {outcome}')
+            kind = ContextError if outcome.is_over_context else RuntimeError
+            raise kind(f'{remote.settings.url}: {outcome}')
         text, ends = _until(''.join(parts), stop)
         self._append(text, ends=ends, truncated=outcome is not None and outcome.truncated)
         yield text[shown:]

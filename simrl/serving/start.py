@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simrl.conversations.chat import Chat
-from simrl.run.progress import Progress
 from simrl.run.runtime import numeric_defaults
 from simrl.serving.engine import Engine, run
 from simrl.serving.generation import Constraint
@@ -17,6 +16,8 @@ from simrl.serving.load import find_model
 from simrl.serving.server import make_app
 from simrl.serving.settings import ServeSettings
 from simrl.serving.structured import Grammars, MissingPackageError
+
+LINE_SECONDS = 15.0  # between two lines on programs
 
 
 def serve(settings: ServeSettings) -> None:
@@ -39,15 +40,14 @@ def serve(settings: ServeSettings) -> None:
             print(f'{name}: loading', flush=True)
             model = load()
             programs = settings.engine.shapes(model.policy.spec.config).programs
-            with Progress(f'{name}: compiling', programs) as progress:
-                engine = Engine(
-                    model.policy,
-                    model.chat,
-                    settings.engine,
-                    wake,
-                    knows_terminal=model.knows_terminal,
-                    on_program=progress.update,
-                )
+            engine = Engine(
+                model.policy,
+                model.chat,
+                settings.engine,
+                wake,
+                knows_terminal=model.knows_terminal,
+                on_program=counter(name, programs),
+            )
             engines.append(engine)
             constrain = constraints(model.chat, model.policy.spec.config.padded_vocab_size)
             models[name] = Served(
@@ -78,6 +78,25 @@ def serve(settings: ServeSettings) -> None:
                 with wake:
                     wake.notify_all()
             stepping.result()
+
+
+def counter(name: str, programs: int) -> Callable[[], None]:
+    """The function that is called after each of a model's compiled programs: it prints how far they are.
+
+    The time that is left is not estimated: one program takes a hundred times as long as another, and those that the
+    compilation cache has take none.
+    """
+    begun = shown = time.monotonic()
+    done = 0
+
+    def count() -> None:
+        nonlocal shown, done
+        now, done = time.monotonic(), done + 1
+        if now - shown >= LINE_SECONDS or done == programs:
+            shown = now
+            print(f'{name}: compiled {done} of {programs} programs in {now - begun:.0f} s', flush=True)
+
+    return count
 
 
 def constraints(chat: Chat, num_rows: int) -> Callable[[Mapping[str, Any]], Constraint]:

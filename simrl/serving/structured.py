@@ -70,7 +70,7 @@ class Grammars:
             vocabulary = library.TokenizerWrapper(_Vocabulary(chat, len(mask)))
             tokenizer = library.LLTokenizer(vocabulary, slices=library.LLTokenizer.json_slices())
         except ValueError as error:
-            raise ValueError(f'cannot constrain answers of this tokenizer: {_line(error)}') from error
+            raise ValueError(f'its answers follow no schema: {_line(error)}') from error
         return cls(tokenizer, words)
 
     def constraint(self, schema: Mapping[str, Any]) -> 'JsonConstraint':
@@ -147,7 +147,7 @@ class _Vocabulary:
     def __init__(self, chat: Chat, size: int) -> None:
         tokenizer = chat.tokenizer
         if not isinstance(tokenizer, HuggingFaceTokenizer):
-            raise ValueError(f'expected one of Hugging Face, found {type(tokenizer).__name__}')
+            raise ValueError("expected a tokenizer of Hugging Face, found simrl's own, as of the concierge world")
         described = _llguidance().LLTokenizer(tokenizer.to_json(), n_vocab=chat.size)
         self.tokens = [described.decode_bytes([i]) for i in range(tokenizer.size)]
         self._encode = tokenizer.at(inside=True).encode_unchecked

@@ -53,6 +53,20 @@ def test_all_names_are_looked_up_before_a_model_is_loaded(monkeypatch: pytest.Mo
         pass  # the address is free again
 
 
+def test_what_is_compiled_is_counted_and_no_time_is_promised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 5.0, 16.0, 17.0, 33.4])
+    monkeypatch.setattr(start.time, 'monotonic', seconds.__next__)
+    count = start.counter('tiny', 4)
+    for _ in range(4):
+        count()
+    assert capsys.readouterr().out.splitlines() == [
+        'tiny: compiled 2 of 4 programs in 16 s',
+        'tiny: compiled 4 of 4 programs in 33 s',
+    ]
+
+
 def test_nothing_listens_while_models_are_loaded(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     def engine(*_: Any, **__: Any) -> None:
         with pytest.raises(ConnectionRefusedError):

@@ -298,6 +298,14 @@ def test_a_person_talks_with_a_model_behind_a_server(monkeypatch, capsys):
     assert len({body['seed'] for body in server.requests}) == len(server.requests) - 1  # the same for another try
 
 
+def test_a_server_whose_context_is_short_is_asked_for_fewer_tokens(monkeypatch, capsys):
+    full = b'{"error": {"message": "max_tokens: expected at most 60, which the model\'s context leaves"}}'
+    with ScriptedServer(lambda *_: Status(400, full)) as server:
+        lines = talk(monkeypatch, capsys, {ASSISTANT: remote(server)}, ['ab', '/reset'])
+    assert 'expected at most 60' in lines[2]
+    assert lines[3] == '[--max-new-tokens below 512 leaves a conversation more room; /reset begins another]'
+
+
 def test_a_message_that_is_stopped_cancels_its_request(monkeypatch, capsys):
     """Before the first word there is no message; after it the message ends there."""
     waiting = [''] * 5000  # for longer than the test takes
