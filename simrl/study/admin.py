@@ -95,7 +95,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             csrf=web.csrf('administrator', session),
             study=running.settings.name,
             mode=running.settings.mode,
-            paused=running.paused,
+            paused=running.history.paused,
             when=when,
             **context,
         )
@@ -142,7 +142,7 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
     @router.get('')
     async def overview(request: Request) -> Response:
         """Progress against the plan."""
-        plan = plan_in_force(running)
+        plan, frozen = plan_in_force(running), running.history.plan
         participants, now = list(running.participants.values()), clock()
         return page(
             request,
@@ -154,18 +154,18 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
             exchanges=plan.exchanges,
             settings=running.settings,
             tasks=running.tasks,
-            frozen=next((stored for stored in running.history if isinstance(stored.event, PlanFrozen)), None),
-            departures=differences(running.plan.plan, plan_of(running.settings)) if running.plan else [],
-            history=[(stored.at, _said(stored)) for stored in reversed(running.history)],
+            frozen=next((stored for stored in running.history.events if isinstance(stored.event, PlanFrozen)), None),
+            departures=differences(frozen.plan, plan_of(running.settings)) if frozen else [],
+            history=[(stored.at, _said(stored)) for stored in reversed(running.history.events)],
             is_full=running.is_full,
-            is_over=running.is_over,
+            is_over=running.history.is_over,
         )
 
     @router.post('/pause')
     async def pause(request: Request) -> Response:
         form = await read(request)
         paused = form.choice('paused', ('yes', 'no')) == 'yes'
-        if paused != running.paused:  # or another administrator was faster
+        if paused != running.history.paused:  # or another administrator was faster
             await running.pause(paused, read_reason(form, least=0))
         return redirect('/admin')
 
@@ -244,7 +244,9 @@ def make_router(running: Running, web: Web, clock: Clock = time.time) -> APIRout
 
     @router.get('/exports')
     async def exports(request: Request) -> Response:
-        return page(request, 'admin_exports.html', looks=looks_of(running.history, plan_in_force(running).settings))
+        return page(
+            request, 'admin_exports.html', looks=looks_of(running.history.events, plan_in_force(running).settings)
+        )
 
     @router.get('/exports/{name}.{kind}')
     async def exported(request: Request, name: str, kind: str) -> Response:

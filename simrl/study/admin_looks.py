@@ -50,7 +50,7 @@ def make_looks_router(running: Running, screening: Screening, page: Page, read: 
         planned = form.choice('planned', ('yes', 'no')) == 'yes'
         async with looking:  # of two at the same time the second is no planned one any more
             plan, number = plan_in_force(running), _number_completed(running)
-            opened = open_look(running.history, plan, number)
+            opened = open_look(running.history.events, plan, number)
             error = ''
             if planned and opened is None:
                 error = 'No planned look is open any more: another administrator may have made it.'
@@ -60,17 +60,19 @@ def make_looks_router(running: Running, screening: Screening, page: Page, read: 
                 error = f'Nothing was shown: please type “{CONFIRMATION}”.'
             if error:
                 return page(request, 'admin_looks.html', 422, **_context(running), error=error, given=form.fields)
-            chosen = opened if planned else unplanned_look(running.history, plan, number, read_reason(form, least=3))
+            chosen = (
+                opened if planned else unplanned_look(running.history.events, plan, number, read_reason(form, least=3))
+            )
             assert chosen is not None
             await running.look(to_event(chosen, running.participants.values(), running.settings.mode))
-        return redirect(f'/admin/looks/{len(running.looks)}')
+        return redirect(f'/admin/looks/{len(running.history.looks)}')
 
     @router.post('/recruitment')
     async def end_recruitment(request: Request) -> Response:
         """Ends recruitment for ever."""
         form = await read(request)
         async with looking:
-            if running.is_over:  # another administrator was faster
+            if running.history.is_over:  # another administrator was faster
                 return redirect('/admin/looks')
             error = ''
             if len(form.text('reason').strip()) < 3:
@@ -125,9 +127,9 @@ def _context(running: Running) -> dict[str, Any]:
         'pairs': len(plan.pairs),
         'completed': number,
         'schedule': look_bounds((*plan.settings.looks, 1.0), plan.settings, len(plan.pairs)),
-        'opened': open_look(running.history, plan, number),
-        'looks': looks_of(running.history, plan.settings),
-        'ended': recruitment_end(running.history),
+        'opened': open_look(running.history.events, plan, number),
+        'looks': looks_of(running.history.events, plan.settings),
+        'ended': recruitment_end(running.history.events),
         'under_way': sum(
             one.mode == running.settings.mode and one.outcome is None for one in running.participants.values()
         ),
@@ -137,7 +139,7 @@ def _context(running: Running) -> dict[str, Any]:
 
 
 def _find(running: Running, number: str) -> Look:
-    looks = looks_of(running.history, plan_in_force(running).settings)
+    looks = looks_of(running.history.events, plan_in_force(running).settings)
     if not 1 <= parse_number(number) <= len(looks):
         raise PageError(404, 'There was no such look.')
     return looks[parse_number(number) - 1]

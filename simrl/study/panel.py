@@ -77,7 +77,7 @@ def make_router(running: Running, web: Web) -> APIRouter:
             csrf=web.csrf('administrator', session),
             study=running.settings.name,
             mode=running.settings.mode,
-            paused=running.paused,
+            paused=running.history.paused,
             **{'said': '', 'error': '', 'given': '', **context},
         )
 

@@ -42,12 +42,11 @@ from simrl.study.events import (
     Replied,
     Returned,
     Stored,
-    StudyEvent,
     TurnedAway,
     Voided,
     Withdrew,
 )
-from simrl.study.looks import frozen_plan, recruitment_end
+from simrl.study.history import History
 from simrl.study.participant import Participant, apply, fold, fold_all
 from simrl.study.settings import StudySettings, hashed, plan_of
 from simrl.study.steps import BadInputError as BadInputError
@@ -68,7 +67,7 @@ class Running:
 
     Attributes:
         participants: by id, in the order in which they came.
-        history: events of the study itself, in their order; what is known of the study is read from them.
+        history: events of the study itself.
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class Running:
     ) -> None:
         self.settings, self.store, self.tasks, self.texts = settings, store, tasks, texts
         self.rules = Rules(settings, tasks, texts, draw_key(store.secret, settings.seed))
-        self.history: tuple[Stored, ...] = ()
         self.plan_hash = hashed(plan_of(settings))
         config = identity_of(settings) | {'tasks': to_dict(tasks), 'texts': to_dict(texts)}
         self.config_hash = hashed(config)
@@ -96,31 +94,11 @@ class Running:
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._actions: set[asyncio.Task[Any]] = set()
         self._writer = Writer(store)
+        self.history = History(store, self._writer, clock)
 
     @property
     def participants(self) -> Mapping[str, Participant]:
         return self._participants
-
-    @property
-    def paused(self) -> bool:
-        """True while nobody new is let in."""
-        said = [stored.event.paused for stored in self.history if isinstance(stored.event, Paused)]
-        return bool(said) and said[-1]
-
-    @property
-    def is_over(self) -> bool:
-        """True once recruitment has ended: nobody new is let in any more."""
-        return recruitment_end(self.history) is not None
-
-    @property
-    def plan(self) -> PlanFrozen | None:
-        """The plan that was frozen at the first consent; None before."""
-        return frozen_plan(self.history)
-
-    @property
-    def looks(self) -> tuple[Looked, ...]:
-        """At results by model."""
-        return tuple(stored.event for stored in self.history if isinstance(stored.event, Looked))
 
     @property
     def is_full(self) -> bool:
@@ -147,7 +125,7 @@ class Running:
         events = await self._writer.call(self.store.events)
         for stored in events:
             if stored.participant == STUDY:
-                self._know(stored)
+                self.history.know(stored)
         self._participants |= fold_all(events)
         now = self._clock()
         under_way = [state for state in self._participants.values() if state.step != 'over' and state.mode != 'preview']
@@ -159,7 +137,7 @@ class Running:
                 '%s; all of these left a while ago, and cannot talk with assistants if they return', missing
             )
         models = tuple(self.settings.models)
-        await self._whole(self._say(Opened(simrl.__version__, self.config_hash, models, self.config)))
+        await self._whole(self.history.say(Opened(simrl.__version__, self.config_hash, models, self.config)))
         for state in self._participants.values():
             self._follow(state)
 
@@ -257,13 +235,13 @@ class Running:
     # Actions of administrators.
 
     async def pause(self, paused: bool, reason: str) -> None:
-        await self._whole(self._say(Paused(paused, reason)))
+        await self._whole(self.history.say(Paused(paused, reason)))
 
     async def end_recruitment(self, reason: str) -> None:
-        await self._whole(self._say(RecruitmentEnded(reason)))
+        await self._whole(self.history.say(RecruitmentEnded(reason)))
 
     async def look(self, looked: Looked) -> None:
-        await self._whole(self._say(looked))
+        await self._whole(self.history.say(looked))
 
     async def exclude(self, id: str, excluded: bool, reason: str) -> Participant:
         return await self._act(id, None, lambda state: steps.noted(state, Excluded(excluded, reason)))
@@ -337,7 +315,7 @@ class Running:
         async with self._current(id, version) as state:
             steps.expect(state, 'consent')
             if agreed and state.mode == self.settings.mode and not self._is_closed_to(state):
-                await self._freeze()
+                await self.history.freeze(PlanFrozen(plan_of(self.settings), self.plan_hash, self.config_hash))
             if agreed and self._is_closed_to(state):  # others may have come meanwhile
                 return await self._write(state, [TurnedAway()])
             return await self._write(state, [Consented(agreed, self.plan_hash)])
@@ -362,7 +340,7 @@ class Running:
         return [Returned(same_session), TurnedAway()] if still_closed else [Returned(same_session)]
 
     def _is_closed_to(self, state: Participant) -> bool:
-        return state.mode == self.settings.mode and (self.paused or self.is_over or self.is_full)
+        return state.mode == self.settings.mode and (self.history.paused or self.history.is_over or self.is_full)
 
     def _others(self, state: Participant) -> list[Participant]:
         """All other participants, those of writes under way as they will be after them."""
@@ -394,36 +372,6 @@ class Running:
         state = fold([stored for stored in events if stored.participant == id])
         if state is not None:
             self._learn(state)
-
-    async def _say(self, event: StudyEvent) -> None:
-        """Stores an event of the study itself, then knows it."""
-        async with self._locks[STUDY]:
-            await self._say_locked(event)
-
-    async def _freeze(self) -> None:
-        """Stores the analysis plan, unless it is."""
-        async with self._locks[STUDY]:
-            if self.plan is None:
-                await self._say_locked(PlanFrozen(plan_of(self.settings), self.plan_hash, self.config_hash))
-
-    async def _say_locked(self, event: Event) -> None:
-        try:
-            stored = await self._writer.write(Entry(STUDY, self._version + 1, self._clock(), (event,)))
-        except ConflictError:  # as of `_read_again`
-            for known in await self._writer.call(self.store.events):
-                if known.participant == STUDY:
-                    self._know(known)
-            raise OutOfDateError('the study changed meanwhile') from None
-        for new in stored:
-            self._know(new)
-
-    def _know(self, stored: Stored) -> None:
-        if stored.version > self._version:  # else it was read from the store once more
-            self.history += (stored,)
-
-    @property
-    def _version(self) -> int:
-        return self.history[-1].version if self.history else 0
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""

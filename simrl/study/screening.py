@@ -15,7 +15,7 @@ from simrl.study.settings import plan_of
 
 def plan_in_force(running: Running) -> Plan:
     """The plan that was frozen, or before that the config's."""
-    frozen: PlanFrozen | None = running.plan
+    frozen: PlanFrozen | None = running.history.plan
     return read_plan(frozen.plan if frozen else plan_of(running.settings))
 
 

@@ -119,7 +119,7 @@ def doubts(settings: StudySettings) -> list[str]:
 
 def changes(running: Running) -> list[str]:
     """Fields of the config in which this start differs from the one before."""
-    starts = [stored.event.config for stored in running.history if isinstance(stored.event, Opened)]
+    starts = [stored.event.config for stored in running.history.events if isinstance(stored.event, Opened)]
     return differences(starts[-2], starts[-1]) if len(starts) > 1 else []
 
 

@@ -123,8 +123,8 @@ def test_forms_need_the_token_of_their_own_session(tmp_path):
                     f'/admin/{path}', data=fields, headers={'Sec-Fetch-Site': 'cross-site'}
                 )
                 assert answer.status_code == 403
-            assert not running.paused
-            assert not running.looks
+            assert not running.history.paused
+            assert not running.history.looks
             assert (await admin.get('/admin')).status_code == 200
             await admin.send('/admin/sign-out')
             assert 'name="token"' in (await admin.get('/admin/participants')).text
@@ -240,13 +240,13 @@ def test_pausing_closes_the_door_and_opens_it_again(tmp_path):
     async def go() -> None:
         async with administered(planted_settings(tmp_path)) as (running, admin, app):
             await admin.send('/admin/pause', paused='yes', reason='a model <b>fails</b>')
-            assert running.paused
+            assert running.history.paused
             assert 'paused' in admin.page.text
             assert 'a model &lt;b&gt;fails&lt;/b&gt;' in admin.page.text
             late = await Browser(app, running).enter()
             assert late.state.outcome == 'closed'
             await admin.send('/admin/pause', paused='no', reason='')
-            assert not running.paused
+            assert not running.history.paused
             assert (await Browser(app, running).enter('person2')).state.step == 'consent'
 
     asyncio.run(go())
@@ -289,7 +289,7 @@ def test_a_preview_is_no_part_of_the_study(tmp_path):
             assert browser.state.outcome == 'completed'
             assert (await admin.get('/admin/exports/turns.jsonl')).text == ''
             assert len((await admin.get('/admin/exports/payments.csv')).text.splitlines()) == 1
-            assert running.plan is None
+            assert running.history.plan is None
 
     asyncio.run(go())
 

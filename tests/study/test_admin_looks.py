@@ -53,7 +53,7 @@ def test_results_are_behind_looks(tmp_path):
                     assert (await admin.send('/admin/looks', planned='no', **fields)).status_code == 422
                 assert (await admin.get('/admin/looks/1')).status_code == 404
                 assert (await admin.get('/admin/looks/1/turns.jsonl')).status_code == 404
-                assert not running.looks
+                assert not running.history.looks
                 await admin.get('/admin/looks')
                 shown = await admin.send(
                     '/admin/looks', planned='no', reason='the funder asks', confirmation=CONFIRMATION
@@ -61,7 +61,9 @@ def test_results_are_behind_looks(tmp_path):
                 assert shown.status_code == 200
                 assert 'not in the plan' in shown.text
                 assert level_of(shown.text) == '95.00'
-                assert running.looks == (Looked(8, running.looks[0].votes, False, 0.0, 'the funder asks'),)
+                assert running.history.looks == (
+                    Looked(8, running.history.looks[0].votes, False, 0.0, 'the funder asks'),
+                )
                 assert all(name in shown.text for name in NAMES)
             if least == 12:
                 assert 'A planned look is open' in page
@@ -69,8 +71,8 @@ def test_results_are_behind_looks(tmp_path):
                 fields = {'csrf': token(admin.page.text), 'planned': 'yes', 'confirmation': CONFIRMATION.upper()}
                 both = await asyncio.gather(*(admin.client.post('/admin/looks', data=fields) for _ in range(2)))
                 assert sorted(answer.status_code for answer in both) == [200, 422]
-                assert len(running.looks) == 2
-                look = running.looks[-1]
+                assert len(running.history.looks) == 2
+                look = running.history.looks[-1]
                 assert (look.participants, look.planned) == (12, True)
                 assert {level_of(answer.text) for answer in both if answer.status_code == 200} == {level((0.6,))}
                 assert 0.005 < look.alpha < 0.01  # of O'Brien and Fleming at 60%
@@ -85,7 +87,7 @@ def test_results_are_behind_looks(tmp_path):
                 assert len({json.loads(line)['participant'] for line in before.splitlines()}) == 12
                 await admin.get('/admin/looks')
                 await admin.send('/admin/looks', planned='yes', confirmation=CONFIRMATION)
-                assert sum(look.alpha for look in running.looks) == pytest.approx(0.05)
+                assert sum(look.alpha for look in running.history.looks) == pytest.approx(0.05)
                 assert level_of(admin.page.text) == level((0.6, 1.0))
                 assert 'of the whole study' in (await admin.get('/admin/exports')).text
 
@@ -118,7 +120,7 @@ def test_an_end_of_recruitment_makes_the_last_look_planned(tmp_path):
                 assert (
                     await admin.send('/admin/recruitment', reason=reason, confirmation=confirmation)
                 ).status_code == 422
-                assert not running.is_over
+                assert not running.history.is_over
                 await admin.get('/admin/looks')
             reason = '<b>nobody</b> is left'
             page = await admin.send('/admin/recruitment', reason=reason, confirmation=END_CONFIRMATION)
@@ -129,14 +131,14 @@ def test_an_end_of_recruitment_makes_the_last_look_planned(tmp_path):
                 data={'csrf': token(page.text), 'reason': 'a double click', 'confirmation': END_CONFIRMATION},
             )
             assert again.status_code == 200
-            assert sum(type(stored.event).__name__ == 'RecruitmentEnded' for stored in running.history) == 1
+            assert sum(type(stored.event).__name__ == 'RecruitmentEnded' for stored in running.history.events) == 1
             assert (await Browser(app, running).enter('late')).state.outcome == 'closed'
             assert under_way.state.outcome is None
             text = await look(admin)
             assert level_of(text) == level((0.5, 1.0), plan)
             assert 'with what was changed since' in text
-            assert [made.participants for made in running.looks] == [10, 19, 19]
-            assert sum(made.alpha for made in running.looks) == pytest.approx(0.05)
+            assert [made.participants for made in running.history.looks] == [10, 19, 19]
+            assert sum(made.alpha for made in running.history.looks) == pytest.approx(0.05)
             assert 'Recruitment has <strong>ended' in (await admin.get('/admin')).text
 
     asyncio.run(go(False))

@@ -382,7 +382,7 @@ def test_nobody_new_while_paused_or_once_full() -> None:
         async with study(store, plan=plan) as running:
             await running.pause(True, 'for the night')
         async with study(store) as running:
-            assert running.paused
+            assert running.history.paused
 
     run(main())
 
@@ -395,7 +395,7 @@ def test_one_who_was_turned_away_may_come_back_once_there_is_a_place() -> None:
             await running.pause(True, 'a minute')
             closed = await running.consent(reading.id, reading.version, True)
             assert closed.outcome == 'closed'
-            assert running.plan is None
+            assert running.history.plan is None
             again = await arrive(running, 'p1')  # too early
             assert (again.outcome, again.page) == ('closed', again.version)
             await running.pause(False, '')
@@ -420,18 +420,18 @@ def test_the_plan_is_frozen_at_the_first_consent() -> None:
             await to_task(running, mode='preview')
             decliner = await arrive(running)
             await running.consent(decliner.id, decliner.version, False)
-            assert running.plan is None
+            assert running.history.plan is None
             await asyncio.gather(*[to_task(running) for _ in range(5)])
             [frozen] = events_of(store, PlanFrozen)
-            assert frozen == running.plan
+            assert frozen == running.history.plan
             assert frozen.plan == plan_of(settings())
             assert frozen.plan_hash == hashed(frozen.plan)
         async with study(store, seed=1, plan=PlanSettings(participants=9)) as running:  # another plan: a departure
             state = await to_task(running)
-            assert running.plan == frozen
+            assert running.history.plan == frozen
             assert state.plan == running.plan_hash != frozen.plan_hash
             await running.look(Looked(1, 2, True, 0.01))
-            assert running.looks == (Looked(1, 2, True, 0.01),)
+            assert running.history.looks == (Looked(1, 2, True, 0.01),)
         first, second = events_of(store, Opened)
         assert first.config_hash == frozen.config_hash != second.config_hash
         assert differences(first.config, second.config) == ['plan.participants: 10000 -> 9', 'seed: 0 -> 1']
@@ -526,7 +526,7 @@ def test_nothing_is_known_that_is_not_stored() -> None:
             with pytest.raises(StoreError):
                 await running.pause(True, '')
             assert running.participants == before
-            assert not running.paused
+            assert not running.history.paused
             store.broken = False
             assert (await exchange(running, state)).main is not None
 
@@ -584,7 +584,7 @@ def test_a_write_that_was_done_though_it_failed_is_found_again() -> None:
                 await running.pause(True, '')
             with pytest.raises(OutOfDateError):
                 await running.pause(True, '')
-            assert running.paused
+            assert running.history.paused
 
     run(main())
 
