@@ -61,8 +61,8 @@ async def store_statuses(running: Running, statuses: dict[str, str]) -> str:
             raise one
     left = sum(PanelStatus(status).has_left for status in new.values())
     return (
-        f'{len(statuses)} statuses were read: {len(new)} are new, of which {left} left the study on the panel; '
-        f'{len(set(statuses) - set(known))} are of nobody who came here.'
+        f'Statuses read: {len(statuses)}. New: {len(new)}; of participants who left on the panel: {left}. '
+        f'Of nobody who came here: {len(set(statuses) - set(known))}.'
     )
 
 

@@ -45,9 +45,12 @@ def test_whoever_left_on_the_panel_gives_a_place_back_at_once(tmp_path: pathlib.
         assert page.status_code == 422
         assert 'found no Participant id' in page.text
         page = await admin.send('/admin/statuses', export=EXPORT)
-        assert '3 statuses were read: 2 are new, of which 1 left the study on the panel; 1 are of nobody' in page.text
+        assert (
+            'Statuses read: 3. New: 2; of participants who left on the panel: 1. Of nobody who came here: 1.'
+            in page.text
+        )
         page = await admin.send('/admin/statuses', export=EXPORT)
-        assert '3 statuses were read: 0 are new' in page.text
+        assert 'Statuses read: 3. New: 0; ' in page.text
         assert left.state.panel_status == 'RETURNED'
         assert not running.is_full
         here = await Browser(app, running).enter('here')
