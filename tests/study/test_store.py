@@ -5,6 +5,8 @@ import contextlib
 import json
 import random
 import resource
+import secrets
+import shutil
 import sqlite3
 import typing
 
@@ -47,8 +49,10 @@ from simrl.study.events import (
 from simrl.study.participant import fold_all
 from simrl.study.rows import append_entries
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError, read_events
+from tests.study.postgres import postgres_server
 from tests.study.studies import enter
 
+PRLIMIT = shutil.which('prlimit')
 SOMEBODY = Identity('5f1a', 'study', 'session')
 ODD = 'a\0b \ud83d \U0001f600 \u202e "quoted" \'; DROP TABLE events; --\r\n'  # a NUL, half of a pair, a whole one
 EVENTS = (
@@ -473,6 +477,35 @@ def test_a_full_disk_stores_nothing_by_halves_and_ends_once_there_is_room(tmp_pa
         assert opened.events() == confirmed
         confirmed += opened.append([voided('p', version, 'later')])[0]
     assert read_events(url) == confirmed
+
+
+@pytest.mark.long
+@pytest.mark.skipif(PRLIMIT is None, reason='needs prlimit, of util-linux')
+def test_a_full_disk_under_postgresql_stores_nothing_by_halves_and_ends_once_there_is_room():
+    """The server's files may grow no further, as on a full disk: tables are extended, and logs written, by one way."""
+    with postgres_server() as server:
+        url = server.database()
+        pid = int((server.folder / 'data' / 'postmaster.pid').read_text().split()[0])
+        server.run(PRLIMIT, f'--pid={pid}', f'--fsize={17 * 2**20}:')  # a segment of its log has 16
+        with Store(url, 'live') as opened:
+            confirmed = [*opened.append([voided('p', 1)])[0]]
+            for version in range(2, 200):
+                try:
+                    [stored] = opened.append([voided('p', version, secrets.token_urlsafe(300_000))])
+                except StoreError as error:
+                    failed = str(error)
+                    break
+                confirmed += stored
+            assert 'could not extend file' in failed
+            assert '\n' not in failed
+            assert 10 < len(confirmed) < 100
+            assert opened.events() == confirmed
+            with pytest.raises(StoreError, match='could not extend file'):
+                opened.append([voided('q', 1, secrets.token_urlsafe(300_000))])
+            server.stop('fast')
+            server.start()
+            confirmed += opened.append([voided('p', version, secrets.token_urlsafe(300_000))])[0]
+            assert opened.events() == confirmed
 
 
 def test_the_store_is_append_only(store_url):
