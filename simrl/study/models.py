@@ -3,6 +3,7 @@
 1. All sources are served by one child, `simrl.study.model_server`, on this machine alone. One that dies is started
    again at the same port: calls under way are tried again meanwhile. It ends with this program, be that killed.
 2. Endpoints are asked for their models, and the moderation for its opinion, before anybody is let in.
+3. Each model is sent an ordinary message: one that cannot read it would leave every message of people unanswered.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from absl import logging
 
@@ -28,6 +29,7 @@ from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import to_dict
 from simrl.serving.settings import HttpSettings, ServeSettings
 from simrl.study.moderation import open_moderation
+from simrl.study.probe import PROBE_TOKENS, unread
 from simrl.study.settings import StudySettings, TaskSettings
 from simrl.study.turns import Answer, Ask, ModelError, Moderate
 
@@ -40,12 +42,18 @@ SMALLEST_PART = 8  # of max_tokens, for a reply to a conversation that nearly fi
 
 
 @contextlib.asynccontextmanager
-async def open_models(settings: StudySettings) -> AsyncIterator[tuple[Ask, Moderate | None]]:
+async def open_models(
+    settings: StudySettings, say: Callable[[str], None], title: str = ''
+) -> AsyncIterator[tuple[Ask, Moderate | None]]:
     """Starts what must be started, and checks what runs; the functions that ask the models, and the moderation.
 
+    Args:
+        say: takes warnings; of a rehearsal also those that a live study is refused for.
+        title: of a task, in the language of the study.
+
     Raises:
-        EndpointError: an endpoint does not answer, has not the model, or its key is missing; or the child ended before
-            it listened, whose own error is on stderr.
+        EndpointError: an endpoint does not answer, has not the model, or its key is missing; the child ended before it
+            listened, whose own error is on stderr; or a model of a live study refuses an ordinary message.
     """
     async with contextlib.AsyncExitStack() as stack:
         remote = {name: model.endpoint for name, model in settings.models.items() if model.endpoint is not None}
@@ -60,6 +68,11 @@ async def open_models(settings: StudySettings) -> AsyncIterator[tuple[Ask, Moder
             server = await stack.enter_async_context(running_server(serve))
             remote |= {name: served(server.url, name) for name, model in settings.models.items() if model.source}
         endpoints = {name: stack.enter_context(Endpoint(remote[name])) for name in settings.models}
+        briefly = ask_endpoints(endpoints, dataclasses.replace(settings.task, max_tokens=PROBE_TOKENS))
+        for fault in filter(None, await asyncio.gather(*(unread(briefly, name, title) for name in endpoints))):
+            if fault.is_final and settings.mode == 'live':
+                raise EndpointError(fault.problem)
+            say(f'warning: {fault.problem}')
         yield ask_endpoints(endpoints, settings.task), moderate
 
 
@@ -87,8 +100,7 @@ def ask_endpoints(endpoints: Mapping[str, Endpoint], task: TaskSettings) -> Ask:
                 raise ModelError(str(error), 'endpoint unusable') from None
             if not isinstance(outcome, Failure):
                 return Answer(outcome.text, time.monotonic() - start, outcome.truncated)
-            is_full = outcome.cause == 'refused' and 'context' in outcome.detail.lower()
-            if not is_full or most // 2 < max(task.max_tokens // SMALLEST_PART, 1):
+            if not outcome.is_over_context or most // 2 < max(task.max_tokens // SMALLEST_PART, 1):
                 raise ModelError(str(outcome), outcome.cause.replace('_', ' '))
             most //= 2
 

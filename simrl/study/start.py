@@ -40,7 +40,7 @@ def serve(settings: StudySettings, say: Say) -> None:
         OSError: the address is taken.
         ValueError: the token is missing, or a live study's texts are not complete. TextError: a file of them is wrong.
         StoreError: the store cannot be opened, or was lost for so long that the server ended.
-        EndpointError: a model cannot be reached, or the judge's key is missing.
+        EndpointError: a model cannot be reached or cannot read what people write, or the judge's key is missing.
     """
     token = read_admin_token(settings.web)
     if settings.screen is not None:
@@ -84,7 +84,7 @@ async def _serve(
         entry = PANEL_LINK if settings.panel.entry == 'panel' else '/enter'
         say(f'{base}/admin is for administrators\n{base}{entry} is for participants')
 
-    async with open_models(settings) as (ask, moderate):
+    async with open_models(settings, say, tasks.types[0].tasks[0].title) as (ask, moderate):
         running = Running(settings, store, tasks, web.texts, ask, moderate)
         await running.start()
         for change in changes(running):

@@ -7,24 +7,28 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
 
 import httpx2
 import pytest
 
 from simrl.conversations.records import Message
+from simrl.conversations.sentencepiece import sentencepiece_chat, train_sentencepiece
 from simrl.models.files.export import export
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointError, EndpointSettings
+from simrl.serving.prompts import MessagesError, chat_prompt
 from simrl.serving.settings import ServeSettings
 from simrl.serving.shapes import EngineSettings
-from simrl.study import models
+from simrl.study import models, probe
 from simrl.study.models import ask_endpoints, open_models, running_server
 from simrl.study.moderation import open_moderation
+from simrl.study.probe import Fault
 from simrl.study.settings import StudyModel, StudySettings, TaskSettings
 from simrl.study.turns import Answer, ModelError
 from tests.remote.server import Body, Hang, Reply, ScriptedServer, Status, chat_reply, wait_until
@@ -179,7 +183,7 @@ def test_nobody_is_let_in_without_models_and_moderation() -> None:
         settings = StudySettings(
             models={'first': StudyModel(endpoint=first), 'second': StudyModel(endpoint=first)}, moderation=moderation
         )
-        async with open_models(settings) as (ask, moderate):
+        async with open_models(settings, [].append) as (ask, moderate):
             assert (moderate is None) == (moderation is None)
             assert (await ask('second', HELLO)).text == 'Hi.'
 
@@ -196,6 +200,59 @@ def test_nobody_is_let_in_without_models_and_moderation() -> None:
             asyncio.run(opened(endpoint(server.url, key_variable='NO_SUCH_KEY')))
     with pytest.raises(EndpointError, match='expected a reply, found none'):
         asyncio.run(opened(endpoint(server.url)))
+
+
+CONCIERGE = sentencepiece_chat(
+    train_sentencepiece(['please help me find thai food in the west', 'ok thanks ?'] * 9, 45)
+)
+
+
+def test_a_model_that_cannot_read_what_people_write_is_named_before_anybody_is_let_in() -> None:
+    """One of the concierge world refuses capital letters: a live study does not begin, a rehearsal warns."""
+
+    def script(body: dict[str, Any], _: int) -> Reply:
+        if body['model'] != 'concierge':
+            return Status(401) if body['model'] == 'closed' else chat_reply('')
+        try:
+            chat_prompt(CONCIERGE, [Message('user', body['messages'][0]['content'])])
+        except MessagesError as error:
+            return Status(400, json.dumps({'error': {'message': str(error)}}).encode())
+        return chat_reply('ok')
+
+    async def opened(name: str, mode: Literal['live', 'rehearsal']) -> None:
+        both = {key: StudyModel(endpoint=endpoint(server.url, model=of)) for key, of in (('a', 'm'), ('b', name))}
+        async with open_models(StudySettings(models=both, mode=mode), told.append, 'the west'):
+            pass
+
+    told: list[str] = []
+    with ScriptedServer(script, models=('m', 'concierge', 'closed')) as server:
+        problem = (
+            'the model b cannot read capital letters, digits, punctuation: refused: status 400, .*'
+            r'the tokenizer has no token for .* \(U\+00..\)'
+        )
+        with pytest.raises(EndpointError, match=f'^{problem}'):
+            asyncio.run(opened('concierge', 'live'))
+        asyncio.run(opened('m', 'live'))
+        assert not told
+        asyncio.run(opened('concierge', 'rehearsal'))
+        asyncio.run(opened('closed', 'rehearsal'))
+    assert re.match(f'^warning: {problem}', told[0])
+    assert re.match('^warning: the model b refuses all messages: refused: status 401', told[1])
+    assert len(told) == 2
+
+
+def test_a_model_that_does_not_answer_yet_is_only_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(model: str, conversation: Sequence[Message]) -> Answer:
+        if model == 'slow':
+            await asyncio.sleep(60)
+        raise ModelError('server: status 503', 'server')
+
+    monkeypatch.setattr(probe, 'PROBE_SECONDS', 0.02)
+    found = [asyncio.run(probe.unread(ask, name)) for name in ('slow', 'down')]
+    assert found == [
+        Fault('the model slow did not answer an ordinary message: no answer in 0.02 s', is_final=False),
+        Fault('the model down did not answer an ordinary message: server: status 503', is_final=False),
+    ]
 
 
 def said(url: str) -> list[Any]:
@@ -246,6 +303,7 @@ def test_a_child_ends_when_the_study_is_killed(tmp_path: pathlib.Path) -> None:
     script.write_text(CHILD)
     study = f"""
 import asyncio, sys
+from simrl.serving.prompts import MessagesError, chat_prompt
 from simrl.serving.settings import ServeSettings
 from simrl.study.models import running_server
 async def main():
@@ -284,11 +342,14 @@ def test_models_are_served_by_default(tmp_path: pathlib.Path) -> None:
         task=TaskSettings(max_tokens=8, temperature=0.0),
     )
 
+    said: list[str] = []
+
     async def answers() -> list[Answer]:
-        async with open_models(settings) as (ask, moderate):
+        async with open_models(settings, said.append) as (ask, moderate):
             assert moderate is None
             return await asyncio.gather(ask('first', HELLO), ask('second', HELLO))
 
     first, second = asyncio.run(answers())
     assert (first.text, first.cut) == (second.text, second.cut)
     assert first.text
+    assert not said
