@@ -93,7 +93,7 @@ def test_verdicts_of_a_study_that_runs_are_stored_once():
     run(main())
 
 
-def test_each_verdict_is_stored_before_the_next_is_paid_for():
+def test_verdicts_are_stored_as_they_come():
     """A screen that ends in between, by a fault of the store or of a kill, loses nothing that came."""
 
     async def main():
