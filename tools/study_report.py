@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     try:
         from simrl.study.report.write import console_lines, read_study, study_result, write_study
         from simrl.study.store import StoreError
-        from simrl.study.texts import TextError, read_tasks
+        from simrl.study.text_files import TextError, read_tasks
     except ModuleNotFoundError as error:
         sys.exit(f"error: the package {error.name} is not installed: pip install -e '.[study]'")
     try:

@@ -16,7 +16,8 @@ from simrl.study.models import open_models
 from simrl.study.running import Running
 from simrl.study.settings import CODES, PanelSettings, StudySettings, WebSettings
 from simrl.study.store import Store, StoreError
-from simrl.study.texts import Tasks, read_tasks, read_texts
+from simrl.study.text_files import read_tasks, read_texts
+from simrl.study.texts import Tasks
 from simrl.study.web import Web, http_limits
 
 LEAST_TOKEN = 16  # characters of the administrators' token

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 
 from simrl.study.store import read_events
-from simrl.study.texts import read_texts
+from simrl.study.text_files import read_texts
 from tests.remote.server import Body, ScriptedServer, chat_reply
 from tools.rehearse.account import differences
 from tools.rehearse.people import Scripted

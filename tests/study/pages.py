@@ -26,7 +26,8 @@ from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import PanelSettings, StudyModel, StudySettings, TaskSettings, WebSettings
 from simrl.study.store import Store
-from simrl.study.texts import Tasks, read_tasks, read_texts
+from simrl.study.text_files import read_tasks, read_texts
+from simrl.study.texts import Tasks
 from simrl.study.turns import Answer, ModelError
 from simrl.study.web import Web
 

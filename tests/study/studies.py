@@ -14,7 +14,8 @@ from simrl.study.participant import Participant
 from simrl.study.running import Running
 from simrl.study.settings import PlanSettings, StudyModel, StudySettings, TaskSettings, WebSettings
 from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
-from simrl.study.texts import DocumentType, Task, Tasks, Texts, read_texts
+from simrl.study.text_files import read_texts
+from simrl.study.texts import DocumentType, Task, Tasks, Texts
 from simrl.study.turns import Answer, Ask, Moderate
 
 SOMEWHERE = StudyModel(endpoint=EndpointSettings('http://127.0.0.1:9', 'm'))

@@ -22,7 +22,7 @@ from simrl.study.running import Running
 from simrl.study.screens import all_flags
 from simrl.study.settings import PlanSettings, StudySettings, WebSettings
 from simrl.study.store import Entry, Store
-from simrl.study.texts import read_tasks
+from simrl.study.text_files import read_tasks
 from tests.study.pages import ADMIN, NAMES, Browser, settings_of, study
 from tests.study.planted import Planted, planted_study
 

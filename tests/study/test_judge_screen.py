@@ -14,7 +14,7 @@ from simrl.study.events import Flagged
 from simrl.study.judge_screen import judge_request, screen_study, screened, to_judge
 from simrl.study.screens import flags
 from simrl.study.store import StoreError
-from simrl.study.texts import read_tasks
+from simrl.study.text_files import read_tasks
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.study import pages, planted
 from tests.study.studies import MemoryStore, events_of, run, study, to_conversation, to_end

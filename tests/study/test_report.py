@@ -18,7 +18,7 @@ from simrl.study.report.settings import StudyReportSettings
 from simrl.study.report.write import NoStudyError, read_study, study_result, write_study
 from simrl.study.screens import names_of
 from simrl.study.store import Entry, Store, StoreError, read_events
-from simrl.study.texts import read_tasks
+from simrl.study.text_files import read_tasks
 from simrl.study.votes import votes
 from tests.evaluation.report import fake_run
 from tests.study.planted import Planted, planted_study, store_planted

@@ -17,7 +17,8 @@ from simrl.study.overlap import covered, likeness, stems
 from simrl.study.participant import Participant, Talk, Turn, apply, fold_all
 from simrl.study.screens import SCREENS, all_flags, flags, names_of
 from simrl.study.settings import PlanSettings, plan_of
-from simrl.study.texts import DocumentType, Task, Tasks, read_tasks
+from simrl.study.text_files import read_tasks
+from simrl.study.texts import DocumentType, Task, Tasks
 from tests.study import planted
 from tests.study.studies import settings
 

@@ -12,7 +12,8 @@ from simrl.rewards.rubric import HELPFULNESS
 from simrl.study.render import page_html
 from simrl.study.running import Running
 from simrl.study.settings import TaskSettings
-from simrl.study.texts import TASKS, TEXTS, TextError, fill, read_tasks, read_texts
+from simrl.study.text_files import TASKS, TEXTS, TextError, read_tasks, read_texts
+from simrl.study.texts import fill
 from simrl.study.yaml_files import read_yaml
 from tests.study.studies import MemoryStore, echo, settings
 

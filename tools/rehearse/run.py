@@ -20,7 +20,7 @@ from simrl.run.progress import Progress
 from simrl.study.participant import Participant, fold_all
 from simrl.study.plan import blind_clustering
 from simrl.study.store import StoreError, read_events
-from simrl.study.texts import TextError, read_texts
+from simrl.study.text_files import TextError, read_texts
 from simrl.study.votes import votes
 from tools.rehearse.account import differences
 from tools.rehearse.people import Modelled, Person, Scripted
