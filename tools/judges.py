@@ -8,6 +8,7 @@ import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from simrl.evaluation.results.judges import PANEL
 from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
@@ -82,6 +83,10 @@ def judges_of(options: argparse.Namespace) -> dict[str, EndpointSettings]:
         settings = from_config_dict(EndpointSettings, fields, '--judge')
         if settings.model in found:
             raise ValueError(f'--judge: expected judges of different models, found {settings.model} twice')
+        if settings.model == PANEL:
+            raise ValueError(
+                f'--judge: expected a model of another name than {PANEL!r}, which all judges together have'
+            )
         found[settings.model] = settings
     return found
 

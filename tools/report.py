@@ -4,8 +4,9 @@
     python -m tools.report RUN RUN ... --output=FOLDER
 
 RUN is a run directory with `results/`. Of one run it writes `report.html`, `conversations.html` and `figures/`, into
-the run directory or into FOLDER. Of several it writes a `report.html` with `figures/` into FOLDER: utilities side by
-side, by size, fidelity and forecast of the simulators, with each run's curves and matrix. No model is loaded.
+the run directory, where TensorBoard shows them, too, or into FOLDER. Of several it writes a `report.html` with
+`figures/` into FOLDER: utilities side by side, by size, fidelity and forecast of the simulators, with each run's curves
+and matrix. No model is loaded.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of, write_several
 from simrl.evaluation.results import files as result_files
-from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.files import RESULTS_FOLDER, Results
 from simrl.experiments.plan import rl_stage
-from simrl.experiments.results import kept_conversations
+from simrl.experiments.results import kept_conversations, publish
 from simrl.run.config import ConfigError, local_path
 from simrl.run.program import run_program
-from simrl.run.stage_files import WorkdirError
+from simrl.run.stage_files import WorkdirError, wait_for_lock
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,16 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report = write_several(found, options.output)
         else:
             ((folder, results),) = found.values()
-            report, _ = write_report(results, folder, options.output, kept=kept(folder, results))
+            report = write_one(results, folder, options.output)
     except (ConfigError, WorkdirError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     print(f'report: {report}')
 
 
-def kept(folder: pathlib.Path, results: Results) -> dict[str, pathlib.Path]:
-    """By assistant, the file of the conversations that its training kept."""
+def write_one(results: Results, folder: pathlib.Path, output: pathlib.Path | None) -> pathlib.Path:
+    """Writes the report of a run into a folder, or into the run, where TensorBoard gets its figures, too."""
     stages = {name: rl_stage(run.arm, run.seed) for name, run in results.experiment.runs.items()}
-    return kept_conversations(folder, stages)
+    kept = kept_conversations(folder, stages)
+    if output is not None:
+        return write_report(results, folder, output, kept=kept)[0]
+    jax.config.update('jax_platforms', 'cpu')  # this process only writes files; an accelerator is that of others
+    with wait_for_lock(folder / RESULTS_FOLDER):  # the run itself may write them
+        return publish(results, folder, kept)[0]
 
 
 if __name__ == '__main__':

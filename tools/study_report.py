@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             print(line)
         print(f'report: {report}')
         if run is not None and settings.run is not None:
-            result_files.write_study(study_result(study, analysis, report, run, settings.assistants), settings.run)
+            result_files.add_study(study_result(study, analysis, report, run, settings.assistants), settings.run)
             tools.report.main([str(settings.run)])
     except (*USER_ERRORS, StoreError, TextError, ValueError) as error:
         sys.exit(f'error: {error}')

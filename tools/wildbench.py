@@ -44,7 +44,9 @@ from typing import Any
 import jax
 
 from simrl.conversations.records import read_conversations, write_rows
-from simrl.evaluation.wildbench import checklist, judge_files, official, verdicts
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.wildbench import WildBenchNumber
+from simrl.evaluation.wildbench import checklist, judge_files, of_run, official, verdicts
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.checklist import Rows
 from simrl.evaluation.wildbench.generations import (
@@ -73,6 +75,7 @@ from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving.identity import identity_of
 from tools.intents import add_fields, check_room, on_device, settings_of
+from tools.into_run import add_run_flags, assistant_of, experiment_of, leave_in
 from tools.judges import (
     ON_DEVICE,
     Missing,
@@ -201,31 +204,65 @@ def read_replies(path: pathlib.Path, scope: Scope) -> dict[str, Generation]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """All that judges are asked about.
+
+    Attributes:
+        scope: the tasks.
+        generations: the replies to judge, by task.
+        clients: the judges, whose answers are kept beside the output.
+        settings: how they are asked.
+        assistant: of --run, whose replies these are; None without a run.
+    """
+
+    scope: Scope
+    generations: dict[str, Generation]
+    clients: dict[str, Endpoint]
+    settings: AskSettings
+    assistant: str | None
+
+
 @contextlib.contextmanager
-def judging(
-    options: argparse.Namespace, output: pathlib.Path
-) -> Iterator[tuple[Scope, dict[str, Generation], dict[str, Endpoint], AskSettings]]:
-    """The tasks, the replies to judge, and the judges, whose answers are kept beside `output`."""
+def judging(options: argparse.Namespace, output: pathlib.Path) -> Iterator[Asked]:
     settings, judges = read_settings(AskSettings, vars(options)), judges_of(options)
+    run = experiment_of(options.into)
     scope = read_scope(options)
     generations = read_replies(options.generations, scope)
+    own = None if run is None else assistant_of(generator_of(generations), options.into, run, options.assistants)
     with opened(judges, output) as clients:
-        yield scope, generations, clients, settings
+        yield Asked(scope, generations, clients, settings, own)
+
+
+def leave(options: argparse.Namespace, numbers: Mapping[str, Sequence[WildBenchNumber]]) -> None:
+    """Adds numbers to the run of --run; `numbers` by the file that they are of."""
+    leave_in(options.into, lambda run: result_files.add_wildbench(numbers, run))
 
 
 def run_checklist(options: argparse.Namespace) -> Missing:
     check_output(options.output, '.jsonl', '.jsonl.gz')
-    with judging(options, options.output) as (scope, generations, clients, settings):
-        rows = checklist.judge(known_tasks(scope), generations, clients, settings, 'verdicts')
+    with judging(options, options.output) as asked:
+        tasks = known_tasks(asked.scope)
+        rows = checklist.judge(tasks, asked.generations, asked.clients, asked.settings, 'verdicts')
     write_rows(options.output, rows)
-    summary = checklist.summary(rows, known_tasks(scope), scope.overlap) | {'settings': dataclasses.asdict(settings)}
+    summary = checklist.summary(rows, tasks, asked.scope.overlap) | {'settings': dataclasses.asdict(asked.settings)}
     write_json(options.output.with_name(options.output.name + '.summary.json'), summary)
     print_result(summary)
+    if asked.assistant is not None:
+        leave(options, {str(options.output.resolve()): of_run.of_checklist(summary, asked.assistant)})
     return int(summary['tasks']['without a verdict']), asked_again(options.output, has_tries=True)
 
 
 def run_compare(options: argparse.Namespace) -> Missing:
-    print_result(of_both(options.files, checklist.compare))
+    run = experiment_of(options.into)
+    result = of_both(options.files, checklist.compare)
+    names = []
+    if run is not None:
+        names = [assistant_of(result[of], options.into, run, options.assistants) for of in ('first', 'second')]
+    print_result(result)
+    if names:
+        first, second = (path.resolve() for path in options.files)
+        leave(options, {f'{first} over {second}': of_run.of_compare(result, *names)})
     return 0, ''
 
 
@@ -244,22 +281,29 @@ def of_both(paths: Sequence[pathlib.Path], function: Callable[[Rows, Rows], Resu
 
 
 def run_score(options: argparse.Namespace) -> Missing:
-    with judging(options, options.output / 'score') as (scope, generations, clients, settings):
-        found = verdicts.score(known_tasks(scope), generations, clients, settings, 'scores')
-    lost = write_all(options.output, found, generations, None, lambda path: score_of(path, scope))
+    with judging(options, options.output / 'score') as asked:
+        tasks = known_tasks(asked.scope)
+        found = verdicts.score(tasks, asked.generations, asked.clients, asked.settings, 'scores')
+    lost, results = write_all(options.output, found, asked.generations, None, lambda path: score_of(path, asked.scope))
+    if asked.assistant is not None:
+        own = asked.assistant
+        leave(options, {str(path): [of_run.of_score(of, own, judge, len(tasks))] for judge, path, of in results})
     return lost, asked_again(options.output / 'score', has_tries=True)
 
 
 def run_pairs(options: argparse.Namespace) -> Missing:
-    with judging(options, options.output / 'pairs') as (scope, generations, clients, settings):
-        references = read_replies(options.reference, scope)
-        found = verdicts.pairs(known_tasks(scope), generations, references, clients, settings, 'pairs')
+    with judging(options, options.output / 'pairs') as asked:
+        tasks, references = known_tasks(asked.scope), read_replies(options.reference, asked.scope)
+        found = verdicts.pairs(tasks, asked.generations, references, asked.clients, asked.settings, 'pairs')
     reference = generator_of(references)
 
     def result_of(path: pathlib.Path) -> Result:
-        return reward_of(path, reference, scope, RewardSettings())
+        return reward_of(path, reference, asked.scope, RewardSettings())
 
-    lost = write_all(options.output, found, generations, reference, result_of)
+    lost, results = write_all(options.output, found, asked.generations, reference, result_of)
+    if asked.assistant is not None:
+        two = asked.assistant, reference
+        leave(options, {str(path): [of_run.of_reward(of, *two, judge, len(tasks))] for judge, path, of in results})
     return lost, asked_again(options.output / 'pairs', has_tries=True)
 
 
@@ -269,13 +313,16 @@ def write_all(
     generations: Mapping[str, Generation],
     reference: str | None,
     result_of: Callable[[pathlib.Path], Result],
-) -> int:
-    """Writes a judge file of each judge's rows, and prints its result; returns the number of rows without a verdict.
+) -> tuple[int, list[tuple[str, pathlib.Path, Result]]]:
+    """Writes a judge file of each judge's rows, and prints its result.
+
+    Returns:
+        The number of rows without a verdict, and of each judge the file and its result.
 
     Raises:
         ValueError: a judge has no verdict at all; the files of the others are written.
     """
-    lost, without, paths = 0, list[pathlib.Path](), list[pathlib.Path]()
+    lost, without, paths = 0, list[pathlib.Path](), dict[str, pathlib.Path]()
     for judge, rows in found.items():
         path = judge_files.judge_file(folder, judge, generator_of(generations), reference)
         failed = judge_files.write_verdicts(path, rows)
@@ -283,13 +330,18 @@ def write_all(
         for cause, count in failed.most_common():
             print(f'no verdict: {count} ({cause})')
         lost += failed.total()
-        (without if failed.total() == len(rows) else paths).append(path)
-    for path in paths:
+        if failed.total() == len(rows):
+            without.append(path)
+        else:
+            paths[judge] = path
+    results = []
+    for judge, path in paths.items():
+        results.append((judge, path.resolve(), result_of(path)))
         print(f'{path}:')
-        print_result(result_of(path))
+        print_result(results[-1][-1])
     if without:
         raise ValueError(f'{without[0]}: expected at least one verdict, found none')
-    return lost
+    return lost, results
 
 
 def print_result(result: Result) -> None:
@@ -362,6 +414,7 @@ def parser_of() -> argparse.ArgumentParser:
         added.add_argument('--generations', required=True, type=local_path, help='result file')
         added.add_argument('--output', required=True, type=local_path, help=output)
         added.add_argument('--judge', required=True, action='append', help='endpoint settings as JSON; may be repeated')
+        add_run_flags(added)
         add_settings(added, AskSettings())
         if name == 'pairs':
             added.add_argument('--reference', required=True, type=local_path, help="the reference's result file")
@@ -370,6 +423,8 @@ def parser_of() -> argparse.ArgumentParser:
         added.add_argument(
             'files', nargs=2, type=local_path, help="files of `checklist`; of `agreement` people's second"
         )
+        if name == 'compare':
+            add_run_flags(added)
     added = command('wb-score', run_wb_score, None)
     added.add_argument('file', type=local_path)
     added.add_argument('--cut_replies', choices=('judged', 'left out'), default='judged', help='in the groups')

@@ -15,10 +15,11 @@ people of its run, played by one of the run's simulators: each assistant of a ru
 may reply, too (--endpoint.url and --endpoint.model in the place of --assistant).
 
 OUTPUT gets verdicts.jsonl (each verdict with its order and raw text) and results.json. A preference is the mean of both
-orders; with --combine=strict a flip is a tie. After a kill the same command continues: answers are kept in
-OUTPUT/judge.answers.sqlite, those of `respond` in OUTPUT.answers.sqlite, by model name and request: another server
-under the same name is not asked anew. Verdicts that could not be had are counted and bounded, and those that a server
-failed are asked for again; the exit code is then 1.
+orders; with --combine=strict a flip is a tie. With --run=RUN, of whose assistants the names are ('initial',
+'persona/seed-0'), the report of that run shows the result, too. After a kill the same command continues: answers are
+kept in OUTPUT/judge.answers.sqlite, those of `respond` in OUTPUT.answers.sqlite, by model name and request: another
+server under the same name is not asked anew. Verdicts that could not be had are counted and bounded, and those that a
+server failed are asked for again; the exit code is then 1.
 
 A model on the device needs positions for --prompt_tokens and --max_tokens together; an error names values that fit.
 """
@@ -36,9 +37,12 @@ from simrl.conversations.raw_rows import placed_rows
 from simrl.conversations.records import Conversation, RowError, parse_conversation, write_rows
 from simrl.evaluation.pairwise import judges, responses
 from simrl.evaluation.pairwise.judges import Judged, Verdict
+from simrl.evaluation.pairwise.of_run import assistants_of_run, comparison_of
 from simrl.evaluation.pairwise.responses import Response
-from simrl.evaluation.pairwise.table import PANEL, Labels, Table, table
+from simrl.evaluation.pairwise.table import Labels, Table, table
 from simrl.evaluation.pairwise.text import console_table
+from simrl.evaluation.results import files as result_files
+from simrl.evaluation.results.judges import PANEL
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.generations import GenerationSettings, generate, missing
 from simrl.evaluation.wildbench.tasks import Task
@@ -60,6 +64,7 @@ from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
 from tools.intents import add_fields, settings_of
+from tools.into_run import add_run_flag, experiment_of, leave_in
 from tools.judges import (
     ON_DEVICE,
     Missing,
@@ -131,7 +136,9 @@ def run_judge(options: argparse.Namespace) -> Missing:
         raise ValueError('expected at least one judge, --judge or --model, found none')
     if PANEL in names or len(set(names)) < len(names):
         raise ValueError(f'expected judges of different names, and none {PANEL!r}, found {", ".join(names)}')
-    found = read_assistants(options)
+    run = experiment_of(options.into)
+    read = read_assistants(options)
+    found: Mapping[str, responses.Responses] = read if run is None else assistants_of_run(read, run)
     pairs = responses.compared(found, against=options.against, on_missing=options.on_missing)
     labels = None if options.labels is None else read_labels(options.labels, pairs)
     model = None if options.model is None else open_judge(options)  # before anything is paid for
@@ -150,6 +157,9 @@ def run_judge(options: argparse.Namespace) -> Missing:
     result = table(judged, found, combine=options.combine, labels=labels)
     write_json(options.output / RESULTS_FILE, plain(result, options, names))
     print(console_table(result))
+    if options.into is not None:
+        comparison = comparison_of(result, names, pairs)
+        leave_in(options.into, lambda run: result_files.add_judges(options.output, comparison, run))
     helps = [asked_again(output, has_tries=True)] if endpoints else []
     helps += [] if model is None else ['what is too long for --model may fit into more --lengths']
     return print_lost(judged, options.output), '; '.join(helps)
@@ -327,6 +337,7 @@ def parser_of() -> argparse.ArgumentParser:
     added.add_argument('--on_missing', choices=('raise', 'failure'), default='raise', help='of ids that some lack')
     added.add_argument('--labels', type=local_path, help="people's preferences: id, first, second, preference")
     add_settings(added, AskSettings())
+    add_run_flag(added)
     added = commands.add_parser('respond')
     added.set_defaults(run=run_respond)
     known = 'RUN/initial, RUN/ARM/seed-K; for --prompts also OWNER/MODEL, a folder or a .gguf file'

@@ -143,7 +143,7 @@ class ResultsSpec:
                     f'ResultsSpec.measures.{name}.stages: expected {[INITIAL, *self.assistants]}, '
                     f'found {list(measure.stages)}'
                 )
-            if name in result_files.FILES:
+            if name in (*result_files.FILES, *result_files.ADDED):
                 raise ValueError(f'ResultsSpec.measures: {name!r} is the name of another file of results')
         if len(oracles := [name for name, arm in self.arms.items() if arm.oracle]) > 1:
             raise ValueError(f'ResultsSpec.arms: expected at most one oracle, found {", ".join(oracles)}')
@@ -163,20 +163,30 @@ class ResultsSpec:
 
 def write_results(spec: ResultsSpec, workdir: pathlib.Path) -> None:
     """Writes and prints the results of a run; equal stages give equal files, except for timings."""
-    from simrl.evaluation.report.report import console_table, write_report  # imports matplotlib: a second
-
     results = results_of(spec, workdir)
     result_files.write(results, workdir)
     stages = {name: assistant.rl for name, assistant in spec.assistants.items()}
-    report, pictures = write_report(results, workdir, kept=kept_conversations(workdir, stages))
+    report, table = publish(results, workdir, kept_conversations(workdir, stages))
+    print(table)
+    print(f'report: {report}', flush=True)
+
+
+def publish(results: Results, workdir: pathlib.Path, kept: Mapping[str, pathlib.Path]) -> tuple[pathlib.Path, str]:
+    """Writes the report of a run into it, and its figures and table for TensorBoard; returns its path, and the table.
+
+    Args:
+        kept: of `kept_conversations`.
+    """
+    from simrl.evaluation.report.report import console_table, write_report  # imports matplotlib: a second
+
+    report, pictures = write_report(results, workdir, kept=kept)
     table = console_table(results)
     with Writer(workdir) as writer:
         writer.truncate_events({}, 0)  # of an earlier call
         for name, png in pictures.items():
             writer.image(0, f'report/{name}', png, *png_size(png))
         writer.text(0, 'report/table', '\n'.join(f'    {line}' for line in table.splitlines()))
-    print(table)
-    print(f'report: {report}', flush=True)
+    return report, table
 
 
 def kept_conversations(workdir: pathlib.Path, stages: Mapping[str, str]) -> dict[str, pathlib.Path]:

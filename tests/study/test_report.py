@@ -8,8 +8,6 @@ import pytest
 
 from simrl.evaluation.report import report as run_report
 from simrl.evaluation.results import files as result_files
-from simrl.evaluation.results.files import read_study as read_study_of_run
-from simrl.evaluation.results.files import write_study as write_study_of_run
 from simrl.study.analysis import PRIMARY, analyse, samples_of
 from simrl.study.events import STUDY, Excluded, RecruitmentEnded
 from simrl.study.looks import NoLookError
@@ -141,10 +139,10 @@ def test_the_report_of_a_run_shows_the_study_beside_its_measures(made, tmp_path,
     results = fake_run.fake_results(seeds=1, people=20)
     result_files.write(results, tmp_path)
     found = study_result(study, analysis, path, results.experiment, ())
-    write_study_of_run(found, tmp_path)
-    assert read_study_of_run(tmp_path) == found
+    result_files.add_study(found, tmp_path)
+    assert result_files.read_added(tmp_path).study == found
     result_files.write(results, tmp_path)
-    assert read_study_of_run(tmp_path) == found, 'a run that goes on keeps it'
+    assert result_files.read_added(tmp_path).study == found, 'a run that goes on keeps it'
     persona, truth = found.pairs
     assert (persona.first, persona.second, truth.first, truth.second) == (
         'persona/seed-0',

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import scipy.stats
 
 from simrl.conversations.chat import ASSISTANT
 from simrl.conversations.records import Conversation, Message, write_conversations
+from simrl.evaluation.results import files as result_files
 from simrl.rollouts.agents import ModelAgent
 from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.token_sampling import Sampling
 from simrl.serving.load import resampled
+from tests.evaluation.report.fake_run import fake_results
 from tests.evaluation.wildbench import made_up
 from tests.remote.dying import Killed, dying_cache
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.serving.test_stream import CHAT, agent
-from tools import wildbench
+from tools import report, wildbench
 from tools.intents import check_room
 
 JUDGES = ('org/b', 'org_b', 'c')  # two are one file's name but for what it cannot hold
@@ -464,3 +467,54 @@ def test_one_assistant_is_needed(tmp_path, tasks) -> None:
             SystemExit, match=r'^error: expected either --endpoint.url and --endpoint.model, or --model'
         ):
             wildbench.main(['generate', f'--tasks={tasks}', f'--output={tmp_path / "m.json"}', *more])
+
+
+def test_numbers_of_a_runs_assistants_are_left_in_it(tmp_path, tasks, capsys, monkeypatch) -> None:
+    """Of every protocol, by the file of their verdicts; another assistant is refused before anyone is asked."""
+    folder, written = tmp_path / 'run', list[str]()
+    folder.mkdir()
+    result_files.write(fake_results(seeds=1, people=4), folder)
+    monkeypatch.setattr(report, 'main', written.extend)
+    mine, initial = (tmp_path / f'{model}.json' for model in ('mine', 'initial'))
+    own = [f'--run={folder}', '--assistants', 'mine=persona/seed-0']
+    lists = [f'{path.with_suffix("")}.checklist.jsonl' for path in (mine, initial)]
+    with ScriptedServer(made_up.script, models=MODELS) as server:
+        for path in (mine, initial):
+            generate(server, tasks, path, path.stem)
+        asked = [f'--tasks={tasks}', *judges(server, JUDGES[1:])]
+        before = len(server.requests)
+        for given, told in (([], 'mine=ASSISTANT, one of initial, .*, found none of that name'), (['x'], "found 'x'")):
+            flags = ['--assistants', *given] if given else []
+            with pytest.raises(SystemExit, match=f'^error: --assistants: expected .*{told}'):
+                wildbench.main(['checklist', *asked, f'--generations={mine}', f'--output={lists[0]}', own[0], *flags])
+        assert len(server.requests) == before
+        for path, output in zip((mine, initial), lists, strict=True):
+            wildbench.main(['checklist', *asked, f'--generations={path}', f'--output={output}', *own])
+        wildbench.main(['compare', *lists, *own])
+        wildbench.main(['score', *asked, f'--generations={mine}', f'--output={tmp_path / "score"}', *own])
+        flags = [f'--generations={mine}', f'--reference={initial}', f'--output={tmp_path / "pairs"}']
+        capsys.readouterr()
+        wildbench.main(['pairs', *asked, *flags, *own])
+        rewards = capsys.readouterr().out
+    assert written == [str(folder)] * 5
+    outputs = result_files.read_added(folder).wildbench.outputs
+    assert [pathlib.Path(place).name for place in outputs] == [
+        *('mine.checklist.jsonl', 'initial.checklist.jsonl', 'initial.checklist.jsonl'),
+        *['mine.json'] * 4,
+    ]
+    summary = json.loads(pathlib.Path(f'{lists[0]}.summary.json').read_text())
+    panel, *each = outputs[lists[0]]
+    share = summary['share']
+    assert (panel.assistant, panel.judge, panel.tasks) == ('persona/seed-0', 'panel', NUM)
+    assert panel.estimate.mean == share['mean'] == pytest.approx(panel.lost) == pytest.approx(panel.won)
+    half = scipy.stats.t.ppf(0.975, NUM - 1) * share['sem']
+    assert panel.estimate.high - panel.estimate.mean == pytest.approx(half)
+    assert [of.estimate.mean for of in each] == [of['share']['mean'] for of in summary['judges'].values()]
+    numbers = [of for own in outputs.values() for of in own]
+    assert [of.metric for of in numbers if of.judge == 'c'] == [
+        *('checklist', 'checklist', 'win rate', 'WB-Score', 'WB-Reward')
+    ]
+    assert {(of.assistant, of.against) for of in numbers if of.metric in ('win rate', 'WB-Reward')} == {
+        ('persona/seed-0', 'initial')
+    }
+    assert json.loads(rewards[rewards.rindex('\n{\n') :])['reward']['mean'] == numbers[-1].estimate.mean

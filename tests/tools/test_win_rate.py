@@ -11,9 +11,12 @@ import jax
 import pytest
 
 from simrl.evaluation.pairwise.responses import read_responses
+from simrl.evaluation.results import files as result_files
 from simrl.models import transformer
 from simrl.models.files.export import export
+from simrl.run import config
 from tests.evaluation.pairwise.test_responses import row, write
+from tests.evaluation.report.fake_run import draw_few, fake_results
 from tests.evaluation.wildbench import made_up
 from tests.remote.dying import Killed, dying_cache
 from tests.remote.server import Body, ScriptedServer, Status, chat_reply
@@ -247,6 +250,39 @@ def test_people_qualify_judges(tmp_path, files) -> None:
             distance[name] += abs(sum(of_weak) / 2 - i % 4 / 3) / NUM
     for name in 'ab':
         assert errors['agreement'][name]['mean'] == pytest.approx(1 - distance[name])
+
+
+def test_the_report_of_a_run_shows_the_result(tmp_path, monkeypatch, capsys) -> None:
+    """Win rates are over the initial assistant, whatever the order; other names are refused before anyone is asked."""
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    result_files.write(fake_results(seeds=1, people=4), folder)
+    draw_few(monkeypatch)
+    rows = {name: [row(f'x{i}', f'question {i}', f'{name} {i}') for i in range(6)] for name in ('weak', 'strong')}
+    paths = {name: write(tmp_path / f'{name}.jsonl', *own) for name, own in rows.items()}
+    files = [f'initial={paths["weak"]}', f'persona/seed-0={paths["strong"]}']
+    with ScriptedServer(script, models=['a']) as server:
+        for flags, told in (
+            ([files[0], f'persona={paths["strong"]}', f'--run={folder}'], "assistants of the run, .*, found 'persona'"),
+            ([*files, f'--run={tmp_path}'], 'experiment.json: expected the results of a finished run, found no such'),
+        ):
+            with pytest.raises(SystemExit, match=f'^error: .*{told}'):
+                run(server, tmp_path / 'out', flags[:2], ['a'], flags[2])
+        assert not server.requests
+        found = run(server, tmp_path / 'out', files, ['a'], f'--run={folder}')
+    (of,) = found['comparisons']
+    assert (of['first'], of['second']) == ('persona/seed-0', 'initial')
+    ((place, comparison),) = result_files.read_added(folder).judges.comparisons.items()
+    assert place == str(tmp_path / 'out')
+    (pair,) = comparison.pairs
+    assert config.to_dict(pair.judges['a'].win_rates) == of['judges']['a']['win_rates']
+    assert (comparison.unit, pair.p_value) == ('openings', of['p_value'])
+    text = (folder / 'report.html').read_text()
+    section = text[text.index('<h2>Preferred by judges of two responses</h2>') :]
+    assert f'persona/seed-0 over initial</th><td>{pair.primary.rate.mean:.2f}<small>' in section
+    assert f'report: {folder / "report.html"}' in capsys.readouterr().out
+    events = b''.join(file.read_bytes() for file in (folder / 'tensorboard').iterdir())
+    assert b'report/training_reward' in events, 'TensorBoard has the figures, too'
 
 
 @pytest.mark.parametrize(

@@ -269,3 +269,10 @@ def _cluster(name: str, response: Response) -> str:
         return f'person {response.person}'
     opening = next((message.content.strip() for message in response.prompt if message.role == 'user'), None)
     return f'id {name}' if opening is None else f'opening {opening}'
+
+
+def unit_of(pairs: Sequence[Pair]) -> str:
+    """The clusters of pairs in words, in the plural, such as 'people and openings'."""
+    words = {'person': 'people', 'opening': 'openings', 'id': 'prompts'}
+    kinds = {pair.cluster.partition(' ')[0] for pair in pairs}
+    return ' and '.join(word for kind, word in words.items() if kind in kinds)

@@ -13,32 +13,12 @@ from simrl.evaluation.comparisons import other_intervals, run_spread
 from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.outcomes import failed_as
 from simrl.evaluation.pairwise.responses import Pair
-from simrl.evaluation.results.measures import OtherIntervals, SeedBounds
-from simrl.evaluation.seeds import SeedEstimate, t_interval
+from simrl.evaluation.results.judges import ArmWinRate
+from simrl.evaluation.results.measures import SeedBounds
+from simrl.evaluation.seeds import t_interval
 from simrl.evaluation.statistics import cluster_sums, present_mean
 
 RUN = re.compile(r'(.+)/seed-(\d+)')
-
-
-@dataclasses.dataclass(frozen=True)
-class ArmWinRate:
-    """The win rate of an arm over another assistant.
-
-    Attributes:
-        seeds: of training, ascending; a run without any verdict is in none of the numbers.
-        win_rate: the mean over seeds of each run's mean over clusters, by t-interval and sign-flip test.
-        intervals: with the spread pooled over arms, and over seeds and clusters at once.
-        bounds: with failures lost, and won; None without any.
-        adjusted: the p-value by Holm over all arms against that assistant; None with one seed.
-    """
-
-    arm: str
-    other: str
-    seeds: tuple[int, ...]
-    win_rate: SeedEstimate
-    intervals: OtherIntervals
-    bounds: SeedBounds | None
-    adjusted: float | None
 
 
 def over_seeds(found: Mapping[tuple[str, str], tuple[Sequence[Pair], np.ndarray]]) -> tuple[ArmWinRate, ...]:

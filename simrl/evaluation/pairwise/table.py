@@ -22,7 +22,7 @@ from simrl.evaluation.multiplicity import holm
 from simrl.evaluation.pairwise.agreement import JudgeAgreement, judge_agreement, or_reason
 from simrl.evaluation.pairwise.judges import NOT_ASKED, Judged
 from simrl.evaluation.pairwise.responses import Pair, Responses
-from simrl.evaluation.pairwise.seeds import ArmWinRate, over_seeds
+from simrl.evaluation.pairwise.seeds import over_seeds
 from simrl.evaluation.position import (
     Combine,
     PositionBias,
@@ -31,11 +31,11 @@ from simrl.evaluation.position import (
 )
 from simrl.evaluation.preferences import Majorities, WinRates, majorities, win_rates, winners
 from simrl.evaluation.ranking import Ranking, davidson
+from simrl.evaluation.results.judges import PANEL, ArmWinRate
 
 if TYPE_CHECKING:  # importing it takes a second, which few tables need
     from simrl.evaluation.vote_models import CumulativeLogit, Gee
 
-PANEL = 'panel'  # the name of all judges together; no judge has it
 Two = tuple[str, str]  # names of the first and the second assistant
 Labels = Mapping[tuple[str, str, str], float]  # by id, first and second assistant: people's preference for the first
 

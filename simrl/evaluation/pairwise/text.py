@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from simrl.evaluation.pairwise.seeds import ArmWinRate
 from simrl.evaluation.pairwise.table import Comparison, Table
 from simrl.evaluation.ranking import Ranking
+from simrl.evaluation.results.judges import ArmWinRate
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 

@@ -11,7 +11,8 @@ import dataclasses
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -31,6 +32,7 @@ CHARACTERS = {FONT_SIZE + 1: 11.5, CAPTION_SIZE: 15.5}  # of a line, by inch, at
 BESIDE_AXIS = 0.45  # inches left of the tick labels, of an axis' own label, and right of an axis
 BESIDE_LABEL = 2.8  # font sizes between a legend's line and its label, and between its columns
 LINE_HEIGHT = 0.17  # inches
+LINE_LENGTH = 26  # characters of a name beside a line
 PIXELS_PER_INCH = 150  # of a PNG
 SOFTWARE = 'simrl'  # in the metadata of each PNG: a report replaces those of the one before, and no others
 COLOURS = ('#d55e00', '#b8649a', '#0072b2', '#009e73', '#56b4e9', '#e69f00', '#000000')
@@ -65,6 +67,29 @@ class Drawing:
     draw: Callable[[float], Figure]
 
 
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A mean with its interval, in a line of `intervals`; what is not filled is thinner."""
+
+    estimate: Interval | None
+    look: Look
+    filled: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A named line of `intervals`.
+
+    Attributes:
+        marks: from its top to its bottom.
+        failures: the first mark's means with all failures lost, and all won, which a grey bar joins; None: no bar.
+    """
+
+    name: str
+    marks: Sequence[Mark]
+    failures: tuple[float, float] | None = None
+
+
 def look_at(position: int) -> Look:
     """The look of the arm at a position."""
     line = LINES[position // len(COLOURS) % len(LINES)]
@@ -79,6 +104,11 @@ def looks_of(experiment: ExperimentResult) -> dict[str, Look]:
         looks[arm] = look_at(position)
         looks |= dict.fromkeys(experiment.assistants_of(arm), looks[arm])
     return looks
+
+
+def look_of(looks: Mapping[str, Look], name: str) -> Look:
+    """The look of an assistant or arm, also of one that the run had before."""
+    return looks.get(name, Look(SOFT, 'd', 'solid'))
 
 
 def svg(drawing: Drawing, name: str, width: float) -> str:
@@ -179,6 +209,51 @@ def legend(axis: Axes) -> None:
     )
 
 
+def intervals(
+    lines: Sequence[Line],
+    title: str,
+    caption: str,
+    *,
+    reference: float | None,
+    label: str = '',
+    names: Mapping[str, Look] = types.MappingProxyType({}),
+) -> Callable[[float], Figure]:
+    """Means with their intervals, a line below the other: width in inches -> the figure.
+
+    Args:
+        title, caption: as of `panel`.
+        reference: a number that a dashed line marks; None: no line.
+        label: of the axis.
+        names: of looks, for a legend; empty: none.
+    """
+    most = max((len(line.marks) for line in lines), default=1)
+    shown = ['\n'.join(textwrap.fill(part, LINE_LENGTH) for part in line.name.split('\n')) for line in lines]
+    highest = max((name.count('\n') + 1 for name in shown), default=1)
+
+    def draw(width: float) -> Figure:
+        height = max(0.42, 0.2 * most, 1.2 * LINE_HEIGHT * highest)
+        figure, axis = panel(width, 0.9 + height * len(lines), title, caption)
+        for position, line in enumerate(lines):
+            above = (len(line.marks) - 1) / 2
+            places = [position + 0.8 / max(most, 3) * (number - above) for number in range(len(line.marks))]
+            for mark, place in zip(line.marks, places, strict=True):
+                draw_interval(axis, mark.estimate, place, mark.look, filled=mark.filled)
+            if line.failures is not None:
+                bar: dict[str, Any] = {'color': SOFT, 'alpha': 0.25, 'linewidth': 9, 'solid_capstyle': 'butt'}
+                axis.plot(line.failures, places[:1] * 2, zorder=1, **bar)
+        if reference is not None:
+            axis.axvline(reference, color=INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
+        name_rows(axis, shown)
+        axis.set_xlabel(label)
+        for name, look in names.items():
+            axis.plot([], [], label=name, linestyle='none', **marker_style(look))
+        if names:
+            legend(axis)
+        return figure
+
+    return draw
+
+
 def draw_interval(
     axis: Axes, estimate: Interval | None, position: float, look: Look, *, filled: bool, upright: bool = False
 ) -> None:
@@ -216,8 +291,9 @@ def bounds_of(estimate: Interval | None) -> tuple[float | None, float | None, fl
 
 
 def _inches(text: str) -> float:
-    """The width of a line of text at the size of labels."""
-    return float(TextPath((0, 0), text, size=FONT_SIZE).get_extents().width) / 72 if text.strip() else 0.0
+    """The width of text, its longest line, at the size of labels."""
+    lines = [line for line in text.split('\n') if line.strip()]
+    return max((float(TextPath((0, 0), line, size=FONT_SIZE).get_extents().width) / 72 for line in lines), default=0.0)
 
 
 def _lines(text: str, width: float, size: float) -> list[str]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from simrl.evaluation.report import drawing, summary
-from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
+from simrl.evaluation.report.drawing import Drawing, Line, Look, Mark, bounds_of
 from simrl.evaluation.report.matrix import mean_digits, titled, user_name
 from simrl.evaluation.report.summary import Row, number
 from simrl.evaluation.results.files import Results
@@ -37,18 +37,18 @@ def win_rates(name: str, rows: Sequence[Row], looks: Mapping[str, Look], caption
     arms = rows[1:]
     strict = any(row.strict_win_rate for row in arms)
     title = 'Win rate against the initial assistant'
-
-    def draw(width: float) -> Figure:
-        figure, axis = drawing.panel(width, 0.9 + 0.42 * len(arms), title, caption)
-        for position, row in enumerate(arms):
-            drawing.draw_interval(axis, row.win_rate, position - 0.13 * strict, looks[row.name], filled=True)
-            drawing.draw_interval(axis, row.strict_win_rate, position + 0.2, looks[row.name], filled=False)
-        axis.axvline(0.5, color=drawing.INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
-        drawing.name_rows(axis, [row.name for row in arms])
-        if strict:
-            axis.set_xlabel('filled: preferred; hollow: higher score, ties ½')
-        return figure
-
+    lines = [
+        Line(
+            row.name,
+            [
+                Mark(row.win_rate, looks[row.name]),
+                *([Mark(row.strict_win_rate, looks[row.name], filled=False)] if strict else []),
+            ],
+        )
+        for row in arms
+    ]
+    label = 'filled: preferred; hollow: higher score, ties ½' if strict else ''
+    draw = drawing.intervals(lines, title, caption, reference=0.5, label=label)
     said = '; '.join(f'{row.name} {number(row.win_rate.mean)}' for row in arms if row.win_rate)
     columns = ('arm', 'seeds', 'win_rate', 'low', 'high', 'strict_win_rate', 'strict_low', 'strict_high')
     cells = [(row.name, row.num_seeds, *bounds_of(row.win_rate), *bounds_of(row.strict_win_rate)) for row in arms]
@@ -58,15 +58,8 @@ def win_rates(name: str, rows: Sequence[Row], looks: Mapping[str, Look], caption
 def scores(name: str, rows: Sequence[Row], score: str, looks: Mapping[str, Look], caption: str) -> Drawing:
     """Mean scores of the initial assistant and the arms, with their intervals."""
     title = f'Mean {score}'
-
-    def draw(width: float) -> Figure:
-        figure, axis = drawing.panel(width, 0.9 + 0.42 * len(rows), title, caption)
-        for position, row in enumerate(rows):
-            drawing.draw_interval(axis, row.score, position, looks[row.name], filled=True)
-        axis.axvline(rows[0].score.mean, color=drawing.INITIAL_COLOUR, linewidth=1, linestyle='--', zorder=0)
-        drawing.name_rows(axis, [row.name for row in rows])
-        return figure
-
+    lines = [Line(row.name, [Mark(row.score, looks[row.name])]) for row in rows]
+    draw = drawing.intervals(lines, title, caption, reference=rows[0].score.mean)
     said = '; '.join(f'{row.name} {number(row.score.mean)}' for row in rows)
     cells = [(row.name, row.num_seeds, *bounds_of(row.score)) for row in rows]
     return Drawing(name, f'{title}: {said}. {caption}', ('assistant', 'seeds', 'score', 'low', 'high'), cells, draw)

@@ -3,16 +3,19 @@
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from simrl.evaluation.report import drawing, figures, lengths, summary, utility
+from simrl.evaluation.report import drawing, figures, judge_figures, lengths, summary, utility, wildbench
 from simrl.evaluation.report.drawing import Drawing, Look
-from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.files import Added, Results
 from simrl.run.stage_files import named_errors
 
 FIGURES_FOLDER = 'figures'
 
 
-def drawings_of(results: Results, looks: Mapping[str, Look]) -> dict[str, list[Drawing]]:
-    """The figures of each section: 'measure/NAME', 'ends/NAME', 'utility', 'training', 'lengths' and 'matrix'."""
+def drawings_of(results: Results, looks: Mapping[str, Look], added: Added | None = None) -> dict[str, list[Drawing]]:
+    """The figures of each section: 'measure/NAME', 'ends/NAME', 'utility', 'training', 'lengths' and 'matrix'.
+
+    Of what tools have added: 'judges/FOLDER' and 'wildbench'.
+    """
     found: dict[str, list[Drawing]] = {}
     captions = []
     for name, measure in results.measures.items():
@@ -29,6 +32,10 @@ def drawings_of(results: Results, looks: Mapping[str, Look]) -> dict[str, list[D
     found['training'] = figures.training_curves(results, looks)
     found['lengths'] = lengths.drawings(results, looks)
     found['matrix'] = [] if results.matrix is None else [figures.matrix(results.experiment, results.matrix)]
+    if added and added.judges:
+        found |= {f'judges/{name}': drawn for name, drawn in judge_figures.drawings(added.judges, looks).items()}
+    if added and added.wildbench:
+        found['wildbench'] = wildbench.drawings(added.wildbench)
     return found
 
 

@@ -7,11 +7,11 @@ import textwrap
 import types
 from collections.abc import Mapping, Sequence
 
-from simrl.evaluation.report import browse, gallery, matrix, sections, study, summary
+from simrl.evaluation.report import browse, gallery, judges, matrix, sections, study, summary, wildbench
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.summary import interval, number
-from simrl.evaluation.results.files import Results, read_study
+from simrl.evaluation.results.files import Results, read_added
 from simrl.evaluation.results.measures import MeasureResult
 from simrl.evaluation.results.simulators import MatrixResult
 from simrl.run.stage_files import named_errors
@@ -40,18 +40,26 @@ def write_report(
 
     Raises:
         WorkdirError: a line of a file of conversations is broken.
-        ConfigError: the result of a user study in the run directory is broken.
+        ConfigError: a file that a tool has added to the results is broken.
     """
     output = workdir if output is None else output
     config_file = workdir / 'config.json'
     settings = json.loads(config_file.read_text(encoding='utf-8')) if config_file.exists() else {}
     looks = looks_of(results.experiment)
-    drawings = gallery.drawings_of(results, looks)
+    added = read_added(workdir)
+    drawings = gallery.drawings_of(results, looks, added)
     pictures = gallery.pngs(drawings)
     gallery.write_figures(pictures, drawings.values(), output)
-    found = read_study(workdir)
-    of_people = '' if found is None else study.section(results, found, looks, output)
-    report = write_page(output / REPORT_FILE, sections.report_page(results, settings, looks, drawings, of_people))
+    drawn = {name: sections.drawn_panels(found) for name, found in drawings.items() if name.startswith('judges/')}
+    parts = (
+        '' if added.study is None else study.section(results, added.study, looks, output),
+        '' if added.judges is None else judges.section(results, added.judges, looks, drawn, output),
+        ''
+        if added.wildbench is None
+        else wildbench.section(added.wildbench, looks, sections.drawn_panels(drawings['wildbench']), output),
+    )
+    page = sections.report_page(results, settings, looks, drawings, '\n'.join(filter(None, parts)))
+    report = write_page(output / REPORT_FILE, page)
     write_page(output / BROWSE_FILE, browse.browse_page(results, kept, looks))
     return report, pictures
 

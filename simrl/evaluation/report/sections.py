@@ -58,7 +58,7 @@ def report_page(
     settings: Mapping[str, Any],
     looks: Mapping[str, Look],
     drawings: Mapping[str, Sequence[Drawing]],
-    study: str = '',
+    added: str = '',
 ) -> str:
     """The page.
 
@@ -66,14 +66,14 @@ def report_page(
         settings: those of config.json.
         looks: of `looks_of`.
         drawings: of `gallery.drawings_of`.
-        study: the section of a user study; '' for none.
+        added: sections of what tools have added; '' for none.
     """
     lead = '\n'.join(page.paragraph(text) for text in summary.sentences(results))
     parts = [f'<h1>{page.escape(TITLE)}</h1>', f'<div class="lead">{lead}</div>']
     for name, measure in results.measures.items():
         drawn = drawn_panels(drawings[f'measure/{name}'])
         parts.append(page.section(measure.words.title, *_measure(results, measure, looks, drawn)))
-    parts.append(study)
+    parts.append(added)
     header, rows = utility.table(results, looks)
     if rows:
         beyond = BEYOND_PEOPLE if any(name.startswith('beyond people') for name in header) else ''

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from simrl.evaluation.report import page, summary
-from simrl.evaluation.report.drawing import Look
+from simrl.evaluation.report.drawing import Look, look_of
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.tables import estimate_cell
 from simrl.evaluation.results.files import Results
@@ -30,14 +30,14 @@ def section(results: Results, study: StudyResult, looks: Mapping[str, Look], out
     measures = list(results.measures.values())
     rows: list[Sequence[str | Cell]] = [
         (
-            Cell(f'{pair.first} over {pair.second}', dot=looks[pair.first].colour if pair.first in looks else None),
+            Cell(f'{pair.first} over {pair.second}', dot=look_of(looks, pair.first).colour),
             estimate_cell(pair.win_rate),
             summary.p_value(pair.p_value),
             *_significance(pair),
             estimate_cell(pair.first_turns),
             f'{pair.participants:,}',
             f'{pair.votes:,}',
-            *(estimate_cell(by_measure(measure, pair)) for measure in measures),
+            *(estimate_cell(by_measure(measure, pair.first, pair.second)) for measure in measures),
         )
         for pair in study.pairs
     ]
@@ -59,7 +59,7 @@ def _significance(pair: StudyPair) -> tuple[str | Cell, Cell]:
     return summary.p_value(pair.adjusted_p), Cell('yes' if pair.significant else 'no', shade=float(pair.significant))
 
 
-def by_measure(measure: MeasureResult, pair: StudyPair) -> Estimate | None:
+def by_measure(measure: MeasureResult, first: str, second: str) -> Estimate | None:
     """A measure's win rate of a checkpoint over the initial assistant; None of other pairs."""
-    found = measure.assistants.get(pair.first)
-    return found.win_rate if found and pair.second == INITIAL else None
+    found = measure.assistants.get(first)
+    return found.win_rate if found and second == INITIAL else None

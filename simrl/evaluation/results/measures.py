@@ -46,6 +46,12 @@ class ExperimentResult:
             (name for name, run in self.runs.items() if run.arm == arm), key=lambda name: self.runs[name].seed
         )
 
+    def by_name(self) -> dict[str, str]:
+        """Assistants by the names that they go by: their own, with '-' for '/', and that of an arm with one seed."""
+        own = (INITIAL, *self.runs)
+        alone = {arm: names[0] for arm in self.arms if len(names := self.assistants_of(arm)) == 1}
+        return alone | {name.replace('/', '-'): name for name in own} | {name: name for name in own}
+
 
 @dataclasses.dataclass(frozen=True)
 class MeasureWords:

@@ -214,8 +214,7 @@ def study_result(
         NoStudyError: a model is none of the run's assistants.
     """
     given = dict(text.split('=', 1) for text in assistants)
-    known = {INITIAL: INITIAL} | {name.replace('/', '-'): name for name in run.runs}
-    known |= {arm: names[0] for arm in run.arms if len(names := run.assistants_of(arm)) == 1}
+    known = run.by_name()
     pairs = []
     for pair in analysis.pairs:
         names = []

@@ -9,7 +9,8 @@ import pytest
 from simrl.conversations.records import Message
 from simrl.evaluation.pairwise.judges import NOT_ASKED, Judged, Verdict
 from simrl.evaluation.pairwise.responses import Pair, Response
-from simrl.evaluation.pairwise.table import PANEL, preferences_of, table
+from simrl.evaluation.pairwise.table import preferences_of, table
+from simrl.evaluation.results.judges import PANEL
 from simrl.run import config
 
 CHOICES = {1.0: 'A', 0.5: 'tie', 0.0: 'B'}

@@ -44,6 +44,7 @@ from simrl.evaluation.results.training import TimingsResult, TrainingCurve, Trai
 from simrl.evaluation.statistics import Estimate
 from simrl.evaluation.win_rate import Prefer, prefer_higher
 from tests.evaluation.made_up import vote
+from tests.evaluation.report.fake_judges import HOSTILE, add_all
 
 # kind, and its assistants' mean share met, share of people who leave, turns, how often each first act is done
 ARMS = {
@@ -56,7 +57,6 @@ OWN_RATE = {'against_intent': 0.011}
 SIZES = {'role_play': 135_000_000, 'persona': 135_000_000, 'sft 7b': 7_000_000_000}
 INITIAL = ('', 0.62, 0.40, 3.0, (0.33, 0.40, 0.17, 0.10))
 ACTS = ('propose', 'ask', 'open', 'chatter')
-HOSTILE = '<script>alert("& no escape")</script> $x_1$ \\frac'  # what a model may say
 SETTINGS = {'world': {'seed': 0, 'dial': 1.0}, 'rl': {'ppo': {'clip': 0.2}, 'note': '/a/very/long/path' * 12}}
 PEOPLE = MeasureWords('Satisfaction of new people', 'satisfaction', 'people', 'The share of the intent met.')
 OPENINGS = MeasureWords('Replies to held-out openings', 'reward-model score', 'openings', 'Scores of one reply.')
@@ -282,5 +282,6 @@ if __name__ == '__main__':
     (target / 'config.json').write_text(json.dumps(SETTINGS))
     results = fake_results(int(sys.argv[2]) if len(sys.argv) > 2 else 3, 2000, *((8, 2) if sys.argv[3:] else ()))
     write(results, target)
+    add_all(results.experiment, target)
     print(write_report(results, target, kept=write_training(target, results.experiment, 900))[0])
     print(console_table(results))

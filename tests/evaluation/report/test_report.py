@@ -17,13 +17,17 @@ from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE, browse_page
 from simrl.evaluation.report.drawing import CAPTION_SIZE, look_at, looks_of
 from simrl.evaluation.report.report import _columns, console_table, write_report
 from simrl.evaluation.results.conversations import ConversationsResult
+from simrl.evaluation.results.files import read_added
 from simrl.evaluation.results.simulators import FidelityResult, SimulatorFidelity
 from simrl.evaluation.results.training import TrainingResult, ValidationCurve
 from simrl.evaluation.statistics import Estimate
-from tests.evaluation.report.fake_run import HOSTILE, SETTINGS, fake_results, page_text, training_rows, write_training
+from tests.evaluation.report.fake_judges import HOSTILE, add_all
+from tests.evaluation.report.fake_run import SETTINGS, fake_results, page_text, training_rows, write_training
 
 SECTIONS = (
     'Satisfaction of new people',
+    'Preferred by judges of two responses',
+    'On the tasks of WildBench',
     'Utility by what is known of a simulator',
     'Training',
     'Lengths and endings',
@@ -46,6 +50,8 @@ def written(results, tmp_path_factory):
     """A run directory with a config, conversations of training and its report; the PNG files."""
     workdir = tmp_path_factory.mktemp('run')
     (workdir / 'config.json').write_text(json.dumps(SETTINGS))
+    (workdir / 'results').mkdir()
+    add_all(results.experiment, workdir)
     path, pictures = write_report(results, workdir, kept=write_training(workdir, results.experiment, 900))
     assert path == workdir / REPORT_FILE
     return workdir, pictures
@@ -104,12 +110,14 @@ def test_one_file_that_loads_nothing_and_runs_nothing(run):
     page = Page(text)
     assert not {'script', 'img', 'iframe', 'image'} & set(page.elements)
     links = [value for name, value in page.attributes if name in ('src', 'href', 'xlink:href')]
-    assert {link for link in links if not link.startswith('#')} == {BROWSE_FILE, 'data:,'}, 'else parts of the page'
+    others = {link for link in links if not link.startswith('#')}
+    assert {link for link in others if '../' not in link} == {BROWSE_FILE, 'data:,'}, 'else parts of the page'
+    assert [link.endswith('/judged/by%20two') for link in others if '../' in link] == [True]
     ids = [value for name, value in page.attributes if name == 'id']
     assert len(ids) == len(set(ids)), 'figures do not take each other’s shapes'
     assert not re.search(r'@import|url\((?!#)', text)
     assert page.elements.count('svg') == sum(name == 'aria-label' for name, _ in page.attributes)
-    assert text.count('class="wide"') == text.count('<div class="box lone">') == 2, 'ends, matrix'
+    assert text.count('class="wide"') == text.count('<div class="box lone">') == 3, 'ends, matrix, judges'
     assert re.findall('<h2>(.*?)</h2>', text) == list(SECTIONS)
 
 
@@ -133,7 +141,7 @@ def test_equal_results_give_equal_bytes(written, results):
         assert figure[figure.index('viewBox') :] in page
     kept = {name: run / 'rl' / name / 'conversations' / 'rl.jsonl' for name in results.experiment.runs}
     assert browse_page(results, kept, looks) == (run / BROWSE_FILE).read_text()
-    names = ['config.json', BROWSE_FILE, 'figures', REPORT_FILE, 'rl']
+    names = ['config.json', BROWSE_FILE, 'figures', REPORT_FILE, 'results', 'rl']
     assert sorted(path.name for path in run.iterdir()) == names, 'no draft left'
 
 
@@ -144,6 +152,8 @@ def test_figures_are_files_too(written, results):
         *(f'utility_by_{name}' for name in ('size', 'likelihood', 'cosine', 'best_of_n')),
         *('training_reward', 'training_end_signal', 'training_kl', 'training_zero_variance'),
         *('training_message_tokens', 'training_truncated', 'training_end_turns', 'reward_by_length', 'matrix'),
+        *(f'judges_{name}' for name in ('win_rate', 'each', 'seeds')),
+        *(f'wildbench_{name}' for name in ('checklist', 'win_rate', 'wb_score', 'wb_reward')),
     ]
     files = {path.name for path in (run / 'figures').iterdir()}
     assert files == {f'{name}.{kind}' for name in pictures for kind in ('png', 'csv')}
@@ -170,8 +180,8 @@ def test_figures_are_files_too(written, results):
     assert [float(row['value']) for row in found] == list(curve)
 
 
-def test_every_figure_states_its_sample_and_failures(results):
-    drawings = gallery.drawings_of(results, looks_of(results.experiment))
+def test_every_figure_states_its_sample_and_failures(run, results):
+    drawings = gallery.drawings_of(results, looks_of(results.experiment), read_added(run))
     for one in (one for found in drawings.values() for one in found):
         (label,) = {text.get_text() for text in (one.draw(4.8)._supxlabel,)}
         said = label.replace('\n', ' ')
@@ -290,7 +300,7 @@ def test_no_matrix_no_oracle_no_likelihood_and_no_sizes_leave_nothing_behind(res
     )
     text = page_text(changed)
     Page(text)
-    assert re.findall('<h2>(.*?)</h2>', text) == [SECTIONS[0], *SECTIONS[2:4], *SECTIONS[6:]]
+    assert re.findall('<h2>(.*?)</h2>', text) == [SECTIONS[0], *SECTIONS[4:6], *SECTIONS[8:]]
     assert 'ap recovered' not in text
     drawings = gallery.drawings_of(changed, looks_of(changed.experiment))
     assert drawings['matrix'] == drawings['utility'] == []
