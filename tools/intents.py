@@ -26,27 +26,21 @@ from typing import Any, Literal
 
 import jax
 
-from simrl.conversations.chat import Chat
 from simrl.conversations.completion import Complete
 from simrl.conversations.intents import VERSION, IntentSettings, write_intents
 from simrl.conversations.manifest import check_data
 from simrl.conversations.records import read_conversations
-from simrl.experiments.settings import MeshSettings
-from simrl.main import USER_ERRORS
 from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.client import complete as complete_at
 from simrl.remote.settings import EndpointSettings
-from simrl.rollouts.agents import ModelAgent
 from simrl.rollouts.completion import complete as complete_on_device
-from simrl.rollouts.messages import room_to_receive, room_to_send
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import from_config_dict, local_path
 from simrl.run.program import run_program
-from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.serving.identity import identity_of
-from simrl.serving.load import load_assistant, resampled
-from tools.judges import print_usage
+from tools.device_replies import add_device_flags, replying
+from tools.judges import one_line_errors, print_usage
 
 SETTINGS = {'endpoint': EndpointSettings, 'intents': IntentSettings, 'sampling': Sampling}
 CALLS = 16  # for each place in flight, between two writes: at the end of a batch some places are idle
@@ -76,38 +70,6 @@ def settings_of(options: argparse.Namespace, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[ModelAgent, Chat]]:
-    """An assistant on the device, sampled by temperature and top_p."""
-    start_backend()
-    enable_compilation_cache()
-    with numeric_defaults():
-        loaded = load_assistant(name)
-        agent = resampled(
-            loaded.agent, temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=max_tokens
-        )
-        assert isinstance(agent, ModelAgent)
-        yield agent, loaded.chat
-
-
-def check_room(agent: ModelAgent, prompt_flag: str, prompt_tokens: int, max_flag: str) -> None:
-    """Refuses a prompt and a reply that the model has no positions for.
-
-    Raises:
-        ValueError: there are too few; it names values of both flags that fit.
-    """
-    spec = agent.policy.spec
-    around = room_to_send(spec) - spec.max_new_tokens + room_to_receive(spec, 1)  # headers and ends, without the reply
-    room = spec.config.max_row_tokens - around
-    if prompt_tokens + spec.max_new_tokens > room:
-        reply = max(1, min(spec.max_new_tokens, room // 2))
-        raise ValueError(
-            f'{prompt_flag} and {max_flag}: expected a prompt and a reply of at most {room} tokens together, which is '
-            f'{spec.config.row_limit} less {around} for headers, found {prompt_tokens} + {spec.max_new_tokens}; what '
-            f'fits is {prompt_flag}={room - reply} {max_flag}={reply}'
-        )
-
-
-@contextlib.contextmanager
 def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int]]:
     """The model that was asked for, the name of all that decides its answers, and the number of chats for a call."""
     sampling, endpoint = settings_of(options, 'sampling'), settings_of(options, 'endpoint')
@@ -125,20 +87,8 @@ def completing(options: argparse.Namespace) -> Iterator[tuple[Complete, str, int
     if sampling.top_k or sampling.min_p:
         raise ValueError('--sampling: expected temperature and top_p alone beside --model, found top_k or min_p')
     identity = identity_of(options.model)
-    with on_device(options.model, sampling, options.max_tokens) as (agent, chat):
-        check_room(agent, '--prompt-tokens', options.prompt_tokens, '--max-tokens')
-        yield (
-            complete_on_device(
-                agent,
-                chat,
-                prompt_tokens=options.prompt_tokens,
-                batch_size=options.rows,
-                mesh=MeshSettings(data=1).make(),
-                seed=options.seed,
-            ),
-            f'{identity} seed={options.seed} {jax.default_backend()} {sampled}',
-            options.rows,
-        )
+    with replying(complete_on_device, options, sampling, options.max_tokens) as complete:
+        yield complete, f'{identity} seed={options.seed} {jax.default_backend()} {sampled}', options.rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,13 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', required=True, type=local_path, help='conversations: .jsonl, .jsonl.gz or .parquet')
     parser.add_argument('--output', required=True, type=local_path, help='file to write, in the same formats')
     parser.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder or a .gguf file')
-    parser.add_argument('--max-tokens', type=int, help=f'of an answer, reasoning included; by default {MAX_TOKENS}')
-    parser.add_argument('--tries', type=int, default=4, help='max answers until one is a sentence; 1 at temperature 0')
     parser.add_argument(
-        '--prompt-tokens', type=int, default=4096, help='of a prompt; default: 4096; beside --model only'
+        '--max-tokens', '--max_tokens', type=int, help=f'of an answer, reasoning included; by default {MAX_TOKENS}'
     )
-    parser.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
-    parser.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
+    parser.add_argument('--tries', type=int, default=4, help='max answers until one is a sentence; 1 at temperature 0')
+    add_device_flags(parser)
     for name, kind in SETTINGS.items():
         add_fields(parser, name, kind)
     options = parser.parse_args(arguments)
@@ -161,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error('expected either --endpoint.url and --endpoint.model, or --model')
     if options.max_tokens is None:
         options.max_tokens = MAX_TOKENS['endpoint' if has_endpoint else 'device']
-    try:
+    with one_line_errors():
         if options.tries < 1:
             raise ValueError(f'--tries: expected at least 1, found {options.tries}')
         if options.output.resolve() == options.data.resolve():
@@ -174,11 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             counts, again = write_intents(
                 conversations, options.output, complete, settings, model=model, batch_size=batch_size, tries=tries
             )
-    except (*USER_ERRORS, ValueError) as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('stopped; the same command continues', file=sys.stderr)
-        sys.exit(130)
     written = counts.pop('written')
     done = 'written' if written else 'not written'
     print(f'{options.output}: {done}, {written} of {len(conversations)} conversations')

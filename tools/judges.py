@@ -28,15 +28,22 @@ def run_command(options: argparse.Namespace, wanted: str) -> None:
     Args:
         wanted: all of the answers, in words.
     """
-    try:
+    with one_line_errors():
         lost, helps = options.run(options)
+    if lost:
+        sys.exit(f'error: expected {wanted}, found {lost} missing; {helps}')
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends a command that continues where it was: an error of its user is one line, and so is Ctrl-C."""
+    try:
+        yield
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         print('stopped; the same command continues', file=sys.stderr)
         sys.exit(130)
-    if lost:
-        sys.exit(f'error: expected {wanted}, found {lost} missing; {helps}')
 
 
 def asked_again(output: pathlib.Path, *, has_tries: bool) -> str:

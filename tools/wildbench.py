@@ -32,16 +32,12 @@ The same command asks again for what a server failed, and for no answer that it 
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from simrl.conversations.records import read_conversations, write_rows
 from simrl.evaluation.results import files as result_files
@@ -52,35 +48,26 @@ from simrl.evaluation.wildbench.checklist import Rows
 from simrl.evaluation.wildbench.generations import (
     Generation,
     GenerationSettings,
-    Replies,
     generate,
     generator_of,
     missing,
     read_generations,
-    sample,
     write_generations,
 )
 from simrl.evaluation.wildbench.official import CutReplies, RewardSettings, Weights
 from simrl.evaluation.wildbench.tasks import NO_TASK, SOURCE, Overlap, Task, overlap_of, read_tasks
-from simrl.experiments.settings import MeshSettings
-from simrl.remote.cache import Cache
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
-from simrl.rollouts.completion import replies
-from simrl.rollouts.token_sampling import Sampling
 from simrl.run.config import local_path
 from simrl.run.program import run_program
-from simrl.run.progress import Progress
-from simrl.run.runtime import start_backend
 from simrl.run.stage_files import write_json
-from simrl.serving.identity import identity_of
-from tools.intents import add_fields, check_room, on_device, settings_of
+from tools.device_replies import add_device_flags, sample_on_device
+from tools.intents import add_fields, settings_of
 from tools.into_run import add_run_flags, assistant_of, experiment_of, leave_in
 from tools.judges import (
     ON_DEVICE,
     Missing,
     asked_again,
-    cache_path,
     check_output,
     judges_of,
     opened,
@@ -160,39 +147,6 @@ def run_generate(options: argparse.Namespace) -> Missing:
     print(f'cut at {settings.max_tokens} tokens: {truncated}')
     print_missing('no reply', failed, missing(tasks, {of.task: of for of in found}))
     return failed.total(), ON_DEVICE if endpoint is None else asked_again(options.output, has_tries=False)
-
-
-def sample_on_device(
-    options: argparse.Namespace, settings: GenerationSettings, tasks: Tasks
-) -> tuple[list[Generation], collections.Counter[str]]:
-    """Replies of --model, whose weights are loaded if any reply is missing."""
-    start_backend()
-    identity = f'{identity_of(options.model)} seed={options.seed} {jax.default_backend()} {settings}'
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def sampler() -> Replies:
-            sampling = Sampling(settings.temperature, top_p=settings.top_p)
-            agent, chat = stack.enter_context(on_device(options.model, sampling, settings.max_tokens))
-            check_room(agent, '--prompt_tokens', options.prompt_tokens, '--max_tokens')
-            return replies(
-                agent,
-                chat,
-                prompt_tokens=options.prompt_tokens,
-                batch_size=options.rows,
-                mesh=MeshSettings(data=1).make(),
-                seed=options.seed,
-            )
-
-        return sample(
-            tasks,
-            lambda chats, attempt: sampler()(chats, attempt),
-            stack.enter_context(Cache(cache_path(options.output))),
-            generator=options.generator or options.model,
-            identity=identity,
-            batch_size=options.rows,
-            progress=stack.enter_context(Progress('replies', len(tasks))),
-        )
 
 
 def read_replies(path: pathlib.Path, scope: Scope) -> dict[str, Generation]:
@@ -399,11 +353,7 @@ def parser_of() -> argparse.ArgumentParser:
     add_fields(added, 'endpoint', EndpointSettings)
     added.add_argument('--model', help='a model on the device: OWNER/MODEL, a folder, a .gguf file, or one of a run')
     added.add_argument('--generator', help="the assistant's name in the file; beside --model only; default: the model")
-    added.add_argument(
-        '--prompt_tokens', type=int, default=4096, help='max tokens of a task; default: 4096; beside --model only'
-    )
-    added.add_argument('--rows', type=int, default=16, help='replies sampled at once; beside --model only')
-    added.add_argument('--seed', type=int, default=0, help='of sampling; beside --model only')
+    add_device_flags(added)
     add_settings(added, GenerationSettings())
     for name, run, output in (
         ('checklist', run_checklist, '.jsonl or .jsonl.gz'),

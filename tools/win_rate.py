@@ -63,6 +63,7 @@ from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
 from simrl.serving.identity import identity_of_model
+from tools.device_replies import add_device_flags, sample_on_device
 from tools.intents import add_fields, settings_of
 from tools.into_run import add_run_flag, experiment_of, leave_in
 from tools.judges import (
@@ -78,7 +79,6 @@ from tools.judges import (
     run_command,
 )
 from tools.prepare import add_settings, read_settings
-from tools.wildbench import sample_on_device
 
 VERDICTS_FILE, RESULTS_FILE = 'verdicts.jsonl', 'results.json'
 ESTIMAND = (
@@ -347,11 +347,7 @@ def parser_of() -> argparse.ArgumentParser:
     added.add_argument('--prompts', type=local_path, help='rows {id, messages} that end with the user')
     added.add_argument('--user', help='a simulator of the run, or an arm whose simulator is people')
     added.add_argument('--people', type=int, default=100, help='held-out people; beside --user')
-    added.add_argument(
-        '--prompt_tokens', type=int, default=4096, help='max tokens of a prompt; default: 4096; on the device only'
-    )
-    added.add_argument('--rows', type=int, default=16, help='replies sampled at once; on the device only')
-    added.add_argument('--seed', type=int, default=0, help='of replies; on the device only')
+    add_device_flags(added, 'on the device only')
     added.set_defaults(generator=None)
     add_settings(added, GenerationSettings())
     return parser

@@ -21,8 +21,8 @@ from tests.evaluation.wildbench import made_up
 from tests.remote.dying import Killed, dying_cache
 from tests.remote.server import ScriptedServer, Status, chat_reply
 from tests.serving.test_stream import CHAT, agent
-from tools import report, wildbench
-from tools.intents import check_room
+from tools import device_replies, report, wildbench
+from tools.device_replies import check_room
 
 JUDGES = ('org/b', 'org_b', 'c')  # two are one file's name but for what it cannot hold
 MODELS = ('mine', 'initial', *JUDGES)
@@ -253,9 +253,9 @@ def test_a_model_on_the_device_replies_to_whole_conversations(tmp_path, monkeypa
     ]
     tasks, output = tmp_path / 'tasks.jsonl', tmp_path / 'm.json'
     tasks.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    monkeypatch.setattr(wildbench, 'on_device', on_device)
+    monkeypatch.setattr(device_replies, 'on_device', on_device)
     contents = {'tiny': 'one', 'moved': 'one'}
-    monkeypatch.setattr(wildbench, 'identity_of', lambda name: contents[name])
+    monkeypatch.setattr(device_replies, 'identity_of', lambda name: contents[name])
     flags = ['generate', f'--tasks={tasks}', f'--output={output}', '--model=tiny', '--prompt_tokens=40', '--rows=8']
     found = []
     for more in ([], [], ['--seed=1']):
@@ -283,11 +283,11 @@ def test_an_error_names_token_numbers_that_fit_the_model() -> None:
     """They are as many as fit: the same conversation has no room for one more."""
     reader = agent(ASSISTANT)
     with pytest.raises(ValueError, match=r'^--prompt_tokens and --max_tokens: expected .* found 90000 \+ ') as caught:
-        check_room(reader, '--prompt_tokens', 90000, '--max_tokens')
+        check_room(reader, 90000)
     prompt, reply = (int(flag.partition('=')[2]) for flag in str(caught.value).split()[-2:])
     reader = resampled(reader, max_new_tokens=reply)
     assert isinstance(reader, ModelAgent)
-    check_room(reader, '--prompt_tokens', prompt, '--max_tokens')
+    check_room(reader, prompt)
     capacity(reader.policy.spec, 1, prompt, 1)
     with pytest.raises(ValueError, match='expected conversations of at most'):
         capacity(reader.policy.spec, 1, prompt + 1, 1)

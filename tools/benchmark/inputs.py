@@ -15,6 +15,7 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER, Chat
 from simrl.conversations.views import natural_prompt
+from simrl.models.transformer import TransformerConfig
 from simrl.rollouts.trajectories import Trajectories
 from tools.benchmark.job import Job
 
@@ -91,6 +92,11 @@ def _write_openings(job: Job, chat: Chat, vocab_size: int) -> Counts:
     }
     job.texts.write_text(json.dumps(plain) + '\n', encoding='utf-8')
     return Counts(prompt=prompts.shape[1], own_header=len(own), partner_header=len(partner))
+
+
+def all_ids(config: TransformerConfig) -> jax.Array:
+    """All ids, bool `[V]`: the softmax of training runs over them, as a peer's does."""
+    return jnp.arange(config.padded_vocab_size) < config.vocab_size
 
 
 def content_ids(chat: Chat, vocab_size: int) -> np.ndarray:

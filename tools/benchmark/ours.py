@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import jit_prepare
 from simrl.rl.train import RLSettings
 from simrl.rl.update import jit_update
-from simrl.rollouts.agents import Limits, ModelAgent, assistant, opening_only
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, opening_only
 from simrl.rollouts.collect import collect
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
@@ -60,11 +60,6 @@ class Model:
     mesh: Mesh
     training: Execution
     sampling: Execution
-
-    @property
-    def whole_vocabulary(self) -> jax.Array:
-        """Ids that the softmax of training runs over, bool `[V]`: all ids, as a peer's does."""
-        return jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
 
 
 def load(job: Job, bench: Bench, dtype: str) -> tuple[Model, Params]:
@@ -98,7 +93,7 @@ def answer_scores(bench: Bench, model: Model, params: Callable[[], Params]) -> N
         with np.load(request['rows']) as rows:
             tokens = jnp.asarray(rows['tokens'])
         trained = jnp.broadcast_to(jnp.arange(tokens.shape[1]) > 0, tokens.shape)
-        scores = score_rows(params(), model.config, model.training, tokens, trained, model.whole_vocabulary, 1.0)
+        scores = score_rows(params(), model.config, model.training, tokens, trained, inputs.all_ids(model.config), 1.0)
         np.save(request['output'], np.asarray(scores.log_prob))
         return {}
 
@@ -144,6 +139,15 @@ def sampled_tokens(batch: Trajectories) -> int:
     return int(np.sum(length, where=(index > 0) & (index < said[:, None])))
 
 
+def talk(
+    model: Model, user: Agent, helper: ModelAgent, examples: Sequence[Example], limits: Limits, step: int
+) -> Trajectories:
+    """The conversations of a step, in the assistant's view."""
+    return collect(
+        user, helper, examples, chat=model.chat, limits=limits, seed=0, step=step, view=ASSISTANT, mesh=model.mesh
+    )[0]
+
+
 def sampling(job: Job, bench: Bench) -> None:
     """Replies to openings; of one token too, which tells what prefilling takes."""
     model, params = load_for_sampling(job, bench)
@@ -155,17 +159,7 @@ def sampling(job: Job, bench: Bench) -> None:
     step = 0
     while True:
         new_tokens = bench.wait()['new_tokens']
-        batch, _ = collect(
-            opening_only(),
-            speakers[new_tokens],
-            examples,
-            chat=model.chat,
-            limits=limits_of(job, new_tokens, 1),
-            seed=0,
-            step=step,
-            view=ASSISTANT,
-            mesh=model.mesh,
-        )
+        batch = talk(model, opening_only(), speakers[new_tokens], examples, limits_of(job, new_tokens, 1), step)
         bench.done(sampled=sampled_tokens(batch))
         step += 1
         sampled[:] = [batch]
@@ -196,17 +190,7 @@ def conversations(job: Job, bench: Bench) -> None:
     step = 0
     while True:
         bench.wait()
-        batch, _ = collect(
-            user,
-            helper,
-            examples,
-            chat=model.chat,
-            limits=limits_of(job, job.new_tokens, job.new_tokens),
-            seed=0,
-            step=step,
-            view=ASSISTANT,
-            mesh=model.mesh,
-        )
+        batch = talk(model, user, helper, examples, limits_of(job, job.new_tokens, job.new_tokens), step)
         bench.done(sampled=sampled_tokens(batch))
         step += 1
 
@@ -277,7 +261,7 @@ def supervised(job: Job, bench: Bench) -> None:
     state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
-    token_mask = model.whole_vocabulary
+    token_mask = inputs.all_ids(model.config)
     loss_sums = functools.partial(sft.token_losses, config=model.config, execution=model.training)
     update = jit_step(functools.partial(train_step, loss_sums=loss_sums, optimizer=optimizer), state_sharding)
     bench.ready()
@@ -300,7 +284,7 @@ def update_ragged(job: Job, bench: Bench) -> None:
     state, state_sharding = place_state(params, model.config, optimizer, model.mesh)
     del params
     answer_scores(bench, model, lambda: state.params)
-    token_mask = model.whole_vocabulary
+    token_mask = inputs.all_ids(model.config)
     settings = dataclasses.replace(GRPO, microbatches=pieces_of(job.batch))
     update = jit_update(model.config, model.training, settings, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(trained_role=ASSISTANT, config=model.config, execution=model.training, settings=settings)

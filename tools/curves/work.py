@@ -50,11 +50,6 @@ class Model:
     mesh: Mesh
     execution: Execution
 
-    @property
-    def whole_vocabulary(self) -> jax.Array:
-        """bool `[V]`: all ids."""
-        return jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
-
 
 def load(source: str, folder: pathlib.Path, dtype: Dtype, remat: Remat) -> Model:
     """The model that `source` names, as the benchmark's: `random:NAME`, or what `load_model` takes."""
@@ -163,7 +158,7 @@ def update_of(model: Model) -> Callable[[Batch], None]:
         with jax.set_mesh(model.mesh):
             rows, width = batch.tokens.shape
             steps = schedule_microbatches(np.full(rows, width), (width,), GRPO, np.random.default_rng(0))
-            held[0], _ = update(held[0], batch, steps, model.whole_vocabulary, 1.0)
+            held[0], _ = update(held[0], batch, steps, inputs.all_ids(model.config), 1.0)
         jax.block_until_ready(held)
 
     return run
@@ -187,7 +182,7 @@ def batch_of(model: Model, rows: int, length: int, trained: int) -> Batch:
             inputs.trajectories_of(tokens, role, jnp.zeros(tokens.shape, jnp.int32), jnp.full(reward.shape, length)),
             Rewards(value=reward, valid=jnp.ones(reward.shape, bool), parts={}, cause=nothing),
             [],  # GRPO's one update has no pass before it
-            token_mask=model.whole_vocabulary,
+            token_mask=inputs.all_ids(model.config),
             temperature=1.0,
         )
     return batch
