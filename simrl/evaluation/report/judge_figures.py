@@ -14,6 +14,11 @@ from simrl.evaluation.results.judges import (
     JudgesResult,
 )
 
+COLUMNS = (
+    *('first', 'second', 'judge', 'win_rate', 'low', 'high', 'all_lost', 'all_won', 'equal_lengths'),
+    *('prompts', 'clusters', 'failures'),
+)
+
 
 def drawings(result: JudgesResult, looks: Mapping[str, Look]) -> dict[str, list[Drawing]]:
     """The figures of each comparison, by its folder; names of those after the first end with a number."""
@@ -51,12 +56,6 @@ def _of_pairs(found: JudgedComparison, looks: Mapping[str, Look], name: str) -> 
         if (rate := pair.primary.rate) is not None
     )
     return Drawing(name, f'{title}: {said}. {caption}', COLUMNS, _cells(found), draw)
-
-
-COLUMNS = (
-    *('first', 'second', 'judge', 'win_rate', 'low', 'high', 'all_lost', 'all_won', 'equal_lengths'),
-    *('prompts', 'clusters', 'failures'),
-)
 
 
 def _cells(found: JudgedComparison) -> list[Sequence[str | float | None]]:
