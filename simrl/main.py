@@ -1,10 +1,11 @@
 """`python -m simrl.main --config=configs/NAME.py[:arg] [--workdir=DIR] [--config.field=value]`: flags, config, job."""
 
 import itertools
+import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -16,6 +17,7 @@ from simrl.models.checkpoint import CheckpointError
 from simrl.remote.cache import CacheError
 from simrl.remote.settings import EndpointError
 from simrl.rollouts.collect import ConversationError
+from simrl.run import processes
 from simrl.run.config import ConfigError
 from simrl.run.program import run_program
 from simrl.run.runtime import use_xla_flags
@@ -44,6 +46,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         'rerun', [], 'Stages to do again, with those that depend on them, e.g. rl/oracle,rl/persona.'
     )
+    flags.DEFINE_string('processes', None, "Processes that start this command as one run: a number, or 'auto'.")
+    flags.DEFINE_integer('process', None, 'With a number of processes: which one this is, from 0.')
+    flags.DEFINE_string('coordinator', None, 'With a number of processes: HOST:PORT of process 0, the port a free one.')
 
 
 def default_workdir(config_file: str) -> pathlib.Path:
@@ -75,12 +80,55 @@ def main(argv: list[str]) -> None:
         sys.exit('error: expected a config, for instance --config=configs/quickstart.py')
     workdir = options.workdir or default_workdir(options['config'].config_filename)
     try:
-        _set_xla_flags(options.config)
-        experiment.run(
-            options.config, workdir, rerun=_names(options.rerun), only=_names(options.only), show_plan=options.plan
-        )
-    except USER_ERRORS as error:
+        join_processes(options.processes, options.process, options.coordinator)
+    except ConfigError as error:
         sys.exit(f'error: {error}')
+    with processes.ending_together():
+        try:
+            _set_xla_flags(options.config)
+            experiment.run(
+                options.config, workdir, rerun=_names(options.rerun), only=_names(options.only), show_plan=options.plan
+            )
+        except USER_ERRORS as error:
+            sys.exit(f'error: {error}')
+
+
+def join_processes(number: str | None, process: int | None, coordinator: str | None) -> None:
+    """Joins this process with the others of its run, by its flags.
+
+    Raises:
+        ConfigError: impossible flags, or as `processes.join`.
+    """
+    given = {'--process': process, '--coordinator': coordinator}
+    if number is None or number == 'auto':
+        if needless := [f'{flag}={value}' for flag, value in given.items() if value is not None]:
+            raise ConfigError(f'{needless[0]}: expected --processes=N with it, found --processes={number}')
+        if number == 'auto':
+            processes.join(None, None, None)
+        elif hint := tasks_of_cluster(os.environ):
+            print(f'{hint}: this process works alone; --processes=auto joins them in one run', flush=True)
+        return
+    if not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"--processes: expected a number from 1, or 'auto', found {number!r}")
+    if missing := [flag for flag, value in given.items() if value is None]:
+        raise ConfigError(f'{missing[0]}: expected a value with --processes={number}, found none')
+    assert process is not None
+    assert coordinator is not None
+    if not 0 <= process < int(number):
+        raise ConfigError(f'--process: expected a number from 0 to {int(number) - 1}, found {process}')
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f'--coordinator: expected HOST:PORT, found {coordinator!r}')
+    processes.join(int(number), process, coordinator)
+
+
+def tasks_of_cluster(variables: Mapping[str, str]) -> str:
+    """Says that a scheduler started this process as one of several; '' if it did not, or that is not known."""
+    if variables.get('SLURM_STEP_NODELIST') and (tasks := variables.get('SLURM_NTASKS', '1')) != '1':
+        return f'task {variables.get("SLURM_PROCID", "?")} of {tasks} of SLURM'
+    if ',' in (hosts := variables.get('TPU_WORKER_HOSTNAMES', '')):
+        return f'worker {variables.get("TPU_WORKER_ID", "?")} of {hosts.count(",") + 1} of a TPU slice'
+    return ''
 
 
 def find_neighbours(arguments: Sequence[str]) -> None:

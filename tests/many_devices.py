@@ -1,11 +1,14 @@
 """Processes with many devices, many processes, and what a compiled program sends between devices."""
 
+import dataclasses
 import os
 import pathlib
 import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -39,34 +42,63 @@ def run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A process that has ended: exit code, stdout, stderr, and when, by `time.monotonic`."""
+
+    code: int
+    output: str
+    errors: str
+    at: float
+
+
 def run_processes(module: str, number: int, **variables: str) -> list[str]:
     """Runs a module of the tests in `number` processes that JAX joins over loopback, one device each.
 
     Returns:
         The output of each process; all of them ended well.
     """
+    address = free_address()
+    ended = end(start_processes([[module, address, str(number), str(index)] for index in range(number)], **variables))
+    assert not any(process.code for process in ended), '\n'.join(process.errors[-2000:] for process in ended)
+    return [process.output for process in ended]
+
+
+def free_address() -> str:
+    """An address of this machine for the first of several processes."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{free.getsockname()[1]}'
-    processes = [
+        return f'127.0.0.1:{free.getsockname()[1]}'
+
+
+def start_processes(arguments: Sequence[Sequence[str]], devices: int = 1, **variables: str) -> list[subprocess.Popen]:
+    """Starts a process for each module with its arguments; each has `devices` devices."""
+    return [
         subprocess.Popen(
-            [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', module, address, str(number), str(index)],
-            env=os.environ | EIGHT_DEVICES | {'JAX_NUM_CPU_DEVICES': '1'} | variables,
+            [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', *of_process],
+            env=os.environ | EIGHT_DEVICES | {'JAX_NUM_CPU_DEVICES': str(devices)} | variables,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(number)
+        for of_process in arguments
     ]
+
+
+def end(processes: Sequence[subprocess.Popen]) -> list[Ended]:
+    """Waits for processes, at most ten minutes; none is left."""
+
+    def wait(process: subprocess.Popen) -> Ended:
+        output, errors = process.communicate(timeout=600)
+        return Ended(process.returncode, output, errors, time.monotonic())
+
     try:
-        with ThreadPoolExecutor(number) as threads:
-            ended = list(threads.map(lambda process: process.communicate(timeout=600), processes))
+        with ThreadPoolExecutor(len(processes)) as threads:
+            return list(threads.map(wait, processes))
     finally:
         for process in processes:
             process.kill()
-    assert not any(process.returncode for process in processes), '\n'.join(error[-2000:] for _, error in ended)
-    return [printed for printed, _ in ended]
 
 
 def join() -> None:

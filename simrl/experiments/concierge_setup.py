@@ -25,6 +25,7 @@ from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.rewards import unscored
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.run import config as config_lib
+from simrl.run import processes
 from simrl.run.stage_files import named_errors
 from simrl.training.sft import SFTSettings
 from simrl.worlds.concierge import scripted
@@ -84,6 +85,8 @@ def make_world(
     folder: pathlib.Path, *, world: World, vocabulary: int, assistant: int, base_user: int, held_out: int
 ) -> None:
     """Writes the scripted conversations, and a tokenizer trained on them; the numbers are those of `Corpora`."""
+    if not processes.leads():
+        return  # nothing here is computed on devices
     assistants = scripted.assistant_corpus(world, assistant + held_out)
     users = scripted.base_user_corpus(world, base_user + held_out)
     texts = [text for c in (*assistants, *users) for text in (c.intent or '', *(turn.content for turn in c.messages))]
@@ -159,7 +162,8 @@ def collect_logs(
         failed[name] = len(held.causes)
         kept = [i for i in held.kept if all(text for _, text in spoken(held.rows[i]))]
         empty[name] = len(held.kept) - len(kept)
-        write_conversations(folder / name, [log_of(examples[i], held.rows[i]) for i in kept])
+        if processes.leads():
+            write_conversations(folder / name, [log_of(examples[i], held.rows[i]) for i in kept])
     found = {'conversations': corpora.logs, 'held_out': corpora.held_out}
     save_result(folder, found | {'dropped_empty': empty, 'dropped_failed': failed})
 

@@ -20,7 +20,7 @@ from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.scene import Scene
 from simrl.experiments.settings import MAX_WORKERS, ExperimentSettings
 from simrl.run import config as config_lib
-from simrl.run import directory, runtime, stage_files, stages, workers
+from simrl.run import directory, processes, runtime, stage_files, stages, workers
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 
@@ -79,10 +79,18 @@ def run(
     try:
         workdir = config_lib.local_path(workdir)
     except ValueError as error:
-        raise ConfigError(f'workdir: {error}') from error
-    print(f'workdir: {workdir}', flush=True)
+        why = '. Buckets have neither the locks of a run directory nor files that grow'
+        raise ConfigError(f'workdir: {error}{why if config_lib.URL.match(str(workdir)) else ""}') from error
+    if processes.leads():
+        print(f'workdir: {workdir}', flush=True)
     settings = settings_of(config)
+    plain = config_lib.to_dict(settings)
+    if processes.count() > 1:
+        command = {'workdir': str(workdir), 'rerun': list(rerun), 'only': list(only), 'plan': show_plan}
+        processes.check_alike('the command', {**runtime.versions(), **command, 'config': plain})
     runtime.start_backend()
+    if processes.count() > 1:
+        processes.check_alike('the devices', {'of each process': jax.local_device_count()})
     scene = scene_of(settings, workdir)
     everything, off = plan.plan(scene), plan.measures_off(settings.evaluation)
     for flag, name in (*(('--only', name) for name in only), *(('--rerun', name) for name in rerun)):
@@ -91,8 +99,9 @@ def run(
     again = stages.stages_to_rerun(workdir, everything, rerun)
     selected = stages.select(workdir, everything, only) if only else everything
     num_workers = workers_of(settings)
-    plain = config_lib.to_dict(settings)
     if show_plan:
+        if not processes.leads():
+            return
         planned = directory.plan_of(workdir, plain, selected, fixed=FIXED, rerun=again)
         print(directory.plan_text(planned), flush=True)
         directory.check_settings(workdir, selected, again)
@@ -101,12 +110,16 @@ def run(
         return
     runtime.enable_compilation_cache()
     directory.open_workdir(workdir, plain, selected, fixed=FIXED, rerun=again)
-    print(banner.banner(scene), flush=True)
+    if processes.leads():
+        print(banner.banner(scene), flush=True)
     names = [stage.name for stage in selected]
     if num_workers == 1:
-        stages.run_stages(workdir, selected)
+        with workers.own_output(workdir):
+            stages.run_stages(workdir, selected)
     else:
         workers.run_side_by_side(build_stages, settings, workdir, names, num_workers)
+    if not processes.leads():
+        return
     if only:
         forecast = plan.forecast_spec(scene)
         if forecast is not None and (table := forecast_table(forecast, workdir, names)):
@@ -124,9 +137,16 @@ def workers_of(settings: ExperimentSettings) -> int:
     """Number of stages that run side by side: one on an accelerator, whose memory the first worker would take.
 
     Raises:
-        ConfigError: more workers than CPUs, or than one on an accelerator.
+        ConfigError: more workers than CPUs; or than one on an accelerator, or in a run of several processes.
     """
     backend = jax.default_backend()
+    if processes.count() > 1:
+        if (settings.workers or 1) > 1:
+            raise ConfigError(
+                f'config.workers: expected 1 in a run of {processes.count()} processes, which run each stage together, '
+                f'found {settings.workers}'
+            )
+        return 1
     if settings.workers is None:
         return min(MAX_WORKERS, len(workers.cpus())) if backend == 'cpu' else 1
     workers.cpu_shares(settings.workers)

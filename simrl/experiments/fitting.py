@@ -18,6 +18,7 @@ from simrl.experiments.settings import Compute
 from simrl.experiments.sources import Model, of_split, print_counts, subsample
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
+from simrl.run import processes
 from simrl.training import partition, preference, sft
 from simrl.training.preference import PreferenceSettings, longer_wins
 from simrl.training.sft import SFTSettings
@@ -166,8 +167,7 @@ def fine_tune_user(
         compute=compute,
         hyperparameters=config_lib.to_dict(settings),
     )
-    for file in files.values():
-        file.unlink(missing_ok=True)  # with several processes, another one deletes it
+    _forget(*files.values())
     save_result(
         folder,
         losses
@@ -178,6 +178,12 @@ def fine_tune_user(
             'held_out_counts': dict(held_out_counts),
         },
     )
+
+
+def _forget(*files: pathlib.Path) -> None:
+    """Deletes the rows that a stage kept, which all processes have read."""
+    for file in files if processes.leads() else ():
+        file.unlink(missing_ok=True)
 
 
 def fit_reward_model(
@@ -205,7 +211,7 @@ def fit_reward_model(
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, state.params)
-    file.unlink(missing_ok=True)  # with several processes, another one deletes it
+    _forget(file)
 
     fits: list[Preference] = []
     held_out_counts: collections.Counter[str] = collections.Counter()

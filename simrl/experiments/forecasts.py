@@ -47,6 +47,7 @@ from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.state import Transcript
 from simrl.rollouts.trajectories import transcript_of
+from simrl.run import processes
 from simrl.run.stage_files import named_errors
 from simrl.training import partition
 
@@ -199,8 +200,9 @@ def forecast_people(folder: pathlib.Path, *, scene: Scene) -> None:
         print(f'logged conversations: {len(examples)}; messages cut off, after one that is too long: {cut}', flush=True)
         gradients.append(forecaster.reply_gradients('logged conversations', people.agent, logs))
     theirs, record = np.concatenate(gradients), jax.tree.map(lambda *parts: np.concatenate(parts), *records)
-    with named_errors(folder / PEOPLE_FILE), (folder / PEOPLE_FILE).open('wb') as file:
-        np.savez(file, **{GRADIENTS: theirs, **vars(record)})
+    if processes.leads():
+        with named_errors(folder / PEOPLE_FILE), (folder / PEOPLE_FILE).open('wb') as file:
+            np.savez(file, **{GRADIENTS: theirs, **vars(record)})
     result = {
         'clusters': [example.id if example.opening is None else example.opening for example in examples],
         'values': _groups(values, samples),

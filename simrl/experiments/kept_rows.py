@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from simrl.conversations.views import PreferenceRow, Rendered
+from simrl.run import processes
 from simrl.run.stage_files import NEW_SUFFIX
 
 FIELDS = ('tokens', 'role', 'message', 'trained')
@@ -33,6 +34,8 @@ def kept_rows(path: pathlib.Path, render: Callable[[], tuple[list[Rendered], Cou
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             print(f'{path}: expected the rows of this stage, found {error}; they are rendered again', flush=True)
     rows, counts = render()
+    if not processes.leads():
+        return rows, counts
     try:
         _write(path, rows, counts)
     except OSError as error:  # a full disk; what needs the disk more says so itself

@@ -16,6 +16,7 @@ from simrl.models import sharding, transformer
 from simrl.models.checkpoint import Checkpoints
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
+from simrl.run import processes
 from simrl.run.metrics import METRICS_FILE
 from simrl.run.stage_files import WorkdirError, named_errors
 
@@ -23,7 +24,9 @@ PARAMS_FOLDER, RESULT_FILE = 'params', 'result.json'
 
 
 def save_result(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Writes a stage's `result.json`."""
+    """Writes a stage's `result.json`, in the process that leads."""
+    if not processes.leads():
+        return
     with named_errors(folder / RESULT_FILE):
         (folder / RESULT_FILE).write_text(json.dumps(config_lib.to_dict(result), indent=2) + '\n', encoding='utf-8')
 

@@ -19,6 +19,7 @@ from simrl.experiments.scene import Scene
 from simrl.rl.judged import check_judged
 from simrl.rollouts.agents import Agent, HostConversation, Reply, agent_for
 from simrl.rollouts.collect import ConversationError, for_sampling
+from simrl.run import processes
 from simrl.simulators.next_turns import next_turns
 
 TURNS_FILE = 'turns.jsonl.gz'
@@ -61,7 +62,8 @@ def replay_people(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) ->
     failures = {number: turn.failure for number, turn in enumerate(turns) if turn.failure}
     check_answered(name, failures)
     check_judged(name, failures, len(turns), scene.compute.loop.max_unjudged)
-    write_turns(folder / TURNS_FILE, turns)
+    if processes.leads():
+        write_turns(folder / TURNS_FILE, turns)
     failed = dict(collections.Counter(failures.values()))
     found = {'conversations': len(people), 'turns': len(turns), 'left_out': left_out, 'failed': failed}
     print(f'{name}: {found}', flush=True)

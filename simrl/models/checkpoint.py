@@ -5,6 +5,9 @@ of the run's files, sums that are not logged yet). It is written under a tempora
 kill at any moment leaves older checkpoints intact. Incomplete checkpoints are deleted when the folder is opened again.
 Saving is synchronous, so that an error (a full disk) is raised at its own step.
 
+Several processes save and restore together, each its own shards, in one folder that all of them see. A checkpoint can
+be restored by another number of processes and on another mesh: the shards are those of the state that is asked for.
+
 A state has no random keys: randomness is a function of the step.
 """
 
@@ -19,6 +22,8 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from simrl.run import processes
+
 T = TypeVar('T')
 
 UNREADABLE = re.compile(r'[*?\[\\]')  # in a path: Orbax takes it for a pattern, TensorStore \ for a separator
@@ -29,7 +34,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """Checkpoints of one run, in a folder that no other process writes to.
+    """Checkpoints of one run, in a folder that no other run writes to. In several processes each call is one of all.
 
     Args:
         folder: created if missing. Incomplete checkpoints in it are deleted.
@@ -49,6 +54,12 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             self._manager = ocp.CheckpointManager(self._plain_path(), options=options)
+        first = processes.broadcast('the steps of checkpoints', self.steps)
+        if self.steps != first:
+            raise CheckpointError(
+                f'{self._folder}: expected the checkpoints that process 0 finds, of steps {first}, found {self.steps}: '
+                'all processes need one folder, on a file system that they share'
+            )
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -88,7 +99,8 @@ class Checkpoints:
         if self.steps and step <= self.steps[-1]:
             raise CheckpointError(f'{self._folder}: expected a step after {self.steps[-1]}, found {step}')
         tree = {name: _describe(array) for name, array in arrays.items()}
-        needed, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(self._folder).free
+        needed = sum(array.nbytes for array in arrays.values())
+        free = processes.broadcast('the free bytes of the disk', shutil.disk_usage(self._folder).free)
         if free < needed:
             raise CheckpointError(
                 f'could not save step {step} in {self._folder}: the disk is full: expected {needed:,} bytes, '

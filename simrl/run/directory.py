@@ -3,22 +3,27 @@
 1. `open_workdir` refuses what cannot run, before anything is written: a run directory of another config, stages that
    were started with other settings, a `check` that fails. Then it empties the stages to rerun.
 2. `plan_of` says what the next command would do with each stage, and writes nothing.
+
+Of several processes of one run each does the checks, and process 0 alone writes.
 """
 
 import dataclasses
 import functools
 import pathlib
+import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
 import simrl
-from simrl.run import config, stage_files
+from simrl.run import config, processes, stage_files
 from simrl.run import stages as stages_lib
 from simrl.run.stage_files import STAGE_FILE, Hashes, WorkdirError, is_done, shorten
 from simrl.run.stages import Stage, check_order, files_read, stages_read
 
 CONFIG_FILE = 'config.json'
+SHARED_SECONDS = 30.0  # until a file of process 0 must be seen by the others
 FORMAT = 5  # of run directories; goes up when runs of the version before cannot be resumed
 
 
@@ -49,17 +54,29 @@ def open_workdir(
         LockedError: another process runs or reads a stage to rerun. Nothing was written in any of these cases.
     """
     check_order(workdir, stages)
-    stored = _fitting_config(workdir, config_dict, fixed)
-    check_settings(workdir, stages, rerun)
+    stored, missing = None, list[str]()
+    if processes.leads():
+        stored = _fitting_config(workdir, config_dict, fixed)
+        check_settings(workdir, stages, rerun)
+        missing = [stage.name for stage in stages if stage.name in rerun or not is_done(workdir / stage.name)]
+    missing = processes.broadcast('the stages to check', missing)
     for stage in stages:
-        if stage.name in rerun or not is_done(workdir / stage.name):
+        if stage.name in missing:
             stage.check()
+    if processes.leads():
+        _write(workdir, stored, {'format': FORMAT, 'version': simrl.__version__, **config_dict}, rerun)
+    _check_shared(workdir)
+
+
+def _write(
+    workdir: pathlib.Path, stored: Mapping[str, Any] | None, wanted: Mapping[str, Any], rerun: Sequence[str]
+) -> None:
+    """Writes config.json where it is another, and empties the stages to rerun."""
     folders = [workdir / name for name in rerun if (workdir / name).exists()]
     with ExitStack() as locks:
         for folder in folders:
             stages_lib.lock(locks, folder)
             stage_files.check_is_stage(folder)
-        wanted = {'format': FORMAT, 'version': simrl.__version__, **config_dict}
         if stored != wanted:
             workdir.mkdir(parents=True, exist_ok=True)
             stage_files.write_json(workdir / CONFIG_FILE, wanted)
@@ -69,6 +86,32 @@ def open_workdir(
     if emptied:
         names = shorten([folder.relative_to(workdir).as_posix() for folder in emptied])
         print(f'to rerun: {names}. After a kill, the command without --rerun resumes', flush=True)
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Refuses a run directory that is not the same one for all processes.
+
+    Raises:
+        WorkdirError: in every process.
+    """
+    if processes.count() == 1:
+        return
+    file = workdir / processes.broadcast('a file', f'.{uuid.uuid4().hex}')
+    if processes.leads():
+        file.touch()
+    processes.barrier('the file is written')
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(stage_files.POLL_SECONDS)
+    seen = processes.gather('the file is seen', file.exists())
+    if processes.leads():
+        file.unlink()
+    if not all(seen):
+        without = ', '.join(str(process) for process, sees in enumerate(seen) if not sees)
+        raise WorkdirError(
+            f'{workdir}: expected one directory for all processes, on a file system that they share, found that '
+            f'process {without} does not see what process 0 writes there'
+        )
 
 
 def _fitting_config(

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
+import simrl
 from simrl.run.config import URL, ConfigError, local_path
 
 FLAG = re.compile(r'--xla_\w+(=[^\s\'"]*)?')
@@ -78,6 +80,19 @@ def start_backend() -> None:
             f'{" ".join(asked)}: expected devices that JAX finds here, found none{f" ({reason})" if reason else ""}. '
             f'Unset {asked[0].partition("=")[0]} to use what there is, or set it to cpu'
         ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions that all processes of a run have alike, and a hash of simrl's own code."""
+    root, digest = pathlib.Path(simrl.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob('*.py')):
+        digest.update(file.relative_to(root).as_posix().encode() + b'\0' + file.read_bytes())
+    return {
+        'version of jax': jax.__version__,
+        'version of jaxlib': importlib.metadata.version('jaxlib'),
+        'version of simrl': simrl.__version__,
+        "simrl's code": digest.hexdigest()[:16],
+    }
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ writes them. A run is a list of stages, each after those that it reads.
    While a stage runs or is read, no other process can empty it.
 3. `select` keeps some stages and what they need (`--only`).
 
+A run of several processes (`processes`) is one process here: process 0 locks, decides and records, and all of them run
+the stages that it names.
+
 `stage_files` says what a stage's folder contains and what is hashed.
 """
 
@@ -19,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from simrl.run import config, stage_files
+from simrl.run import config, processes, stage_files
 from simrl.run.runtime import numeric_defaults
 from simrl.run.stage_files import (
     DONE_FILE,
@@ -98,9 +101,13 @@ def run_stages(
         WorkdirError: a stage was started with other settings or inputs; an input is missing or unfinished, or was rerun
             by another process after it was read here; outputs of a finished stage were changed; a folder contains
             files but no stage; the stages are not in order.
+        ConfigError: the processes of this run have different settings or inputs for a stage.
         ValueError: two stages have one folder, or one is inside the other's.
     """
     check_order(workdir, stages)
+    if not processes.leads():
+        _follow(workdir, {stage.name: stage for stage in stages}, on_event)
+        return
     hashes, pending, announced = Hashes(), list(stages), set[Event]()
     while pending:
         waiting = []
@@ -120,6 +127,34 @@ def run_stages(
                     on_event(event)
                     announced.add(event)
             time.sleep(POLL_SECONDS)
+    _next(None)
+
+
+def _follow(workdir: pathlib.Path, stages: Mapping[str, Stage], on_event: Callable[[Event], None]) -> None:
+    """Runs the stages that process 0 runs."""
+    hashes = Hashes()
+    while (name := _next(None)) is not None:
+        folder = workdir / name
+        identity = _identity(folder, stages[name], hashes)
+        on_event(Event(name, 'started'))
+        _work(stages[name], folder, identity)
+
+
+def _next(name: str | None) -> str | None:
+    """The name of the stage that process 0 runs now, which alone gives it; None: there are no more."""
+    return processes.broadcast('the next stage', name)
+
+
+def _work(stage: Stage, folder: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """The work of a stage, which all processes begin and end together."""
+    processes.check_alike(f'stage {stage.name}', identity)
+    with numeric_defaults():
+        stage.run(folder)
+    processes.barrier(f'the end of stage {stage.name}')
+
+
+def _identity(folder: pathlib.Path, stage: Stage, hashes: Hashes) -> dict[str, Any]:
+    return {'settings': config.identity(stage.settings), 'inputs': hash_inputs(folder, stage, hashes)}
 
 
 def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Callable[[Event], None]) -> None:
@@ -128,7 +163,7 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Ca
         for path in stage.inputs.values():
             if stage_files.is_stage(path):
                 lock(locks, path, shared=True)
-        identity = {'settings': config.identity(stage.settings), 'inputs': hash_inputs(folder, stage, hashes)}
+        identity = _identity(folder, stage, hashes)
         folder.mkdir(parents=True, exist_ok=True)
         skip = is_done(folder)
         lock(locks, folder, shared=skip)  # others may read a finished stage for hours
@@ -150,8 +185,8 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, hashes: Hashes, on_event: Ca
         if started is None:
             stage_files.write_json(folder / STAGE_FILE, identity)
         start = time.monotonic()
-        with numeric_defaults():
-            stage.run(folder)
+        _next(stage.name)
+        _work(stage, folder, identity)
         seconds = time.monotonic() - start
         outputs = stage_files.describe_outputs(folder)
         stage_files.write_json(

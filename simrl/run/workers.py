@@ -23,7 +23,7 @@ import threading
 import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -31,7 +31,7 @@ from typing import Any, TextIO
 
 import tqdm
 
-from simrl.run import config, stages
+from simrl.run import config, processes, stages
 from simrl.run.runtime import enable_compilation_cache
 from simrl.run.stages import Event, Stage
 
@@ -123,6 +123,17 @@ def run_side_by_side(
                 worker.process.terminate()
             for worker in workers:
                 worker.process.join()
+
+
+@contextmanager
+def own_output(workdir: pathlib.Path) -> Iterator[None]:
+    """Leads the prints of all processes of a run but process 0 into workers/process-K.log: they would say the same."""
+    if processes.leads():
+        yield
+        return
+    (workdir / LOGS_FOLDER).mkdir(exist_ok=True)
+    with _open(workdir / LOGS_FOLDER / f'process-{processes.index()}.log') as log, redirect_stdout(log):
+        yield
 
 
 def cpu_shares(num_workers: int) -> list[frozenset[int]]:
@@ -254,7 +265,11 @@ def _log_file(workdir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _open_log(workdir: pathlib.Path, number: int) -> TextIO:
-    return open(_log_file(workdir, number), 'a', 1, encoding='utf-8', errors='backslashreplace')
+    return _open(_log_file(workdir, number))
+
+
+def _open(file: pathlib.Path) -> TextIO:
+    return open(file, 'a', 1, encoding='utf-8', errors='backslashreplace')
 
 
 def _check_exit(worker: _Worker, workdir: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from simrl.models import placement
 from simrl.rollouts.agents import Agent, HostAgent, HostConversation, ModelAgent, OneAgent, Reply, agent_for
 from simrl.rollouts.host import FailedReplyError, agent_seeds, encode_reply
 from simrl.rollouts.state import example_hash, row_keys
+from simrl.run import processes
 from simrl.run.progress import Progress
 from simrl.simulators.text_view import text_agent
 
@@ -54,11 +55,25 @@ def next_turns(
             asked = text_agent(agent, chat, mesh) if isinstance(agent, ModelAgent) else agent
             for start in range(0, len(own), batch_size):
                 chosen = own[start : start + batch_size]
-                found = asked.reply([conversations[number] for number in chosen], seeds[chosen])
+                found = _replies(asked, [conversations[number] for number in chosen], seeds[chosen])
                 for number, reply in zip(chosen, found, strict=True):
                     replies[number] = _as_heard(reply, agent, chat)
                     progress.update()
     return [replies[number] for number in range(len(conversations))]
+
+
+def _replies(agent: HostAgent, conversations: Sequence[HostConversation], seeds: np.ndarray) -> Sequence[Reply]:
+    """An agent's replies; of several processes each asks for its share, where the agent is asked so."""
+    if agent.asked == 'all' or processes.count() == 1:
+        return agent.reply(conversations, seeds)
+    own = slice(processes.index(), None, processes.count())
+    found: list[Reply | None] = [None] * len(conversations)
+    mine = (
+        [dataclasses.asdict(reply) for reply in agent.reply(conversations[own], seeds[own])] if seeds[own].size else []
+    )
+    for process, replies in enumerate(processes.gather('replies', mine)):
+        found[process :: processes.count()] = [Reply(**reply) for reply in replies]
+    return [reply for reply in found if reply is not None]
 
 
 def _as_heard(reply: Reply, agent: OneAgent, chat: Chat) -> Reply:

@@ -25,11 +25,10 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 
 from simrl.models.checkpoint import Checkpoints
 from simrl.run import metrics as metrics_lib
-from simrl.run import profiling
+from simrl.run import processes, profiling
 from simrl.run.metrics import Metrics, Writer
 from simrl.run.progress import Progress
 
@@ -171,20 +170,19 @@ def run(
                 step, taken = step + 1, taken + 1
                 recorder.push(step, result, jnp.copy(state.nonfinite))  # the next step may donate the state
 
-                last, stopping = step == num_steps, stop.requested(step)
+                last, stopping = step == num_steps, stop.requested()
                 if evaluate_fn is not None and (last or step % settings.evaluate_every == 0):
                     recorder.flush(metrics_lib.mean(evaluate_fn(state, step)))
-                if last or stopping or step % settings.checkpoint_every == 0:
+                if last or stopping is not None or step % settings.checkpoint_every == 0:
                     recorder.flush()
                     if last:
                         writer.finished(step)
                     checkpoints.save(step, state, {'offsets': writer.offsets(), 'totals': recorder.totals})
-                if stopping:
-                    number = stop.received or signal.SIGTERM
-                    how = f'stopped by {signal.Signals(number).name} after step {step} of {num_steps}'
+                if stopping is not None:
+                    how = f'stopped by {signal.Signals(stopping).name} after step {step} of {num_steps}'
                     with contextlib.suppress(OSError):  # the signal may have ended the terminal or pipe as well
                         print(f'{name}: {how}, saved in {folder}', flush=True)
-                    raise Stopped(128 + number)
+                    raise Stopped(128 + stopping)
     return state
 
 
@@ -291,26 +289,25 @@ class _Signal:
     """Records SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal closed); the loop stops after the step in progress.
 
     A second SIGINT raises KeyboardInterrupt at once. A signal that the process ignores stays ignored: `nohup`, and a
-    shell that starts a job in the background, set that. Several processes must stop at the same step, on which JAX's
-    preemption service agrees; it knows only SIGTERM. There a second SIGINT ends the process, which may be waiting for
-    one that is gone. Off the main thread no handler can be set, and signals end the process as usual.
+    shell that starts a job in the background, set that. Several processes stop after the same step, whichever of them
+    received a signal. There a second SIGINT ends the process, which may be waiting for one that is gone. Off the main
+    thread no handler can be set, and signals end the process as usual.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
-        self._several = jax.process_count() > 1
 
     def __enter__(self) -> '_Signal':
         if threading.current_thread() is threading.main_thread():
-            for number in (*(() if self._several else (signal.SIGTERM,)), signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was none of Python's
         if self.received is not None and error is None:
             signal.raise_signal(self.received)  # it arrived after the last step's check and must still end the process
 
@@ -320,17 +317,13 @@ class _Signal:
         if number == signal.SIGINT:
             with contextlib.suppress(OSError):  # of a pipe, whose reader the signal has ended as well
                 os.write(2, b'\nstops after this step; Ctrl-C again: at once, without saving\n')
-        if not self._several:
-            self.received = number
-            return
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+            if processes.count() > 1:
+                signal.signal(number, signal.SIG_DFL)
+        self.received = number
 
-    def requested(self, step: int) -> bool:
-        if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.received is not None
+    def requested(self) -> int | None:
+        """The signal for which all processes of the run stop after this step. All of them call it after each."""
+        return processes.agree_on_signal(self.received)
 
 
 def _markdown(row: Mapping[str, Any]) -> str:

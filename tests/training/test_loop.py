@@ -18,7 +18,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from simrl.models.checkpoint import CheckpointError, Checkpoints
-from simrl.run import program, progress
+from simrl.run import processes, program, progress
 from simrl.training import loop
 from tests import kills
 from tests.training import tiny_job
@@ -277,18 +277,23 @@ def test_ignored_signals_stay_ignored(tmp_path: pathlib.Path) -> None:
     assert metrics_of(tmp_path)[-1]['step'] == 4
 
 
-def test_several_processes_leave_a_signal_to_the_service_on_which_they_agree(monkeypatch) -> None:
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    try:
-        with loop._Signal():
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a second one ends the process, whatever it does
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert received == [signal.SIGTERM] * 2
+def test_a_process_stops_with_another_one_that_received_a_signal(tmp_path: pathlib.Path, monkeypatch) -> None:
+    answers = iter([None, None, signal.SIGTERM])
+    monkeypatch.setattr(processes, 'agree_on_signal', lambda received: next(answers) if received is None else None)
+    with pytest.raises(loop.Stopped) as stopped:
+        loop.run(tmp_path, tiny_job.init_state(), counting, settings(), num_steps=9, name='count')
+    assert stopped.value.code == 128 + signal.SIGTERM
+    with Checkpoints(tmp_path / 'checkpoints', keep=1) as checkpoints:
+        assert checkpoints.steps == [3]
+
+
+def test_a_second_ctrl_c_ends_one_of_several_processes_whatever_it_waits_for(monkeypatch) -> None:
+    monkeypatch.setattr(processes, 'count', lambda: 2)
+    with loop._Signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        stop.received = None  # else it is raised again at the end
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 

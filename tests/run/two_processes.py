@@ -1,0 +1,68 @@
+"""Run by `test_processes.py` in two processes: stages that need no device, of which the second process breaks the last.
+
+python -m tests.run.two_processes COORDINATOR NUMBER INDEX WORKDIR
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+from simrl.run import processes
+from simrl.run.config import ConfigError
+from simrl.run.directory import open_workdir
+from simrl.run.stages import Stage, run_stages
+
+processes.GRACE_SECONDS = 0.3
+
+
+def main() -> None:
+    coordinator, number, index, folder = sys.argv[1:]
+    processes.join(int(number), int(index), coordinator)
+    workdir, checked, done = pathlib.Path(folder), list[str](), list[str]()
+
+    def write(stage: pathlib.Path) -> None:
+        done.append(stage.name)
+        if processes.leads():
+            time.sleep(0.2)  # the other one waits for it
+            (stage / 'result').write_text('fine')
+
+    def read(stage: pathlib.Path) -> None:
+        assert (workdir / 'first' / 'result').read_text() == 'fine'
+        write(stage)
+
+    def break_down(stage: pathlib.Path) -> None:
+        if processes.leads():
+            time.sleep(60)  # as in a program on the devices of both
+        raise OSError('no line')
+
+    def check() -> None:
+        checked.append('again')
+
+    def stages(*works: Stage) -> list[Stage]:
+        return [Stage('first', {'x': 1}, {}, write, check), *works]
+
+    second = Stage('second', {}, {'first': workdir / 'first'}, read, check)
+    differing = Stage('differing', {'x': int(index)}, {}, write)
+    found: dict[str, object] = {'gathered': processes.gather('numbers', int(index) + 1)}
+    found['broadcast'] = processes.broadcast('a number', int(index) + 1)
+    points = 0  # until the leader hears of the other one's signal
+    while processes.agree_on_signal(15 if points and not processes.leads() else None) is None:
+        points += 1
+    found['points'] = points
+    with processes.ending_together():
+        for listed in (stages(), stages(second)):
+            open_workdir(workdir, {}, listed)
+            run_stages(workdir, listed)
+        found |= {'checked': len(checked), 'done': done, 'pid': os.getpid()}
+        try:
+            run_stages(workdir, stages(differing))
+        except ConfigError as error:
+            found['differing'] = str(error)
+        print(json.dumps(found), flush=True)
+        run_stages(workdir, stages(Stage('broken', {}, {}, break_down)))
+
+
+if __name__ == '__main__':
+    main()
