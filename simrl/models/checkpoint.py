@@ -17,12 +17,15 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from simrl.run import processes
+from simrl.run import processes, stage_files
+from simrl.run.stage_files import PLACE_FILE
 
 T = TypeVar('T')
 
@@ -39,10 +42,13 @@ class Checkpoints:
     Args:
         folder: created if missing. Incomplete checkpoints in it are deleted.
         keep: number of newest checkpoints to keep.
+        elsewhere: a folder, or the URL of one in a bucket (`gs://BUCKET/FOLDER`, with the package gcsfs), in which the
+            checkpoints get a folder of their own; `folder` has its name. None: they are in `folder`. Where checkpoints
+            are saved already, this changes nothing.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
-        self._folder = pathlib.Path(folder).absolute()
+    def __init__(self, folder: pathlib.Path, *, keep: int, elsewhere: str | None = None) -> None:
+        self._folder = _place(pathlib.Path(folder).absolute(), elsewhere)
         self._plain: tempfile.TemporaryDirectory[str] | None = None
         logging.getLogger('absl').addFilter(_quiet)
         with _reported(f'could not open the checkpoints in {self._folder}'):
@@ -72,7 +78,7 @@ class Checkpoints:
 
     def _plain_path(self) -> pathlib.Path:
         """The folder, by a path that Orbax can read: a link to it, where its own path has special characters."""
-        if not UNREADABLE.search(str(self._folder)):
+        if _is_url(self._folder) or not UNREADABLE.search(str(self._folder)):
             return self._folder
         self._plain = tempfile.TemporaryDirectory(prefix='simrl-')
         link = pathlib.Path(self._plain.name) / 'checkpoints'
@@ -100,7 +106,8 @@ class Checkpoints:
             raise CheckpointError(f'{self._folder}: expected a step after {self.steps[-1]}, found {step}')
         tree = {name: _describe(array) for name, array in arrays.items()}
         needed = sum(array.nbytes for array in arrays.values())
-        free = processes.broadcast('the free bytes of the disk', shutil.disk_usage(self._folder).free)
+        free = needed if _is_url(self._folder) else shutil.disk_usage(self._folder).free
+        free = processes.broadcast('the free bytes of the disk', free)
         if free < needed:
             raise CheckpointError(
                 f'could not save step {step} in {self._folder}: the disk is full: expected {needed:,} bytes, '
@@ -157,10 +164,33 @@ class Checkpoints:
         deadline = time.monotonic() + 5
         while unfinished := list(self._folder.glob('*.orbax-checkpoint-tmp*')):
             for path in unfinished:
-                shutil.rmtree(path, ignore_errors=True)
+                if _is_url(path):
+                    epath.Path(path).rmtree(missing_ok=True)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
             if time.monotonic() > deadline:
                 return
             time.sleep(0.05)
+
+
+def _place(folder: pathlib.Path, elsewhere: str | None) -> pathlib.Path:
+    """The place of a folder's checkpoints, as process 0 knows it; a path in a bucket has the methods of one here."""
+    place = str(folder)
+    if processes.leads():
+        stored = stage_files.read_json(folder / PLACE_FILE)
+        if stored is not None:
+            place = stored['folder']
+        elif elsewhere is not None and not any(folder.glob('[0-9]*')):
+            place = f'{elsewhere.rstrip("/")}/{folder.parent.name}-{uuid.uuid4().hex[:12]}'
+            folder.mkdir(parents=True, exist_ok=True)
+            stage_files.write_json(folder / PLACE_FILE, {'folder': place})
+    place = processes.broadcast('the place of checkpoints', place)
+    found: pathlib.Path = epath.Path(place) if '://' in place else pathlib.Path(place)
+    return found
+
+
+def _is_url(path: pathlib.Path) -> bool:
+    return '://' in str(path)
 
 
 class _reported:  # noqa: N801  (a context manager)

@@ -3,7 +3,7 @@
     stage.lock    flock: exclusive while a process runs the stage, shared while others read it; a kill releases it
     stage.json    the stage's settings and the hashes of its inputs, written when it starts
     done.json     the same, with hash, size and mtime of every output and the seconds it took; written last
-    checkpoints/  what a started stage resumes from, deleted once the stage is done
+    checkpoints/  what a started stage resumes from, or where that is; deleted once the stage is done
 
 The hash of a file is the sha256 of its bytes; of a file over 64 MiB, of its size and its first and last MiB. The hash
 of a folder covers the names and hashes of all its files; the hash of a stage covers its settings, inputs and outputs. A
@@ -28,9 +28,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from etils import epath
+
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
 EMPTYING_FILE = 'stage.emptying'  # what stage.json is renamed to while a stage is emptied
 SCRATCH_FOLDER = 'checkpoints'
+PLACE_FILE = 'place.json'  # in it, where checkpoints are elsewhere: {"folder": path or URL}
 # Folders of a stage that nothing depends on.
 NO_OUTPUTS = (SCRATCH_FOLDER, 'tensorboard', 'profile', 'profile.unfinished')
 NEW_SUFFIX = '.new'  # of a file that is not renamed yet
@@ -90,6 +93,12 @@ def check_is_stage(folder: pathlib.Path) -> None:
 
 
 def remove_scratch(folder: pathlib.Path) -> None:
+    place = read_json(folder / SCRATCH_FOLDER / PLACE_FILE)
+    if place is not None:
+        try:
+            epath.Path(place['folder']).rmtree(missing_ok=True)
+        except Exception as error:  # of a bucket, of whichever library
+            print(f'{place["folder"]}: not deleted ({error})', flush=True)
     shutil.rmtree(folder / SCRATCH_FOLDER, ignore_errors=True)  # another process may delete it at the same time
 
 
@@ -98,6 +107,7 @@ def empty(folder: pathlib.Path) -> None:
     if (folder / STAGE_FILE).exists():
         os.replace(folder / STAGE_FILE, folder / EMPTYING_FILE)
         sync(folder)
+    remove_scratch(folder)
     for path in list(folder.iterdir()):
         if path.name not in (LOCK_FILE, EMPTYING_FILE):
             _delete(path)

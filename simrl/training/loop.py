@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import textwrap
@@ -54,6 +55,8 @@ class LoopSettings:
     checkpoint_every: int = 20  # steps between checkpoints; the last step has one too
     evaluate_every: int = 0  # steps between evaluations; also before the first step and after the last; 0: never
     keep_checkpoints: int = 1  # number of latest checkpoints kept
+    # A folder of another disk, or gs://BUCKET/FOLDER, that checkpoints are saved in; None: the run directory.
+    checkpoints: str | None = None
     max_nonfinite: int = 5  # skipped updates in a row that stop the run
     # Share of conversations without a reward, at most 1, that stops a step of RL, a validation or an evaluation.
     max_unjudged: float = 0.5
@@ -65,6 +68,10 @@ class LoopSettings:
         for field in ('log_every', 'checkpoint_every', 'keep_checkpoints', 'max_nonfinite'):
             if getattr(self, field) < 1:
                 raise ValueError(f'LoopSettings.{field}: expected at least 1, found {getattr(self, field)}')
+        if self.checkpoints is not None and not re.match(r'/|gs://[^/]', self.checkpoints):
+            raise ValueError(
+                f'LoopSettings.checkpoints: expected an absolute path or gs://BUCKET/FOLDER, found {self.checkpoints!r}'
+            )
         if not 0 < self.max_unjudged <= 1:
             raise ValueError(f'LoopSettings.max_unjudged: expected a share in (0, 1], found {self.max_unjudged}')
         for field in ('evaluate_every', 'saved_conversations', 'shown_conversations', 'profile_step'):
@@ -134,7 +141,9 @@ def run(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        Checkpoints(folder / CHECKPOINTS_FOLDER, keep=settings.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            folder / CHECKPOINTS_FOLDER, keep=settings.keep_checkpoints, elsewhere=settings.checkpoints
+        ) as checkpoints,
         Writer(folder) as writer,
         _Signal() as stop,
     ):

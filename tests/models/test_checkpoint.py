@@ -15,6 +15,7 @@ import pytest
 
 from simrl.models import checkpoint
 from simrl.models.checkpoint import CheckpointError, Checkpoints
+from simrl.run import stage_files
 
 
 def make_state(seed: int = 0, rows: int = 4) -> dict[str, Any]:
@@ -31,6 +32,27 @@ def assert_equal(first: Any, second: Any) -> None:
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype
+
+
+def test_checkpoints_in_another_place(tmp_path: pathlib.Path) -> None:
+    folder, disk = tmp_path / 'stage' / 'checkpoints', tmp_path / 'disk'
+    with Checkpoints(folder, keep=1, elsewhere=f'{disk}/') as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+    assert [path.name for path in folder.iterdir()] == ['place.json']
+    (place,) = disk.iterdir()
+    assert place.name.startswith('stage-')
+    with Checkpoints(folder, keep=1) as checkpoints:  # wherever later ones would be
+        assert_equal((checkpoints.restore(make_state()) or (None, None))[1], make_state(1))
+        checkpoints.save(2, make_state(2), {})
+    assert [path.name for path in place.iterdir()] == ['2']
+    stage_files.remove_scratch(folder.parent)
+    assert not place.exists()
+    assert not folder.exists()
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+    with Checkpoints(folder, keep=1, elsewhere=str(disk)) as checkpoints:
+        assert checkpoints.steps == [1]
+    assert not list(disk.iterdir())
 
 
 def test_saves_and_restores_the_latest(tmp_path: pathlib.Path) -> None:
