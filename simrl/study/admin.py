@@ -27,6 +27,7 @@ from simrl.study.participant import Participant
 from simrl.study.running import OutOfDateError, Running
 from simrl.study.screening import Screening, plan_in_force
 from simrl.study.settings import StudySettings, plan_of
+from simrl.study.texts import number_of
 from simrl.study.web import Form, PageError, Web, parse_number, read_reason, redirect
 
 log = logging.getLogger(__name__)
@@ -296,5 +297,6 @@ def _said(stored: Stored) -> str:
             return f'The first participant consented; the analysis plan was frozen ({plan_hash[:12]}).'
         case Looked(participants=number, planned=planned, reason=reason):
             kind = 'A planned look' if planned else 'A look that was not planned'
-            return f'{kind} at the results, after {number} participants' + (f': {reason}' if reason else '.')
+            after = number_of(number, 'participant')
+            return f'{kind} at the results, after {after}' + (f': {reason}' if reason else '.')
     return type(stored.event).__name__

@@ -9,6 +9,7 @@ from simrl.study.looks import Look, counted, frozen_plan, recruitment_end
 from simrl.study.participant import completed, fold_all
 from simrl.study.plan import read_plan
 from simrl.study.settings import PlanSettings
+from simrl.study.texts import number_of
 
 
 def departures(
@@ -109,11 +110,6 @@ def _of_end(events: Sequence[Stored], plan: PlanSettings, mode: Mode) -> list[st
         f'Recruitment was ended once {number_of(number, "participant")} of {plan.participants} had completed'
         f'{", after results by model could be seen" if seen else ""}: {ended.event.reason}.'
     ]
-
-
-def number_of(number: int, noun: str) -> str:
-    """'1 vote', '1,200 votes'."""
-    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def _were(number: int) -> str:

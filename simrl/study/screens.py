@@ -20,7 +20,7 @@ from simrl.study.others import Others, Run, others_of, runs_of, runs_of_tasks
 from simrl.study.overlap import covered, likeness, stems, words
 from simrl.study.participant import Participant, Talk, Turn
 from simrl.study.phrases import MARKS, PHRASES
-from simrl.study.texts import Task, Tasks
+from simrl.study.texts import Task, Tasks, number_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ def little_effort(seen: Seen, settings: ScreenSettings) -> str | None:
 
 def other_session(seen: Seen, settings: ScreenSettings) -> str | None:
     times = seen.participant.other_sessions
-    return f'entered {times} times by another session id' if times else None
+    return f'entered {number_of(times, "time")} by another session id' if times else None
 
 
 Screen = Callable[[Seen, ScreenSettings], str | None]

@@ -256,6 +256,11 @@ def fill(text: str, **values: object) -> str:
     return PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), text)
 
 
+def number_of(number: int, noun: str) -> str:
+    """'1 vote', '1,200 votes'."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
 def strings_of(value: Any, field: str) -> Iterator[tuple[str, str]]:
     """All texts in a dataclass, with the dotted names of their fields."""
     if isinstance(value, str):

@@ -25,7 +25,7 @@ from simrl.serving.server import read_content
 from simrl.serving.settings import HttpSettings
 from simrl.study.render import page_html
 from simrl.study.settings import WebSettings
-from simrl.study.texts import Texts, fill
+from simrl.study.texts import Texts, fill, number_of
 
 PAGES = pathlib.Path(__file__).parent / 'pages'
 Kind = Literal['participant', 'administrator']
@@ -260,7 +260,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters['enumerated'] = lambda values: list(enumerate(values))
-    made.globals |= {'markdown': page_html, 'fill': fill}
+    made.globals |= {'markdown': page_html, 'fill': fill, 'number_of': number_of}
     return made
 
 

@@ -9,6 +9,7 @@ from simrl.evaluation.report import drawing, summary
 from simrl.evaluation.report.drawing import Drawing, Look, bounds_of
 from simrl.evaluation.statistics import Estimate
 from simrl.study.analysis import FIRST_TURNS, Analysis, PairResult, Rate
+from simrl.study.texts import number_of
 
 FEWEST = 6  # participants of a part of the votes with a win rate of its own: of fewer an interval says little
 COLUMNS = ('win_rate', 'low', 'high')
@@ -25,8 +26,8 @@ def drawings_of(analysis: Analysis, types: Mapping[str, str]) -> dict[str, list[
         return {'win_rates': [], 'types': [], 'turns': []}
     votes = sum(pair.rate.votes for pair in analysis.pairs)
     caption = (
-        f'n = {analysis.flow.primary:,} participants, {votes:,} votes. {level_of(analysis)} intervals over '
-        'participants, each by itself.'
+        f'n = {number_of(analysis.flow.primary, "participant")}, {number_of(votes, "vote")}. {level_of(analysis)} '
+        'intervals over participants, each by itself.'
     )
     return {
         'win_rates': [win_rates(analysis, looks, caption)],

@@ -11,11 +11,11 @@ from simrl.evaluation.report.sections import drawn_panels
 from simrl.evaluation.report.summary import number
 from simrl.evaluation.report.tables import estimate_cell
 from simrl.study.analysis import FIRST_TURNS, TOO_FEW, Analysis, PairResult, Rate
-from simrl.study.departures import number_of
 from simrl.study.events import PlanFrozen
 from simrl.study.flags import MEANINGS
 from simrl.study.report.figures import FEWEST, level_of, title_of
 from simrl.study.settings import PlanSettings
+from simrl.study.texts import number_of
 
 REASONS_FILE = 'reasons.html'
 TITLE = 'A blind user study: whose replies do people prefer?'

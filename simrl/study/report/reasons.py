@@ -13,6 +13,7 @@ from simrl.evaluation.report.drawing import SOFT, look_at
 from simrl.study.analysis import PRIMARY
 from simrl.study.flags import Flag
 from simrl.study.report.page import REPORT_FILE
+from simrl.study.texts import number_of
 from simrl.study.votes import Vote
 
 TITLE = 'Votes and their reasons'
@@ -82,8 +83,8 @@ def reasons_page(
         'votes': [_row(vote, vote.id in counted, names, flags.get(vote.participant, ())) for vote in votes],
     }
     about = (
-        f'{len(votes):,} votes, {len(counted):,} of them in the analysis. The line of each one has the model that was '
-        'preferred, its side, the turn, the document type, and the reason.'
+        f'{number_of(len(votes), "vote")}, {len(counted):,} of them in the analysis. The line of each one has the model '
+        'that was preferred, its side, the turn, the document type, and the reason.'
     )
     body = [
         f'<style>{STYLE}</style>',

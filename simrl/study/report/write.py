@@ -30,7 +30,7 @@ from simrl.study.report import figures, page, reasons
 from simrl.study.report.settings import StudyReportSettings
 from simrl.study.settings import PlanSettings
 from simrl.study.store import ConflictError, Entry, Store, StoreError, read_events
-from simrl.study.texts import Tasks
+from simrl.study.texts import Tasks, number_of
 from simrl.study.votes import votes
 
 RESULTS_FILE = 'results.json'
@@ -163,11 +163,14 @@ def _about(study: Study) -> list[str]:
     """Sentences on the look and on when participants came."""
     own = [one for one in study.participants.values() if one.mode == study.mode]
     dates = page.dates(min(one.began_at for one in own), max(one.seen_at for one in own))
-    planned = f' of {study.plan.participants:,} planned' if study.mode == 'live' else ''
+    number, planned = study.look.completed, study.plan.participants
+    who = (
+        f'{number:,} of {planned:,} planned participants' if study.mode == 'live' else number_of(number, 'participant')
+    )
     share = study.look.shares[-1]
     when = ', at the end' if share == 1 else f', at {share:.0%} of the participants'
     return [
-        f'{study.look.completed:,}{planned} participants completed, {dates}.',
+        f'{who} completed, {dates}.',
         LOOKS[study.look.kind].format(when=when, before=', and made before' if study.look.number else ''),
     ]
 
