@@ -130,6 +130,15 @@ def stored(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(outcome).items() if name not in ('value', 'cached')}
 
 
+def error_message(text: str) -> str:
+    """The message in the body of a reply with an error status; the whole body where it is not of the API's form."""
+    try:
+        message = json.loads(text)['error']['message']
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return text
+    return message if isinstance(message, str) else text
+
+
 def shown(text: str) -> str:
     """The start of a server's text, in quotes."""
     return repr(text if len(text) <= SHOWN else f'{text[:SHOWN]}...')

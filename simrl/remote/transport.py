@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import httpx2
 
-from simrl.remote.answers import Cause, Failure, Outcome, read_reply, shown
+from simrl.remote.answers import Cause, Failure, Outcome, error_message, read_reply, shown
 from simrl.remote.requests import ChatRequest, Request
 from simrl.remote.settings import EndpointError, EndpointSettings
 from simrl.remote.streams import StreamedReply
@@ -101,7 +101,9 @@ async def _exchange(
         cause, what = ('cut', 'the reply ended early') if began else ('connection', 'no reply')
         return Failure(cause, f'{what}: {type(error).__name__} {shown(str(error))}'), None
     cause = _cause(response.status_code)
-    return Failure(cause, f'status {response.status_code}, {shown(text)}'), _retry_after(response.headers)
+    return Failure(cause, f'status {response.status_code}, {shown(error_message(text))}'), _retry_after(
+        response.headers
+    )
 
 
 def served_models(settings: EndpointSettings, key: str | None) -> list[str]:
@@ -116,7 +118,8 @@ def served_models(settings: EndpointSettings, key: str | None) -> list[str]:
         raise EndpointError(f'{settings.url}: expected a reply, found none: {type(error).__name__} {error}') from None
     text = hiding(key)(_text(response.content))
     if response.status_code != 200:
-        raise EndpointError(f'{settings.url}: expected its models, found status {response.status_code}, {shown(text)}')
+        found = f'status {response.status_code}, {shown(error_message(text))}'
+        raise EndpointError(f'{settings.url}: expected its models, found {found}')
     try:
         return [str(model['id']) for model in json.loads(text)['data']]
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from simrl.conversations.records import Message
-from simrl.remote.answers import Answer, Failure, Outcome, read_reply
+from simrl.remote.answers import Answer, Failure, Outcome, error_message, read_reply
 from simrl.remote.requests import ChatRequest, CompletionRequest, Request
 from simrl.remote.schema import object_of
 from tests.remote.server import chat_reply, completion_reply
@@ -54,6 +54,12 @@ def test_any_text_is_an_outcome(text: str) -> None:
     outcome = read_reply(text, CHAT)
     assert isinstance(outcome, Failure)
     assert outcome.cause == 'protocol'
+
+
+@pytest.mark.parametrize('text', ['', '{', 'null', '{"error": "no"}', '{"error": {"message": 1}}', '[' * 10**5])
+def test_an_error_is_its_message_or_all_that_was_sent(text: str) -> None:
+    assert error_message(text) == text
+    assert error_message('{"error": {"message": "no room", "code": "full"}}') == 'no room'
 
 
 @pytest.mark.parametrize('name', ['reasoning', 'reasoning_content'])

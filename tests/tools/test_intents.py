@@ -44,7 +44,7 @@ def test_an_endpoint_writes_intents_and_failures_are_counted(tmp_path, capsys) -
         'endpoint m: calls: 3, from the cache: 0, failed: 1 (refused 1); tries: 3, failed: 0; tokens: '
     )
     assert rest == [
-        '  first failure (refused): status 400, ' + repr('{"error": {"message": "by the script"}}'),
+        "  first failure (refused): status 400, 'by the script'",
         f'{output}: written, 1 of 3 conversations',
         'left out: 1 (more than a line)',
         'left out: 1 (refused)',

@@ -83,7 +83,7 @@ def reasons_page(
         'votes': [_row(vote, vote.id in counted, names, flags.get(vote.participant, ())) for vote in votes],
     }
     about = (
-        f'{number_of(len(votes), "vote")}, {len(counted):,} of them in the analysis. The line of each one has the model '
+        f'{number_of(len(votes), "vote")}, {len(counted):,} of them in the analysis. The line of each has the model '
         'that was preferred, its side, the turn, the document type, and the reason.'
     )
     body = [
