@@ -149,7 +149,7 @@ def _inverse_cdf(weight: jax.Array, uniform: jax.Array, part: Part) -> jax.Array
     """The token at which the cumulated weights `[B, V]` pass `uniform` times their total.
 
     First a block of `BLOCK` tokens is found, then the token in it. Everything that decides about token i is computed
-    from tokens <= i in an order that their number does not change: a block's sum halves in a fixed order,
+    from tokens <= i in an order that their number does not change: a block has 128 tokens in any vocabulary,
     `_prefix_sum` is a tree that depends on i alone, and the total is the prefix sum at the last positive block and not
     at the last one. So zeros appended to the vocabulary, and devices that it is split over, change nothing, to the last
     bit.

@@ -23,10 +23,11 @@ _Result = TypeVar('_Result')
 
 
 def halved(x: jax.Array, axis: int) -> jax.Array:
-    """Sums along an axis, whose size is a power of two, by adding its second half to its first until one is left."""
-    size = x.shape[axis]
-    while size > 1:
-        size //= 2
+    """Sums along an axis, whose size is a power of two, by adding its second half to its first until one is left.
+
+    XLA sums in an order that depends on the other dimensions.
+    """
+    while (size := x.shape[axis] // 2) > 0:
         x = jax.lax.slice_in_dim(x, 0, size, axis=axis) + jax.lax.slice_in_dim(x, size, 2 * size, axis=axis)
     return jnp.squeeze(x, axis)
 
@@ -39,7 +40,7 @@ def total(x: jax.Array) -> jax.Array:
     """
     num_blocks = 1 << (-(-x.shape[-1] // BLOCK) - 1).bit_length()
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, num_blocks * BLOCK - x.shape[-1])])
-    return jnp.sum(halved(x.reshape(*x.shape[:-1], num_blocks, BLOCK), -2), axis=-1)
+    return jnp.sum(halved(x.reshape(*x.shape[:-1], num_blocks, BLOCK), axis=x.ndim - 1), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Part:
 
     def entry(self, x: jax.Array, token: jax.Array) -> jax.Array:
         """The entry of each row of `[B, V / shards]` for its token, an id of the whole vocabulary, int `[B]`."""
-        return self._sum_of_own(x, token - self.number * x.shape[1])
+        return self.sum_of_own(lambda index: gather_per_row(x, index), token - self.number * x.shape[1], x.shape[1])
 
     def blocks(self, weight: jax.Array) -> 'Blocks':
         """Splits weights `[B, V / shards]` into blocks. The end of one may be the next device's, and is fetched."""
@@ -85,15 +86,15 @@ class Part:
             weight = jnp.pad(weight, ((0, 0), (0, -size % BLOCK)))
         return Blocks(
             part=self,
-            weight=weight.reshape(weight.shape[0], num_blocks, BLOCK),
+            weight=weight.T.reshape(num_blocks, BLOCK, weight.shape[0]),
             first=(self.number * size + skipped) // BLOCK,
             total=-(-size * self.shards // BLOCK),
         )
 
-    def _sum_of_own(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """`x[b, index[b]]` of the device on which the index is in bounds."""
-        own = (index >= 0) & (index < x.shape[1])
-        found = gather_per_row(x, jnp.clip(index, 0, x.shape[1] - 1))
+    def sum_of_own(self, gather: Callable[[jax.Array], jax.Array], index: jax.Array, size: int) -> jax.Array:
+        """Returns what `gather` finds for each row's index, int `[B]`, on the device that has it: one of `size`."""
+        own = (index >= 0) & (index < size)
+        found = gather(jnp.clip(index, 0, size - 1))
         return self.sum(jnp.where(own.reshape(-1, *[1] * (found.ndim - 1)), found, 0.0))
 
 
@@ -102,7 +103,8 @@ class Blocks:
     """Weights of the blocks that begin in a device's part of the vocabulary.
 
     Attributes:
-        weight: `[B, N, BLOCK]`. A device may have one block less: its last one has weight 0.
+        weight: `[N, BLOCK, B]`: rows are last in the products of a CPU (`layouts.OutputMajor`). A device may have one
+            block less: its last one has weight 0.
         first: the number of the first one among the blocks of the whole vocabulary.
         total: the number of these.
     """
@@ -114,7 +116,7 @@ class Blocks:
 
     def sums(self) -> jax.Array:
         """The sums of all blocks of the vocabulary, `[B, total]`, each in the same order on any number of devices."""
-        own = halved(self.weight, -1)
+        own = halved(self.weight, axis=1).T
         if self.part.shards == 1:
             return own
         blank = jnp.zeros((own.shape[0], self.total + 1), own.dtype)
@@ -122,7 +124,8 @@ class Blocks:
 
     def one(self, number: jax.Array) -> jax.Array:
         """The weights `[B, BLOCK]` of a block of each row, by its number in the vocabulary, int `[B]`."""
-        return self.part._sum_of_own(self.weight, number - self.first)
+        gather = jax.vmap(lambda blocks, index: blocks[index], (2, 0))
+        return self.part.sum_of_own(lambda index: gather(self.weight, index), number - self.first, len(self.weight))
 
 
 def on_own_tokens(

