@@ -20,6 +20,13 @@ from simrl.models import attention_kernels, chunked_attention
 
 Implementation = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']
 
+# Layout of a layer's cache: keys and values `[B, K, H, S]` and `[B, K, S, H]`, or both `[B, S, K, H]`.
+CacheLayout = Literal['heads_first', 'time_first']
+
+# Products read keys and values in place if heads are first. A TPU writes a token in place if time is first: of another
+# layout each program would make a copy, with the whole cache, and copy it back.
+CACHE_LAYOUTS: dict[str, CacheLayout] = {'cpu': 'heads_first', 'tpu': 'time_first', 'gpu': 'heads_first'}
+
 # Tokens of a row, and a cache's capacity, from which on `auto` computes by blocks. A GPU's loops wait for the host in
 # every round.
 LONG_ROW = {'cpu': 256, 'tpu': 256, 'gpu': 1024}
@@ -117,6 +124,7 @@ def cached_attention(
     values: jax.Array,
     positions: jax.Array,
     implementation: Implementation,
+    layout: CacheLayout = 'heads_first',
 ) -> jax.Array:
     """Attention of given tokens to a cache that has them already; a query attends to the positions up to its own.
 
@@ -124,35 +132,51 @@ def cached_attention(
 
     Args:
         query: `[B, T, N, H]`.
-        key, value: `[B, T, K, H]`, of the given tokens.
-        keys: `[B, K, H, S]`.
-        values: `[B, K, S, H]`.
+        key, value: `[B, T, K, H]`, of the given tokens, with the heads of the cache.
+        keys, values: in the layout.
         positions: int32 `[B, T]`, as of `transformer.apply`.
         implementation: `xla` and `chunked` as they say; the others by the backend, T and S.
 
     Returns:
         `[B, T, N, H]` in the dtype of `query`.
     """
-    time, capacity, platform = query.shape[1], values.shape[2], attention_kernels.platform()
+    heads_first, time_first = _in_both_layouts(keys, values, layout)
+    time, capacity, platform = query.shape[1], heads_first[1].shape[2], attention_kernels.platform()
     short = time < FEW_TOKENS or capacity < LONG_CACHE[platform]
     if implementation == 'xla' or (implementation != 'chunked' and short) or time == 1:
-        return attend(query, keys, values, jnp.arange(capacity) <= positions[:, :, None])
+        return attend(query, *heads_first, jnp.arange(capacity) <= positions[:, :, None])
     if implementation != 'chunked' and platform == 'tpu':
-        given = (key, value, keys, values, positions)
+        given = (key, value, *time_first, positions)
         return attention_kernels.on_own_heads(
-            attention_kernels.splash_cached, query, *given, kv_heads_at=(2, 2, 1, 1, None)
+            attention_kernels.splash_cached, query, *given, kv_heads_at=(2, 2, 2, 2, None)
         )
-    return chunked_attention.cached(query, keys, values, positions, CHUNK[platform])
+    return chunked_attention.cached(query, *heads_first, positions, CHUNK[platform])
+
+
+def _in_both_layouts(
+    keys: jax.Array, values: jax.Array, layout: CacheLayout
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Keys and values with heads first, and with time first."""
+    if layout == 'heads_first':
+        return (keys, values), (keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2))
+    return (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)), (keys, values)
 
 
 def write_cache(
-    keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    layout: CacheLayout = 'heads_first',
 ) -> tuple[jax.Array, jax.Array]:
     """Writes `[B, T, K, H]` keys and values to a layer's cache; positions at or past the capacity are dropped."""
 
     def write(
         keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        if layout == 'time_first':
+            return keys.at[positions].set(key, mode='drop'), values.at[positions].set(value, mode='drop')
         return (
             keys.at[:, :, positions].set(key.transpose(1, 2, 0), mode='drop'),
             values.at[:, positions].set(value.swapaxes(0, 1), mode='drop'),
@@ -160,3 +184,19 @@ def write_cache(
 
     # Mapped over rows, the writes are local to each device. With an index of rows XLA would gather all keys everywhere.
     return jax.vmap(write)(keys, values, positions, key, value)
+
+
+def heads_of_cache(num_heads: int, num_kv_heads: int) -> int:
+    """The number of key/value heads of a cache on the mesh that is set: each once, or several times in a row.
+
+    If the axis `model` has more devices than there are key/value heads, or does not divide them, they are repeated as
+    often as gives each device the same number, those that its query heads read. Whole, they would take more room on
+    each device, and XLA would split them, and gather them again at the end of each program.
+    """
+    heads = math.lcm(num_kv_heads, jax.sharding.get_abstract_mesh().shape.get('model', 1))
+    return heads if num_heads % heads == 0 else num_kv_heads
+
+
+def repeat_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """Repeats each head of `[B, T, K, H]` until there are as many as a cache has."""
+    return x if x.shape[2] == num_heads else jnp.repeat(x, num_heads // x.shape[2], axis=2)

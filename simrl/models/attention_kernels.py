@@ -83,7 +83,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def splash_cached(
     query: jax.Array, key: jax.Array, value: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array
 ) -> jax.Array:
-    """Attention of given tokens to a cache by splash attention; see `attention.cached_attention`.
+    """Attention of given tokens to a cache, `[B, S, K, H]`, by splash attention; see `attention.cached_attention`.
 
     A kernel's mask is static, and rows have their own lengths. So queries attend to the cache before their row's first
     token, where all of them see all, and to the given tokens, causally. Two results o with log-sum-exps l are joined by
@@ -92,16 +92,15 @@ def splash_cached(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
     batch, time, heads, head_dim = query.shape
-    kv_heads, capacity = values.shape[1:3]
+    capacity, kv_heads = values.shape[1:3]
     scaled = _scaled(query, head_dim).swapaxes(1, 2)
     rows = scaled.reshape(batch, kv_heads, -1, head_dim)  # [B, K, G T, H]: all heads see the same
     num_rows, size = rows.shape[2], _padded(capacity)
-    cached_keys, cached_values = _pad(keys, size, 3).swapaxes(-1, -2), _pad(values, size, 2)
+    cached_keys, cached_values = (_pad(x, size, 1).swapaxes(1, 2) for x in (keys, values))
     rows = _pad(rows, _padded(num_rows), 2)
     before = (jnp.arange(size) < positions[:, :1]).astype(jnp.int32)
     seen = kernels.SegmentIds(q=jnp.ones((batch, rows.shape[2]), jnp.int32), kv=before)  # equal ids see each other
-    layout = kernels.QKVLayout.SEQ_MINOR  # of keys, as the cache has them
-    kernel = _splash_kernel('FullMask', rows.shape, size, save_residuals=True, k_layout=layout)
+    kernel = _splash_kernel('FullMask', rows.shape, size, save_residuals=True)
     old, (old_sum,) = jax.vmap(kernel)(rows, cached_keys, cached_values, seen)
     given = [_pad(x, _padded(time), 2) for x in (scaled, key.swapaxes(1, 2), value.swapaxes(1, 2))]
     kernel = _splash_kernel('CausalMask', given[0].shape, _padded(time), save_residuals=True)
@@ -113,15 +112,12 @@ def splash_cached(
     return mixed.astype(query.dtype).swapaxes(1, 2)
 
 
-def _splash_kernel(
-    mask: str, rows: tuple[int, ...], num_keys: int, *, save_residuals: bool, **layouts: Any
-) -> Callable[..., Any]:
+def _splash_kernel(mask: str, rows: tuple[int, ...], num_keys: int, *, save_residuals: bool) -> Callable[..., Any]:
     """Makes the kernel for one row of a batch of queries `rows`, `[B, N, T, H]`.
 
     Args:
         mask: the name of one of the kernel's masks.
         save_residuals: True returns the log-sum-exp of each query's scores, too, and has no derivative.
-        layouts: of `BlockSizes`.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -139,7 +135,6 @@ def _splash_kernel(
             block_kv_dkv_compute=keys,
             block_q_dq=queries,
             block_kv_dq=keys,
-            **layouts,
         ),
         save_residuals=save_residuals,
     )

@@ -1,7 +1,7 @@
 """Memory layouts of a decoder's weights, and products of tokens with them.
 
 Training stacks layers, `[L, *in, *out]`, for a scan over layers. Decoding has separate arrays for each layer
-(`layers_apart`), stored output-major on a CPU (`output_major`).
+(`layers_apart`), stored output-major on a CPU (`output_major`) and as matrices elsewhere (`flat`).
 """
 
 import math
@@ -39,11 +39,23 @@ class OutputMajor:
         return jax.lax.optimization_barrier(product).T
 
 
-Weights = jax.Array | OutputMajor
+@flax.struct.dataclass
+class Flat:
+    """Weights `[*in, *out]` stored as a matrix `[in, out]`; see `flat`."""
+
+    array: jax.Array
+
+    def astype(self, dtype: Any) -> 'Flat':
+        return Flat(self.array.astype(dtype))
+
+
+Weights = jax.Array | OutputMajor | Flat
 
 
 def dense(x: jax.Array, weights: Weights, adapter: Any = None) -> jax.Array:
     """Multiplies `[B, T, *in]` by `[*in, *out]`: `[B, T, *out]`, named `PRODUCT` for rematerialisation.
+
+    Outputs of `Flat` weights are flat.
 
     An adapter `{'a': [*in, rank], 'b': [rank, *out]}` adds (x A) B. The name is on the sum, so the backward pass stores
     the sum and not both of its terms.
@@ -65,6 +77,8 @@ def _product(x: jax.Array, weights: Weights) -> jax.Array:
     tokens = x.reshape(batch * time, size)
     if isinstance(weights, OutputMajor):
         outer, product = weights.array.shape[: -len(inner)], weights.product(tokens, x.dtype)
+    elif isinstance(weights, Flat):
+        return (tokens @ weights.array).reshape(batch, time, -1)
     else:
         outer, product = weights.shape[len(inner) :], tokens @ weights.reshape(size, -1)
     return product.reshape(batch, time, *outer)
@@ -77,8 +91,8 @@ def output_matrix(decoder: Any) -> Weights:
 
 
 def stored_array(weights: Weights) -> jax.Array:
-    """The array, its dimensions in stored order. The embedding and the head are stored as `[V, D]` either way."""
-    return weights.array if isinstance(weights, OutputMajor) else weights
+    """The array, its dimensions in stored order. The embedding and the head are stored as `[V, D]` in any layout."""
+    return weights.array if isinstance(weights, OutputMajor | Flat) else weights
 
 
 def layers_apart(decoder: Any) -> Any:
@@ -112,3 +126,23 @@ def output_major(decoder: Any, inputs_last: Callable[[Any, int], Any] = _inputs_
     output = 'head' if 'head' in decoder else 'embedding'
     layers = tuple(one_layer(layer) for layer in decoder['layers'])
     return {**decoder, output: OutputMajor(decoder[output]), 'layers': layers}
+
+
+def _as_matrix(weights: jax.Array, num_inputs: int) -> jax.Array:
+    return weights.reshape(math.prod(weights.shape[:num_inputs]), -1)
+
+
+def flat(decoder: Any, as_matrix: Callable[[Any, int], Any] = _as_matrix) -> Any:
+    """Stores the matrices of the layers of a decoder with separate layers as `Flat`.
+
+    A TPU stores the last two dimensions of an array in tiles. For a product with `[D, N, H]` as a matrix `[D, N H]`
+    each program would copy the weights of queries, keys and values.
+
+    Args:
+        as_matrix: joins a number of leading dimensions of a leaf, and the others.
+    """
+
+    def one_layer(layer: Any) -> Any:
+        return layer | {name: Flat(as_matrix(layer[name], inputs)) for name, inputs in MATRICES.items()}
+
+    return {**decoder, 'layers': tuple(one_layer(layer) for layer in decoder['layers'])}

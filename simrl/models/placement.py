@@ -27,17 +27,16 @@ def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[
     """Compiles a function from params to the sampler's decoder: one cast and reshard per iteration.
 
     Adapters are merged into the weights, so decoding costs the same with and without them. Layers are separate arrays.
-    On a CPU matrices are stored output-major (`layouts.output_major`).
+    On a CPU matrices are stored output-major (`layouts.output_major`), elsewhere flat (`layouts.flat`).
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']
     shardings = sharding.layers_apart(shardings, config.num_layers)
-    if on_cpu:
-        shardings = sharding.output_major(shardings)
+    shardings = (sharding.output_major if on_cpu else sharding.flat)(shardings)
 
     def cast(params: Params) -> Params:
         decoder = layouts.layers_apart(lora.merged(params, dtype)['decoder'])
-        return {'decoder': layouts.output_major(decoder) if on_cpu else decoder}
+        return {'decoder': (layouts.output_major if on_cpu else layouts.flat)(decoder)}
 
     return jax.jit(cast, out_shardings={'decoder': shardings})
 

@@ -147,6 +147,15 @@ def output_major(shardings: Params) -> Params:
     return layouts.output_major(shardings, inputs_last)
 
 
+def flat(shardings: Params) -> Params:
+    """Shardings for the result of `layouts.flat`, from those of its argument: of joined dimensions, the first one's."""
+
+    def as_matrix(sharding: NamedSharding, inputs: int) -> NamedSharding:
+        return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], sharding.spec[inputs]))
+
+    return layouts.flat(shardings, as_matrix)
+
+
 def init_sharded(
     key: jax.Array, config: TransformerConfig, mesh: Mesh, rules: Rules, heads: Sequence[str] = ()
 ) -> Params:

@@ -10,6 +10,7 @@ Dimension letters, used in every einsum and shape comment:
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,10 +18,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models.attention import Implementation, cached_attention, causal_attention, rotate, write_cache
+from simrl.models import attention, attention_kernels
+from simrl.models.attention import (
+    CacheLayout,
+    Implementation,
+    cached_attention,
+    causal_attention,
+    rotate,
+    write_cache,
+)
 from simrl.models.layouts import (
     MATRICES,
     PRODUCT,
+    Flat,
     OutputMajor,
     Weights,
     dense,
@@ -129,45 +139,64 @@ class Execution:
 class Cache:
     """Keys and values of processed tokens, one array per layer, in the compute dtype.
 
-    Each layer has its own arrays, which are updated in place. Keys are stored transposed, in the order in which
-    attention's products read them.
+    Each layer has its own arrays, which are updated in place. Their layout depends on the backend
+    (`attention.CACHE_LAYOUTS`). On a mesh heads may be repeated (`attention.heads_of_cache`).
 
     Attributes:
-        key: L arrays `[B, K, H, S]`.
-        value: L arrays `[B, K, S, H]`.
+        key: L arrays `[B, K, H, S]`, or `[B, S, K, H]` if time is first.
+        value: L arrays `[B, K, S, H]`, or `[B, S, K, H]`.
+        layout: static.
     """
 
     key: tuple[jax.Array, ...]
     value: tuple[jax.Array, ...]
+    layout: CacheLayout = flax.struct.field(pytree_node=False, default='heads_first')
 
     @property
     def capacity(self) -> int:
-        return self.value[0].shape[2]
+        return self.value[0].shape[self._time_axes[1]]
+
+    @property
+    def _time_axes(self) -> tuple[int, int]:
+        """The dimensions S of keys and of values."""
+        return (3, 2) if self.layout == 'heads_first' else (1, 1)
+
+    def map(self, function: Callable[[jax.Array, int], jax.Array]) -> 'Cache':
+        """Applies a function of an array and its dimension S to all arrays."""
+        of_key, of_value = self._time_axes
+        return dataclasses.replace(
+            self,
+            key=tuple(function(x, of_key) for x in self.key),
+            value=tuple(function(x, of_value) for x in self.value),
+        )
 
 
 def init_cache(config: TransformerConfig, batch_size: int, capacity: int, dtype: str) -> Cache:
-    """Makes a cache of zeros for `batch_size` rows of up to `capacity` tokens."""
-    rows = (batch_size, config.num_kv_heads)
-    return Cache(
-        key=tuple(jnp.zeros((*rows, config.head_dim, capacity), dtype) for _ in range(config.num_layers)),
-        value=tuple(jnp.zeros((*rows, capacity, config.head_dim), dtype) for _ in range(config.num_layers)),
-    )
+    """Makes a cache of zeros for `batch_size` rows of up to `capacity` tokens, on the mesh that is set."""
+    layout = attention.CACHE_LAYOUTS[attention_kernels.platform()]
+    heads, head_dim = attention.heads_of_cache(config.num_heads, config.num_kv_heads), config.head_dim
+    shapes = [(batch_size, capacity, heads, head_dim)] * 2
+    if layout == 'heads_first':
+        shapes = [(batch_size, heads, head_dim, capacity), (batch_size, heads, capacity, head_dim)]
+    key, value = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for shape in shapes)
+    return Cache(key, value, layout)
 
 
 def extended(cache: Cache, capacity: int) -> Cache:
     """Pads the cache to `capacity` tokens, at least its present capacity."""
-    more = (0, capacity - cache.capacity)
-    return Cache(
-        key=tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), more)) for x in cache.key),
-        value=tuple(jnp.pad(x, ((0, 0), (0, 0), more, (0, 0))) for x in cache.value),
-    )
+    more = capacity - cache.capacity
+
+    def padded(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, more)
+        return jnp.pad(x, widths)
+
+    return cache.map(padded)
 
 
 def cache_prefix(cache: Cache, capacity: int) -> Cache:
     """Slices the cache to its first `capacity` positions, which makes attention over it cheaper."""
-    return Cache(
-        key=tuple(x[:, :, :, :capacity] for x in cache.key), value=tuple(x[:, :, :capacity] for x in cache.value)
-    )
+    return cache.map(lambda x, axis: jax.lax.slice_in_dim(x, 0, capacity, axis=axis))
 
 
 def with_cache_prefix(cache: Cache, first: Cache) -> Cache:
@@ -211,7 +240,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: tuple[jax.Array, jax.Array] | None
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        layout: CacheLayout = 'heads_first',
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Maps `[B, T, D]` to `[B, T, D]`; `cache` is the layer's keys and values, returned with the new tokens."""
         c = self.config
@@ -219,7 +252,7 @@ class Block(nn.Module):
 
         def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...], init: Any) -> Any:  # Weights
             found: Any = self.get_variable('params', name)
-            if not isinstance(found, OutputMajor):  # `param` checks the shape, which differs in OutputMajor
+            if not isinstance(found, OutputMajor | Flat):  # `param` checks the shape, which differs in these
                 found = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
             return found.astype(dtype)
 
@@ -236,7 +269,7 @@ class Block(nn.Module):
             shape, num_inputs = tuple(sizes[axis] for axis in axes), MATRICES[name]
             weights: Weights = weight(name, shape, axes, _normal(math.prod(shape[:num_inputs])))
             adapter = jax.tree.map(lambda part: part.astype(dtype), self.get_variable('adapters', name))
-            product = dense(x, weights, adapter)
+            product = dense(x, weights, adapter).reshape(*x.shape[:2], *shape[num_inputs:])
             if name in c.biases:
                 # 'embed' is sharded in training. A vector is small: replicated, as those of norms.
                 outputs = tuple('norm' if axis == 'embed' else axis for axis in axes[num_inputs:])
@@ -265,8 +298,10 @@ class Block(nn.Module):
             if cache is None:
                 mixed = causal_attention(query, key, value, self.execution.attention)
             else:
-                cache = write_cache(*cache, positions, key, value)
-                mixed = cached_attention(query, key, value, *cache, positions, self.execution.attention)
+                heads = cache[1].shape[1 if layout == 'heads_first' else 2]
+                key, value = (attention.repeat_heads(new, heads) for new in (key, value))
+                cache = write_cache(*cache, positions, key, value, layout)
+                mixed = cached_attention(query, key, value, *cache, positions, self.execution.attention, layout)
             output = linear('output', mixed, 'heads', 'head_dim', 'embed')
             x = shard_rows(x + placed_norm('after', 'attention_norm', output))
 
@@ -344,11 +379,12 @@ def _apply_by_layer(
     for layer, weights in enumerate(decoder['layers']):
         own = {'params': weights} if adapters is None else {'params': weights, 'adapters': adapters[layer]}
         layer_cache = None if cache is None else (cache.key[layer], cache.value[layer])
-        x, layer_cache = block.apply(own, x, positions, layer_cache)
+        layout = () if cache is None else (cache.layout,)
+        x, layer_cache = block.apply(own, x, positions, layer_cache, *layout)
         written.append(layer_cache)
     if cache is not None:
         keys, values = zip(*written, strict=True)
-        cache = Cache(key=keys, value=values)
+        cache = dataclasses.replace(cache, key=keys, value=values)
     return rms_norm(x, decoder['final_norm'], config.norm_epsilon), cache
 
 

@@ -58,7 +58,7 @@ def decode_step(params, token, position, cache):
 
 @jax.jit
 def decode(params, batch):
-    """Greedy tokens after the first of each row."""
+    """Greedy tokens after the first of each row, and the cache."""
 
     def step(carry, position):
         token, cache = carry
@@ -66,7 +66,8 @@ def decode(params, batch):
         return (token, cache), token
 
     cache = init_cache(CONFIG, 8, NUM_DECODED, 'float32')
-    return jax.lax.scan(step, (batch['tokens'][:, 0], cache), jnp.arange(NUM_DECODED))[1].T
+    (_, cache), tokens = jax.lax.scan(step, (batch['tokens'][:, 0], cache), jnp.arange(NUM_DECODED))
+    return tokens.T, cache
 
 
 def shard_shapes(params):
@@ -105,7 +106,7 @@ def main(out):
     one = sharding.make_mesh(1, 1, jax.devices()[:1])
     params = sharding.init_sharded(key, CONFIG, one, sharding.TRAINING_RULES, HEADS)
     gradient = jax.device_get(jax.jit(jax.grad(loss))(params, BATCH))
-    logits, decoded = jax.device_get((logits_of(params, BATCH), decode(params, BATCH)))
+    logits, decoded = jax.device_get((logits_of(params, BATCH), decode(params, BATCH)[0]))
     expected = jax.device_get(params)
     export(params, CONFIG, None, out / 'model')
     from_host = load_params(out / 'model', CONFIG)
@@ -237,6 +238,7 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
     export(loaded, CONFIG, None, exported)
     resized, _ = resize_vocabulary(params, CONFIG, 257, copy_from=3)
     sent = [*sent_in_decode(for_sampling, batch), *sent_in_decode(apart, batch)]
+    tokens, cache = decode(apart, batch)
     return {
         'init_difference': difference(params, expected),
         'exported_equal': equal(load_params(exported, CONFIG), from_host),
@@ -246,8 +248,9 @@ def on_mesh(mesh, key, expected, gradient, logits, folder, from_host):
         'logits_difference': difference(logits_of(params, batch), logits),
         'gradient_difference': difference(sharded_gradient, gradient),
         'sent_in_gradient': [list(shape) for _, shape in collectives(gradient_step.as_text())],
-        'decoded': np.asarray(decode(for_sampling, batch)).tolist(),
-        'decoded_apart': np.asarray(decode(apart, batch)).tolist(),
+        'decoded': np.asarray(decode(for_sampling, batch)[0]).tolist(),
+        'decoded_apart': np.asarray(tokens).tolist(),
+        'cache_shards': [list(x.addressable_shards[0].data.shape) for x in (*cache.key, *cache.value)],
         'shapes': {path[-1].key: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]},
         'training_shards': {
             'init': shard_shapes(params),

@@ -16,7 +16,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from simrl.models import attention, attention_kernels, chunked_attention
 from simrl.models.attention import attend, cached_attention, causal_attention, choose
-from simrl.models.transformer import Execution, apply, init_cache
+from simrl.models.transformer import Execution, apply, cache_prefix, extended, init_cache
 from tests.models.scene import CONFIG, random_params
 
 
@@ -112,6 +112,36 @@ def test_blocks_of_a_cache_are_the_whole_cache(data, chunk, seed):
     real = index < counts[:, None]
     visible = np.arange(CAPACITY) <= positions[..., None]
     np.testing.assert_allclose(found[real], slow(query, key, value, visible)[real], atol=2e-5)
+
+
+@pytest.mark.parametrize('implementation', ['xla', 'chunked'])
+def test_layouts_of_a_cache_hold_the_same(implementation, monkeypatch):
+    """Tokens are written and attended to in either, also past the capacity, with heads that are repeated."""
+    config, batch, capacity = CONFIG, 3, 24
+    positions = jnp.asarray([[0, 1, 2, 3], [19, 20, 21, 22], [22, 23, 24, 25]])
+    query = normal(0, batch, 4, config.num_heads, config.head_dim)
+    key, value = (normal(i, batch, 4, 2 * config.num_kv_heads, config.head_dim) for i in (1, 2))
+    monkeypatch.setattr(attention, 'heads_of_cache', lambda *_: 2 * config.num_kv_heads)
+    found = {}
+    for layout in ('heads_first', 'time_first'):
+        monkeypatch.setitem(attention.CACHE_LAYOUTS, 'cpu', layout)
+        cache = extended(init_cache(config, batch, 16, 'float32'), capacity)
+        assert cache.capacity == capacity
+        assert cache_prefix(cache, 16).capacity == 16
+        filled = jax.tree.map(lambda x: x + 0.5, (cache.key[0], cache.value[0]))
+        keys, values = attention.write_cache(*filled, positions, key, value, layout)
+        mixed = cached_attention(query, key, value, keys, values, positions, implementation, layout)
+        if layout == 'heads_first':
+            keys, values = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+        found[layout] = keys, values, mixed[:2]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *found.values())
+    keys, _, _ = found['time_first']
+    expected = np.full((batch, capacity, 4, config.head_dim), 0.5, np.float32)
+    for row in range(batch):
+        for i, position in enumerate(positions[row].tolist()):
+            if position < capacity:
+                expected[row, position] = key[row, i]
+    np.testing.assert_array_equal(keys, expected)
 
 
 def test_bfloat16_rounds_no_more_than_whole_rows_do():
@@ -245,12 +275,12 @@ def test_absent_tpus_attend_by_splash():
 
 def test_absent_tpus_hear_by_splash():
     """A kernel for the cache, one row and its two heads a device, and one for the given tokens."""
-    cache = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 2, 128, 1024), (2, 2, 1024, 128))]
+    cache = [jax.ShapeDtypeStruct((2, 1024, 2, 128), jnp.bfloat16)] * 2
     given = [jax.ShapeDtypeStruct((2, 40, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
     positions = jax.ShapeDtypeStruct((2, 40), jnp.int32)
-    calls = kernels_on_tpus(lambda *arrays: cached_attention(*arrays, 'auto'), *given, *cache, positions)
+    calls = kernels_on_tpus(lambda *arrays: cached_attention(*arrays, 'auto', 'time_first'), *given, *cache, positions)
     assert len(calls) == 2
-    assert 'tensor<1x128x1024xbf16>' in calls[0]
+    assert 'tensor<1x1024x128xbf16>' in calls[0]
     assert 'tensor<2x128x128xbf16>' in calls[1]
 
 
@@ -283,8 +313,7 @@ def test_splash_attends_to_a_cache_as_a_whole(capacity, interpreted):
     query = normal(0, 4, time, heads, head_dim) / 2
     whole = [normal(i, 4, capacity, kv_heads, head_dim) / 2 for i in (1, 2)]
     given = [jax.vmap(lambda row, at: row.at[at].get(mode='fill', fill_value=7.0))(x, positions) for x in whole]
-    cache = whole[0].transpose(0, 2, 3, 1), whole[1].swapaxes(1, 2)
-    found = attention_kernels.splash_cached(query, *given, *cache, jnp.asarray(positions))
+    found = attention_kernels.splash_cached(query, *given, *whole, jnp.asarray(positions))
     assert np.all(np.isfinite(found))
     real = index < counts[:, None]
     expected = slow(query, *whole, np.arange(capacity) <= positions[..., None])

@@ -1,6 +1,7 @@
 """Layouts of weights change no result, and make a CPU's products fast."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.models.layouts import FEW_TOKENS, MATRICES, OutputMajor, dense, layers_apart, output_major
+from simrl.models import attention
+from simrl.models.layouts import FEW_TOKENS, MATRICES, Flat, OutputMajor, dense, flat, layers_apart, output_major
 from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, apply, init_cache, project
 from tests.models.scene import CONFIG, ROWS, TIME, TOKENS, random_params
@@ -43,10 +45,13 @@ def logits(decoder, config, dtype):
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.1)])
-@pytest.mark.parametrize('lie', [lambda decoder: decoder, output_major], ids=['apart', 'outputs first'])
-def test_decoding_gives_what_the_stacked_layers_give(model, lie, dtype, tolerance):
+@pytest.mark.parametrize('lie', [lambda decoder: decoder, output_major, flat], ids=['apart', 'outputs first', 'flat'])
+def test_decoding_gives_what_the_stacked_layers_give(model, lie, dtype, tolerance, monkeypatch):
+    """On a TPU, too, with flat weights and a cache whose time is first."""
     config, decoder = model
     expected = logits(decoder, config, 'float32')
+    if lie is flat:
+        monkeypatch.setitem(attention.CACHE_LAYOUTS, 'cpu', 'time_first')
     found = logits(lie(layers_apart(decoder)), config, dtype)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -62,6 +67,15 @@ def test_all_that_is_multiplied_has_its_outputs_first_and_nothing_is_held_twice(
     output = lying['embedding' if config.tied_embedding else 'head']
     assert isinstance(output, OutputMajor)
     assert output.array is decoder['embedding' if config.tied_embedding else 'head']
+
+
+def test_flat_weights_are_matrices(model):
+    _, decoder = model
+    for layer in flat(layers_apart(decoder))['layers']:
+        assert {name: weights.array.shape for name, weights in layer.items() if isinstance(weights, Flat)} == {
+            name: (math.prod(shape[-inputs:]), math.prod(shape[:-inputs]))
+            for (name, inputs), shape in zip(MATRICES.items(), OUTPUTS_FIRST.values(), strict=True)
+        }
 
 
 def test_rows_can_be_scored_by_what_decoding_reads(model):

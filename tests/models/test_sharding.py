@@ -196,6 +196,14 @@ def test_sampling_gathers_no_weight(eight_devices, mesh):
 
 
 @pytest.mark.parametrize('mesh', MESHES)
+def test_each_device_caches_its_rows_and_one_head(eight_devices, mesh):
+    """Four devices, too, share two key/value heads: each is on two of them."""
+    rows = 8 // int(mesh[0])
+    of_key, of_value = [rows, 1, 4, 6], [rows, 1, 6, 4]
+    assert eight_devices[mesh]['cache_shards'] == [of_key] * 2 + [of_value] * 2
+
+
+@pytest.mark.parametrize('mesh', MESHES)
 def test_training_splits_rows_and_gathers_weights(eight_devices, mesh):
     """FSDP as meant: weights are gathered, and no device sees the activations of all 8 rows of 12 tokens.
 
