@@ -13,6 +13,7 @@ from simrl.evaluation.results.measures import INITIAL
 from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rl.train import RLSettings
+from simrl.rollouts.schedule import Batching
 from simrl.run.config import NO_EFFECT, ConfigError
 from simrl.run.runtime import check_xla_flags
 from simrl.training.loop import LoopSettings
@@ -63,6 +64,7 @@ class Compute:
         sampling: decoding.
         rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all. With a
             simulator off the device the assistant has caches for twice as many; see `collect`.
+        batching: how conversations of an RL step share the decode batch; see `rollouts.continuous`.
         xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
     """
 
@@ -71,6 +73,7 @@ class Compute:
     loop: LoopSettings = dataclasses.field(default=LoopSettings(), metadata=NO_EFFECT)
     mesh: MeshSettings = dataclasses.field(default=MeshSettings(), metadata=NO_EFFECT)
     rows_in_flight: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
+    batching: Batching = dataclasses.field(default='static', metadata=NO_EFFECT)
     xla_flags: tuple[str, ...] = dataclasses.field(default=(), metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:

@@ -63,6 +63,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         loop_settings=compute.loop,
         seed=seed,
         rows_in_flight=compute.rows_in_flight,
+        batching=compute.batching,
         mesh=mesh,
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
         validation=validation,

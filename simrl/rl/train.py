@@ -43,6 +43,7 @@ from simrl.rl.validation import Validation, ValidationSettings, validation_rewar
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, told
 from simrl.rollouts.collect import for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
+from simrl.rollouts.schedule import Batching
 from simrl.rollouts.trajectories import (
     Trajectories,
     missed_signals,
@@ -143,6 +144,7 @@ def train(
     seed: int,
     mesh: Mesh,
     rows_in_flight: int | None = None,
+    batching: Batching = 'static',
     hyperparameters: Mapping[str, Any] | None = None,
     validation: Validation | None = None,
     further_metrics: Callable[[], Metrics] = dict,
@@ -158,7 +160,8 @@ def train(
             Conversations that a failure ended are masked after it.
         execution: of the update; rollouts use that of each agent's spec.
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
-        rows_in_flight: conversations of a step in the device's batch at once; see `collect`.
+        rows_in_flight, batching: conversations of a step in the device's batch at once, and how they share it; see
+            `collect`.
         validation: conversations between steps; None: none.
         further_metrics: called once each step; returns metrics of what happened since the step before.
 
@@ -232,6 +235,7 @@ def train(
             mesh=mesh,
             samples=settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
+            batching=batching,
         )
         batch, reasons = found.batch, found.reasons
         since, before = time.monotonic(), since
@@ -289,6 +293,7 @@ def train(
             mesh=mesh,
             batch_size=settings.prompts_per_step * settings.samples_per_prompt,
             rows_in_flight=rows_in_flight,
+            batching=batching,
         )
         validation.record(step, rewards, {name: x for name, x in state.params.items() if name != 'value_head'})
         judged = np.isfinite(rewards)

@@ -16,6 +16,7 @@ from simrl.models.transformer import Params
 from simrl.rewards.rewards import Rewards, Score
 from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits
+from simrl.rollouts.schedule import Batching
 
 VALIDATION_STEP = 2**31 - 5  # in the keys of conversations, far above the steps of training: no two uses draw the same
 
@@ -69,6 +70,7 @@ def validation_rewards(
     mesh: Mesh,
     batch_size: int,
     rows_in_flight: int | None,
+    batching: Batching,
 ) -> np.ndarray:
     """Rewards of one conversation from each example, float32 `[examples]`; NaN where there is none.
 
@@ -97,6 +99,7 @@ def validation_rewards(
         mesh=mesh,
         batch_size=batch_size,
         rows_in_flight=rows_in_flight,
+        batching=batching,
         name=name,
         max_unjudged=max_unjudged,
     ):

@@ -31,15 +31,17 @@ from simrl.rollouts.agents import (
     OneAgent,
     Policy,
 )
+from simrl.rollouts.continuous import conversations
 from simrl.rollouts.dialogue import conversing
 from simrl.rollouts.host import HostReplies, OnWait
 from simrl.rollouts.interleave import Threads, interleave
 from simrl.rollouts.openings import write_openings
 from simrl.rollouts.prompts import Prompts, prompts_of, start_dialogue
-from simrl.rollouts.repeats import Repeats
+from simrl.rollouts.repeats import repeats_of
 from simrl.rollouts.replay import Replay, end_running, recorded_openings, replay_messages
+from simrl.rollouts.schedule import Batching
 from simrl.rollouts.state import EndReason
-from simrl.rollouts.trajectories import Trajectories, trajectories
+from simrl.rollouts.trajectories import Trajectories, jit_trajectories
 
 OnPiece = Callable[[Trajectories, Sequence[Example]], None]
 _Agent = TypeVar('_Agent', bound=Agent)
@@ -76,6 +78,7 @@ def collect(
     samples: int = 1,
     padding: int = 0,
     rows_in_flight: int | None = None,
+    batching: Batching = 'static',
     on_piece: OnPiece | None = None,
     on_wait: OnWait | None = None,
     replay: Replay | None = None,
@@ -92,6 +95,9 @@ def collect(
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
             no token. None: all of them. With an agent off the device there are caches of `PIECES_AT_ONCE` such pieces:
             one is sampled while another waits for replies, unless `HostAgent.calls_at_once` is 0.
+        batching: 'continuous' changes the steps of decoding, and no token: see `continuous`. An agent off the device
+            that is called in threads, or by all processes, is asked about many conversations at once: with it,
+            batching is static.
         on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, once these and
             all before them are over; those of a `MixedAgent` after the last.
         on_wait: called with the seconds of each wait for replies of an agent off the device.
@@ -119,6 +125,7 @@ def collect(
         step=step,
         view=view,
         mesh=mesh,
+        batching=batching,
         on_wait=on_wait,
         replay=replay,
     )
@@ -160,6 +167,7 @@ def _collect(
     step: int,
     view: int,
     mesh: Mesh,
+    batching: Batching,
     on_piece: OnPiece | None,
     on_wait: OnWait | None,
     replay: Replay | None,
@@ -187,6 +195,22 @@ def _collect(
     prompts = dataclasses.replace(prompts, end_reason=reason, sample=sample)
     pieces = [slice(i, i + size) for i in range(0, len(example_of_row), size)]
     partner = assistant if view == USER else user
+    if batching == 'continuous' and not (isinstance(partner, HostAgent) and asked_about_many(partner)):
+        told = conversations(
+            *(user, assistant, prompts, example_of_row, chat, seed, step),
+            limits=limits,
+            view=view,
+            mesh=mesh,
+            size=size,
+            failures=failures,
+            on_wait=on_wait,
+            replay=replay,
+        )
+        for piece, batch in zip(pieces, told, strict=True):
+            batches.append(batch)
+            if on_piece is not None:
+                on_piece(batch, example_of_row[piece])
+        return batches[0] if len(batches) == 1 else _joined(batches), failures
     calls = partner.calls_at_once if isinstance(partner, HostAgent) and len(pieces) > 1 else 0
     threads = Threads(calls) if calls else None
 
@@ -221,6 +245,11 @@ def _collect(
         if threads is not None:
             threads.close()
     return batches[0] if len(batches) == 1 else _joined(batches), failures
+
+
+def asked_about_many(agent: HostAgent) -> bool:
+    """True for an agent off the device that replies to many conversations in about the time that one takes."""
+    return agent.calls_at_once > 0 or agent.asked == 'all'
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -289,9 +318,7 @@ def _conversing(
             return agent.policy
         return HostReplies(agent, list(starts), keys, chat, failures, threads, on_wait)
 
-    repeats = None
-    if isinstance(user, ModelAgent) and user.resampling is not None:
-        repeats = Repeats(user.resampling, float(user.policy.temperature), chat.decode)
+    repeats = repeats_of(user, chat)
     sides, turns = (side(user), side(assistant)), limits.turns
     if replay is not None:
         dialogue = replay_messages(*sides, dialogue, replay.record, messages=replay.messages)
@@ -299,7 +326,4 @@ def _conversing(
     dialogue = yield from conversing(*sides, dialogue, keys, turns=turns, repeats=repeats)
     if replay is not None:
         dialogue = dataclasses.replace(dialogue, end_reason=end_running(dialogue.end_reason))
-    return _trajectories(dialogue, view, prompts.example, prompts.group), failures
-
-
-_trajectories = jax.jit(trajectories, static_argnames='view')
+    return jit_trajectories(dialogue, view, prompts.example, prompts.group), failures

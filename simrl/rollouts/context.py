@@ -61,14 +61,19 @@ def last_token(x: jax.Array, length: jax.Array) -> jax.Array:
     return gather_per_row(x, jnp.maximum(length - 1, 0))
 
 
-def _feed(policy: Policy, cache: Cache, tokens: jax.Array, positions: jax.Array, num: jax.Array) -> Cache:
-    """Writes keys and values of `tokens[:, :num]` (int32 `[B, T]`, `num` a scalar), `feed_chunk` columns at a time.
+def feed(
+    policy: Policy, cache: Cache, tokens: jax.Array, positions: jax.Array, num: jax.Array, chunk: int | None = None
+) -> Cache:
+    """Writes keys and values of `tokens[:, :num]` (int32 `[B, T]`, `num` a scalar), `chunk` columns at a time.
 
     Columns past the longest row cost nothing: most messages are far shorter than `max_new_tokens`.
+
+    Args:
+        chunk: None: `feed_chunk`.
     """
     spec = policy.spec
     time = tokens.shape[1]
-    chunk = min(spec.feed_chunk, time)
+    chunk = min(spec.feed_chunk if chunk is None else chunk, time)
     pad = ((0, 0), (0, -time % chunk))
     tokens = jnp.pad(tokens, pad)
     positions = jnp.pad(positions, pad, constant_values=cache.capacity)  # dropped
@@ -116,7 +121,7 @@ def prefill(
     )
     positions = jnp.where(index < length[:, None] - 1, index, cache.capacity)
     fed = jnp.where(real, tokens, 0)
-    cache = _feed(policy, cache, fed, positions, jnp.max(length) - 1)
+    cache = feed(policy, cache, fed, positions, jnp.max(length) - 1)
     return Context(
         tokens=padded(tokens, 'int32'),
         role=padded(role, 'int8'),
@@ -246,5 +251,5 @@ def extend(
     fed = jnp.concatenate([pending[:, None], tokens[:, :-1]], axis=1)
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     positions = jnp.where(index < count[:, None], context.length[:, None] - 1 + index, context.capacity)
-    cache = _feed(policy, context.cache, fed, positions, jnp.max(count))
+    cache = feed(policy, context.cache, fed, positions, jnp.max(count))
     return append(context, cache, tokens, role, message, jnp.zeros(tokens.shape, jnp.float32), count)

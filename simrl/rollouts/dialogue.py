@@ -192,11 +192,11 @@ def fetch_status(dialogue: Dialogue) -> tuple[Status, tuple[np.ndarray | None, n
     """On the host: the status, and the lengths of the user's and the assistant's view."""
     status = Status(dialogue.num_messages, dialogue.end_reason)
     lengths = [None if view is None else view.length for view in (dialogue.user, dialogue.assistant)]
-    return jax.device_get(_replicated((status, tuple(lengths))))
+    return jax.device_get(replicated((status, tuple(lengths))))
 
 
 @jax.jit
-def _replicated(rows: _Tree) -> _Tree:
+def replicated(rows: _Tree) -> _Tree:
     """Arrays whole on every device, and so in every process."""
     if jax.sharding.get_abstract_mesh().empty:
         return rows

@@ -59,7 +59,7 @@ class Decoding:
     stopped: jax.Array  # bool [B]
 
 
-def _ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
+def ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
     """True where the last tokens `[B, W]` of a row end with one of the runs, bool `[B]`."""
     width = tail.shape[1]
     table = np.full((len(runs), width), NO_TOKEN, np.int32)
@@ -167,7 +167,7 @@ def decode(policy: Policy, state: Decoding, keys: jax.Array, until: jax.Array | 
         if spec.stop_sequences:
             index = state.step + 1 - longest + jnp.arange(longest)
             tail = jnp.where(index >= 0, tokens[:, jnp.maximum(index, 0)], NO_TOKEN - 1)
-            stopped |= sampling & ~forced & _ends_with(tail, spec.stop_sequences)
+            stopped |= sampling & ~forced & ends_with(tail, spec.stop_sequences)
         return dataclasses.replace(
             state,
             step=state.step + 1,

@@ -101,9 +101,26 @@ class HostReplies:
         messages, length, num_messages, waiting = placement.to_host(
             (*(getattr(transcript, name) for name in names), waiting_for(transcript, role))
         )
+        return self.ask(messages, length, num_messages, rows, role, np.flatnonzero(waiting))
+
+    def ask(
+        self,
+        messages: np.ndarray,
+        length: np.ndarray,
+        num_messages: np.ndarray,
+        rows: np.ndarray,
+        role: int,
+        waiting: np.ndarray | None = None,
+    ) -> Callable[[], HostMessage]:
+        """`start` of conversations on the host.
+
+        Args:
+            messages, length, num_messages: `[A, M, L]`, `[A, M]` and `[A]`, as in `Transcript`.
+            waiting: int, the indices among A of the conversations that wait; None: all.
+        """
         seeds = self.seeds  # of all processes: read before their ways part
         own = slice(jax.process_index(), None, jax.process_count()) if self._shares else slice(None)
-        indices = np.flatnonzero(waiting)[own].tolist()
+        indices = (np.arange(len(rows)) if waiting is None else waiting)[own].tolist()
         contents = {
             int(rows[index]): [messages[index, i, : length[index, i]] for i in range(num_messages[index])]
             for index in indices

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simrl.conversations.chat import ASSISTANT, USER
+from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.models import placement
 from simrl.models.rows import gather_per_row
-from simrl.rollouts.agents import Policy, Resampling
+from simrl.rollouts.agents import ModelAgent, OneAgent, Policy, Resampling
 from simrl.rollouts.compaction import shard_tree
 from simrl.rollouts.context import rewind
 from simrl.rollouts.generate import generate
@@ -40,6 +40,13 @@ class Repeats:
     rule: Resampling
     temperature: float
     decode: Callable[[Sequence[int]], str]
+
+
+def repeats_of(user: OneAgent, chat: Chat) -> Repeats | None:
+    """The rule of a user on the device, if it has one."""
+    if not isinstance(user, ModelAgent) or user.resampling is None:
+        return None
+    return Repeats(user.resampling, float(user.policy.temperature), chat.decode)
 
 
 def resample_repeats(

@@ -198,7 +198,7 @@ def sample_token(
         logits: float32 `[B, V]`.
         token_mask: bool `[V]` or `[B, V]`; at least one token of a row must be allowed.
         uniform: float32 `[B]` in [0, 1).
-        temperature: a scalar; 0 takes the most probable token.
+        temperature: a scalar or `[B]`; 0 takes the most probable token.
         top_k, top_p, min_p: static, as in `Sampling`.
 
     Returns:
@@ -211,7 +211,7 @@ def sample_token(
         part: Part, logits: jax.Array, token_mask: jax.Array, uniform: jax.Array, temperature: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         greedy = temperature == 0
-        logits = _tempered(logits, token_mask, temperature, part)
+        logits = _tempered(logits, token_mask, temperature[..., None], part)
         weight = jnp.exp(logits)
         token = _drawn(logits, _filtered(weight, part, top_k, top_p, min_p), uniform, greedy, part)
         log_prob = part.entry(logits, token) - jnp.log(part.sum(jnp.sum(weight, axis=-1)))

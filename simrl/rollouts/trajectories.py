@@ -64,6 +64,9 @@ def trajectories(dialogue: Dialogue, view: int, example_id: jax.Array, group: ja
     )
 
 
+jit_trajectories = jax.jit(trajectories, static_argnames='view')
+
+
 def transcript_of(batch: Transcript) -> Transcript:
     """The transcript alone, of conversations in any view."""
     return Transcript(**{field.name: getattr(batch, field.name) for field in dataclasses.fields(Transcript)})

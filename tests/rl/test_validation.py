@@ -104,6 +104,7 @@ def validated(monkeypatch, failing, examples=5, batch_size=4, max_unjudged=0.5):
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
         batch_size=batch_size,
         rows_in_flight=None,
+        batching='static',
     )
 
 

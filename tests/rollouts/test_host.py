@@ -27,7 +27,7 @@ from simrl.rollouts.host import agent_seeds
 from simrl.rollouts.prompts import Prompts, start_dialogue
 from simrl.rollouts.state import Dialogue, EndReason, row_keys
 from simrl.rollouts.token_sampling import Sampling
-from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcripts
+from simrl.rollouts.trajectories import Trajectories, jit_trajectories, rollout_metrics, transcripts
 from simrl.simulators.text_view import text_agent
 from tests import many_devices
 from tests.tiny import tiny_config
@@ -42,7 +42,7 @@ EXAMPLES = [
     for i, opening in enumerate([None, '10 11', None, '12', None, None])
 ]
 ROWS = SAMPLES * len(EXAMPLES)
-PROGRAMS = (start_dialogue, add_message, add_reply, collect_lib._trajectories)
+PROGRAMS = (start_dialogue, add_message, add_reply, jit_trajectories)
 ROLES = {'user': USER, 'assistant': ASSISTANT}
 
 
