@@ -204,7 +204,7 @@ def score_conversations(
     parts = math.gcd(num_rows // num_shards(num_rows), num_microbatches)
     widths = bucket_widths(row_buckets, frame.row_length(num_messages, longest, later_tokens))
     for part in split_by_length(np.arange(num_rows), placement.to_host(length), widths, parts):
-        scored = _score_part(
+        scored = score_part(
             *(params, scored, batch.messages, batch.message_length, visible, part.rows),
             config=config,
             execution=execution,
@@ -227,7 +227,7 @@ def _start(batch: Trajectories, *, frame: Frame) -> tuple[jax.Array, jax.Array, 
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'width'), donate_argnums=1)
-def _score_part(
+def score_part(
     params: Params,
     scored: tuple[jax.Array, jax.Array],
     messages: jax.Array,

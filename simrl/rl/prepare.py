@@ -11,7 +11,7 @@ Shapes: B rows, T tokens. Everything outside the decoder is float32.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -153,6 +153,35 @@ def add_passes(
     return dataclasses.replace(passes, old=old, ref_log_prob=ref_log_prob)
 
 
+class PreparePrograms(NamedTuple):
+    """The programs of `prepare`, jitted; see `jit_prepare`."""
+
+    start: Any  # `start_passes`
+    add: Any  # `add_passes`
+    finish: Any  # `assemble`
+
+
+def prepare_programs(
+    *,
+    trained_role: int,
+    config: TransformerConfig,
+    execution: Execution,
+    settings: AlgorithmSettings,
+    episode: Episode = 'conversation',
+) -> PreparePrograms:
+    """Makes the programs that `prepare` dispatches; arguments as of `jit_prepare`."""
+    return PreparePrograms(
+        start=jax.jit(
+            functools.partial(start_passes, trained_role=trained_role, settings=settings),
+            static_argnames=('value', 'reference'),
+        ),
+        add=jax.jit(
+            functools.partial(add_passes, config=config, execution=execution), static_argnames='width', donate_argnums=0
+        ),
+        finish=jax.jit(functools.partial(assemble, settings=settings, episode=episode)),
+    )
+
+
 @functools.cache  # runs of equal settings share programs: tracing takes seconds
 def jit_prepare(
     *,
@@ -170,14 +199,9 @@ def jit_prepare(
             all that follows is worth. The other estimators give a conversation one advantage, from the mean of its
             rewards.
     """
-    start = jax.jit(
-        functools.partial(start_passes, trained_role=trained_role, settings=settings),
-        static_argnames=('value', 'reference'),
+    start, add, finish = prepare_programs(
+        trained_role=trained_role, config=config, execution=execution, settings=settings, episode=episode
     )
-    add = jax.jit(
-        functools.partial(add_passes, config=config, execution=execution), static_argnames='width', donate_argnums=0
-    )
-    finish = jax.jit(functools.partial(assemble, settings=settings, episode=episode))
 
     def prepare(
         params: Params,

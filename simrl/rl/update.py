@@ -11,7 +11,7 @@ clipped, and its gradient is the plain policy gradient.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -192,6 +192,36 @@ def _step_metrics(loss: jax.Array, sums: dict[str, jax.Array], tokens: jax.Array
     return step | {'empty_updates': (jnp.asarray(tokens == 0, jnp.float32), jnp.ones((), jnp.float32))}
 
 
+class UpdatePrograms(NamedTuple):
+    """The programs of an update, jitted; see `jit_update`."""
+
+    zeros: Any  # params -> gradients so far
+    add: Any  # `add_gradients`
+    take_step: Any  # `minibatch_step`
+
+
+def update_programs(
+    config: TransformerConfig,
+    execution: Execution,
+    settings: AlgorithmSettings,
+    optimizer: Optimizer,
+    *,
+    state_sharding: TrainState | None = None,
+) -> UpdatePrograms:
+    """Makes the programs that `jit_update` dispatches; arguments as there."""
+    params_sharding = None if state_sharding is None else state_sharding.params
+    return UpdatePrograms(
+        zeros=jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=params_sharding),
+        add=jax.jit(
+            functools.partial(add_gradients, config=config, execution=execution, settings=settings),
+            static_argnames='width',
+            donate_argnums=1,
+            out_shardings=(params_sharding, None),
+        ),
+        take_step=jit_step(functools.partial(minibatch_step, settings=settings, optimizer=optimizer), state_sharding),
+    )
+
+
 def jit_update(
     config: TransformerConfig,
     execution: Execution,
@@ -220,15 +250,7 @@ def _jit_update(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes the update from the leaves and the tree of the state's shardings."""
     state_sharding: TrainState | None = jax.tree.unflatten(state_tree, shardings)
-    params_sharding = None if state_sharding is None else state_sharding.params
-    zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=params_sharding)
-    add = jax.jit(
-        functools.partial(add_gradients, config=config, execution=execution, settings=settings),
-        static_argnames='width',
-        donate_argnums=1,
-        out_shardings=(params_sharding, None),
-    )
-    take_step = jit_step(functools.partial(minibatch_step, settings=settings, optimizer=optimizer), state_sharding)
+    zeros, add, take_step = update_programs(config, execution, settings, optimizer, state_sharding=state_sharding)
 
     def update(
         state: TrainState,

@@ -1,0 +1,356 @@
+"""Programs for machines that are not here: their account, and one tiny config compiled for CPU devices."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+
+from configs import paper
+from simrl.conversations.chat import ASSISTANT, USER
+from simrl.experiments.experiment import settings_of
+from simrl.rollouts.dialogue import capacity
+from simrl.run.config import ConfigError
+from tools.benchmark.limits import weights_of
+from tools.compile_check import machines
+from tools.compile_check.__main__ import compile_all
+from tools.compile_check.architectures import PUBLISHED
+from tools.compile_check.check import check_mesh
+from tools.compile_check.hlo import Sent, collectives
+from tools.compile_check.machines import CHIPS, mesh_shape, topology_of
+from tools.compile_check.measure import Measured, extrapolated, fewer_layers
+from tools.compile_check.operations import operations
+from tools.compile_check.roofline import Group, rounds_of, sent_seconds, step_limits
+from tools.compile_check.work import walk, works_of
+
+ROOT = pathlib.Path(__file__).parents[2]
+BODY = """
+%summed (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%known_body (x: (s32[], bf16[2,8])) -> (s32[], bf16[2,8]) {
+  %two = s32[]{:T(128)} constant(2)
+  %counter = s32[]{:T(128)} get-tuple-element(%x), index=0
+  %kernel = bf16[4,8]{1,0} custom-call(%y), frontend_attributes={kernel_metadata={
+"block": 512
+}}, metadata={op_name="jit(f)/kernel"}
+  %all-gather.1 = bf16[4,8]{1,0} all-gather(%kernel), channel_id=1, dimensions={0}
+  %fusion.3 = f32[8]{0} fusion(%all-gather.1), kind=kOutput, calls=%fused
+  %next = s32[]{:T(128)} add(%counter, %two)
+  ROOT %both = (s32[], bf16[2,8]) tuple(%next, %fusion.3)
+}
+
+%fused (p: bf16[4,8]) -> f32[8] {
+  ROOT %all-reduce.5 = f32[8]{0} all-reduce(%p), to_apply=%summed
+}
+
+%below_10 (x: (s32[], bf16[2,8])) -> pred[] {
+  %ten = s32[] constant(10)
+  %counter.2 = s32[] get-tuple-element(%x), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter.2, %ten), direction=LT
+}
+
+%end (x: (s32[], f32[16])) -> pred[] {
+  ROOT %done.2 = pred[] get-tuple-element(%x), index=1
+}
+
+%unknown_body (x: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %all-reduce.7 = (f32[16]{0}, s32[]) all-reduce(%x, %n), to_apply=%summed
+  %while.2 = (s32[], bf16[2,8]) while(%t), condition=%below_10, body=%known_body, backend_config={NOTED}
+}
+
+ENTRY %main (x: f32[16]) -> f32[16] {
+  %zero = s32[] constant(0)
+  %zero.2 = s32[] copy(%zero)
+  %first = (s32[], bf16[2,8]) tuple(%zero.2, %x)
+  %while.1 = (s32[], f32[16]) while(%t), condition=%end, body=%unknown_body, metadata={op_name="jit(f)/a/b/c/while"}
+  %while.3 = (s32[], bf16[2,8]) while(%first), condition=%below_10, body=%known_body
+  %permute = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %done = f32[4]{0} collective-permute-done(%permute)
+}
+""".replace('NOTED', '"known_trip_count":{"n":"3"}')  # the other loop counts to 10 by twos
+
+
+@functools.cache
+def paper_work(*arms, **compute):
+    config = paper.get_config(','.join(arms)).to_dict()
+    config['compute'] |= compute
+    return list(works_of(settings_of(config)))
+
+
+def test_collectives_count_as_often_as_known_loops_run_them():
+    found = collectives(BODY)
+    assert found == {
+        ('', 'all-gather'): Sent(5, 5 * 4 * 8 * 2),
+        ('', 'all-reduce'): Sent(5, 5 * 8 * 4),
+        ('', 'collective-permute'): Sent(1, 16),
+        ('a/b/c', 'all-reduce'): Sent(1 + 3, 16 * 4 + 4 + 3 * 8 * 4),
+        ('a/b/c', 'all-gather'): Sent(3, 3 * 4 * 8 * 2),
+    }
+    with pytest.raises(ValueError, match='a line that begins with ENTRY'):
+        collectives('module {}')
+
+
+def test_operations_are_those_of_the_products():
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    def loss(w, x):
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, w)[0])
+
+    product = 2 * 3 * 5 * 5  # [3, 5] x [5, 5]
+    w, x = jax.ShapeDtypeStruct((7, 5, 5), 'float32'), jax.ShapeDtypeStruct((3, 5), 'float32')
+    assert operations(jax.jit(loss).trace(w, x).jaxpr) == {'': 7 * product}
+    # The gradient: forward, once more for want of what was not kept, and twice backward.
+    assert operations(jax.jit(jax.grad(loss)).trace(w, x).jaxpr) == {'': 7 * 4 * product}
+
+    def loop(w, x):
+        with jax.named_scope('decode'):
+            x = jax.lax.while_loop(lambda x: x[0, 0] < 3, lambda x: x @ w[0], x)
+        return jax.lax.cond(x[0, 0] > 1, lambda: x @ w[1] @ w[2], lambda: x @ w[1])
+
+    assert operations(jax.jit(loop).trace(w, x).jaxpr) == {'decode': product, '': 2 * product}
+
+
+@pytest.mark.parametrize('layers', [{'user': 48, 'assistant': 36}, {'user': 28, 'assistant': 61}, {'assistant': 36}])
+@pytest.mark.parametrize('few', [1, 2, 3])
+def test_all_layers_follow_from_few(layers, few):
+    def program(depth):
+        size = 100.0 + sum(number * {'user': 7, 'assistant': 3}[side] for side, number in depth.items())
+        sent = {('', 'all-reduce'): Sent(size, 2 * size)}
+        return Measured('x', 1, (), {'temporaries': size}, {'': 4 * size}, sent, seconds=1.0)
+
+    depths = fewer_layers(layers, few)
+    assert all(few <= number <= 4 * few for depth in depths for number in depth.values())
+    assert len(depths) <= 1 + len(layers)
+    found, true = extrapolated([program(depth) for depth in depths], depths, layers), program(layers)
+    assert found.bytes == pytest.approx(true.bytes)
+    assert found.operations == pytest.approx(true.operations)
+    assert found.sent['', 'all-reduce'] == pytest.approx(true.sent['', 'all-reduce'])
+    assert found.seconds == len(depths)
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters():
+    billions = {
+        'Qwen/Qwen2.5-1.5B-Instruct': 1.54,
+        'Qwen/Qwen2.5-3B-Instruct': 3.09,
+        'Qwen/Qwen2.5-7B-Instruct': 7.61,
+        'Qwen/Qwen2.5-14B-Instruct': 14.7,
+        'Qwen/Qwen2.5-32B-Instruct': 32.5,
+        'Qwen/Qwen3-14B': 14.8,
+        'Qwen/Qwen3-32B': 32.8,
+        'meta-llama/Llama-3.2-3B-Instruct': 3.21,
+        'HuggingFaceTB/SmolLM2-135M-Instruct': 0.135,
+    }
+    assert {name: weights_of(PUBLISHED[name]).stored / 1e9 for name in billions} == pytest.approx(billions, rel=0.01)
+
+
+def test_a_conversation_of_the_paper_at_its_longest():
+    (work,) = paper_work('sftuser-14b')
+    assert work.layers() == {'user': 48, 'assistant': 36}
+    # 5 turns from a given opening: 5 replies and 4 messages of the user, in contexts for one message more.
+    messages = list(walk(work))
+    assert [message.role for message in messages] == [ASSISTANT, USER] * 4 + [ASSISTANT]
+    room = capacity(work.assistant.policy.spec, 1024, 2048, 5)
+    assert 2048 + 5 * (2048 + 1024) < room <= 17920
+    assert [message.cache for message in messages] == sorted(message.cache for message in messages)
+    last = messages[-1]
+    header = len(work.assistant.policy.spec.own_header)
+    assert last.before[ASSISTANT] + header + 2048 + 1 <= last.cache <= room
+    assert last.before[ASSISTANT] == 2048 + 4 * (2048 + 1 + 1024 + 1) + 8 * header
+
+
+def test_arms_whose_simulator_is_elsewhere_say_so():
+    (text,) = paper_work('rpuser3-qwen3-14b')
+    assert text.user is None
+    assert any('simulator is text' in note for note in text.notes)
+    assert {message.role for message in walk(text)} == {USER, ASSISTANT}
+    everyone = paper_work()  # sftuser2-14b is held out
+    assert [work.name for work in everyone] == [name for name in paper.arms(text=False) if name != 'sftuser2-14b']
+
+
+def test_roofline_of_a_step():
+    (work,) = paper_work('sftuser-14b', rows_in_flight=64)
+    chip = CHIPS['v5p']
+    one, eight = (step_limits(work, Group(chip, data=data, model=1)) for data in (1, 8))
+    weights = weights_of(work.assistant.policy.spec.config)
+    # The weights are read once a token for each 64 rows, and each row's cache.
+    sampling = eight['assistant: sampling']
+    assert sampling.by == 'bandwidth'
+    cached = sum(sum(range(m.before[ASSISTANT], m.before[ASSISTANT] + 2048)) for m in walk(work) if m.role == ASSISTANT)
+    read = 5 * (5 * 2048 * 2 * (weights.layers + weights.head) + 8 * 2 * weights.cache * cached)
+    assert sampling.seconds == pytest.approx(read / chip.bandwidth)
+    tokens = work.capacity(ASSISTANT)
+    products = 6 * weights.layers * tokens + 6 * weights.head * 5 * 2048 + 3 * weights.attention * tokens**2 / 2
+    assert eight['gradients'].seconds == pytest.approx(40 * products / chip.flops, rel=1e-3)
+    assert one['gradients'].seconds == pytest.approx(8 * eight['gradients'].seconds)
+    assert eight['optimizer'].seconds == pytest.approx(4 * 32 * weights.stored / 8 / chip.bandwidth)
+    program = Measured(
+        'message/user',
+        20,
+        (),
+        {'aliased': 0.0},
+        {},
+        {('', 'all-gather'): Sent(1, 6e9), ('send/decode', 'all-reduce'): Sent(2, 3e6)},
+        0.0,
+    )
+    assert rounds_of(work, 'message/user', 'send/decode') == 1025
+    assert rounds_of(work, 'message/user', 'receive/feed') == 8
+    assert sent_seconds(work, program, chip) == pytest.approx(20 * (6e9 + 1025 * 2 * 3e6) / chip.links)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('v9:2x2', "expected a topology such as v5e:4x4, v5p:2x2x2, v6e:4x4, cpu:8, found 'v9:2x2'"),
+        ('v5p:2x2', "expected a shape such as v5p:2x2x2, found 'v5p:2x2'"),
+        ('v5e:0x4', "expected a shape such as v5e:4x4, found 'v5e:0x4'"),
+        ('cpu', "expected a shape such as cpu:8, found 'cpu'"),
+    ],
+)
+def test_an_unknown_topology_is_one_line(name, message):
+    with pytest.raises(ConfigError, match=f'^--topology: {re.escape(message)}$'):
+        topology_of(name)
+
+
+def test_a_topology_without_its_library_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'libtpu' else find(name))
+    with pytest.raises(ConfigError, match=r"v5e:4x4 needs libtpu, found none installed; pip install '\.\[tpu\]'"):
+        machines.prepare_process([topology_of('v5e:4x4')])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'layers': 0}, '--layers: expected at least 1, found 0'),
+        ({'programs': ['turn']}, "--programs: expected some of start, message/user, .*, found 'turn'"),
+        ({'mesh': '8'}, "--mesh: expected DATAxMODEL, for instance 8x1, found '8'"),
+        ({'mesh': '3x1'}, '--mesh: expected data x model = 1 devices of cpu:1, found 3x1'),
+    ],
+)
+def test_bad_flags_are_one_line(arguments, message, monkeypatch):
+    monkeypatch.setattr('tools.compile_check.__main__.prepare_process', lambda topologies: None)
+    usual = {'names': ['cpu:1'], 'mesh': None, 'layers': None, 'programs': ['step']}
+    with pytest.raises(ConfigError, match=f'^{message}$'):
+        compile_all(paper.get_config('sftuser-14b'), **usual | arguments)
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'message'),
+    [
+        ('1x3', r'--mesh: mesh\.model: expected a divisor of .*, found 3 \(assistant of arm sftuser-14b\)'),
+        ('1x32', r'--mesh: mesh\.model: expected a divisor of num_heads=16, .* found 32 .*'),
+        ('16x1', r'config\.rl.* / \(minibatches x microbatches\): expected a multiple of mesh\.data=16, found 8 rows'),
+        ('128x1', r'config\.rl\.prompts_per_step x samples_per_prompt: .* mesh\.data=128, found 320 rows'),
+    ],
+)
+def test_a_mesh_that_divides_neither_heads_nor_rows_is_one_line(mesh, message):
+    (work,) = paper_work('sftuser-14b')
+    absent = jax.sharding.AbstractMesh(mesh_shape(mesh), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ConfigError, match=f'^{message}$'):
+        check_mesh(work, absent)
+
+
+def test_a_model_of_unknown_sizes_is_one_line():
+    config = paper.get_config('sftuser-14b').to_dict()
+    config['model']['source'] = 'nobody/knows'
+    with pytest.raises(ConfigError, match=r"^config\.model\.source: expected a folder, .*, found 'nobody/knows'; "):
+        next(works_of(settings_of(config)))
+
+
+SIZES = {
+    'model_dim': 16,
+    'num_layers': 1,
+    'num_heads': 2,
+    'num_kv_heads': 2,
+    'head_dim': 8,
+    'mlp_dim': 32,
+}
+TINY = """
+from configs import paper
+
+
+def get_config(arg=''):
+    config = paper.get_config('sftuser-7b')
+    sizes = {'model_dim': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp_dim': 32, 'max_positions': 256}
+    config.model.random.update(sizes | {'num_layers': %d, 'tied_embedding': True, 'seed': 0})
+    config.arms['sftuser-7b'].model.random.update(sizes | {'num_layers': %d, 'tied_embedding': False, 'seed': 0})
+    config.conversation.limits.update(turns=2, prompt_tokens=16, assistant_tokens=8, user_tokens=8)
+    config.conversation.reserved_prompt_tokens = 8
+    config.rl.update(prompts_per_step=2, samples_per_prompt=4, row_buckets=(32,))
+    config.rl.algorithm.update(minibatches=2, microbatches=2)
+    config.compute.rows_in_flight = 4
+    return config
+"""
+
+
+def numbers(tmp_path, *flags, layers=(1, 1), topology='cpu:2'):
+    """What the program prints for a tiny config, and its numbers."""
+    file, output = tmp_path / 'tiny.py', tmp_path / 'numbers.json'
+    file.write_text(TINY % layers)
+    command = [sys.executable, '-m', 'tools.compile_check', f'--config={file}', f'--topology={topology}']
+    done = subprocess.run(
+        [*command, f'--output={output}', *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = json.loads(output.read_text())
+    return done.stdout, found
+
+
+def sent(program, scope=''):
+    """Bytes of a program's collectives by kind."""
+    return {found['kind']: found['size'] for found in program['collectives'] if found['scope'] == scope}
+
+
+def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
+    text, found = numbers(tmp_path, '--programs=passes,step')
+    assert '## sftuser-7b on cpu:2 as data=2 x model=1' in text
+    assert re.search(r'\n\| passes \| 4 \| 0\.0', text)
+    passes, step = (found['programs'][name] for name in ('passes', 'step'))
+    assert (passes['calls'], step['calls']) == (4, 2)
+    assert 'all-gather' in sent(passes)  # of parameters, which are split over `data`
+    assert sent(step)['all-reduce'] < 1000  # norms
+    # By arithmetic and by the compiler: parameters and two moments, in place of which their successors come, and the
+    # gradient. A device keeps its half.
+    stored = weights_of(dataclasses.replace(PUBLISHED['Qwen/Qwen2.5-3B-Instruct'], **SIZES)).stored
+    kept = found['kept']
+    assert kept['parameters'] == pytest.approx(4 * stored / 2, rel=0.01)
+    assert kept['parameters'] + kept['optimizer'] == pytest.approx(step['bytes']['aliased'], rel=1e-4)
+    assert step['bytes']['arguments'] == pytest.approx(step['bytes']['aliased'] + kept['parameters'], rel=0.01)
+    assert found['fits'] is None
+    needed = step['bytes']['arguments'] + step['bytes']['temporaries'] + kept['reference'] + kept['simulator']
+    assert step['needs'] == pytest.approx(needed + kept['assistant as loaded'], rel=0.01)
+
+
+@pytest.mark.long
+def test_few_layers_tell_of_all(tmp_path):
+    """Every program on four devices: bytes of arguments, operations and collectives of few layers, continued."""
+    whole = numbers(tmp_path, '--mesh=2x2', layers=(4, 6), topology='cpu:4')[1]
+    few = numbers(tmp_path, '--mesh=2x2', '--layers=1', layers=(4, 6), topology='cpu:4')[1]
+    assert few['compiled_layers'] == [{'user': 3, 'assistant': 2}, {'user': 6, 'assistant': 4}]
+    assert list(few['programs']) == list(whole['programs'])
+    for name, program in whole['programs'].items():
+        guessed = few['programs'][name]
+        assert guessed['bytes']['arguments'] == pytest.approx(program['bytes']['arguments'], rel=1e-6), name
+        assert guessed['operations'] == pytest.approx(program['operations']), name
+        assert guessed['bytes']['temporaries'] == pytest.approx(program['bytes']['temporaries'], rel=0.2), name
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
+def test_a_tiny_config_is_compiled_for_a_tpu(tmp_path):
+    text, found = numbers(tmp_path, topology='v5e:2x2')
+    assert found['fits']
+    assert 'smallest slice that fits: v5e:2x2 as 4x1' in text
+    assert set(found['programs']) == {'passes', 'gradients', 'step', 'start', 'message/user', 'message/assistant'}
+    assert found['least_seconds']['gradients'] > 0

@@ -1,0 +1,102 @@
+"""Compiles the programs of a config for machines that are not here, and says what they take. Nothing is loaded or run.
+
+    python -m tools.compile_check --config=configs/paper.py:sftuser-14b --topology=v5p:2x2x2 [--mesh=8x1] [--layers=2]
+        [--programs=gradients,message/user] [--config.compute.rows_in_flight=64]
+
+For each arm, topology and mesh: bytes a device by kind, floating-point operations, collectives, the least seconds of an
+RL step (a roofline), and whether it fits; of several topologies (--topology=v5p:2x2x1,v5p:2x2x2) the smallest that
+fits. Topologies are slices of TPUs, such as v5e:4x4, v5p:2x2x2 and v6e:4x4, which need libtpu (pip install '.[tpu]')
+and no TPU, or CPUs, cpu:8. Without --mesh it is the config's own.
+
+Programs (`programs.py`) are the functions that training calls, traced with shapes. Models of the hub are known by their
+published sizes (`architectures.py`), with a tokenizer that stands in for theirs; others by the files of their folder,
+without weights. Compiling a rollout's program of 84 layers takes about 90 s of CPU. With --layers=N they are compiled
+with about N layers of each side, and twice as many, and continued to all layers by a line; training's programs scan
+over their layers and are compiled with all.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from simrl.experiments.experiment import settings_of
+from simrl.main import USER_ERRORS, parse_flags
+from simrl.run import runtime
+from simrl.run.config import ConfigError
+from simrl.run.program import run_program
+from tools.compile_check.check import Checked, check
+from tools.compile_check.machines import mesh_of, mesh_shape, prepare_process, topology_of
+from tools.compile_check.programs import NAMES
+from tools.compile_check.report import line_of, plain, smallest, text_of
+from tools.compile_check.work import works_of
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file('config', None, 'A Python file with get_config(arg).', lock_config=True)
+    flags.DEFINE_list('topology', [], 'Machines to compile for, e.g. v5p:2x2x2,v5e:4x4 or cpu:8.')
+    flags.DEFINE_string('mesh', None, 'DATAxMODEL devices, e.g. 8x1; default: config.compute.mesh.')
+    flags.DEFINE_integer('layers', None, "About how many layers of each side a rollout's programs are compiled with.")
+    flags.DEFINE_string('output', None, 'A file for all numbers, as JSON.')
+    flags.DEFINE_list('programs', list(NAMES), f'Which ones, of {", ".join(NAMES)}.')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'expected only flags, found {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)  # messages of libraries are not this program's output
+    options: Any = flags.FLAGS
+    if options.config is None or not options.topology:
+        sys.exit('error: expected a config and a topology, e.g. --config=configs/paper.py --topology=v5p:2x2x2')
+    try:
+        found = compile_all(options.config, options.topology, options.mesh, options.layers, options.programs)
+        if options.output is not None:
+            text = json.dumps([plain(checked) for checked in found], indent=2)
+            pathlib.Path(options.output).write_text(text + '\n', encoding='utf-8')
+    except USER_ERRORS as error:
+        sys.exit(f'error: {error}')
+
+
+@runtime.numeric_defaults()
+def compile_all(
+    config: Any, names: Sequence[str], mesh: str | None, layers: int | None, programs: Sequence[str]
+) -> list[Checked]:
+    """Prints the tables of each arm on each topology, as soon as they are known.
+
+    Raises:
+        ConfigError: a flag, or a setting, that is impossible.
+    """
+    topologies = [topology_of(name) for name in names]
+    if layers is not None and layers < 1:
+        raise ConfigError(f'--layers: expected at least 1, found {layers}')
+    if unknown := [name for name in programs if name not in NAMES]:
+        raise ConfigError(f'--programs: expected some of {", ".join(NAMES)}, found {unknown[0]!r}')
+    settings = settings_of(config)
+    own = settings.compute.mesh
+    shape = (own.data, own.model) if mesh is None else mesh_shape(mesh)
+    works = list(works_of(settings))
+    prepare_process(topologies)
+    meshes = [mesh_of(topology, shape) for topology in topologies]
+    found: list[Checked] = []
+    for topology, devices in zip(topologies, meshes, strict=True):
+        for work in works:
+            found.append(
+                check(
+                    *(work, topology, devices),
+                    names=programs,
+                    few=layers,
+                    on_measured=lambda program: print(line_of(program), file=sys.stderr, flush=True),
+                )
+            )
+            print(f'{text_of(found[-1])}\n', flush=True)
+    print('\n'.join(smallest(found)))
+    return found
+
+
+if __name__ == '__main__':
+    define_flags()
+    run_program(lambda: app.run(main, flags_parser=parse_flags))

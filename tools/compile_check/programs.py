@@ -1,0 +1,190 @@
+"""The programs of an RL step, traced from shapes: the functions that training calls, with the arguments that it gives.
+
+1. `start`: both prompts are fed (`start_dialogue`).
+2. `message/user`, `message/assistant`: one message of either side with the largest caches (`add_message`): a header is
+   fed, the message is sampled, and the partner's model hears it.
+3. `passes`: one microbatch through old parameters and reference, where there is such a pass (`add_passes`).
+4. `gradients`: one microbatch forward and backward (`add_gradients`), and `step`: the optimizer's (`minibatch_step`).
+5. `reward`: one microbatch through the reward model (`score_part`).
+
+Rows are as long as they may be. `start` and messages have each layer by itself, so that compiling takes longer the more
+there are; the others scan over them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from simrl.conversations.chat import ASSISTANT
+from simrl.models import sharding
+from simrl.models.rows import bucket_widths
+from simrl.rewards.reward_model import score_part
+from simrl.rewards.rewards import Rewards
+from simrl.rl.prepare import prepare_programs
+from simrl.rl.update import update_programs
+from simrl.rollouts.dialogue import add_message
+from simrl.rollouts.prompts import start_dialogue
+from simrl.rollouts.state import Dialogue
+from simrl.rollouts.trajectories import trajectories
+from simrl.training.optimizer import make_optimizer
+from tools.compile_check.shapes import (
+    Training,
+    by_rows,
+    params_of,
+    placed,
+    policy_of,
+    prompts_of,
+    scalar,
+    training_of,
+    whole,
+    with_caches,
+)
+from tools.compile_check.work import SIDES, Work, walk
+
+UNROLLED = ('start', 'message/user', 'message/assistant')  # layers by themselves
+SCANNED = ('passes', 'gradients', 'step', 'reward')
+NAMES = (*UNROLLED, *SCANNED)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A traced program.
+
+    Attributes:
+        name: of `NAMES`.
+        traced: of JAX.
+        calls: how often a step calls it, where all rows are as long as may be.
+        holds: kinds of `shapes.kept_kinds` that are among its arguments.
+    """
+
+    name: str
+    traced: Any
+    calls: int
+    holds: tuple[str, ...] = ()
+
+
+def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], Any]) -> Iterator[Program]:
+    """`start`, and the messages.
+
+    Args:
+        compile_start: `start` -> the shardings of its results, which are those of a message's arguments.
+    """
+    user, assistant = (policy_of(work.side(role), mesh) for role in SIDES.values())
+    pieces, holds = work.rows // work.rows_at_once, () if work.user is None else ('simulator',)
+    traced = start_dialogue.trace(
+        *(user, assistant, prompts_of(work, mesh), 0, 0), limits=work.limits, max_new_tokens=work.max_new_tokens
+    )
+    start = Program('start', traced, pieces, holds)
+    dialogue, keys = placed(traced.out_info, compile_start(start))
+    messages = list(walk(work))
+    for name, role in SIDES.items():
+        sent = [message.cache for message in messages if message.role == role]
+        if work.side(role) is not None and sent:
+            grown = with_caches(dialogue, max(sent))
+            yield Program(
+                f'message/{name}',
+                add_message.trace(user, assistant, grown, keys, role=role),
+                pieces * len(sent),
+                holds,
+            )
+
+
+def finished(work: Work, mesh: Mesh) -> Any:
+    """The trajectories of a step, abstract."""
+    shorter = work.with_layers(dict.fromkeys(work.layers(), 1))  # a conversation has nothing of the models
+    user, assistant = (policy_of(shorter.side(role), mesh) for role in SIDES.values())
+    prompts = prompts_of(
+        dataclasses.replace(shorter, compute=dataclasses.replace(work.compute, rows_in_flight=None)), mesh
+    )
+    start = functools.partial(start_dialogue, limits=work.limits, max_new_tokens=work.max_new_tokens)
+    dialogue: Dialogue = jax.eval_shape(lambda *arguments: start(*arguments, 0, 0)[0], user, assistant, prompts)
+    ends = functools.partial(trajectories, view=ASSISTANT)
+    return by_rows(
+        jax.eval_shape(lambda x, *of: ends(x, example_id=of[0], group=of[1]), dialogue, prompts.example, prompts.group),
+        mesh,
+    )
+
+
+def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[Program]:
+    """`passes` where there are any, `gradients` and `step`."""
+    spec, settings, execution = work.assistant.policy.spec, work.rl.algorithm, work.compute.training
+    config, temperature = spec.config, work.assistant.policy.temperature
+    batch = finished(work, mesh)
+    mask, rows = whole((config.padded_vocab_size,), bool, mesh), whole((work.rows_of_microbatch,), np.int32, mesh)
+    width = bucket_widths(work.rl.row_buckets, batch.tokens.shape[1])[-1]
+    params, reference, frozen = training.state.params, training.reference, training.frozen
+    programs = prepare_programs(trained_role=ASSISTANT, config=config, execution=execution, settings=settings)
+    passes = by_rows(
+        jax.eval_shape(
+            functools.partial(programs.start, value='value_head' in params, reference=reference is not None),
+            *(batch.role, batch.length, batch.log_prob),
+        ),
+        mesh,
+    )
+    number = settings.minibatches * settings.microbatches
+    if passes.old is not None or passes.ref_log_prob is not None:
+        traced = programs.add.trace(
+            *(passes, {**frozen, **params}, reference, batch.tokens, rows, mask, temperature), width=width
+        )
+        holds = ('parameters',) if passes.old is not None else ()
+        yield Program('passes', traced, number, (*holds, *(() if frozen or reference is None else ('reference',))))
+    prepared, _ = jax.eval_shape(programs.finish, passes, batch, rewards_of(work))
+    prepared = by_rows(prepared, mesh)
+    optimizer = make_optimizer(work.rl.optimizer, work.rl.steps * settings.updates_per_batch)
+    update = update_programs(config, execution, settings, optimizer, state_sharding=training.shardings)
+    so_far = params if settings.microbatches > 1 else None
+    traced = update.add.trace(
+        *(params, so_far, prepared, whole((work.rows,), bool, mesh), rows, scalar(np.int32, mesh), mask, temperature),
+        frozen,
+        width=width,
+    )
+    yield Program('gradients', traced, settings.epochs * number, ('parameters',))
+    _, part = traced.out_info
+    parts = [jax.tree.map(lambda x: whole(x.shape, x.dtype, mesh), part)] * settings.microbatches
+    traced = update.take_step.trace(training.state, params, parts)
+    yield Program('step', traced, settings.epochs * settings.minibatches, ('parameters', 'optimizer'))
+
+
+def rewards_of(work: Work) -> Rewards:
+    """Rewards of whole conversations, abstract."""
+    one: Any = functools.partial(jax.ShapeDtypeStruct, (work.rows,))
+    return Rewards(value=one(np.float32), valid=one(bool), parts={}, cause=one(np.int32))
+
+
+def reward_programs(work: Work, mesh: Mesh) -> Iterator[Program]:
+    """`reward`, where the reward is a model's."""
+    if work.frame is None:
+        return
+    config, batch = work.assistant.policy.spec.config, finished(work, mesh)
+    _, messages, longest = batch.messages.shape
+    width = work.frame.row_length(messages, longest, max(work.max_new_tokens))
+    scored = tuple(by_rows(jax.ShapeDtypeStruct((work.rows, messages // 2), x), mesh) for x in (np.float32, bool))
+    visible = by_rows(jax.ShapeDtypeStruct((work.rows,), np.int32), mesh)
+    params = params_of(config, mesh, sharding.SAMPLING_RULES, heads=('reward_head',))
+    rows = whole((work.rows_of_microbatch,), np.int32, mesh)
+    traced = score_part.trace(
+        *(params, scored, batch.messages, batch.message_length, visible, rows),
+        config=config,
+        execution=work.compute.training,
+        frame=work.frame,
+        width=bucket_widths(work.rl.row_buckets, width)[-1],
+    )
+    yield Program('reward', traced, work.rows // work.rows_of_microbatch, ('reward model',))
+
+
+def training_programs(work: Work, mesh: Mesh) -> tuple[Training, Iterator[Program]]:
+    """All programs that scan over layers, and the arrays that they share."""
+    settings = work.rl
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
+    training = training_of(work, mesh, optimizer)
+
+    def programs() -> Iterator[Program]:
+        yield from update_programs_of(work, mesh, training)
+        yield from reward_programs(work, mesh)
+
+    return training, programs()
