@@ -137,7 +137,7 @@ def _kept(checked: Checked) -> Iterator[str]:
 
 
 def verdict(checked: Checked) -> str:
-    """Whether an arm fits, in one line, with the largest program's estimate by kind."""
+    """Says in one line whether an arm fits, with the largest program's estimate by kind."""
     program = checked.programs[checked.most]
     chip = checked.topology.chip
     parts = {
