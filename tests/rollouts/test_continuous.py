@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -16,6 +17,7 @@ from simrl.rollouts.replay import Replay
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcript_of
 from simrl.rollouts.window import _fed, decode_block
+from tests import many_devices
 from tests.rollouts.test_host import EXAMPLES, LIMITS, ROWS, SAMPLES, agent_of, chatty, conversations_of, partner_of
 from tests.rollouts.test_mixed import mixed
 from tests.rollouts.test_openings import WRITER
@@ -128,6 +130,21 @@ def test_padding_is_over_before_it_starts() -> None:
     assert_same(dataclasses.replace(found, group=expected.group), expected, rows)
     assert found.num_messages[4 * SAMPLES :].max() <= 1
     assert set(found.end_reason[4 * SAMPLES :].tolist()) == {EndReason.TURNS}
+
+
+@pytest.mark.long
+def test_devices_do_not_matter() -> None:
+    """Rows stay on their devices: loops' ends are sent, what a model's parts have in common, and blocks to the host."""
+    found = json.loads(many_devices.run('tests.rollouts.continuous_devices').splitlines()[-1])
+    expected, _ = conversations_of(*agents('device'), samples=2 * SAMPLES)
+    for mesh, on_devices in found.items():
+        np.testing.assert_array_equal(on_devices['messages'], expected.messages, mesh)
+        np.testing.assert_array_equal(on_devices['tokens'], expected.tokens, mesh)
+        assert on_devices['sent']['move'] == []
+    rows = [['all-gather', [16, LIMITS.user_tokens]], ['all-gather', [16]]]  # the windows of eight devices
+    assert [sent for sent in found['8x1']['sent']['decode'] if sent[0] == 'all-gather' and sent not in rows] == []
+    assert {kind for kind, shape in found['8x1']['sent']['decode'] if shape == []} == {'all-reduce'}
+    assert found['8x1']['sent']['feed'] == [['all-reduce', []]]
 
 
 @pytest.mark.long

@@ -291,6 +291,8 @@ def test_processes_do_not_matter(on_both: bool) -> None:
         batch, _ = talk(ASSISTANT, text_agent(for_sampling(agent_of(USER), mesh), CHAT, mesh))
         np.testing.assert_array_equal(found['text'][0], first_turn(batch))
         assert len({str(message) for message in found['text'][0]}) > 3
+        np.testing.assert_array_equal(found['continuous'][0], first_turn(on_device(ASSISTANT)))
+        assert found['continuous host'] == found['host']
     written = ~given
     assert reasons == {str(row): reason for row, reason in failures.items() if written[row]}
     assert len(first['asked']) == len(second['asked']) == written.sum() / 2

@@ -13,6 +13,7 @@ from simrl.models import placement, sharding
 from simrl.rollouts import compaction, context
 from simrl.rollouts.agents import Agent, HostConversation, Reply
 from simrl.rollouts.collect import collect, for_sampling
+from simrl.rollouts.schedule import Batching
 from simrl.simulators.text_view import text_agent
 from tests import many_devices
 from tests.rollouts import test_host as scene
@@ -30,7 +31,7 @@ def main() -> None:
     assistant = for_sampling(assistant, mesh)
 
     def messages(
-        user: Agent, examples: list[Example], rows_in_flight: int | None = None
+        user: Agent, examples: list[Example], rows_in_flight: int | None = None, batching: Batching = 'static'
     ) -> tuple[list[list[list[int]]], dict[str, str]]:
         batch, failures = collect(
             *(user, assistant, examples),
@@ -42,6 +43,7 @@ def main() -> None:
             mesh=mesh,
             samples=scene.SAMPLES,
             rows_in_flight=rows_in_flight,
+            batching=batching,
         )
         assert not batch.messages.is_fully_addressable
         found: list[list[list[int]]] = placement.to_host(batch.messages).tolist()
@@ -52,6 +54,10 @@ def main() -> None:
     if ON_BOTH in os.environ:
         agent = text_agent(for_sampling(scene.agent_of(USER), mesh), scene.CHAT, mesh)
         results['text'] = messages(agent, scene.EXAMPLES)
+        user = for_sampling(scene.agent_of(USER), mesh)
+        results['continuous'] = messages(user, scene.EXAMPLES, scene.ROWS // 3, 'continuous')
+        replies = scene.partner_of(failing)
+        results['continuous host'] = messages(replies, scene.EXAMPLES, scene.ROWS // 3, 'continuous')
     asked: list[tuple[str, int]] = []
 
     def reply(conversation: HostConversation, seed: int) -> Reply:
