@@ -82,9 +82,10 @@ def prepared(alone: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def lines_of(workdir: pathlib.Path, arm: str) -> list[dict[str, float]]:
-    """The metrics of a training that do not depend on the clock."""
+    """The metrics of a training that depend neither on the clock nor on how many rows the devices share."""
     lines = (workdir / 'rl' / arm / 'seed-0' / 'metrics.jsonl').read_text().splitlines()
-    return [{k: x for k, x in json.loads(line).items() if not k.startswith(UNREPEATED)} for line in lines]
+    others = (*UNREPEATED, 'rollout/useful_steps')
+    return [{k: x for k, x in json.loads(line).items() if not k.startswith(others)} for line in lines]
 
 
 def conversations_of(workdir: pathlib.Path, arm: str) -> list[dict[str, Any]]:
