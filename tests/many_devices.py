@@ -1,14 +1,17 @@
 """Processes with many devices, many processes, and what a compiled program sends between devices."""
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
+import random
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -71,18 +74,43 @@ def free_address() -> str:
         return f'127.0.0.1:{free.getsockname()[1]}'
 
 
-def start_processes(arguments: Sequence[Sequence[str]], devices: int = 1, **variables: str) -> list[subprocess.Popen]:
-    """Starts a process for each module with its arguments; each has `devices` devices."""
+def slurm(number: int) -> list[dict[str, str]]:
+    """The variables that SLURM sets for each of `number` tasks of a job on this machine."""
+    ports = range(65536 - 2**12, 65536)  # one of these, by the number of the job
+    for job in itertools.count(random.randrange(2**12)):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(('127.0.0.1', ports[job % 2**12]))
+            break
+    of_job = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(number)}
+    return [of_job | {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)} for index in range(number)]
+
+
+def start_processes(
+    arguments: Sequence[Sequence[str]],
+    devices: int = 1,
+    own: Sequence[Mapping[str, str]] | None = None,
+    **variables: str,
+) -> list[subprocess.Popen]:
+    """Starts a process for each module with its arguments; each has `devices` devices.
+
+    Args:
+        own: the variables of each process.
+        variables: of all of them.
+    """
     return [
         subprocess.Popen(
             [sys.executable, '-W', 'error::DeprecationWarning:simrl', '-m', *of_process],
-            env=os.environ | EIGHT_DEVICES | {'JAX_NUM_CPU_DEVICES': str(devices)} | variables,
+            env=os.environ
+            | EIGHT_DEVICES
+            | {'JAX_NUM_CPU_DEVICES': str(devices)}
+            | variables
+            | (own[number] if own else {}),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for of_process in arguments
+        for number, of_process in enumerate(arguments)
     ]
 
 

@@ -16,9 +16,15 @@ import numpy as np
 import pytest
 
 from simrl import main
+from simrl.evaluation.fidelity.turns import read_turns
+from simrl.experiments.endpoints import answers_file
+from simrl.experiments.replays import TURNS_FILE
 from simrl.run.config import ConfigError
 from simrl.run.metrics import UNREPEATED
 from tests import many_devices
+from tests.experiments import with_endpoints
+from tests.experiments.test_pretrained import files  # noqa: F401  (a fixture)
+from tests.remote.server import ScriptedServer
 
 HEADS = [
     f'--config.{model}.model.num_{kind}=4' for model in ('assistant', 'users.medium') for kind in ('heads', 'kv_heads')
@@ -49,7 +55,8 @@ class Layout:
     def start(self, workdir: pathlib.Path, *flags: str) -> list[subprocess.Popen]:
         """Starts the program in all processes."""
         mesh = (f'--config.compute.mesh.data={self.data}', f'--config.compute.mesh.model={self.model}')
-        command = ('simrl.main', *COMMAND, *mesh, f'--workdir={workdir}', *flags)
+        usual = () if any(flag.startswith('--config=') for flag in flags) else COMMAND
+        command = ('simrl.main', *usual, *mesh, f'--workdir={workdir}', *flags)
         if self.processes == 1:
             return many_devices.start_processes([command], self.devices)
         joined = (f'--processes={self.processes}', f'--coordinator={many_devices.free_address()}')
@@ -202,6 +209,32 @@ def test_the_whole_experiment_in_two_processes(alone: pathlib.Path, tmp_path: pa
         one, two = (json.loads((run / folder / 'result.json').read_text()) for run in (whole, workdir))
         assert one['shown'] == two['shown']
         assert one['outcomes'] == two['outcomes']
+
+
+@pytest.mark.long
+def test_processes_ask_endpoints_for_their_shares(files, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    """Of a simulator and a judge: in conversations of training, in a replay of people's; nothing is asked twice."""
+    arm, asked = with_endpoints.ARM, []
+    flags = (
+        *(
+            f'--only=rl/{arm},replay/{arm}',
+            '--config.evaluation.replayed=4',
+            '--config.conversation.limits.prompt_tokens=96',
+        ),
+        *(f'--config.model.source={files}/model', f'--config.data.folder={files}', '--config.rl.row_buckets=(256,)'),
+        '--config.conversation.role_play.instructions=Play. End with {signal}. {opening}',
+        *('--config.evaluation.people=6', '--config.evaluation.matrix=4', '--config.evaluation.batch_size=6'),
+    )
+    for name, layout in (('one', ONE), ('two', Layout(2, 1, 2, 1))):
+        with ScriptedServer(with_endpoints.answers) as server:
+            layout.run(tmp_path / name, f'--config=tests/experiments/with_endpoints.py:{server.url}', *flags)
+            asked.append(sorted(json.dumps(body, sort_keys=True) for body in server.requests))
+    assert asked[0] == asked[1]
+    assert conversations_of(tmp_path / 'one', arm) == conversations_of(tmp_path / 'two', arm)
+    turns = [read_turns(tmp_path / name / 'replay' / arm / TURNS_FILE) for name in ('one', 'two')]
+    assert turns[0] == turns[1]
+    sizes = [(tmp_path / 'two' / answers_file(process)).stat().st_size for process in (0, 1)]
+    assert min(sizes) > max(sizes) / 3
 
 
 def names_in(workdir: pathlib.Path) -> set[str]:

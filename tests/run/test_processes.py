@@ -21,9 +21,9 @@ def test_one_process_leads_and_waits_for_nobody() -> None:
 
 
 def test_processes_run_the_same_stages_and_end_with_the_one_that_fails(tmp_path: pathlib.Path) -> None:
-    workdir, address = tmp_path / 'run', many_devices.free_address()
-    commands = [[two_processes.__name__, address, '2', str(index), str(workdir)] for index in (0, 1)]
-    first, second = many_devices.end(many_devices.start_processes(commands))
+    workdir = tmp_path / 'run'
+    commands = [(two_processes.__name__, str(workdir))] * 2
+    first, second = many_devices.end(many_devices.start_processes(commands, own=many_devices.slurm(2)))
     found = [json.loads(line) for one in (first, second) for line in one.output.splitlines() if line[0:1] == '{']
     assert len(found) == 2, first.errors + second.errors
     for one in found:

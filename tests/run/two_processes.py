@@ -1,6 +1,6 @@
-"""Run by `test_processes.py` in two processes: stages that need no device, of which the second process breaks the last.
+"""Run by `test_processes.py` in two tasks of SLURM: stages that need no device; the second process breaks the last.
 
-python -m tests.run.two_processes COORDINATOR NUMBER INDEX WORKDIR
+python -m tests.run.two_processes WORKDIR
 """
 
 import json
@@ -18,9 +18,9 @@ processes.GRACE_SECONDS = 0.3
 
 
 def main() -> None:
-    coordinator, number, index, folder = sys.argv[1:]
-    processes.join(int(number), int(index), coordinator)
-    workdir, checked, done = pathlib.Path(folder), list[str](), list[str]()
+    processes.join(None, None, None)
+    index = processes.index()
+    workdir, checked, done = pathlib.Path(sys.argv[1]), list[str](), list[str]()
 
     def write(stage: pathlib.Path) -> None:
         done.append(stage.name)
@@ -44,9 +44,9 @@ def main() -> None:
         return [Stage('first', {'x': 1}, {}, write, check), *works]
 
     second = Stage('second', {}, {'first': workdir / 'first'}, read, check)
-    differing = Stage('differing', {'x': int(index)}, {}, write)
-    found: dict[str, object] = {'gathered': processes.gather('numbers', int(index) + 1)}
-    found['broadcast'] = processes.broadcast('a number', int(index) + 1)
+    differing = Stage('differing', {'x': index}, {}, write)
+    found: dict[str, object] = {'gathered': processes.gather('numbers', index + 1)}
+    found['broadcast'] = processes.broadcast('a number', index + 1)
     points = 0  # until the leader hears of the other one's signal
     while processes.agree_on_signal(15 if points and not processes.leads() else None) is None:
         points += 1
