@@ -56,7 +56,7 @@ class Layout:
         """Starts the program in all processes."""
         mesh = (f'--config.compute.mesh.data={self.data}', f'--config.compute.mesh.model={self.model}')
         usual = () if any(flag.startswith('--config=') for flag in flags) else COMMAND
-        command = ('simrl.main', *usual, *mesh, f'--workdir={workdir}', *flags)
+        command = ('simrl.main', *usual, *flags, *mesh, f'--workdir={workdir}')
         if self.processes == 1:
             return many_devices.start_processes([command], self.devices)
         joined = (f'--processes={self.processes}', f'--coordinator={many_devices.free_address()}')
@@ -216,18 +216,20 @@ def test_processes_ask_endpoints_for_their_shares(files, tmp_path: pathlib.Path)
     """Of a simulator and a judge: in conversations of training, in a replay of people's; nothing is asked twice."""
     arm, asked = with_endpoints.ARM, []
     flags = (
+        *('--config.evaluation.replayed=4', '--config.conversation.limits.prompt_tokens=96'),
         *(
             f'--only=rl/{arm},replay/{arm}',
-            '--config.evaluation.replayed=4',
-            '--config.conversation.limits.prompt_tokens=96',
+            f'--config.model.source={files}/model',
+            f'--config.data.folder={files}',
+            '--config.rl.row_buckets=(256,)',
         ),
-        *(f'--config.model.source={files}/model', f'--config.data.folder={files}', '--config.rl.row_buckets=(256,)'),
         '--config.conversation.role_play.instructions=Play. End with {signal}. {opening}',
         *('--config.evaluation.people=6', '--config.evaluation.matrix=4', '--config.evaluation.batch_size=6'),
     )
     for name, layout in (('one', ONE), ('two', Layout(2, 1, 2, 1))):
         with ScriptedServer(with_endpoints.answers) as server:
-            layout.run(tmp_path / name, f'--config=tests/experiments/with_endpoints.py:{server.url}', *flags)
+            config = f'--config=tests/experiments/with_endpoints.py:{server.url}'
+            layout.run(tmp_path / name, config, *flags)
             asked.append(sorted(json.dumps(body, sort_keys=True) for body in server.requests))
     assert asked[0] == asked[1]
     assert conversations_of(tmp_path / 'one', arm) == conversations_of(tmp_path / 'two', arm)
