@@ -177,6 +177,20 @@ def test_a_signal_to_one_process_stops_all_after_one_step(alone: pathlib.Path, t
 
 
 @pytest.mark.long
+def test_a_signal_between_trainings_ends_all_at_once(tmp_path: pathlib.Path) -> None:
+    started = Layout(2, 1, 2, 1).start(tmp_path / 'run')
+    while not (tmp_path / 'run' / 'world' / 'stage.json').exists():
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.005)
+    started[1].send_signal(signal.SIGTERM)
+    first, second = many_devices.end(started)
+    assert (first.code, second.code) == (128 + signal.SIGTERM,) * 2
+    assert 'stopped by SIGTERM; the same command resumes' in second.errors
+    assert re.search('process 0: stopped, because of process 1 on .*: stopped by SIGTERM', first.errors)
+    assert first.at - second.at < 10
+
+
+@pytest.mark.long
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_killed_process_ends_the_other_one_and_the_same_command_goes_on(
     alone: pathlib.Path, tmp_path: pathlib.Path, killed: int
