@@ -72,7 +72,11 @@ class Layout:
 ONE = Layout(1, 1, 1, 1)
 ROLE_PLAY = ('--only=rl/role_play',)
 # At first no group's rewards differ here. Then a KL term's gradient is rounding, of which Adam makes a whole update.
-ORACLE = ('--only=rl/oracle', '--config.rl.algorithm.kl=none')
+ORACLE = ('--only=rl/oracle', '--config.rl.algorithm.kl=none', '--config.rl.algorithm.kl_coef=0.0')
+MEASURES_OFF = (  # by default
+    *('--config.evaluation.replayed=4', '--config.evaluation.forecast.examples=8'),
+    '--config.evaluation.forecast.samples=2',
+)
 
 
 @pytest.fixture(scope='module')
@@ -214,8 +218,8 @@ def test_a_killed_process_ends_the_other_one_and_the_same_command_goes_on(
 @pytest.mark.long
 def test_the_whole_experiment_in_two_processes(alone: pathlib.Path, tmp_path: pathlib.Path) -> None:
     whole, workdir = prepared(alone, tmp_path / 'one'), tmp_path / 'two'
-    ONE.run(whole)
-    _, second = Layout(2, 1, 2, 1).run(workdir)
+    ONE.run(whole, *MEASURES_OFF)
+    _, second = Layout(2, 1, 2, 1).run(workdir, *MEASURES_OFF)
     for arm in ('role_play', 'oracle'):
         assert_equal_training(workdir, whole, arm)
     assert names_in(workdir) - names_in(whole) == {'workers/process-1.log'}
@@ -225,6 +229,12 @@ def test_the_whole_experiment_in_two_processes(alone: pathlib.Path, tmp_path: pa
         one, two = (json.loads((run / folder / 'result.json').read_text()) for run in (whole, workdir))
         assert one['shown'] == two['shown']
         assert one['outcomes'] == two['outcomes']
+    for folder in ('forecast/fine_tuned/seed-0', 'people_forecast'):
+        one, two = (json.loads((run / folder / 'result.json').read_text()) for run in (whole, workdir))
+        assert one.get('rewards', one.get('values')) == two.get('rewards', two.get('values'))
+        np.testing.assert_allclose(one['products'], two['products'], rtol=1e-4, atol=1e-6)
+    turns = [read_turns(run / 'replay' / 'persona' / TURNS_FILE) for run in (whole, workdir)]
+    assert turns[0] == turns[1]
 
 
 @pytest.mark.long
