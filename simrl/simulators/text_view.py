@@ -190,7 +190,7 @@ def _sample(
     arrays = (padded('tokens', 'int32'), padded('role', 'int8'), padded('message', 'int16'), length)
     with jax.set_mesh(mesh):
         rows_of = placement.shard_batch((*arrays, row_keys[index], number, active), mesh)
-        sampled = _generated(policy, *rows_of, np.uint32(-attempt % 2**32))
+        sampled = generated(policy, *rows_of, np.uint32(-attempt % 2**32))
         tokens, content_length, stopped, truncated = placement.to_host(sampled)
     replies = []
     for row, fit in enumerate(fits):
@@ -205,7 +205,7 @@ def _sample(
 
 
 @jax.jit
-def _generated(
+def generated(
     policy: Policy,
     tokens: jax.Array,
     role: jax.Array,

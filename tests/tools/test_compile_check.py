@@ -169,11 +169,12 @@ def test_a_conversation_of_the_paper_at_its_longest():
     assert last.before[ASSISTANT] == 2048 + 4 * (2048 + 1 + 1024 + 1) + 8 * header
 
 
-def test_arms_whose_simulator_is_elsewhere_say_so():
+def test_a_simulator_that_passes_text_is_a_model_on_the_device():
     (text,) = paper_work('rpuser3-qwen3-14b')
     assert text.user is None
-    assert any('simulator is text' in note for note in text.notes)
+    assert text.layers() == {'user': 40, 'assistant': 36}
     assert {message.role for message in walk(text)} == {USER, ASSISTANT}
+    assert 'user: its views' in step_limits(text, Group(CHIPS['v5p'], data=8, model=1))
     everyone = paper_work()  # sftuser2-14b is held out
     assert [work.name for work in everyone] == [name for name in paper.arms(text=False) if name != 'sftuser2-14b']
 

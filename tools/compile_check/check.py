@@ -63,13 +63,11 @@ def check_mesh(work: Work, mesh: Mesh) -> None:
     Raises:
         ConfigError: the field, and what does not divide it.
     """
-    agents = {'assistant': work.assistant, 'simulator': work.user}
-    for name, agent in agents.items():
-        if agent is not None:
-            try:
-                sharding.param_shardings(agent.policy.spec.config, mesh, sharding.TRAINING_RULES)
-            except ValueError as error:
-                raise ConfigError(f'--mesh: {error} ({name} of arm {work.name})') from error
+    for name, agent in work.models().items():
+        try:
+            sharding.param_shardings(agent.policy.spec.config, mesh, sharding.TRAINING_RULES)
+        except ValueError as error:
+            raise ConfigError(f'--mesh: {error} ({name} of arm {work.name})') from error
     rows = {
         'config.rl.prompts_per_step x samples_per_prompt': work.rows,
         'config.compute.rows_in_flight': work.rows_at_once,

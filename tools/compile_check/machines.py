@@ -16,8 +16,14 @@ from simrl.run.config import ConfigError
 GIB = 2**30
 CPU = 'cpu'
 INSTALL = "pip install '.[tpu]' installs the libtpu of this JAX, and no TPU is needed"
-# libtpu asks a TPU's host for its topology, and locks the TPU for one process; there is none.
-ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_STDERR_LOG_LEVEL': '3'}
+# libtpu asks a TPU's host what it is a part of, and locks the TPU for one process; here there is none.
+ENVIRONMENT = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_STDERR_LOG_LEVEL': '3',
+    'TPU_ACCELERATOR_TYPE': 'v5p-16',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+}
 
 
 @dataclasses.dataclass(frozen=True)

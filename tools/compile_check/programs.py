@@ -2,7 +2,9 @@
 
 1. `start`: both prompts are fed (`start_dialogue`).
 2. `message/user`, `message/assistant`: one message of either side with the largest caches (`add_message`): a header is
-   fed, the message is sampled, and the partner's model hears it.
+   fed, the message is sampled, and the partner's model hears it. With a user off the device `hear/user`: the assistant
+   hears its message (`add_reply`); and one on the device that passes text feeds its whole view for each message,
+   `reply/user` (`text_view.generated`).
 3. `passes`: one microbatch through old parameters and reference, where there is such a pass (`add_passes`).
 4. `gradients`: one microbatch forward and backward (`add_gradients`), and `step`: the optimizer's (`minibatch_step`).
 5. `reward`: one microbatch through the reward model (`score_part`).
@@ -20,17 +22,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import ASSISTANT
+from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models import sharding
 from simrl.models.rows import bucket_widths
 from simrl.rewards.reward_model import score_part
 from simrl.rewards.rewards import Rewards
 from simrl.rl.prepare import prepare_programs
 from simrl.rl.update import update_programs
-from simrl.rollouts.dialogue import add_message
+from simrl.rollouts.context import capacity_for
+from simrl.rollouts.dialogue import add_message, add_reply
+from simrl.rollouts.host import HostMessage
 from simrl.rollouts.prompts import start_dialogue
 from simrl.rollouts.state import Dialogue
 from simrl.rollouts.trajectories import trajectories
+from simrl.simulators.text_view import generated
 from simrl.training.optimizer import make_optimizer
 from tools.compile_check.shapes import (
     Training,
@@ -46,7 +51,7 @@ from tools.compile_check.shapes import (
 )
 from tools.compile_check.work import SIDES, Work, walk
 
-UNROLLED = ('start', 'message/user', 'message/assistant')  # layers by themselves
+UNROLLED = ('start', 'message/user', 'message/assistant', 'hear/user', 'reply/user')  # layers by themselves
 SCANNED = ('passes', 'gradients', 'step', 'reward')
 NAMES = (*UNROLLED, *SCANNED)
 
@@ -76,12 +81,12 @@ def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], 
     """
     user, assistant = (policy_of(work.side(role), mesh) for role in SIDES.values())
     pieces, holds = work.rows // work.rows_at_once, () if work.user is None else ('simulator',)
+    messages = list(walk(work))
     traced = start_dialogue.trace(
         *(user, assistant, prompts_of(work, mesh), 0, 0), limits=work.limits, max_new_tokens=work.max_new_tokens
     )
     start = Program('start', traced, pieces, holds)
     dialogue, keys = placed(traced.out_info, compile_start(start))
-    messages = list(walk(work))
     for name, role in SIDES.items():
         sent = [message.cache for message in messages if message.role == role]
         if work.side(role) is not None and sent:
@@ -92,6 +97,50 @@ def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], 
                 pieces * len(sent),
                 holds,
             )
+
+    heard = [message.cache for message in messages if message.role == USER]
+    if work.user is None and heard:
+        calls, partner = pieces * len(heard), with_caches(dialogue, max(heard))
+        yield Program('hear/user', add_reply.trace(assistant, partner, host_message(work, mesh), role=USER), calls)
+        if work.text_user is not None:
+            yield Program('reply/user', reply_program(work, mesh), calls, ('simulator',))
+
+
+def host_message(work: Work, mesh: Mesh) -> HostMessage:
+    """A message of a user off the device, in all rows."""
+    rows = work.rows_at_once
+
+    def array(dtype: str, *columns: int) -> Any:
+        return whole((rows, *columns), np.dtype(dtype), mesh)
+
+    return HostMessage(
+        tokens=array('int32', work.user_tokens + 1),
+        content_length=array('int32'),
+        replied=array('bool'),
+        ends=array('bool'),
+        truncated=array('bool'),
+        failed=array('bool'),
+        resamples=array('int32'),
+    )
+
+
+def reply_program(work: Work, mesh: Mesh) -> Any:
+    """The message of a user that passes text, traced. Its own tokens are taken to be as many as the assistant's."""
+    policy = policy_of(work.text_user, mesh)
+    assert policy is not None
+    spec, rows = policy.spec, 1 << (work.rows_at_once - 1).bit_length()
+    rows += -rows % mesh.shape['data']
+    room = spec.config.max_row_tokens - spec.max_new_tokens - 1
+    longest = max(message.before[ASSISTANT] for message in walk(work) if message.role == USER)
+    width = capacity_for(longest, room)
+
+    def array(dtype: str, *columns: int) -> Any:
+        return by_rows(jax.ShapeDtypeStruct((rows, *columns), dtype), mesh)
+
+    return generated.trace(
+        *(policy, array('int32', width), array('int8', width), array('int16', width), array('int32')),
+        *(array('uint32', 2), array('int32'), array('bool'), np.uint32(0)),
+    )
 
 
 def finished(work: Work, mesh: Mesh) -> Any:
@@ -132,7 +181,7 @@ def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[P
             *(passes, {**frozen, **params}, reference, batch.tokens, rows, mask, temperature), width=width
         )
         holds = ('parameters',) if passes.old is not None else ()
-        yield Program('passes', traced, number, (*holds, *(() if frozen or reference is None else ('reference',))))
+        yield Program('passes', traced, number, (*holds, 'frozen' if frozen else 'reference'))
     prepared, _ = jax.eval_shape(programs.finish, passes, batch, rewards_of(work))
     prepared = by_rows(prepared, mesh)
     optimizer = make_optimizer(work.rl.optimizer, work.rl.steps * settings.updates_per_batch)
@@ -143,7 +192,7 @@ def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[P
         frozen,
         width=width,
     )
-    yield Program('gradients', traced, settings.epochs * number, ('parameters',))
+    yield Program('gradients', traced, settings.epochs * number, ('parameters', 'frozen'))
     _, part = traced.out_info
     parts = [jax.tree.map(lambda x: whole(x.shape, x.dtype, mesh), part)] * settings.microbatches
     traced = update.take_step.trace(training.state, params, parts)

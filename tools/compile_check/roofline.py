@@ -49,10 +49,8 @@ def step_limits(work: Work, group: Group) -> Mapping[str, Limit]:
     return found | {name: group.limit([phase]) for name, phase in _training(work, group)}
 
 
-def _weights(work: Work, role: int) -> tuple[Weights, int]:
-    agent = work.side(role)
-    assert agent is not None
-    spec = agent.policy.spec
+def _weights(work: Work, name: str) -> tuple[Weights, int]:
+    spec = work.models()[name].policy.spec
     return weights_of(spec.config), ITEM_BYTES[spec.execution.dtype]
 
 
@@ -60,7 +58,7 @@ def _rollout(work: Work, group: Group) -> Iterator[tuple[str, list[Phase]]]:
     pieces, rows = work.rows // work.rows_at_once, work.rows_at_once // group.data
     present = {name: role for name, role in SIDES.items() if work.side(role) is not None}
     for name, role in present.items():
-        weights, item = _weights(work, role)
+        weights, item = _weights(work, name)
         partner = USER if role == ASSISTANT else ASSISTANT
         heard, sampled = work.max_new_tokens[partner == ASSISTANT], work.max_new_tokens[role == ASSISTANT]
         steps: list[Phase] = []
@@ -72,12 +70,21 @@ def _rollout(work: Work, group: Group) -> Iterator[tuple[str, list[Phase]]]:
                 fed.append(prefilling(weights, rows=rows, cached=message.before[role], tokens=heard, item=item))
         yield f'{name}: sampling', steps * pieces
         yield f'{name}: prompts and hearing', fed * pieces
+    if work.text_user is not None:  # it feeds its whole view for each message
+        weights, item = _weights(work, 'user')
+        before = [message.before[ASSISTANT] for message in walk(work) if message.role == USER]
+        steps, fed = [], []
+        for tokens in before:
+            steps += decoding(weights, rows=rows, cached=tokens, steps=work.user_tokens, item=item)
+            fed.append(prefilling(weights, rows=rows, cached=0, tokens=tokens, item=item))
+        yield 'user: sampling', steps * pieces
+        yield 'user: its views', fed * pieces
 
 
 def _training(work: Work, group: Group) -> Iterator[tuple[str, Phase]]:
-    settings, role = work.rl.algorithm, ASSISTANT
-    weights, _ = _weights(work, role)
-    item, tokens = ITEM_BYTES[work.compute.training.dtype], work.capacity(role)
+    settings = work.rl.algorithm
+    weights, _ = _weights(work, 'assistant')
+    item, tokens = ITEM_BYTES[work.compute.training.dtype], work.capacity(ASSISTANT)
     trained = work.limits.turns * work.limits.assistant_tokens
     rows, number = work.rows // group.data, settings.minibatches * settings.microbatches
     pairs = tokens * (tokens + 1) // 2
@@ -106,16 +113,17 @@ def sent_seconds(work: Work, program: Measured, chip: Chip) -> float:
 
 def rounds_of(work: Work, name: str, scope: str) -> int:
     """Rounds of a loop of unknown length at most, in a call of a program; 1 where nothing is known of it."""
-    role = SIDES.get(name.partition('/')[2])
+    what, _, side = name.partition('/')
     last = scope.rpartition('/')[2]
-    chunks = {side: agent.policy.spec.feed_chunk for side in SIDES.values() if (agent := work.side(side)) is not None}
-    if role is not None and last == 'decode':
-        return work.max_new_tokens[role == ASSISTANT] + 1
-    if role is not None and last == 'feed' and 'receive' in scope:
-        hears = USER if role == ASSISTANT else ASSISTANT
-        return -(-work.max_new_tokens[role == ASSISTANT] // chunks[hears])
-    if name == 'start' and last == 'feed':
-        return -(-work.limits.prompt_tokens // min(chunks.values()))
+    spec = work.assistant.policy.spec
+    sampled = work.max_new_tokens[side == 'assistant']
+    if last == 'decode':
+        return sampled + 1
+    if last == 'feed' and what in ('message', 'hear') and 'receive' in scope:
+        hears = work.side(USER) if side == 'assistant' else work.assistant
+        return 1 if hears is None else -(-sampled // hears.policy.spec.feed_chunk)
+    if last == 'feed' and what == 'start':
+        return -(-work.limits.prompt_tokens // spec.feed_chunk)
     return 1
 
 

@@ -168,15 +168,17 @@ def kept_kinds(work: Work, training: Training, mesh: Mesh) -> Mapping[str, int]:
     config = work.assistant.policy.spec.config
     state = training.state
     kinds = {
-        'parameters': device_bytes((state.params, training.frozen)),
+        'parameters': device_bytes(state.params),
         'optimizer': device_bytes(state.opt_state),
         'assistant as loaded': device_bytes(params_of(config, mesh, sharding.TRAINING_RULES)),
     }
-    if training.reference is not None and not training.frozen:
+    if training.frozen:
+        kinds['frozen'] = device_bytes(training.frozen)
+    elif training.reference is not None:
         kinds['reference'] = device_bytes(training.reference)
     if work.frame is not None:
         kinds['reward model'] = device_bytes(params_of(config, mesh, sharding.SAMPLING_RULES, heads=('reward_head',)))
-    if (user := policy_of(work.user, mesh)) is not None:
+    if (user := policy_of(work.models().get('user'), mesh)) is not None:
         kinds['simulator'] = device_bytes(user.params)
     return kinds
 

@@ -30,6 +30,7 @@ class Work:
     Attributes:
         name: of the arm.
         assistant, user: without parameters; no user: it is off the device, or passes its messages as text.
+        text_user: a user on the device that passes its messages as text.
         user_tokens: max tokens of the user's message.
         limits, rl, compute: of the config.
         frame: of the reward model; None: the reward is not one.
@@ -39,6 +40,7 @@ class Work:
     name: str
     assistant: ModelAgent
     user: ModelAgent | None
+    text_user: ModelAgent | None
     user_tokens: int
     limits: Limits
     rl: RLSettings
@@ -73,21 +75,29 @@ class Work:
     def side(self, role: int) -> ModelAgent | None:
         return self.user if role == USER else self.assistant
 
+    def models(self) -> dict[str, ModelAgent]:
+        """The models on the device, however their messages pass."""
+        sides = {'user': self.user or self.text_user, 'assistant': self.assistant}
+        return {name: agent for name, agent in sides.items() if agent is not None}
+
     def layers(self) -> dict[str, int]:
-        """Layers of each side on the device."""
-        sides = {name: self.side(role) for name, role in SIDES.items()}
-        return {name: agent.policy.spec.config.num_layers for name, agent in sides.items() if agent is not None}
+        """Layers of each model on the device."""
+        return {name: agent.policy.spec.config.num_layers for name, agent in self.models().items()}
 
     def with_layers(self, layers: Mapping[str, int]) -> 'Work':
         """The same with fewer layers of each side."""
 
-        def shorter(agent: ModelAgent, number: int) -> ModelAgent:
+        def shorter(agent: ModelAgent | None, name: str) -> ModelAgent | None:
+            if agent is None:
+                return None
             spec = agent.policy.spec
-            spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, num_layers=number))
+            spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, num_layers=layers[name]))
             return dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, spec=spec))
 
         changed: dict[str, Any] = {
-            name: shorter(agent, layers[name]) for name, role in SIDES.items() if (agent := self.side(role)) is not None
+            'user': shorter(self.user, 'user'),
+            'text_user': shorter(self.text_user, 'user'),
+            'assistant': shorter(self.assistant, 'assistant'),
         }
         return dataclasses.replace(self, **changed)
 
@@ -163,19 +173,26 @@ def works_of(settings: ExperimentSettings) -> Iterator[Work]:
     for arm, own in settings.arms.items():
         if arm in settings.held_out_simulators:
             continue
-        user, notes = None, (*judge, *futures)
-        if own.simulator in MODELS and own.remote is None and own.exchange == 'tokens':
+        user = text_user = None
+        notes = (*judge, *futures)
+        if own.simulator in MODELS and own.remote is None:
             whose = model
             if own.model is not None:
                 whose = model_of(f'config.arms.{arm}.model', own.model, fine_tuned=own.weights == 'load')
-            user = simulator_agent(settings, arm, whose, {}, SHOWN)
+            agent = simulator_agent(settings, arm, whose, {}, SHOWN)
+            user, text_user = (agent, None) if own.exchange == 'tokens' else (None, agent)
         else:
-            kind = 'text' if own.exchange == 'text' else 'a mixture' if own.simulator == MIXTURE else 'no model here'
-            notes = (*notes, f'The simulator is {kind}: the assistant is compiled with a partner off the device.')
+            kind = 'a mixture' if own.simulator == MIXTURE else 'no model here'
+            notes = (
+                *notes,
+                f'The simulator is {kind}: nothing of it is compiled, and a second piece of rows whose '
+                'replies are awaited (rows_in_flight) is not counted.',
+            )
         yield Work(
             name=arm,
             assistant=assistant,
             user=user,
+            text_user=text_user,
             user_tokens=settings.conversation.limits.user_tokens,
             limits=settings.conversation.limits,
             rl=settings.rl,
