@@ -249,8 +249,8 @@ def test_bad_flags_are_one_line(arguments, message, monkeypatch):
 @pytest.mark.parametrize(
     ('mesh', 'message'),
     [
-        ('1x3', r'--mesh: mesh\.model: expected a divisor of .*, found 3 \(assistant of arm sftuser-14b\)'),
-        ('1x32', r'--mesh: mesh\.model: expected a divisor of num_heads=16, .* found 32 .*'),
+        ('1x3', r'--mesh: mesh\.model: expected a divisor of .*, found 3 \(user of arm sftuser-14b\)'),
+        ('1x32', r'--mesh: mesh\.model: expected a divisor of num_heads=40, .* found 32 .*'),
         ('16x1', r'config\.rl.* / \(minibatches x microbatches\): expected a multiple of mesh\.data=16, found 8 rows'),
         ('128x1', r'config\.rl\.prompts_per_step x samples_per_prompt: .* mesh\.data=128, found 320 rows'),
     ],
