@@ -75,11 +75,14 @@ def join(processes: int | None, process: int | None, coordinator: str | None) ->
         coordinator: HOST:PORT of process 0, the port a free one.
 
     Raises:
-        ConfigError: there is no such cluster, or not all processes came in time.
+        ConfigError: there is no such cluster, or JAX could not join the processes.
     """
-    # One SIGTERM a process, between two steps with the numbers that it counted last: stages begin at 0 again.
+    # JAX's service for SIGTERM counts steps over all trainings: a signal between two of them would be lost.
     jax.config.update('jax_enable_preemption_service', False)
     how = f'--processes={"auto" if processes is None else processes}'
+    who = '' if processes is None else f' as process {process}, with process 0 at {coordinator}'
+    # JAX ends a process that waits for too long, and says no more than that it did.
+    print(f'{how}: joining the others{who}; waiting for at most {JOIN_SECONDS} s', flush=True)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -188,7 +191,7 @@ def ending_together() -> Iterator[None]:
             signal.signal(number, _end_by_signal)
     hosts: list[str] = gather('the hosts', socket.gethostname())
     places = ', '.join(f'{process} on {host}' for process, host in enumerate(hosts))
-    print(f'process {index()} of {places}; 0 is the leader, of which JAX speaks', flush=True)
+    print(f'process {index()} of {count()}: {places}; messages of JAX call process 0 the leader', flush=True)
     watcher = _Watcher(hosts)
     watcher.start()
     try:
