@@ -75,7 +75,7 @@ ROLE_PLAY = ('--only=rl/role_play',)
 ORACLE = ('--only=rl/oracle', '--config.rl.algorithm.kl=none', '--config.rl.algorithm.kl_coef=0.0')
 MEASURES_OFF = (  # by default
     *('--config.evaluation.replayed=4', '--config.evaluation.forecast.examples=8'),
-    '--config.evaluation.forecast.samples=2',
+    *('--config.evaluation.forecast.samples=2', '--config.evaluation.forecast.n=2'),
 )
 
 
