@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +107,11 @@ def collect(
         The conversations, and by row the reason why an agent off the device failed.
 
     Raises:
-        ValueError: `rows_in_flight` does not divide the conversations, or the agent of `view` is off the device.
+        ValueError: `rows_in_flight` does not divide the conversations, the agent of `view` is off the device, or there
+            is no such batching.
     """
+    if batching not in get_args(Batching):
+        raise ValueError(f"batching: expected 'static' or 'continuous', found {batching!r}")
     if not isinstance(user if view == USER else assistant, ModelAgent):
         raise ValueError(
             f'view: expected an agent on the device, found a {type(user if view == USER else assistant).__name__}'

@@ -132,6 +132,11 @@ def test_padding_is_over_before_it_starts() -> None:
     assert set(found.end_reason[4 * SAMPLES :].tolist()) == {EndReason.TURNS}
 
 
+def test_a_batching_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="batching: expected 'static' or 'continuous', found 'both'"):
+        conversations_of(*agents('device'), batching='both')
+
+
 @pytest.mark.long
 def test_devices_do_not_matter() -> None:
     """Rows stay on their devices: loops' ends are sent, what a model's parts have in common, and blocks to the host."""
