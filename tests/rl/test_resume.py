@@ -141,6 +141,28 @@ def test_rows_in_flight_change_no_token(chat: Chat, mesh: Mesh) -> None:
             np.testing.assert_array_equal(found, expected, err_msg=field.name)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize('futures', [False, True])
+def test_a_step_with_continuous_batching_is_that_step(
+    tmp_path: pathlib.Path, chat: Chat, mesh: Mesh, futures: bool
+) -> None:
+    """Two conversations at a time, which no update depends on, nor on what follows from each reply."""
+
+    def lines(name: str, **settings: Any) -> list[dict[str, Any]]:
+        arguments = {'steps': 2, 'loop_settings': scene.loop_settings(), 'algorithm': ONE_UPDATE, 'rows_in_flight': 2}
+        if futures:
+            scene.foresee(tmp_path / name, chat, mesh, score=scene.share_of_low_ids, **arguments, **settings)
+        else:
+            scene.reinforce(tmp_path / name, chat, mesh, **arguments, **settings)
+        return metric_lines(tmp_path / name)
+
+    for found, expected in zip(lines('continuous', batching='continuous'), lines('static'), strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            if not name.startswith('time/') and name != 'rollout/useful_steps' and isinstance(value, float):
+                assert value == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
 def test_rows_in_flight_must_divide_the_rows(tmp_path: pathlib.Path, chat: Chat, mesh: Mesh) -> None:
     for wrong in (0, 3, 16):
         with pytest.raises(ValueError, match=f'rows_in_flight: .* divisor of the 8 rows of a step, found {wrong}'):
