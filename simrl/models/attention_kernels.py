@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from simrl.models.chunked_attention import block_size
@@ -96,6 +97,8 @@ def splash_cached(
     scaled = _scaled(query, head_dim).swapaxes(1, 2)
     rows = scaled.reshape(batch, kv_heads, -1, head_dim)  # [B, K, G T, H]: all heads see the same
     num_rows, size = rows.shape[2], _padded(capacity)
+    # Else XLA copies whole caches into the kernel's layout and back, around a loop that feeds tokens.
+    keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (keys, values))
     cached_keys, cached_values = (_pad(x, size, 1).swapaxes(1, 2) for x in (keys, values))
     rows = _pad(rows, _padded(num_rows), 2)
     before = (jnp.arange(size) < positions[:, :1]).astype(jnp.int32)

@@ -16,7 +16,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from simrl.models import attention, attention_kernels, chunked_attention
 from simrl.models.attention import attend, cached_attention, causal_attention, choose
-from simrl.models.transformer import Execution, apply, cache_prefix, extended, init_cache
+from simrl.models.transformer import Execution, apply, cache_prefix, extended, init_cache, with_cache_prefix
 from tests.models.scene import CONFIG, random_params
 
 
@@ -128,6 +128,11 @@ def test_layouts_of_a_cache_hold_the_same(implementation, monkeypatch):
         cache = extended(init_cache(config, batch, 16, 'float32'), capacity)
         assert cache.capacity == capacity
         assert cache_prefix(cache, 16).capacity == 16
+        written = with_cache_prefix(cache, jax.tree.map(lambda x: x + 1, cache_prefix(cache, 16)))
+        in_prefix = written.map(lambda x, axis: jnp.moveaxis(x, axis, 0)).value[0]
+        assert np.array_equal(
+            in_prefix, np.broadcast_to((np.arange(capacity) < 16)[:, None, None, None], in_prefix.shape)
+        )
         filled = jax.tree.map(lambda x: x + 0.5, (cache.key[0], cache.value[0]))
         keys, values = attention.write_cache(*filled, positions, key, value, layout)
         mixed = cached_attention(query, key, value, keys, values, positions, implementation, layout)
