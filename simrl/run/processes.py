@@ -70,7 +70,7 @@ def join(processes: int | None, process: int | None, coordinator: str | None) ->
 
     Args:
         processes: their number. None: all three are those of the cluster that JAX detects (SLURM, Open MPI, Cloud TPU,
-            GKE and other Kubernetes).
+            also on GKE; jobs of Kubernetes).
         process: the number of this one, from 0.
         coordinator: HOST:PORT of process 0, the port a free one.
 
