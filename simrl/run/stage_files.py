@@ -28,8 +28,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from etils import epath
-
 STAGE_FILE, DONE_FILE, LOCK_FILE = 'stage.json', 'done.json', 'stage.lock'
 EMPTYING_FILE = 'stage.emptying'  # what stage.json is renamed to while a stage is emptied
 SCRATCH_FOLDER = 'checkpoints'
@@ -95,6 +93,8 @@ def check_is_stage(folder: pathlib.Path) -> None:
 def remove_scratch(folder: pathlib.Path) -> None:
     place = read_json(folder / SCRATCH_FOLDER / PLACE_FILE)
     if place is not None:
+        from etils import epath  # which takes a moment
+
         try:
             epath.Path(place['folder']).rmtree(missing_ok=True)
         except Exception as error:  # of a bucket, of whichever library
