@@ -334,6 +334,22 @@ def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
 
 
 @pytest.mark.long
+def test_sides_of_continuous_batching_are_compiled_apart(tmp_path):
+    _, found = numbers(tmp_path, '--programs=block/user,feed/assistant', '--config.compute.batching=continuous')
+    assert set(found['programs']) == {'block/user', 'feed/assistant'}
+    user, assistant = (found['programs'][name] for name in ('block/user', 'feed/assistant'))
+    # 2 messages of up to 8 tokens, one block each, by windows of one row of the two that a device has in flight.
+    assert user['calls'] == 2 * 1 * 2
+    # Beside it are what a step keeps, and the assistant: parameters, and caches of two rows and of one that enters.
+    sizes, kept, passing = user['bytes'], found['kept'], found['passing']
+    peak = sum(sizes.values()) - 2 * sizes['aliased']
+    others = user['needs'] - peak - sum(size for kind, size in kept.items() if kind != 'simulator')
+    caches = others - passing['assistant in sampling']
+    assert passing['cache of the assistant'] <= caches <= 2 * passing['cache of the assistant']
+    assert assistant['bytes']['aliased'] > 0  # caches are written in place
+
+
+@pytest.mark.long
 def test_few_layers_tell_of_all(tmp_path):
     """Every program on four devices: bytes of arguments, operations and collectives of few layers, continued."""
     whole = numbers(tmp_path, '--mesh=2x2', layers=(4, 6), topology='cpu:4')[1]

@@ -43,7 +43,9 @@ class Checked:
     def needs(self, name: str) -> float:
         """Bytes of a device while a program runs: the program's, and those of what is kept beside it."""
         program = self.programs[name]
-        return program.peak + sum(size for kind, size in self.kept.items() if kind not in program.holds)
+        return (
+            program.peak + program.beside + sum(size for kind, size in self.kept.items() if kind not in program.holds)
+        )
 
     @property
     def most(self) -> str:

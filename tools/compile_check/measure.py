@@ -21,7 +21,7 @@ class Measured:
     """A compiled program.
 
     Attributes:
-        name, calls, holds: of the `Program`.
+        name, calls, holds, beside: of the `Program`.
         bytes: of one device, by `PARTS`. Outputs that take the place of arguments are aliased.
         operations: of one device, by scope.
         sent: of one device, by scope and kind of collective.
@@ -35,6 +35,7 @@ class Measured:
     operations: Mapping[str, float]
     sent: Mapping[tuple[str, str], Sent]
     seconds: float
+    beside: int = 0
 
     @property
     def peak(self) -> float:
@@ -57,7 +58,7 @@ def compiled(program: Program, mesh: Mesh) -> tuple[Measured, Any]:
     }
     counted = {scope: number / mesh.size for scope, number in operations(program.traced.jaxpr).items()}
     sent = collectives(result.as_text())
-    return Measured(program.name, program.calls, program.holds, sizes, counted, sent, seconds), result
+    return Measured(program.name, program.calls, program.holds, sizes, counted, sent, seconds, program.beside), result
 
 
 def fewer_layers(layers: Mapping[str, int], few: int) -> list[dict[str, int]]:
@@ -101,4 +102,5 @@ def extrapolated(
         operations=joined([point.operations for point in points]),
         sent={key: Sent(counts[key], sizes[key]) for key in counts},
         seconds=sum(point.seconds for point in points),
+        beside=round(sum(w * point.beside for w, point in zip(weights, points, strict=True))),
     )

@@ -5,6 +5,7 @@
    fed, the message is sampled, and the partner's model hears it. With a user off the device `hear/user`: the assistant
    hears its message (`add_reply`); and one on the device that passes text feeds its whole view for each message,
    `reply/user` (`text_view.generated`).
+   With compute.batching='continuous', in place of these, `block/SIDE` and `feed/SIDE` (`continuous.py`).
 3. `passes`: one microbatch through old parameters and reference, where there is such a pass (`add_passes`).
 4. `gradients`: one microbatch forward and backward (`add_gradients`), and `step`: the optimizer's (`minibatch_step`).
 5. `reward`: one microbatch through the reward model (`score_part`).
@@ -37,6 +38,7 @@ from simrl.rollouts.state import Dialogue
 from simrl.rollouts.trajectories import trajectories
 from simrl.simulators.text_view import generated
 from simrl.training.optimizer import make_optimizer
+from tools.compile_check.continuous import continuous_programs
 from tools.compile_check.shapes import (
     Training,
     by_rows,
@@ -51,7 +53,8 @@ from tools.compile_check.shapes import (
 )
 from tools.compile_check.work import SIDES, Work, walk
 
-UNROLLED = ('start', 'message/user', 'message/assistant', 'hear/user', 'reply/user')  # layers by themselves
+PACES = ('block/user', 'block/assistant', 'feed/user', 'feed/assistant')
+UNROLLED = ('start', 'message/user', 'message/assistant', 'hear/user', 'reply/user', *PACES)  # layers by themselves
 SCANNED = ('passes', 'gradients', 'step', 'reward')
 NAMES = (*UNROLLED, *SCANNED)
 
@@ -65,12 +68,14 @@ class Program:
         traced: of JAX.
         calls: how often a step calls it, where all rows are as long as may be.
         holds: kinds of `shapes.kept_kinds` that are among its arguments.
+        beside: bytes a device of other things that are there while it runs.
     """
 
     name: str
     traced: Any
     calls: int
     holds: tuple[str, ...] = ()
+    beside: int = 0
 
 
 def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], Any]) -> Iterator[Program]:
@@ -80,6 +85,10 @@ def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], 
         compile_start: `start` -> the shardings of its results, which are those of a message's arguments.
     """
     user, assistant = (policy_of(work.side(role), mesh) for role in SIDES.values())
+    if work.compute.batching == 'continuous' and work.user is not None:
+        for pace in continuous_programs(work, mesh):
+            yield Program(pace.name, pace.traced, pace.calls, ('simulator',), pace.beside)
+        return
     pieces, holds = work.rows // work.rows_at_once, () if work.user is None else ('simulator',)
     messages = list(walk(work))
     traced = start_dialogue.trace(

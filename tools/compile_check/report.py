@@ -146,6 +146,7 @@ def verdict(checked: Checked) -> str:
         'temporaries': program.bytes['temporaries'],
         'outputs': program.bytes['outputs'] - program.bytes['aliased'],
         'code': program.bytes['code'],
+        'the other side': program.beside,
     }
     kinds = ' + '.join(f'{kind} {size / GIB:.1f}' for kind, size in parts.items() if size >= 0.05 * GIB)
     needs = f'{program.name} needs {checked.needs(program.name) / GIB:.1f} GiB ({kinds})'

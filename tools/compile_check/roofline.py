@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from simrl.conversations.chat import ASSISTANT, USER
+from simrl.rollouts.schedule import MOST_STEPS
 from tools.benchmark.limits import (
     ITEM_BYTES,
     OPTIMIZER_BYTES,
@@ -118,7 +119,7 @@ def rounds_of(work: Work, name: str, scope: str) -> int:
     spec = work.assistant.policy.spec
     sampled = work.max_new_tokens[side == 'assistant']
     if last == 'decode':
-        return sampled + 1
+        return min(MOST_STEPS, sampled) if what == 'block' else sampled + 1
     if last == 'feed' and what in ('message', 'hear') and 'receive' in scope:
         hears = work.side(USER) if side == 'assistant' else work.assistant
         return 1 if hears is None else -(-sampled // hears.policy.spec.feed_chunk)

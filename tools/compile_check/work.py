@@ -170,13 +170,11 @@ def works_of(settings: ExperimentSettings) -> Iterator[Work]:
     futures = (
         () if settings.reward.futures is None else ('Conversations of futures (reward.futures) are not compiled.',)
     )
-    continuous = settings.compute.batching == 'continuous'
-    batching = ('Messages are compiled as static batching has them (compute.batching).',) if continuous else ()
     for arm, own in settings.arms.items():
         if arm in settings.held_out_simulators:
             continue
         user = text_user = None
-        notes = (*judge, *futures, *batching)
+        notes = (*judge, *futures)
         if own.simulator in MODELS and own.remote is None:
             whose = model
             if own.model is not None:
