@@ -1,7 +1,8 @@
 """Memory layouts of a decoder's weights, and products of tokens with them.
 
 Training stacks layers, `[L, *in, *out]`, for a scan over layers. Decoding has separate arrays for each layer
-(`layers_apart`), stored output-major on a CPU (`output_major`) and as matrices elsewhere (`flat`).
+(`layers_apart`), stored output-major on a CPU (`output_major`), and for queries, keys and values as matrices elsewhere
+(`flat`).
 """
 
 import math
@@ -41,7 +42,7 @@ class OutputMajor:
 
 @flax.struct.dataclass
 class Flat:
-    """Weights `[*in, *out]` stored as a matrix `[in, out]`; see `flat`."""
+    """Weights `[*in, *out]` stored as a matrix `[out, in]`; see `flat`."""
 
     array: jax.Array
 
@@ -78,7 +79,7 @@ def _product(x: jax.Array, weights: Weights) -> jax.Array:
     if isinstance(weights, OutputMajor):
         outer, product = weights.array.shape[: -len(inner)], weights.product(tokens, x.dtype)
     elif isinstance(weights, Flat):
-        return (tokens @ weights.array).reshape(batch, time, -1)
+        return jnp.einsum('ti,oi->to', tokens, weights.array).reshape(batch, time, -1)
     else:
         outer, product = weights.shape[len(inner) :], tokens @ weights.reshape(size, -1)
     return product.reshape(batch, time, *outer)
@@ -129,20 +130,20 @@ def output_major(decoder: Any, inputs_last: Callable[[Any, int], Any] = _inputs_
 
 
 def _as_matrix(weights: jax.Array, num_inputs: int) -> jax.Array:
-    return weights.reshape(math.prod(weights.shape[:num_inputs]), -1)
+    return _inputs_last(weights, num_inputs).reshape(-1, math.prod(weights.shape[:num_inputs]))
 
 
 def flat(decoder: Any, as_matrix: Callable[[Any, int], Any] = _as_matrix) -> Any:
-    """Stores the matrices of the layers of a decoder with separate layers as `Flat`.
+    """Stores the weights of queries, keys and values of a decoder with separate layers as `Flat`.
 
-    A TPU stores the last two dimensions of an array in tiles. For a product with `[D, N, H]` as a matrix `[D, N H]`
-    each program would copy the weights of queries, keys and values.
+    A TPU stores the last two dimensions of an array in tiles, and multiplies fastest if outputs of several heads are
+    first. Of weights `[D, N, H]` each program would make such a copy.
 
     Args:
-        as_matrix: joins a number of leading dimensions of a leaf, and the others.
+        as_matrix: makes a matrix of a leaf whose number of input dimensions is given.
     """
 
     def one_layer(layer: Any) -> Any:
-        return layer | {name: Flat(as_matrix(layer[name], inputs)) for name, inputs in MATRICES.items()}
+        return layer | {name: Flat(as_matrix(layer[name], MATRICES[name])) for name in ('query', 'key', 'value')}
 
     return {**decoder, 'layers': tuple(one_layer(layer) for layer in decoder['layers'])}

@@ -27,7 +27,7 @@ def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[
     """Compiles a function from params to the sampler's decoder: one cast and reshard per iteration.
 
     Adapters are merged into the weights, so decoding costs the same with and without them. Layers are separate arrays.
-    On a CPU matrices are stored output-major (`layouts.output_major`), elsewhere flat (`layouts.flat`).
+    On a CPU matrices are stored output-major (`layouts.output_major`), elsewhere see `layouts.flat`.
     """
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     shardings = sharding.param_shardings(config, mesh, sharding.SAMPLING_RULES)['decoder']

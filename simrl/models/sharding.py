@@ -151,7 +151,7 @@ def flat(shardings: Params) -> Params:
     """Shardings for the result of `layouts.flat`, from those of its argument: of joined dimensions, the first one's."""
 
     def as_matrix(sharding: NamedSharding, inputs: int) -> NamedSharding:
-        return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], sharding.spec[inputs]))
+        return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[inputs], sharding.spec[0]))
 
     return layouts.flat(shardings, as_matrix)
 
