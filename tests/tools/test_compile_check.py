@@ -60,6 +60,7 @@ BODY = """
 }
 
 %end (x: (s32[], f32[16])) -> pred[] {
+  %all-reduce.9 = pred[] all-reduce(%x), to_apply=%summed
   ROOT %done.2 = pred[] get-tuple-element(%x), index=1
 }
 
@@ -93,7 +94,7 @@ def test_collectives_count_as_often_as_known_loops_run_them():
         ('', 'all-gather'): Sent(5, 5 * 4 * 8 * 2),
         ('', 'all-reduce'): Sent(5, 5 * 8 * 4),
         ('', 'collective-permute'): Sent(1, 16),
-        ('a/b/c', 'all-reduce'): Sent(1 + 3, 16 * 4 + 4 + 3 * 8 * 4),
+        ('a/b/c', 'all-reduce'): Sent(1 + 1 + 3, 1 + 16 * 4 + 4 + 3 * 8 * 4),
         ('a/b/c', 'all-gather'): Sent(3, 3 * 4 * 8 * 2),
     }
     with pytest.raises(ValueError, match='a line that begins with ENTRY'):

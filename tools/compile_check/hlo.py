@@ -69,12 +69,12 @@ def collectives(text: str) -> Found:
     def visit(name: str, scope: str, times: float) -> None:
         for result, instruction in computations[name].instructions.items():
             if instruction.op == 'while':
-                body = _named('body', instruction.line)
                 trips = _trips(computations, computations[name], instruction)
-                if trips is not None:
-                    visit(body, scope, times * trips)
-                else:
-                    visit(body, scope_of(_op_name(instruction.line)) or 'loop', 1.0)
+                for part in ('condition', 'body'):
+                    if trips is not None:
+                        visit(_named(part, instruction.line), scope, times * trips)
+                    else:
+                        visit(_named(part, instruction.line), scope_of(_op_name(instruction.line)) or 'loop', 1.0)
             elif (kind := _kind(result, instruction)) is not None:
                 entries = found[scope, kind]
                 entries[0] += times
