@@ -157,6 +157,11 @@ class Cache:
         return self.value[0].shape[self._time_axes[1]]
 
     @property
+    def heads_axis(self) -> int:
+        """The dimension K of keys and of values."""
+        return 1 if self.layout == 'heads_first' else 2
+
+    @property
     def _time_axes(self) -> tuple[int, int]:
         """The dimensions S of keys and of values."""
         return (3, 2) if self.layout == 'heads_first' else (1, 1)

@@ -45,14 +45,19 @@ def shard_tree(tree: _Tree) -> _Tree:
     Each program returns its arrays in the same shards, so that the next one is not compiled twice.
     """
 
-    def shard(x: jax.Array, rest: Any) -> jax.Array:
+    def shard(x: jax.Array, heads_axis: int | None) -> jax.Array:
         if not rows_are_sharded(x.shape[0]):
             return x
-        return jax.lax.with_sharding_constraint(x, PartitionSpec('data', *[rest] * (x.ndim - 1)))
+        axes: list[Any] = ['data', *[None] * (x.ndim - 1)]
+        if heads_axis is not None:
+            parts = jax.sharding.get_abstract_mesh().shape.get('model')
+            axes[heads_axis] = 'model' if parts and x.shape[heads_axis] % parts == 0 else PartitionSpec.UNCONSTRAINED
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
     def sharded(x: jax.Array | Cache) -> jax.Array | Cache:
         if isinstance(x, Cache):
-            return jax.tree.map(lambda y: shard(y, PartitionSpec.UNCONSTRAINED), x)
+            axis = x.heads_axis
+            return jax.tree.map(lambda y: shard(y, axis), x)
         return shard(x, None)
 
     return jax.tree.map(sharded, tree, is_leaf=_is_cache)
