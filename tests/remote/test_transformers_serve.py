@@ -151,7 +151,7 @@ def behind(settings: EndpointSettings, make: Callable[[Call], HostAgent]) -> Seq
 
 
 @pytest.mark.parametrize(
-    ('model', 'tokens'), [('tiny_served', TOKENS), pytest.param('served', 60, marks=pytest.mark.long)]
+    ('model', 'tokens'), [('tiny_served', TOKENS), pytest.param('served', 20, marks=pytest.mark.long)]
 )
 def test_raw_completions_say_what_the_model_says_on_the_device(
     request: pytest.FixtureRequest, model: str, tokens: int
