@@ -68,6 +68,46 @@ def ends_with(tail: jax.Array, runs: tuple[tuple[int, ...], ...]) -> jax.Array:
     return jnp.any(jnp.all((tail[:, None] == table) | (table == NO_TOKEN), axis=-1), axis=-1)
 
 
+def sample_next(
+    policy: Policy,
+    cache: Cache,
+    pending: jax.Array,
+    position: jax.Array,
+    keys: jax.Array,
+    number: jax.Array,
+    temperature: jax.Array | float,
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Feeds each row's last token and samples the next: one step of a decode loop.
+
+    Args:
+        cache: of all tokens but the last.
+        pending: int32 `[B]`, the last token.
+        position: int32 `[B]`, its position; the capacity for a row that samples nothing.
+        keys: `[B]`, of the rows' messages.
+        number: int32 `[B]`, the token's number in its message.
+        temperature: a number, or float32 `[B]`.
+
+    Returns:
+        cache: with the last token.
+        token: int32 `[B]`.
+        log_prob: float32 `[B]`, see `sample_token`.
+    """
+    spec = policy.spec
+    hidden, written = transformer.apply(
+        policy.params, spec.config, spec.execution, pending[:, None], position[:, None], cache
+    )
+    assert written is not None
+    with jax.named_scope('logits'):
+        logits = transformer.project(policy.params, hidden[:, 0])
+    with jax.named_scope('sample'):
+        step_keys = jax.vmap(jax.random.fold_in)(keys, number)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
+        token, log_prob = sample_token(
+            logits, policy.token_mask, uniform, temperature, top_k=spec.top_k, top_p=spec.top_p, min_p=spec.min_p
+        )
+    return written, token, log_prob
+
+
 def prefix_lengths(capacity: int, max_new_tokens: int) -> tuple[int, ...]:
     """Lengths of the cache prefixes over which the first tokens of a message are decoded, rising.
 
@@ -141,24 +181,11 @@ def decode(policy: Policy, state: Decoding, keys: jax.Array, until: jax.Array | 
 
     def step(state: Decoding) -> Decoding:
         sampling = ~state.done
-        position = jnp.where(sampling, state.start - 1 + state.step, state.cache.capacity)[:, None]
-        hidden, cache = transformer.apply(
-            policy.params, spec.config, spec.execution, state.pending[:, None], position, state.cache
+        position = jnp.where(sampling, state.start - 1 + state.step, state.cache.capacity)
+        number = jnp.broadcast_to(state.step, sampling.shape)
+        cache, token, log_prob = sample_next(
+            policy, state.cache, state.pending, position, keys, number, policy.temperature
         )
-        with jax.named_scope('logits'):
-            logits = transformer.project(policy.params, hidden[:, 0])
-        with jax.named_scope('sample'):
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
-            token, log_prob = sample_token(
-                logits,
-                policy.token_mask,
-                uniform,
-                policy.temperature,
-                top_k=spec.top_k,
-                top_p=spec.top_p,
-                min_p=spec.min_p,
-            )
         # The forced end-of-turn is one more step of the loop, which feeds the last sampled token as any step does.
         forced = state.step == spec.max_new_tokens
         token = jnp.where(forced, spec.end_of_turn, token)
@@ -171,7 +198,7 @@ def decode(policy: Policy, state: Decoding, keys: jax.Array, until: jax.Array | 
         return dataclasses.replace(
             state,
             step=state.step + 1,
-            cache=cache,  # type: ignore[arg-type]  # a cache went in
+            cache=cache,
             pending=token,
             tokens=tokens,
             log_prob=state.log_prob.at[:, state.step].set(jnp.where(sampling & ~forced, log_prob, 0.0)),

@@ -29,9 +29,8 @@ from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.compaction import shard_tree
 from simrl.rollouts.context import feed
 from simrl.rollouts.dialogue import replicated
-from simrl.rollouts.generate import ends_with
+from simrl.rollouts.generate import ends_with, sample_next
 from simrl.rollouts.schedule import Level
-from simrl.rollouts.token_sampling import sample_token
 
 # Tokens fed at once by a device, about: with fewer it waits for the weights, with more most are past a message's end.
 FED_AT_ONCE = {'cpu': 128, 'tpu': 512, 'gpu': 512}
@@ -255,24 +254,10 @@ def decode_block(policy: Policy, caches: Caches, asked: Asked, *, steps: int) ->
 
     def step(state: _Decoding) -> _Decoding:
         on = sampling(state)
-        position = jnp.where(on, asked.position + state.step, state.cache.capacity)[:, None]
-        hidden, cache = transformer.apply(
-            policy.params, spec.config, spec.execution, state.pending[:, None], position, state.cache
+        position = jnp.where(on, asked.position + state.step, state.cache.capacity)
+        cache, token, log_prob = sample_next(
+            policy, state.cache, state.pending, position, keys, asked.step + state.step, asked.temperature
         )
-        with jax.named_scope('logits'):
-            logits = transformer.project(policy.params, hidden[:, 0])
-        with jax.named_scope('sample'):
-            step_keys = jax.vmap(jax.random.fold_in)(keys, asked.step + state.step)
-            uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(step_keys)
-            token, log_prob = sample_token(
-                logits,
-                policy.token_mask,
-                uniform,
-                asked.temperature,
-                top_k=spec.top_k,
-                top_p=spec.top_p,
-                min_p=spec.min_p,
-            )
         at = longest - 1 + state.step
         tokens = state.tokens.at[:, at].set(jnp.where(on, token, 0))
         stopped = state.stopped
@@ -282,7 +267,7 @@ def decode_block(policy: Policy, caches: Caches, asked: Asked, *, steps: int) ->
         last = asked.step + state.step + 1 == spec.max_new_tokens
         return _Decoding(
             step=state.step + 1,
-            cache=cache,  # type: ignore[arg-type]  # a cache went in
+            cache=cache,
             pending=jnp.where(on, token, state.pending),
             count=state.count + on,
             done=state.done | on & (stopped | (token == spec.end_of_turn) | last),
