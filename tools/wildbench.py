@@ -16,7 +16,9 @@
 task's checklist that a panel finds satisfied; `compare` is the win rate that follows from two of its files. `agreement`
 holds its judges against people: a copy of its file, in which `satisfied` is what people said, or null, gives each
 judge's agreement, the correlation of their errors and the number of independent votes that the panel is worth. `score`
-and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files.
+and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into the benchmark's own judge files, which
+`wb-score` and `wb-reward` read by other settings. With --run=RUN the report of that run shows the numbers, too:
+--assistants says which of its assistants a model is, where their names differ.
 
 Tasks are those of the hub, or --tasks=FILE in their schema, a JSON object on each line: `session_id`,
 `conversation_input` (messages, {role, content}, of which the last is the user's), `checklist` (questions),
@@ -34,15 +36,14 @@ The same command asks again for what a server failed, and for no answer that it 
 import argparse
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from simrl.conversations.records import read_conversations, write_rows
+from simrl.conversations.records import write_rows
 from simrl.evaluation.results import files as result_files
 from simrl.evaluation.results.wildbench import WildBenchNumber
-from simrl.evaluation.wildbench import checklist, judge_files, of_run, official, verdicts
+from simrl.evaluation.wildbench import checklist, judge_files, of_run, verdicts
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.checklist import Rows
 from simrl.evaluation.wildbench.generations import (
@@ -51,11 +52,10 @@ from simrl.evaluation.wildbench.generations import (
     generate,
     generator_of,
     missing,
-    read_generations,
     write_generations,
 )
-from simrl.evaluation.wildbench.official import CutReplies, RewardSettings, Weights
-from simrl.evaluation.wildbench.tasks import NO_TASK, SOURCE, Overlap, Task, overlap_of, read_tasks
+from simrl.evaluation.wildbench.official import RewardSettings, ScoreSettings
+from simrl.evaluation.wildbench.tasks import SOURCE
 from simrl.remote.client import Endpoint
 from simrl.remote.settings import EndpointSettings
 from simrl.run.config import local_path
@@ -75,58 +75,8 @@ from tools.judges import (
     run_command,
 )
 from tools.prepare import add_settings, read_settings
-
-Tasks = Mapping[str, Task]
-Result = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scope:
-    """Tasks that numbers are of.
-
-    Attributes:
-        tasks: by id; None: no tags, and nothing is known of those that the file lacks.
-        dropped: ids of rows that are no tasks.
-        overlap: with training data; None: not measured.
-    """
-
-    tasks: dict[str, Task] | None = None
-    dropped: frozenset[str] = frozenset()
-    overlap: Overlap | None = None
-
-
-def read_scope(options: argparse.Namespace) -> Scope:
-    """The tasks of --tasks, and their overlap with --training; prints how many, and what was changed or dropped.
-
-    Raises:
-        ValueError: there is --training alone, or a file of it has no conversation to train on.
-    """
-    if not options.tasks:
-        if options.training:
-            raise ValueError('--training: expected --tasks beside it, found none')
-        return Scope()
-    tasks, counts, dropped = read_tasks(options.tasks, on_bad_rows=options.on_bad_rows, revision=options.revision)
-    print(f'{options.tasks}: {len(tasks)} tasks', flush=True)
-    for what, count in sorted(counts.items()):
-        print(f'  {what}: {count}')
-    found = []
-    for path in options.training:
-        openings = [of.opening for of in read_conversations(path)[0] if of.split == 'train']
-        if not openings:
-            raise ValueError(f'{path}: expected conversations of the split train, found none')
-        print(f'{path}: {len(openings)} conversations of the split train', flush=True)
-        found += openings
-    overlap = overlap_of(tasks, found) if found else None
-    if overlap is not None:
-        print(f'tasks that these have: {len(overlap.ids)}', flush=True)
-    return Scope(tasks, dropped, overlap)
-
-
-def known_tasks(scope: Scope) -> dict[str, Task]:
-    """The tasks, without which nothing can be asked."""
-    if scope.tasks is None:
-        raise ValueError('--tasks: expected a hub name, a file or a folder, found none')
-    return scope.tasks
+from tools.wildbench_results import Result, changed, print_result, reward_of, score_of, write_all
+from tools.wildbench_tasks import Scope, add_task_flags, read_replies, read_scope
 
 
 def run_generate(options: argparse.Namespace) -> Missing:
@@ -134,7 +84,7 @@ def run_generate(options: argparse.Namespace) -> Missing:
     settings, endpoint = read_settings(GenerationSettings, vars(options)), settings_of(options, 'endpoint')
     if (endpoint is None) == (options.model is None):
         raise ValueError('expected either --endpoint.url and --endpoint.model, or --model')
-    tasks = known_tasks(read_scope(options))
+    tasks = read_scope(options).known
     if endpoint is not None:
         with opened({endpoint.model: endpoint}, options.output) as clients:
             found, failed = generate(tasks, clients[endpoint.model], settings, 'replies')
@@ -147,15 +97,6 @@ def run_generate(options: argparse.Namespace) -> Missing:
     print(f'cut at {settings.max_tokens} tokens: {truncated}')
     print_missing('no reply', failed, missing(tasks, {of.task: of for of in found}))
     return failed.total(), ON_DEVICE if endpoint is None else asked_again(options.output, has_tries=False)
-
-
-def read_replies(path: pathlib.Path, scope: Scope) -> dict[str, Generation]:
-    """The replies of a result file; prints how many tasks have none, and how many replies are to no task."""
-    tasks = known_tasks(scope)
-    found, left_out = read_generations(path, tasks, scope.dropped)
-    more = f'; left out: {left_out} ({NO_TASK})' if left_out else ''
-    print(f'{path}: {len(found)} replies; tasks without one: {len(missing(tasks, found))}{more}', flush=True)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +137,7 @@ def leave(options: argparse.Namespace, numbers: Mapping[str, Sequence[WildBenchN
 def run_checklist(options: argparse.Namespace) -> Missing:
     check_output(options.output, '.jsonl', '.jsonl.gz')
     with judging(options, options.output) as asked:
-        tasks = known_tasks(asked.scope)
+        tasks = asked.scope.known
         rows = checklist.judge(tasks, asked.generations, asked.clients, asked.settings, 'verdicts')
     write_rows(options.output, rows)
     summary = checklist.summary(rows, tasks, asked.scope.overlap) | {'settings': dataclasses.asdict(asked.settings)}
@@ -236,9 +177,13 @@ def of_both(paths: Sequence[pathlib.Path], function: Callable[[Rows, Rows], Resu
 
 def run_score(options: argparse.Namespace) -> Missing:
     with judging(options, options.output / 'score') as asked:
-        tasks = known_tasks(asked.scope)
+        tasks = asked.scope.known
         found = verdicts.score(tasks, asked.generations, asked.clients, asked.settings, 'scores')
-    lost, results = write_all(options.output, found, asked.generations, None, lambda path: score_of(path, asked.scope))
+
+    def result_of(path: pathlib.Path) -> Result:
+        return score_of(path, asked.scope, ScoreSettings())
+
+    lost, results = write_all(options.output, found, asked.generations, None, result_of)
     if asked.assistant is not None:
         own = asked.assistant
         leave(options, {str(path): [of_run.of_score(of, own, judge, len(tasks))] for judge, path, of in results})
@@ -247,7 +192,7 @@ def run_score(options: argparse.Namespace) -> Missing:
 
 def run_pairs(options: argparse.Namespace) -> Missing:
     with judging(options, options.output / 'pairs') as asked:
-        tasks, references = known_tasks(asked.scope), read_replies(options.reference, asked.scope)
+        tasks, references = asked.scope.known, read_replies(options.reference, asked.scope)
         found = verdicts.pairs(tasks, asked.generations, references, asked.clients, asked.settings, 'pairs')
     reference = generator_of(references)
 
@@ -261,73 +206,39 @@ def run_pairs(options: argparse.Namespace) -> Missing:
     return lost, asked_again(options.output / 'pairs', has_tries=True)
 
 
-def write_all(
-    folder: pathlib.Path,
-    found: Mapping[str, Rows],
-    generations: Mapping[str, Generation],
-    reference: str | None,
-    result_of: Callable[[pathlib.Path], Result],
-) -> tuple[int, list[tuple[str, pathlib.Path, Result]]]:
-    """Writes a judge file of each judge's rows, and prints its result.
-
-    Returns:
-        The number of rows without a verdict, and of each judge the file and its result.
-
-    Raises:
-        ValueError: a judge has no verdict at all; the files of the others are written.
-    """
-    lost, without, paths = 0, list[pathlib.Path](), dict[str, pathlib.Path]()
-    for judge, rows in found.items():
-        path = judge_files.judge_file(folder, judge, generator_of(generations), reference)
-        failed = judge_files.write_verdicts(path, rows)
-        print(f'{path}: {len(rows) - failed.total()} of {len(rows)} verdicts')
-        for cause, count in failed.most_common():
-            print(f'no verdict: {count} ({cause})')
-        lost += failed.total()
-        if failed.total() == len(rows):
-            without.append(path)
-        else:
-            paths[judge] = path
-    results = []
-    for judge, path in paths.items():
-        results.append((judge, path.resolve(), result_of(path)))
-        print(f'{path}:')
-        print_result(results[-1][-1])
-    if without:
-        raise ValueError(f'{without[0]}: expected at least one verdict, found none')
-    return lost, results
-
-
-def print_result(result: Result) -> None:
-    """Prints a result as JSON."""
-    print(json.dumps(result, indent=1, ensure_ascii=False), flush=True)
-
-
-def score_of(
-    path: pathlib.Path, scope: Scope, cut_replies: CutReplies = 'judged', weights: Weights = 'leaderboard'
-) -> Result:
-    scores, left_out = judge_files.read_scores(path, scope.dropped)
-    quirks: dict[str, Any] = {'cut_replies': cut_replies, 'weights': weights}
-    return dataclasses.asdict(
-        official.wb_score(scores, scope.tasks, **quirks, left_out=left_out, overlap=scope.overlap)
-    )
-
-
-def reward_of(path: pathlib.Path, reference: str, scope: Scope, settings: RewardSettings) -> Result:
-    comparisons, left_out = judge_files.read_comparisons(path, reference, scope.dropped)
-    bias = official.position(comparisons)
-    found = official.wb_reward(comparisons, scope.tasks, settings, left_out=left_out, overlap=scope.overlap)
-    return dataclasses.asdict(found) | {'position': None if bias is None else dataclasses.asdict(bias)}
-
-
 def run_wb_score(options: argparse.Namespace) -> Missing:
-    print_result(score_of(options.file, read_scope(options), options.cut_replies, options.weights))
-    return 0, ''
+    settings = read_settings(ScoreSettings, vars(options))
+    return of_judge_file(options, settings, lambda scope: score_of(options.file, scope, settings), of_run.of_score)
 
 
 def run_wb_reward(options: argparse.Namespace) -> Missing:
     settings = read_settings(RewardSettings, vars(options))
-    print_result(reward_of(options.file, options.reference, read_scope(options), settings))
+
+    def number(result: Result, assistant: str, *more: Any) -> WildBenchNumber:
+        return of_run.of_reward(result, assistant, options.reference, *more)
+
+    return of_judge_file(
+        options, settings, lambda scope: reward_of(options.file, options.reference, scope, settings), number
+    )
+
+
+def of_judge_file(
+    options: argparse.Namespace,
+    settings: Any,
+    result_of: Callable[[Scope], Result],
+    number_of: Callable[[Result, str, str, int, Mapping[str, str]], WildBenchNumber],
+) -> Missing:
+    """Prints the result of a judge file, and adds it to the run of --run in the place of one of the same file."""
+    run, scope = experiment_of(options.into), read_scope(options)
+    result, numbers = result_of(scope), dict[str, list[WildBenchNumber]]()
+    if run is not None:
+        judge, model = judge_files.names_of(options.file)
+        own = assistant_of(model, options.into, run, options.assistants)
+        number = number_of(result, own, judge, len(scope.known), changed(settings))
+        numbers = {str(options.file.resolve()): [number]}
+    print_result(result)
+    if numbers:
+        leave(options, numbers)
     return 0, ''
 
 
@@ -339,13 +250,7 @@ def parser_of() -> argparse.ArgumentParser:
         added = commands.add_parser(name)
         added.set_defaults(run=run)
         if name not in ('compare', 'agreement'):
-            added.add_argument(
-                '--tasks', default=tasks, help=f'hub name, file or folder; default: {tasks or "no tags"}'
-            )
-            added.add_argument('--revision', help='of tasks on the hub; default: the main branch')
-            added.add_argument('--on_bad_rows', choices=('raise', 'drop'), default='raise', help='of the tasks')
-            told = 'conversations whose split train was trained on; may be repeated'
-            added.add_argument('--training', type=local_path, action='append', default=[], help=told)
+            add_task_flags(added, tasks)
         return added
 
     added = command('generate', run_generate)
@@ -375,14 +280,16 @@ def parser_of() -> argparse.ArgumentParser:
         )
         if name == 'compare':
             add_run_flags(added)
-    added = command('wb-score', run_wb_score, None)
-    added.add_argument('file', type=local_path)
-    added.add_argument('--cut_replies', choices=('judged', 'left out'), default='judged', help='in the groups')
-    added.add_argument('--weights', choices=('leaderboard', 'equal'), default='leaderboard', help='of groups')
-    added = command('wb-reward', run_wb_reward, None)
-    added.add_argument('file', type=local_path)
-    added.add_argument('--reference', required=True, help="the reference's name in the file")
-    add_settings(added, RewardSettings())
+    for name, run, settings in (
+        ('wb-score', run_wb_score, ScoreSettings()),
+        ('wb-reward', run_wb_reward, RewardSettings()),
+    ):
+        added = command(name, run, None)
+        added.add_argument('file', type=local_path)
+        if name == 'wb-reward':
+            added.add_argument('--reference', required=True, help="the reference's name in the file")
+        add_run_flags(added)
+        add_settings(added, settings)
     return parser
 
 

@@ -496,7 +496,27 @@ def test_numbers_of_a_runs_assistants_are_left_in_it(tmp_path, tasks, capsys, mo
         capsys.readouterr()
         wildbench.main(['pairs', *asked, *flags, *own])
         rewards = capsys.readouterr().out
+        (score,) = (tmp_path / 'score').glob('eval=c/mine.json')
+        (pair,) = (tmp_path / 'pairs').glob('eval=c/*/mine.json')
     assert written == [str(folder)] * 5
+    before = result_files.read_added(folder).wildbench.outputs
+    more = [f'--tasks={tasks}', *own]
+    wildbench.main(['wb-score', str(score), *more])
+    wildbench.main(['wb-reward', str(pair), '--reference=initial', *more])
+    assert result_files.read_added(folder).wildbench.outputs == before, 'a judge file is read as it was written'
+    for command, told in (
+        (['wb-score', str(score), *own], '--tasks: expected a hub name, a file or a folder, found none'),
+        (['wb-score', str(score), *more, f'--run={tmp_path}'], 'experiment.json: expected the results of a finished'),
+        (['wb-score', str(score), f'--tasks={tasks}', own[0]], 'mine=ASSISTANT, one of initial'),
+    ):
+        with pytest.raises(SystemExit, match=f'^error: .*{told}'):
+            wildbench.main(command)
+    wildbench.main(['wb-score', str(score), *more, '--weights=equal'])
+    assert written == [str(folder)] * 8
+    (equal,) = result_files.read_added(folder).wildbench.outputs[str(score)]
+    assert (equal.settings, equal.judge, equal.assistant) == ({'weights': 'equal'}, 'c', 'persona/seed-0')
+    assert equal.macro == pytest.approx(sum(of.mean for of in equal.groups.values()) / len(equal.groups))
+    wildbench.main(['wb-score', str(score), *more])
     outputs = result_files.read_added(folder).wildbench.outputs
     assert [pathlib.Path(place).name for place in outputs] == [
         *('mine.checklist.jsonl', 'initial.checklist.jsonl', 'initial.checklist.jsonl'),
@@ -517,4 +537,13 @@ def test_numbers_of_a_runs_assistants_are_left_in_it(tmp_path, tasks, capsys, mo
     assert {(of.assistant, of.against) for of in numbers if of.metric in ('win rate', 'WB-Reward')} == {
         ('persona/seed-0', 'initial')
     }
-    assert json.loads(rewards[rewards.rindex('\n{\n') :])['reward']['mean'] == numbers[-1].estimate.mean
+    told = json.loads(rewards[rewards.rindex('\n{\n') :])
+    assert told['reward']['mean'] == numbers[-1].estimate.mean
+    macro = told['task_macro']
+    assert {group: of.mean for group, of in numbers[-1].groups.items()} == {
+        g: x['mean'] for g, x in told['groups'].items()
+    }
+    assert numbers[-1].macro == macro['mean']
+    smallest = min(of['n'] for of in told['groups'].values())
+    half = scipy.stats.t.ppf(0.975, smallest - 1) * macro['sem'] if smallest > 1 else None
+    assert numbers[-1].macro_high == (half and pytest.approx(macro['mean'] + half))

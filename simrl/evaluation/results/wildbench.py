@@ -11,7 +11,7 @@ Metric = Literal['checklist', 'win rate', 'WB-Score', 'WB-Reward']
 
 @dataclasses.dataclass(frozen=True)
 class WildBenchNumber:
-    """A number of one assistant, by one judge or the panel."""
+    """A number of one assistant, by one judge or the panel; macro and groups of WB-Score are from -8 to 10."""
 
     metric: Metric
     assistant: str
@@ -19,9 +19,15 @@ class WildBenchNumber:
     judge: str
     estimate: Estimate | None  # over tasks; None without any
     tasks: int  # all, with those that are not judged
-    lost: float | None  # the mean with all tasks that are not judged at the lowest value; None: not known
-    won: float | None  # at the highest
+    lost: float | None = None  # the mean with all tasks that are not judged at the lowest value; None without any mean
+    won: float | None = None  # at the highest
     macro: float | None = None  # the weighted mean over groups of tasks, as the leaderboard has it
+    # None, or none, in what follows: in results of an earlier version.
+    macro_low: float | None = None
+    macro_high: float | None = None
+    groups: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # over tasks of each group
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # tasks or verdicts in no number, by cause
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)  # that are not the defaults
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ none of a judge file, as that code reads every .json of a folder.
 import collections
 import dataclasses
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -58,6 +59,19 @@ def judge_file(folder: pathlib.Path, judge: str, generator: str, reference: str 
 
     pair = [] if reference is None else [f'ref={part(reference)}']
     return folder.joinpath(f'eval={part(judge)}', *pair, f'{part(generator)}.json')
+
+
+def names_of(path: pathlib.Path) -> tuple[str, str]:
+    """The judge and the assistant of a judge file, by its place (`judge_file`).
+
+    Raises:
+        ValueError: it is in no folder eval=JUDGE.
+    """
+    judges = [name for part in path.absolute().parts[:-1] for start, _, name in [part.partition('eval=')] if not start]
+    if not judges:
+        raise ValueError(f'{path}: expected a file in a folder eval=JUDGE, which names the judge, found none')
+    name = re.sub(r'\.(json|jsonl|jsonl\.gz)$', '', path.name)
+    return urllib.parse.unquote(judges[-1]), urllib.parse.unquote(name)
 
 
 def write_verdicts(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> collections.Counter[str]:

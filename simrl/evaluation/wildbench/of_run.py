@@ -9,71 +9,94 @@ from collections.abc import Mapping
 from typing import Any
 
 from simrl.evaluation.results.judges import PANEL
-from simrl.evaluation.results.wildbench import Metric, WildBenchNumber
+from simrl.evaluation.results.wildbench import WildBenchNumber
 from simrl.evaluation.statistics import Estimate, t_quantile
+from simrl.evaluation.wildbench.checklist import bounds
 
 LEVEL = 0.95
-RANGES: Mapping[Metric, tuple[float, float]] = {
-    'checklist': (0.0, 1.0),
-    'win rate': (0.0, 1.0),
-    'WB-Score': (1.0, 10.0),
-    'WB-Reward': (-1.0, 1.0),
-}
 Result = Mapping[str, Any]
 
 
 def of_checklist(result: Result, assistant: str) -> list[WildBenchNumber]:
     """The share of satisfied items by the panel, and by each judge."""
-    means = {PANEL: result['share']} | {name: of['share'] for name, of in result['judges'].items()}
-    tasks = result['tasks']['all']
-    return [_number('checklist', assistant, None, judge, _of_mean(mean), tasks) for judge, mean in means.items()]
+    counts = result['tasks']
+    no_reply = {'no reply': counts['without a reply']}
+    of_panel = result | {'left_out': no_reply | {'no verdict of every judge': counts['without a verdict']}}
+    found = {PANEL: of_panel}
+    found |= {judge: of | {'left_out': no_reply | of['failures']} for judge, of in result['judges'].items()}
+    return [
+        _number(WildBenchNumber('checklist', assistant, None, judge, _of_mean(of['share']), counts['all']), of, (0, 1))
+        for judge, of in found.items()
+    ]
 
 
 def of_compare(result: Result, first: str, second: str) -> list[WildBenchNumber]:
     """The win rate of the first assistant by the panel, and by each judge."""
     fields = [field.name for field in dataclasses.fields(Estimate)]
-
-    def estimate(found: Result | None) -> Estimate | None:
-        return None if found is None else Estimate(**{name: found['win rate'][name] for name in fields})
-
-    tasks = result['tasks']['all']
-    found = {PANEL: estimate(result)} | {name: estimate(of) for name, of in result['judges'].items()}
-    return [_number('win rate', first, second, judge, of, tasks) for judge, of in found.items()]
-
-
-def of_score(result: Result, assistant: str, judge: str, tasks: int) -> WildBenchNumber:
-    """WB-Score by a judge; `tasks` is the number of all tasks."""
-    return _number('WB-Score', assistant, None, judge, _of_mean(result['score']), tasks, result['task_macro'])
+    counts = dict(result['tasks'])
+    tasks, _ = counts.pop('all'), counts.pop('judged')
+    numbers = []
+    for judge, found in {PANEL: result | {'left_out': counts}, **result['judges']}.items():
+        estimate = None if found is None else Estimate(**{name: found['win rate'][name] for name in fields})
+        numbers.append(_number(WildBenchNumber('win rate', first, second, judge, estimate, tasks), found or {}, (0, 1)))
+    return numbers
 
 
-def of_reward(result: Result, assistant: str, reference: str, judge: str, tasks: int) -> WildBenchNumber:
+def of_score(
+    result: Result, assistant: str, judge: str, tasks: int, settings: Mapping[str, str] | None = None
+) -> WildBenchNumber:
+    """WB-Score by a judge.
+
+    Args:
+        tasks: the number of all tasks, of which the result is.
+        settings: that are not the defaults.
+    """
+    number = WildBenchNumber('WB-Score', assistant, None, judge, _of_mean(result['score']), tasks)
+    return dataclasses.replace(_number(number, result, (1, 10)), settings=dict(settings or {}))
+
+
+def of_reward(
+    result: Result, assistant: str, reference: str, judge: str, tasks: int, settings: Mapping[str, str] | None = None
+) -> WildBenchNumber:
     """The same of WB-Reward over a reference."""
-    mean, macro = _of_mean(result['reward']), result['task_macro']
-    return _number('WB-Reward', assistant, reference, judge, mean, tasks, macro)
+    number = WildBenchNumber('WB-Reward', assistant, reference, judge, _of_mean(result['reward']), tasks)
+    return dataclasses.replace(_number(number, result, (-1, 1)), settings=dict(settings or {}))
 
 
-def _of_mean(found: Result) -> Estimate | None:
+def _of_mean(found: Result, df: int | None = None) -> Estimate | None:
     """A mean over tasks with Student's t-interval from its standard error; without one where no task differs."""
     mean, error, n = found['mean'], found['sem'], found['n']
     if mean is None:
         return None
-    half = t_quantile(n - 1, LEVEL) * error if error else None
+    half = t_quantile(n - 1 if df is None else df, LEVEL) * error if error else None
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return Estimate(mean, low, high, n, n, LEVEL)
 
 
-def _number(
-    metric: Metric,
-    assistant: str,
-    against: str | None,
-    judge: str,
-    estimate: Estimate | None,
-    tasks: int,
-    macro: float | None = None,
-) -> WildBenchNumber:
-    """A number, with all tasks that are not judged at the lowest value, and at the highest."""
+def _number(number: WildBenchNumber, result: Result, values: tuple[float, float]) -> WildBenchNumber:
+    """A number with all else that its result has.
+
+    The interval of the weighted mean over groups has the degrees of freedom of the smallest group, which are never
+    more than Welch's (1947).
+
+    Args:
+        values: the lowest and the highest of a task, which those that are not judged have in `lost` and `won`.
+    """
+    groups = {group: of for group, found in result.get('groups', {}).items() if (of := _of_mean(found)) is not None}
+    macro = None
+    if result.get('task_macro') is not None:
+        macro = _of_mean(result['task_macro'], min(of.num_observations for of in groups.values()) - 1)
     lost = won = None
-    if estimate is not None:
-        judged, total = estimate.num_observations, estimate.mean * estimate.num_observations
-        lost, won = ((total + (tasks - judged) * value) / tasks for value in RANGES[metric])
-    return WildBenchNumber(metric, assistant, against, judge, estimate, tasks, lost, won, macro)
+    if (of := number.estimate) is not None:
+        judged = of.num_observations
+        lost, won = result.get('bounds') or bounds([of.mean] * judged, number.tasks - judged, *values)
+    return dataclasses.replace(
+        number,
+        lost=lost,
+        won=won,
+        macro=macro and macro.mean,
+        macro_low=macro and macro.low,
+        macro_high=macro and macro.high,
+        groups=groups,
+        left_out={cause: count for cause, count in result.get('left_out', {}).items() if count},
+    )

@@ -14,6 +14,7 @@ simulation whose draws are not published.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -46,6 +47,16 @@ Weights = Literal['leaderboard', 'equal']  # of groups
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+    """Settings of WB-Score."""
+
+    # Whether replies that are empty or cut are in the groups; they are in the mean over all. The leaderboard leaves
+    # them out.
+    cut_replies: CutReplies = 'judged'
+    weights: Weights = 'leaderboard'  # of groups in the task-macro score
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardSettings:
     """Settings of WB-Reward."""
 
@@ -75,7 +86,7 @@ class WBScore:
         score: mean over tasks.
         adjusted: from -8 to 10.
         groups: adjusted, by group; empty without tags.
-        task_macro: their weighted mean; None without tags.
+        task_macro: their weighted mean, of `group_means`; None without tags.
         bounds: the mean if all tasks without a score have 1, and if all have 10; None without tasks.
         unjudged: number of tasks without a score, for whatever reason; None without tasks.
         length: mean characters of a reply that is not empty and was not cut; None without such a reply.
@@ -85,8 +96,8 @@ class WBScore:
 
     score: Mean
     adjusted: float
-    groups: Mapping[str, float]
-    task_macro: float | None
+    groups: Mapping[str, Mean]
+    task_macro: Mean | None
     bounds: tuple[float, float] | None
     unjudged: int | None
     length: float | None
@@ -102,7 +113,7 @@ class WBReward:
         reward: mean over tasks, from -1 to 1.
         counts: verdicts by outcome, after the length margin.
         groups: rewards by group; empty without tags.
-        task_macro: their weighted mean; None without tags.
+        task_macro: their weighted mean, of `group_means`; None without tags.
         bounds: the mean if all tasks that are not judged are lost by far, and if all are won; None without tasks.
         unjudged: number of tasks that are in no count, for whatever reason; None without tasks.
         flips: tasks whose two orders have different winners.
@@ -113,8 +124,8 @@ class WBReward:
 
     reward: Mean
     counts: Mapping[str, int]
-    groups: Mapping[str, float]
-    task_macro: float | None
+    groups: Mapping[str, Mean]
+    task_macro: Mean | None
     bounds: tuple[float, float] | None
     unjudged: int | None
     flips: int
@@ -132,8 +143,41 @@ def task_macro(groups: Mapping[str, float], weights: Weights = 'leaderboard') ->
     """The weighted mean of numbers by group, over the groups that are there; added up in their order."""
     if not groups:
         raise ValueError(f'groups: expected some of {", ".join(WEIGHTS)}, found none')
-    of = WEIGHTS if weights == 'leaderboard' else dict.fromkeys(WEIGHTS, 1.0)
+    of = _weights(weights)
     return sum(value * of[group] for group, value in groups.items()) / sum(of[group] for group in groups)
+
+
+def _weights(weights: Weights) -> Mapping[str, float]:
+    return WEIGHTS if weights == 'leaderboard' else dict.fromkeys(WEIGHTS, 1.0)
+
+
+def group_means(
+    tasks: Mapping[str, Task], values: Mapping[str, float], weights: Weights = 'leaderboard'
+) -> tuple[dict[str, Mean], Mean | None]:
+    """The mean of each group of tasks, and their weighted mean over groups; None where no task has a value.
+
+    A task may be in several groups, whose means then depend on each other. So the weighted mean's variance adds up by
+    task (linearisation, Woodruff 1971): with group means m_g over n_g tasks and weights w_g of sum 1 it is
+
+        sum over tasks of (sum over the task's groups of w_g (value - m_g) / sqrt(n_g (n_g - 1)))^2,
+
+    of groups without common tasks the sum of w_g^2 s_g^2 / n_g. There is none with a group of one task.
+
+    Args:
+        values: by task, of the tasks that have one.
+    """
+    groups = {group: mean_of(found) for group, found in by_group(tasks, values).items()}
+    if not groups:
+        return {}, None
+    means = {group: found.mean for group, found in groups.items() if found.mean is not None}
+    error = None
+    if min(found.n for found in groups.values()) > 1:
+        of = _weights(weights)
+        whole = sum(of[group] for group in groups)
+        scale = {g: of[g] / whole / math.sqrt(found.n * (found.n - 1)) for g, found in groups.items()}
+        parts = (sum(scale[g] * (value - means[g]) for g in tasks[name].groups) for name, value in values.items())
+        error = math.sqrt(sum(part**2 for part in parts))
+    return groups, Mean(task_macro(means, weights), error, len(values))
 
 
 def reward_of_counts(counts: Mapping[str, int], total: int | None = None) -> float:
@@ -165,9 +209,8 @@ def mean_length(replies: Sequence[str]) -> float | None:
 def wb_score(
     scores: Sequence[Score],
     tasks: Mapping[str, Task] | None = None,
+    settings: ScoreSettings = ScoreSettings(),
     *,
-    cut_replies: CutReplies = 'judged',
-    weights: Weights = 'leaderboard',
     left_out: Mapping[str, int] | None = None,
     overlap: Overlap | None = None,
 ) -> WBScore:
@@ -175,9 +218,6 @@ def wb_score(
 
     Args:
         tasks: by id, with their tags; None: no groups.
-        cut_replies: whether replies that are empty or cut are in the groups; they are in the mean over all. The
-            leaderboard leaves them out.
-        weights: of groups in the task-macro score.
         left_out: of `read_scores`.
         overlap: with training data; None: not measured.
 
@@ -187,17 +227,17 @@ def wb_score(
     mean = mean_of([of.score for of in scores])
     if mean.mean is None:
         raise ValueError('scores: expected at least one, found none')
-    groups: dict[str, float] = {}
+    groups, macro = dict[str, Mean](), None
     if tasks is not None:
         check_known(tasks, [of.task for of in scores], 'scores')
-        values = {of.task: of.score for of in scores if cut_replies == 'judged' or not is_cut(of.reply)}
-        groups = {group: adjusted_score(sum(found) / len(found)) for group, found in by_group(tasks, values).items()}
+        kept = (of for of in scores if settings.cut_replies == 'judged' or not is_cut(of.reply))
+        groups, macro = group_means(tasks, {of.task: adjusted_score(of.score) for of in kept}, settings.weights)
     unjudged = None if tasks is None else len(tasks) - len(scores)
     return WBScore(
         mean,
         adjusted_score(mean.mean),
         groups,
-        task_macro(groups, weights) if groups else None,
+        macro,
         None if unjudged is None else bounds([of.score for of in scores], unjudged, 1.0, 10.0),
         unjudged,
         mean_length([of.reply for of in scores]),
@@ -264,14 +304,14 @@ def wb_reward(
         raise ValueError(
             f'comparisons: expected at least one that is judged, found none; left out: {dict(+dropped)}{hint}'
         )
-    groups = {} if tasks is None else {group: mixture(found) for group, found in by_group(tasks, merged).items()}
+    groups, macro = ({}, None) if tasks is None else group_means(tasks, merged, settings.weights)
     counts = collections.Counter(NAMES[value] for of_task in values.values() for value in of_task)
     unjudged = None if tasks is None else len(tasks) - len(merged)
     return WBReward(
         mean_of(list(over_all.values())),
         {name: counts[name] for name in OUTCOMES},
         groups,
-        task_macro(groups, settings.weights) if groups else None,
+        macro,
         None if unjudged is None else bounds(list(merged.values()), unjudged, -1.0, 1.0),
         unjudged,
         num_flips,

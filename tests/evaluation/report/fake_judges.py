@@ -98,13 +98,20 @@ def wildbench_like(experiment: ExperimentResult) -> dict[str, list[WildBenchNumb
     first, second = list(experiment.runs)[:2]
     mean = Estimate(0.61, 0.58, 0.64, 1000, 1000, 0.95)
     score = dataclasses.replace(mean, mean=7.1, low=7.0, high=7.2)
+    groups = {
+        name: dataclasses.replace(mean, mean=x, num_observations=200) for name, x in (('Coding', 0.5), ('Math', 0.7))
+    }
+    more = {'groups': groups, 'left_out': {HOSTILE: 24}, 'settings': {'length_margin': '500'}}
     return {
         f'/{HOSTILE}/mine.jsonl': [
-            WildBenchNumber('checklist', first, None, PANEL, mean, 1024, 0.6, 0.62),
+            WildBenchNumber('checklist', first, None, PANEL, mean, 1024, 0.6, 0.62, groups=groups),
             WildBenchNumber('checklist', first, None, HOSTILE, mean, 1024, 0.6, 0.62),
             WildBenchNumber('checklist', second, None, PANEL, None, 1024, None, None),
         ],
         '/mine over initial': [WildBenchNumber('win rate', first, 'initial', PANEL, mean, 1024, 0.6, 0.62)],
-        '/score.json': [WildBenchNumber('WB-Score', second, None, 'judge-b', score, 1024, 7.0, 7.2, 4.1)],
-        '/reward.json': [WildBenchNumber('WB-Reward', second, HOSTILE, 'judge-b', mean, 1024, 0.5, 0.7, 0.3)],
+        '/score.json': [WildBenchNumber('WB-Score', second, None, 'judge-b', score, 1024, 7.0, 7.2, 4.1, 3.9, 4.3)],
+        '/reward.json': [
+            WildBenchNumber('WB-Reward', second, HOSTILE, 'b', mean, 1024, 0.5, 0.7, 0.3, 0.2, 0.4, **more)
+        ],
+        '/again.json': [WildBenchNumber('WB-Reward', second, HOSTILE, 'b', mean, 1024, 0.5, 0.7, **more)],
     }

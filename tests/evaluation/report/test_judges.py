@@ -139,6 +139,33 @@ def test_text_of_judges_stays_text(results) -> None:
     assert 'length_term: expected a spread, found &lt;script&gt;' in text
 
 
+def test_numbers_on_wildbench_are_by_group_with_what_is_left_out(results) -> None:
+    """Earlier runs have neither; two files of one assistant are told apart."""
+    numbers = wildbench_like(results.experiment)
+    found = wildbench.WildBenchResult({name: tuple(own) for name, own in numbers.items()})
+    text = wildbench.section(found, looks_of(results.experiment), '', pathlib.Path('/'))
+    rows = rows_of(text, wildbench.TITLE)
+    second = numbers['/score.json'][0].assistant
+    assert [row[8] for row in rows if row[0].startswith(second)] == ['–', '4.10 [3.90, 4.30]', '0.30 [0.20, 0.40]', '–']
+    assert [row[9:11] for row in rows[-3:]] == [['–', '–'], *[[f'{HOSTILE} (24)', 'length_margin 500']] * 2]
+    groups = rows_of(text, 'By group of tasks')
+    assert [row[1] for row in groups] == ['checklist', 'WB-Reward', 'WB-Reward']
+    assert groups[0][3:] == ['0.50 [0.58, 0.64]\nn = 200'.replace('\n', ''), '0.70 [0.58, 0.64]n = 200']
+    figures = {one.name: one for one in wildbench.drawings(found)}
+    assert [name for name in figures if 'groups' in name] == [
+        'wildbench_checklist_groups',
+        'wildbench_wb_reward_groups',
+    ]
+    cells = list(csv.DictReader(io.StringIO(drawing.csv_text(figures['wildbench_wb_reward_groups']))))
+    assert [(row['group'], row['against'], float(row['mean']), row['tasks']) for row in cells] == [
+        (group, HOSTILE, mean, '200') for group, mean in (('Coding', 0.5), ('Math', 0.7)) for _ in range(2)
+    ]
+    drawing.svg(figures['wildbench_wb_reward_groups'], 'x', drawing.NARROW)
+    plain = [dataclasses.replace(of, groups={}, left_out={}, settings={}) for own in numbers.values() for of in own]
+    text = wildbench.section(wildbench.WildBenchResult({'/a': tuple(plain)}), {}, '', pathlib.Path('/'))
+    assert all(word not in text for word in ('By group', '>left out<', '>settings<'))
+
+
 def test_a_run_keeps_what_tools_added_and_broken_files_are_named(results, found, tmp_path) -> None:
     """Another call with the same output is in the place of the first; others stay."""
     _, comparison = found

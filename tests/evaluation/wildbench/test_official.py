@@ -8,17 +8,28 @@ import pathlib
 import random
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simrl.evaluation.wildbench.asking import CUT
-from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score, read_comparisons, read_scores
+from simrl.evaluation.wildbench.judge_files import (
+    OUTCOMES,
+    Comparison,
+    Score,
+    judge_file,
+    names_of,
+    read_comparisons,
+    read_scores,
+)
 from simrl.evaluation.wildbench.official import (
     LEADERBOARD,
     WEIGHTS,
     RewardSettings,
+    ScoreSettings,
     adjusted_score,
+    group_means,
     mean_length,
     mixture,
     position,
@@ -160,7 +171,7 @@ def test_the_leaderboards_rules_agree_with_a_slow_loop(tmp_path_factory, drawn, 
     found = wb_reward(comparisons, TASKS, dataclasses.replace(LEADERBOARD, length_margin=margin))
     reward, groups, counts = slow_reward(rows, margin)
     assert found.reward.mean == pytest.approx(reward)
-    assert found.groups == pytest.approx(groups)
+    assert {group: of.mean for group, of in found.groups.items()} == pytest.approx(groups)
     assert {name: count for name, count in found.counts.items() if count} == dict(counts)
     assert found.left_out.get('empty or cut reply', 0) == len(rows) - counts.total()
     assert reward_of_counts(found.counts, len(rows)) == pytest.approx(reward)
@@ -168,13 +179,15 @@ def test_the_leaderboards_rules_agree_with_a_slow_loop(tmp_path_factory, drawn, 
     assert found.bounds == pytest.approx(((gained - missing) / len(TASKS), (gained + missing) / len(TASKS)))
     assert found.unjudged == missing
     equal = wb_reward(comparisons, TASKS, dataclasses.replace(LEADERBOARD, length_margin=margin, weights='equal'))
-    assert equal.task_macro == (pytest.approx(statistics.fmean(groups.values())) if groups else None)
+    assert (equal.task_macro and equal.task_macro.mean) == (
+        pytest.approx(statistics.fmean(groups.values())) if groups else None
+    )
     assert dataclasses.replace(equal, task_macro=found.task_macro) == found
     of_file = wb_reward(comparisons, settings=LEADERBOARD)
     assert (of_file.unjudged, of_file.bounds, of_file.task_macro, of_file.groups) == (None, None, None, {})
     if groups:
         weights = sum(WEIGHTS[group] for group in groups)
-        assert found.task_macro == pytest.approx(sum(WEIGHTS[g] * x for g, x in groups.items()) / weights)
+        assert found.task_macro.mean == pytest.approx(sum(WEIGHTS[g] * x for g, x in groups.items()) / weights)
     else:
         assert found.task_macro is None
 
@@ -248,19 +261,22 @@ def test_the_margin_touches_slight_wins_of_longer_replies_only(value, length, ot
 def test_scores_agree_with_a_slow_loop(drawn) -> None:
     scores = [Score(name, float(score), reply) for name, (score, reply) in drawn.items()]
     for cut_replies in ('judged', 'left out'):
-        found = wb_score(scores, TASKS, cut_replies=cut_replies)
+        found = wb_score(scores, TASKS, ScoreSettings(cut_replies))
         of_group = collections.defaultdict(list)
         for name, (score, reply) in drawn.items():
             if cut_replies == 'judged' or (reply and not reply.endswith(CUT)):
                 for group in TASKS[name].groups:
                     of_group[group].append(score)
-        assert found.groups == pytest.approx({g: (statistics.fmean(x) - 5) * 2 for g, x in of_group.items()})
+        means = {group: of.mean for group, of in found.groups.items()}
+        assert means == pytest.approx({g: (statistics.fmean(x) - 5) * 2 for g, x in of_group.items()})
         assert found.adjusted == pytest.approx((statistics.fmean(score for score, _ in drawn.values()) - 5) * 2)
         total, missing = sum(score for score, _ in drawn.values()), len(TASKS) - len(drawn)
         assert found.bounds == pytest.approx(((total + missing) / len(TASKS), (total + 10 * missing) / len(TASKS)))
         assert found.unjudged == missing
-        equal = wb_score(scores, TASKS, cut_replies=cut_replies, weights='equal')
-        assert equal.task_macro == (pytest.approx(statistics.fmean(found.groups.values())) if found.groups else None)
+        equal = wb_score(scores, TASKS, ScoreSettings(cut_replies, 'equal'))
+        assert (equal.task_macro and equal.task_macro.mean) == (
+            pytest.approx(statistics.fmean(means.values())) if means else None
+        )
         lengths = [len(reply) for _, reply in drawn.values() if reply and not reply.endswith(CUT)]
         assert found.length == (pytest.approx(statistics.fmean(lengths)) if lengths else None)
 
@@ -281,6 +297,42 @@ def test_the_numbers_without_tasks_that_training_data_has(drawn, known) -> None:
         assert without['mean'] == (pytest.approx(statistics.fmean(values)) if values else None)
     for found in (wb_reward(both_orders(drawn), TASKS), wb_score(scores, TASKS)):
         assert found.overlap == 'not measured'
+
+
+def test_the_error_of_the_macro_is_that_of_independent_groups_and_of_common_tasks() -> None:
+    """Of groups apart it is the sum over groups; of tasks in several groups that of redrawn tasks."""
+    random = np.random.default_rng(0)
+    alone = tasks_of(*(dataclasses.replace(task(i), groups=(tuple(WEIGHTS)[i % 5],)) for i in range(60)))
+    values = {name: float(x) for name, x in zip(alone, random.normal(5, 2, 60), strict=True)}
+    groups, macro = group_means(alone, values)
+    expected = sum((WEIGHTS[g] / sum(WEIGHTS.values()) * of.sem) ** 2 for g, of in groups.items()) ** 0.5
+    assert macro is not None
+    assert macro.sem == pytest.approx(expected)
+    several = tasks_of(*(dataclasses.replace(task(i), groups=tuple(WEIGHTS)[i % 3 : i % 3 + 3]) for i in range(300)))
+    values = {name: float(x) for name, x in zip(several, random.normal(5, 2, 300), strict=True)}
+    _, macro = group_means(several, values, 'equal')
+    assert macro is not None
+    found, member = (
+        np.array(list(values.values())),
+        np.array([[g in of.groups for g in WEIGHTS] for of in several.values()]),
+    )
+    drawn = random.integers(0, 300, (4000, 300))
+    means = np.einsum('rn,rng->rg', found[drawn], member[drawn]) / member[drawn].sum(1)
+    assert macro.sem == pytest.approx(means.mean(1).std(), rel=0.05)
+    apart = sum((of.sem / 5) ** 2 for of in group_means(several, values)[0].values()) ** 0.5
+    assert macro.sem > 1.3 * apart, 'common tasks do not count as others'
+    _, macro = group_means(several, dict(list(values.items())[:1]))
+    assert macro is not None
+    assert (macro.sem, macro.n) == (None, 1)
+
+
+def test_a_judge_files_place_names_the_judge_and_the_assistant(tmp_path: pathlib.Path) -> None:
+    for names in (('org/b', 'a b.json'), ('gpt-4o', 'eval=x')):
+        assert names_of(judge_file(tmp_path, *names)) == names
+        assert names_of(judge_file(tmp_path, *names, 'ref')) == names
+    assert names_of(tmp_path / 'eval=a' / 'm.jsonl.gz') == ('a', 'm')
+    with pytest.raises(ValueError, match=r'm.json: expected a file in a folder eval=JUDGE, which names the judge'):
+        names_of(tmp_path / 'retrieval=a' / 'm.json')
 
 
 def written(path: pathlib.Path, rows: object) -> pathlib.Path:
