@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from simrl.evaluation.forecast import RankCorrelation
-from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.files import Added, Results
 from simrl.evaluation.results.measures import Arm, ArmResult, AssistantResult, MeasureWords
 from simrl.evaluation.results.simulators import SimulatorFidelity, SimulatorForecast, Transfer
+from simrl.evaluation.verdicts import Verdict, verdicts_of
 
 AGAIN = 'the command of the run does what is missing'
+VERDICTS = 'verdicts of judges and people'
 NO_MODEL = 'it is no model on the devices of the run'
 # Purposes of stages.
 MAKE, TRAIN, MEASURE = 'to make it', 'to train assistants against it', 'to measure these assistants'
@@ -158,6 +160,7 @@ class SimulatorCard:
         name: its arm.
         parameters: of its model; None where it is not on the devices of the run.
         utility: by measure, the headline first; None without an assistant that trained against it.
+        verdicts: of judges and people on assistants that trained against it.
         fidelity: None where it was not measured.
         people: rates of people's messages, beside those of `fidelity`.
         not_measured: by number, the reason.
@@ -168,6 +171,7 @@ class SimulatorCard:
     identity: Identity
     parameters: int | None
     utility: dict[str, MeasureUtility] | None
+    verdicts: tuple[Verdict, ...]
     transfer: CardTransfer | None
     fidelity: SimulatorFidelity | None
     people: dict[str, float | None]
@@ -179,13 +183,14 @@ class SimulatorCard:
     caution: str
 
 
-def card_of(name: str, results: Results, facts: Facts) -> SimulatorCard:
+def card_of(name: str, results: Results, facts: Facts, added: Added | None = None) -> SimulatorCard:
     """The card of the simulator of an arm.
 
     Args:
         name: the arm.
         results: those of its run, or of what of it is done.
         facts: of the same run.
+        added: what tools have added to it; None: nothing.
 
     Raises:
         ValueError: the results have no such arm.
@@ -198,6 +203,7 @@ def card_of(name: str, results: Results, facts: Facts) -> SimulatorCard:
         identity=facts.identity,
         parameters=results.experiment.arms[name].parameters,
         utility=_utility(name, results, not_measured),
+        verdicts=tuple(verdict for verdict in verdicts_of(added or Added()) if verdict.about(name)),
         transfer=_transfer(name, results, not_measured),
         fidelity=_fidelity(name, results, facts.cost, not_measured),
         people=results.fidelity.people,
@@ -208,6 +214,8 @@ def card_of(name: str, results: Results, facts: Facts) -> SimulatorCard:
         not_measured=not_measured,
         caution=results.experiment.caution,
     )
+    if not card.verdicts and not results.experiment.arms[name].held_out:
+        not_measured[VERDICTS] = 'no tool has left any in the run: tools.win_rate, tools.wildbench, tools.study_report'
     _about_failures(facts, results.experiment.arms[name], not_measured)
     return card
 

@@ -56,7 +56,7 @@ def simulator_card(scene: Scene, arm: str) -> SimulatorCard:
         raise ConfigError(
             f'{scene.workdir}: expected one of its arms ({", ".join(scene.settings.arms)}), found {arm!r}'
         )
-    return card_of(arm, results_now(scene, arm), facts_of(scene, arm))
+    return card_of(arm, results_now(scene, arm), facts_of(scene, arm), result_files.read_added(scene.workdir))
 
 
 def results_now(scene: Scene, arm: str) -> Results:

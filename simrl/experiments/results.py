@@ -180,7 +180,7 @@ def publish(results: Results, workdir: pathlib.Path, kept: Mapping[str, pathlib.
     from simrl.evaluation.report.report import console_table, write_report  # imports matplotlib: a second
 
     report, pictures = write_report(results, workdir, kept=kept)
-    table = console_table(results)
+    table = console_table(results, result_files.read_added(workdir))
     with Writer(workdir) as writer:
         writer.truncate_events({}, 0)  # of an earlier call
         for name, png in pictures.items():

@@ -10,6 +10,7 @@ import pytest
 from simrl.evaluation import card as card_lib
 from simrl.evaluation.fidelity.distances import Distance
 from simrl.evaluation.fidelity.measure import SourceFidelity
+from simrl.evaluation.report import verdicts
 from simrl.evaluation.report.card_page import NOT_MEASURED, document
 from simrl.evaluation.results import files as result_files
 from simrl.evaluation.statistics import Estimate
@@ -20,6 +21,7 @@ from simrl.experiments.results import results_of
 from simrl.run import config
 from simrl.run.config import ConfigError
 from simrl.run.stage_files import WorkdirError
+from tests.evaluation.report import fake_judges
 from tests.experiments.made_run import SECONDS, lose, made_run, undo
 from tests.experiments.scene import settings
 from tools import card as tool
@@ -27,6 +29,7 @@ from tools import card as tool
 NOT_ASKED = {  # of a run with the default settings
     'distances from people': 'the run replays no conversations of people: config.evaluation.replayed',
     'forecast': 'the run forecasts nothing: config.evaluation.forecast',
+    card_lib.VERDICTS: 'no tool has left any in the run: tools.win_rate, tools.wildbench, tools.study_report',
 }
 CAUSE = 'a judge failed: <script>alert(1)</script>'
 CHANGES = {'held_out_simulators': ('persona',), 'seeds': (0, 1), 'evaluation__people': 8, 'evaluation__block': 8}
@@ -79,6 +82,23 @@ def test_a_card_has_what_the_results_and_the_stages_have(scene):
     }
     assert card.cost.unfinished == {}
     assert card.not_measured == NOT_ASKED
+
+
+def test_what_judges_said_of_its_assistants_is_on_the_card(scene):
+    fake_judges.add_all(results_of(results_spec(scene), scene.workdir).experiment, scene.workdir)
+    card = cards.simulator_card(scene, 'fine_tuned')
+    assert card_lib.VERDICTS not in card.not_measured
+    over_seeds, *others = card.verdicts
+    assert (over_seeds.assistant, over_seeds.against, over_seeds.sample) == (
+        'fine_tuned',
+        'initial',
+        '2 training seeds',
+    )
+    assert not others, 'those on WildBench are of other arms'
+    text = document(card)
+    assert f'<h2>{verdicts.TITLE}</h2>' in text
+    assert '<th scope="row">fine_tuned over initial</th><td>win rate</td>' in text
+    assert fake_judges.HOSTILE not in document(cards.simulator_card(scene, 'role_play'))
 
 
 def test_a_held_out_simulator_has_no_utility_and_all_assistants_meet_it(whole):
@@ -176,7 +196,7 @@ def test_what_is_not_done_yet_is_not_measured_and_never_zero(scene, unfinished, 
     undo(scene, *unfinished)
     card = cards.simulator_card(scene, 'role_play')
     asked = not_measured if 'fidelity' in not_measured else not_measured | {'distances from people'}
-    assert card.not_measured.keys() == asked | {'forecast'}
+    assert card.not_measured.keys() == asked | {'forecast', card_lib.VERDICTS}
     assert card.cost.unfinished
     text = document(card)
     for name in not_measured:

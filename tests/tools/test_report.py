@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from simrl.evaluation.report import drawing, utility
+from simrl.evaluation.report import drawing, utility, verdicts
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of
-from simrl.evaluation.results.files import write
+from simrl.evaluation.results.files import add_judges, write
 from simrl.evaluation.seeds import SeedEstimate
+from simrl.evaluation.verdicts import WIN_RATE
+from tests.evaluation.report.fake_judges import judged_like
 from tests.evaluation.report.fake_run import SETTINGS, draw_few, fake_results, write_training
 from tools import report
 
@@ -54,9 +56,10 @@ def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match='error: --output: expected a folder apart from the runs'):
         report.main([*map(str, runs), f'--output={runs[0]}'])
     monkeypatch.setattr(utility, 'AGAINST', utility.AGAINST[:1])
+    add_judges(tmp_path, judged_like(first.experiment), runs[0])
     report.main([*map(str, runs), f'--output={tmp_path / "page"}'])
     text = (tmp_path / 'page' / 'report.html').read_text()
-    titles = ['Runs', 'Settings that differ', 'Utility', 'a/run', 'b #&quot;&lt;i&gt;/run']
+    titles = ['Runs', 'Settings that differ', 'Utility', verdicts.TITLE, 'a/run', 'b #&quot;&lt;i&gt;/run']
     assert re.findall('<h2>(.*?)</h2>', text) == titles
     assert '<i>' not in text
     assert {*re.findall(' id="(.*?)-.*?"', text)} == {'win_rates', 'utility_by_size', 'run'}
@@ -65,6 +68,8 @@ def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
     assert re.findall('<a href="(.*?)"', text) == ['../b%20%23%22%3Ci%3E/run/report.html'], 'where there is one'
     win = first.measures['people'].assistants['persona/seed-0'].win_rate
     assert f'<small>a/run</small></th><td>prompted</td><td>135M</td><td>1</td><td>{win.mean:.2f}<small>' in text
+    said = f'persona/seed-0 over initial<small>a/run</small></th><td>{WIN_RATE}</td><td>0.53<small>[0.46, 0.60]</small>'
+    assert f'{said}</td><td>0.51 to 0.56</td><td class="words">a panel of 2 judges</td>' in text
     figures = {path.stem for path in (tmp_path / 'page' / 'figures').iterdir()}
     assert figures == {
         *('win_rates', 'utility_by_size'),

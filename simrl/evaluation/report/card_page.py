@@ -6,7 +6,7 @@ from typing import Any
 
 from simrl.evaluation.card import CardForecast, CardTransfer, Cost, MeasureUtility, SimulatorCard, Training
 from simrl.evaluation.fidelity import table as fidelity_table
-from simrl.evaluation.report import matrix, page, summary
+from simrl.evaluation.report import matrix, page, summary, verdicts
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, end_words, interval, number, share
 from simrl.evaluation.report.tables import estimate_cell
@@ -57,6 +57,7 @@ def document(card: SimulatorCard) -> str:
         f'<div class="lead">{"".join(map(page.paragraph, sentences(card)))}</div>',
         page.section('The simulator', *_identity(card)),
         page.section('Utility', *_utility(card)),
+        *([page.section(verdicts.TITLE, *_verdicts(card))] if card.verdicts else []),
         page.section(*_transfer(card)),
         page.section('Fidelity', *_fidelity(card)),
         page.section('Forecast', *_forecast(card)),
@@ -170,6 +171,10 @@ def _other_intervals(measure: MeasureUtility) -> list[str]:
         found |= {'failures all lost': arm.win_rate_bounds.lost, 'failures all won': arm.win_rate_bounds.won}
     rows = [(words, estimate_cell(estimate)) for words, estimate in found.items() if estimate is not None]
     return [page.details('The win rate with other intervals', page.table(('', 'win rate'), rows))] if rows else []
+
+
+def _verdicts(card: SimulatorCard) -> list[str]:
+    return verdicts.parts(('', verdict) for verdict in card.verdicts)
 
 
 def _transfer(card: SimulatorCard) -> list[str]:

@@ -40,7 +40,7 @@ def _figures(found: JudgedComparison, looks: Mapping[str, Look], ending: str) ->
 def _of_pairs(found: JudgedComparison, looks: Mapping[str, Look], name: str) -> Drawing:
     """Win rates of pairs by the panel, or the one judge; hollow at equal lengths."""
     over, names = _names(found.pairs)
-    title = f'Win rate{over} by {judges_in_words(found)}'
+    title = f'Win rate{over} by {found.who}'
     caption = f'{_sample(found)} {_intervals(found)} {_failures(found, [pair.primary for pair in found.pairs])}'
     of_lengths = any(pair.primary.rate_at_equal_lengths for pair in found.pairs)
     lines = []
@@ -94,7 +94,7 @@ def _of_judges(found: JudgedComparison, name: str) -> Drawing:
 def _of_arms(found: JudgedComparison, looks: Mapping[str, Look], name: str) -> Drawing:
     """Win rates of arms over their training seeds."""
     over, names = _names(found.arms)
-    title = f'Win rate of arms{over} by {judges_in_words(found)}'
+    title = f'Win rate of arms{over} by {found.who}'
     seeds = summary.num_seeds(len(arm.seeds) for arm in found.arms)
     level = found.arms[0].win_rate.level
     lost = _failures(found, [pair.primary for pair in found.pairs])
@@ -121,10 +121,6 @@ def _names(found: Sequence[JudgedPair] | Sequence[ArmWinRate]) -> tuple[str, lis
     if len(seconds) == 1:
         return f' over {seconds.pop()}', [first for first, _ in both]
     return '', [f'{first}\nover {second}' for first, second in both]
-
-
-def judges_in_words(found: JudgedComparison) -> str:
-    return f'a panel of {len(found.judges)} judges' if len(found.judges) > 1 else found.judges[0]
 
 
 def _sample(found: JudgedComparison) -> str:

@@ -8,7 +8,6 @@ from simrl.evaluation.pairwise.agreement import Votes
 from simrl.evaluation.position import PanelAgreement
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.drawing import Look, look_of
-from simrl.evaluation.report.judge_figures import judges_in_words
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.study import by_measure
 from simrl.evaluation.report.summary import number
@@ -77,7 +76,7 @@ def _pairs(results: Results, found: JudgedComparison, looks: Mapping[str, Look])
     measures = list(results.measures.values())
     some = [of for of in ('missing', 'empty') if any(any(getattr(pair, of).values()) for pair in found.pairs)]
     header = (
-        *('pair', f'win rate by {judges_in_words(found)}', 'at equal lengths', 'all failures lost', 'all won'),
+        *('pair', f'win rate by {found.who}', 'at equal lengths', 'all failures lost', 'all won'),
         *('p', 'Holm p', 'prompts', f'{found.unit} (resampled)', 'characters', *some),
         *(f'win rate: {measure.words.title}' for measure in measures),
     )

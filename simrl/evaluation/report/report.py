@@ -7,17 +7,18 @@ import textwrap
 import types
 from collections.abc import Mapping, Sequence
 
-from simrl.evaluation.report import browse, gallery, judges, matrix, sections, study, summary, wildbench
+from simrl.evaluation.report import browse, gallery, judges, matrix, sections, study, summary, verdicts, wildbench
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.summary import interval, number
-from simrl.evaluation.results.files import Results, read_added
+from simrl.evaluation.results.files import Added, Results, read_added
 from simrl.evaluation.results.measures import MeasureResult
 from simrl.evaluation.results.simulators import MatrixResult
+from simrl.evaluation.verdicts import verdicts_of
 from simrl.run.stage_files import named_errors
 
 CONSOLE_WIDTH = 120  # columns
-MAX_LINES = 24  # of differences in the terminal; report.html has all
+MAX_LINES = 24  # of a table in the terminal; report.html has all
 
 
 def write_report(
@@ -73,8 +74,8 @@ def write_page(path: pathlib.Path, text: str) -> pathlib.Path:
     return path
 
 
-def console_table(results: Results) -> str:
-    """The arms and their comparisons as plain text, at most 120 columns wide."""
+def console_table(results: Results, added: Added | None = None) -> str:
+    """The arms, their comparisons and what tools have added as plain text, at most 120 columns wide."""
     lines: list[str] = []
     for measure in results.measures.values():
         lines += ['', measure.words.title, *_arms(results, measure), '', *_differences(measure)]
@@ -83,6 +84,9 @@ def console_table(results: Results) -> str:
         if results.matrix.causes:
             said = f'Conversations without a score: {summary.causes_text(results.matrix.causes)}.'
             lines += textwrap.wrap(said, CONSOLE_WIDTH)
+    if found := verdicts_of(added or Added()):
+        more = [f'{len(found) - MAX_LINES} more in {REPORT_FILE}'] if len(found) > MAX_LINES else []
+        lines += ['', verdicts.TITLE, *_columns(verdicts.text_rows(found[:MAX_LINES])), *more]
     for sentence in summary.sentences(results):
         lines += ['', *textwrap.wrap(sentence, CONSOLE_WIDTH)]
     return '\n'.join(lines).strip('\n')

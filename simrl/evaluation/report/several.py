@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from simrl.evaluation.report import drawing, figures, gallery, page, summary, utility
+from simrl.evaluation.report import drawing, figures, gallery, page, summary, utility, verdicts
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import MARKERS, Drawing, Look, bounds_of
 from simrl.evaluation.report.page import Cell
@@ -20,8 +20,9 @@ from simrl.evaluation.report.report import write_page
 from simrl.evaluation.report.sections import drawn_panels
 from simrl.evaluation.report.summary import Row, number
 from simrl.evaluation.report.tables import estimate_cell
-from simrl.evaluation.results.files import Results
+from simrl.evaluation.results.files import Results, read_added
 from simrl.evaluation.results.measures import MeasureResult
+from simrl.evaluation.verdicts import verdicts_of
 
 TITLE = 'User simulators in several runs'
 ABOUT = (
@@ -43,7 +44,11 @@ def write_several(runs: Runs, output: pathlib.Path) -> pathlib.Path:
     Args:
         runs: at least two.
         output: a folder; made where there is none.
+
+    Raises:
+        ConfigError: a file that a tool has added to the results of a run is broken.
     """
+    added = [(name, verdict) for name, (folder, _) in runs.items() for verdict in verdicts_of(read_added(folder))]
     looks = _looks(runs)
     drawings = {
         'utility': [win_rates(runs, looks)],
@@ -59,6 +64,7 @@ def write_several(runs: Runs, output: pathlib.Path) -> pathlib.Path:
         page.section(
             'Utility', drawn_panels(drawings['utility']), drawn_panels(drawings['known']), *_utilities(runs, looks)
         ),
+        *([page.section(verdicts.TITLE, *verdicts.parts(added))] if added else []),
         *(
             page.section(
                 name, *_run(folder, results, looks[name], drawn_panels(drawings[name], f'run-{number}-'), output)

@@ -108,6 +108,11 @@ class JudgedComparison:
     arms: tuple[ArmWinRate, ...]  # over training seeds
     strengths: dict[str, Estimate]  # log-odds by assistant, the strongest first; empty for two, and without a fit
 
+    @property
+    def who(self) -> str:
+        """The judges in words."""
+        return f'a panel of {len(self.judges)} judges' if len(self.judges) > 1 else self.judges[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgesResult:

@@ -13,16 +13,21 @@ import pytest
 
 from simrl.evaluation.pairwise.of_run import assistants_of_run, comparison_of
 from simrl.evaluation.pairwise.table import table
-from simrl.evaluation.report import drawing, judge_figures, judges, summary, wildbench
+from simrl.evaluation.report import drawing, judge_figures, judges, summary, verdicts, wildbench
 from simrl.evaluation.report.drawing import looks_of
-from simrl.evaluation.results.files import add_judges, add_wildbench, read_added
+from simrl.evaluation.report.report import console_table
+from simrl.evaluation.results.files import Added, add_judges, add_wildbench, read_added
 from simrl.evaluation.results.judges import PANEL, JudgesResult
+from simrl.evaluation.results.study import StudyPair, StudyResult
+from simrl.evaluation.statistics import Estimate
+from simrl.evaluation.verdicts import verdicts_of
 from simrl.run.config import ConfigError
 from tests.evaluation.pairwise.test_table import judged_of, responses_of
 from tests.evaluation.report.fake_judges import HOSTILE, judged_like, wildbench_like
 from tests.evaluation.report.fake_run import fake_results
 
 NUM = 24
+ESTIMATE = Estimate(0.61, 0.5, 0.7, 45, 9, 0.95)
 
 
 @pytest.fixture(scope='module')
@@ -127,6 +132,42 @@ def test_figures_have_the_numbers_and_the_failures(results, found) -> None:
     assert [rows[3][name] for name in ('prompts', 'clusters', 'failures')] == ['24', '24', '1']
 
 
+def test_verdicts_in_short_are_of_the_panel_and_over_seeds(results) -> None:
+    """Of an arm with several seeds not each checkpoint; of WildBench each judge where there is no panel."""
+    study = StudyResult(
+        '/s', 'rehearsal', 'participant', 0, (StudyPair('a', 'b', 9, 45, ESTIMATE, None, 0.1, 0.1, False),)
+    )
+    judged, numbers = judged_like(results.experiment), wildbench_like(results.experiment)
+    outputs = wildbench.WildBenchResult({name: tuple(own) for name, own in numbers.items()})
+    found = verdicts_of(Added(study, JudgesResult({'/x': judged}), outputs))
+    assert [(of.assistant, of.sample) for of in found[:2]] == [
+        ('a', '9 participants'),
+        ('role_play', '2 training seeds'),
+    ]
+    assert 'no people' in found[0].judges
+    arms = [arm for arm in judged.arms if arm.win_rate.num_seeds > 1]
+    assert [of.assistant for of in found[1:-6]] == [arm.arm for arm in arms]
+    assert [of.number.partition(' (')[0] for of in found[-6:]] == [
+        *('checklist', 'checklist', 'win rate', 'WB-Score', 'WB-Reward', 'WB-Reward')
+    ]
+    assert all(HOSTILE != of.judges for of in found)
+    whole = dataclasses.replace(judged, arms=())
+    assert len(verdicts_of(Added(judges=JudgesResult({'/x': whole})))) == len(whole.pairs)
+    assert found[1].about('role_play')
+    assert not found[1].about('role')
+    (lines,) = (
+        part
+        for part in console_table(results, Added(judges=JudgesResult({'/x': judged}))).split('\n\n')
+        if verdicts.TITLE in part
+    )
+    mean = judged.arms[0].win_rate
+    assert f'role_play over initial  win rate  {mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}]' in lines.replace(
+        '−', '-'
+    )
+    assert verdicts.TITLE not in console_table(results)
+    assert verdicts_of(Added()) == ()
+
+
 def test_text_of_judges_stays_text(results) -> None:
     experiment = results.experiment
     text = section_of(results, judged_like(experiment), f'/{HOSTILE}')
@@ -150,7 +191,7 @@ def test_numbers_on_wildbench_are_by_group_with_what_is_left_out(results) -> Non
     assert [row[9:11] for row in rows[-3:]] == [['–', '–'], *[[f'{HOSTILE} (24)', 'length_margin 500']] * 2]
     groups = rows_of(text, 'By group of tasks')
     assert [row[1] for row in groups] == ['checklist', 'WB-Reward', 'WB-Reward']
-    assert groups[0][3:] == ['0.50 [0.58, 0.64]\nn = 200'.replace('\n', ''), '0.70 [0.58, 0.64]n = 200']
+    assert groups[0][3:] == ['0.50 [0.58, 0.64]n = 200', '0.70 [0.58, 0.64]n = 200']
     figures = {one.name: one for one in wildbench.drawings(found)}
     assert [name for name in figures if 'groups' in name] == [
         'wildbench_checklist_groups',
