@@ -1,4 +1,4 @@
-"""Replies of a model on the device, --model, as flags of several tools ask for them."""
+"""The device, and replies of a model on it, --model, as flags of several tools ask for them."""
 
 import argparse
 import collections
@@ -40,11 +40,18 @@ def add_device_flags(parser: argparse.ArgumentParser, beside: str = 'beside --mo
 
 
 @contextlib.contextmanager
-def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[ModelAgent, Chat]]:
-    """An assistant on the device, sampled by temperature and top_p."""
+def device() -> Iterator[None]:
+    """JAX on the device, with the settings of all programs."""
     start_backend()
     enable_compilation_cache()
     with numeric_defaults():
+        yield
+
+
+@contextlib.contextmanager
+def on_device(name: str, sampling: Sampling, max_tokens: int) -> Iterator[tuple[ModelAgent, Chat]]:
+    """An assistant on the device, sampled by temperature and top_p."""
+    with device():
         loaded = load_assistant(name)
         agent = resampled(
             loaded.agent, temperature=sampling.temperature, top_p=sampling.top_p, max_new_tokens=max_tokens

@@ -21,7 +21,7 @@ import numpy as np
 from simrl.conversations.batches import BatchSettings
 from simrl.conversations.records import Message, Preference, decode_row, raw_rows
 from simrl.conversations.views import preference_rows
-from simrl.evaluation.statistics import cluster_shares
+from simrl.evaluation.shares import cluster_shares
 from simrl.experiments.outputs import load_params
 from simrl.experiments.pretrained_rewards import REWARD_STAGE
 from simrl.experiments.settings import MeshSettings
@@ -33,9 +33,9 @@ from simrl.rewards.llm_judge import judge_agent, local_judge
 from simrl.rewards.rubric import RUBRICS
 from simrl.run.config import local_path
 from simrl.run.program import run_program
-from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.training import preference
 from simrl.training.preference import longer_wins
+from tools.device_replies import device
 
 ROW_FIELDS = (*('instruction', 'input', 'response1', 'response2', 'annotators'), *('output_1', 'output_2', 'label'))
 LENGTHS = (256, 640, 1024, 2048)  # tokens
@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--date', default='26 Jul 2024', help='today, for a chat template that writes it')
     options = parser.parse_args(arguments)
     try:
-        start_backend()
-        enable_compilation_cache()
-        with numeric_defaults():
+        with device():
             measure(options)
     except (*USER_ERRORS, ValueError) as error:
         sys.exit(f'error: {error}')

@@ -26,12 +26,9 @@ A model on the device needs positions for --prompt_tokens and --max_tokens toget
 
 import argparse
 import collections
-import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jax
 
 from simrl.conversations.raw_rows import placed_rows
 from simrl.conversations.records import Conversation, RowError, parse_conversation, write_rows
@@ -46,24 +43,15 @@ from simrl.evaluation.results.judges import PANEL
 from simrl.evaluation.wildbench.asking import AskSettings
 from simrl.evaluation.wildbench.generations import GenerationSettings, generate, missing
 from simrl.evaluation.wildbench.tasks import Task
-from simrl.experiments.checks import check_row_lengths
-from simrl.experiments.judges import LocalJudgeSettings
-from simrl.experiments.settings import MeshSettings
-from simrl.experiments.sources import Model, ModelSettings, open_model
-from simrl.models.transformer import Execution
 from simrl.remote.cache import Cache
 from simrl.remote.settings import EndpointSettings
-from simrl.rewards.llm_judge import judge_agent
-from simrl.rollouts.agents import Policy
-from simrl.rollouts.collect import for_sampling
 from simrl.run import config
 from simrl.run.config import local_path
 from simrl.run.program import run_program
-from simrl.run.runtime import enable_compilation_cache, numeric_defaults, start_backend
 from simrl.run.stage_files import write_json
 from simrl.serving import respond
-from simrl.serving.identity import identity_of_model
-from tools.device_replies import add_device_flags, sample_on_device
+from tools.device_judge import of_model, open_judge
+from tools.device_replies import add_device_flags, device, sample_on_device
 from tools.intents import add_fields, settings_of
 from tools.into_run import add_run_flag, experiment_of, leave_in
 from tools.judges import (
@@ -176,55 +164,6 @@ def print_lost(judged: Sequence[Judged], output: pathlib.Path) -> int:
         print(f'no verdict: {count} ({cause}), the first by {of.judge} on {of.pair.id!r}{detail}')
     print(f'{output / VERDICTS_FILE}: {len(judged) - lost.total()} of {len(judged)} verdicts')
     return lost.total() - lost[judges.NO_RESPONSE]
-
-
-@contextlib.contextmanager
-def device() -> Iterator[None]:
-    """JAX on the device, with the settings of all programs."""
-    start_backend()
-    enable_compilation_cache()
-    with numeric_defaults():
-        yield
-
-
-def open_judge(options: argparse.Namespace) -> Model:
-    """--model without its weights.
-
-    Raises:
-        ValueError: --lengths or --rows are none, or the model has too few positions.
-    """
-    LocalJudgeSettings(lengths=tuple(options.lengths), batch_size=options.rows)  # refuses what is out of range
-    # There is no history that a template could rewrite: a judge replies once.
-    model = open_model(ModelSettings(options.model, rewrites='keep', date=options.date))
-    check_row_lengths('--lengths', options.lengths, model.config)
-    return model
-
-
-def of_model(
-    options: argparse.Namespace, model: Model, settings: AskSettings, asked: Sequence[tuple[Response, Response]]
-) -> list[Verdict]:
-    """The verdicts of --model, whose weights are loaded if one is missing."""
-    with device(), Cache(cache_path(options.output / 'judge')) as cache:
-        mesh = MeshSettings(data=1).make()
-
-        def policy() -> Policy:
-            agent = judge_agent(model.chat, model.config, model.load_params(mesh), Execution())
-            with jax.set_mesh(mesh):
-                return for_sampling(agent, mesh).policy
-
-        return judges.by_model(
-            asked,
-            policy,
-            model.chat,
-            settings,
-            cache,
-            read=options.read,
-            identity=f'{identity_of_model(model)} {jax.default_backend()}',
-            lengths=options.lengths,
-            batch_size=options.rows,
-            mesh=mesh,
-            name=f'verdicts, {options.model}',
-        )
 
 
 def plain(result: Table, options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

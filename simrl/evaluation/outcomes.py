@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from simrl.evaluation.results.measures import INITIAL, AssistantResult, Bounds
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, spearman
+from simrl.evaluation.shares import cluster_shares
+from simrl.evaluation.statistics import cluster_bootstraps, spearman
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
 
 COUNTS = ('assistant_turns', 'truncated', 'user_truncated')

@@ -20,10 +20,10 @@ from typing import Literal
 import numpy as np
 
 from simrl.evaluation.preferences import checked, winners
+from simrl.evaluation.shares import cluster_shares
 from simrl.evaluation.statistics import (
     Estimate,
     Vector,
-    cluster_shares,
     differ,
     percentile_interval,
     resampled_means,

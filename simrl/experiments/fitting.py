@@ -11,7 +11,7 @@ from typing import Any, Literal
 from simrl.conversations.chat import ROLE_CODES, Chat, Header
 from simrl.conversations.records import Conversation, Preference
 from simrl.conversations.views import OnLong, Rendered, assistant_rows, default_system, preference_rows, user_rows
-from simrl.evaluation.statistics import cluster_shares
+from simrl.evaluation.shares import cluster_shares
 from simrl.experiments.kept_rows import kept_pairs, kept_rows
 from simrl.experiments.outputs import lines_at, save_params, save_result
 from simrl.experiments.settings import Compute

@@ -14,7 +14,8 @@ from simrl.evaluation.matrix import transfers
 from simrl.evaluation.outcomes import compare, outcomes_of, summarise
 from simrl.evaluation.preferences import cluster_robust
 from simrl.evaluation.results.measures import Arm
-from simrl.evaluation.statistics import cluster_bootstraps, cluster_shares, percentile_interval
+from simrl.evaluation.shares import cluster_shares
+from simrl.evaluation.statistics import cluster_bootstraps, percentile_interval
 from tests.evaluation.made_up import FAILURE, columns, compared_arms, outcomes, vote
 
 NAMES = ('initial', 'a_0', 'a_1', 'b_0', 'b_1')

@@ -6,11 +6,11 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simrl.evaluation.shares import cluster_shares
 from simrl.evaluation.statistics import (
     Estimate,
     cluster_bootstraps,
     cluster_ratio,
-    cluster_shares,
     fewest_clusters,
     percentile_interval,
     resampled_means,

@@ -85,6 +85,7 @@ def test_a_card_has_what_the_results_and_the_stages_have(scene):
 
 
 def test_what_judges_said_of_its_assistants_is_on_the_card(scene):
+    (scene.workdir / 'results').mkdir()
     fake_judges.add_all(results_of(results_spec(scene), scene.workdir).experiment, scene.workdir)
     card = cards.simulator_card(scene, 'fine_tuned')
     assert card_lib.VERDICTS not in card.not_measured

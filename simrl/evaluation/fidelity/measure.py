@@ -23,7 +23,8 @@ from simrl.evaluation.fidelity.distances import (
 )
 from simrl.evaluation.fidelity.features import FEATURES, Count, count_table
 from simrl.evaluation.fidelity.turns import Turn, paired
-from simrl.evaluation.statistics import Estimate, cluster_bootstraps, cluster_numbers, cluster_shares
+from simrl.evaluation.shares import cluster_shares
+from simrl.evaluation.statistics import Estimate, cluster_bootstraps, cluster_numbers
 
 ALL = 'all sources'  # all together, where there are several
 EMBEDDING = 'sentence embedding'

@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from simrl.evaluation.position import PanelAgreement, panel_agreement
-from simrl.evaluation.statistics import Estimate, cluster_shares
+from simrl.evaluation.shares import cluster_shares
+from simrl.evaluation.statistics import Estimate
 
 T = TypeVar('T')
 

@@ -150,7 +150,7 @@ def test_verdicts_in_short_are_of_the_panel_and_over_seeds(results) -> None:
     assert [of.number.partition(' (')[0] for of in found[-6:]] == [
         *('checklist', 'checklist', 'win rate', 'WB-Score', 'WB-Reward', 'WB-Reward')
     ]
-    assert all(HOSTILE != of.judges for of in found)
+    assert all(of.judges != HOSTILE for of in found)
     whole = dataclasses.replace(judged, arms=())
     assert len(verdicts_of(Added(judges=JudgesResult({'/x': whole})))) == len(whole.pairs)
     assert found[1].about('role_play')
