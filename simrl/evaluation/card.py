@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simrl.evaluation.forecast import RankCorrelation
+from simrl.evaluation.position import Votes
 from simrl.evaluation.results.files import Added, Results
 from simrl.evaluation.results.measures import Arm, ArmResult, AssistantResult, MeasureWords
 from simrl.evaluation.results.simulators import SimulatorFidelity, SimulatorForecast, Transfer
@@ -117,6 +118,7 @@ class MeasureUtility:
     clusters: int
     arm: ArmResult
     assistants: dict[str, AssistantResult]
+    votes: Votes | None  # that a panel of judges is worth, whose own scores are parts; None without one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +240,7 @@ def _utility(name: str, results: Results, missing: dict[str, str]) -> dict[str, 
             measure.clusters,
             measure.arms[name],
             {assistant: measure.assistants[assistant] for assistant in assistants},
+            measure.votes,
         )
         for key, measure in results.measures.items()
     }

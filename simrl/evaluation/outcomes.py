@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from simrl.evaluation.position import Votes, votes_of
 from simrl.evaluation.results.measures import INITIAL, AssistantResult, Bounds
 from simrl.evaluation.shares import cluster_shares
 from simrl.evaluation.statistics import cluster_bootstraps, spearman
 from simrl.evaluation.win_rate import Prefer, prefer_higher, preferences
+from simrl.rewards.rubric import JUDGE_PART
 
 COUNTS = ('assistant_turns', 'truncated', 'user_truncated')
 TOKENS = 'assistant_tokens'  # a column that results of an earlier version do not have
@@ -170,6 +172,20 @@ def _preferred(found: Outcomes, initial: Outcomes, prefer: Prefer) -> np.ndarray
     values = np.full(len(both), np.nan)
     values[both] = preferences(found.score[both].tolist(), initial.score[both].tolist(), prefer)
     return values
+
+
+def panel_votes(outcomes: Mapping[str, Outcomes]) -> Votes | None:
+    """The worth of a panel's judges as votes, by their scores of all assistants (`position.votes_of`).
+
+    Returns:
+        None without two judges' parts, or where a judge always gives the same score.
+    """
+    judges = [part for part in outcomes[INITIAL].parts if part.startswith(JUDGE_PART)]
+    if len(judges) < 2:
+        return None
+    scores = {judge: np.concatenate([found.parts[judge] for found in outcomes.values()]) for judge in judges}
+    votes = votes_of(scores, [cluster for found in outcomes.values() for cluster in found.clusters])
+    return None if votes.mean_correlation is None else votes
 
 
 def failed_as(preferred: np.ndarray, value: float) -> np.ndarray:

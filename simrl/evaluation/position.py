@@ -9,7 +9,8 @@ assistant are none.
 
 1. `flips`, `both_orders`: one preference per pair.
 2. `position_bias`: how often the order decides, and for which position.
-3. `panel_agreement`: each judge against reference labels, and the number of independent votes that a panel is worth.
+3. `panel_agreement`: each judge against reference labels, and the number of independent votes that a panel is worth;
+   `votes_of`: that number without labels.
 """
 
 import dataclasses
@@ -79,6 +80,22 @@ class PanelAgreement:
     high: float | None
     undefined_draws: float | None
     failures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Votes:
+    """Judges as votes.
+
+    Attributes:
+        mean_correlation: of the preferences of two judges; None where a judge's do not vary.
+        effective, low, high: the number of independent judges whose mean preference would vary as much, with its
+            interval; None where a correlation is.
+    """
+
+    mean_correlation: float | None
+    effective: float | None
+    low: float | None
+    high: float | None
 
 
 def flips(a_first: Vector, b_first: Vector) -> np.ndarray:
@@ -199,6 +216,24 @@ def panel_agreement(
         undefined_draws=undefined,
         failures=int((~there).sum()),
     )
+
+
+def votes_of(preferences: Mapping[str, Vector], clusters: Sequence[Hashable]) -> Votes:
+    """The number of independent votes that judges are worth by the correlation of their preferences.
+
+    It is that of `panel_agreement` with one label for all pairs, from which errors are the preferences themselves but
+    for a constant: what judges are right about together counts as what they share, so that it tends to be lower than by
+    the correlation of errors.
+
+    Args:
+        preferences: by judge, [pairs], or scores, from 0 to 1; NaN is a failure.
+        clusters: [pairs], what the interval resamples.
+
+    Raises:
+        ValueError: as `panel_agreement`.
+    """
+    same = panel_agreement(preferences, np.full(len(clusters), 0.5), clusters)
+    return Votes(same.mean_correlation, same.effective_votes, same.low, same.high)
 
 
 def _correlations(moments: np.ndarray) -> np.ndarray:

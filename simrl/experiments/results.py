@@ -30,7 +30,7 @@ from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.likelihood import nats_per_token
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
-from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, summarise
+from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, panel_votes, summarise
 from simrl.evaluation.results import files as result_files
 from simrl.evaluation.results.conversations import ConversationsResult, Message, ShownConversation, ShownExample
 from simrl.evaluation.results.files import Results
@@ -260,6 +260,7 @@ def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> 
         arms=arms,
         differences=differences,
         without_outcome=int((~np.any([found.judged for found in outcomes.values()], axis=0)).sum()),
+        votes=panel_votes(outcomes),
     )
 
 

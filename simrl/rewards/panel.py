@@ -19,7 +19,7 @@ from simrl.remote.requests import ChatRequest
 from simrl.remote.schema import object_of
 from simrl.rewards.judging import Judge, Question, Verdict, shared
 from simrl.rewards.rewards import JUDGE_FAILED
-from simrl.rewards.rubric import HIGHEST, Rubric, judge_prompt
+from simrl.rewards.rubric import HIGHEST, JUDGE_PART, Rubric, judge_prompt
 from simrl.rollouts.token_sampling import Sampling
 from simrl.run.stage_files import named_errors
 
@@ -97,7 +97,7 @@ def score_of(outcome: Outcome) -> int:
 
 
 def _part(judge: str) -> str:
-    return f'judge_{judge}'
+    return f'{JUDGE_PART}{judge}'
 
 
 def kept_row(question: Question, rubric: Rubric, models: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> dict:

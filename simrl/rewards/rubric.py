@@ -13,6 +13,7 @@ from simrl.conversations.quoting import as_json
 Subject = Literal['conversation', 'reply']  # the whole conversation is scored, or its last reply given what was before
 Answer = Literal['number', 'json']  # the number alone; or {"thought", "score"}
 HIGHEST = 10  # scores are integers from 0
+JUDGE_PART = 'judge_'  # starts the name of a panel judge's part of a score
 
 
 @dataclasses.dataclass(frozen=True)

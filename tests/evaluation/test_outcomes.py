@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simrl.evaluation.gap_recovered import gaps_recovered
-from simrl.evaluation.outcomes import compare, outcomes_of, summarise
+from simrl.evaluation.outcomes import compare, outcomes_of, panel_votes, summarise
 from tests.evaluation.made_up import columns, outcomes, vote
 
 
@@ -55,6 +55,29 @@ def test_lengths_are_of_messages_and_beside_the_score():
     earlier = result['initial']
     assert (earlier.message_tokens, earlier.length_correlation) == (None, None), 'not known of an earlier version'
     assert list(result['a/seed-0'].parts) == ['share_met'], 'it is no part of the score'
+
+
+def test_a_panels_judges_are_worth_their_votes_over_all_assistants():
+    scores = np.random.default_rng(0).random((3, 2, 40))
+
+    def of(assistant, more):
+        own = columns([*scores[:2, assistant].mean(0), None])
+        return own | {f'judge_{k}': [*scores[x, assistant], None] for k, x in more.items()}
+
+    def votes(more):
+        return panel_votes({name: outcomes_of(name, of(k, more)) for k, name in enumerate(('initial', 'a/seed-0'))})
+
+    found = votes({'a': 0, 'b': 1})
+    assert found.mean_correlation == pytest.approx(np.corrcoef(scores[:2].reshape(2, -1))[0, 1])
+    assert found.effective == pytest.approx(2 / (1 + found.mean_correlation))
+    assert found.low < found.effective < found.high
+    assert votes({'a': 0, 'b': 0}).effective == pytest.approx(1)
+    assert votes({'a': 0}) is None
+    same = [*np.full(40, 0.7), None]
+    alike = {
+        name: outcomes_of(name, of(k, {'a': 0}) | {'judge_b': same}) for k, name in enumerate(('initial', 'a/seed-0'))
+    }
+    assert panel_votes(alike) is None, 'a judge who never differs'
 
 
 def test_a_higher_score_wins_where_nothing_else_is_said_and_there_is_no_second_win_rate():

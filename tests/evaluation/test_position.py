@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simrl.evaluation.position import both_orders, flips, panel_agreement, position_bias
+from simrl.evaluation.position import both_orders, flips, panel_agreement, position_bias, votes_of
 
 GRADES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
 VERDICTS = st.lists(st.tuples(GRADES, GRADES), min_size=1, max_size=20)
@@ -125,6 +125,11 @@ def test_nine_judges_are_worth_the_votes_of_their_errors(correlation, votes):
     assert found.low < votes < found.high
     errors = np.stack(list(verdicts.values())) - labels
     np.testing.assert_allclose(np.array(found.correlations), np.corrcoef(errors))
+    of_votes = votes_of({name: 0.5 + own for name, own in zip(verdicts, errors, strict=True)}, range(4_000))
+    assert (of_votes.mean_correlation, of_votes.effective) == (
+        pytest.approx(found.mean_correlation),
+        pytest.approx(found.effective_votes),
+    )
     independent = (errors / errors.std(1, keepdims=True)).mean(0).var()
     assert found.effective_votes == pytest.approx(1 / independent), 'the variance of a mean of that many'
 

@@ -10,27 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from simrl.evaluation.position import PanelAgreement, panel_agreement
+from simrl.evaluation.position import PanelAgreement, Votes, panel_agreement, votes_of
 from simrl.evaluation.shares import cluster_shares
 from simrl.evaluation.statistics import Estimate
 
 T = TypeVar('T')
-
-
-@dataclasses.dataclass(frozen=True)
-class Votes:
-    """Judges as votes.
-
-    Attributes:
-        mean_correlation: of the preferences of two judges; None where a judge's do not vary.
-        effective, low, high: the number of independent judges whose mean preference would vary as much over pairs, with
-            its interval; None where a correlation is.
-    """
-
-    mean_correlation: float | None
-    effective: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +58,8 @@ def judge_agreement(
         near = 1 - np.abs(preferences[judge] - preferences[other])
         return or_reason(lambda: cluster_shares([near], clusters, nan='missing')[0])
 
-    # Errors against the same label on all pairs are the preferences themselves, but for a constant.
-    same = or_reason(lambda: panel_agreement(preferences, np.full(len(clusters), 0.5), clusters))
-    votes = same if isinstance(same, str) else Votes(same.mean_correlation, same.effective_votes, same.low, same.high)
     return JudgeAgreement(
         equal={f'{one} and {other}': equal(one, other) for one, other in itertools.combinations(preferences, 2)},
-        votes=votes,
+        votes=or_reason(lambda: votes_of(preferences, clusters)),
         errors=None if people is None else or_reason(lambda: panel_agreement(preferences, people, clusters)),
     )

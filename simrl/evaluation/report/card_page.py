@@ -150,10 +150,11 @@ def _measure(measure: MeasureUtility) -> list[str]:
     ]
     causes = summary.causes_of(measure.assistants.values())
     lost = f'Left out, without a {words.score}: {summary.causes_text(causes)}. ' if causes else ''
+    panel = summary.panel_text(arm.parts, measure.votes)
     return [
         page.heading(words.title),
         page.table(header, [over_seeds, *rows]),
-        page.paragraph(f'{UTILITY.format(unit=words.unit)}{lost}{words.about}', 'note'),
+        page.paragraph(f'{UTILITY.format(unit=words.unit)}{lost}{panel}{words.about}', 'note'),
         *_other_intervals(measure),
     ]
 

@@ -4,14 +4,12 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from simrl.evaluation.pairwise.agreement import Votes
-from simrl.evaluation.position import PanelAgreement
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.drawing import Look, look_of
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.study import by_measure
 from simrl.evaluation.report.summary import number
-from simrl.evaluation.report.tables import MAX_ROWS, estimate_cell
+from simrl.evaluation.report.tables import MAX_ROWS, estimate_cell, votes_cell
 from simrl.evaluation.results.files import Results
 from simrl.evaluation.results.judges import (
     PANEL,
@@ -153,24 +151,16 @@ def _votes(found: JudgedComparison) -> list[str]:
             f'{pair.first} over {pair.second}',
             str(len(found.judges)),
             number(votes.mean_correlation if votes else None),
-            _effective(votes),
+            votes_cell(votes),
             *(estimate_cell(pair.agreement.get(two)) for two in twos),
         ]
         if people:
-            cells += [number(errors.mean_correlation if errors else None), _effective(errors)]
+            cells += [number(errors.mean_correlation if errors else None), votes_cell(errors)]
             cells += [estimate_cell(errors.agreement.get(judge) if errors else None) for judge in found.judges]
             cells += [estimate_cell(errors.panel if errors else None)]
         rows.append(cells)
     title = 'The judges beside each other' + (', and people' if people else '')
     return [page.heading(title), page.table(header, rows), page.paragraph(VOTES, 'note')]
-
-
-def _effective(votes: Votes | PanelAgreement | None) -> Cell:
-    """An effective number of votes with its interval."""
-    if votes is None:
-        return Cell('–')
-    effective = votes.effective if isinstance(votes, Votes) else votes.effective_votes
-    return Cell(number(effective), under='' if effective is None else summary.bounds(votes.low, votes.high))
 
 
 def _arms(found: JudgedComparison, looks: Mapping[str, Look]) -> list[str]:

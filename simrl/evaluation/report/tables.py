@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.position import PanelAgreement, Votes
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, Row, interval
@@ -35,6 +36,14 @@ def estimate_cell(estimate: Interval | GapRecovered | None, digits: int = 2, sig
         return Cell('undefined')
     mean, _, bounds = interval(estimate, digits, sign).partition(' ')
     return Cell(mean, under=bounds)
+
+
+def votes_cell(votes: Votes | PanelAgreement | None) -> Cell:
+    """An effective number of votes with its interval."""
+    if votes is None:
+        return Cell('–')
+    effective = votes.effective if isinstance(votes, Votes) else votes.effective_votes
+    return Cell(summary.number(effective), under='' if effective is None else summary.bounds(votes.low, votes.high))
 
 
 def comparisons(measure: MeasureResult) -> list[str]:

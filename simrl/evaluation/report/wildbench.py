@@ -9,7 +9,7 @@ from simrl.evaluation.report import drawing, page, summary
 from simrl.evaluation.report.drawing import Drawing, Line, Look, Mark, bounds_of, look_at, look_of
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import number
-from simrl.evaluation.report.tables import estimate_cell
+from simrl.evaluation.report.tables import estimate_cell, votes_cell
 from simrl.evaluation.results.judges import PANEL
 from simrl.evaluation.results.wildbench import Metric, WildBenchNumber, WildBenchResult
 from simrl.evaluation.statistics import Estimate
@@ -21,6 +21,10 @@ ABOUT = (
     'against a reference, the mean of both orders. Intervals are over tasks, of these checkpoints only: other training '
     'seeds may differ. Lost and won: all tasks that are not judged at the lowest value, and at the highest. Task '
     'macro: the leaderboard’s weighted mean over groups of tasks, of WB-Score from −8 to 10. '
+)
+VOTES = (
+    'Independent votes: the number of judges without anything in common whose verdicts would vary as much; what judges '
+    'are right about together counts as what they share. '
 )
 SETTINGS = 'Settings are those that are not the defaults: with them a number is read otherwise than is said here. '
 GROUPS = 'A task counts in each of its groups. Checklist: the panel’s; WB-Score from −8 to 10. '
@@ -48,9 +52,10 @@ def section(found: WildBenchResult, looks: Mapping[str, Look], drawn: str, outpu
         output: the folder that the report is written into, for links.
     """
     every = [of for numbers in found.outputs.values() for of in numbers]
-    without, settings = any(of.left_out for of in every), any(of.settings for of in every)
+    without, settings, votes = (any(getattr(of, field) for of in every) for field in ('left_out', 'settings', 'votes'))
     header = (
         *('assistant', 'metric', 'judge', 'mean', 'lost', 'won', 'tasks', 'judged', 'task macro'),
+        *(['independent votes'] if votes else []),
         *(['left out'] if without else []),
         *(['settings'] if settings else []),
         *(['verdicts'] if len(found.outputs) > 1 else []),
@@ -63,6 +68,7 @@ def section(found: WildBenchResult, looks: Mapping[str, Look], drawn: str, outpu
             f'{of.tasks:,}',
             f'{_judged(of):,}',
             Cell(number(of.macro), under='' if of.macro_low is None else summary.bounds(of.macro_low, of.macro_high)),
+            *([votes_cell(of.votes)] if votes else []),
             *([Cell(summary.causes_text(of.left_out) if of.left_out else '–', words=True)] if without else []),
             *([Cell(_settings(of) or '–', words=True)] if settings else []),
             *([Cell(place, words=True)] if len(found.outputs) > 1 else []),
@@ -75,7 +81,7 @@ def section(found: WildBenchResult, looks: Mapping[str, Look], drawn: str, outpu
         for place in found.outputs
         if pathlib.Path(place).exists()  # a win rate has no file of its own
     ]
-    about = page.paragraph(ABOUT + SETTINGS * settings, 'note')
+    about = page.paragraph(ABOUT + VOTES * votes + SETTINGS * settings, 'note')
     return page.section(TITLE, drawn, page.table(header, rows), about, *_groups(every, looks), *links)
 
 
@@ -128,7 +134,7 @@ def _by_group(metric: Metric, numbers: Sequence[WildBenchNumber]) -> list[Drawin
         groups = list(dict.fromkeys(group for of in own for group in of.groups))
         sizes = [of.groups[group].num_observations for group in groups for of in own if group in of.groups]
         title = f'{GROUP_TITLES.get(metric, TITLES[metric])} by group of tasks: {judge}'
-        caption = f'n = {summary.span(sizes)} judged tasks of a group. {_intervals(own)}'
+        caption = f'n = {summary.span(sizes)} judged tasks of a group. {_intervals(own)} {_lost(own)}'
         lines = [
             Line(group, [Mark(of.groups.get(group), look) for of, look in zip(own, each.values(), strict=True)])
             for group in groups
@@ -150,6 +156,11 @@ def _intervals(numbers: Sequence[WildBenchNumber]) -> str:
     return f'{f"{levels.pop():.0%} intervals" if levels else "Intervals"} are over tasks: these checkpoints only.'
 
 
+def _lost(numbers: Sequence[WildBenchNumber]) -> str:
+    lost, total = sum(of.tasks - _judged(of) for of in numbers), sum(of.tasks for of in numbers)
+    return f'Without a verdict: {f"{lost:,} of {total:,}, left out" if lost else "none"}.'
+
+
 def _file(metric: Metric) -> str:
     return f'wildbench_{metric.lower().replace(" ", "_").replace("-", "_")}'
 
@@ -163,12 +174,7 @@ def _drawing(metric: Metric, numbers: Sequence[WildBenchNumber]) -> Drawing:
     for of in numbers:
         by_name.setdefault(_name(of), []).append(Mark(of.estimate, each[of.judge]))
     lines = [Line(name, marks) for name, marks in by_name.items()]
-    lost = sum(of.tasks - _judged(of) for of in numbers)
-    total = sum(of.tasks for of in numbers)
-    caption = (
-        f'n = {summary.span(of.tasks for of in numbers)} tasks. {_intervals(numbers)} '
-        f'Without a verdict: {f"{lost:,} of {total:,}, left out" if lost else "none"}.'
-    )
+    caption = f'n = {summary.span(of.tasks for of in numbers)} tasks. {_intervals(numbers)} {_lost(numbers)}'
     draw = drawing.intervals(lines, TITLES[metric], caption, reference=REFERENCES.get(metric), names=each)
     known = [(of, of.estimate) for of in numbers if of.estimate]
     said = '; '.join(f'{_name(of)} {number(estimate.mean)} ({of.judge})' for of, estimate in known).replace('\n', ' ')

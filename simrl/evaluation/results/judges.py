@@ -7,8 +7,7 @@ files have more: each verdict, regressions, strengths by each judge.
 import dataclasses
 
 from simrl.evaluation.length_control import LengthControlled
-from simrl.evaluation.pairwise.agreement import Votes
-from simrl.evaluation.position import Combine, PanelAgreement, PositionBias
+from simrl.evaluation.position import Combine, PanelAgreement, PositionBias, Votes
 from simrl.evaluation.preferences import WinRates
 from simrl.evaluation.results.measures import OtherIntervals, SeedBounds
 from simrl.evaluation.seeds import SeedEstimate

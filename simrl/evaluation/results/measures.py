@@ -7,6 +7,7 @@ import dataclasses
 
 from simrl.evaluation.crossed import CrossedEstimate
 from simrl.evaluation.gap_recovered import GapRecovered
+from simrl.evaluation.position import Votes
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 
@@ -158,6 +159,8 @@ class MeasureResult:
     arms: dict[str, ArmResult]
     differences: tuple[Difference, ...]  # of every pair of arms with a common seed
     without_outcome: int = 0  # examples that have none with any assistant; they are in no number
+    # That a panel of judges is worth, whose scores are parts; None without one, and in results of an earlier version.
+    votes: Votes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from simrl.evaluation.position import Votes
 from simrl.evaluation.statistics import Estimate
 
 # The share of checklist items satisfied, and the win rate that follows from two such; the benchmark's own scores.
@@ -28,6 +29,7 @@ class WildBenchNumber:
     groups: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # over tasks of each group
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # tasks or verdicts in no number, by cause
     settings: dict[str, str] = dataclasses.field(default_factory=dict)  # that are not the defaults
+    votes: Votes | None = None  # that a panel is worth
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,15 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simrl.conversations.quoting import as_json
 from simrl.conversations.raw_rows import placed_rows
-from simrl.evaluation.position import PanelAgreement, panel_agreement
+from simrl.evaluation.pairwise.agreement import or_reason
+from simrl.evaluation.position import PanelAgreement, panel_agreement, votes_of
 from simrl.evaluation.preferences import align, independent_votes, standard_error
 from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
 from simrl.evaluation.wildbench.generations import Generation, generator_of
@@ -184,6 +185,7 @@ def summary(rows: Rows, tasks: Mapping[str, Task], overlap: Overlap | None) -> d
         },
         'judges': {name: _of_judge(asked, name) for name in asked[0]['judges']},
         'agreement': agreement(asked),
+        'votes': votes(asked),
         'groups': {group: dataclasses.asdict(mean_of(numbers)) for group, numbers in by_group(tasks, found).items()},
         'overlap': NOT_MEASURED if overlap is None else overlap.result(mean_of(overlap.others(found))),
     }
@@ -197,6 +199,25 @@ def agreement(rows: Rows) -> dict[str, dict[str, float | None]]:
         equal = [(x == 'yes') == (y == 'yes') for a, b in both if a and b for x, y in zip(a, b, strict=True)]
         found[' and '.join(pair)] = {'share': sum(equal) / len(equal) if equal else None, 'items': len(equal)}
     return found
+
+
+def votes(rows: Rows) -> dict[str, Any] | str | None:
+    """The number of independent votes that the panel is worth on items in clusters of a task (`position.votes_of`).
+
+    Returns:
+        Its fields; the reason where the verdicts do not determine it; None with one judge.
+    """
+    judges, whole = list(rows[0]['judges']), [row for row in rows if row['satisfied'] is not None]
+    if len(judges) < 2:
+        return None
+    said = {judge: [float(x == 'yes') for row in whole for x in row['judges'][judge]['verdicts']] for judge in judges}
+    tasks = [row['session_id'] for row in whole for _ in row['satisfied']]
+    return _fields(lambda: votes_of(said, tasks))
+
+
+def _fields(statistic: Callable[[], Any]) -> dict[str, Any] | str:
+    found = or_reason(statistic)
+    return found if isinstance(found, str) else dataclasses.asdict(found)
 
 
 def against_people(rows: Rows, people: Rows) -> PanelAgreement:
@@ -269,15 +290,18 @@ def compare(first: Rows, second: Rows) -> dict[str, Any]:
     panel = _win_rate(counts)
     if panel is None:
         raise ValueError(f'expected at least one task with verdicts of both assistants, found none: {dict(left_out)}')
-    judges = dict.fromkeys(name for row in first for name in row['judges'])
+    of_judges = {
+        name: align({'1': _counts(first, name), '2': _counts(second, name)})[1]
+        for name in dict.fromkeys(name for row in first for name in row['judges'])
+    }
+    said = {name: (np.sign(of[0] - of[1]) + 1) / 2 for name, of in of_judges.items()}  # NaN without a verdict
     return {
         'first': first[0]['generator'],
         'second': second[0]['generator'],
         'tasks': {'all': len(names), 'judged': len(names) - left_out.total(), **left_out},
         **panel,
-        'judges': {
-            name: _win_rate(align({'1': _counts(first, name), '2': _counts(second, name)})[1]) for name in judges
-        },
+        'judges': {name: _win_rate(of) for name, of in of_judges.items()},
+        'votes': _fields(lambda: votes_of(said, names)) if len(said) > 1 else None,
     }
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from simrl.evaluation.position import Votes
 from simrl.evaluation.results.judges import PANEL
 from simrl.evaluation.results.wildbench import WildBenchNumber
 from simrl.evaluation.statistics import Estimate, t_quantile
@@ -99,4 +100,5 @@ def _number(number: WildBenchNumber, result: Result, values: tuple[float, float]
         macro_high=macro and macro.high,
         groups=groups,
         left_out={cause: count for cause, count in result.get('left_out', {}).items() if count},
+        votes=Votes(**votes) if isinstance(votes := result.get('votes'), dict) else None,
     )

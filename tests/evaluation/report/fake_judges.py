@@ -4,8 +4,7 @@ import dataclasses
 import pathlib
 
 from simrl.evaluation.length_control import LengthControlled
-from simrl.evaluation.pairwise.agreement import Votes
-from simrl.evaluation.position import PanelAgreement, PositionBias
+from simrl.evaluation.position import PanelAgreement, PositionBias, Votes
 from simrl.evaluation.preferences import WinRate, WinRates
 from simrl.evaluation.results.files import add_judges, add_wildbench
 from simrl.evaluation.results.judges import PANEL, ArmWinRate, JudgedComparison, JudgedPair, JudgeNumbers

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,10 +316,38 @@ def test_each_judge_has_a_win_rate_of_its_own_beside_the_panels() -> None:
         'c': ([0, 1, 0], (0.25, 0.75)),
     }
     assert found['tasks'] == {'all': 2, 'judged': 1, 'no verdict': 1}
+    assert found['votes'].keys() == {'mean_correlation', 'effective', 'low', 'high'}
+    assert set(found['votes'].values()) == {None}, 'of one task no correlation is known'
     for rows in (first, second):
         rows[0] = row('t0', silent=True, a=1, b=1, c=1)
     with pytest.raises(ValueError, match='with verdicts of both assistants'):
         checklist.compare(first, second)
+
+
+def test_a_panel_is_worth_the_votes_of_its_verdicts() -> None:
+    """Two judges who always agree are one; the third has nothing in common with them."""
+    random = np.random.default_rng(0)
+
+    def row(number: int) -> dict[str, Any]:
+        a, c = random.choice(['yes', 'no'], (2, 4)).tolist()
+        said = {'a': a, 'b': a, 'c': None if number == 3 else c}
+        judges = {name: {'model': name, 'verdicts': verdicts} for name, verdicts in said.items()}
+        return row_of(f't{number}', checklist.majority(list(said.values())), judges=judges)
+
+    rows = [row(number) for number in range(300)]
+    found = checklist.votes(rows)
+    both = np.corrcoef(
+        [[x == 'yes' for row in rows if row['satisfied'] for x in row['judges'][k]['verdicts']] for k in 'ac']
+    )
+    mean = (1 + 2 * both[0, 1]) / 3
+    assert isinstance(found, dict)
+    assert found['mean_correlation'] == pytest.approx(mean)
+    assert found['effective'] == pytest.approx(3 / (1 + 2 * mean))
+    assert found['low'] < 1.8 < found['high']
+    assert checklist.votes([row_of('t', [True])]) is None
+    assert checklist.votes([row(3)]) == 'panel_agreement: expected at least one vote, found none'
+    compared = checklist.compare(rows, [row(number) for number in range(300)])
+    assert compared['votes']['effective'] == pytest.approx(1.8, abs=0.2)
 
 
 def test_judges_are_held_against_people_on_the_items_that_these_judged() -> None:
