@@ -114,7 +114,8 @@ def flips(a_first: Vector, b_first: Vector) -> np.ndarray:
 def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') -> np.ndarray:
     """The preference of each pair, float64 [pairs], from its verdicts in both orders.
 
-    No pair is dropped: one without both verdicts is a failure (NaN), for `win_rates` to bound.
+    No pair is dropped: one without both verdicts is a failure (NaN), for `win_rates` to bound. 'strict' is the rule of
+    Zheng et al. (2023, arXiv:2306.05685).
 
     Args:
         a_first, b_first: [pairs] verdicts, in the same order of pairs (`preferences.align`).
@@ -133,7 +134,7 @@ def both_orders(a_first: Vector, b_first: Vector, *, combine: Combine = 'mean') 
 def position_bias(
     a_first: Vector, b_first: Vector, clusters: Sequence[Hashable], *, level: float = 0.95
 ) -> PositionBias:
-    """The position bias and self-consistency of a judge (Zheng et al. 2023, s. 4.2), with intervals of shares.
+    """The position bias and self-consistency of a judge (Zheng et al. 2023), with intervals of shares.
 
     Args:
         a_first, b_first: [pairs] verdicts, in the same order of pairs.

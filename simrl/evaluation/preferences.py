@@ -123,11 +123,11 @@ def trinomial(wins: int, ties: int, losses: int, *, level: float = 0.95) -> Esti
 
 
 def independent_votes(preferences: Vector, *, level: float = 0.95) -> Estimate:
-    """The mean preference with the interval of independent votes, p +- z sqrt(var / n).
+    """The mean preference with the interval of independent votes, p +- z sqrt(var / n) (Wald 1943).
 
     Of w wins and t ties among n votes p = (w + t/2) / n and var = (w + t/4) / n - p^2: the variance of a trinomial
-    variable with values 1, 1/2 and 0. Of graded preferences var is their mean square less p^2. As all Wald intervals it
-    may pass 0 or 1. There is none where all votes are alike.
+    variable with values 1, 1/2 and 0 (as in arXiv:2605.09808, appendix G). Of graded preferences var is their mean
+    square less p^2. As all Wald intervals it may pass 0 or 1. There is none where all votes are alike.
 
     Args:
         preferences: [votes], from 0 to 1.

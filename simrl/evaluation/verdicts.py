@@ -1,4 +1,4 @@
-"""What judges and people said of a run's assistants, in short: for a card, a page of several runs and the terminal.
+"""Verdicts of judges and people on a run's assistants, in short: for a card, a page of several runs and the terminal.
 
 Their results, which tools have added to the run, have more, and the report of the run has sections of them.
 """
@@ -44,9 +44,7 @@ class Verdict:
 
     def about(self, arm: str) -> bool:
         """True if an assistant of the arm is one of the two."""
-        return any(
-            name is not None and re.sub(r'/seed-\d+$', '', name) == arm for name in (self.assistant, self.against)
-        )
+        return any(name is not None and _arm_of(name) == arm for name in (self.assistant, self.against))
 
 
 def verdicts_of(added: Added) -> tuple[Verdict, ...]:
@@ -71,15 +69,14 @@ def _of_study(found: StudyResult) -> Iterator[Verdict]:
 
 def _of_judges(found: JudgesResult) -> Iterator[Verdict]:
     for comparison in found.comparisons.values():
-        over_seeds = {(arm.arm, arm.other) for arm in comparison.arms if arm.win_rate.num_seeds > 1}
-        for arm in comparison.arms:
-            if (arm.arm, arm.other) in over_seeds:
-                failed = None if arm.bounds is None else (arm.bounds.lost.mean, arm.bounds.won.mean)
-                sample = f'{len(arm.seeds)} training seeds'
-                of_arm = _bounds(arm.win_rate)
-                yield Verdict(arm.arm, arm.other, WIN_RATE, comparison.who, sample, *of_arm, *(failed or (None, None)))
+        several = [arm for arm in comparison.arms if arm.win_rate.num_seeds > 1]
+        for arm in several:
+            sample = f'{len(arm.seeds)} training seeds'
+            bounds = (None, None) if arm.bounds is None else (arm.bounds.lost.mean, arm.bounds.won.mean)
+            yield Verdict(arm.arm, arm.other, WIN_RATE, comparison.who, sample, *_bounds(arm.win_rate), *bounds)
+        known = {(arm.arm, arm.other) for arm in several}
         for pair in comparison.pairs:
-            if (re.sub(r'/seed-\d+$', '', pair.first), pair.second) not in over_seeds:
+            if (_arm_of(pair.first), pair.second) not in known:
                 sample, of = f'{pair.clusters:,} {comparison.unit}', pair.primary
                 failed = of.failure_bounds or (None, None)
                 yield Verdict(pair.first, pair.second, WIN_RATE, comparison.who, sample, *_bounds(of.rate), *failed)
@@ -98,3 +95,7 @@ def _of_wildbench(found: WildBenchResult) -> Iterator[Verdict]:
 
 def _bounds(found: Estimate | SeedEstimate | None) -> tuple[float | None, float | None, float | None]:
     return (None, None, None) if found is None else (found.mean, found.low, found.high)
+
+
+def _arm_of(assistant: str) -> str:
+    return re.sub(r'/seed-\d+$', '', assistant)

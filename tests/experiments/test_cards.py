@@ -95,7 +95,7 @@ def test_what_judges_said_of_its_assistants_is_on_the_card(scene):
         'initial',
         '2 training seeds',
     )
-    assert not others, 'those on WildBench are of other arms'
+    assert [of.assistant for of in others] == ['fine_tuned/seed-0'] * 4, 'on WildBench'
     text = document(card)
     assert f'<h2>{verdicts.TITLE}</h2>' in text
     assert '<th scope="row">fine_tuned over initial</th><td>win rate</td>' in text

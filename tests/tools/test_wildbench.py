@@ -455,6 +455,7 @@ def test_files_that_are_not_checklists_are_refused(tmp_path) -> None:
         ([{**good, 'satisfied': [0.5]}], 'line 1: expected a row of the checklist protocol'),
         ([{**good, 'judges': {'a': {}}}], 'line 1: expected a row of the checklist protocol'),
         ([], 'expected at least one row, found none'),
+        ([good, {**good, 'session_id': 'u', 'generator': 'n'}], 'generator: expected one, found m, n'),
     ):
         path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
         with pytest.raises(SystemExit, match=f'^error: .*c.jsonl.*{expected}'):

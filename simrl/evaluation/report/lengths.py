@@ -5,6 +5,7 @@ Figures and rows of a table, over training and in the evaluation, by arm. Result
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -112,7 +113,13 @@ def ends(name: str, rows: Sequence[Row], sample: str) -> Drawing:
             lefts = [sum(row.ends[before] for before in kinds[:number_of_kind]) for row in rows]
             colour = SHADES[number_of_kind % len(SHADES)]
             shares = [row.ends[kind] for row in rows]
-            axis.barh(range(len(rows)), shares, left=lefts, color=colour, height=0.62, label=kind, edgecolor='white')
+            bar: dict[str, Any] = {
+                'color': colour,
+                'height': 0.62,
+                'edgecolor': 'white',
+                'label': summary.end_words(kind),
+            }
+            axis.barh(range(len(rows)), shares, left=lefts, **bar)
             for position, (left, found) in enumerate(zip(lefts, shares, strict=True)):
                 if found >= TOO_SMALL:
                     ink = 'black' if colour in ('#e69f00', '#56b4e9', '#cc79a7') else 'white'
@@ -123,7 +130,10 @@ def ends(name: str, rows: Sequence[Row], sample: str) -> Drawing:
         drawing.legend(axis)
         return figure
 
-    said = '; '.join(f'{row.name} {", ".join(f"{kind} {share(x)}" for kind, x in row.ends.items())}' for row in rows)
+    said = '; '.join(
+        f'{row.name} {", ".join(f"{summary.end_words(kind)} {share(x)}" for kind, x in row.ends.items())}'
+        for row in rows
+    )
     cells: list[tuple[str | float, ...]] = [(row.name, *(row.ends[kind] for kind in kinds)) for row in rows]
     return Drawing(name, f'{title}: {said}. {caption}', ('assistant', *kinds), cells, draw)
 

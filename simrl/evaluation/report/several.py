@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from simrl.evaluation.report import drawing, figures, gallery, page, summary, utility, verdicts
+from simrl.evaluation.report import drawing, figures, gallery, lengths, page, summary, utility, verdicts
 from simrl.evaluation.report.browse import BROWSE_FILE, REPORT_FILE
 from simrl.evaluation.report.drawing import MARKERS, Drawing, Look, bounds_of
 from simrl.evaluation.report.page import Cell
@@ -156,8 +156,11 @@ def _by_what_is_known(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> li
 
 
 def _of_run(results: Results, looks: Mapping[str, Look], name: str) -> list[Drawing]:
-    """The reward over training and the matrix of a run; their files' names end with the run's."""
-    found = [one for one in figures.training_curves(results, looks) if one.name == 'training_reward']
+    """The reward over training and by length, ends and the matrix of a run; their files' names end with the run's."""
+    measure, rows = _headline(results)
+    curves = [*figures.training_curves(results, looks), *lengths.drawings(results, looks)]
+    found = [one for one in curves if one.name in ('training_reward', 'reward_by_length')]
+    found.append(lengths.ends('ends', rows, summary.sample(measure, rows)))
     if results.matrix is not None:
         found.append(figures.matrix(results.experiment, results.matrix))
     return [Drawing(f'{one.name}_{name.replace("/", "_")}', one.text, one.columns, one.rows, one.draw) for one in found]
@@ -221,9 +224,11 @@ def _run(
         if (folder / file).exists()
     ]
     arms = [arm for arm in results.experiment.arms if results.experiment.assistants_of(arm)]
+    header, rows = lengths.table(results, looks)
     return [
         *links,
         *(page.paragraph(text) for text in summary.sentences(results)),
         page.legend({arm: (looks[arm].colour, looks[arm].line) for arm in arms}),
         drawn,
+        *([page.table(header, rows), page.paragraph(lengths.ABOUT, 'note')] if rows else []),
     ]

@@ -123,7 +123,7 @@ def drawings(found: WildBenchResult) -> list[Drawing]:
 
 def _by_group(metric: Metric, numbers: Sequence[WildBenchNumber]) -> list[Drawing]:
     """A figure by group of tasks for each judge: a line of each group, with the numbers of all assistants."""
-    found = []
+    found: list[Drawing] = []
     for judge in dict.fromkeys(of.judge for of in numbers if of.groups):
         own = [of for of in numbers if of.judge == judge and of.groups]
         each = dict[str, Look]()

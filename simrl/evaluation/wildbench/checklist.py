@@ -343,7 +343,8 @@ def read_rows(path: pathlib.Path) -> Rows:
     """The rows of `judge` in a file.
 
     Raises:
-        ValueError: a row is none of its rows, there is no row, or an id is there twice.
+        ValueError: a row is none of its rows, there is no row, an id is there twice, or the rows are of several
+            assistants.
     """
     rows: dict[str, Mapping[str, Any]] = {}
     for place, row in placed_rows(path):
@@ -353,6 +354,8 @@ def read_rows(path: pathlib.Path) -> Rows:
         rows[row['session_id']] = row
     if not rows:
         raise ValueError(f'{path}: expected at least one row, found none')
+    if len(generators := sorted({row['generator'] for row in rows.values()})) > 1:
+        raise ValueError(f'{path}, generator: expected one, found {", ".join(generators[:5])}')
     return list(rows.values())
 
 

@@ -114,9 +114,9 @@ def read_scores(path: pathlib.Path, dropped: Collection[str] = ()) -> tuple[list
         dropped: ids of rows that are no tasks, as of `read_tasks`: scores of replies to them are left out.
 
     Raises:
-        ValueError: a row has no id or no reply, or an id is there twice.
+        ValueError: a row has no id or no reply, an id is there twice, or the rows name several assistants.
     """
-    found, left_out, seen = [], _failed(path), set[tuple[str, ...]]()
+    found, left_out, seen, assistants = [], _failed(path), set[tuple[str, ...]](), set[str]()
     for place, row in _rows(path):
         match row:
             case {'session_id': str(task), 'model_output': str(reply)}:
@@ -124,6 +124,9 @@ def read_scores(path: pathlib.Path, dropped: Collection[str] = ()) -> tuple[list
             case _:
                 raise ValueError(f'{place}: expected session_id and model_output, found {_fields(row)}')
         _check_new(place, seen, (task,))
+        assistants |= {row['model_test']} if isinstance(row.get('model_test'), str) else set()
+        if len(assistants) > 1:
+            raise ValueError(f'{place}, model_test: expected one assistant, found {sorted(assistants)}')
         if task in dropped or score is None:
             left_out[NO_TASK if task in dropped else NO_VERDICT] += 1
         else:

@@ -22,8 +22,7 @@ def of_checklist(result: Result, assistant: str) -> list[WildBenchNumber]:
     """The share of satisfied items by the panel, and by each judge."""
     counts = result['tasks']
     no_reply = {'no reply': counts['without a reply']}
-    of_panel = result | {'left_out': no_reply | {'no verdict of every judge': counts['without a verdict']}}
-    found = {PANEL: of_panel}
+    found = {PANEL: {**result, 'left_out': no_reply | {'no verdict of every judge': counts['without a verdict']}}}
     found |= {judge: of | {'left_out': no_reply | of['failures']} for judge, of in result['judges'].items()}
     return [
         _number(WildBenchNumber('checklist', assistant, None, judge, _of_mean(of['share']), counts['all']), of, (0, 1))
@@ -37,7 +36,7 @@ def of_compare(result: Result, first: str, second: str) -> list[WildBenchNumber]
     counts = dict(result['tasks'])
     tasks, _ = counts.pop('all'), counts.pop('judged')
     numbers = []
-    for judge, found in {PANEL: result | {'left_out': counts}, **result['judges']}.items():
+    for judge, found in {PANEL: {**result, 'left_out': counts}, **result['judges']}.items():
         estimate = None if found is None else Estimate(**{name: found['win rate'][name] for name in fields})
         numbers.append(_number(WildBenchNumber('win rate', first, second, judge, estimate, tasks), found or {}, (0, 1)))
     return numbers
@@ -84,7 +83,7 @@ def _number(number: WildBenchNumber, result: Result, values: tuple[float, float]
         values: the lowest and the highest of a task, which those that are not judged have in `lost` and `won`.
     """
     groups = {group: of for group, found in result.get('groups', {}).items() if (of := _of_mean(found)) is not None}
-    macro = None
+    macro: Estimate | None = None
     if result.get('task_macro') is not None:
         macro = _of_mean(result['task_macro'], min(of.num_observations for of in groups.values()) - 1)
     lost = won = None
@@ -95,9 +94,9 @@ def _number(number: WildBenchNumber, result: Result, values: tuple[float, float]
         number,
         lost=lost,
         won=won,
-        macro=macro and macro.mean,
-        macro_low=macro and macro.low,
-        macro_high=macro and macro.high,
+        macro=None if macro is None else macro.mean,
+        macro_low=None if macro is None else macro.low,
+        macro_high=None if macro is None else macro.high,
         groups=groups,
         left_out={cause: count for cause, count in result.get('left_out', {}).items() if count},
         votes=Votes(**votes) if isinstance(votes := result.get('votes'), dict) else None,

@@ -153,7 +153,8 @@ def test_figures_are_files_too(written, results):
         *('training_reward', 'training_end_signal', 'training_kl', 'training_zero_variance'),
         *('training_message_tokens', 'training_truncated', 'training_end_turns', 'reward_by_length', 'matrix'),
         *(f'judges_{name}' for name in ('win_rate', 'each', 'seeds')),
-        *(f'wildbench_{name}' for name in ('checklist', 'win_rate', 'wb_score', 'wb_reward')),
+        *('wildbench_checklist', 'wildbench_checklist_groups', 'wildbench_win_rate', 'wildbench_wb_score'),
+        *('wildbench_wb_reward', 'wildbench_wb_reward_groups'),
     ]
     files = {path.name for path in (run / 'figures').iterdir()}
     assert files == {f'{name}.{kind}' for name in pictures for kind in ('png', 'csv')}

@@ -397,6 +397,10 @@ def test_bad_files_of_scores_are_one_error(tmp_path: pathlib.Path) -> None:
         ([row, row], 'row 2: expected one row of a session_id and order, found another of t'),
         ([row, {**row, 'score': 'x'}], 'row 2: expected one row of a session_id and order, found another of t'),
         ([{**row, 'score': 'x'}], 'expected at least one verdict, found none'),
+        (
+            [{**row, 'model_test': 'm'}, {**row, 'session_id': 'u', 'model_test': 'n'}],
+            r"row 2, model_test: expected one assistant, found \['m', 'n'\]",
+        ),
     ):
         with pytest.raises(ValueError, match=expected):
             read_scores(written(path, rows))
