@@ -54,7 +54,7 @@ def packages_of(paths: Iterable[pathlib.Path]) -> set[str]:
 
 @pytest.mark.parametrize(
     ('folders', 'extras'),
-    [(('simrl', 'configs', 'tools'), ('serve', 'study')), (('tests',), ('test', 'parity'))],
+    [(('simrl', 'configs', 'tools'), ('serve', 'study', 'submit')), (('tests',), ('test', 'parity'))],
     ids=['to run', 'to test'],
 )
 def test_what_is_imported_is_declared(folders, extras):
