@@ -15,6 +15,7 @@ from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 
 WIN_RATE = 'win rate'
+NUMBERS = {'checklist': 'share of checklists', 'win rate': 'win rate by checklists'}  # of WildBench; others as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _of_wildbench(found: WildBenchResult) -> Iterator[Verdict]:
             if of.judge == PANEL or not by_panel:
                 judged = of.estimate.num_observations if of.estimate else 0
                 failed = (of.lost, of.won) if judged < of.tasks else (None, None)
-                name, sample = f'{of.metric} (WildBench)', f'{judged:,} of {of.tasks:,} tasks'
+                name, sample = NUMBERS.get(of.metric, of.metric), f'{judged:,} of {of.tasks:,} tasks'
                 yield Verdict(of.assistant, of.against, name, of.judge, sample, *_bounds(of.estimate), *failed)
 
 

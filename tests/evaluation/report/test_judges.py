@@ -147,8 +147,8 @@ def test_verdicts_in_short_are_of_the_panel_and_over_seeds(results) -> None:
     assert 'no people' in found[0].judges
     arms = [arm for arm in judged.arms if arm.win_rate.num_seeds > 1]
     assert [of.assistant for of in found[1:-6]] == [arm.arm for arm in arms]
-    assert [of.number.partition(' (')[0] for of in found[-6:]] == [
-        *('checklist', 'checklist', 'win rate', 'WB-Score', 'WB-Reward', 'WB-Reward')
+    assert [of.number for of in found[-6:]] == [
+        *('share of checklists', 'share of checklists', 'win rate by checklists', 'WB-Score', 'WB-Reward', 'WB-Reward')
     ]
     assert all(of.judges != HOSTILE for of in found)
     whole = dataclasses.replace(judged, arms=())
