@@ -82,8 +82,10 @@ def block_spread(values: np.ndarray | Sequence[Vector]) -> BlockSpread | None:
         None with fewer than two arms that share at least two seeds: no residual can be told from an effect.
 
     Raises:
-        ValueError: a value is infinite, or the layout is not two-dimensional.
+        ValueError: a value is infinite, arms have other numbers of seeds, or the layout is not two-dimensional.
     """
+    if len({np.shape(row) for row in values}) > 1:
+        raise ValueError(f'block_spread: expected the same seeds of all arms, found {[len(row) for row in values]}')
     table = np.asarray(values, np.float64)
     if table.ndim != 2 or np.isinf(table).any():
         raise ValueError(f'block_spread: expected finite or missing values [arms, seeds], found {table.tolist()}')

@@ -50,8 +50,10 @@ def same_simulator_twice(scores: np.ndarray, *, level: float = 0.95, resamples: 
         resamples, seed: of the bootstrap over people.
 
     Raises:
-        ValueError: fewer than four seeds, or a value is not finite.
+        ValueError: fewer than four seeds, no people, or a value is not finite.
     """
+    if scores.ndim != 2 or not scores.size:
+        raise ValueError(f'same_simulator_twice: expected scores [seeds, people], found {list(scores.shape)}')
     if len(scores) < MIN_SEEDS:
         raise ValueError(f'same_simulator_twice: expected at least {MIN_SEEDS} training seeds, found {len(scores)}')
     splits = list(_halves(len(scores)))

@@ -135,9 +135,11 @@ def best_of_n(
         The mean gain over the examples that have n replies with both numbers; None if none has.
 
     Raises:
-        ValueError: shapes that differ, n below 1 or above the number of samples, or an infinite number.
+        ValueError: no simulator, shapes that differ, n below 1 or above the number of samples, or an infinite number.
     """
     shapes = {np.shape(x) for x in (*rewards, values)}
+    if not len(rewards):
+        raise ValueError('best_of_n: expected rewards of at least one simulator, found none')
     if len(shapes) != 1 or values.ndim != 2 or len(values) != len(clusters):
         raise ValueError(f'best_of_n: expected rewards and values [{len(clusters)}, samples], found {sorted(shapes)}')
     if not 1 <= n <= values.shape[1]:

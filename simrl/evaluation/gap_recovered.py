@@ -70,12 +70,14 @@ def gaps_recovered(
         resamples, seed: of the bootstrap.
 
     Raises:
-        ValueError: no examples, numbers of examples that differ, or an infinite score.
+        ValueError: no examples, numbers of examples that differ, an infinite score, or an oracle that is no arm.
     """
     check_level('gaps_recovered', level)
     number = len(clusters)
     if not number:
         raise ValueError('gaps_recovered: expected at least one example, found none')
+    if oracle not in arms:
+        raise ValueError(f'gaps_recovered: expected the oracle among the arms {", ".join(arms)}, found {oracle!r}')
     base = _over_seeds('initial', initial, number)
     best = _over_seeds(oracle, arms[oracle], number)
     gains = np.stack([best - base, *(_over_seeds(arm, scores, number) - base for arm, scores in arms.items())])

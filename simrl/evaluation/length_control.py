@@ -68,12 +68,14 @@ def length_term(lengths: Vector, baseline_lengths: Vector) -> np.ndarray:
         lengths, baseline_lengths: [N], characters of the assistant's and the baseline's responses.
 
     Raises:
-        ValueError: lengths of vectors that differ, or length differences that are all alike, which no model tells apart
-            from the assistant's quality.
+        ValueError: lengths of vectors that differ, a length that is not finite, or length differences that are all
+            alike, which no model tells apart from the assistant's quality.
     """
     if len(lengths) != len(baseline_lengths):
         raise ValueError(f'length_term: expected paired lengths, found {len(lengths)} and {len(baseline_lengths)}')
     difference = np.asarray(lengths, np.float64) - np.asarray(baseline_lengths, np.float64)
+    if not np.isfinite(difference).all():
+        raise ValueError('length_term: expected finite lengths, found one that is not')
     if len(difference) < 2 or not np.ptp(difference) > 0:
         raise ValueError(f'length_term: expected length differences that vary, found {len(difference)} alike')
     return np.tanh(difference / difference.std(ddof=1))

@@ -102,7 +102,8 @@ def cluster_bootstraps(
         nan: what NaN is.
 
     Raises:
-        ValueError: no observation, a measure without a value, a value that is not finite, or lengths that differ.
+        ValueError: no observation, a measure without a value, a value that is not finite, lengths that differ, or no
+            resample.
     """
     data = checked_measures('cluster_bootstraps', measures, len(clusters), nan)
     check_level('cluster_bootstraps', level)
@@ -241,7 +242,12 @@ def resampled_means(measures: np.ndarray, clusters: Sequence[Hashable], *, resam
     Returns:
         [K, R]; draw r is the same for all measures, so differences and ratios of rows are paired. NaN where a draw has
         missing values only.
+
+    Raises:
+        ValueError: no resample.
     """
+    if resamples < 1:
+        raise ValueError(f'resamples: expected at least 1, found {resamples}')
     total, count = cluster_sums(measures, clusters)
     random = np.random.default_rng(seed)
     means, at_once = np.empty((resamples, len(measures))), max(1, _COUNTS_AT_ONCE // len(count))

@@ -107,6 +107,8 @@ def test_where_nothing_can_be_told_there_is_no_interval():
     assert pooled_interval([0.5, 0.7], None) == t_interval([0.5, 0.7])
     with pytest.raises(ValueError, match=r'block_spread: expected finite or missing values \[arms, seeds\], found'):
         block_spread([[1.0, float('inf')], [0.0, 0.0]])
+    with pytest.raises(ValueError, match=r'block_spread: expected the same seeds of all arms, found \[2, 1\]'):
+        block_spread([[1.0, 2.0], [0.0]])
     with pytest.raises(ValueError, match='t_interval: expected finite values, found nan'):
         pooled_interval([0.5, nan], spread)
 

@@ -86,6 +86,7 @@ def test_a_loss_at_the_first_dial_is_no_gain():
     [
         (lambda: same_simulator_twice(np.zeros((3, 5))), 'expected at least 4 training seeds, found 3'),
         (lambda: same_simulator_twice(np.full((4, 5), np.nan)), 'expected finite values, found nan'),
+        (lambda: same_simulator_twice(np.zeros((4, 0))), r'expected scores \[seeds, people\], found \[4, 0\]'),
         (lambda: opening((1.0, 0.0), np.zeros((2, 2))), r'ascending dials, found \[1.0, 0.0\]'),
         (lambda: opening((0.0,), np.zeros((1, 2))), r'at least two ascending dials, found \[0.0\]'),
         (lambda: opening((0.0, 1.0), np.zeros((2, 1))), r'at least 2 seeds, found \(2, 1\)'),

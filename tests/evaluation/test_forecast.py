@@ -167,6 +167,7 @@ def test_replies_without_a_number_are_left_out_and_examples_with_too_few():
         (lambda: best_of_n([rewards], values, 4, 'abc'), 'expected n from 1 to the 3 samples, found 4'),
         (lambda: best_of_n([rewards], values, 2, 'ab'), r'expected rewards and values \[2, samples\]'),
         (lambda: best_of_n([rewards / 0], values, 2, 'abc'), 'found an infinite one'),
+        (lambda: best_of_n([], values, 2, 'abc'), 'expected rewards of at least one simulator, found none'),
     ):
         with np.errstate(divide='ignore'), pytest.raises(ValueError, match=message):
             refused()

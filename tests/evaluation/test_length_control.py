@@ -110,6 +110,7 @@ def test_difficulties_are_the_mode_under_their_priors(spread):
         ([1.0] * 4, [1, 2, 3, 4, 5], [1] * 5, None, 'found 5 and 4 of 4'),
         ([1.0] * 5, [7] * 5, [1] * 5, None, 'expected length differences that vary, found 5 alike'),
         ([1.0] * 4, [1, 2, 3, 4], [1] * 4, None, 'expected at least 5 instructions, found 4'),
+        ([1.0] * 5, [1, 2, 3, 4, np.nan], [1] * 5, None, 'length_term: expected finite lengths'),
         ([2.0] * 5, [1, 2, 3, 4, 5], [1] * 5, None, 'expected preferences from 0 to 1, found 2'),
         ([1.0] * 5, [1, 2, 3, 4, 5], [1] * 5, [np.nan] * 5, 'expected finite terms and difficulties'),
     ],

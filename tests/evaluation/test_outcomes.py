@@ -168,6 +168,8 @@ def test_no_share_of_a_gain_that_may_be_none(gain):
     assert (share.mean, share.low, share.high) == (None, None, None)
     assert "the oracle's gain" in share.reason
     assert 'is not above 0' in share.reason
+    with pytest.raises(ValueError, match="gaps_recovered: expected the oracle among the arms arm, found 'oracle'"):
+        gaps_recovered({'arm': initial}, initial, 'oracle', range(40))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ def test_many_clusters_have_plain_percentiles():
 def test_bad_input(values, clusters, message):
     with pytest.raises(ValueError, match=message):
         cluster_bootstrap(values, clusters)
+    with pytest.raises(ValueError, match='resamples: expected at least 1, found 0'):
+        cluster_bootstraps([[1.0, 2.0]], range(2), resamples=0)
 
 
 @pytest.mark.parametrize(
