@@ -22,7 +22,7 @@ from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.records import Conversation, Message, Preference, write_conversations, write_preferences
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.evaluation.fidelity.turns import read_turns
-from simrl.evaluation.report.card_page import METRICS
+from simrl.evaluation.report.card_failures import METRICS
 from simrl.evaluation.results import files as result_files
 from simrl.experiments import experiment, fitting, sources
 from simrl.experiments.replays import TURNS_FILE

@@ -71,7 +71,7 @@ def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
     said = f'persona/seed-0 over initial<small>a/run</small></th><td>{WIN_RATE}</td><td>0.53<small>[0.46, 0.60]</small>'
     assert f'{said}</td><td class="words">a panel of 2 judges</td><td>40 openings</td><td>0.51 to 0.56</td>' in text
     figures = {path.stem for path in (tmp_path / 'page' / 'figures').iterdir()}
-    of_run = ('training_reward', 'reward_by_length', 'ends', 'matrix')
+    of_run = ('training_reward', 'ends', 'matrix')
     assert figures == {
         *('win_rates', 'utility_by_size'),
         *(f'{name}_{run}_run' for name in of_run for run in ('a', other)),

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simrl.evaluation.card import CardForecast, CardTransfer, Cost, MeasureUtility, SimulatorCard, Training
+from simrl.evaluation.card import CardForecast, CardTransfer, MeasureUtility, SimulatorCard
 from simrl.evaluation.fidelity import table as fidelity_table
 from simrl.evaluation.report import matrix, page, summary, verdicts
+from simrl.evaluation.report.card_failures import NOT_MEASURED, absent, conversations, cost, training
 from simrl.evaluation.report.page import Cell
-from simrl.evaluation.report.summary import Interval, end_words, interval, number, share
-from simrl.evaluation.report.tables import estimate_cell
+from simrl.evaluation.report.summary import Interval, interval, number
+from simrl.evaluation.report.tables import estimate_cell, panel_text
 
-NOT_MEASURED = 'not measured'
 UTILITY = (
     'The first row is over training seeds, the unit of a claim about a simulator. Rows of single assistants have '
     'intervals over {unit}: of that checkpoint only. '
@@ -29,25 +29,6 @@ FORECAST = (
     'Known before anything was trained against it, from {examples:,} examples of {samples:,} conversations or replies '
     'each. {people}'
 )
-HELD = (
-    'Conversations of the evaluation, of all assistants together. One without a score is in none of the other numbers. '
-)
-TRAINING = 'Means over {lines:,} logged lines of {runs} training {run}. '
-COUNTS = {
-    'later_messages': 'messages after the first',
-    'repeated': 'of them verbatim repeats',
-    'resampled': 'messages that were sampled again',
-    'missed_signals': 'missed end signals',
-}
-METRICS = {  # of training, and their names on the page
-    'reward/unjudged': 'conversations without a reward',
-    'rollout/end_failure': 'conversations that a failure ended',
-    'rollout/end_signal': 'conversations that it ended',
-    'rollout/truncated_user': 'messages that reached max_new_tokens',
-    'rollout/repeated_user': 'messages that repeat its one before',
-    'rollout/resampled_user': 'messages sampled again, for each that it sent',
-    'rollout/missed_signals': 'missed end signals, for each conversation',
-}
 
 
 def document(card: SimulatorCard) -> str:
@@ -61,8 +42,8 @@ def document(card: SimulatorCard) -> str:
         page.section(*_transfer(card)),
         page.section('Fidelity', *_fidelity(card)),
         page.section('Forecast', *_forecast(card)),
-        page.section('Failures', *_conversations(card), *_training(card)),
-        page.section('Cost', *_cost(card.cost, card.training)),
+        page.section('Failures', *conversations(card), *training(card)),
+        page.section('Cost', *cost(card.cost, card.training)),
         page.section('Not measured', *_missing(card.not_measured)),
     ]
     return page.document(f'Simulator card: {card.name}', parts)
@@ -115,7 +96,7 @@ def _identity(card: SimulatorCard) -> list[str]:
 
 def _utility(card: SimulatorCard) -> list[str]:
     if card.utility is None:
-        return [_absent(card.not_measured['utility'])]
+        return [absent(card.not_measured['utility'])]
     return [part for measure in card.utility.values() for part in _measure(measure)]
 
 
@@ -150,7 +131,7 @@ def _measure(measure: MeasureUtility) -> list[str]:
     ]
     causes = summary.causes_of(measure.assistants.values())
     lost = f'Left out, without a {words.score}: {summary.causes_text(causes)}. ' if causes else ''
-    panel = summary.panel_text(arm.parts, measure.votes)
+    panel = panel_text(arm.parts, measure.votes)
     return [
         page.heading(words.title),
         page.table(header, [over_seeds, *rows]),
@@ -182,7 +163,7 @@ def _transfer(card: SimulatorCard) -> list[str]:
     """The title of the section, then its parts."""
     found = card.transfer
     if found is None:
-        return ['Transfer', _absent(card.not_measured['transfer'])]
+        return ['Transfer', absent(card.not_measured['transfer'])]
     score = found.score if found.times == 1 else f'{found.score} × {found.times}'
     title = 'Transfer' if found.times == 1 else f'Transfer (× {found.times})'
     return [title, *_gains(card, found, score), *_met(card, found, score)]
@@ -190,7 +171,7 @@ def _transfer(card: SimulatorCard) -> list[str]:
 
 def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
     if found.gains is None:
-        return [_absent(card.not_measured.get('transfer') or card.not_measured['utility'])]
+        return [absent(card.not_measured.get('transfer') or card.not_measured['utility'])]
     gains = found.gains
     rows: list[Sequence[str | Cell]] = [
         (f'{words} (mean)', _score(found, over_seeds), _score(found, checkpoints))
@@ -215,7 +196,7 @@ def _gains(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
 
 def _met(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
     if found.met is None:
-        return [_absent(card.not_measured['assistants with it'])] if 'assistants with it' in card.not_measured else []
+        return [absent(card.not_measured['assistants with it'])] if 'assistants with it' in card.not_measured else []
     digits = matrix.mean_digits(found.times)
     rows = []
     for assistant, cell in found.met.items():
@@ -229,7 +210,7 @@ def _met(card: SimulatorCard, found: CardTransfer, score: str) -> list[str]:
 def _fidelity(card: SimulatorCard) -> list[str]:
     found = card.fidelity
     if found is None:
-        return [_absent(card.not_measured['fidelity'])]
+        return [absent(card.not_measured['fidelity'])]
     nats = found.nats_per_token
     rows: list[Sequence[str | Cell]] = [
         ('perplexity per token', NOT_MEASURED if found.perplexity is None else number(found.perplexity), '–'),
@@ -254,7 +235,7 @@ def _fidelity(card: SimulatorCard) -> list[str]:
 def _forecast(card: SimulatorCard) -> list[str]:
     found = card.forecast
     if found is None:
-        return [_absent(card.not_measured['forecast'])]
+        return [absent(card.not_measured['forecast'])]
     rows: list[Sequence[str | Cell]] = [
         (words, NOT_MEASURED if estimate is None else estimate_cell(estimate, 3), known)
         for words, estimate, known in (
@@ -277,73 +258,10 @@ def _correlated(found: CardForecast, forecast: str) -> Cell:
     return Cell('; '.join(known) or NOT_MEASURED, words=True)
 
 
-def _conversations(card: SimulatorCard) -> list[str]:
-    found = card.conversations
-    if found is None:
-        return [page.heading('In the evaluation'), _absent(card.not_measured['failures in the evaluation'])]
-    lost, judged = sum(found.causes.values()), sum(found.ends.values())
-    rows: list[tuple[str, str]] = [
-        ('conversations', f'{found.held:,}'),
-        ('without a score', _of(lost, found.held)),
-        *((f'because of: {cause}', f'{count:,}') for cause, count in found.causes.items()),
-        *((f'ended: {end_words(end)}', _of(count, judged)) for end, count in found.ends.items()),
-        ('with a message that reached max_new_tokens', _of(found.truncated, judged)),
-        *(
-            (words, f'{found.counts[name]:,}' if name in found.counts else NOT_MEASURED)
-            for name, words in COUNTS.items()
-        ),
-    ]
-    return [page.heading('In the evaluation'), page.table(('', 'value'), rows), page.paragraph(HELD, 'note')]
-
-
-def _training(card: SimulatorCard) -> list[str]:
-    found = card.training
-    if found is None:
-        why = card.not_measured.get('failures in training') or card.not_measured['utility']
-        return [page.heading('In training'), _absent(why)]
-    rows = [
-        (words, f'{found.rates[metric]:.2%}' if metric in found.rates else NOT_MEASURED)
-        for metric, words in METRICS.items()
-    ]
-    note = TRAINING.format(lines=found.lines, runs=found.runs, run='run' if found.runs == 1 else 'runs')
-    return [page.heading('In training'), page.table(('', 'share'), rows), page.paragraph(note, 'note')]
-
-
-def _cost(cost: Cost, training: Training | None) -> list[str]:
-    stages = [(stage, f'{seconds:,.1f}') for of in cost.seconds.values() for stage, seconds in of.items()]
-    rows = [
-        (purpose, str(len(of)), f'{sum(of.values()):,.1f}') if of else (purpose, '0', NOT_MEASURED)
-        for purpose, of in cost.seconds.items()
-    ]
-    waiting = [stage for of in cost.unfinished.values() for stage in of]
-    unfinished = f'Not finished: {", ".join(waiting)}. ' if waiting else ''
-    parts = [
-        page.table(('seconds of work', 'finished stages', 'seconds'), rows),
-        page.paragraph(f'{unfinished}Stages run side by side take less time; other arms share some of them.', 'note'),
-        page.details(f'{len(stages)} stages', page.table(('stage', 'seconds'), stages)),
-    ]
-    if training is None:
-        return parts
-    if not training.usage:
-        return [*parts, page.paragraph('Training against it used no endpoint that was counted.', 'note')]
-    names = list(dict.fromkeys(name for of in training.usage.values() for name in of))
-    used = [(model, *(f'{of.get(name, 0):,.6g}' for name in names)) for model, of in training.usage.items()]
-    note = (
-        'Usage of endpoints in training, by model: the simulator’s and those of judges. What the evaluation used is '
-        'printed by its stages, and not kept.'
-    )
-    header = ('endpoint', *(name.replace('_', ' ') for name in names))
-    return [*parts, page.table(header, used), page.paragraph(note, 'note')]
-
-
 def _missing(missing: Mapping[str, str]) -> list[str]:
     if not missing:
         return [page.paragraph('All that a card has is measured.')]
     return [page.table(('number', 'why'), [(name, Cell(why, words=True)) for name, why in missing.items()])]
-
-
-def _absent(why: str) -> str:
-    return page.paragraph(f'{NOT_MEASURED.capitalize()}: {why}.')
 
 
 def _score(found: CardTransfer, estimate: Interval | None) -> Cell | str:
@@ -354,7 +272,3 @@ def _score(found: CardTransfer, estimate: Interval | None) -> Cell | str:
 
 def _rate(value: float | None) -> str:
     return NOT_MEASURED if value is None else number(value, 2 if abs(value) >= 1 else 3)
-
-
-def _of(part: int, whole: int) -> str:
-    return f'{part:,} of {whole:,} ({share(part / whole)})' if whole else f'{part:,}'

@@ -151,7 +151,7 @@ def _arms(results: Results, measure: MeasureResult, rows: Sequence[Row], looks: 
     note = ''.join(
         (
             f'{summary.basis(rows, measure.words.unit)} {measure.words.about} {WIN_RATE}',
-            summary.panel_text(rows[0].parts, measure.votes),
+            tables.panel_text(rows[0].parts, measure.votes),
             STRICT if strict else '',
             GAP_RECOVERED if recovered else '',
             f'It is undefined here: {"; ".join(reasons)}. ' if reasons else '',

@@ -156,10 +156,9 @@ def _by_what_is_known(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> li
 
 
 def _of_run(results: Results, looks: Mapping[str, Look], name: str) -> list[Drawing]:
-    """The reward over training and by length, ends and the matrix of a run; their files' names end with the run's."""
+    """The reward over training, ends and the matrix of a run; their files' names end with the run's."""
     measure, rows = _headline(results)
-    curves = [*figures.training_curves(results, looks), *lengths.drawings(results, looks)]
-    found = [one for one in curves if one.name in ('training_reward', 'reward_by_length')]
+    found = [one for one in figures.training_curves(results, looks) if one.name == 'training_reward']
     found.append(lengths.ends('ends', rows, summary.sample(measure, rows)))
     if results.matrix is not None:
         found.append(figures.matrix(results.experiment, results.matrix))

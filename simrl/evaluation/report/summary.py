@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from simrl.evaluation.gap_recovered import GapRecovered
-from simrl.evaluation.position import Votes
 from simrl.evaluation.results.files import Results
 from simrl.evaluation.results.measures import (
     INITIAL,
@@ -23,7 +22,6 @@ from simrl.evaluation.results.measures import (
 )
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
-from simrl.rewards.rubric import JUDGE_PART
 
 Interval = Estimate | SeedEstimate
 Shown = Callable[[float | None], str]  # a number as text
@@ -214,18 +212,6 @@ def sample(measure: MeasureResult, rows: Sequence[Row]) -> str:
     lost = sum(sum(found.causes.values()) for found in measure.assistants.values())
     without = f'{lost:,} of {total:,}, left out' if lost else f'none of {total:,}'
     return f'n = {size(measure)}, {seeds} an arm. Without a {measure.words.score}: {without}.'
-
-
-def panel_text(parts: Iterable[str], votes: Votes | None) -> str:
-    """The worth of a panel's judges, whose scores are parts; empty without one."""
-    if votes is None:
-        return ''
-    judges = sum(part.startswith(JUDGE_PART) for part in parts)
-    return (
-        f'The score is the mean of {judges} judges, whose own are beside it. Their scores correlate at '
-        f'{number(votes.mean_correlation)}: as votes they are worth {number(votes.effective)} '
-        f'{bounds(votes.low, votes.high)} independent judges, counting as shared what they are right about together. '
-    )
 
 
 def traits_text(traits: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, Row, interval
 from simrl.evaluation.results.measures import INITIAL, ArmResult, Difference, MeasureResult, OtherIntervals
 from simrl.evaluation.seeds import SeedEstimate
+from simrl.rewards.rubric import JUDGE_PART
 
 MAX_ROWS = 24  # longer tables are folded
 COMPARISONS = (
@@ -44,6 +45,19 @@ def votes_cell(votes: Votes | PanelAgreement | None) -> Cell:
         return Cell('–')
     effective = votes.effective if isinstance(votes, Votes) else votes.effective_votes
     return Cell(summary.number(effective), under='' if effective is None else summary.bounds(votes.low, votes.high))
+
+
+def panel_text(parts: Iterable[str], votes: Votes | None) -> str:
+    """The worth of a panel's judges, whose scores are parts; empty without one."""
+    if votes is None:
+        return ''
+    judges = sum(part.startswith(JUDGE_PART) for part in parts)
+    return (
+        f'The score is the mean of {judges} judges, whose own are beside it. Their scores correlate at '
+        f'{summary.number(votes.mean_correlation)}: as votes they are worth {summary.number(votes.effective)} '
+        f'{summary.bounds(votes.low, votes.high)} independent judges; what they are right about together counts as '
+        'shared. '
+    )
 
 
 def comparisons(measure: MeasureResult) -> list[str]:

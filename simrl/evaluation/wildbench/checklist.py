@@ -26,6 +26,7 @@ from simrl.evaluation.position import PanelAgreement, panel_agreement, votes_of
 from simrl.evaluation.preferences import align, independent_votes, standard_error
 from simrl.evaluation.wildbench.asking import AskSettings, JudgePrompt, ask, kept, prompt_of, shown, task_lines
 from simrl.evaluation.wildbench.generations import Generation, generator_of
+from simrl.evaluation.wildbench.means import bounds, mean_of
 from simrl.evaluation.wildbench.tasks import NOT_MEASURED, Overlap, Task, by_group
 from simrl.evaluation.win_rate import preferences
 from simrl.remote.answers import Answer, Outcome
@@ -131,34 +132,6 @@ def shares(rows: Rows) -> dict[str, float]:
 
 def _share(satisfied: Sequence[bool]) -> float:
     return sum(satisfied) / len(satisfied)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over tasks.
-
-    Attributes:
-        mean: None without a task.
-        sem: standard error, s / sqrt(n) with s of n - 1 degrees of freedom; None with fewer than 2 tasks.
-        n: tasks.
-    """
-
-    mean: float | None
-    sem: float | None
-    n: int
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of a number for each task."""
-    n = len(values)
-    sem = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Mean(float(np.mean(values)) if n else None, sem, n)
-
-
-def bounds(values: Sequence[float], failed: int, lowest: float, highest: float) -> tuple[float, float]:
-    """The means of values if all that failed have the lowest value, and if all have the highest."""
-    total, n = sum(values), len(values) + failed
-    return (total + failed * lowest) / n, (total + failed * highest) / n
 
 
 def summary(rows: Rows, tasks: Mapping[str, Task], overlap: Overlap | None) -> dict[str, Any]:

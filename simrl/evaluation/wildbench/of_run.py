@@ -12,7 +12,7 @@ from simrl.evaluation.position import Votes
 from simrl.evaluation.results.judges import PANEL
 from simrl.evaluation.results.wildbench import WildBenchNumber
 from simrl.evaluation.statistics import Estimate, t_quantile
-from simrl.evaluation.wildbench.checklist import bounds
+from simrl.evaluation.wildbench.means import bounds
 
 LEVEL = 0.95
 Result = Mapping[str, Any]

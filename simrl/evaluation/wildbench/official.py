@@ -22,8 +22,8 @@ import numpy as np
 
 from simrl.evaluation.position import PositionBias, both_orders, flips, position_bias
 from simrl.evaluation.wildbench.asking import CUT
-from simrl.evaluation.wildbench.checklist import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.judge_files import OUTCOMES, Comparison, Score
+from simrl.evaluation.wildbench.means import Mean, bounds, mean_of
 from simrl.evaluation.wildbench.tasks import (
     CODING,
     CREATIVE,

@@ -13,7 +13,8 @@ import pytest
 
 from simrl.evaluation.pairwise.of_run import assistants_of_run, comparison_of
 from simrl.evaluation.pairwise.table import table
-from simrl.evaluation.report import drawing, judge_figures, judges, summary, verdicts, wildbench
+from simrl.evaluation.position import Votes
+from simrl.evaluation.report import drawing, judge_figures, judges, sections, summary, tables, verdicts, wildbench
 from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.report import console_table
 from simrl.evaluation.results.files import Added, add_judges, add_wildbench, read_added
@@ -223,6 +224,19 @@ def test_a_run_keeps_what_tools_added_and_broken_files_are_named(results, found,
     file.write_text(file.read_text().replace('"combine": "mean"', '"combine": "median"'))
     with pytest.raises(ConfigError, match=r"judges.json.*combine: expected one of 'mean', 'strict', found 'median'"):
         read_added(tmp_path)
+
+
+def test_a_measure_by_a_panel_says_what_its_judges_are_worth(results) -> None:
+    text = tables.panel_text(['judge_a', 'share_met', 'judge_b'], Votes(0.5, 1.33, 1.2, None))
+    assert 'the mean of 2 judges' in text
+    assert 'correlate at 0.50: as votes they are worth 1.33 [no interval] independent judges' in text
+    assert tables.panel_text(['judge_a'], None) == ''
+    measures = {'people': dataclasses.replace(results.measures['people'], votes=Votes(0.5, 1.33, 1.2, 1.5))}
+    changed = dataclasses.replace(results, measures=measures)
+    drawn = collections.defaultdict[str, list[drawing.Drawing]](list)
+    for found, there in ((results, False), (changed, True)):
+        page = sections.report_page(found, {}, looks_of(results.experiment), drawn)
+        assert ('are worth 1.33 [1.20, 1.50] independent judges' in page) == there
 
 
 def test_an_assistant_that_the_run_no_longer_has_is_shown(results) -> None:

@@ -17,6 +17,7 @@ from simrl.conversations.quoting import as_json
 from simrl.evaluation.wildbench import checklist
 from simrl.evaluation.wildbench.asking import CUT, AskSettings, shown
 from simrl.evaluation.wildbench.generations import Generation
+from simrl.evaluation.wildbench.means import mean_of
 from simrl.evaluation.wildbench.tasks import Overlap
 from simrl.remote.answers import TRIED_AGAIN
 from simrl.remote.cache import Cache
@@ -140,7 +141,7 @@ def test_a_verdict_that_cannot_be_had_is_counted_and_never_a_zero(name: str) -> 
     assert found['judges']['b']['failures'] == {cause: 1}
     assert found['judges']['b']['share']['n'] == 4
     assert found['judges']['a']['share']['n'] == 5
-    assert found['share'] == dataclasses.asdict(checklist.mean_of(list(checklist.shares(rows).values())))
+    assert found['share'] == dataclasses.asdict(mean_of(list(checklist.shares(rows).values())))
     low, high = found['bounds']
     assert high - low == pytest.approx(1 / 5)
     assert low == pytest.approx(found['share']['mean'] * 4 / 5)
