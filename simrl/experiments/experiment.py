@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from simrl.evaluation.results.files import RESULTS_FOLDER
-from simrl.experiments import banner, plan, results
+from simrl.experiments import banner, memory, plan, results
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.concierge_settings import ConciergeSettings
 from simrl.experiments.forecast_results import forecast_table
@@ -109,7 +109,7 @@ def run(
             raise ConfigError('; '.join(refused))
         return
     runtime.enable_compilation_cache()
-    directory.open_workdir(workdir, plain, selected, fixed=FIXED, rerun=again)
+    directory.open_workdir(workdir, plain, memory.checked(scene, selected), fixed=FIXED, rerun=again)
     if processes.leads():
         print(banner.banner(scene), flush=True)
     names = [stage.name for stage in selected]

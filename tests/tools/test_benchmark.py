@@ -12,7 +12,7 @@ import pytest
 
 from simrl.conversations.chat import Chat
 from simrl.models.transformer import TransformerConfig
-from simrl.run import workers
+from simrl.run import memory, workers
 from tools.benchmark import __main__ as tool
 from tools.benchmark import environment, inputs, limits, measure, models, ours, plan, report
 from tools.benchmark.job import CASES, Job
@@ -165,7 +165,7 @@ def test_the_estimate_of_memory_by_hand():
 
 
 def test_sizes_over_memory_are_refused_before_anything_is_allocated(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, 'available_bytes', lambda: 4 * 2**30)
+    monkeypatch.setattr(memory, 'available_bytes', lambda: 4 * 2**30)
     monkeypatch.setattr(environment, 'make', lambda *_: pytest.fail('expected no environment to be made'))
     with pytest.raises(
         limits.TooLarge, match=r'update_full of 64 rows of 4096 tokens in float32: an estimated \d+\.\d'
@@ -192,11 +192,11 @@ def test_the_memory_of_a_control_group_is_the_limit(tmp_path, monkeypatch, capsy
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(workers, 'CGROUPS', tmp_path)
     monkeypatch.setattr(workers, 'OWN_CGROUPS', tmp_path / 'own')
-    monkeypatch.setattr(limits, 'MEMINFO', tmp_path / 'meminfo')
-    assert limits.available_bytes() == expected
+    monkeypatch.setattr(memory, 'MEMINFO', tmp_path / 'meminfo')
+    assert memory.available_bytes() == expected
     (tmp_path / 'own').unlink()
     (tmp_path / 'meminfo').unlink()
-    assert limits.available_bytes() is None
+    assert memory.available_bytes() is None
     limits.check_memory('a case', 2**30, None, 1, 'advice')
     assert capsys.readouterr().out == 'a case: an estimated 1.0 GiB; the memory there is: unknown\n'
 

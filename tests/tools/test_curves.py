@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simrl.conversations.chat import ASSISTANT
+from simrl.run import memory
 from tools.benchmark import limits
 from tools.curves import __main__ as tool
 from tools.curves import report, work
@@ -93,7 +94,7 @@ def test_sizes_over_memory_are_refused_before_anything_is_allocated(
 ) -> None:
     for name in ('opened', 'update_of', 'batch_of'):
         monkeypatch.setattr(work, name, lambda *_, **__: pytest.fail('expected nothing to be made'))
-    monkeypatch.setattr(limits, 'available_bytes', lambda: 2**28)
+    monkeypatch.setattr(memory, 'available_bytes', lambda: 2**28)
     found = r': an estimated \d+\.\d GiB for one process, expected at most 0\.2 GiB'
     with pytest.raises(limits.TooLarge, match=what + found) as e:
         tool.CURVES[curve](model, SIZES, 1)

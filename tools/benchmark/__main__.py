@@ -33,7 +33,9 @@ from typing import Any, get_args
 import jax
 
 from simrl.conversations.chat import Chat
+from simrl.models.abstract import ITEM_BYTES
 from simrl.models.transformer import TransformerConfig
+from simrl.run import memory
 from simrl.run.config import local_path
 from simrl.run.program import run_program
 from simrl.run.workers import cpus
@@ -66,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--samples', type=int, default=4, help='replies to each opening of grpo_step')
     parser.add_argument('--sweep', nargs='+', default=[], choices=plan.SWEPT, help='sizes to vary around the first one')
     parser.add_argument('--repeats', type=int, default=5, help='timed runs of each side')
-    parser.add_argument('--dtype', choices=sorted(limits.ITEM_BYTES), help='float32, or with --gpu bfloat16')
+    parser.add_argument('--dtype', choices=sorted(ITEM_BYTES), help='float32, or with --gpu bfloat16')
     parser.add_argument('--threads', type=int, default=len(cpus()), help='of each side, on that many cores')
     parser.add_argument('--devices', type=int, default=1, help='on a CPU, what simrl splits its rows over')
     parser.add_argument(
@@ -249,7 +251,7 @@ def run_model(
     options: argparse.Namespace, source: str, work: pathlib.Path, machine: Machine, peer_python: pathlib.Path | None
 ) -> Iterator[list[report.Row]]:
     """The rows of each case and size, as they come."""
-    available = machine.device_bytes or limits.available_bytes()
+    available = machine.device_bytes or memory.available_bytes()
     shape = models.shape_of(source)
     if shape is not None:
         check_memory(options, shape, available)
@@ -271,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.gpu:  # of an accelerator the size is not known yet
         for source in options.model:
             if (shape := models.shape_of(source)) is not None:
-                check_memory(options, shape, limits.available_bytes())
+                check_memory(options, shape, memory.available_bytes())
     peer_python = None
     if options.peers != 'none':
         peer_python = environment.make(options.peer_env or environment.default_folder())

@@ -16,18 +16,16 @@ The embedding is looked up, so that only the output matrix counts as multiplied.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
+from simrl.models.abstract import activation_bytes
+from simrl.models.attention import LONG_ROW
 from simrl.models.transformer import TransformerConfig
-from simrl.run.workers import cgroups
 from tools.benchmark.job import Remat
 
-ITEM_BYTES = {'float32': 4, 'bfloat16': 2}
 STATE_BYTES = 16  # of a parameter in training: itself, its gradient and two moments, float32
 OPTIMIZER_BYTES = 32  # moved by a parameter's update: three numbers read and written, and the gradient both
 PROCESS_BYTES = 600 * 2**20  # of a Python process with its libraries
-MEMINFO = pathlib.Path('/proc/meminfo')
 HEADROOM = 0.9  # of the memory there is, that a run may take
 
 
@@ -163,40 +161,17 @@ def memory_of_decoding(
 def memory_of_gradients(
     weights: Weights, config: TransformerConfig, *, rows: int, context: int, item: int, remat: Remat, logits: int
 ) -> int:
-    """About the bytes of one side, within a factor of two.
+    """About the bytes of one side, within a factor of two: the state of training, and `activation_bytes`.
 
-    The state of training; for each token and layer what the backward pass reads (six vectors of the model's width, four
-    of the heads', four of the MLP's, and two rows of attention weights), of one layer only where `remat` recomputes it:
-    'full' keeps a vector of the others, and 'dots' what their matrices give as well; and three copies of the logits in
-    float32.
+    No side has the scores of long rows.
 
     Args:
         logits: positions whose logits exist at once.
     """
-    c = config
-    wide = 6 * c.model_dim + 4 * c.num_heads * c.head_dim + 4 * c.mlp_dim + 2 * c.num_heads * context
-    given = 2 * c.model_dim + (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.mlp_dim
-    kept = {
-        'none': c.num_layers * wide,
-        'dots': wide + c.num_layers * (c.model_dim + given),
-        'full': wide + c.num_layers * c.model_dim,
-    }[remat]
-    activations = rows * context * kept * item + min(logits, rows * context) * 3 * 4 * c.vocab_size
+    activations = activation_bytes(
+        config, rows=rows, tokens=context, item=item, remat=remat, scores=context < LONG_ROW['cpu'], logits=logits
+    )
     return PROCESS_BYTES + STATE_BYTES * weights.stored + activations
-
-
-def available_bytes() -> int | None:
-    """The memory that this machine can still give, bytes; that of a control group where it is less; None if unknown."""
-    limits = []
-    if MEMINFO.exists():
-        lines = MEMINFO.read_text(encoding='utf-8').splitlines()
-        limits = [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')]
-    for folder in cgroups('memory'):
-        for file in (folder / 'memory.max', folder / 'memory.limit_in_bytes'):  # version 2, version 1
-            if file.exists() and (text := file.read_text(encoding='utf-8').strip()).isdigit():
-                limits.append(int(text))
-    # Without a limit the file of version 1 has the largest whole number of pages.
-    return min((limit for limit in limits if limit < 2**62), default=None)
 
 
 def check_memory(what: str, needed: int, available: int | None, sides: int, advice: str) -> None:

@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from simrl.models.abstract import ITEM_BYTES
 from simrl.models.transformer import Execution, TransformerConfig
 from tools.benchmark import limits
 from tools.benchmark.inputs import Counts
 from tools.benchmark.job import CASES, Job, Remat, peers_remat, pieces_of
-from tools.benchmark.limits import ITEM_BYTES, Phase, Weights
+from tools.benchmark.limits import Phase, Weights
 
 TORCH, TRL = 'torch_peer', 'trl_peer'
 SWEPT = ('batch', 'context', 'turns')

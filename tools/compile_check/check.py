@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
+from simrl.experiments.memory import kept_kinds
 from simrl.models import sharding
 from simrl.run.config import ConfigError
 from tools.compile_check.machines import Topology
 from tools.compile_check.measure import Measured, compiled, extrapolated, fewer_layers
 from tools.compile_check.programs import UNROLLED, Program, rollout_programs, training_programs
-from tools.compile_check.shapes import kept_kinds, passing_kinds
+from tools.compile_check.shapes import others_of, passing_kinds
 from tools.compile_check.work import Work
 
 OnMeasured = Callable[[Measured], None]
@@ -107,7 +108,7 @@ def check(
                 own = [point[name] for point in points]
                 measured[name] = own[0] if len(own) == 1 else extrapolated(own, depths, layers)
                 on_measured(measured[name])
-        kept, passing = kept_kinds(work, training, mesh), passing_kinds(work, training, mesh)
+        kept, passing = kept_kinds(training, others_of(work), mesh), passing_kinds(work, training, mesh)
     shape = mesh.shape
     return Checked(work, topology, shape['data'], shape['model'], measured, kept, passing, layers, depths)
 

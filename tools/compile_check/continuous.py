@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from simrl.models.abstract import device_bytes, placed
 from simrl.models.rows import num_shards
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import capacity_for
 from simrl.rollouts.messages import header_lengths, room_to_receive
 from simrl.rollouts.schedule import MOST_STEPS, Level, levels
 from simrl.rollouts.window import Asked, Caches, _fed, decode_block, new_caches
-from tools.compile_check.shapes import device_bytes, placed, policy_of, whole
+from tools.compile_check.shapes import policy_of, whole
 from tools.compile_check.work import SIDES, Work, walk
 
 

@@ -24,7 +24,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, USER
+from simrl.experiments.memory import Training, training_of
 from simrl.models import sharding
+from simrl.models.abstract import params_of, placed
 from simrl.models.rows import bucket_widths
 from simrl.rewards.reward_model import score_part
 from simrl.rewards.rewards import Rewards
@@ -40,14 +42,10 @@ from simrl.simulators.text_view import generated
 from simrl.training.optimizer import make_optimizer
 from tools.compile_check.continuous import continuous_programs
 from tools.compile_check.shapes import (
-    Training,
     by_rows,
-    params_of,
-    placed,
     policy_of,
     prompts_of,
     scalar,
-    training_of,
     whole,
     with_caches,
 )
@@ -223,7 +221,8 @@ def reward_programs(work: Work, mesh: Mesh) -> Iterator[Program]:
     width = work.frame.row_length(messages, longest, max(work.max_new_tokens))
     scored = tuple(by_rows(jax.ShapeDtypeStruct((work.rows, messages // 2), x), mesh) for x in (np.float32, bool))
     visible = by_rows(jax.ShapeDtypeStruct((work.rows,), np.int32), mesh)
-    params = params_of(config, mesh, sharding.SAMPLING_RULES, heads=('reward_head',))
+    dtype = work.compute.training.dtype
+    params = params_of(config, mesh, sharding.SAMPLING_RULES, heads=('reward_head',), dtype=dtype)
     rows = whole((work.rows_of_microbatch,), np.int32, mesh)
     traced = score_part.trace(
         *(params, scored, batch.messages, batch.message_length, visible, rows),
@@ -239,7 +238,8 @@ def training_programs(work: Work, mesh: Mesh) -> tuple[Training, Iterator[Progra
     """All programs that scan over layers, and the arrays that they share."""
     settings = work.rl
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
-    training = training_of(work, mesh, optimizer)
+    config, dtype = work.assistant.policy.spec.config, work.compute.training.dtype
+    training = training_of(config, settings, dtype, mesh, optimizer)
 
     def programs() -> Iterator[Program]:
         yield from update_programs_of(work, mesh, training)

@@ -2,39 +2,21 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from simrl.models import lora, placement, sharding, transformer
-from simrl.models.transformer import Params, TransformerConfig
+from simrl.experiments.memory import GRADIENTS, SAMPLING, Other, Training
+from simrl.models import placement, sharding, transformer
+from simrl.models.abstract import cache_bytes, device_bytes, params_of, placed
 from simrl.rollouts.agents import ModelAgent, Policy
 from simrl.rollouts.context import Context
 from simrl.rollouts.prompts import PromptRows, Prompts
 from simrl.rollouts.state import Dialogue
-from simrl.training.optimizer import Optimizer, TrainState, init_state
-from tools.benchmark.limits import ITEM_BYTES, weights_of
 from tools.compile_check.work import SIDES, Work, walk
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of abstract arrays on one device."""
-    return sum(_shard_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _shard_size(leaf: Any) -> int:
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape)
-
-
-def placed(shapes: Any, shardings: Any) -> Any:
-    """Abstract arrays in their shards."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def by_rows(shapes: Any, mesh: Mesh) -> Any:
@@ -50,19 +32,6 @@ def by_rows(shapes: Any, mesh: Mesh) -> Any:
 
 def whole(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-
-
-def params_of(
-    config: TransformerConfig, mesh: Mesh, rules: sharding.Rules, *, heads: tuple[str, ...] = (), dtype: str = 'float32'
-) -> Params:
-    """Parameters of a model: `{'decoder', heads}`."""
-
-    def make() -> Params:
-        params = transformer.init_params(jax.random.key(0), config)
-        return params | {head: transformer.init_head(config) for head in heads}
-
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), jax.eval_shape(make))
-    return placed(shapes, sharding.param_shardings(config, mesh, rules, heads))
 
 
 def policy_of(agent: ModelAgent | None, mesh: Mesh) -> Policy | None:
@@ -117,84 +86,32 @@ def with_caches(dialogue: Dialogue, size: int) -> Dialogue:
     return dialogue
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Training:
-    """The arrays of an update that outlive a step.
-
-    Attributes:
-        state: of the trained parameters.
-        shardings: of the state.
-        frozen: the frozen decoder with its adapters' scale; `{}` without LoRA.
-        reference: None without one. With LoRA it is `frozen`.
-    """
-
-    state: TrainState
-    shardings: TrainState
-    frozen: Params
-    reference: Params | None
-
-
-def training_of(work: Work, mesh: Mesh, optimizer: Optimizer) -> Training:
-    """The training state of an arm, as `rl.train` places it."""
-    config, settings, adapted = work.assistant.policy.spec.config, work.rl, work.rl.lora
-    decoder, frozen = params_of(config, mesh, sharding.TRAINING_RULES), {}
-    trained: Params = decoder
-    if adapted is not None:
-        adapters = jax.eval_shape(lambda: lora.init(jax.random.key(0), config, adapted))
-        shapes = {'adapters': adapters}
-        trained = placed(shapes, placement.shardings_of(shapes, config, mesh, sharding.TRAINING_RULES))
-        dtype = work.compute.training.dtype
-        frozen = params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
-        frozen |= {'adapter_scale': whole((), np.float32, mesh)}
-    if settings.algorithm.advantage == 'gae':
-        heads = params_of(config, mesh, sharding.TRAINING_RULES, heads=('value_head',))
-        trained = trained | {'value_head': heads['value_head']}
-    abstract = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
-    shardings = placement.shardings_of(trained, config, mesh, sharding.TRAINING_RULES)
-    state_shardings = sharding.state_shardings(abstract, trained, shardings)
-    reference = None if settings.algorithm.kl == 'none' else frozen or decoder
-    return Training(placed(abstract, state_shardings), state_shardings, frozen, reference)
-
-
 def scalar(dtype: Any, mesh: Mesh) -> Any:
     return whole((), jnp.dtype(dtype), mesh)
 
 
-def kept_kinds(work: Work, training: Training, mesh: Mesh) -> Mapping[str, int]:
-    """Bytes a device, by arithmetic, of what an RL step keeps from its start to its end, by kind.
-
-    The copy that was loaded stays, since its trained successor is made of it at the end (`partition.whole_decoder`).
-    """
-    config = work.assistant.policy.spec.config
-    state = training.state
-    kinds = {
-        'parameters': device_bytes(state.params),
-        'optimizer': device_bytes(state.opt_state),
-        'assistant as loaded': device_bytes(params_of(config, mesh, sharding.TRAINING_RULES)),
-    }
-    if training.frozen:
-        kinds['frozen'] = device_bytes(training.frozen)
-    elif training.reference is not None:
-        kinds['reference'] = device_bytes(training.reference)
+def others_of(work: Work) -> list[Other]:
+    """The models beside the trained one."""
+    found = []
     if work.frame is not None:
-        kinds['reward model'] = device_bytes(params_of(config, mesh, sharding.SAMPLING_RULES, heads=('reward_head',)))
-    if (user := policy_of(work.models().get('user'), mesh)) is not None:
-        kinds['simulator'] = device_bytes(user.params)
-    return kinds
+        config = work.assistant.policy.spec.config
+        found.append(Other('reward model', config, work.compute.training.dtype, ('reward_head',)))
+    if (user := work.models().get('user')) is not None:
+        spec = user.policy.spec
+        found.append(Other('simulator', spec.config, spec.execution.dtype))
+    return found
 
 
 def passing_kinds(work: Work, training: Training, mesh: Mesh) -> Mapping[str, float]:
     """Bytes a device, by arithmetic, of what an RL step has for a while, by kind: with the largest caches."""
-    data, model = mesh.shape['data'], mesh.shape['model']
-    kinds: dict[str, float] = {'gradients': device_bytes(training.state.params)}
+    kinds: dict[str, float] = {GRADIENTS: device_bytes(training.state.params)}
     size = max(message.cache for message in walk(work))
     for name, role in SIDES.items():
         if (agent := work.side(role)) is not None:
             config, dtype = agent.policy.spec.config, agent.policy.spec.execution.dtype
-            split = model if config.num_kv_heads % model == 0 else 1
-            tokens = work.rows_at_once / data * min(size, work.capacity(role))
-            kinds[f'cache of the {name}'] = tokens * weights_of(config).cache * ITEM_BYTES[dtype] / split
+            tokens = min(size, work.capacity(role))
+            kinds[f"the {name}'s cache"] = cache_bytes(config, dtype, rows=work.rows_at_once, tokens=tokens, mesh=mesh)
     assistant = policy_of(work.assistant, mesh)
     assert assistant is not None
-    kinds['assistant in sampling'] = device_bytes(assistant.params)
+    kinds[SAMPLING] = device_bytes(assistant.params)
     return kinds

@@ -26,6 +26,7 @@ import jax
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts.state import Dialogue
+from simrl.run import memory as run_memory
 from simrl.run.config import local_path
 from simrl.run.program import run_program
 from simrl.run.runtime import enable_compilation_cache, start_backend
@@ -81,7 +82,7 @@ def check_memory(model: Model, case: str, size: Size, advice: str) -> None:
     dtype, remat = model.execution.dtype, model.execution.remat
     needed = plan.memory(model.config, case, size, dtype, remat=remat, ours=True)
     what = f'{size.batch} rows of {size.context} tokens in {dtype}'
-    limits.check_memory(what, needed, rates.device_bytes() or limits.available_bytes(), 1, advice)
+    limits.check_memory(what, needed, rates.device_bytes() or run_memory.available_bytes(), 1, advice)
 
 
 def capacity(model: Model, sizes: Sizes, repeats: int) -> list[Curve]:

@@ -1,0 +1,298 @@
+"""Memory that an RL step needs of each device, by kind, from the config alone; refused where it cannot be there.
+
+`step_memory` counts, before anything is loaded:
+
+1. What a step keeps from its start to its end: trained parameters, optimizer, reference, reward model or judge,
+   simulator. It is exact.
+2. What it has for a while, in one of two moments: to sample, a copy of the parameters in the sampler's dtype and the
+   caches; to update, gradients and what they keep of the forward pass. Both copies are exact. Caches and activations
+   are those of the longest conversations that there may be, which need not come; the latter within a factor of two.
+
+`check_arm` refuses a training whose exact part is more than a device has, and prints a warning where only the rest is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from simrl.experiments import plan
+from simrl.experiments.scene import Scene
+from simrl.experiments.settings import Compute
+from simrl.models import attention, lora, placement, sharding
+from simrl.models.abstract import ITEM_BYTES, activation_bytes, cache_bytes, device_bytes, params_of, placed
+from simrl.models.rows import bucket_widths
+from simrl.models.transformer import Params, TransformerConfig
+from simrl.rl.train import RLSettings
+from simrl.rollouts.agents import PIECES_AT_ONCE, Limits
+from simrl.rollouts.collect import rows_at_once
+from simrl.run import memory, processes
+from simrl.run.config import ConfigError
+from simrl.run.stages import Stage
+from simrl.training.optimizer import Optimizer, TrainState, init_state, make_optimizer
+
+GIB = 2**30
+NEAR = 0.9  # of a device, which an estimate may take without a warning
+SAMPLING, GRADIENTS = 'parameters to sample', 'gradients'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """The arrays of an RL update that outlive a step, abstract.
+
+    Attributes:
+        state: of the trained parameters.
+        shardings: of the state.
+        frozen: the frozen decoder with its adapters' scale; `{}` without LoRA.
+        reference: None without one. With LoRA it is `frozen`.
+    """
+
+    state: TrainState
+    shardings: TrainState
+    frozen: Params
+    reference: Params | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """A model beside the trained one.
+
+    Attributes:
+        kind: what it is called.
+        dtype: of its decoder while it is kept.
+        heads: names of its heads.
+    """
+
+    kind: str
+    config: TransformerConfig
+    dtype: str
+    heads: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one device in an RL step, by kind.
+
+    Attributes:
+        kept: from the start of the step to its end.
+        sampling, updating: beside it, in one moment and in the other.
+    """
+
+    kept: Mapping[str, int]
+    sampling: Mapping[str, int]
+    updating: Mapping[str, int]
+
+    @property
+    def least(self) -> Mapping[str, int]:
+        """Kinds that are there at once in every run."""
+        copies = {SAMPLING: self.sampling.get(SAMPLING, 0), GRADIENTS: self.updating.get(GRADIENTS, 0)}
+        largest = max(copies, key=lambda kind: copies[kind])
+        return {**self.kept, largest: copies[largest]}
+
+    @property
+    def most(self) -> Mapping[str, int]:
+        """Kinds that are there at once where conversations are as long as they may be."""
+        updates = sum(self.updating.values()) > sum(self.sampling.values())
+        return {**self.kept, **(self.updating if updates else self.sampling)}
+
+
+def training_of(
+    config: TransformerConfig, settings: RLSettings, dtype: str, mesh: Mesh, optimizer: Optimizer
+) -> Training:
+    """The training state of an arm, as `rl.train` places it.
+
+    Args:
+        dtype: compute dtype of training, in which the reference is kept.
+    """
+    trained: Params = params_of(config, mesh, sharding.TRAINING_RULES)
+    frozen: Params = {}
+    if settings.lora is not None:
+        adapted = settings.lora
+        shapes = {'adapters': jax.eval_shape(lambda: lora.init(jax.random.key(0), config, adapted))}
+        trained = placed(shapes, placement.shardings_of(shapes, config, mesh, sharding.TRAINING_RULES))
+        scale = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        frozen = params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
+        frozen |= {'adapter_scale': jax.ShapeDtypeStruct((), 'float32', sharding=scale)}
+    if settings.algorithm.advantage == 'gae':
+        heads = params_of(config, mesh, sharding.TRAINING_RULES, heads=('value_head',))
+        trained = trained | {'value_head': heads['value_head']}
+    abstract = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
+    shardings = placement.shardings_of(trained, config, mesh, sharding.TRAINING_RULES)
+    state_shardings = sharding.state_shardings(abstract, trained, shardings)
+    reference = None
+    if settings.algorithm.kl != 'none':
+        reference = frozen or params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
+    return Training(placed(abstract, state_shardings), state_shardings, frozen, reference)
+
+
+def kept_kinds(training: Training, others: Sequence[Other], mesh: Mesh) -> dict[str, int]:
+    """Bytes a device of what an RL step keeps from its start to its end, by kind."""
+    kinds = {
+        'parameters': device_bytes(training.state.params),
+        'optimizer': device_bytes(training.state.opt_state),
+    }
+    if training.frozen:
+        kinds['frozen'] = device_bytes(training.frozen)
+    elif training.reference is not None:
+        kinds['reference'] = device_bytes(training.reference)
+    for other in others:
+        params = params_of(other.config, mesh, sharding.SAMPLING_RULES, heads=other.heads, dtype=other.dtype)
+        kinds[other.kind] = kinds.get(other.kind, 0) + device_bytes(params)
+    return kinds
+
+
+def step_memory(
+    config: TransformerConfig,
+    simulators: Sequence[Other],
+    others: Sequence[Other],
+    *,
+    settings: RLSettings,
+    compute: Compute,
+    limits: Limits,
+    mesh: Mesh,
+    platform: str,
+) -> StepMemory:
+    """Bytes of a device in an RL step.
+
+    Args:
+        config: of the trained model.
+        simulators: those on the device; none: it is off the device, and assistants wait for it in two pieces.
+        others: reward model, judge.
+    """
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
+    training = training_of(config, settings, compute.training.dtype, mesh, optimizer)
+    data, model = mesh.shape['data'], mesh.shape['model']
+    rows = settings.prompts_per_step * settings.samples_per_prompt
+    at_once, dtype = rows_at_once(rows, compute.rows_in_flight), compute.sampling.dtype
+    tokens = limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens)
+
+    def cache(of: TransformerConfig, dtype: str) -> int:
+        return cache_bytes(of, dtype, rows=at_once, tokens=tokens, mesh=mesh)
+
+    awaited = min(PIECES_AT_ONCE, rows // at_once) if not simulators else 1
+    sampling = {
+        SAMPLING: device_bytes(params_of(config, mesh, sharding.SAMPLING_RULES, dtype=dtype)),
+        "the assistant's cache": awaited * cache(config, dtype),
+    }
+    if simulators:
+        sampling["the simulator's cache"] = max(cache(one.config, one.dtype) for one in simulators)
+    execution, microbatch = compute.training, settings.algorithm.rows_per_microbatch(rows)
+    row_tokens = bucket_widths(settings.row_buckets, tokens)[-1]
+    query: Any = jax.ShapeDtypeStruct((1, row_tokens, config.num_heads, config.head_dim), execution.dtype)
+    updating = {
+        GRADIENTS: device_bytes(training.state.params),
+        'activations': activation_bytes(
+            config,
+            rows=-(-microbatch // data),
+            tokens=row_tokens,
+            item=ITEM_BYTES[execution.dtype],
+            remat=execution.remat,
+            scores=attention.choose(execution.attention, platform, query) == 'xla',
+            logits=execution.log_prob_chunk,
+            model=model,
+        ),
+    }
+    return StepMemory(kept_kinds(training, [*others, *simulators], mesh), sampling, updating)
+
+
+def arm_memory(scene: Scene, arm: str) -> StepMemory:
+    """Bytes of a device in an RL step of an arm; a user's own simulator, and members of a mixture, are not counted."""
+    compute, simulator, mesh = scene.compute, scene.simulator_model(arm), scene.compute.mesh.make()
+    dtype = getattr(scene.settings.arms[arm], 'dtype', None) or compute.sampling.dtype  # not all scenes can set it
+    simulators = [] if simulator is None else [Other('simulator', simulator, dtype)]
+    return step_memory(
+        scene.model_configs()['assistant'],
+        simulators,
+        list(_rewards(scene)),
+        settings=scene.settings.rl,
+        compute=compute,
+        limits=scene.limits,
+        mesh=mesh,
+        platform=mesh.devices.flat[0].platform,
+    )
+
+
+def _rewards(scene: Scene) -> Iterator[Other]:
+    """The models of an RL step that give the reward."""
+    compute = scene.compute
+    by = getattr(getattr(scene.settings, 'reward', None), 'by', None)  # people's reward in the concierge world
+    if by == 'reward_model':
+        yield Other('reward model', scene.model_configs()['assistant'], compute.training.dtype, ('reward_head',))
+    if 'judge' in (models := scene.model_configs()):
+        yield Other('judge', models['judge'], compute.sampling.dtype)
+
+
+def checked(scene: Scene, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, of which trainings check that their devices have room, after their own check."""
+
+    @functools.cache  # seeds of an arm
+    def check(arm: str) -> None:
+        check_arm(scene, arm)
+
+    def both(stage: Stage, arm: str) -> None:
+        stage.check()
+        check(arm)
+
+    arm_of = {plan.rl_stage(arm, seed): arm for arm, seed in plan.runs(scene)}
+    return [
+        dataclasses.replace(stage, check=functools.partial(both, stage, arm_of[stage.name]))
+        if stage.name in arm_of
+        else stage
+        for stage in stages
+    ]
+
+
+def check_arm(scene: Scene, arm: str) -> None:
+    """Refuses an arm whose training cannot fit; all processes call it. Process 0 prints if it may come not to fit.
+
+    Raises:
+        ConfigError: what a step keeps is more than a device has; in every process.
+    """
+    found = processes.gather('the memory of the devices', memory.device_limit())
+    limit = None if None in found else min(found)
+    needed = arm_memory(scene, arm)
+    if limit is not None and (fault := refusal(f'config.arms.{arm}', needed, limit)):
+        raise ConfigError(fault)
+    warning = 'the memory of the devices is unknown' if limit is None else caution(arm, needed, limit)
+    if warning and processes.leads():
+        print(f'warning: {warning}', flush=True)
+
+
+def refusal(field: str, needed: StepMemory, limit: int) -> str:
+    """Says that a step cannot fit; '' if it can."""
+    least = sum(needed.least.values())
+    if least <= limit:
+        return ''
+    return (
+        f'{field}: expected an RL step that keeps at most the {limit / GIB:.1f} GiB of a device, found '
+        f'{least / GIB:.1f}: {kinds_text(needed.least)}. More devices split it (config.compute.mesh: data parameters, '
+        'optimizer, reference and gradients, model all), config.rl.lora has little to train, and '
+        'config.rl.algorithm.kl=none has no reference'
+    )
+
+
+def caution(arm: str, needed: StepMemory, limit: int) -> str:
+    """Says that a step may come not to fit; '' if it does."""
+    most = sum(needed.most.values())
+    if most <= NEAR * limit:
+        return ''
+    fewer = (
+        'config.compute.rows_in_flight has fewer conversations at once'
+        if SAMPLING in needed.most
+        else "config.rl.algorithm.microbatches and config.compute.training.remat='full' keep less at once"
+    )
+    return (
+        f'{arm}: with conversations as long as they may be, an RL step takes an estimated {most / GIB:.1f} of the '
+        f'{limit / GIB:.1f} GiB of a device: {kinds_text(needed.most)}; {fewer}'
+    )
+
+
+def kinds_text(kinds: Mapping[str, int]) -> str:
+    """'parameters 1.4, optimizer 2.9 GiB', without what is nearly nothing."""
+    whole = sum(kinds.values())
+    unit, name = (GIB, 'GiB') if whole >= GIB else (2**20, 'MiB')
+    shown = {kind: size for kind, size in kinds.items() if size >= 0.01 * whole}
+    return f'{", ".join(f"{kind} {size / unit:.1f}" for kind, size in shown.items())} {name}'
