@@ -54,6 +54,7 @@ from tools.compile_check.check import Checked, check
 from tools.compile_check.machines import mesh_of, mesh_shape, prepare_process, topology_of
 from tools.compile_check.programs import NAMES
 from tools.compile_check.report import line_of, plain, smallest, text_of
+from tools.compile_check.scaling import check_chips
 from tools.compile_check.work import works_of
 
 
@@ -62,6 +63,7 @@ def define_flags() -> None:
     flags.DEFINE_list('topology', [], 'Machines to compile for, e.g. v5p:2x2x2,v5e:4x4 or cpu:8.')
     flags.DEFINE_string('mesh', None, 'DATAxMODEL devices, e.g. 8x1; default: config.compute.mesh.')
     flags.DEFINE_integer('layers', None, "About how many layers of each side a rollout's programs are compiled with.")
+    flags.DEFINE_list('chips', [], 'Numbers of chips on which to estimate the step, e.g. 8,16,32,64,128,256.')
     flags.DEFINE_string('output', None, 'A file for all numbers, as JSON.')
     flags.DEFINE_list('programs', list(NAMES), f'Which ones, of {", ".join(NAMES)}.')
 
@@ -74,7 +76,9 @@ def main(argv: list[str]) -> None:
     if options.config is None or not options.topology:
         sys.exit('error: expected a config and a topology, e.g. --config=configs/paper.py --topology=v5p:2x2x2')
     try:
-        found = compile_all(options.config, options.topology, options.mesh, options.layers, options.programs)
+        found = compile_all(
+            *(options.config, options.topology, options.mesh, options.layers, options.programs), chips=options.chips
+        )
         if options.output is not None:
             text = json.dumps([plain(checked) for checked in found], indent=2)
             pathlib.Path(options.output).write_text(text + '\n', encoding='utf-8')
@@ -84,7 +88,13 @@ def main(argv: list[str]) -> None:
 
 @runtime.numeric_defaults()
 def compile_all(
-    config: Any, names: Sequence[str], mesh: str | None, layers: int | None, programs: Sequence[str]
+    config: Any,
+    names: Sequence[str],
+    mesh: str | None,
+    layers: int | None,
+    programs: Sequence[str],
+    *,
+    chips: Sequence[str] = (),
 ) -> list[Checked]:
     """Prints the tables of each arm on each topology, as soon as they are known.
 
@@ -102,6 +112,8 @@ def compile_all(
     works = list(works_of(settings))
     prepare_process(topologies)
     meshes = [mesh_of(topology, shape) for topology in topologies]
+    for topology, devices in zip(topologies, meshes, strict=True):
+        check_chips(topology, devices, chips)
     found: list[Checked] = []
     for topology, devices in zip(topologies, meshes, strict=True):
         for work in works:
@@ -113,7 +125,7 @@ def compile_all(
                     on_measured=lambda program: print(line_of(program), file=sys.stderr, flush=True),
                 )
             )
-            print(f'{text_of(found[-1])}\n', flush=True)
+            print(f'{text_of(found[-1], list(map(int, chips)))}\n', flush=True)
     print('\n'.join(smallest(found)))
     return found
 

@@ -8,15 +8,19 @@ from tools.compile_check.hlo import ONCE, Found
 from tools.compile_check.machines import GIB
 from tools.compile_check.measure import Measured
 from tools.compile_check.roofline import Group, sent_seconds, step_limits
+from tools.compile_check.scaling import scaling_text
 
 SHOWN = ('arguments', 'temporaries', 'outputs', 'aliased')
 
 
-def text_of(checked: Checked) -> str:
-    """All tables of an arm on a mesh."""
-    return '\n'.join(
-        [*_head(checked), '', *_programs(checked), '', *_loops(checked), *_kept(checked), *_roofline(checked)]
-    )
+def text_of(checked: Checked, chips: Sequence[int] = ()) -> str:
+    """All tables of an arm on a mesh.
+
+    Args:
+        chips: numbers of chips to show the step on as well (`scaling`), the first to compare with; none: not shown.
+    """
+    tables = [*_head(checked), '', *_programs(checked), '', *_loops(checked), *_kept(checked), *_roofline(checked)]
+    return '\n'.join([*tables, *(['', *scaling_text(checked, chips)] if chips else [])])
 
 
 def plain(checked: Checked) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from simrl.conversations.chat import ASSISTANT, USER
+from simrl.models.abstract import ITEM_BYTES
 from simrl.rollouts.schedule import MOST_STEPS
 from tools.benchmark.limits import (
-    ITEM_BYTES,
     OPTIMIZER_BYTES,
     Limit,
     Phase,
@@ -22,7 +22,7 @@ from tools.benchmark.limits import (
     prefilling,
     weights_of,
 )
-from tools.compile_check.hlo import ONCE, Found
+from tools.compile_check.hlo import ONCE, Sent
 from tools.compile_check.machines import Chip
 from tools.compile_check.measure import Measured
 from tools.compile_check.work import SIDES, Work, walk
@@ -102,14 +102,26 @@ def _training(work: Work, group: Group) -> Iterator[tuple[str, Phase]]:
 
 
 def sent_seconds(work: Work, program: Measured, chip: Chip) -> float:
-    """Seconds of a step that a program's collectives take at least, all its links busy; latency not counted.
+    """Seconds of a step that a program's collectives take at least, all its links busy; latency not counted."""
+    return sum(wire_bytes(kind, sent) for kind, sent in sent_in_step(work, program).items()) / chip.links
+
+
+def sent_in_step(work: Work, program: Measured) -> Mapping[str, Sent]:
+    """A program's collectives of a whole step on one device, by kind.
 
     A loop runs as often as a message has tokens, or parts of `feed_chunk` tokens.
     """
-    once = _seconds(program.sent, ONCE, chip)
-    scopes = {scope for scope, _ in program.sent if scope != ONCE}
-    rounds = sum(rounds_of(work, program.name, scope) * _seconds(program.sent, scope, chip) for scope in scopes)
-    return program.calls * (once + rounds)
+    found: dict[str, Sent] = {}
+    for (scope, kind), sent in program.sent.items():
+        times = program.calls * (1 if scope == ONCE else rounds_of(work, program.name, scope))
+        number, size = found.get(kind, Sent(0.0, 0.0))
+        found[kind] = Sent(number + times * sent.number, size + times * sent.size)
+    return found
+
+
+def wire_bytes(kind: str, sent: Sent) -> float:
+    """Bytes that a device sends; an all-reduce sends its own twice: a reduce-scatter and an all-gather."""
+    return (2 if kind == 'all-reduce' else 1) * sent.size
 
 
 def rounds_of(work: Work, name: str, scope: str) -> int:
@@ -126,12 +138,3 @@ def rounds_of(work: Work, name: str, scope: str) -> int:
     if last == 'feed' and what == 'start':
         return -(-work.limits.prompt_tokens // spec.feed_chunk)
     return 1
-
-
-def _seconds(sent: Found, scope: str, chip: Chip) -> float:
-    """An all-reduce sends its bytes twice: a reduce-scatter and an all-gather."""
-    return sum(
-        (2 if kind == 'all-reduce' else 1) * found.size / chip.links
-        for (of, kind), found in sent.items()
-        if of == scope
-    )

@@ -1,0 +1,183 @@
+"""A step's seconds on larger slices, on paper: as many conversations a chip as on the slice that was compiled for.
+
+Of a number of chips (`scaled`):
+
+- computing: the roofline's seconds (`roofline.step_limits`), as every chip has the rows that it had. Only the
+  optimizer's fall, whose state is split over more chips.
+- moving: the bytes of collectives over the links that rings can use (`rings`). Of D shards a device receives D - 1.
+- waiting: a collective takes `START_SECONDS`, and `HOP_SECONDS` for each link on its way (`hops`): through the slice,
+  or in a rollout through the `model` devices that have the same rows. A permutation goes to the neighbour, and there is
+  one for each other shard.
+- host: every process reads all conversations of a step, however many chips there are, at `HOST_SECONDS` a token.
+
+Nothing overlaps in the sum, which is therefore no lower bound; computing alone is.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from simrl.run.config import ConfigError
+from tools.compile_check.check import Checked
+from tools.compile_check.machines import Topology
+from tools.compile_check.programs import UNROLLED
+from tools.compile_check.roofline import Group, sent_in_step, step_limits, wire_bytes
+
+# Slices as they are sold: https://docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e (2026-11).
+_FLAT = {8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+SLICES: Mapping[str, Mapping[int, tuple[int, ...]]] = {
+    'v5e': _FLAT,
+    'v5p': {8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8)},
+    'v6e': _FLAT,
+}
+CLOSED = {'v5e': 16, 'v5p': 4, 'v6e': 16}  # a side of a multiple of so many chips is a ring; v5p: if all sides are
+START_SECONDS = 5e-6  # with three hops the 8 us of an all-reduce among four chips
+HOP_SECONDS = 1e-6
+HOST_SECONDS = 4e-7  # a token of text decoded by a tokenizer of Hugging Face, one core
+BROKEN = 0.8  # of the first slice's conversations a second and chip: with less a slice wastes more than a fifth
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A step on a slice.
+
+    Attributes:
+        shape: of the slice, in chips.
+        data: groups of devices that have rows of their own.
+        rows: conversations of the step.
+        seconds: by part.
+    """
+
+    chips: int
+    shape: tuple[int, ...]
+    data: int
+    rows: int
+    seconds: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def check_chips(topology: Topology, mesh: Mesh, chips: Sequence[str]) -> None:
+    """Refuses numbers of chips that the step cannot be estimated on.
+
+    Args:
+        mesh: that programs are compiled for.
+
+    Raises:
+        ConfigError: there is no such slice, or there are no shards whose collectives could be followed.
+    """
+    data, model = mesh.shape['data'], mesh.shape['model']
+    known = [str(x) for x in SLICES.get(topology.name.partition(':')[0], {}) if x > model]
+    for number in chips:
+        if number not in known:
+            raise ConfigError(
+                f'--chips: expected numbers of chips of {topology.name}: {", ".join(known) or "none"}; found {number!r}'
+            )
+    if chips and data == 1:
+        raise ConfigError(f'--chips: expected a mesh with data above 1, whose collectives grow, found {data}x{model}')
+
+
+def rings(kind: str, shape: Sequence[int]) -> float:
+    """The share of a chip's links that rings use: both of a closed side, one of another, none of a side of 1."""
+    closes = [size % CLOSED[kind] == 0 for size in shape]
+    if kind == 'v5p' and not all(closes):
+        closes = [False] * len(shape)
+    used = sum(2 if closed else 1 for size, closed in zip(shape, closes, strict=True) if size > 1)
+    return used / (2 * len(shape))
+
+
+def hops(shape: Sequence[int]) -> int:
+    """Links between the corners of a slice, from neighbour to neighbour."""
+    return sum(size - 1 for size in shape)
+
+
+def scaled(checked: Checked, chips: int) -> Scaled:
+    """The step of an arm on another slice of the same chips, with `model` as it is and as many rows a device.
+
+    Args:
+        checked: compiled for a mesh whose `data` is above 1.
+        chips: of `SLICES`.
+    """
+    chip, kind = checked.topology.chip, checked.topology.name.partition(':')[0]
+    assert chip is not None
+    work, shape, data = checked.work, SLICES[kind][chips], chips // checked.model
+    growth, links = data / checked.data, chip.links * rings(kind, shape)
+    limits = step_limits(work, Group(chip, checked.data, checked.model))
+    computing = {name: limit.seconds / (growth if name == 'optimizer' else 1.0) for name, limit in limits.items()}
+    moving = waiting = 0.0
+    for program in checked.programs.values():
+        apart = program.name in UNROLLED and checked.model > 1
+        way = checked.model - 1 if apart else hops(shape)
+        for collective, sent in sent_in_step(work, program).items():
+            moving += wire_bytes(collective, sent) * (_others(data) / _others(checked.data)) / links
+            if collective == 'collective-permute':
+                waiting += sent.number * (data - 1) / (checked.data - 1) * (START_SECONDS + HOP_SECONDS)
+            else:
+                waiting += sent.number * (START_SECONDS + HOP_SECONDS * way)
+    rows = round(work.rows * growth)
+    tokens = rows * work.limits.turns * (work.limits.assistant_tokens + work.user_tokens)
+    sampling = sum(seconds for name, seconds in computing.items() if name.endswith('sampling'))
+    seconds = {
+        'sampling': sampling,
+        'other computing': sum(computing.values()) - sampling,
+        'moving': moving,
+        'waiting': waiting,
+        'host': tokens * HOST_SECONDS,
+    }
+    return Scaled(chips, shape, data, rows, seconds)
+
+
+def _others(shards: int) -> float:
+    return (shards - 1) / shards
+
+
+def efficiency(one: Scaled, first: Scaled) -> float:
+    """Conversations a second and chip, of those on the first slice."""
+    return (one.rows / one.total / one.chips) / (first.rows / first.total / first.chips)
+
+
+def scaling_text(checked: Checked, numbers: Sequence[int]) -> Iterator[str]:
+    """The table of a step by chips, and what breaks first."""
+    found = [scaled(checked, chips) for chips in numbers]
+    yield f'Seconds of a step with {checked.work.rows / checked.data / checked.model:g} conversations a chip:'
+    yield ''
+    parts = list(found[0].seconds)
+    columns = ('chips', 'mesh', 'conversations', *parts, 'all', 'efficiency')
+    yield f'| {" | ".join(columns)} |'
+    yield f'|{"---|" * len(columns)}'
+    for one in found:
+        sizes = 'x'.join(map(str, one.shape))
+        seconds = ' | '.join(f'{one.seconds[part]:.1f}' for part in parts)
+        yield (
+            f'| {one.chips} ({sizes}) | {one.data}x{checked.model} | {one.rows:,} | {seconds} | {one.total:.1f} | '
+            f'{efficiency(one, found[0]):.2f} |'
+        )
+    yield ''
+    yield breaks_first(found)
+    yield same_batch(checked)
+
+
+def breaks_first(found: Sequence[Scaled]) -> str:
+    """The part that grows most, and from how many chips on a fifth is lost."""
+    first, last = found[0], found[-1]
+    grown = max(last.seconds, key=lambda part: last.seconds[part] - first.seconds[part])
+    slow = next((one for one in found if efficiency(one, first) < BROKEN), None)
+    where = 'none of these loses a fifth' if slow is None else f'from {slow.chips} chips on a fifth or more is lost'
+    return f'First to break: {grown}, from {first.seconds[grown]:.1f} to {last.seconds[grown]:.1f} s a step; {where}.'
+
+
+def same_batch(checked: Checked) -> str:
+    """The most chips that the step's own conversations can be split over, in words."""
+    work = checked.work
+    settings = work.rl.algorithm
+    most = math.gcd(work.rows // settings.minibatches, 2**16)
+    now = math.gcd(work.rows_of_microbatch, 2**16)
+    return (
+        f'Without more conversations: minibatches of {work.rows // settings.minibatches} rows go over data={most} at '
+        f'most (with microbatches={settings.microbatches} over {now}), which is {most * checked.model} chips with '
+        f'model={checked.model}.'
+    )
