@@ -21,7 +21,6 @@ from simrl.experiments.outputs import PARAMS_FOLDER, load_params
 from simrl.experiments.pretrained import PretrainedScene, sft_stage
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE
 from simrl.main import USER_ERRORS
-from simrl.models import sharding
 from simrl.models.files.export import export, read_generation_config
 from simrl.models.files.huggingface import FLOAT_DTYPES
 from simrl.models.files.load import find_folder, load_model
@@ -72,7 +71,7 @@ def export_stage(stage: Path, output: Path, dtype: str) -> None:
     model = scene.simulators.model(arms[name]) if name in arms else scene.model
     heads = ('reward_head',) if name in (REWARD_STAGE, HELD_OUT_STAGE) else ()
     mesh = scene.compute.mesh.make()
-    params = load_params(stage, model.config, mesh, heads=heads, rules=sharding.TRAINING_RULES)
+    params = load_params(stage, model.config, mesh, heads=heads)
     tokenizer = with_terminal(model.tokenizer, model.chat.terminal)
     role = scene.settings.user_sft.role if name in arms else 'assistant'
     export(

@@ -22,11 +22,16 @@ def banner(scene: Scene) -> str:
     arms = dict.fromkeys(arm for arm, _ in plan.runs(scene))
     needed = max((memory.arm_memory(scene, arm) for arm in arms), key=lambda one: sum(one.most.values()))
     passing = {kind: size for kind, size in needed.most.items() if kind not in needed.kept}
-    devices, mesh = jax.devices(), compute.mesh.make()
-    count = f'{mesh.size} of {len(devices)}' if mesh.size < len(devices) else f'{len(devices)}'
+    devices, mesh, own = jax.devices(), compute.mesh.make(), compute.mesh_of_simulators()
+    meshes = f'data={mesh.shape["data"]} x model={mesh.shape["model"]}'
+    used = set(mesh.devices.flat)
+    if own is not None:
+        meshes += f', of simulators data={own.shape["data"]} x model={own.shape["model"]}'
+        used |= set(own.devices.flat)
+    count = f'{len(used)} of {len(devices)}' if len(used) < len(devices) else f'{len(devices)}'
     lines = [
-        f'devices: {count} {devices[0].device_kind} ({jax.default_backend()}), mesh data={mesh.shape["data"]} '
-        f'x model={mesh.shape["model"]}; {jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
+        f'devices: {count} {devices[0].device_kind} ({jax.default_backend()}), mesh {meshes}; '
+        f'{jax.process_count()} process{"es" if jax.process_count() > 1 else ""}',
         *(f'{name}: {num_parameters(config) / 1e6:,.1f} M parameters' for name, config in models.items()),
         f'an RL step: {rows} conversations of up to {limits.turns} turns{f" and {drawn} of futures" if drawn else ""}, '
         f'{rows * sampled:,} sampled tokens at most',

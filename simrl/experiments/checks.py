@@ -45,6 +45,17 @@ def check_split(field: str, rows: int, compute: Compute) -> None:
         )
 
 
+def check_conversations(field: str, rows: int, compute: Compute) -> None:
+    """`check_split` of conversations, whose rows the devices of simulators share as well."""
+    check_split(field, rows, compute)
+    mesh = compute.mesh_of_simulators()
+    if mesh is not None and rows % mesh.shape['data']:
+        raise ConfigError(
+            f'{field}: expected a multiple of the {mesh.shape["data"]} devices of config.compute.simulator_mesh.data, '
+            f'found {rows} rows'
+        )
+
+
 def check_mesh(models: Mapping[str, TransformerConfig], compute: Compute) -> None:
     """Refuses a mesh over which the models, by name, cannot be sharded."""
     mesh = compute.mesh.make()
@@ -53,6 +64,18 @@ def check_mesh(models: Mapping[str, TransformerConfig], compute: Compute) -> Non
             sharding.param_shardings(config, mesh, sharding.TRAINING_RULES)
         except ValueError as error:
             raise ConfigError(f'config.compute.{error} ({name})') from error
+
+
+def check_simulator_mesh(models: Mapping[str, TransformerConfig | None], compute: Compute) -> None:
+    """Refuses a mesh of simulators over which their models, by arm, cannot be sharded; None: of no model here."""
+    mesh = compute.mesh_of_simulators()
+    for arm, config in models.items():
+        if mesh is None or config is None:
+            continue
+        try:
+            sharding.param_shardings(config, mesh, sharding.TRAINING_RULES)
+        except ValueError as error:
+            raise ConfigError(f'config.compute.simulator_{error} (config.arms.{arm})') from error
 
 
 def check_row_lengths(field: str, lengths: Sequence[int], config: TransformerConfig) -> None:
@@ -158,7 +181,7 @@ def check_forecast(settings: ForecastSettings | None, available: int, compute: C
     what = "examples of the split 'dev' that fit"
     check_most('config.evaluation.forecast.examples', settings.examples, available, what)
     for field in ('examples', 'samples'):
-        check_split(f'config.evaluation.forecast.{field}', getattr(settings, field), compute)
+        check_conversations(f'config.evaluation.forecast.{field}', getattr(settings, field), compute)
 
 
 def check_most(field: str, wanted: int, available: int, what: str) -> None:
@@ -185,8 +208,8 @@ def check_rl_steps(settings: RLSettings, available: int, compute: Compute) -> No
         at_once = rows_at_once(rows, compute.rows_in_flight)
     except ValueError as error:
         raise ConfigError(f'config.compute.{error}') from error
-    check_split('config.rl.prompts_per_step x samples_per_prompt', rows, compute)
-    check_split('config.compute.rows_in_flight', at_once, compute)
+    check_conversations('config.rl.prompts_per_step x samples_per_prompt', rows, compute)
+    check_conversations('config.compute.rows_in_flight', at_once, compute)
     check_split(
         'config.rl.prompts_per_step x samples_per_prompt / (minibatches x microbatches)',
         settings.algorithm.rows_per_microbatch(rows),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat
 from simrl.conversations.records import Conversation, Example, read_conversations
@@ -23,12 +24,13 @@ from simrl.conversations.views import natural_prompt, user_rows
 from simrl.evaluation.results.measures import MeasureWords
 from simrl.experiments import concierge_setup, work
 from simrl.experiments.checks import (
+    check_conversations,
     check_fitting,
     check_forecast,
     check_mesh,
     check_most,
     check_rl_steps,
-    check_split,
+    check_simulator_mesh,
     check_validation,
     check_xla_flags,
 )
@@ -136,6 +138,7 @@ class ConciergeScene:
         s, compute = self.settings, self.compute
         check_xla_flags(compute)
         check_mesh(self.model_configs(), compute)
+        check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
         config = s.assistant.model.transformer_config(self._vocab_size)
         check_fitting('config.assistant.sft', s.assistant.sft, config, compute)
         for size, user in s.users.items():
@@ -146,7 +149,7 @@ class ConciergeScene:
         if s.rl.validation is not None:
             check_validation(s.rl, s.rl.validation.examples)  # there is no end of people
         check_most('config.evaluation.replayed', s.evaluation.replayed, s.corpora.held_out, 'held-out conversations')
-        check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        check_conversations('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         check_forecast(s.evaluation.forecast, sys.maxsize, compute)  # there is no end of people
         for arm in s.arms:
             self.simulator_identity(arm)
@@ -246,10 +249,12 @@ class ConciergeScene:
         world = self.workdir / concierge_setup.WORLD_STAGE
         return concierge_setup.Fitting(world, self.chat, self.compute, self.settings.corpora.held_out)
 
-    def load(self, stage: pathlib.Path, model: RandomModel) -> tuple[TransformerConfig, Params]:
-        """The parameters that a stage left."""
+    def load(
+        self, stage: pathlib.Path, model: RandomModel, mesh: Mesh | None = None
+    ) -> tuple[TransformerConfig, Params]:
+        """The parameters that a stage left, on a mesh; None: that of the assistant."""
         config = model.transformer_config(self.chat.size)
-        return config, load_params(stage, config, self.compute.mesh.make())
+        return config, load_params(stage, config, self.compute.mesh.make() if mesh is None else mesh)
 
     def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
         """A model as an assistant. It sees what is said and nothing else, and is sampled as it is."""
@@ -269,15 +274,16 @@ class ConciergeScene:
             return people_agent(self.settings.world, self.limits)
         if is_own(settings.simulator):
             return own_simulator(f'config.arms.{arm}.simulator', settings.simulator, self)
-        stage = self.simulator_inputs(arm, seed)['simulator']
-        return fine_tuned(
+        stage, mesh = self.simulator_inputs(arm, seed)['simulator'], self.compute.mesh_of_simulators()
+        agent = fine_tuned(
             self.chat,
-            *self.load(stage, self.settings.users[settings.size].model),
+            *self.load(stage, self.settings.users[settings.size].model, mesh),
             self.compute.sampling,
             max_new_tokens=self.limits.user_tokens,
             settings=FineTunedSettings(Sampling()),
             system=TOLD[settings.simulator],
         )
+        return dataclasses.replace(agent, mesh=mesh)
 
     def simulator_identity(self, arm: str) -> Mapping[str, Any]:
         simulator = self.settings.arms[arm].simulator

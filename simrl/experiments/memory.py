@@ -138,6 +138,12 @@ def kept_kinds(training: Training, others: Sequence[Other], mesh: Mesh) -> dict[
         kinds['frozen'] = device_bytes(training.frozen)
     elif training.reference is not None:
         kinds['reference'] = device_bytes(training.reference)
+    return kinds | other_kinds(others, mesh)
+
+
+def other_kinds(others: Sequence[Other], mesh: Mesh) -> dict[str, int]:
+    """Bytes a device of models that are not trained, by kind."""
+    kinds: dict[str, int] = {}
     for other in others:
         params = params_of(other.config, mesh, sharding.SAMPLING_RULES, heads=other.heads, dtype=other.dtype)
         kinds[other.kind] = kinds.get(other.kind, 0) + device_bytes(params)
@@ -154,13 +160,15 @@ def step_memory(
     limits: Limits,
     mesh: Mesh,
     platform: str,
+    simulator_mesh: Mesh | None = None,
 ) -> StepMemory:
-    """Bytes of a device in an RL step.
+    """Bytes of a device in an RL step: of the one that needs more, where simulators have devices of their own.
 
     Args:
         config: of the trained model.
         simulators: those on the device; none: it is off the device, and assistants wait for it in two pieces.
         others: reward model, judge.
+        simulator_mesh: None: `mesh`.
     """
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     training = training_of(config, settings, compute.training.dtype, mesh, optimizer)
@@ -169,7 +177,7 @@ def step_memory(
     at_once, dtype = rows_at_once(rows, compute.rows_in_flight), compute.sampling.dtype
     tokens = limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens)
 
-    def cache(of: TransformerConfig, dtype: str) -> int:
+    def cache(of: TransformerConfig, dtype: str, mesh: Mesh = mesh) -> int:
         return cache_bytes(of, dtype, rows=at_once, tokens=tokens, mesh=mesh)
 
     awaited = min(PIECES_AT_ONCE, rows // at_once) if not simulators else 1
@@ -177,8 +185,9 @@ def step_memory(
         SAMPLING: device_bytes(params_of(config, mesh, sharding.SAMPLING_RULES, dtype=dtype)),
         "the assistant's cache": awaited * cache(config, dtype),
     }
-    if simulators:
-        sampling["the simulator's cache"] = max(cache(one.config, one.dtype) for one in simulators)
+    theirs = mesh if simulator_mesh is None else simulator_mesh
+    caches = [cache(one.config, one.dtype, theirs) for one in simulators]
+    talking = StepMemory(other_kinds(simulators, theirs), {"the simulator's cache": max(caches)} if caches else {}, {})
     execution, microbatch = compute.training, settings.algorithm.rows_per_microbatch(rows)
     row_tokens = bucket_widths(settings.row_buckets, tokens)[-1]
     query: Any = jax.ShapeDtypeStruct((1, row_tokens, config.num_heads, config.head_dim), execution.dtype)
@@ -195,7 +204,11 @@ def step_memory(
             model=model,
         ),
     }
-    return StepMemory(kept_kinds(training, [*others, *simulators], mesh), sampling, updating)
+    kept = kept_kinds(training, others, mesh)
+    if simulator_mesh is None or not set(mesh.devices.flat).isdisjoint(simulator_mesh.devices.flat):
+        return StepMemory({**kept, **talking.kept}, {**sampling, **talking.sampling}, updating)
+    apart = StepMemory(kept, sampling, updating)
+    return max(apart, talking, key=lambda one: sum(one.most.values()))
 
 
 def arm_memory(scene: Scene, arm: str) -> StepMemory:
@@ -212,6 +225,7 @@ def arm_memory(scene: Scene, arm: str) -> StepMemory:
         limits=scene.limits,
         mesh=mesh,
         platform=mesh.devices.flat[0].platform,
+        simulator_mesh=compute.mesh_of_simulators(),
     )
 
 

@@ -50,9 +50,8 @@ def load_params(
     mesh: Mesh,
     *,
     heads: Sequence[str] = (),
-    rules: sharding.Rules = sharding.SAMPLING_RULES,
 ) -> Params:
-    """Reads a stage's parameters, float32, straight into the shards of `rules`.
+    """Reads a stage's parameters, float32, straight into the shards of training.
 
     Raises:
         FileNotFoundError: the stage is not finished.
@@ -61,7 +60,7 @@ def load_params(
         lambda key: transformer.init_params(key, config) | {head: transformer.init_head(config) for head in heads},
         jax.random.key(0),
     )
-    shardings = sharding.param_shardings(config, mesh, rules, heads)
+    shardings = sharding.param_shardings(config, mesh, sharding.TRAINING_RULES, heads)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     with Checkpoints(folder / PARAMS_FOLDER, keep=1) as checkpoints:
         restored = checkpoints.restore(like)

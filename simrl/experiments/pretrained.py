@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat, EncodingError
 from simrl.conversations.records import Conversation, Example, Preference, example_of
@@ -126,6 +127,7 @@ class PretrainedScene:
         s, compute = self.settings, self.compute
         checks.check_xla_flags(compute)
         checks.check_mesh(self.model_configs(), compute)
+        checks.check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
         for arm in s.arms:
             self.simulators.check_people(arm)
         training, held_out = len(self.openings('train')), len(self.openings('test'))
@@ -136,7 +138,7 @@ class PretrainedScene:
         if found < 2:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
         checks.check_split('config.scale.batch_size', s.scale.batch_size, compute)
-        checks.check_split('config.evaluation.batch_size', s.evaluation.batch_size, compute)
+        checks.check_conversations('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         if s.evaluation.forecast is not None:
             checks.check_forecast(s.evaluation.forecast, len(self.openings('dev')), compute)
         for field, wanted, most in (
@@ -271,21 +273,23 @@ class PretrainedScene:
         return assistant_agent(self.settings, self.model, self._params(stage, self.model))
 
     def simulator(self, arm: str, seed: int) -> Agent:
+        mesh = self.compute.mesh_of_simulators()
+
         def params(of: str) -> Params:
-            return self._params(self.simulators.inputs(of).get('simulator'), self.simulators.model(of))
+            return self._params(self.simulators.inputs(of).get('simulator'), self.simulators.model(of), mesh)
 
         def own(of: str) -> Agent:
             return own_simulator(f'config.arms.{of}.simulator', self.settings.arms[of].simulator, self)
 
-        return self.simulators.agent(arm, params, own)
+        return self.simulators.agent(arm, params, own, mesh)
 
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """The pretrained model itself."""
         return self.model.config, self._params(None, self.model)
 
-    def _params(self, stage: pathlib.Path | None, model: Model) -> Params:
+    def _params(self, stage: pathlib.Path | None, model: Model, mesh: Mesh | None = None) -> Params:
         """Parameters of a stage; None: those of the model, in the shards of training."""
-        mesh = self.compute.mesh.make()
+        mesh = self.compute.mesh.make() if mesh is None else mesh
         return model.load_params(mesh) if stage is None else load_params(stage, model.config, mesh)
 
     def simulator_identity(self, arm: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from simrl.experiments.judges import JudgeSettings, check_judge, judge_identity,
 from simrl.experiments.outputs import load_params, read_result
 from simrl.experiments.pretrained_settings import PretrainedSettings
 from simrl.experiments.sources import Model
+from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.judging import Judge, Unit, judging
 from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations, turn_rewards
@@ -180,8 +181,11 @@ class PretrainedRewards:
 
     # Models.
 
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (a training and its validation have one copy)
     def _reward_params(self, stage: str) -> Params:
-        return load_params(self.workdir / stage, self.model.config, self.compute.mesh.make(), heads=('reward_head',))
+        config, mesh = self.model.config, self.compute.mesh.make()
+        params = load_params(self.workdir / stage, config, mesh, heads=('reward_head',))
+        return placement.for_scoring(params, config, self.compute.training.dtype, mesh)
 
     @functools.cache  # noqa: B019  (lives as long as its process)
     def _judge_model(self, use: Use) -> Model:

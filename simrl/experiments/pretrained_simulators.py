@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from jax.sharding import Mesh
+
 from simrl.conversations.chat import ROLE_CODES, TERMINAL_TEXT, EncodingError
 from simrl.conversations.records import Conversation, Example
 from simrl.conversations.views import Rendered
@@ -22,7 +24,7 @@ from simrl.experiments.scene import PROBES, fingerprint, is_own, own_identity
 from simrl.experiments.sources import Model, ModelSettings
 from simrl.models.transformer import Params
 from simrl.rl.train import check_trained
-from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, opening_only, told
+from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, mesh_of, opening_only, told
 from simrl.rollouts.collect import for_sampling
 from simrl.rollouts.dialogue import check_agents
 from simrl.run.config import ConfigError
@@ -95,20 +97,25 @@ class Simulators:
         arms = self.settings.arms
         return {arm: self.model(arm) for arm, own in arms.items() if own.model is not None and own.remote is None}
 
-    def agent(self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent]) -> Agent:
+    def agent(
+        self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent], mesh: Mesh | None = None
+    ) -> Agent:
         """The user of an arm.
 
         Args:
             params: an arm -> the parameters of its model.
             own: an arm -> its simulator, one of the user's own.
+            mesh: of the parameters; None: that of the assistant.
         """
         settings = self.settings.arms[arm]
         if settings.simulator == MIXTURE:
-            members = (self._one(member, params, own) for member in settings.mixture)
+            members = (self._one(member, params, own, mesh) for member in settings.mixture)
             return MixedAgent(tuple(members), mixture_of(settings.mixture))
-        return self._one(arm, params, own)
+        return self._one(arm, params, own, mesh)
 
-    def _one(self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent]) -> OneAgent:
+    def _one(
+        self, arm: str, params: Callable[[str], Params], own: Callable[[str], Agent], mesh: Mesh | None
+    ) -> OneAgent:
         settings = self.settings.arms[arm]
         if is_own(settings.simulator):
             agent = own(arm)
@@ -119,10 +126,10 @@ class Simulators:
             people = self._shown(arm)
             call = self.endpoints.of(settings.remote.endpoint).call
             return remote_agent(self.settings, arm, self.model(arm), people, call)
-        agent = self.on_device(arm, params(arm))
+        agent = dataclasses.replace(self.on_device(arm, params(arm)), mesh=mesh)
         if settings.exchange == 'tokens':
             return agent
-        mesh = self.settings.compute.mesh.make()
+        mesh = mesh_of(agent, self.settings.compute.mesh.make())
         return text_agent(for_sampling(agent, mesh), self.model(arm).chat, mesh)
 
     def on_device(self, arm: str, params: Params, people: Sequence[Spoken] | None = None) -> ModelAgent:

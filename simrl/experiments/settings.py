@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +34,7 @@ class MeshSettings:
         for field in ('data', 'model'):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise ValueError(f'MeshSettings.{field}: expected at least 1, found {value}')
+                raise ValueError(f'{type(self).__name__}.{field}: expected at least 1, found {value}')
 
     def make(self) -> Mesh:
         """Makes a mesh of the first `data` x `model` devices.
@@ -56,12 +56,54 @@ class MeshSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimulatorMeshSettings(MeshSettings):
+    """Layout of the devices for the experiment's simulators on the device, in conversations.
+
+    A large simulator may be split over `model` beside a small assistant whose rows are split over `data`. Batching of
+    their conversations is continuous.
+    """
+
+    # 'same' as those of compute.mesh, all of them; or 'other', those after them, so that both sides decode at once.
+    devices: Literal['same', 'other'] = 'same'
+
+    def beside(self, mesh: Mesh, field: str = 'config.compute.simulator_mesh') -> Mesh:
+        """Makes the mesh of simulators.
+
+        Args:
+            mesh: of the assistant: the first devices that there are.
+            field: what errors call these settings.
+
+        Raises:
+            ConfigError: there are no such devices, only some of them would be the assistant's, or other ones are asked
+                for in a run of several processes.
+        """
+        available, processes = jax.device_count(), jax.process_count()
+        if self.devices == 'other' and processes > 1:
+            raise ConfigError(
+                f"{field}.devices: expected 'same' in a run of {processes} processes, which all compute both sides, "
+                "found 'other'"
+            )
+        first, number = (0, mesh.size) if self.devices == 'same' else (mesh.size, available - mesh.size)
+        data = max(1, number // self.model) if self.data is None else self.data
+        used, all_used = data * self.model, self.devices == 'same' or self.data is None
+        if used > number or (all_used and used < number):
+            where = 'of' if self.devices == 'same' else f'of {available} that are left by'
+            raise ConfigError(
+                f'{field}.data x {field}.model: expected {"" if all_used else "at most "}the {number} devices {where} '
+                f'config.compute.mesh (data={mesh.shape["data"]} x model={mesh.shape["model"]}), found '
+                f'{data} x {self.model}'
+            )
+        return sharding.make_mesh(data, self.model, jax.devices()[first : first + used])
+
+
+@dataclasses.dataclass(frozen=True)
 class Compute:
     """Computation and logging. But for the dtypes, no result depends on it beyond rounding.
 
     Attributes:
         training: passes that are differentiated, and those compared with them.
         sampling: decoding.
+        simulator_mesh: of simulators on the device, in conversations; None: `mesh`. Simulators of your own have `mesh`.
         rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all. With a
             simulator off the device the assistant has caches for twice as many; see `collect`.
         batching: how conversations of an RL step share the decode batch; see `rollouts.continuous`.
@@ -72,6 +114,7 @@ class Compute:
     sampling: Execution = Execution()
     loop: LoopSettings = dataclasses.field(default=LoopSettings(), metadata=NO_EFFECT)
     mesh: MeshSettings = dataclasses.field(default=MeshSettings(), metadata=NO_EFFECT)
+    simulator_mesh: SimulatorMeshSettings | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     rows_in_flight: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     batching: Batching = dataclasses.field(default='static', metadata=NO_EFFECT)
     xla_flags: tuple[str, ...] = dataclasses.field(default=(), metadata=NO_EFFECT)
@@ -81,6 +124,10 @@ class Compute:
             check_xla_flags(self.xla_flags)
         except ValueError as error:
             raise ValueError(f'Compute.{error}') from error
+
+    def mesh_of_simulators(self) -> Mesh | None:
+        """The mesh of simulators, where it is not `mesh`."""
+        return None if self.simulator_mesh is None else self.simulator_mesh.beside(self.mesh.make())
 
 
 @dataclasses.dataclass(frozen=True)

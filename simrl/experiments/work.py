@@ -3,6 +3,7 @@
 Each function gets its stage's folder first and leaves `result.json` there; training leaves `params/` as well.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ from simrl.rewards.rewards import Score
 from simrl.rl import train as rl
 from simrl.rl.futures import FutureScore
 from simrl.rl.validation import Validation
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, fitting
-from simrl.rollouts.collect import ConversationError
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, fitting, mesh_of
+from simrl.rollouts.collect import ConversationError, for_sampling
 from simrl.rollouts.trajectories import missed_signals, repeated_messages
 from simrl.run import config as config_lib
 from simrl.run.config import ConfigError
@@ -41,7 +42,6 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     """RL-trains the initial assistant against an arm's simulator."""
     settings, compute = scene.settings.rl, scene.compute
     mesh = compute.mesh.make()
-    assistant = initial_assistant(scene)
     examples = scene.training_examples()
     validated = [] if settings.validation is None else scene.validation_examples(settings.validation.examples)
     candidates, validation = None, None
@@ -50,10 +50,11 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         reward = scene.reward(validated)
         whole = reward.score if isinstance(reward, FutureScore) else reward  # what means of futures estimate
         validation = Validation(settings.validation, validated, whole, candidates.record)
+    user = for_sampling(fitting_simulator(scene, arm, seed, [*examples, *validated]), mesh)
     state = rl.train(
         folder,
-        user=fitting_simulator(scene, arm, seed, [*examples, *validated]),
-        assistant=assistant,
+        user=user,
+        assistant=functools.partial(initial_assistant, scene),  # so that nothing keeps it beside the reference
         chat=scene.chat,
         examples=examples,
         score=scene.reward(examples),
@@ -71,13 +72,17 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
     )
     lines = [line for line in metric_lines(folder) if 'grad_norm' in line]  # others are of validations alone
     check_learned(f'config.arms.{arm}', lines)
-    policy, trained, chosen = assistant.policy, state.params, {}
+    trained, chosen = state.params, {}
     if candidates is not None:
         chosen = {'validation': candidates.summary()}
         trained = candidates.params(
             candidates.chosen(), {name: x for name, x in trained.items() if name != 'value_head'}
         )
-    save_params(folder, partition.whole_decoder(policy.params, trained, policy.spec.config, settings.lora, mesh))
+    if settings.lora is None:
+        save_params(folder, {'decoder': trained['decoder']})
+    else:  # adapters are added to the weights as they were loaded, not to rounded ones
+        policy = initial_assistant(scene).policy
+        save_params(folder, partition.whole_decoder(policy.params, trained, policy.spec.config, settings.lora, mesh))
     parts = ('reward/', 'rollout/end_')  # of the reward, and reasons for ending
     names = [*CURVES, *sorted(name for name in lines[0] if name.startswith(parts) and name not in CURVES)]
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]} | chosen)
@@ -221,7 +226,7 @@ def measure_likelihood(folder: pathlib.Path, *, scene: Scene, arm: str, seed: in
         BatchSettings(batch_size, people.lengths),
         config=policy.spec.config,
         execution=scene.compute.training,
-        mesh=scene.compute.mesh.make(),
+        mesh=mesh_of(simulator, scene.compute.mesh.make()),
     )
     found = {'log_likelihood': log_likelihood.tolist(), 'tokens': tokens.tolist()}
     save_result(folder, found | {'source': list(people.sources)})

@@ -1,9 +1,11 @@
 """Params and batches on a mesh, as every stage places them before its first step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -39,6 +41,23 @@ def for_sampling(config: TransformerConfig, dtype: str, mesh: Mesh) -> Callable[
         return {'decoder': (layouts.output_major if on_cpu else layouts.flat)(decoder)}
 
     return jax.jit(cast, out_shardings={'decoder': shardings})
+
+
+def for_scoring(params: Params, config: TransformerConfig, dtype: str, mesh: Mesh) -> Params:
+    """Params that only score: the decoder in `dtype`, heads in float32, in the shards of sampling.
+
+    No result changes: the decoder's float32 weights are rounded to it where they are used.
+    """
+    shardings = shardings_of(params, config, mesh, sharding.SAMPLING_RULES)
+    return _scorer(dtype, jax.tree.structure(shardings), tuple(jax.tree.leaves(shardings)))(params)
+
+
+@functools.cache
+def _scorer(dtype: str, structure: Any, shardings: tuple[NamedSharding, ...]) -> Callable[[Params], Params]:
+    def cast(params: Params) -> Params:
+        return params | {'decoder': jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params['decoder'])}
+
+    return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, shardings))
 
 
 def to_host(tree: Any) -> Any:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.conversations.records import Example
-from simrl.models import placement, sharding, transformer
+from simrl.models import placement, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.rows import bucket_widths, split_by_length
 from simrl.models.transformer import Execution, Params
@@ -40,7 +40,7 @@ from simrl.rl.judged import Judged, causes_of, check_judged, collect_judged, pri
 from simrl.rl.prepare import jit_prepare, mask_incomplete
 from simrl.rl.update import jit_update
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, mesh_of, told
 from simrl.rollouts.collect import for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.schedule import Batching
@@ -131,8 +131,8 @@ def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 def train(
     folder: pathlib.Path,
-    user: Agent,
-    assistant: Agent,
+    user: Agent | Callable[[], Agent],
+    assistant: Agent | Callable[[], Agent],
     *,
     chat: Chat,
     examples: Sequence[Example],
@@ -151,10 +151,14 @@ def train(
 ) -> TrainState:
     """Trains one agent from its own parameters, or adapters to them; they are the frozen reference too.
 
+    Once the first step begins, nothing here holds the parameters that the agents came with: the reference has its own
+    in the compute dtype, or the same arrays where those are in it already. A caller that keeps an agent keeps its
+    parameters: a call does while it lasts, unless it gets a function that makes the agent.
+
     Args:
         folder: of the run; see `loop.run`.
         user, assistant: the one that `settings.trained` names is on the device, with its initial params; the other one
-            is frozen.
+            is frozen. Or functions that make them.
         examples: what conversations start from; their prompts must fit (`agents.fitting`).
         score: conversations -> rewards, or a judge, also of futures; it sees messages and no prompt of the simulator.
             Conversations that a failure ended are masked after it.
@@ -172,9 +176,12 @@ def train(
         ValueError: settings that do not fit each other; besides what `loop.run` raises.
         ConversationError: too many conversations of a step, or of a validation, have no reward.
     """
+    user, assistant = (side() if callable(side) else side for side in (user, assistant))
     trained, partner = (user, assistant) if settings.role == USER else (assistant, user)
     trained = check_trained(trained)
     check_agents(user, assistant, chat, limits)
+    if (own := mesh_of(trained, mesh)) != mesh:
+        raise ValueError(f'the trained agent: expected the mesh of training, found its own, {dict(own.shape)}')
     if isinstance(score, FutureScore):
         check_replayable(user, settings.role)
     collect_scored: Callable[..., Judged] = collect_with_futures if isinstance(score, FutureScore) else collect_judged
@@ -194,16 +201,14 @@ def train(
     reference = None
     if settings.algorithm.kl != 'none':
         # A frozen decoder is the reference itself, and not stored twice.
-        reference = frozen or placement.shard_params(params, config, mesh, sharding.TRAINING_RULES)
-    partner = for_sampling(partner, mesh)
-    if settings.role == USER:  # the partner's float32 parameters are needed no more
-        assistant = partner
-    else:
-        user = partner
+        reference = frozen or partition.frozen_decoder(params, config, dtype=execution.dtype, mesh=mesh)
+    trained, partner = trained.with_params({}), for_sampling(partner, mesh)
+    user, assistant = (trained, partner) if settings.role == USER else (partner, trained)
     if settings.algorithm.advantage == 'gae':
         params = params | {'value_head': transformer.init_head(config)}
     optimizer = make_optimizer(settings.optimizer, settings.steps * settings.algorithm.updates_per_batch)
     state, state_sharding = place_state(params, config, optimizer, mesh)
+    del params
     update = jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
     prepare = jit_prepare(
         trained_role=settings.role,

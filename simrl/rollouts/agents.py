@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import flax.struct
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, TERMINAL_TEXT, USER, Chat, Header
 from simrl.conversations.records import Example
@@ -125,6 +126,7 @@ class ModelAgent:
         stop_text: the text by which it ends a conversation; empty where it cannot.
         opening: of a user, see `Opening`.
         resampling: of a user's repeats; None: they stay.
+        mesh: of its parameters, where it is not that of the conversations. None: it is.
     """
 
     policy: Policy
@@ -133,6 +135,7 @@ class ModelAgent:
     stop_text: str = ''
     opening: Opening = 'given'
     resampling: Resampling | None = None
+    mesh: Mesh | None = None
 
     @property
     def role(self) -> int:
@@ -252,6 +255,12 @@ class MixedAgent:
 
 
 Agent = OneAgent | MixedAgent
+
+
+def mesh_of(agent: OneAgent, mesh: Mesh) -> Mesh:
+    """The mesh of an agent in conversations on `mesh`: that or its own."""
+    own = agent.mesh if isinstance(agent, ModelAgent) else None
+    return mesh if own is None else own
 
 
 def agent_for(agent: Agent, example: Example) -> OneAgent:

@@ -30,6 +30,7 @@ from simrl.rollouts.agents import (
     ModelAgent,
     OneAgent,
     Policy,
+    mesh_of,
 )
 from simrl.rollouts.continuous import conversations
 from simrl.rollouts.dialogue import conversing
@@ -53,13 +54,21 @@ class ConversationError(RuntimeError):
 
 
 def for_sampling(agent: _Agent, mesh: Mesh) -> _Agent:
-    """The agent with its parameters in the sampler's dtype and shards, and its mask on the devices."""
+    """The agent with its parameters in the sampler's dtype and shards, and its mask on the devices.
+
+    One whose parameters are the sampler's already is returned as it is.
+
+    Args:
+        mesh: of agents that have none of their own.
+    """
     if isinstance(agent, MixedAgent):
         return dataclasses.replace(agent, members=tuple(for_sampling(member, mesh) for member in agent.members))
     if not isinstance(agent, ModelAgent):
         return agent
     spec = agent.policy.spec
-    params = _cast(spec.config, spec.execution.dtype, mesh)(agent.policy.params)
+    if isinstance(agent.policy.params['decoder']['layers'], tuple):
+        return agent
+    params = _cast(spec.config, spec.execution.dtype, mesh_of(agent, mesh))(agent.policy.params)
     token_mask = jnp.asarray(agent.policy.token_mask)
     return dataclasses.replace(agent, policy=dataclasses.replace(agent.policy, params=params, token_mask=token_mask))
 
@@ -89,7 +98,9 @@ def collect(
         user, assistant: from `for_sampling`. With a `MixedAgent` each member's conversations are held in turn, the rows
             of the others left out of the batch.
         seed, step: with the example and the sample they decide every draw.
-        view: USER or ASSISTANT, the agent in whose view they are returned; it is on the device.
+        view: USER or ASSISTANT, the agent in whose view they are returned; it is on the device, and on `mesh`.
+        mesh: of the conversations. The partner may have its own (`ModelAgent.mesh`), of the same devices or of none of
+            them: only tokens pass between the two, through the host.
         samples: conversations of each example, which are neighbouring rows.
         padding: examples after these that only fill up the batch: their conversations are over before they start.
         rows_in_flight: conversations in the device's batch at once; the others wait. It bounds the caches, and changes
@@ -97,7 +108,7 @@ def collect(
             one is sampled while another waits for replies, unless `HostAgent.calls_at_once` is 0.
         batching: 'continuous' changes the steps of decoding, and no token: see `continuous`. An agent off the device
             that is called in threads, or by all processes, is asked about many conversations at once: with it,
-            batching is static.
+            batching is static. With a mesh for each side it is continuous.
         on_piece: called with the conversations of each `rows_in_flight` rows, and each row's example, once these and
             all before them are over; those of a `MixedAgent` after the last.
         on_wait: called with the seconds of each wait for replies of an agent off the device.
@@ -107,8 +118,8 @@ def collect(
         The conversations, and by row the reason why an agent off the device failed.
 
     Raises:
-        ValueError: `rows_in_flight` does not divide the conversations, the agent of `view` is off the device, or there
-            is no such batching.
+        ValueError: `rows_in_flight` does not divide the conversations, the agent of `view` is off the device or `mesh`,
+            the partner's mesh has some of its devices and others, or there is no such batching.
     """
     if batching not in get_args(Batching):
         raise ValueError(f"batching: expected 'static' or 'continuous', found {batching!r}")
@@ -117,6 +128,8 @@ def collect(
             f'view: expected an agent on the device, found a {type(user if view == USER else assistant).__name__}'
         )
     assert not isinstance(assistant, MixedAgent)
+    for member in user.members if isinstance(user, MixedAgent) else (user,):
+        check_meshes(member, assistant, view, mesh)
     idle = [False] * len(examples) + [True] * padding
     examples = [*examples, *[examples[-1]] * padding]
     size = rows_at_once(len(examples) * samples, rows_in_flight)
@@ -184,9 +197,11 @@ def _collect(
     if user.opening == 'written' and replay is not None:
         written = recorded_openings(replay.record, idle)
     elif user.opening == 'written':
-        written, failed = write_openings(
-            user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=mesh, on_wait=on_wait
-        )
+        own = mesh_of(user, mesh)
+        with jax.set_mesh(own):
+            written, failed = write_openings(
+                user, examples, idle, chat=chat, limits=limits, seed=seed, step=step, mesh=own, on_wait=on_wait
+            )
         failures |= {i * samples + sample: reason for i, reason in failed.items() for sample in range(samples)}
     prompts = prompts_of(
         *(examples, user, assistant, chat), samples=samples, prompt_tokens=limits.prompt_tokens, written=written
@@ -198,6 +213,8 @@ def _collect(
     prompts = dataclasses.replace(prompts, end_reason=reason, sample=sample)
     pieces = [slice(i, i + size) for i in range(0, len(example_of_row), size)]
     partner = assistant if view == USER else user
+    if mesh_of(partner, mesh) != mesh:
+        batching = 'continuous'
     if batching == 'continuous' and not (isinstance(partner, HostAgent) and asked_about_many(partner)):
         told = conversations(
             *(user, assistant, prompts, example_of_row, chat, seed, step),
@@ -248,6 +265,19 @@ def _collect(
         if threads is not None:
             threads.close()
     return batches[0] if len(batches) == 1 else _joined(batches), failures
+
+
+def check_meshes(user: OneAgent, assistant: OneAgent, view: int, mesh: Mesh) -> None:
+    """Refuses two agents that cannot converse on `mesh`, one of them in whose view conversations are returned there."""
+    own, partner = (user, assistant) if view == USER else (assistant, user)
+    if mesh_of(own, mesh) != mesh:
+        raise ValueError(f'view: expected an agent on the mesh {dict(mesh.shape)} of the conversations, found another')
+    theirs, devices = set(mesh_of(partner, mesh).devices.flat), set(mesh.devices.flat)
+    if theirs != devices and theirs & devices:
+        raise ValueError(
+            f'ModelAgent.mesh: expected the {len(devices)} devices of the conversations, or none of them, found '
+            f'{len(theirs)}, {len(theirs & devices)} of which are among them'
+        )
 
 
 def asked_about_many(agent: HostAgent) -> bool:

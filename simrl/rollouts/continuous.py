@@ -19,6 +19,9 @@ by the row-steps that are saved; rows that change places are copied, which is mu
 the caches. Where reading the weights decides, with few rows on an accelerator, steps count: there are about as many as
 of `conversing` where messages have .28 of the longest in the mean, or .35 if most conversations enter others' rows.
 
+Each side may have a mesh of its own: its programs run there, and what it hears comes through the host. Where the two
+have no device in common both sides decode at the same time.
+
 Programs: for each side one that decodes, one that feeds and three that move rows, for each `Level` and size of caches
 that occurs. Levels only fall and caches only grow, so one call meets fewer of each than the sum of both numbers.
 """
@@ -34,9 +37,9 @@ from simrl.conversations.chat import Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
 from simrl.rollouts import histories, schedule
-from simrl.rollouts.agents import HostConversation, Limits, ModelAgent, OneAgent, Policy
+from simrl.rollouts.agents import HostConversation, Limits, ModelAgent, OneAgent, Policy, mesh_of
 from simrl.rollouts.dialogue import Side
-from simrl.rollouts.flight import admit, fill_window, shrink, start_flight
+from simrl.rollouts.flight import Flight, admit, fill_window, shrink, start_flight
 from simrl.rollouts.generate import NO_TOKEN
 from simrl.rollouts.histories import Histories, Messages
 from simrl.rollouts.host import HostReplies, OnWait
@@ -90,7 +93,8 @@ def conversations(
     data, repeats = placement.to_host(_key_data(keys)), repeats_of(user, chat)
     first = 0
     # Once more after the last block: some conversations end without one.
-    for _ in itertools.chain(holding(sides, h, data, in_flight=size, repeats=repeats), [None]):
+    meshes = mesh_of(user, mesh), mesh_of(assistant, mesh)
+    for _ in itertools.chain(holding(sides, h, data, meshes=meshes, in_flight=size, repeats=repeats), [None]):
         while first < len(examples) and not h.running[first : first + size].any():
             rows = slice(first, first + size)
             over = histories.dialogue_of(h, rows, histories.ROLES.index(view))
@@ -109,6 +113,7 @@ def holding(
     h: Histories,
     keys: np.ndarray,
     *,
+    meshes: tuple[Mesh, Mesh],
     in_flight: int,
     repeats: Repeats | None = None,
 ) -> Generator[None, None, None]:
@@ -119,15 +124,16 @@ def holding(
             else is done.
         h: changed in place; no message is open.
         keys: uint32 `[N, 2]`, data of the conversations' keys.
-        in_flight: conversations that have caches at once; the mesh axis `data` divides them.
+        meshes: of both sides.
+        in_flight: conversations that have caches at once; the axis `data` of the meshes divides them.
         repeats: of a user on the device; None leaves its repeats as they are.
 
     Yields:
-        Nothing, once for each block, while the device decodes it.
+        Nothing, once for each block, or two of them, while the devices decode.
     """
     temperatures = [_temperatures(side, repeats if number == 0 else None) for number, side in enumerate(sides)]
     histories.open_messages(h, np.arange(len(h.end_reason)))
-    flight = start_flight(h, in_flight)
+    flight = start_flight(h, in_flight, meshes)
     while True:
         admit(flight, h)
         running = h.running[flight.conversation]
@@ -141,21 +147,38 @@ def holding(
         if off is not None and (asked := running & (turn == off)).any():
             _reply(sides[off], h, off, np.sort(flight.conversation[asked]))
             continue
-        waiting = np.stack([flight.of_devices(running & (turn == number)).sum(axis=1) for number in (0, 1)])
-        flight.side = schedule.choose_side(waiting, flight.level.window, flight.side)
-        policy = sides[flight.side]
-        assert isinstance(policy, Policy)
-        steps = min(schedule.MOST_STEPS, policy.spec.max_new_tokens)
-        fill_window(flight, h, policy, running & (turn == flight.side), steps)
-        window = flight.window
-        rows = flight.conversation[window]
-        active = (running & (turn == flight.side))[window]
-        asked_now = _asked(h, flight.side, rows, active, keys, temperatures[flight.side])
-        caches = flight.caches[flight.side]
-        assert caches is not None
-        flight.caches[flight.side], block = decode_block(policy, caches, asked_now, steps=steps)
+        waits = [running & (turn == number) for number in (0, 1)]
+        waiting = np.stack([flight.of_devices(rows).sum(axis=1) for rows in waits])
+        chosen = [schedule.choose_side(waiting, flight.level.window, flight.side)]
+        if flight.apart:
+            chosen = [number for number in (0, 1) if waits[number].any()]
+        begun = []
+        for flight.side in chosen:
+            policy = sides[flight.side]
+            assert isinstance(policy, Policy)
+            begun.append(_begin(flight, h, policy, waits[flight.side], keys, temperatures[flight.side]))
         yield
-        _read(h, flight.side, rows, active, jax.device_get(block), repeats if flight.side == 0 else None)
+        for side, (rows, active, block) in zip(chosen, begun, strict=True):
+            _read(h, side, rows, active, jax.device_get(block), repeats if side == 0 else None)
+
+
+def _begin(
+    flight: Flight, h: Histories, policy: Policy, wanted: np.ndarray, keys: np.ndarray, temperatures: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Block]:
+    """Begins a block of the flight's side: the window's conversations, which of them decode, and what they will say.
+
+    Args:
+        wanted: bool `[R]`, the rows that wait for this side.
+    """
+    side, steps = flight.side, min(schedule.MOST_STEPS, policy.spec.max_new_tokens)
+    with jax.set_mesh(flight.meshes[side]):
+        fill_window(flight, h, policy, wanted, steps)
+        rows, active = flight.conversation[flight.window], wanted[flight.window]
+        asked = _asked(h, side, rows, active, keys, temperatures)
+        caches = flight.caches[side]
+        assert caches is not None
+        flight.caches[side], block = decode_block(policy, caches, asked, steps=steps)
+    return rows, active, block
 
 
 def _temperatures(side: Side, repeats: Repeats | None) -> np.ndarray:

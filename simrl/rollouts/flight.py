@@ -9,11 +9,13 @@ Letters as in `window.py`.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from simrl.models.rows import num_shards
 from simrl.rollouts import schedule
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import capacity_for
@@ -28,7 +30,9 @@ class Flight:
     """R conversations in flight, in equal parts for D devices.
 
     Attributes:
-        shards: D.
+        meshes: of both sides.
+        shards: D; where the meshes have different numbers of devices along `data`, the least multiple of both: then
+            devices of one have several parts.
         sizes: all levels.
         level: the present one; R is D times its rows.
         conversation: int `[R]`, the number of each row's conversation, which may have ended.
@@ -38,6 +42,7 @@ class Flight:
         side: which decoded last.
     """
 
+    meshes: tuple[Mesh, Mesh]
     shards: int
     sizes: list[schedule.Level]
     level: schedule.Level
@@ -46,6 +51,11 @@ class Flight:
     place: np.ndarray
     caches: list[Caches | None]
     side: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """True if the sides have no device in common."""
+        return set(self.meshes[0].devices.flat).isdisjoint(self.meshes[1].devices.flat)
 
     def of_devices(self, rows: np.ndarray) -> np.ndarray:
         """`[..., R]` as `[..., D, R / D]`."""
@@ -58,13 +68,19 @@ class Flight:
         return (order + np.arange(self.shards)[:, None] * self.level.rows).reshape(-1)
 
 
-def start_flight(h: Histories, rows: int) -> Flight:
+def start_flight(h: Histories, rows: int, meshes: tuple[Mesh, Mesh]) -> Flight:
     """The first conversations, of which `rows` are in flight; the others wait."""
-    shards, sides = num_shards(rows), sum(view is not None for view in h.views)
+    shards, sides = parts_of(rows, meshes), sum(view is not None for view in h.views)
     sizes = schedule.levels(rows, shards, sides)
     place = np.tile(np.arange(sizes[0].rows), (2, shards))
     waiting = collections.deque((np.flatnonzero(h.running[rows:]) + rows).tolist())
-    return Flight(shards, sizes, sizes[0], np.arange(rows), waiting, place, [None, None])
+    return Flight(meshes, shards, sizes, sizes[0], np.arange(rows), waiting, place, [None, None])
+
+
+def parts_of(rows: int, meshes: tuple[Mesh, Mesh]) -> int:
+    """The number of equal parts of the rows that no device of either mesh has a piece of."""
+    sizes = [mesh.shape['data'] for mesh in meshes]
+    return math.lcm(*(size for size in sizes if rows % size == 0))
 
 
 def admit(flight: Flight, h: Histories) -> None:
@@ -86,13 +102,17 @@ def shrink(flight: Flight, h: Histories, running: np.ndarray) -> None:
     for side, caches in enumerate(flight.caches):
         if caches is not None:
             old = np.take_along_axis(places[side], order[side], axis=1)
-            flight.caches[side] = regroup(h.view(side).spec, caches, old.astype(np.int32), level)
+            with jax.set_mesh(flight.meshes[side]):
+                flight.caches[side] = regroup(h.view(side).spec, caches, old.astype(np.int32), level)
     flight.place = np.argsort(order, axis=2).reshape(2, -1)
     flight.conversation, flight.level = flight.conversation[rows], level
 
 
 def fill_window(flight: Flight, h: Histories, policy: Policy, wanted: np.ndarray, steps: int) -> None:
-    """Fills the side's window with rows that wait for it, and feeds all of them what they have not fed yet."""
+    """Fills the side's window with rows that wait for it, and feeds all of them what they have not fed yet.
+
+    The side's mesh is set.
+    """
     view, level, place = h.view(flight.side), flight.level, flight.of_devices(flight.place[flight.side])
     said = flight.of_devices(h.num_messages[flight.conversation])
     calls: list[list[Entering]] = []  # of each device

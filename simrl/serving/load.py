@@ -218,9 +218,10 @@ def find_run(path: pathlib.Path) -> tuple[Scene, str] | None:
         config = directory.stored_config(workdir)
         assert config is not None
         settings = experiment.settings_of({key: x for key, x in config.items() if key not in RUN_FIELDS})
-        # One conversation is no batch to split over devices.
+        # One conversation is no batch to split over devices, and one model is served at a time.
         mesh = dataclasses.replace(settings.compute.mesh, data=1)
-        settings = dataclasses.replace(settings, compute=dataclasses.replace(settings.compute, mesh=mesh))
+        compute = dataclasses.replace(settings.compute, mesh=mesh, simulator_mesh=None)
+        settings = dataclasses.replace(settings, compute=compute)
         return experiment.scene_of(settings, workdir), path.relative_to(workdir).as_posix()
     return None
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from simrl.conversations.chat import USER, Chat
 from simrl.models import placement
-from simrl.rollouts.agents import Agent, HostAgent, HostConversation, ModelAgent, OneAgent, Reply, agent_for
+from simrl.rollouts.agents import Agent, HostAgent, HostConversation, ModelAgent, OneAgent, Reply, agent_for, mesh_of
 from simrl.rollouts.host import FailedReplyError, agent_seeds, encode_reply
 from simrl.rollouts.state import example_hash, row_keys
 from simrl.run import processes
@@ -52,7 +52,7 @@ def next_turns(
         for agent in dict.fromkeys(agents):
             own = [number for number, found in enumerate(agents) if found == agent]
             own.sort(key=lambda number: sum(len(text) for _, text in conversations[number].messages))
-            asked = text_agent(agent, chat, mesh) if isinstance(agent, ModelAgent) else agent
+            asked = text_agent(agent, chat, mesh_of(agent, mesh)) if isinstance(agent, ModelAgent) else agent
             for start in range(0, len(own), batch_size):
                 chosen = own[start : start + batch_size]
                 found = _replies(asked, [conversations[number] for number in chosen], seeds[chosen])

@@ -25,11 +25,10 @@ def trained_and_frozen(
     """Splits a model into trained parameters, float32, and frozen ones, in training shards.
 
     Args:
-        params: float32 `{'decoder'}` before training. A frozen decoder reuses its arrays where dtype and shards agree.
+        params: float32 `{'decoder'}` before training.
         settings: None trains every weight.
         seed: of the run; initialises the adapters.
-        dtype: compute dtype. A frozen decoder is stored in it. No result changes: float32 weights are rounded to it
-            where they are used.
+        dtype: compute dtype. A frozen decoder is stored in it; see `frozen_decoder`.
 
     Returns:
         `{'decoder'}` and `{}`, or `{'adapters'}` and `{'decoder', 'adapter_scale'}`.
@@ -39,8 +38,18 @@ def trained_and_frozen(
         return decoder, {}
     key = jax.random.fold_in(jax.random.key(seed), ADAPTERS_STREAM)
     trained = {'adapters': lora.init(key, config, settings)}
-    rounded = jax.tree.map(lambda x: x if x.dtype == jnp.dtype(dtype) else x.astype(jnp.dtype(dtype)), decoder)
-    return trained, _on_mesh(rounded, config, mesh) | _scale(settings, mesh)
+    return trained, frozen_decoder(decoder, config, dtype=dtype, mesh=mesh) | _scale(settings, mesh)
+
+
+def frozen_decoder(params: Params, config: TransformerConfig, *, dtype: str, mesh: Mesh) -> Params:
+    """The decoder alone, `{'decoder'}`, in the compute dtype and in training shards.
+
+    It has the arrays of `params` where dtype and shards agree. No result changes: float32 weights are rounded to the
+    compute dtype where they are used.
+    """
+    wanted = jnp.dtype(dtype)
+    rounded = jax.tree.map(lambda x: x if x.dtype == wanted else x.astype(wanted), {'decoder': params['decoder']})
+    return _on_mesh(rounded, config, mesh)
 
 
 def whole_decoder(

@@ -93,10 +93,14 @@ def test_rows_are_held_against_a_sliding_window():
         checks.check_reward_model('config.judge', REWARD, model, PAIRS, COMPUTE)
 
 
-def compute_on(data: int, model: int):
+def abstract(data: int, model: int) -> AbstractMesh:
+    return AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+
+
+def compute_on(data: int, model: int, of_simulators: AbstractMesh | None = None):
     """Settings whose mesh has more devices than this machine; its shape is all that checks read."""
-    mesh = AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
-    return types.SimpleNamespace(**{**vars(COMPUTE), 'mesh': types.SimpleNamespace(make=lambda: mesh)})
+    mesh = types.SimpleNamespace(make=lambda: abstract(data, model))
+    return types.SimpleNamespace(**{**vars(COMPUTE), 'mesh': mesh}, mesh_of_simulators=lambda: of_simulators)
 
 
 def test_rows_divide_by_the_devices():
@@ -121,6 +125,22 @@ def test_models_that_a_mesh_cannot_split_are_named():
         checks.check_mesh(models, compute_on(5, 1))
     with pytest.raises(ConfigError, match=r'^config\.compute\.mesh\.model: .*num_heads=2.* found 4'):
         checks.check_mesh(models, compute_on(1, 4))
+
+
+def test_a_mesh_of_simulators_divides_their_heads_and_the_conversations():
+    models = {'people': None, 'mine': MODEL.config}
+    checks.check_simulator_mesh(models, compute_on(1, 4))
+    checks.check_simulator_mesh(models, compute_on(4, 1, abstract(2, 2)))
+    with pytest.raises(ConfigError, match=r'compute\.simulator_mesh\.model: .*num_heads=2.* found 4 .*arms\.mine'):
+        checks.check_simulator_mesh(models, compute_on(4, 1, abstract(1, 4)))
+    split = compute_on(1, 4, abstract(4, 1))
+    checks.check_rl_steps(RL, 2, split)
+    with pytest.raises(
+        ConfigError, match=r'^config\.rl\..* the 4 devices of config\.compute\.simulator_mesh\.data, fou'
+    ):
+        checks.check_rl_steps(changed(RL, 'samples_per_prompt', 3), 2, split)
+    with pytest.raises(ConfigError, match=r'^config\.compute\.rows_in_flight: .* 4 devices .*simulator_mesh.* 2 rows'):
+        checks.check_rl_steps(RL, 2, types.SimpleNamespace(**{**vars(split), 'rows_in_flight': 2}))
 
 
 @pytest.mark.parametrize(

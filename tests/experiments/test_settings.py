@@ -1,11 +1,13 @@
 """A mesh on whatever devices a machine has: it is made, or the field to change is named."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 from configs import concierge, quickstart, smollm2
 from simrl.experiments.experiment import settings_of
-from simrl.experiments.settings import MeshSettings
+from simrl.experiments.settings import Compute, MeshSettings, SimulatorMeshSettings
 from simrl.models import sharding
 from simrl.run.config import ConfigError, from_config_dict
 
@@ -49,6 +51,49 @@ def test_a_mesh_that_the_devices_cannot_form_is_named(devices, mesh, number, pro
     devices(number, processes)
     with pytest.raises(ConfigError, match=rf'^config\.compute\.mesh\.data x .*mesh\.model: {message}'):
         MeshSettings(*mesh).make()
+
+
+def beside(mesh: MeshSettings, **settings):
+    """The mesh of simulators beside the assistant's."""
+    data, model, devices = mesh.make()
+    assistants = SimpleNamespace(size=len(devices), shape={'data': data, 'model': model})
+    return SimulatorMeshSettings(**settings).beside(assistants)
+
+
+def test_simulators_have_the_same_devices_or_those_that_are_left(devices):
+    devices(8)
+    assert beside(MeshSettings(), model=8) == (1, 8, list(range(8)))
+    assert beside(MeshSettings(model=8)) == (8, 1, list(range(8)))
+    assert beside(MeshSettings(2), model=2) == (1, 2, [0, 1])
+    assert beside(MeshSettings(2), model=2, devices='other') == (3, 2, [2, 3, 4, 5, 6, 7])
+    assert beside(MeshSettings(2), data=1, model=4, devices='other') == (1, 4, [2, 3, 4, 5])
+    devices(8, 2)
+    assert beside(MeshSettings(), data=2, model=4) == (2, 4, list(range(8)))
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'own', 'processes', 'message'),
+    [
+        ((8,), {'data': 2, 'model': 2}, 1, r'the 8 devices of config\.compute\.mesh \(data=8 x model=1\), found 2 x 2'),
+        ((4,), {'data': 2, 'model': 4}, 1, r'the 4 devices of config\.compute\.mesh \(.*\), found 2 x 4'),
+        ((4,), {'model': 3}, 1, r'the 4 devices of .*, found 1 x 3'),
+        ((), {'devices': 'other'}, 1, r'the 0 devices of 8 that are left by config\.compute\.mesh \(.*, found 1 x 1'),
+        ((4,), {'data': 5, 'devices': 'other'}, 1, r'at most the 4 devices of 8 that are left by .*, found 5 x 1'),
+        ((8,), {'devices': 'other'}, 2, r"expected 'same' in a run of 2 processes, .*, found 'other'"),
+    ],
+)
+def test_a_mesh_of_simulators_that_cannot_be_is_named(devices, mesh, own, processes, message):
+    devices(8, processes)
+    with pytest.raises(ConfigError, match=rf'^config\.compute\.simulator_mesh\..*{message}'):
+        beside(MeshSettings(*mesh), **own)
+
+
+def test_a_mesh_of_simulators_is_a_setting_of_its_own():
+    found = from_config_dict(Compute, {'simulator_mesh': {'data': None, 'model': 4, 'devices': None}}, 'config.compute')
+    assert found.simulator_mesh == SimulatorMeshSettings(model=4)
+    assert Compute().mesh_of_simulators() is None
+    with pytest.raises(ConfigError, match=r'^config\.compute\.simulator_mesh\.model: expected at least 1, found 0'):
+        from_config_dict(Compute, {'simulator_mesh': {'model': 0}}, 'config.compute')
 
 
 @pytest.mark.parametrize('field', ['data', 'model'])

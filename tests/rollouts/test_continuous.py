@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.rollouts import compaction, context
 from simrl.rollouts.agents import Agent, Resampling
+from simrl.rollouts.collect import check_meshes
 from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.state import EndReason
@@ -150,6 +152,29 @@ def test_devices_do_not_matter() -> None:
     assert [sent for sent in found['8x1']['sent']['decode'] if sent[0] == 'all-gather' and sent not in rows] == []
     assert {kind for kind, shape in found['8x1']['sent']['decode'] if shape == []} == {'all-reduce'}
     assert found['8x1']['sent']['feed'] == [['all-reduce', []]]
+
+
+def test_a_mesh_for_each_side_changes_no_token() -> None:
+    """A user whose model is split, beside an assistant whose rows are: on the same four devices, and on two each."""
+    found = json.loads(many_devices.run('tests.rollouts.two_meshes').splitlines()[-1])
+    expected = static('device')
+    for name, devices in (('same', [[0, 1, 2, 3], [0, 1, 2, 3]]), ('other', [[0, 1], [2, 3]])):
+        np.testing.assert_array_equal(found[name]['messages'], expected.messages, name)
+        np.testing.assert_array_equal(found[name]['tokens'], expected.tokens, name)
+        assert found[name]['devices'] == devices
+
+
+def test_meshes_that_share_only_some_devices() -> None:
+    devices = np.array([['first'], ['second'], ['third']])
+    meshes = [mock.Mock(devices=of, shape={'data': 2, 'model': 1}) for of in (devices[:2], devices[1:])]
+    user, assistant, _ = agents('device')
+    own = dataclasses.replace(user, mesh=meshes[1])
+    message = 'ModelAgent.mesh: expected the 2 devices of the conversations, or none of them, found 2, 1 of which'
+    with pytest.raises(ValueError, match=message):
+        check_meshes(own, assistant, ASSISTANT, meshes[0])
+    with pytest.raises(ValueError, match=r"view: expected an agent on the mesh \{'data': 2, 'model': 1\} of the"):
+        check_meshes(own, assistant, USER, meshes[0])
+    check_meshes(own, assistant, ASSISTANT, mock.Mock(devices=devices[:1]))
 
 
 @pytest.mark.long

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
+from simrl.models import sharding
 from simrl.models.transformer import Execution
 from simrl.rollouts import continuous, flight, schedule
 from simrl.rollouts.agents import GenerationSpec, Limits, Policy
@@ -151,13 +153,14 @@ class Device:
         for module, names in ((flight, ('new_caches', 'grow', 'regroup', 'enter')), (continuous, ('decode_block',))):
             for name in names:
                 monkeypatch.setattr(module, name, getattr(self, name))
-        monkeypatch.setattr(flight, 'num_shards', lambda _: self.shards)
+        monkeypatch.setattr(flight, 'parts_of', lambda *_: self.shards)
         limits = Limits(turns=TURNS, prompt_tokens=9, assistant_tokens=longest, user_tokens=longest)
         number = len(self.planted)
         self.h = start_histories(both, prompts_of(number), limits=limits, max_new_tokens=(longest, longest))
         policies = [Policy(None, np.ones(1, bool), 1.0, spec) for spec in both]
         keys = np.stack([np.arange(number), np.zeros(number)], axis=1).astype(np.uint32)
-        for _ in continuous.holding(policies, self.h, keys, in_flight=self.rows):
+        meshes = (sharding.make_mesh(1, 1, jax.devices()[:1]),) * 2
+        for _ in continuous.holding(policies, self.h, keys, meshes=meshes, in_flight=self.rows):
             pass
         return self.h
 
