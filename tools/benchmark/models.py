@@ -14,8 +14,9 @@ from simrl.models.files.load import load_model, resize_vocabulary
 from simrl.models.transformer import TransformerConfig
 from tests.tiny import byte_tokenizer
 from tools.benchmark.job import Dtype
+from tools.compile_check.architectures import PUBLISHED
 
-# Shapes as published; a tokenizer of bytes writes the texts, so that only its first ids occur in prompts.
+# A tokenizer of bytes writes the texts, so that only its first ids occur in prompts.
 SHAPES = {
     'tiny': TransformerConfig(
         vocab_size=260,
@@ -28,32 +29,8 @@ SHAPES = {
         max_positions=2048,
         tied_embedding=True,
     ),
-    'smollm2': TransformerConfig(
-        vocab_size=49152,
-        model_dim=576,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        head_dim=64,
-        mlp_dim=1536,
-        max_positions=8192,
-        rope_theta=100_000.0,
-        tied_embedding=True,
-    ),
-    'qwen2.5-1.5b': TransformerConfig(
-        vocab_size=151_936,
-        model_dim=1536,
-        num_layers=28,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        mlp_dim=8960,
-        max_positions=32_768,
-        rope_theta=1_000_000.0,
-        norm_epsilon=1e-6,
-        biases=('query', 'key', 'value'),
-        tied_embedding=True,
-    ),
+    'smollm2': PUBLISHED['HuggingFaceTB/SmolLM2-135M-Instruct'],
+    'qwen2.5-1.5b': PUBLISHED['Qwen/Qwen2.5-1.5B-Instruct'],
 }
 RANDOM = 'random:'
 
