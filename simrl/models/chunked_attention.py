@@ -22,6 +22,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+RESULT = 'attention'  # checkpoint name of what `causal` keeps for its backward pass besides its arguments
 
 
 def block_size(time: int, largest: int, multiple: int = 16) -> int:
@@ -121,7 +124,7 @@ def _forward(query: jax.Array, key: jax.Array, value: jax.Array, chunk: int) -> 
 
 
 def _causal_forward(query: jax.Array, key: jax.Array, value: jax.Array, chunk: int) -> tuple[jax.Array, Any]:
-    mixed, normalizer = _forward(query, key, value, chunk)
+    mixed, normalizer = (checkpoint_name(x, RESULT) for x in _forward(query, key, value, chunk))
     return mixed, (query, key, value, mixed, normalizer)
 
 

@@ -158,21 +158,25 @@ def _backward(
 
     Args:
         weights: in the dtype of `hidden`.
-        by_position: float32 `[4, B, T]`: entropy, log Z, and the gradients of log_prob and entropy.
+        by_position: float32 `[2, B, T]`, log Z and the gradient of log_prob; or `[4, B, T]`, with entropy and its
+            gradient, which is else 0.
     """
     positions = _Positions.of(rows.trained, chunk, axis)
-    flat = by_position.reshape(4, -1)
+    flat = by_position.reshape(len(by_position), -1)
     vocabulary = jnp.arange(weights.shape[0])
 
     def step(number: jax.Array, total: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
         part = positions.gather(number, hidden, rows)
         # Past the list's end all gradients are 0.
         known = flat.at[:, part.indices].get(mode='fill', fill_value=0)[:, :, None]
-        entropy, normalizer, grad_log_prob, grad_entropy = known
+        normalizer, grad_log_prob, *of_entropy = known
         log_prob = _tempered(weights, part, token_mask) - normalizer
         prob = jnp.exp(log_prob)
         one_hot = part.target[:, None] == vocabulary
-        grad_tempered = grad_log_prob * (one_hot - prob) - grad_entropy * prob * (log_prob + entropy)
+        grad_tempered = grad_log_prob * (one_hot - prob)
+        if of_entropy:
+            entropy, grad_entropy = of_entropy
+            grad_tempered -= grad_entropy * prob * (log_prob + entropy)
         in_list = (part.indices < rows.trained.size)[:, None]
         grad_logits = jnp.where(in_list & token_mask, grad_tempered / part.temperature, 0.0).astype(hidden.dtype)
         grad_hidden = jnp.einsum('cv,vd->cd', grad_logits, weights)
@@ -234,8 +238,10 @@ def _is_pair(x: Any) -> bool:
 
 def _log_probs_backward(chunk: int, kept: Any, gradients: tuple[Any, Any]) -> tuple[Any, Any, None, None]:
     weights, hidden, rows, token_mask, entropy, normalizer, wanted = kept
-    given = [jnp.zeros_like(entropy) if isinstance(x, SymbolicZero) else x for x in gradients]
-    by_position = jnp.stack([entropy, normalizer, *given])
+    grad_log_prob, grad_entropy = (None if isinstance(x, SymbolicZero) else x for x in gradients)
+    known = [normalizer, jnp.zeros_like(entropy) if grad_log_prob is None else grad_log_prob]
+    # Where no loss has the entropy, XLA then finds that nothing reads it, and leaves its sum over the vocabulary out.
+    by_position = jnp.stack(known if grad_entropy is None else [*known, entropy, grad_entropy])
     backward = functools.partial(_backward, chunk=chunk, weights_wanted=wanted is not None)
     arguments = (weights.astype(hidden.dtype), hidden, rows, token_mask, by_position)
     if num_shards(hidden.shape[0]) == 1:

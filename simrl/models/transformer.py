@@ -27,6 +27,7 @@ from simrl.models.attention import (
     rotate,
     write_cache,
 )
+from simrl.models.chunked_attention import RESULT
 from simrl.models.layouts import (
     MATRICES,
     PRODUCT,
@@ -124,7 +125,7 @@ class Execution:
     dtype: Literal['float32', 'bfloat16'] = (
         'float32'  # dtype of activations and matrix products; parameters are float32
     )
-    # Recomputed in backward passes; dots: all but outputs of `dense`.
+    # Recomputed in backward passes; dots: all but outputs of `dense` and of chunked attention.
     remat: Literal['none', 'full', 'dots'] = dataclasses.field(default='none', metadata=NO_EFFECT)
     # Implementation (`attention.py`); splash: a TPU; cudnn: a GPU and bfloat16.
     attention: Implementation = dataclasses.field(default='auto', metadata=NO_EFFECT)
@@ -320,7 +321,7 @@ class Block(nn.Module):
 
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    'dots': jax.checkpoint_policies.save_only_these_names(PRODUCT, RESULT),
 }
 
 

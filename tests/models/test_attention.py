@@ -179,12 +179,28 @@ def test_the_decoder_learns_the_same_by_blocks(monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
 
 
-def sizes(jaxpr):
-    """The sizes of all arrays of a program, those within loops too."""
+def equations(jaxpr):
+    """All equations of a program, those within loops too."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval.size for variable in equation.outvars)
+        yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from sizes(inner)
+            yield from equations(inner)
+
+
+def sizes(jaxpr):
+    return (variable.aval.size for equation in equations(jaxpr) for variable in equation.outvars)
+
+
+def test_dots_computes_no_block_again():
+    """The loops over blocks of keys are those of a gradient that keeps all."""
+    params, tokens = random_params(), jnp.zeros((2, 40), jnp.int32)
+
+    def loops(remat):
+        execution = Execution(attention='chunked', remat=remat)
+        gradient = jax.grad(lambda params: jnp.sum(apply(params, CONFIG, execution, tokens)[0]))
+        return sum(equation.primitive.name == 'while' for equation in equations(jax.make_jaxpr(gradient)(params).jaxpr))
+
+    assert 0 < loops('dots') == loops('none') < loops('full')
 
 
 @pytest.mark.parametrize(('implementation', 'holds_them'), [('auto', False), ('xla', True)])

@@ -85,6 +85,22 @@ def test_each_of_the_two_has_its_own_gradient(factors: tuple[int, int]) -> None:
     assert_same(differentiated(5)(*arguments), differentiated(None)(*arguments))
 
 
+def test_an_entropy_that_nothing_reads_is_not_computed() -> None:
+    """The gradient is that of a loss in which its factor is 0, of fewer exponentials."""
+
+    def gradient(used: bool) -> Any:
+        def total(params: Params, hidden: Any, factor: Any) -> jax.Array:
+            log_prob, entropy = token_log_probs(params, hidden, TARGETS, SOME, TOKEN_MASK, chunk=5)
+            return FACTORS[0].ravel() @ log_prob.ravel() + (factor * jnp.sum(entropy) if used else 0.0)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1))).lower(model(), HIDDEN, 0.0).compile()
+
+    with_it, without = gradient(used=True), gradient(used=False)
+    jax.tree.map(np.testing.assert_array_equal, with_it(model(), HIDDEN, 0.0), without(model(), HIDDEN, 0.0))
+    exponentials = [program.as_text().count(' exponential(') for program in (with_it, without)]
+    assert exponentials[0] == exponentials[1] + 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.booleans(), min_size=ROWS * TIME, max_size=ROWS * TIME))
 def test_any_mask(mask: list[bool]) -> None:

@@ -11,7 +11,8 @@ of two models), `sft` (fine-tuning of a simulator). Every side of a comparison i
 when asked: A B A B, on the same cores. Before anything is timed the sides must agree on log-probabilities, losses,
 gradients and numbers of tokens. Nothing else should run on the machine: torch suffers most where its threads wait.
 Ragged rows are one padded batch for torch; simrl sorts them into microbatches by length, as its own trainings can. For
-gradients simrl recomputes all but products with weights, and its peers, which have no such way, nothing (see --remat).
+gradients simrl recomputes all but products with weights and attention by blocks, and its peers, which have no such way,
+nothing (see --remat).
 
 On a CPU --devices=2 splits simrl's rows over two devices of XLA, which share the threads: products of many small
 matrices, as in attention to a cache, run on one thread of each device.
@@ -74,8 +75,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--remat',
         choices=get_args(Remat),
-        help='what gradients recompute: dots by default (all but products with weights), which peers do not have and '
-        'recompute nothing; full with --gpu',
+        help='what gradients recompute: dots by default (all but products with weights and attention by blocks), which '
+        'peers do not have and recompute nothing; full with --gpu',
     )
     parser.add_argument('--attention', choices=get_args(Attention), default='auto', help='of simrl in training')
     parser.add_argument('--gpu', action='store_true', help='on a GPU, in bfloat16')
