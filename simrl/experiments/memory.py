@@ -8,22 +8,27 @@
    caches; to update, gradients and what they keep of the forward pass. Both copies are exact. Caches and activations
    are those of the longest conversations that there may be, which need not come; the latter within a factor of two.
 
-`check_arm` refuses a training whose exact part is more than a device has, and prints a warning where only the rest is.
+Of fine-tuning and reward models it is the first part, and gradients. `checked` refuses a training whose exact part is
+more than a device has, and prints a warning where only the rest is.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from simrl.experiments import plan
+from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE
+from simrl.experiments.pretrained_settings import PretrainedSettings, PretrainedSimulator
+from simrl.experiments.pretrained_simulators import fine_tuned_here, sft_stage
 from simrl.experiments.scene import Scene
 from simrl.experiments.settings import Compute
 from simrl.models import attention, lora, placement, sharding
 from simrl.models.abstract import ITEM_BYTES, activation_bytes, cache_bytes, device_bytes, params_of, placed
+from simrl.models.lora import LoRASettings
 from simrl.models.rows import bucket_widths
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rl.train import RLSettings
@@ -33,6 +38,8 @@ from simrl.run import memory, processes
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 from simrl.training.optimizer import Optimizer, TrainState, init_state, make_optimizer
+from simrl.training.sft import SFTSettings
+from simrl.training.supervised import FitSettings
 
 GIB = 2**30
 NEAR = 0.9  # of a device, which an estimate may take without a warning
@@ -107,25 +114,34 @@ def training_of(
     Args:
         dtype: compute dtype of training, in which the reference is kept.
     """
-    trained: Params = params_of(config, mesh, sharding.TRAINING_RULES)
-    frozen: Params = {}
-    if settings.lora is not None:
-        adapted = settings.lora
+    heads = ('value_head',) if settings.algorithm.advantage == 'gae' else ()
+    training = _training(config, settings.lora, heads, dtype, mesh, optimizer)
+    if settings.algorithm.kl == 'none':
+        return training
+    reference = training.frozen or params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
+    return dataclasses.replace(training, reference=reference)
+
+
+def _training(
+    config: TransformerConfig,
+    adapted: LoRASettings | None,
+    heads: tuple[str, ...],
+    dtype: str,
+    mesh: Mesh,
+    optimizer: Optimizer,
+) -> Training:
+    """Any training's state, without a reference."""
+    decoder, rules = params_of(config, mesh, sharding.TRAINING_RULES, heads=heads), sharding.TRAINING_RULES
+    trained, frozen = decoder, dict[str, Any]()
+    if adapted is not None:
         shapes = {'adapters': jax.eval_shape(lambda: lora.init(jax.random.key(0), config, adapted))}
-        trained = placed(shapes, placement.shardings_of(shapes, config, mesh, sharding.TRAINING_RULES))
+        trained = placed(shapes, placement.shardings_of(shapes, config, mesh, rules)) | {x: decoder[x] for x in heads}
         scale = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        frozen = params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
+        frozen = params_of(config, mesh, rules, dtype=dtype)
         frozen |= {'adapter_scale': jax.ShapeDtypeStruct((), 'float32', sharding=scale)}
-    if settings.algorithm.advantage == 'gae':
-        heads = params_of(config, mesh, sharding.TRAINING_RULES, heads=('value_head',))
-        trained = trained | {'value_head': heads['value_head']}
     abstract = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
-    shardings = placement.shardings_of(trained, config, mesh, sharding.TRAINING_RULES)
-    state_shardings = sharding.state_shardings(abstract, trained, shardings)
-    reference = None
-    if settings.algorithm.kl != 'none':
-        reference = frozen or params_of(config, mesh, sharding.TRAINING_RULES, dtype=dtype)
-    return Training(placed(abstract, state_shardings), state_shardings, frozen, reference)
+    state_shardings = sharding.state_shardings(abstract, trained, placement.shardings_of(trained, config, mesh, rules))
+    return Training(placed(abstract, state_shardings), state_shardings, frozen, None)
 
 
 def kept_kinds(training: Training, others: Sequence[Other], mesh: Mesh) -> dict[str, int]:
@@ -214,7 +230,8 @@ def step_memory(
 def arm_memory(scene: Scene, arm: str) -> StepMemory:
     """Bytes of a device in an RL step of an arm; a user's own simulator, and members of a mixture, are not counted."""
     compute, simulator, mesh = scene.compute, scene.simulator_model(arm), scene.compute.mesh.make()
-    dtype = getattr(scene.settings.arms[arm], 'dtype', None) or compute.sampling.dtype  # not all scenes can set it
+    own = scene.settings.arms[arm]
+    dtype = (own.dtype if isinstance(own, PretrainedSimulator) else None) or compute.sampling.dtype
     simulators = [] if simulator is None else [Other('simulator', simulator, dtype)]
     return step_memory(
         scene.model_configs()['assistant'],
@@ -231,46 +248,70 @@ def arm_memory(scene: Scene, arm: str) -> StepMemory:
 
 def _rewards(scene: Scene) -> Iterator[Other]:
     """The models of an RL step that give the reward."""
-    compute = scene.compute
-    by = getattr(getattr(scene.settings, 'reward', None), 'by', None)  # people's reward in the concierge world
-    if by == 'reward_model':
-        yield Other('reward model', scene.model_configs()['assistant'], compute.training.dtype, ('reward_head',))
-    if 'judge' in (models := scene.model_configs()):
+    compute, models, settings = scene.compute, scene.model_configs(), scene.settings
+    if isinstance(settings, PretrainedSettings) and settings.reward.by == 'reward_model':
+        yield Other('reward model', models['assistant'], compute.training.dtype, ('reward_head',))
+    if 'judge' in models:
         yield Other('judge', models['judge'], compute.sampling.dtype)
+
+
+def fit_memory(
+    config: TransformerConfig, settings: FitSettings, compute: Compute, heads: tuple[str, ...] = ()
+) -> StepMemory:
+    """Bytes of a device in a step of fine-tuning or of a reward model; without activations."""
+    adapted, mesh = settings.lora if isinstance(settings, SFTSettings) else None, compute.mesh.make()
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    training = _training(config, adapted, heads, compute.training.dtype, mesh, optimizer)
+    return StepMemory(kept_kinds(training, (), mesh), {}, {GRADIENTS: device_bytes(training.state.params)})
+
+
+def _fits(scene: Scene) -> Iterator[tuple[str, str, Callable[[], StepMemory]]]:
+    """The stages that fit pretrained models: a stage's name, what errors call it, its memory."""
+    s = scene.settings
+    if not isinstance(s, PretrainedSettings):
+        return
+    compute, models = scene.compute, scene.model_configs()
+    for arm, own in s.arms.items():
+        config = scene.simulator_model(arm)
+        if fine_tuned_here(own) and config is not None:
+            fit = functools.partial(fit_memory, config, s.user_sft.sft, compute)
+            yield sft_stage(arm), f'config.user_sft of config.arms.{arm}', fit
+    for stage, field in ((REWARD_STAGE, 'reward_model'), (HELD_OUT_STAGE, 'held_out_reward_model')):
+        preference, heads = getattr(s, field).preference, ('reward_head',)
+        yield stage, f'config.{field}', functools.partial(fit_memory, models['assistant'], preference, compute, heads)
 
 
 def checked(scene: Scene, stages: Sequence[Stage]) -> list[Stage]:
     """The stages, of which trainings check that their devices have room, after their own check."""
+    needs = {stage: (field, memory_of) for stage, field, memory_of in _fits(scene)}
+    for arm, seed in plan.runs(scene):
+        needs[plan.rl_stage(arm, seed)] = (f'config.arms.{arm}', functools.partial(arm_memory, scene, arm))
+    done = set[str]()  # seeds of an arm need the same
 
-    @functools.cache  # seeds of an arm
-    def check(arm: str) -> None:
-        check_arm(scene, arm)
-
-    def both(stage: Stage, arm: str) -> None:
+    def check(stage: Stage) -> None:
         stage.check()
-        check(arm)
+        field, memory_of = needs[stage.name]
+        if field not in done:
+            check_fits(field, memory_of())
+            done.add(field)
 
-    arm_of = {plan.rl_stage(arm, seed): arm for arm, seed in plan.runs(scene)}
     return [
-        dataclasses.replace(stage, check=functools.partial(both, stage, arm_of[stage.name]))
-        if stage.name in arm_of
-        else stage
+        dataclasses.replace(stage, check=functools.partial(check, stage)) if stage.name in needs else stage
         for stage in stages
     ]
 
 
-def check_arm(scene: Scene, arm: str) -> None:
-    """Refuses an arm whose training cannot fit; all processes call it. Process 0 prints if it may come not to fit.
+def check_fits(field: str, needed: StepMemory) -> None:
+    """Refuses a training that cannot fit; all processes call it. Process 0 prints if it may come not to fit.
 
     Raises:
         ConfigError: what a step keeps is more than a device has; in every process.
     """
     found = processes.gather('the memory of the devices', memory.device_limit())
     limit = None if None in found else min(found)
-    needed = arm_memory(scene, arm)
-    if limit is not None and (fault := refusal(f'config.arms.{arm}', needed, limit)):
+    if limit is not None and (fault := refusal(field, needed, limit)):
         raise ConfigError(fault)
-    warning = 'the memory of the devices is unknown' if limit is None else caution(arm, needed, limit)
+    warning = f'{field}: the memory of the devices is unknown' if limit is None else caution(field, needed, limit)
     if warning and processes.leads():
         print(f'warning: {warning}', flush=True)
 
@@ -281,14 +322,13 @@ def refusal(field: str, needed: StepMemory, limit: int) -> str:
     if least <= limit:
         return ''
     return (
-        f'{field}: expected an RL step that keeps at most the {limit / GIB:.1f} GiB of a device, found '
+        f'{field}: expected a step of its training to keep at most the {limit / GIB:.1f} GiB of a device, found '
         f'{least / GIB:.1f}: {kinds_text(needed.least)}. More devices split it (config.compute.mesh: data parameters, '
-        'optimizer, reference and gradients, model all), config.rl.lora has little to train, and '
-        'config.rl.algorithm.kl=none has no reference'
+        'optimizer, gradients and reference, model all), and adapters (lora) leave little to train'
     )
 
 
-def caution(arm: str, needed: StepMemory, limit: int) -> str:
+def caution(field: str, needed: StepMemory, limit: int) -> str:
     """Says that a step may come not to fit; '' if it does."""
     most = sum(needed.most.values())
     if most <= NEAR * limit:
@@ -299,7 +339,7 @@ def caution(arm: str, needed: StepMemory, limit: int) -> str:
         else "config.rl.algorithm.microbatches and config.compute.training.remat='full' keep less at once"
     )
     return (
-        f'{arm}: with conversations as long as they may be, an RL step takes an estimated {most / GIB:.1f} of the '
+        f'{field}: with conversations as long as they may be, a step takes an estimated {most / GIB:.1f} of the '
         f'{limit / GIB:.1f} GiB of a device: {kinds_text(needed.most)}; {fewer}'
     )
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from configs import paper, quickstart
 from simrl.experiments import experiment
 from simrl.experiments.banner import num_parameters
-from simrl.experiments.memory import GIB, Other, StepMemory, caution, refusal, step_memory
+from simrl.experiments.memory import GIB, Other, StepMemory, caution, fit_memory, refusal, step_memory
 from simrl.models.attention import LONG_ROW
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, TransformerConfig
@@ -117,12 +117,12 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said():
     assert refusal('config.arms.a', STEP, 25 * GIB) == ''
     fault = refusal('config.arms.a', STEP, 24 * GIB)
     assert fault.startswith(
-        'config.arms.a: expected an RL step that keeps at most the 24.0 GiB of a device, found 25.0: parameters 10.0, '
-        'simulator 5.0, gradients 10.0 GiB. More devices split it (config.compute.mesh'
+        'config.arms.a: expected a step of its training to keep at most the 24.0 GiB of a device, found 25.0: '
+        'parameters 10.0, simulator 5.0, gradients 10.0 GiB. More devices split it (config.compute.mesh'
     )
     assert caution('a', STEP, 42 * GIB) == ''
     warning = caution('a', STEP, 40 * GIB)
-    assert 'an RL step takes an estimated 37.0 of the 40.0 GiB of a device: parameters 10.0, simulator 5.0' in warning
+    assert 'a step takes an estimated 37.0 of the 40.0 GiB of a device: parameters 10.0, simulator 5.0' in warning
     assert warning.endswith('config.compute.rows_in_flight has fewer conversations at once')
     update = dataclasses.replace(STEP, sampling={})
     assert "config.compute.training.remat='full'" in caution('a', update, 25 * GIB)
@@ -137,7 +137,7 @@ def run_smoke(tmp_path, monkeypatch, limit, **options):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r'^config\.arms\.role_play: expected an RL step that keeps at most'):
+    with pytest.raises(ConfigError, match=r'^config\.arms\.role_play: expected a step of its training to keep at most'):
         run_smoke(tmp_path, monkeypatch, 2**10)
     assert not (tmp_path / 'run').exists()
 
@@ -151,7 +151,7 @@ def test_where_the_memory_is_unknown_the_run_says_so(tmp_path, monkeypatch, caps
     with pytest.raises(BaseException, match='expected nothing to run'):
         run_smoke(tmp_path, monkeypatch, None, only=('rl/role_play',))
     said = capsys.readouterr().out
-    assert said.count('warning: the memory of the devices is unknown') == 1  # for two seeds
+    assert said.count('warning: config.arms.role_play: the memory of the devices is unknown') == 1  # for two seeds
     assert 'estimated memory of an RL step, each device: parameters ' in said
 
 
@@ -176,7 +176,19 @@ def test_the_papers_pair_fits_where_compiling_says_so():
     eight = estimate(mesh=mesh_of(8, 1))
     assert sum(eight.most.values()) / GIB == pytest.approx(70, rel=0.1)
     assert refusal('a', eight, int(95.7 * GIB)) == ''
-    assert refusal('a', estimate(mesh=mesh_of(1, 1)), int(79 * GIB)).startswith('a: expected an RL step that keeps')
+    assert refusal('a', estimate(mesh=mesh_of(1, 1)), int(79 * GIB)).startswith('a: expected a step of its training')
+
+
+def test_fits_keep_their_state():
+    settings = experiment.settings_of(paper.get_config('sftuser-14b'))
+    number = num_parameters(CONFIG)
+    fit = functools.partial(fit_memory, CONFIG, compute=settings.compute)
+    assert sum(fit(settings.user_sft.sft).least.values()) == pytest.approx(16 * number, abs=100)
+    reward = fit(settings.reward_model.preference, heads=('reward_head',))
+    assert sum(reward.least.values()) == pytest.approx(16 * (number + 17), abs=100)
+    adapted = fit(dataclasses.replace(settings.user_sft.sft, lora=LoRASettings(rank=2, alpha=4.0)))
+    assert adapted.kept['frozen'] == pytest.approx(2 * number, abs=4)
+    assert adapted.kept['parameters'] < 2 * number
 
 
 @pytest.mark.long
@@ -187,6 +199,6 @@ def test_every_process_refuses_what_does_not_fit(tmp_path):
     ended = many_devices.end(layout.start(tmp_path / 'run', '--config=configs/quickstart.py:smoke', *flags))
     for process in ended:
         assert process.code
-        assert 'config.arms.role_play: expected an RL step that keeps at most the ' in process.errors
+        assert 'config.arms.role_play: expected a step of its training to keep at most the ' in process.errors
         assert 'parameters ' in process.errors
     assert not (tmp_path / 'run').exists()
