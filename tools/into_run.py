@@ -49,6 +49,20 @@ def assistant_of(model: str, run: pathlib.Path, experiment: ExperimentResult, gi
     Raises:
         ValueError: it is none, or what is given is not MODEL=ASSISTANT.
     """
+    name = _named(model, run, experiment, given)
+    if name not in (INITIAL, *experiment.runs):
+        names = ', '.join([INITIAL, *experiment.runs])
+        raise ValueError(f'{FLAG}: expected {model}=ASSISTANT, one of {names}, found {name or "none of that name"}')
+    return name
+
+
+def reference_of(model: str, options: argparse.Namespace) -> str:
+    """The same of a model that need not be one of --run's, and keeps its own name then."""
+    run = experiment_of(options.into)
+    return model if run is None else _named(model, options.into, run, options.assistants) or model
+
+
+def _named(model: str, run: pathlib.Path, experiment: ExperimentResult, given: Sequence[str]) -> str | None:
     told: dict[str, str] = {}
     for text in given:
         key, separator, assistant = text.rpartition('=')
@@ -57,11 +71,7 @@ def assistant_of(model: str, run: pathlib.Path, experiment: ExperimentResult, gi
         told[key] = assistant
     path, folder = pathlib.Path(model).absolute(), run.absolute()
     inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else model
-    name = told.get(model) or experiment.by_name().get(inside)
-    if name is None or name not in (INITIAL, *experiment.runs):
-        names = ', '.join([INITIAL, *experiment.runs])
-        raise ValueError(f'{FLAG}: expected {model}=ASSISTANT, one of {names}, found {name or "none of that name"}')
-    return name
+    return told.get(model) or experiment.by_name().get(inside)
 
 
 def leave_in(run: pathlib.Path, add: Callable[[pathlib.Path], None]) -> None:

@@ -63,7 +63,7 @@ from simrl.run.program import run_program
 from simrl.run.stage_files import write_json
 from tools.device_replies import add_device_flags, sample_on_device
 from tools.intents import add_fields, settings_of
-from tools.into_run import add_run_flags, assistant_of, experiment_of, leave_in
+from tools.into_run import add_run_flags, assistant_of, experiment_of, leave_in, reference_of
 from tools.judges import (
     ON_DEVICE,
     Missing,
@@ -201,7 +201,7 @@ def run_pairs(options: argparse.Namespace) -> Missing:
 
     lost, results = write_all(options.output, found, asked.generations, reference, result_of)
     if asked.assistant is not None:
-        two = asked.assistant, reference
+        two = asked.assistant, reference_of(reference, options)
         leave(options, {str(path): [of_run.of_reward(of, *two, judge, len(tasks))] for judge, path, of in results})
     return lost, asked_again(options.output / 'pairs', has_tries=True)
 
@@ -215,7 +215,7 @@ def run_wb_reward(options: argparse.Namespace) -> Missing:
     settings = read_settings(RewardSettings, vars(options))
 
     def number(result: Result, assistant: str, *more: Any) -> WildBenchNumber:
-        return of_run.of_reward(result, assistant, options.reference, *more)
+        return of_run.of_reward(result, assistant, reference_of(options.reference, options), *more)
 
     return of_judge_file(
         options, settings, lambda scope: reward_of(options.file, options.reference, scope, settings), number

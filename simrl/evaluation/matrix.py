@@ -19,7 +19,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from simrl.evaluation.comparisons import Runs, paired, pairs_of
-from simrl.evaluation.outcomes import Outcomes
+from simrl.evaluation.outcomes import Outcomes, judge_parts, panel_votes
 from simrl.evaluation.results.measures import INITIAL, Arm
 from simrl.evaluation.results.simulators import MatrixResult, SimulatorDifference, Transfer
 from simrl.evaluation.seeds import t_interval
@@ -107,7 +107,22 @@ def matrix_of(
         },
         times=times,
         differences=tuple(difference for _, _, differences in found.values() for difference in differences),
+        judges=_by_judge(met, simulators),
+        votes=panel_votes([x for of in met.values() for x in of.values()]),
     )
+
+
+def _by_judge(met: Met, simulators: Mapping[str, str]) -> dict[str, tuple[tuple[float, ...], ...]]:
+    """Mean scores with each simulator of each assistant, by the part of each judge of a panel."""
+
+    def mean(judge: str, user: str, of: Mapping[str, Outcomes]) -> float:
+        return present_mean(np.concatenate([x.parts[judge] for name, x in of.items() if simulators[name] == user]))
+
+    users = dict.fromkeys(simulators[name] for name in met[INITIAL])
+    return {
+        judge: tuple(tuple(mean(judge, user, of) for of in met.values()) for user in users)
+        for judge in judge_parts([x for of in met.values() for x in of.values()])
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -174,17 +174,33 @@ def _preferred(found: Outcomes, initial: Outcomes, prefer: Prefer) -> np.ndarray
     return values
 
 
-def panel_votes(outcomes: Mapping[str, Outcomes]) -> Votes | None:
-    """The worth of a panel's judges as votes, by their scores of all assistants (`position.votes_of`).
+def with_common_parts(outcomes: Mapping[str, Outcomes]) -> dict[str, Outcomes]:
+    """The outcomes with the parts that all of them have: a stage of an earlier version may have fewer."""
+    common = set.intersection(*(set(found.parts) for found in outcomes.values()))
+    return {
+        name: dataclasses.replace(found, parts={part: x for part, x in found.parts.items() if part in common})
+        for name, found in outcomes.items()
+    }
+
+
+def judge_parts(outcomes: Sequence[Outcomes]) -> list[str]:
+    """The parts of a panel's judges that all outcomes have; empty without two judges."""
+    names = [part for part in outcomes[0].parts if part.startswith(JUDGE_PART)]
+    common = [name for name in names if all(name in found.parts for found in outcomes)]
+    return common if len(common) > 1 else []
+
+
+def panel_votes(outcomes: Sequence[Outcomes]) -> Votes | None:
+    """The worth of a panel's judges as votes, by their scores in all outcomes (`position.votes_of`).
 
     Returns:
         None without two judges' parts, or where a judge always gives the same score.
     """
-    judges = [part for part in outcomes[INITIAL].parts if part.startswith(JUDGE_PART)]
-    if len(judges) < 2:
+    judges = judge_parts(outcomes)
+    if not judges:
         return None
-    scores = {judge: np.concatenate([found.parts[judge] for found in outcomes.values()]) for judge in judges}
-    votes = votes_of(scores, [cluster for found in outcomes.values() for cluster in found.clusters])
+    scores = {judge: np.concatenate([found.parts[judge] for found in outcomes]) for judge in judges}
+    votes = votes_of(scores, [cluster for found in outcomes for cluster in found.clusters])
     return None if votes.mean_correlation is None else votes
 
 

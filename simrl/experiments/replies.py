@@ -14,6 +14,7 @@ from simrl.experiments.settings import Compute
 from simrl.models import placement
 from simrl.remote.answers import MAY_PASS
 from simrl.rewards.rewards import Score
+from simrl.rewards.rubric import JUDGE_PART
 from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.collect import ConversationError, for_sampling
@@ -33,6 +34,7 @@ class Scored:
         rows: their conversations, of `transcripts`.
         resamples: int `[N]`, messages that the user discarded.
         scores: float32 `[N]`, NaN where there is none.
+        judges: the same by the parts of a panel's judges, `judge_NAME`; empty without a panel.
         causes: by number, why a conversation has no score.
     """
 
@@ -40,6 +42,7 @@ class Scored:
     rows: Sequence[dict[str, Any]]
     resamples: np.ndarray
     scores: np.ndarray
+    judges: Mapping[str, np.ndarray]
     causes: Mapping[int, str]
 
     @property
@@ -79,6 +82,7 @@ def scored_conversations(
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
     rows: list[dict[str, Any]] = []
     resamples, scores = [], []
+    judges: dict[str, list[np.ndarray]] = {}
     causes: dict[int, str] = {}
     with Progress(name, -(-len(examples) // batch_size)) as progress:
         for chosen, found, without in judged_batches(
@@ -99,9 +103,13 @@ def scored_conversations(
             rows += transcripts(host, chat.decode)[:number]
             resamples.append(host.resamples[:number])
             scores.append(np.where(found.rewards.valid, found.rewards.value, np.nan)[:number])
+            for part, values in found.rewards.parts.items():
+                if part.startswith(JUDGE_PART):
+                    judges.setdefault(part, []).append(np.where(found.rewards.valid, values, np.nan)[:number])
             progress.update(tokens=float(np.sum(host.length[:number])))
     print_causes(name, causes.values())
-    return Scored(examples, rows, np.concatenate(resamples), np.concatenate(scores), causes)
+    by_judge = {part: np.concatenate(values) for part, values in judges.items()}
+    return Scored(examples, rows, np.concatenate(resamples), np.concatenate(scores), by_judge, causes)
 
 
 def check_answered(name: str, causes: Mapping[int, str]) -> None:

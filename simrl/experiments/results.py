@@ -7,7 +7,7 @@ numbers are called; nothing else is known of how they ran. Every stage named in 
   'example', 'cluster', 'cause', 'score', 'end', 'assistant_turns', 'truncated', 'user_truncated', 'assistant_tokens',
   and the scene's own: numbers ('share_met'), or labels ('first_act'). Where a conversation has no score, 'cause' says
   why and the columns after it are null; it is '' elsewhere. Stages of an earlier version have no 'cause', and none
-  without a score; nor have they 'assistant_tokens'.
+  without a score; nor have they 'assistant_tokens'. Of a score by a panel of judges each one's is 'judge_NAME'.
 - of RL: columns by logged step
 - of forecasts: see `forecasts`
 - of a likelihood: {'log_likelihood': [...], 'tokens': [...], 'source': [...]}, one entry per row; null for a simulator
@@ -30,7 +30,7 @@ from simrl.evaluation.fidelity.annotators import Annotators
 from simrl.evaluation.fidelity.likelihood import nats_per_token
 from simrl.evaluation.fidelity.turns import read_turns
 from simrl.evaluation.matrix import matrix_of
-from simrl.evaluation.outcomes import TOKENS, Outcomes, compare, outcomes_of, panel_votes, summarise
+from simrl.evaluation.outcomes import Outcomes, compare, outcomes_of, panel_votes, summarise, with_common_parts
 from simrl.evaluation.results import files as result_files
 from simrl.evaluation.results.conversations import ConversationsResult, Message, ShownConversation, ShownExample
 from simrl.evaluation.results.files import Results
@@ -201,7 +201,7 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
         for name, measure in spec.measures.items()
     }
     outcomes = {
-        name: {who: outcomes_of(who, _columns(blocks)) for who, blocks in found.items()}
+        name: with_common_parts({who: outcomes_of(who, _columns(blocks)) for who, blocks in found.items()})
         for name, found in parts.items()
     }
     met = {
@@ -241,9 +241,9 @@ def results_of(spec: ResultsSpec, workdir: pathlib.Path) -> Results:
 
 
 def _columns(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The columns of several stages, one after the other."""
+    """The columns of several stages, one after the other: those that all have, as earlier versions have fewer."""
     found = [{'cause': [''] * len(block['outcomes']['example']), **block['outcomes']} for block in blocks]
-    names = [name for name in found[0] if name != TOKENS or all(TOKENS in columns for columns in found)]
+    names = [name for name in found[0] if all(name in columns for columns in found)]
     return {name: [x for columns in found for x in columns[name]] for name in names}
 
 
@@ -260,7 +260,7 @@ def _measure(spec: ResultsSpec, name: str, outcomes: Mapping[str, Outcomes]) -> 
         arms=arms,
         differences=differences,
         without_outcome=int((~np.any([found.judged for found in outcomes.values()], axis=0)).sum()),
-        votes=panel_votes(outcomes),
+        votes=panel_votes([*outcomes.values()]),
     )
 
 

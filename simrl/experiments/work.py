@@ -198,6 +198,7 @@ def conversations_with(
     kept = scored.kept
     rows = [scored.rows[number] for number in kept]
     columns, counts = scene.outcomes([examples[number] for number in kept], rows, scored.scores[kept])
+    columns = {**columns, **{part: values[kept].tolist() for part, values in scored.judges.items()}}
     repeated, later = repeated_messages(rows)
     of_users = {'resampled': int(scored.resamples[kept].sum()), 'repeated': repeated, 'later_messages': later}
     stop_texts = [agent_for(user, examples[number]).stop_text for number in kept]

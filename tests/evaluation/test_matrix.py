@@ -143,6 +143,32 @@ def test_what_conversations_share_cancels_in_a_pair_and_not_in_a_cell():
     assert all(0.03 < x.checkpoint_score.low < x.checkpoint_score.high < 0.07 for x in found.differences)
 
 
+def test_of_a_panel_each_judge_has_means_and_the_panel_its_votes(scores):
+    """Judges by which the score is made, over the conversations that have one; without two of them nothing."""
+
+    def of(shift):
+        return lambda who, name: [
+            None if x is None else x / 2 + shift * (i % 2) for i, x in enumerate(scores[who, name])
+        ]
+
+    met = met_like(lambda who, name: scores[who, name])
+    parts = {judge: met_like(of(shift)) for judge, shift in (('judge_a', 0.0), ('judge_b', 0.5))}
+    for who, found in met.items():
+        for name, x in found.items():
+            own = {judge: other[who][name].score for judge, other in parts.items()}
+            found[name] = dataclasses.replace(x, parts=x.parts | own)
+    found = matrix_of(met, SIMULATORS, RUNS, ARMS, score='score', resamples=50)
+    assert list(found.judges) == ['judge_a', 'judge_b']
+    for judge, shift in (('judge_a', 0.0), ('judge_b', 0.5)):
+        for row, user in enumerate(found.users):
+            for column, who in enumerate(found.assistants):
+                own = [x for name in met[who] if SIMULATORS[name] == user for x in of(shift)(who, name)]
+                assert found.judges[judge][row][column] == pytest.approx(mean(own))
+    assert 0 < found.votes.mean_correlation < 1
+    assert found.votes.effective == pytest.approx(2 / (1 + found.votes.mean_correlation))
+    assert matrix_of(met_like(of(0.0)), SIMULATORS, RUNS, ARMS, score='score', resamples=50).judges == {}
+
+
 def test_people_are_the_last_user_with_examples_of_their_own():
     met = met_like(lambda who, name: [0.1 * i for i in range(8)])
     with_people = {who: outcomes_of(who, columns([0.5, 0.25, None])) for who in met}

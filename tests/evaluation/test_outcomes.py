@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simrl.evaluation.gap_recovered import gaps_recovered
-from simrl.evaluation.outcomes import compare, outcomes_of, panel_votes, summarise
+from simrl.evaluation.outcomes import compare, outcomes_of, panel_votes, summarise, with_common_parts
 from tests.evaluation.made_up import columns, outcomes, vote
 
 
@@ -65,7 +65,7 @@ def test_a_panels_judges_are_worth_their_votes_over_all_assistants():
         return own | {f'judge_{k}': [*scores[x, assistant], None] for k, x in more.items()}
 
     def votes(more):
-        return panel_votes({name: outcomes_of(name, of(k, more)) for k, name in enumerate(('initial', 'a/seed-0'))})
+        return panel_votes([outcomes_of(name, of(k, more)) for k, name in enumerate(('initial', 'a/seed-0'))])
 
     found = votes({'a': 0, 'b': 1})
     assert found.mean_correlation == pytest.approx(np.corrcoef(scores[:2].reshape(2, -1))[0, 1])
@@ -74,10 +74,12 @@ def test_a_panels_judges_are_worth_their_votes_over_all_assistants():
     assert votes({'a': 0, 'b': 0}).effective == pytest.approx(1)
     assert votes({'a': 0}) is None
     same = [*np.full(40, 0.7), None]
-    alike = {
-        name: outcomes_of(name, of(k, {'a': 0}) | {'judge_b': same}) for k, name in enumerate(('initial', 'a/seed-0'))
-    }
+    alike = [outcomes_of(str(k), of(k, {'a': 0}) | {'judge_b': same}) for k in (0, 1)]
     assert panel_votes(alike) is None, 'a judge who never differs'
+    one, both = (outcomes_of(str(k), of(k, more)) for k, more in enumerate(({'a': 0}, {'a': 0, 'b': 1})))
+    assert panel_votes([one, both]) is None, 'a stage of an earlier version has fewer parts'
+    kept = with_common_parts({'initial': both, 'a/seed-0': one})
+    assert [list(found.parts) for found in kept.values()] == [['share_met', 'judge_a']] * 2
 
 
 def test_a_higher_score_wins_where_nothing_else_is_said_and_there_is_no_second_win_rate():

@@ -102,6 +102,8 @@ def test_a_panel_gives_the_reward_and_a_local_judge_compares(judge_files, tmp_pa
     assert all(0 < score < 1 for score in measured['outcomes']['score'])
     matrix = json.loads((tmp_path / 'run/matrix/initial/role_play/result.json').read_text())
     assert {round(score, 6) for score in matrix['outcomes']['score']} <= {n / 10 for n in range(11)}
+    for judge in ('judge_first', 'judge_second'):
+        assert matrix['outcomes'][judge] == matrix['outcomes']['score'], 'both say the same here'
 
 
 @pytest.mark.long

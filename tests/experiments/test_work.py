@@ -104,7 +104,11 @@ def measured(monkeypatch, failed: Mapping[str, str], examples: int = 5, max_unju
         reasons = {row: failed[x.id] for row, x in enumerate(chosen) if x.id in failed}
         valid = np.array([row not in reasons for row in range(len(chosen))])
         value = np.array([int(x.id[1:]) / 10 for x in chosen], np.float32)
-        return lambda: (Rewards(value, valid, {}, np.where(valid, 0, CAUSES.index(JUDGE_FAILED)).astype('i4')), reasons)
+        parts = {'judge_a': value * 2, 'share': value}
+        return lambda: (
+            Rewards(value, valid, parts, np.where(valid, 0, CAUSES.index(JUDGE_FAILED)).astype('i4')),
+            reasons,
+        )
 
     def transcripts(batch, _):
         said = [{'user': 'bye' + TERMINAL_TEXT * (row == 2), 'assistant': 'hi'} for row in range(len(batch.end_reason))]
@@ -137,6 +141,8 @@ def test_a_conversation_without_a_score_is_masked_with_its_cause(monkeypatch, ca
     assert columns['cluster'] == ['hi 0', 'hi 0', 'hi 1', 'hi 1', 'hi 2']
     assert columns['cause'] == ['', FAILED['e1'], '', '', FAILED['e4']]
     assert columns['score'] == [0.0, None, pytest.approx(0.2), pytest.approx(0.3), None]
+    assert columns['judge_a'] == [0.0, None, pytest.approx(0.4), pytest.approx(0.6), None], 'of a panel each judge'
+    assert 'share' not in columns, 'other parts are the scene’s'
     assert columns['end'] == ['turns', None, 'turns', 'turns', None]
     assert columns['act'] == ['ask', None, 'ask', 'ask', None]
     of_users = {'resampled': 0 + 2 + 0, 'repeated': 0, 'later_messages': 0, 'missed_signals': 1}

@@ -513,11 +513,15 @@ def test_numbers_of_a_runs_assistants_are_left_in_it(tmp_path, tasks, capsys, mo
         with pytest.raises(SystemExit, match=f'^error: .*{told}'):
             wildbench.main(command)
     wildbench.main(['wb-score', str(score), *more, '--weights=equal'])
-    assert written == [str(folder)] * 8
+    assert written == [str(folder)] * 8, 'the report of the run is made again each time'
     (equal,) = result_files.read_added(folder).wildbench.outputs[str(score)]
     assert (equal.settings, equal.judge, equal.assistant) == ({'weights': 'equal'}, 'c', 'persona/seed-0')
     assert equal.macro == pytest.approx(sum(of.mean for of in equal.groups.values()) / len(equal.groups))
     wildbench.main(['wb-score', str(score), *more])
+    renamed = [*more, 'initial=persona/seed-0']
+    wildbench.main(['wb-reward', str(pair), '--reference=initial', *renamed])
+    assert result_files.read_added(folder).wildbench.outputs[str(pair)][0].against == 'persona/seed-0'
+    wildbench.main(['wb-reward', str(pair), '--reference=initial', *more])
     outputs = result_files.read_added(folder).wildbench.outputs
     assert [pathlib.Path(place).name for place in outputs] == [
         *('mine.checklist.jsonl', 'initial.checklist.jsonl', 'initial.checklist.jsonl'),

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from simrl.evaluation.report import page, summary
 from simrl.evaluation.report.page import Cell
 from simrl.evaluation.report.summary import Interval, interval, number
+from simrl.evaluation.report.tables import panel_text
 from simrl.evaluation.results.files import Results
 from simrl.evaluation.results.measures import INITIAL, ExperimentResult
 from simrl.evaluation.results.simulators import MatrixResult
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
+from simrl.rewards.rubric import JUDGE_PART
 
 MAX_ROWS = 24  # longer tables are folded
 MATRIX = (
@@ -78,7 +80,28 @@ def matrix(experiment: ExperimentResult, found: MatrixResult, colours: Mapping[s
         drawn,
         page.paragraph(about, 'note'),
         page.details('The numbers, a checkpoint a row (intervals over conversations)', table),
+        *_by_judge(experiment, found, colours),
     ]
+
+
+def _by_judge(experiment: ExperimentResult, found: MatrixResult, colours: Mapping[str, str]) -> list[str]:
+    """The means by each judge of a panel; nothing without one."""
+    rows: list[Sequence[str | Cell]] = [
+        (
+            Cell(assistant, dot=colours[assistant]),
+            judge.removeprefix(JUDGE_PART),
+            *(number(row[column] * found.times, mean_digits(found.times)) for row in means),
+        )
+        for column, assistant in enumerate(found.assistants)
+        for judge, means in found.judges.items()
+    ]
+    if not rows:
+        return []
+    users = [user_name(experiment, user) for user in found.users if user != found.people]
+    table = page.table(('assistant', 'judge', *(f'with {user}' for user in users)), rows)
+    about = panel_text(found.judges, found.votes)
+    note = [page.paragraph(about, 'note')] if about else []
+    return [page.details('The same means by each judge of the panel', table, *note)]
 
 
 def transfers(results: Results, found: MatrixResult, colours: Mapping[str, str]) -> list[str]:

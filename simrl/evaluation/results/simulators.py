@@ -4,6 +4,7 @@ import dataclasses
 
 from simrl.evaluation.fidelity.measure import SourceFidelity
 from simrl.evaluation.forecast import RankCorrelation
+from simrl.evaluation.position import Votes
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.statistics import Estimate
 
@@ -55,6 +56,10 @@ class MatrixResult:
     causes: dict[str, int] = dataclasses.field(default_factory=dict)  # of those with simulators
     times: int = 1  # reports show scores multiplied by it: 100 for a score of at most 1
     differences: tuple[SimulatorDifference, ...] = ()  # of every pair of arms with a common seed
+    # Of a score by a panel of judges, by the part of each judge: means as `mean`, with simulators alone; and the votes
+    # that the panel is worth. Empty, and None, without a panel, and in results of an earlier version.
+    judges: dict[str, tuple[tuple[float, ...], ...]] = dataclasses.field(default_factory=dict)
+    votes: Votes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from simrl.evaluation.position import Votes
 from simrl.evaluation.report import figures, matrix, page
+from simrl.evaluation.report.drawing import looks_of
 from simrl.evaluation.report.report import console_table
 from simrl.evaluation.results.simulators import SimulatorDifference
 from simrl.evaluation.seeds import t_interval
@@ -72,6 +74,19 @@ def test_differences_have_the_interval_over_conversations_below_that_over_seeds(
     assert '+1.3<small>[+0.6, +2.0]<br>checkpoints [+1.2, +2.5]</small>' in rows['sft 7b − initial']
     assert 'checkpoints [−31.0, −12.0]' in rows['sft 7b − role_play']
     assert rows['sft 7b − role_play'].count('<td>–</td>') == 2, 'nothing is known with the other simulators'
+
+
+def test_of_a_panel_each_judge_has_its_means(held_out):
+    found, looks = held_out.matrix, looks_of(held_out.experiment)
+    own = tuple(tuple(x / 2 for x in row) for row in found.mean[: len(found.users) - (found.people is not None)])
+    panel = dataclasses.replace(found, judges={'judge_a': own, 'judge_<b>': own}, votes=Votes(1.0, 1.0, 0.9, 1.1))
+    colours = {name: look.colour for name, look in looks.items()}
+    text, plain = (''.join(matrix.matrix(held_out.experiment, of, colours, '')) for of in (panel, found))
+    assert 'each judge of the panel' not in plain
+    part = text[text.index('each judge of the panel') :]
+    assert part.count('&lt;b&gt;') == len(found.assistants)
+    assert f'<td>{own[0][0] * found.times:.{matrix.mean_digits(found.times)}f}</td>' in part
+    assert 'worth 1.00 [0.90, 1.10] independent judges' in part
 
 
 def test_held_out_simulators_are_marked_everywhere(held_out):
