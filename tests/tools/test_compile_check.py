@@ -376,7 +376,7 @@ def sent(program, scope=''):
 
 def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
     text, found = numbers(tmp_path, '--programs=passes,step')
-    assert '## sftuser-7b on cpu:2 as data=2 x model=1' in text
+    assert '## sftuser-7b on cpu:2 as 2x1' in text
     assert re.search(r'\n\| passes \| 4 \| 0\.0', text)
     passes, step = (found['programs'][name] for name in ('passes', 'step'))
     assert (passes['calls'], step['calls']) == (4, 2)
@@ -408,6 +408,24 @@ def test_sides_of_continuous_batching_are_compiled_apart(tmp_path):
     caches, cache = others - passing['parameters to sample'], passing["the assistant's cache"]
     assert cache <= caches <= 2 * cache
     assert assistant['bytes']['aliased'] > 0  # caches are written in place
+
+
+@pytest.mark.long
+def test_a_simulator_with_a_mesh_of_its_own_is_compiled_for_it(tmp_path):
+    flags = ('--config.compute.simulator_mesh.data=1', '--config.compute.simulator_mesh.model=2')
+    programs = ('--programs=block/user,block/assistant,feed/user',)
+    text, found = numbers(tmp_path, *programs, *flags)
+    assert '## sftuser-7b on cpu:2 as 2x1, simulator 1x2' in text
+    assert found['simulator_mesh'] == [1, 2]
+    same = numbers(tmp_path, *programs, '--config.compute.batching=continuous')[1]
+    # The simulator's weights and heads are split in two, and not the rows: that is as many bytes of caches.
+    assert found['kept']['simulator'] == pytest.approx(same['kept']['simulator'] / 2, rel=0.1)
+    assert found['passing'] == same['passing']
+    assert {x['kind'] for x in found['programs']['block/user']['collectives']} >= {'all-reduce'}
+    sizes, before = (x['programs']['block/user']['bytes']['arguments'] for x in (found, same))
+    assert sizes < before
+    of_assistant = [x['programs']['block/assistant']['bytes']['arguments'] for x in (found, same)]
+    assert of_assistant[0] == pytest.approx(of_assistant[1], rel=0.01)
 
 
 @pytest.mark.long

@@ -43,15 +43,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from simrl.experiments.experiment import settings_of
+from simrl.experiments.settings import SimulatorMeshSettings
 from simrl.main import USER_ERRORS, parse_flags
 from simrl.run import runtime
 from simrl.run.config import ConfigError
 from simrl.run.program import run_program
-from tools.compile_check.check import Checked, check
-from tools.compile_check.machines import mesh_of, mesh_shape, prepare_process, topology_of
+from tools.compile_check.check import SIMULATOR, Checked, check
+from tools.compile_check.machines import Topology, mesh_of, mesh_shape, prepare_process, topology_of
 from tools.compile_check.programs import NAMES
 from tools.compile_check.report import line_of, plain, smallest, text_of
 from tools.compile_check.scaling import check_chips
@@ -114,20 +116,37 @@ def compile_all(
     meshes = [mesh_of(topology, shape) for topology in topologies]
     for topology, devices in zip(topologies, meshes, strict=True):
         check_chips(topology, devices, chips)
+    theirs = [simulator_mesh_of(settings.compute.simulator_mesh, topology) for topology in topologies]
     found: list[Checked] = []
-    for topology, devices in zip(topologies, meshes, strict=True):
+    for topology, devices, simulator_mesh in zip(topologies, meshes, theirs, strict=True):
         for work in works:
             found.append(
                 check(
                     *(work, topology, devices),
                     names=programs,
                     few=layers,
+                    simulator_mesh=None if work.user is None else simulator_mesh,
                     on_measured=lambda program: print(line_of(program), file=sys.stderr, flush=True),
                 )
             )
             print(f'{text_of(found[-1], list(map(int, chips)))}\n', flush=True)
     print('\n'.join(smallest(found)))
     return found
+
+
+def simulator_mesh_of(settings: SimulatorMeshSettings | None, topology: Topology) -> Mesh | None:
+    """The simulators' mesh of a topology.
+
+    Raises:
+        ConfigError: it is of other devices, or not of all.
+    """
+    if settings is None:
+        return None
+    if settings.devices == 'other':
+        raise ConfigError(
+            f"{SIMULATOR}.devices: expected 'same', found 'other': check each side with a --topology of its own devices"
+        )
+    return mesh_of(topology, (settings.data, settings.model), SIMULATOR)
 
 
 if __name__ == '__main__':

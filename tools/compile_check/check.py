@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from simrl.experiments.memory import kept_kinds
+from simrl.experiments.memory import kept_kinds, other_kinds
 from simrl.models import sharding
 from simrl.run.config import ConfigError
 from tools.compile_check.machines import Topology
@@ -15,6 +15,7 @@ from tools.compile_check.programs import UNROLLED, Program, rollout_programs, tr
 from tools.compile_check.shapes import others_of, passing_kinds
 from tools.compile_check.work import Work
 
+SIMULATOR = 'config.compute.simulator_mesh'
 OnMeasured = Callable[[Measured], None]
 
 
@@ -24,6 +25,7 @@ class Checked:
 
     Attributes:
         topology, data, model: where.
+        simulator: data and model of the simulator's mesh; None: the same.
         programs: what was compiled, by name.
         kept: bytes a device of what a step keeps, by kind.
         passing: bytes a device of what a step has for a while, by kind: among arguments of programs.
@@ -40,6 +42,7 @@ class Checked:
     passing: Mapping[str, float]
     layers: Mapping[str, int]
     depths: Sequence[Mapping[str, int]]
+    simulator: tuple[int, int] | None = None
 
     def needs(self, name: str) -> float:
         """Bytes of a device while a program runs: the program's, and those of what is kept beside it."""
@@ -60,17 +63,23 @@ class Checked:
         return None if chip is None else self.needs(self.most) <= chip.memory
 
 
-def check_mesh(work: Work, mesh: Mesh) -> None:
+def check_mesh(work: Work, mesh: Mesh, simulator_mesh: Mesh | None = None) -> None:
     """Refuses a mesh that divides neither the models nor the rows of an RL step.
 
     Raises:
         ConfigError: the field, and what does not divide it.
     """
     for name, agent in work.models().items():
+        own, flag = (mesh, '--mesh') if name == 'assistant' or simulator_mesh is None else (simulator_mesh, SIMULATOR)
         try:
-            sharding.param_shardings(agent.policy.spec.config, mesh, sharding.TRAINING_RULES)
+            sharding.param_shardings(agent.policy.spec.config, own, sharding.TRAINING_RULES)
         except ValueError as error:
-            raise ConfigError(f'--mesh: {error} ({name} of arm {work.name})') from error
+            raise ConfigError(f'{flag}: {error} ({name} of arm {work.name})') from error
+    if simulator_mesh is not None and work.rows_at_once % simulator_mesh.shape['data']:
+        raise ConfigError(
+            f'config.compute.rows_in_flight: expected a multiple of {SIMULATOR}.data={simulator_mesh.shape["data"]}, '
+            f'found {work.rows_at_once} rows'
+        )
     rows = {
         'config.rl.prompts_per_step x samples_per_prompt': work.rows,
         'config.compute.rows_in_flight': work.rows_at_once,
@@ -82,11 +91,19 @@ def check_mesh(work: Work, mesh: Mesh) -> None:
 
 
 def check(
-    work: Work, topology: Topology, mesh: Mesh, *, names: Sequence[str], few: int | None, on_measured: OnMeasured
+    work: Work,
+    topology: Topology,
+    mesh: Mesh,
+    *,
+    names: Sequence[str],
+    few: int | None,
+    on_measured: OnMeasured,
+    simulator_mesh: Mesh | None = None,
 ) -> Checked:
     """Compiles an arm's programs for a mesh.
 
     Args:
+        simulator_mesh: of the same devices, where the simulator has another; its messages do not pass as text.
         names: of programs; others are left out.
         few: layers to compile unrolled programs with, and twice as many; None: all of them.
         on_measured: called with each program once it is known.
@@ -95,7 +112,7 @@ def check(
     depths = [layers] if few is None else fewer_layers(layers, few)
     # Which axes parameters have is found by computing, which a mesh of absent devices, once it is set, does not allow.
     for depth in (layers, dict.fromkeys(layers, 1), *depths):
-        check_mesh(work.with_layers(depth), mesh)
+        check_mesh(work.with_layers(depth), mesh, simulator_mesh)
     with jax.set_mesh(mesh):
         training, scanned = training_programs(work, mesh)
         for program in scanned:
@@ -103,17 +120,23 @@ def check(
                 measured[program.name] = compiled(program, mesh)[0]
                 on_measured(measured[program.name])
         if set(UNROLLED).intersection(names):
-            points = [{x.name: x for x in _rollout(work.with_layers(depth), mesh, names)} for depth in depths]
+            points = [
+                {x.name: x for x in _rollout(work.with_layers(depth), mesh, simulator_mesh, names)} for depth in depths
+            ]
             for name in points[0]:
                 own = [point[name] for point in points]
                 measured[name] = own[0] if len(own) == 1 else extrapolated(own, depths, layers)
                 on_measured(measured[name])
-        kept, passing = kept_kinds(training, others_of(work), mesh), passing_kinds(work, training, mesh)
+        theirs = mesh if simulator_mesh is None else simulator_mesh
+        others, simulators = others_of(work)
+        kept = kept_kinds(training, others, mesh) | other_kinds(simulators, theirs)
+        passing = passing_kinds(work, training, {'assistant': mesh, 'user': theirs})
     shape = mesh.shape
-    return Checked(work, topology, shape['data'], shape['model'], measured, kept, passing, layers, depths)
+    apart = None if simulator_mesh is None else (theirs.shape['data'], theirs.shape['model'])
+    return Checked(work, topology, shape['data'], shape['model'], measured, kept, passing, layers, depths, apart)
 
 
-def _rollout(work: Work, mesh: Mesh, names: Sequence[str]) -> Iterator[Measured]:
+def _rollout(work: Work, mesh: Mesh, simulator_mesh: Mesh | None, names: Sequence[str]) -> Iterator[Measured]:
     """The measured programs of a rollout. `start` is compiled whether asked for or not: others take its results."""
     kept: list[Measured] = []
 
@@ -122,8 +145,9 @@ def _rollout(work: Work, mesh: Mesh, names: Sequence[str]) -> Iterator[Measured]
         kept.append(one)
         return result.output_shardings
 
-    for program in rollout_programs(work, mesh, compile_start):
+    for program in rollout_programs(work, mesh, compile_start, simulator_mesh):
         if program.name in names:
-            yield compiled(program, mesh)[0]
+            with jax.set_mesh(simulator_mesh if simulator_mesh and program.name.endswith('/user') else mesh):
+                yield compiled(program, mesh)[0]
     if 'start' in names:
         yield from kept

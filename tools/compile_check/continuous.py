@@ -1,6 +1,7 @@
 """The programs of continuous batching (`rollouts.continuous`), traced from shapes: with all rows in flight.
 
-A side's program leaves the other side's caches and parameters where they are: they are counted beside it.
+A side's program leaves the other side's caches and parameters where they are: they are counted beside it. Each side may
+have a mesh of its own, of the same devices.
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.models.abstract import device_bytes, placed
-from simrl.models.rows import num_shards
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import capacity_for
+from simrl.rollouts.flight import parts_of
 from simrl.rollouts.messages import header_lengths, room_to_receive
 from simrl.rollouts.schedule import MOST_STEPS, Level, levels
 from simrl.rollouts.window import Asked, Caches, _fed, decode_block, new_caches
@@ -46,38 +47,45 @@ class _Side:
     heard: int  # max tokens fed to a row at once
 
 
-def continuous_programs(work: Work, mesh: Mesh) -> Iterator[Pace]:
+def continuous_programs(work: Work, meshes: Mapping[str, Mesh]) -> Iterator[Pace]:
     """`block/SIDE`: a block of the decode loop; and `feed/SIDE`: rows that enter are fed.
 
     Both sides are on the device; else batching is static.
+
+    Args:
+        meshes: of each side.
     """
-    sides = {name: _side(work, name, mesh) for name in SIDES}
+    shards = parts_of(work.rows_at_once, (meshes['user'], meshes['assistant']))
+    sides = {name: _side(work, name, meshes[name], shards) for name in SIDES}
     pieces, messages = work.rows // work.rows_at_once, list(walk(work))
     for name, side in sides.items():
         beside = sum(device_bytes((x.policy.params, x.caches)) for other, x in sides.items() if other != name)
-        spec, level, shards = side.policy.spec, side.level, num_shards(work.rows_at_once)
+        spec, level, mesh = side.policy.spec, side.level, meshes[name]
         sent = pieces * sum(message.role == SIDES[name] for message in messages)
         steps = min(MOST_STEPS, spec.max_new_tokens)
-        traced = decode_block.trace(side.policy, side.caches, _asked(side, shards, mesh), steps=steps)
+        with jax.set_mesh(mesh):
+            traced = decode_block.trace(side.policy, side.caches, _asked(side, shards, mesh), steps=steps)
         blocks = -(-spec.max_new_tokens // steps) * -(-level.rows // level.window)
         yield Pace(f'block/{name}', traced, sent * blocks, beside)
         rows = shards * level.entering
         given = [whole(shape, np.dtype('int32'), mesh) for shape in ((rows, side.heard), (rows,), (rows,))]
-        traced = _fed.trace(side.policy, side.caches.entering, *given)
+        with jax.set_mesh(mesh):
+            traced = _fed.trace(side.policy, side.caches.entering, *given)
         entries = sent * -(-level.rows // level.entering)
         yield Pace(f'feed/{name}', traced, entries, beside + device_bytes((side.caches.window, side.caches.parked)))
 
 
-def _side(work: Work, name: str, mesh: Mesh) -> _Side:
+def _side(work: Work, name: str, mesh: Mesh, shards: int) -> _Side:
     role = SIDES[name]
     policy, partner = policy_of(work.side(role), mesh), work.max_new_tokens[name == 'user']
     assert policy is not None
     spec, rows = policy.spec, work.rows_at_once
-    level, room = levels(rows, num_shards(rows), len(SIDES))[0], work.capacity(role)
+    level, room = levels(rows, shards, len(SIDES))[0], work.capacity(role)
     longest = max(message.before[role] for message in walk(work) if message.role == role)
     size = capacity_for(longest + header_lengths(spec)[0] + spec.max_new_tokens, room)
-    make = functools.partial(new_caches, spec, level, num_shards(rows), size)
-    caches = placed(jax.eval_shape(make), jax.jit(make).lower().compile().output_shardings)
+    make = functools.partial(new_caches, spec, level, shards, size)
+    with jax.set_mesh(mesh):
+        caches = placed(jax.eval_shape(make), jax.jit(make).lower().compile().output_shardings)
     heard = max(room_to_receive(spec, partner) + header_lengths(spec)[0], work.prompt_width(role))
     return _Side(policy, caches, level, heard)
 

@@ -126,11 +126,12 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         raise ConfigError(f'--topology: libtpu does not make {topology.name}: {reason}') from error
 
 
-def mesh_of(topology: Topology, shape: tuple[int | None, int]) -> Mesh:
+def mesh_of(topology: Topology, shape: tuple[int | None, int], field: str = '--mesh') -> Mesh:
     """The mesh of all devices of a topology.
 
     Args:
         shape: sizes of the axes `data` and `model`; None: all that `model` leaves.
+        field: what errors call it.
 
     Raises:
         ConfigError: they are not the number of devices.
@@ -138,11 +139,11 @@ def mesh_of(topology: Topology, shape: tuple[int | None, int]) -> Mesh:
     number, (data, model) = topology.num_devices, shape
     data = number // model if data is None else data
     if data * model != number:
-        raise ConfigError(f'--mesh: expected data x model = {number} devices of {topology.name}, found {data}x{model}')
+        raise ConfigError(f'{field}: expected data x model = {number} devices of {topology.name}, found {data}x{model}')
     try:
         return sharding.make_mesh(data, model, devices_of(topology))
     except NotImplementedError as error:  # JAX lays no such mesh onto a torus
-        raise ConfigError(f'--mesh: {data}x{model} on {topology.name}: {" ".join(str(error).split())}') from error
+        raise ConfigError(f'{field}: {data}x{model} on {topology.name}: {" ".join(str(error).split())}') from error
 
 
 def mesh_shape(text: str) -> tuple[int, int]:

@@ -76,17 +76,20 @@ class Program:
     beside: int = 0
 
 
-def rollout_programs(work: Work, mesh: Mesh, compile_start: Callable[[Program], Any]) -> Iterator[Program]:
+def rollout_programs(
+    work: Work, mesh: Mesh, compile_start: Callable[[Program], Any], simulator_mesh: Mesh | None = None
+) -> Iterator[Program]:
     """`start`, and the messages.
 
     Args:
+        simulator_mesh: None: `mesh`. With another one batching is continuous.
         compile_start: `start` -> the shardings of its results, which are those of a message's arguments.
     """
-    user, assistant = (policy_of(work.side(role), mesh) for role in SIDES.values())
-    if work.compute.batching == 'continuous' and work.user is not None:
-        for pace in continuous_programs(work, mesh):
+    if (work.compute.batching == 'continuous' or simulator_mesh is not None) and work.user is not None:
+        for pace in continuous_programs(work, {'user': simulator_mesh or mesh, 'assistant': mesh}):
             yield Program(pace.name, pace.traced, pace.calls, ('simulator',), pace.beside)
         return
+    user, assistant = (policy_of(work.side(role), mesh) for role in SIDES.values())
     pieces, holds = work.rows // work.rows_at_once, () if work.user is None else ('simulator',)
     messages = list(walk(work))
     traced = start_dialogue.trace(

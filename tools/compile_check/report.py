@@ -27,10 +27,12 @@ def plain(checked: Checked) -> dict[str, Any]:
     """All numbers of an arm on a mesh, for JSON: bytes, operations and collectives of one device."""
     chip = checked.topology.chip
     group = None if chip is None else Group(chip, checked.data, checked.model)
+    user = None if chip is None or checked.simulator is None else Group(chip, *checked.simulator)
     return {
         'arm': checked.work.name,
         'topology': checked.topology.name,
         'mesh': {'data': checked.data, 'model': checked.model},
+        'simulator_mesh': checked.simulator,
         'layers': dict(checked.layers),
         'compiled_layers': [dict(depth) for depth in checked.depths],
         'notes': list(checked.work.notes),
@@ -53,7 +55,7 @@ def plain(checked: Checked) -> dict[str, Any]:
         'fits': checked.fits,
         'least_seconds': {}
         if group is None
-        else {name: limit.seconds for name, limit in step_limits(checked.work, group).items()},
+        else {name: limit.seconds for name, limit in step_limits(checked.work, group, user).items()},
     }
 
 
@@ -65,12 +67,18 @@ def line_of(program: Measured) -> str:
     )
 
 
+def layout_of(checked: Checked) -> str:
+    """'8x1', data x model; '8x1, simulator 2x4'."""
+    apart = '' if checked.simulator is None else ', simulator {}x{}'.format(*checked.simulator)
+    return f'{checked.data}x{checked.model}{apart}'
+
+
 def _head(checked: Checked) -> Iterator[str]:
     layers = ', '.join(f'{side} {number} layers' for side, number in checked.layers.items())
     rows = (
         f'{checked.work.rows} rows, {checked.work.rows_at_once} at once, {checked.work.rows_of_microbatch} a microbatch'
     )
-    yield f'## {checked.work.name} on {checked.topology.name} as data={checked.data} x model={checked.model}'
+    yield f'## {checked.work.name} on {checked.topology.name} as {layout_of(checked)}'
     yield ''
     yield f'{layers}; {rows}. Bytes and operations are of one device; GiB.'
     if len(checked.depths) > 1:
@@ -154,7 +162,7 @@ def verdict(checked: Checked) -> str:
     }
     kinds = ' + '.join(f'{kind} {size / GIB:.1f}' for kind, size in parts.items() if size >= 0.05 * GIB)
     needs = f'{program.name} needs {checked.needs(program.name) / GIB:.1f} GiB ({kinds})'
-    where = f'{checked.work.name} on {checked.topology.name} as {checked.data}x{checked.model}'
+    where = f'{checked.work.name} on {checked.topology.name} as {layout_of(checked)}'
     if chip is None:
         return f'{where}: {needs}; the memory of the CPUs is not known.'
     return f'{where}: {"fits" if checked.fits else "does not fit"}: {needs} of {chip.memory / GIB:.1f}.'
@@ -164,7 +172,8 @@ def _roofline(checked: Checked) -> Iterator[str]:
     chip = checked.topology.chip
     if chip is None:
         return
-    limits = step_limits(checked.work, Group(chip, checked.data, checked.model))
+    user = None if checked.simulator is None else Group(chip, *checked.simulator)
+    limits = step_limits(checked.work, Group(chip, checked.data, checked.model), user)
     yield ''
     yield 'The least seconds of a step, all messages as long as they may be, at the peaks of the chip:'
     yield ''
@@ -186,5 +195,5 @@ def smallest(found: Sequence[Checked]) -> Iterator[str]:
         fitting = [checked for checked in own if checked.fits]
         if own:
             best = min(fitting, key=lambda checked: checked.topology.num_devices, default=None)
-            answer = 'none of those asked' if best is None else f'{best.topology.name} as {best.data}x{best.model}'
+            answer = 'none of those asked' if best is None else f'{best.topology.name} as {layout_of(best)}'
             yield f'{name}: smallest slice that fits: {answer}'

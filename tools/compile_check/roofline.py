@@ -44,9 +44,20 @@ class Group:
         return limit_of(phases, self.rates)
 
 
-def step_limits(work: Work, group: Group) -> Mapping[str, Limit]:
-    """The least seconds of each phase of a step, by the name of what is done."""
-    found = {name: group.limit(list(phases)) for name, phases in _rollout(work, group) if phases}
+def step_limits(work: Work, group: Group, user: Group | None = None) -> Mapping[str, Limit]:
+    """The least seconds of each phase of a step, by the name of what is done.
+
+    Args:
+        user: the devices of the simulator, where they are laid out otherwise; None: `group`.
+    """
+    groups = {'user': user or group, 'assistant': group}
+    rollout = [
+        (name, groups[side], phases)
+        for side, of in groups.items()
+        for name, phases in _rollout(work, of)
+        if phases and name.startswith(side)
+    ]
+    found = {name: of.limit(list(phases)) for name, of, phases in rollout}
     return found | {name: group.limit([phase]) for name, phase in _training(work, group)}
 
 

@@ -106,7 +106,8 @@ def scaled(checked: Checked, chips: int) -> Scaled:
     assert chip is not None
     work, shape, data = checked.work, SLICES[kind][chips], chips // checked.model
     growth, links = data / checked.data, chip.links * rings(kind, shape)
-    limits = step_limits(work, Group(chip, checked.data, checked.model))
+    user = None if checked.simulator is None else Group(chip, *checked.simulator)
+    limits = step_limits(work, Group(chip, checked.data, checked.model), user)
     computing = {name: limit.seconds / (growth if name == 'optimizer' else 1.0) for name, limit in limits.items()}
     moving = waiting = 0.0
     for program in checked.programs.values():

@@ -90,28 +90,32 @@ def scalar(dtype: Any, mesh: Mesh) -> Any:
     return whole((), jnp.dtype(dtype), mesh)
 
 
-def others_of(work: Work) -> list[Other]:
-    """The models beside the trained one."""
-    found = []
+def others_of(work: Work) -> tuple[list[Other], list[Other]]:
+    """The models beside the trained one, and the simulator apart from them."""
+    others, simulators = list[Other](), list[Other]()
     if work.frame is not None:
         config = work.assistant.policy.spec.config
-        found.append(Other('reward model', config, work.compute.training.dtype, ('reward_head',)))
+        others.append(Other('reward model', config, work.compute.training.dtype, ('reward_head',)))
     if (user := work.models().get('user')) is not None:
         spec = user.policy.spec
-        found.append(Other('simulator', spec.config, spec.execution.dtype))
-    return found
+        simulators.append(Other('simulator', spec.config, spec.execution.dtype))
+    return others, simulators
 
 
-def passing_kinds(work: Work, training: Training, mesh: Mesh) -> Mapping[str, float]:
-    """Bytes a device, by arithmetic, of what an RL step has for a while, by kind: with the largest caches."""
+def passing_kinds(work: Work, training: Training, meshes: Mapping[str, Mesh]) -> Mapping[str, float]:
+    """Bytes a device, by arithmetic, of what an RL step has for a while, by kind: with the largest caches.
+
+    Args:
+        meshes: of each side.
+    """
     kinds: dict[str, float] = {GRADIENTS: device_bytes(training.state.params)}
     size = max(message.cache for message in walk(work))
     for name, role in SIDES.items():
         if (agent := work.side(role)) is not None:
             config, dtype = agent.policy.spec.config, agent.policy.spec.execution.dtype
-            tokens = min(size, work.capacity(role))
+            tokens, mesh = min(size, work.capacity(role)), meshes[name]
             kinds[f"the {name}'s cache"] = cache_bytes(config, dtype, rows=work.rows_at_once, tokens=tokens, mesh=mesh)
-    assistant = policy_of(work.assistant, mesh)
+    assistant = policy_of(work.assistant, meshes['assistant'])
     assert assistant is not None
     kinds[SAMPLING] = device_bytes(assistant.params)
     return kinds
