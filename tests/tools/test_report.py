@@ -8,7 +8,7 @@ import pytest
 from simrl.evaluation.report import drawing, utility, verdicts
 from simrl.evaluation.report.report import write_report
 from simrl.evaluation.report.several import names_of
-from simrl.evaluation.results.files import add_judges, write
+from simrl.evaluation.results.files import add_judges, read, write
 from simrl.evaluation.seeds import SeedEstimate
 from simrl.evaluation.verdicts import WIN_RATE
 from tests.evaluation.report.fake_judges import judged_like
@@ -70,6 +70,10 @@ def test_several_runs_have_one_page(tmp_path, capsys, monkeypatch):
     assert f'<small>a/run</small></th><td>prompted</td><td>135M</td><td>1</td><td>{win.mean:.2f}<small>' in text
     said = f'persona/seed-0 over initial<small>a/run</small></th><td>{WIN_RATE}</td><td>0.53<small>[0.46, 0.60]</small>'
     assert f'{said}</td><td class="words">a panel of 2 judges</td><td>40 openings</td><td>0.51 to 0.56</td>' in text
+    other_run = read(runs[1]).measures['people'].arms['persona']
+    pooled, alone = other_run.win_rate_intervals.pooled, other_run.win_rate
+    both = ''.join(f'<td>{alone.mean:.2f}<small>[{x.low:.2f}, {x.high:.2f}]</small></td>' for x in (alone, pooled))
+    assert both.replace('-', '−') in text, 'of few seeds also with the spread of all arms'
     figures = {path.stem for path in (tmp_path / 'page' / 'figures').iterdir()}
     of_run = ('training_reward', 'ends', 'matrix')
     assert figures == {

@@ -31,7 +31,9 @@ ABOUT = (
 )
 WIN_RATE = (
     'Win rate: the mean probability that the assistants of an arm are preferred to the run’s initial assistant on the '
-    'same example. Its intervals are over training seeds; of one seed, over examples: that checkpoint only.'
+    'same example. Its intervals are over training seeds; of one seed, over examples: that checkpoint only. “Spread of '
+    'all arms”: the same mean, with the spread between runs estimated from all arms of the run at once, and taken for '
+    'the same in all of them: it tells more of few seeds.'
 )
 ABSENT = '–'
 
@@ -197,8 +199,10 @@ def _differences(runs: Runs) -> list[str]:
 def _utilities(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[str]:
     rows: list[Sequence[str | Cell]] = []
     for name, (_, results) in runs.items():
-        for row in _headline(results)[1]:
-            arm = results.experiment.arms.get(row.name)
+        measure, of_arms = _headline(results)
+        for row in of_arms:
+            arm, over_seeds = results.experiment.arms.get(row.name), measure.arms.get(row.name)
+            others = over_seeds.win_rate_intervals if over_seeds else None
             size = utility.short(arm.parameters) if arm is not None and arm.parameters is not None else ABSENT
             rows.append(
                 (
@@ -206,11 +210,11 @@ def _utilities(runs: Runs, looks: Mapping[str, Mapping[str, Look]]) -> list[str]
                     '' if arm is None else arm.kind,
                     size,
                     str(row.num_seeds) if row.num_seeds else ABSENT,
-                    *map(estimate_cell, (row.win_rate, row.score)),
+                    *map(estimate_cell, (row.win_rate, others.pooled if others else None, row.score)),
                     estimate_cell(row.gain, 3, '+'),
                 )
             )
-    header = ('assistant', 'kind', 'parameters', 'seeds', 'win rate', 'score', 'gain')
+    header = ('assistant', 'kind', 'parameters', 'seeds', 'win rate', 'spread of all arms', 'score', 'gain')
     return [page.table(header, rows), page.paragraph(WIN_RATE, 'note')]
 
 
