@@ -19,7 +19,9 @@ from simrl.rl.judged import judged_batches, print_causes
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.collect import ConversationError, for_sampling
 from simrl.rollouts.dialogue import check_agents
+from simrl.rollouts.programs import conversation_programs
 from simrl.rollouts.trajectories import transcripts
+from simrl.run import compiles
 from simrl.run.progress import Progress
 
 REPLY_STEP = 2**31 - 1  # the step of single replies in the keys of conversations: no training run draws these numbers
@@ -80,11 +82,17 @@ def scored_conversations(
     check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
+    shards = mesh.shape['data']
+    bound = conversation_programs(
+        *(user, assistant, limits), rows=batch_size, size=batch_size, shards=shards, batching='static'
+    )
+    print(f'{name}: {compiles.stated(bound)}', flush=True)
     rows: list[dict[str, Any]] = []
     resamples, scores = [], []
     judges: dict[str, list[np.ndarray]] = {}
     causes: dict[int, str] = {}
-    with Progress(name, -(-len(examples) // batch_size)) as progress:
+    with compiles.compilations() as programs, Progress(name, -(-len(examples) // batch_size)) as progress:
+        announcer = compiles.Announcer(name, programs)
         for chosen, found, without in judged_batches(
             *(user, assistant, examples, score),
             chat=chat,
@@ -106,6 +114,7 @@ def scored_conversations(
             for part, values in found.rewards.parts.items():
                 if part.startswith(JUDGE_PART):
                     judges.setdefault(part, []).append(np.where(found.rewards.valid, values, np.nan)[:number])
+            announcer.announce(f'{len(rows)} of {len(examples)} conversations')
             progress.update(tokens=float(np.sum(host.length[:number])))
     print_causes(name, causes.values())
     by_judge = {part: np.concatenate(values) for part, values in judges.items()}

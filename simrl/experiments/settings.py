@@ -16,6 +16,7 @@ from simrl.rl.train import RLSettings
 from simrl.rollouts.schedule import Batching
 from simrl.run.config import NO_EFFECT, ConfigError
 from simrl.run.runtime import check_xla_flags
+from simrl.run.workers import cpus
 from simrl.training.loop import LoopSettings
 
 MAX_SEED = 2**31 - 1
@@ -107,6 +108,8 @@ class Compute:
         rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all. With a
             simulator off the device the assistant has caches for twice as many; see `collect`.
         batching: how conversations of an RL step share the decode batch; see `rollouts.continuous`.
+        compile_threads: threads that compile the programs of an RL run before its first step, also those of sizes that
+            may not occur; 0: each is compiled once it is called. None: 0 on a CPU, elsewhere as many as there are CPUs.
         xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
     """
 
@@ -117,9 +120,18 @@ class Compute:
     simulator_mesh: SimulatorMeshSettings | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     rows_in_flight: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     batching: Batching = dataclasses.field(default='static', metadata=NO_EFFECT)
+    compile_threads: int | None = dataclasses.field(default=None, metadata=NO_EFFECT)
     xla_flags: tuple[str, ...] = dataclasses.field(default=(), metadata=NO_EFFECT)
 
+    def threads_to_compile(self) -> int:
+        """`compile_threads`, its default resolved on this machine."""
+        if self.compile_threads is not None:
+            return self.compile_threads
+        return 0 if jax.default_backend() == 'cpu' else len(cpus())
+
     def __post_init__(self) -> None:
+        if self.compile_threads is not None and self.compile_threads < 0:
+            raise ValueError(f'Compute.compile_threads: expected at least 0, found {self.compile_threads}')
         try:
             check_xla_flags(self.xla_flags)
         except ValueError as error:

@@ -65,6 +65,7 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         seed=seed,
         rows_in_flight=compute.rows_in_flight,
         batching=compute.batching,
+        compile_threads=compute.threads_to_compile(),
         mesh=mesh,
         hyperparameters={'arm': arm, 'seed': seed, **config_lib.to_dict(settings)},
         validation=validation,

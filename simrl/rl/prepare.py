@@ -161,6 +161,7 @@ class PreparePrograms(NamedTuple):
     finish: Any  # `assemble`
 
 
+@functools.cache  # runs of equal settings share programs: tracing takes seconds
 def prepare_programs(
     *,
     trained_role: int,

@@ -33,12 +33,12 @@ from simrl.models.lora import LoRASettings
 from simrl.models.rows import bucket_widths, split_by_length
 from simrl.models.transformer import Execution, Params
 from simrl.rewards.rewards import NOT_FINITE, Rewards, Score
-from simrl.rl import microbatches
+from simrl.rl import ahead, microbatches, programs
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
 from simrl.rl.futures import FutureScore, check_replayable, collect_with_futures
 from simrl.rl.judged import Judged, causes_of, check_judged, collect_judged, print_causes
-from simrl.rl.prepare import jit_prepare, mask_incomplete
-from simrl.rl.update import jit_update
+from simrl.rl.prepare import jit_prepare, mask_incomplete, prepare_programs
+from simrl.rl.update import jit_update, update_programs
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
 from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, mesh_of, told
 from simrl.rollouts.collect import for_sampling, rows_at_once
@@ -51,6 +51,7 @@ from simrl.rollouts.trajectories import (
     rollout_metrics,
     transcripts,
 )
+from simrl.run import compiles
 from simrl.run.config import NO_EFFECT
 from simrl.run.metrics import Metrics
 from simrl.training import loop, partition
@@ -145,6 +146,7 @@ def train(
     mesh: Mesh,
     rows_in_flight: int | None = None,
     batching: Batching = 'static',
+    compile_threads: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
     validation: Validation | None = None,
     further_metrics: Callable[[], Metrics] = dict,
@@ -166,6 +168,7 @@ def train(
         seed: of this run: order of examples, conversations, order of rows, the adapters' start.
         rows_in_flight, batching: conversations of a step in the device's batch at once, and how they share it; see
             `collect`.
+        compile_threads: threads that compile the programs before the first step; 0: each is compiled once it is called.
         validation: conversations between steps; None: none.
         further_metrics: called once each step; returns metrics of what happened since the step before.
 
@@ -185,7 +188,8 @@ def train(
     if isinstance(score, FutureScore):
         check_replayable(user, settings.role)
     collect_scored: Callable[..., Judged] = collect_with_futures if isinstance(score, FutureScore) else collect_judged
-    rows_at_once(settings.prompts_per_step * settings.samples_per_prompt, rows_in_flight)
+    rows = settings.prompts_per_step * settings.samples_per_prompt
+    size = rows_at_once(rows, rows_in_flight)
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
@@ -210,18 +214,55 @@ def train(
     state, state_sharding = place_state(params, config, optimizer, mesh)
     del params
     update = jit_update(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding)
-    prepare = jit_prepare(
-        trained_role=settings.role,
-        config=config,
-        execution=execution,
-        settings=settings.algorithm,
-        episode='turn' if isinstance(score, FutureScore) else 'conversation',
-    )
+    preparing: dict[str, Any] = {
+        'trained_role': settings.role,
+        'config': config,
+        'execution': execution,
+        'settings': settings.algorithm,
+        'episode': 'turn' if isinstance(score, FutureScore) else 'conversation',
+    }
+    prepare = jit_prepare(**preparing)
 
     def agents_with(params: Params) -> tuple[Agent, Agent]:
         own = for_sampling(trained.with_params(params), mesh)
         return (own, partner) if settings.role == USER else (partner, own)
 
+    bound = programs.training_programs(
+        *(user, assistant, limits, settings.algorithm, settings.row_buckets),
+        role=settings.role,
+        rows=rows,
+        size=size,
+        shards=mesh.shape['data'],
+        batching=batching,
+        futures=isinstance(score, FutureScore),
+    )
+    print(f'rl: {compiles.stated(bound)}', flush=True)
+    if compile_threads:
+        update_ahead = functools.partial(
+            ahead.lowered_update,
+            *(state, frozen, reference),
+            prepare=prepare_programs(**preparing),
+            update=update_programs(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding),
+            settings=settings.algorithm,
+            row_buckets=settings.row_buckets,
+            token_mask=own_token_mask,
+            temperature=temperature,
+            mesh=mesh,
+        )
+        with jax.set_mesh(mesh):
+            lowered = ahead.lowered_training(
+                *agents_with({**frozen, **state.params}),
+                examples,
+                chat=chat,
+                limits=limits,
+                view=settings.role,
+                mesh=mesh,
+                rows=rows,
+                size=size,
+                batching=batching,
+                update=update_ahead,
+            )
+            compiles.compile_ahead('rl', lowered, compile_threads, mesh)
     since = time.monotonic()
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -316,7 +357,7 @@ def train(
             num_steps=settings.steps,
             name='rl',
             evaluate_fn=None if validation is None else functools.partial(validate, validation),
-            hyperparameters=hyperparameters,
+            hyperparameters={**(hyperparameters or {}), 'programs_at_most': sum(bound.values())},
         )
 
 

@@ -200,6 +200,11 @@ class UpdatePrograms(NamedTuple):
     take_step: Any  # `minibatch_step`
 
 
+def zero_gradients(params: Params) -> Params:
+    """No gradients yet: zeros, a tree like `params`."""
+    return jax.tree.map(jnp.zeros_like, params)
+
+
 def update_programs(
     config: TransformerConfig,
     execution: Execution,
@@ -209,9 +214,24 @@ def update_programs(
     state_sharding: TrainState | None = None,
 ) -> UpdatePrograms:
     """Makes the programs that `jit_update` dispatches; arguments as there."""
+    leaves, tree = jax.tree.flatten(state_sharding)
+    return _update_programs(config, execution, settings, optimizer, tuple(leaves), tree)
+
+
+@functools.cache  # runs of equal settings share programs: tracing takes seconds
+def _update_programs(
+    config: TransformerConfig,
+    execution: Execution,
+    settings: AlgorithmSettings,
+    optimizer: Optimizer,
+    shardings: tuple[Sharding, ...],
+    state_tree: jax.tree_util.PyTreeDef,
+) -> UpdatePrograms:
+    """Makes the programs from the leaves and the tree of the state's shardings."""
+    state_sharding: TrainState | None = jax.tree.unflatten(state_tree, shardings)
     params_sharding = None if state_sharding is None else state_sharding.params
     return UpdatePrograms(
-        zeros=jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=params_sharding),
+        zeros=jax.jit(zero_gradients, out_shardings=params_sharding),
         add=jax.jit(
             functools.partial(add_gradients, config=config, execution=execution, settings=settings),
             static_argnames='width',
@@ -235,21 +255,6 @@ def jit_update(
     Args:
         state_sharding: see `jit_step`.
     """
-    leaves, tree = jax.tree.flatten(state_sharding)
-    return _jit_update(config, execution, settings, optimizer, tuple(leaves), tree)
-
-
-@functools.cache  # runs of equal settings share programs: tracing takes seconds
-def _jit_update(
-    config: TransformerConfig,
-    execution: Execution,
-    settings: AlgorithmSettings,
-    optimizer: Optimizer,
-    shardings: tuple[Sharding, ...],
-    state_tree: jax.tree_util.PyTreeDef,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Makes the update from the leaves and the tree of the state's shardings."""
-    state_sharding: TrainState | None = jax.tree.unflatten(state_tree, shardings)
     zeros, add, take_step = update_programs(config, execution, settings, optimizer, state_sharding=state_sharding)
 
     def update(

@@ -42,7 +42,7 @@ from simrl.rollouts.messages import (
     room_to_send,
     send,
 )
-from simrl.rollouts.repeats import Repeats, resample_repeats
+from simrl.rollouts.repeats import Repeats, resample_repeats, waiting_user
 from simrl.rollouts.state import Dialogue, EndReason, Status, append_message, waiting_for
 
 Side = Policy | HostReplies  # an agent in a batch of conversations
@@ -152,10 +152,11 @@ def conversing(
         dialogue = grow_caches(user, assistant, batch.active, longest, role)
         sender, receiver = (user, assistant) if role == USER else (assistant, user)
         if isinstance(sender, Policy):
-            waited = waiting_for(dialogue, role)
+            watched = repeats if role == USER else None
+            waited = None if watched is None else waiting_user(Status(dialogue.num_messages, dialogue.end_reason))
             dialogue = add_message(*policies, dialogue, batch.inputs, role=role)
-            if role == USER and repeats is not None:
-                dialogue = resample_repeats(sender, policies[1], dialogue, batch.inputs, waited, repeats)
+            if watched is not None and waited is not None:
+                dialogue = resample_repeats(sender, policies[1], dialogue, batch.inputs, waited, watched)
         else:
             assert isinstance(receiver, Policy)
             wait = sender.start(dialogue, batch.rows, role)

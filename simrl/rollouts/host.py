@@ -18,7 +18,7 @@ from simrl.conversations.chat import HEADERS, Chat, EncodingError
 from simrl.models import placement
 from simrl.rollouts.agents import HostAgent, HostConversation, Reply
 from simrl.rollouts.interleave import Threads
-from simrl.rollouts.state import Transcript, waiting_for
+from simrl.rollouts.state import Status, Transcript, waiting_for
 
 OnWait = Callable[[float], None]  # takes seconds
 ROLE_NAMES = ('user', 'assistant')  # of even and odd messages
@@ -45,6 +45,15 @@ class HostMessage:
     truncated: np.ndarray | jax.Array
     failed: np.ndarray | jax.Array
     resamples: np.ndarray | jax.Array
+
+
+def no_message(rows: int, max_new_tokens: int) -> HostMessage:
+    """No reply yet in any row, on the host."""
+    return HostMessage(
+        tokens=np.zeros((rows, max_new_tokens + 1), np.int32),
+        **{name: np.zeros(rows, np.int32) for name in ('content_length', 'resamples')},
+        **{name: np.zeros(rows, np.bool_) for name in ('replied', 'ends', 'truncated', 'failed')},
+    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -97,11 +106,10 @@ class HostReplies:
             A function that waits for the messages. It raises what the agent raises. All processes call such functions
             in the same order.
         """
-        names = ('messages', 'message_length', 'num_messages')
-        messages, length, num_messages, waiting = placement.to_host(
-            (*(getattr(transcript, name) for name in names), waiting_for(transcript, role))
-        )
-        return self.ask(messages, length, num_messages, rows, role, np.flatnonzero(waiting))
+        names = ('messages', 'message_length', 'num_messages', 'end_reason')
+        messages, length, *status = placement.to_host([getattr(transcript, name) for name in names])
+        waiting = waiting_for(Status(*status), role)
+        return self.ask(messages, length, status[0], rows, role, np.flatnonzero(waiting))
 
     def ask(
         self,
@@ -139,11 +147,7 @@ class HostReplies:
     ) -> HostMessage:
         """Waits for the replies to the conversations at `indices` of `rows`, and encodes them."""
         started = time.monotonic()
-        message = HostMessage(
-            tokens=np.zeros((len(rows), self.max_new_tokens + 1), np.int32),
-            **{name: np.zeros(len(rows), np.int32) for name in ('content_length', 'resamples')},
-            **{name: np.zeros(len(rows), np.bool_) for name in ('replied', 'ends', 'truncated', 'failed')},
-        )
+        message = no_message(len(rows), self.max_new_tokens)
         failures, error = {}, None
         try:
             for index, reply in zip(indices, wait(), strict=True):

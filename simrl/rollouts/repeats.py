@@ -20,11 +20,11 @@ from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.models import placement
 from simrl.models.rows import gather_per_row
 from simrl.rollouts.agents import ModelAgent, OneAgent, Policy, Resampling
-from simrl.rollouts.compaction import shard_tree
+from simrl.rollouts.compaction import shard_tree, without_caches
 from simrl.rollouts.context import rewind
 from simrl.rollouts.generate import generate
 from simrl.rollouts.messages import receive
-from simrl.rollouts.state import Dialogue, EndReason, append_message
+from simrl.rollouts.state import Dialogue, EndReason, Status, append_message, waiting_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,16 @@ def resample_repeats(
     return dialogue
 
 
+@jax.jit
+def waiting_user(status: Status) -> jax.Array:
+    """True where a row waits for the user, bool `[B]`, on the device."""
+    waiting: jax.Array = waiting_for(status, USER)
+    return waiting
+
+
 def _repeated(dialogue: Dialogue, waited: jax.Array, decode: Callable[[Sequence[int]], str]) -> np.ndarray:
     """True where the message that a row waited for repeats the user's message before it; bool `[B]`."""
-    tokens, length, candidate = placement.to_host(_last_two(dialogue, waited))
+    tokens, length, candidate = placement.to_host(_last_two(without_caches(dialogue), waited))
     texts = [
         [decode(tokens[row, i, : length[row, i]].tolist()).strip() for i in (0, 1)] if candidate[row] else ['', 'a']
         for row in range(len(candidate))

@@ -12,20 +12,19 @@ already under way; what it sampled is dropped. A row under a constraint samples 
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from simrl.conversations.chat import Chat
 from simrl.rollouts.agents import Policy
+from simrl.run.compiles import compilations
 from simrl.serving.device import DeviceRows
 from simrl.serving.generation import (
     MAX_STOP_IDS,
@@ -336,7 +335,7 @@ def run(engines: Sequence[Engine], wake: threading.Condition, stop: threading.Ev
     """Steps the engines until `stop` is set, and then fails what is left. The thread that calls it owns the device."""
     with compilations() as compiled:
         for engine in engines:
-            engine.compilations = compiled
+            engine.compilations = functools.partial(len, compiled)
         while not stop.is_set():
             with wake:
                 wake.wait_for(lambda: stop.is_set() or any(engine.busy for engine in engines))
@@ -345,22 +344,6 @@ def run(engines: Sequence[Engine], wake: threading.Condition, stop: threading.Ev
                     engine.step()
     for engine in engines:
         engine.fail_all('draining', 'the server stops')
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[Callable[[], int]]:
-    """Counts the programs that this process compiles meanwhile."""
-    names = list[str]()
-
-    def listener(event: str, duration_secs: float, **_: str | int) -> None:
-        if event.endswith('backend_compile_duration'):
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield lambda: len(names)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
 
 
 def _is_complete(generation: Generation, token: Sequence[int], *, last: bool) -> bool:

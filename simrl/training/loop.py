@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models.checkpoint import Checkpoints
+from simrl.run import compiles, processes, profiling
 from simrl.run import metrics as metrics_lib
-from simrl.run import processes, profiling
+from simrl.run.compiles import Compiled
 from simrl.run.metrics import Metrics, Writer
 from simrl.run.progress import Progress
 
@@ -145,6 +146,7 @@ def run(
             folder / CHECKPOINTS_FOLDER, keep=settings.keep_checkpoints, elsewhere=settings.checkpoints
         ) as checkpoints,
         Writer(folder) as writer,
+        compiles.compilations() as programs,
         _Signal() as stop,
     ):
         # Resume, or start.
@@ -158,7 +160,7 @@ def run(
                 f'{folder}: expected a run of at most {num_steps} steps, found a checkpoint of step {step}'
             )
         writer.truncate(meta['offsets'], 0 if restored is None else step + 1)
-        recorder = _Recorder(writer, settings, num_steps, name, meta['totals'], stop)
+        recorder = _Recorder(writer, settings, num_steps, name, meta['totals'], stop, programs)
         if step < num_steps and jax.process_index() == 0:  # it may take a minute in which nothing else is printed
             print(f'{name}: compiling the first step', file=sys.stderr, flush=True)
         if restored is None:
@@ -167,7 +169,7 @@ def run(
             if evaluate_fn is not None:
                 writer.log(0, metrics_lib.mean(evaluate_fn(state, 0)))
 
-        taken = 0  # steps of this process
+        taken, announcer = 0, compiles.Announcer(name, programs)  # steps of this process
         with Progress(name, num_steps, done=step) as progress:
             recorder.progress = progress
             while step < num_steps:
@@ -182,6 +184,7 @@ def run(
                 last, stopping = step == num_steps, stop.requested()
                 if evaluate_fn is not None and (last or step % settings.evaluate_every == 0):
                     recorder.flush(metrics_lib.mean(evaluate_fn(state, step)))
+                announcer.announce(f'step {step}')
                 if last or stopping is not None or step % settings.checkpoint_every == 0:
                     recorder.flush()
                     if last:
@@ -214,6 +217,7 @@ class _Pending:
     step: int
     result: StepResult
     nonfinite: jax.Array
+    programs: int  # compiled by then
 
 
 class _Recorder:
@@ -230,11 +234,13 @@ class _Recorder:
         name: str,
         totals: Mapping[str, Any],
         stop: '_Signal',
+        programs: Sequence[Compiled],
     ) -> None:
         self.totals: dict[str, tuple[float, float]] = {key: (x, weight) for key, (x, weight) in totals.items()}
         self.progress: Progress | None = None
         self._writer, self._settings, self._num_steps, self._name = writer, settings, num_steps, name
         self._stop = stop
+        self._programs, self._line_programs = programs, 0
         self._pending: _Pending | None = None
         self._started_at = self._line_at = time.monotonic()
         self._line_tokens = self._line_steps = 0
@@ -242,7 +248,7 @@ class _Recorder:
 
     def push(self, step: int, result: StepResult, nonfinite: jax.Array) -> None:
         """Queues the result of a step and writes that of the previous step."""
-        previous, self._pending = self._pending, _Pending(step, result, nonfinite)
+        previous, self._pending = self._pending, _Pending(step, result, nonfinite, len(self._programs))
         if previous is not None:
             self._record(previous, {})
 
@@ -265,7 +271,7 @@ class _Recorder:
         broken = int(nonfinite) >= self._settings.max_nonfinite
         line: dict[str, float] = {}
         if step % self._settings.log_every == 0 or step == self._num_steps or broken:
-            line = metrics_lib.mean(self.totals) | self._times()
+            line = metrics_lib.mean(self.totals) | self._times(pending.programs)
             self.totals = {}
             self._note = f'loss {line["loss"]:.4g}' if 'loss' in line else ''
         if twice := line.keys() & evaluation.keys():
@@ -282,14 +288,17 @@ class _Recorder:
                 f'{self._settings.max_nonfinite}); that step: {shown}'
             )
 
-    def _times(self) -> dict[str, float]:
+    def _times(self, programs: int) -> dict[str, float]:
         now = time.monotonic()
         seconds, self._line_at = max(now - self._line_at, 1e-9), now
         times = {
             'time/seconds': now - self._started_at,  # of this process
             'time/step_seconds': seconds / self._line_steps,
             'time/tokens_per_second': self._line_tokens / seconds,
+            'time/programs': programs - self._line_programs,  # compiled, or read from the disk
+            'time/compiling': sum(program.seconds for program in self._programs[self._line_programs : programs]),
         }
+        self._line_programs = programs
         self._line_tokens = self._line_steps = 0
         return times
 

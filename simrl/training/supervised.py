@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from simrl.conversations.batches import Batch, Batches, BatchSettings
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
+from simrl.run import compiles
 from simrl.training import loop
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
@@ -104,6 +105,9 @@ def fit(
         state, measured = update(state, frozen, placement.shard_batch(batch, mesh), *inputs)
         return state, StepResult(measured, tokens=int(np.sum(batch.length)))
 
+    lengths = len(settings.batch.lengths)
+    bound = {'train_step': lengths} if evaluate is None else {'train_step': lengths, 'eval_step': lengths}
+    print(f'{name}: {compiles.stated(bound)}', flush=True)
     evaluate_fn = None if evaluate is None else lambda state, _: evaluate({**frozen, **state.params})
     with jax.set_mesh(mesh):
         return loop.run(
@@ -114,5 +118,5 @@ def fit(
             num_steps=settings.steps,
             name=name,
             evaluate_fn=evaluate_fn,
-            hyperparameters=hyperparameters,
+            hyperparameters={**(hyperparameters or {}), 'programs_at_most': sum(bound.values())},
         )

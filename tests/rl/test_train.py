@@ -1,8 +1,10 @@
 """RL against people off the device: it runs, goes on after a kill as if unbroken, and learns nothing from failures."""
 
+import collections
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,8 @@ from simrl.rollouts.collect import ConversationError, collect, for_sampling
 from simrl.rollouts.state import EndReason, example_hash
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
+from simrl.run.compiles import compilations
+from simrl.training import loop
 from simrl.training.loop import LoopSettings
 from simrl.training.optimizer import OptimizerSettings
 from tests import kills
@@ -83,7 +87,11 @@ def share_of_tea(batch: Trajectories) -> Rewards:
 
 
 def train_tea(
-    folder: pathlib.Path, score: Score, trained: str = 'assistant', rows_in_flight: int | None = None
+    folder: pathlib.Path,
+    score: Score,
+    trained: str = 'assistant',
+    rows_in_flight: int | None = None,
+    compile_threads: int = 0,
 ) -> None:
     train.train(
         folder,
@@ -106,6 +114,7 @@ def train_tea(
         loop_settings=LoopSettings(log_every=1, checkpoint_every=2, saved_conversations=len(EXAMPLES) * SAMPLES),
         seed=0,
         rows_in_flight=rows_in_flight,
+        compile_threads=compile_threads,
         mesh=sharding.make_mesh(1, 1, jax.devices()[:1]),
     )
 
@@ -309,6 +318,36 @@ def test_one_conversation_of_a_prompt_is_enough_for_what_compares_none() -> None
 def test_only_an_agent_on_the_device_is_trained(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r'RLSettings.trained: expected an agent on the device, found a HostAgent'):
         train_tea(tmp_path, share_of_tea, trained='user')
+
+
+def test_programs_are_stated_compiled_ahead_and_no_more(tmp_path: pathlib.Path, capsys, monkeypatch) -> None:
+    before: list[int] = []
+    with compilations() as programs:
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            before.append(len(programs))
+            return loop_run(*args, **kwargs)
+
+        loop_run = loop.run
+        monkeypatch.setattr(loop, 'run', run)
+        jax.clear_caches()  # what other tests compiled
+        train_tea(tmp_path, share_of_tea, compile_threads=2)
+    names = [program.name for program in programs]
+    ahead, later = names[: before[0]], names[before[0] :]
+    said = capsys.readouterr().out
+    bound = dict(re.findall(r'(\w+) (\d+)', re.search(r'^rl: at most \d+ programs .*: (.*)$', said, re.MULTILINE)[1]))
+    for name, number in collections.Counter(names).items():
+        assert number <= int(bound.get(name, number)), name
+    both = {'start_dialogue', 'add_message', 'add_reply', 'trajectories', 'start_passes', 'add_gradients'}
+    assert both | {'minibatch_step'} <= set(ahead)
+    assert collections.Counter(ahead)['add_message'] == int(bound['add_message'])
+    # What was compiled ahead is what is called: nothing of it is compiled again.
+    assert not set(later) & set(ahead) & set(bound)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['time/programs'] for line in lines][1:] == [0] * (STEPS - 1)
+    assert re.search(r'^rl: before the first step, in 2 threads and ', said, re.MULTILINE)
+    assert re.search(r'^rl: step 1: \d+ programs compiled in ', said, re.MULTILINE)
+    assert 'rl: step 2: ' not in said
 
 
 @pytest.mark.long

@@ -1,0 +1,154 @@
+"""The bound of programs holds: what conversations of drawn lengths meet, message by message on the host."""
+
+import collections
+import dataclasses
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simrl.conversations.chat import ASSISTANT, USER
+from simrl.models.transformer import Execution
+from simrl.rollouts.agents import (
+    GenerationSpec,
+    HostAgent,
+    Limits,
+    MixedAgent,
+    ModelAgent,
+    OneAgent,
+    Policy,
+    Resampling,
+)
+from simrl.rollouts.compaction import batch_sizes
+from simrl.rollouts.context import capacity_for, round_up
+from simrl.rollouts.dialogue import capacity
+from simrl.rollouts.messages import room_to_receive, room_to_send
+from simrl.rollouts.programs import conversation_programs, replay_programs, sizes_of
+from tests.tiny import tiny_config
+
+SIDES = (USER, ASSISTANT)
+
+
+def model(role: int, max_new_tokens: int, header: int, opening: str = 'given') -> ModelAgent:
+    """An agent without parameters, with headers of so many tokens."""
+    spec = GenerationSpec(
+        config=tiny_config(60, max_positions=2**16),
+        execution=Execution(),
+        role=role,
+        own_header=(3,) * header,
+        partner_header=(4,) * (header + 1),
+        own_first_header=(3,),
+        partner_first_header=(4,),
+        end_of_turn=1,
+        partner_end_of_turn=1,
+        max_new_tokens=max_new_tokens,
+    )
+    return ModelAgent(Policy({}, np.ones(128, bool), 1.0, spec), lambda _: None, opening=opening)  # type: ignore[arg-type, return-value]
+
+
+def off_device(max_new_tokens: int) -> HostAgent:
+    return HostAgent(lambda conversations, seeds: [], max_new_tokens)
+
+
+def met(
+    user: OneAgent, assistant: OneAgent, limits: Limits, rows: int, shards: int, random: np.random.Generator
+) -> collections.Counter[str]:
+    """The different programs of a batch of conversations whose messages have drawn lengths, by function."""
+    agents = (user, assistant)
+    specs = {side: agent.policy.spec for side, agent in enumerate(agents) if isinstance(agent, ModelAgent)}
+    opening = user.max_new_tokens + 1 if user.opening == 'written' else 0
+    room = {i: capacity(s, agents[1 - i].max_new_tokens, limits.prompt_tokens, limits.turns) for i, s in specs.items()}
+    length = {i: random.integers(1, limits.prompt_tokens + 1, rows) + opening for i in specs}
+    headers = {i: max(len(s.own_header), len(s.partner_header)) for i, s in specs.items()}
+    widths = {i: limits.prompt_tokens + (headers[i] + opening if opening else 0) for i in specs}
+    cache = {i: min(round_up(widths[i]), room[i]) for i in specs}
+    running, batch, programs = np.ones(rows, bool), rows, set[tuple]()
+    for number in range(2 * limits.turns):
+        sender = number % 2
+        programs.add(('replicated', batch))
+        most = running.reshape(shards, -1).sum(axis=1).max()
+        smaller = shards * min(size for size in batch_sizes(rows, shards) if size >= most)
+        if smaller < batch:
+            programs |= {
+                ('gather_rows', batch, smaller),
+                *(('gather_rows', batch, smaller, i, cache[i]) for i in specs),
+            }
+            programs |= {('_scatter_rows', batch)} if batch < rows else set()
+            batch = smaller
+        budget = agents[sender].max_new_tokens
+        rooms = {i: room_to_send(s) if i == sender else room_to_receive(s, budget) for i, s in specs.items()}
+        size = capacity_for(int(max((length[i][running] + rooms[i]).max() for i in specs)), max(room.values()))
+        for i in specs:
+            if (grown := min(size, room[i])) > cache[i]:
+                programs.add(('_grown', i, batch, cache[i], grown))
+                cache[i] = grown
+        programs.add(('add_message' if sender in specs else 'add_reply', sender, batch, *cache.values()))
+        said = random.integers(0, budget + 1, rows)
+        for i, spec in specs.items():
+            header = spec.own_header if i == sender else spec.partner_header
+            length[i] = length[i] + np.where(running, said + len(header) + 1, 0)
+        running &= random.random(rows) > random.random() ** 3
+        if not running.any():
+            break
+    if batch < rows:
+        programs.add(('_scatter_rows', batch))
+    return collections.Counter(name for name, *_ in programs)
+
+
+budgets = st.integers(1, 300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.tuples(budgets, budgets),
+    prompt=st.integers(1, 400),
+    turns=st.integers(1, 6),
+    shards=st.sampled_from([1, 2, 4]),
+    per_shard=st.integers(1, 24),
+    sides=st.sampled_from(['both', 'both', 'user', 'assistant', 'written']),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_conversations_meet_no_more_programs_than_stated(tokens, prompt, turns, shards, per_shard, sides, seed) -> None:
+    limits = Limits(turns, prompt, tokens[1], tokens[0])
+    opening = 'written' if sides == 'written' else 'given'
+    user = off_device(tokens[0]) if sides == 'assistant' else model(USER, tokens[0], 2, opening)
+    assistant = off_device(tokens[1]) if sides == 'user' else model(ASSISTANT, tokens[1], 4)
+    rows = shards * per_shard
+    bound = conversation_programs(user, assistant, limits, rows=rows, size=rows, shards=shards, batching='static')
+    random = np.random.default_rng(seed)
+    for _ in range(3):
+        for name, number in met(user, assistant, limits, rows, shards, random).items():
+            assert number <= bound.get(name, 0), name
+
+
+def test_every_size_is_one_that_the_longest_or_the_shortest_messages_meet() -> None:
+    """The bound is not loose: its smallest and largest caches occur."""
+    limits = Limits(turns=5, prompt_tokens=2048, assistant_tokens=1024, user_tokens=2048)
+    user, assistant = model(USER, 2048, 3), model(ASSISTANT, 1024, 3)
+    sizes = sizes_of(user, assistant, limits, rows=320, shards=8)
+    assert sizes.rows == (320, 160, 80)
+    assert [caches[0] for caches in sizes.caches] == sizes.of_view(0) == sizes.of_view(1)
+    assert sizes.of_view(0)[0] == 2048
+    assert sizes.of_view(0)[-1] == capacity(user.policy.spec, 1024, 2048, 5)
+    assert sizes.of_message(USER)[0] == (3072, 3072)
+    assert sizes.of_message(ASSISTANT)[0] == (2048, 2048)  # it fits beside prompts of half as much
+
+
+def test_several_users_and_pieces_and_repeats_add_programs() -> None:
+    limits = Limits(turns=2, prompt_tokens=64, assistant_tokens=16, user_tokens=16)
+    assistant, user = model(ASSISTANT, 16, 2), model(USER, 16, 2)
+    strict = dataclasses.replace(user, resampling=Resampling())
+
+    def bound(user, batching='static', size=16) -> dict[str, int]:
+        return dict(conversation_programs(user, assistant, limits, rows=16, size=size, shards=1, batching=batching))
+
+    one, two = bound(user), bound(MixedAgent((user, user), lambda _: 0))
+    assert two['add_message'] == 2 * one['add_message']
+    assert two['_selected'] == 1
+    assert one['cast'] == 2
+    assert bound(user, size=8)['_joined'] == 1
+    assert bound(strict)['resample_message'] == one['add_message'] // 2
+    assert 'decode_block' in bound(user, 'continuous')
+    assert 'add_message' not in bound(user, 'continuous')
+    replays = dict(replay_programs(user, assistant, limits, size=16, shards=1, batching='static'))
+    assert replays == {'add_recorded': one['add_message'] // 2, 'end_running': 1}
