@@ -82,9 +82,8 @@ def scored_conversations(
     check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
-    shards = mesh.shape['data']
     bound = conversation_programs(
-        *(user, assistant, limits), rows=batch_size, size=batch_size, shards=shards, batching='static'
+        *(user, assistant, limits), rows=batch_size, size=batch_size, mesh=mesh, batching='static'
     )
     print(f'{name}: {compiles.stated(bound)}', flush=True)
     rows: list[dict[str, Any]] = []

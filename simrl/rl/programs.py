@@ -7,6 +7,8 @@ each width of a microbatch. All others have one size, so that the first step com
 import collections
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from simrl.conversations.chat import USER
 from simrl.models.rows import bucket_widths
 from simrl.rl.algorithm import AlgorithmSettings
@@ -27,7 +29,7 @@ def training_programs(
     role: int,
     rows: int,
     size: int,
-    shards: int,
+    mesh: Mesh,
     batching: Batching,
     futures: bool,
 ) -> Programs:
@@ -37,15 +39,15 @@ def training_programs(
 
     Args:
         role: the trained one.
-        rows, size, shards: conversations of a step; of them in the device's batch; equal parts on the devices.
+        rows, size: conversations of a step, and of them in the device's batch.
         futures: True if replies are scored by what follows.
     """
     assert not isinstance(assistant, MixedAgent)
     total = collections.Counter(
-        conversation_programs(user, assistant, limits, rows=rows, size=size, shards=shards, batching=batching)
+        conversation_programs(user, assistant, limits, rows=rows, size=size, mesh=mesh, batching=batching)
     )
     if futures:
-        total.update(replay_programs(user, assistant, limits, size=size, shards=shards, batching=batching))
+        total.update(replay_programs(user, assistant, limits, size=size, mesh=mesh, batching=batching))
     trained, partner = (user, assistant) if role == USER else (assistant, user)
     assert isinstance(trained, ModelAgent)
     room = capacity(trained.policy.spec, partner.max_new_tokens, limits.prompt_tokens, limits.turns)

@@ -232,7 +232,7 @@ def train(
         role=settings.role,
         rows=rows,
         size=size,
-        shards=mesh.shape['data'],
+        mesh=mesh,
         batching=batching,
         futures=isinstance(score, FutureScore),
     )
@@ -262,7 +262,7 @@ def train(
                 batching=batching,
                 update=update_ahead,
             )
-            compiles.compile_ahead('rl', lowered, compile_threads, mesh)
+            compiles.compile_ahead('rl', lowered, compile_threads)
     since = time.monotonic()
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:

@@ -25,13 +25,13 @@ from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement, transformer
 from simrl.models.transformer import Cache
-from simrl.rollouts.agents import Limits, ModelAgent, OneAgent, Policy
+from simrl.rollouts.agents import Limits, ModelAgent, OneAgent, Policy, mesh_of
 from simrl.rollouts.compaction import _gather_rows, _scatter_rows, without_caches
 from simrl.rollouts.context import Context, _grown
 from simrl.rollouts.dialogue import add_message, add_reply, replicated
 from simrl.rollouts.histories import Histories, HostView, dialogue_of, start_histories
 from simrl.rollouts.host import no_message
-from simrl.rollouts.programs import ROLES, Rooms, Sizes, sizes_of, window_rooms
+from simrl.rollouts.programs import ROLES, Rooms, Sizes, batching_of, sizes_of, window_rooms
 from simrl.rollouts.prompts import WrittenOpening, prompts_of, start_dialogue
 from simrl.rollouts.repeats import _last_two, resample_message, waiting_user
 from simrl.rollouts.schedule import MOST_STEPS, Batching, Level, levels
@@ -69,7 +69,7 @@ def lowered_conversations(
     prompts = abstract(placement.shard_batch(rows, mesh))
     policies = [abstract(agent.policy) if isinstance(agent, ModelAgent) else None for agent in (user, assistant)]
     lengths: dict[str, Any] = {'limits': limits, 'max_new_tokens': (user.max_new_tokens, assistant.max_new_tokens)}
-    shards = mesh.shape['data']
+    batching, shards = batching_of(user, assistant, size, mesh, batching)
     if batching == 'static':
         traced = start_dialogue.trace(*policies, prompts, 0, 0, **lengths)
         start = traced.lower()
@@ -87,7 +87,7 @@ def lowered_conversations(
                 yield _last_two.lower(said, results(traced, said.end_reason.sharding))
     else:
         h = start_histories([policy and policy.spec for policy in policies], rows, **lengths)
-        yield from _windows(policies, h, size, shards)
+        yield from _windows(policies, (mesh_of(user, mesh), mesh_of(assistant, mesh)), h, size, shards)
         dialogue = abstract(placement.shard_batch(dialogue_of(h, slice(None), ROLES.index(view)), mesh))
     over = jit_trajectories.trace(without_caches(dialogue), view, prompts.example, prompts.group)
     ended = over.lower()
@@ -137,31 +137,37 @@ def _between_messages(dialogue: Dialogue, keys: Any, sizes: Sizes, shards: int) 
             yield _scatter_rows.lower(bare, with_rows(bare, fewer), index)
 
 
-def _windows(policies: Sequence[Policy | None], h: Histories, size: int, shards: int) -> Generator[Lowered, None, None]:
-    """The programs of `continuous.holding`, for each level and size of caches."""
+def _windows(
+    policies: Sequence[Policy | None], meshes: tuple[Mesh, Mesh], h: Histories, size: int, shards: int
+) -> Generator[Lowered, None, None]:
+    """The programs of `continuous.holding`, for each level and size of caches, each on the mesh of its side."""
     sizes = levels(size, shards, sum(policy is not None for policy in policies))
-    for side, policy in enumerate(policies):
-        if policy is None:
-            continue
-        view, rooms = h.view(side), window_rooms(policy.spec, h.view(side).capacity)
-        traced = _empty.trace(policy.spec, shards, rooms[0])  # in the shards of all others
-        one = results(traced, traced.lower().compile().output_shardings)
-        for level in sizes:
-            window, entering = (with_rows(one, shards * rows) for rows in (level.window, level.entering))
-            parked = with_rows(one, shards * level.parked) if level.parked else None
-            for room in rooms:
-                outside = None if parked is None else with_room(parked, room)
-                caches = Caches(with_room(window, room), outside, with_room(entering, room))
-                yield from _window(policy, caches, view, level, shards)
-                for cache in (caches.window, caches.parked, caches.entering):
-                    if cache is not None:
-                        yield _empty.lower(policy.spec, cache.key[0].shape[0], room)
-                        for larger in rooms[rooms.index(room) + 1 :]:
-                            yield window_grown.lower(cache, larger)
-                for smaller in sizes[sizes.index(level) + 1 :]:
-                    for rows in (smaller.window, smaller.parked):
-                        if rows:
-                            yield _taken.lower(caches, np.zeros((shards, rows), np.int32))
+    for side, (policy, mesh) in enumerate(zip(policies, meshes, strict=True)):
+        if policy is not None:
+            with jax.set_mesh(mesh):
+                yield from _side(policy, h.view(side), sizes, shards)
+
+
+def _side(policy: Policy, view: HostView, sizes: Sequence[Level], shards: int) -> Generator[Lowered, None, None]:
+    rooms = window_rooms(policy.spec, view.capacity)
+    traced = _empty.trace(policy.spec, shards, rooms[0])  # in the shards of all others
+    one = results(traced, traced.lower().compile().output_shardings)
+    for number, level in enumerate(sizes):
+        window, entering = (with_rows(one, shards * rows) for rows in (level.window, level.entering))
+        parked = with_rows(one, shards * level.parked) if level.parked else None
+        for room in rooms:
+            outside = None if parked is None else with_room(parked, room)
+            caches = Caches(with_room(window, room), outside, with_room(entering, room))
+            yield from _window(policy, caches, view, level, shards)
+            for cache in (caches.window, caches.parked, caches.entering):
+                if cache is not None:
+                    yield _empty.lower(policy.spec, cache.key[0].shape[0], room)
+                    for larger in rooms[rooms.index(room) + 1 :]:
+                        yield window_grown.lower(cache, larger)
+            for smaller in sizes[number + 1 :]:
+                for rows in (smaller.window, smaller.parked):
+                    if rows:
+                        yield _taken.lower(caches, np.zeros((shards, rows), np.int32))
 
 
 def _window(

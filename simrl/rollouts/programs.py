@@ -9,12 +9,15 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, Limits, MixedAgent, ModelAgent, OneAgent
+from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, Limits, MixedAgent, ModelAgent, OneAgent, mesh_of
 from simrl.rollouts.collect import asked_about_many
 from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.context import cache_capacities, capacity_for, round_up
 from simrl.rollouts.dialogue import capacity
+from simrl.rollouts.flight import parts_of
 from simrl.rollouts.messages import header_lengths, room_to_receive, room_to_send
 from simrl.rollouts.schedule import MOST_STEPS, Batching, levels
 from simrl.run.compiles import Programs
@@ -95,18 +98,17 @@ def prompt_width(spec: GenerationSpec | None, user: OneAgent, limits: Limits) ->
 
 
 def conversation_programs(
-    user: Agent, assistant: OneAgent, limits: Limits, *, rows: int, size: int, shards: int, batching: Batching
+    user: Agent, assistant: OneAgent, limits: Limits, *, rows: int, size: int, mesh: Mesh, batching: Batching
 ) -> Programs:
     """Bounds of the programs of `collect`, by function; those of casts of parameters are among them.
 
     Args:
         rows: conversations of a step, of which `size` are in the device's batch.
-        shards: equal parts of them on the devices.
     """
     users = user.members if isinstance(user, MixedAgent) else (user,)
     total = collections.Counter[str]()
     for member in users:
-        total.update(_programs(member, assistant, limits, size=size, shards=shards, batching=batching))
+        total.update(_programs(member, assistant, limits, size=size, mesh=mesh, batching=batching))
     pieces = rows // size
     total['cast'] = sum(isinstance(agent, ModelAgent) for agent in (*users, assistant))
     total['_joined'] = int(pieces > 1)
@@ -115,14 +117,24 @@ def conversation_programs(
     return {name: number for name, number in total.items() if number}
 
 
+def batching_of(user: OneAgent, assistant: OneAgent, size: int, mesh: Mesh, batching: Batching) -> tuple[Batching, int]:
+    """How `collect` batches `size` conversations of two agents, and in how many equal parts on the devices."""
+    meshes = mesh_of(user, mesh), mesh_of(assistant, mesh)
+    if meshes[0] != meshes[1]:
+        batching = 'continuous'
+    if any(isinstance(agent, HostAgent) and asked_about_many(agent) for agent in (user, assistant)):
+        batching = 'static'
+    return batching, parts_of(size, meshes)
+
+
 def _programs(
-    user: OneAgent, assistant: OneAgent, limits: Limits, *, size: int, shards: int, batching: Batching
+    user: OneAgent, assistant: OneAgent, limits: Limits, *, size: int, mesh: Mesh, batching: Batching
 ) -> collections.Counter[str]:
     """Those of one user."""
     specs = _specs(user, assistant)
-    host = [agent for agent in (user, assistant) if isinstance(agent, HostAgent)]
-    total = collections.Counter(trajectories=1, agent_seeds=len(host))
-    if batching == 'continuous' and not any(map(asked_about_many, host)):
+    total = collections.Counter(trajectories=1, agent_seeds=sum(isinstance(x, HostAgent) for x in (user, assistant)))
+    batching, shards = batching_of(user, assistant, size, mesh, batching)
+    if batching == 'continuous':
         total += _continuous_programs(specs, limits, (user, assistant), size=size, shards=shards)
     else:
         total += _static_programs(user, assistant, limits, size=size, shards=shards)
@@ -178,13 +190,14 @@ def window_rooms(spec: GenerationSpec, room: int) -> list[int]:
 
 
 def replay_programs(
-    user: Agent, assistant: OneAgent, limits: Limits, *, size: int, shards: int, batching: Batching
+    user: Agent, assistant: OneAgent, limits: Limits, *, size: int, mesh: Mesh, batching: Batching
 ) -> Programs:
     """Bounds of the programs of `collect` with a replay, beside those without; arguments as there."""
-    if batching == 'continuous':
-        return {}
     total = collections.Counter[str]()
     for member in user.members if isinstance(user, MixedAgent) else (user,):
+        own, shards = batching_of(member, assistant, size, mesh, batching)
+        if own == 'continuous':
+            continue
         sizes = sizes_of(member, assistant, limits, rows=size, shards=shards)
         total.update(add_recorded=sum(len(sizes.of_message(role)) for role in ROLES), end_running=1)
     return total

@@ -128,23 +128,24 @@ def results(traced: jax.stages.Traced, shardings: Any) -> Any:
     )
 
 
-def compile_ahead(name: str, programs: Iterable[jax.stages.Lowered], threads: int, mesh: Mesh) -> None:
+def compile_ahead(name: str, programs: Iterable[jax.stages.Lowered], threads: int) -> None:
     """Compiles programs side by side, each as soon as it is lowered, waits for all of them, and prints what it took.
 
     A call of the same jitted function with arguments of these shapes, dtypes and shards, and with the same mesh set,
-    then compiles nothing. Functions are traced and lowered in this thread; XLA compiles without Python's lock.
+    then compiles nothing. That mesh is set while a program is lowered and yielded. Functions are traced and lowered in
+    this thread; XLA compiles without Python's lock.
 
     Args:
         name: of the stage, printed first.
     """
 
-    def compile_one(lowered: jax.stages.Lowered) -> None:
+    def compile_one(lowered: jax.stages.Lowered, mesh: Mesh) -> None:
         with jax.set_mesh(mesh):  # each thread has a mesh of its own, which is part of what a program is found by
             lowered.compile()
 
     started = time.monotonic()
     with compilations() as done, ThreadPoolExecutor(threads, thread_name_prefix='compile') as pool:
-        jobs = [pool.submit(compile_one, lowered) for lowered in programs]
+        jobs = [pool.submit(compile_one, lowered, jax.sharding.get_mesh()) for lowered in programs]
         for job in jobs:
             job.result()
     passed = time.monotonic() - started

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -44,6 +46,11 @@ def model(role: int, max_new_tokens: int, header: int, opening: str = 'given') -
         max_new_tokens=max_new_tokens,
     )
     return ModelAgent(Policy({}, np.ones(128, bool), 1.0, spec), lambda _: None, opening=opening)  # type: ignore[arg-type, return-value]
+
+
+def mesh_of(data: int) -> Any:
+    """As much of a mesh as the bound reads."""
+    return SimpleNamespace(shape={'data': data})
 
 
 def off_device(max_new_tokens: int) -> HostAgent:
@@ -114,7 +121,9 @@ def test_conversations_meet_no_more_programs_than_stated(tokens, prompt, turns, 
     user = off_device(tokens[0]) if sides == 'assistant' else model(USER, tokens[0], 2, opening)
     assistant = off_device(tokens[1]) if sides == 'user' else model(ASSISTANT, tokens[1], 4)
     rows = shards * per_shard
-    bound = conversation_programs(user, assistant, limits, rows=rows, size=rows, shards=shards, batching='static')
+    bound = conversation_programs(
+        user, assistant, limits, rows=rows, size=rows, mesh=mesh_of(shards), batching='static'
+    )
     random = np.random.default_rng(seed)
     for _ in range(3):
         for name, number in met(user, assistant, limits, rows, shards, random).items():
@@ -140,7 +149,9 @@ def test_several_users_and_pieces_and_repeats_add_programs() -> None:
     strict = dataclasses.replace(user, resampling=Resampling())
 
     def bound(user, batching='static', size=16) -> dict[str, int]:
-        return dict(conversation_programs(user, assistant, limits, rows=16, size=size, shards=1, batching=batching))
+        return dict(
+            conversation_programs(user, assistant, limits, rows=16, size=size, mesh=mesh_of(1), batching=batching)
+        )
 
     one, two = bound(user), bound(MixedAgent((user, user), lambda _: 0))
     assert two['add_message'] == 2 * one['add_message']
@@ -150,5 +161,5 @@ def test_several_users_and_pieces_and_repeats_add_programs() -> None:
     assert bound(strict)['resample_message'] == one['add_message'] // 2
     assert 'decode_block' in bound(user, 'continuous')
     assert 'add_message' not in bound(user, 'continuous')
-    replays = dict(replay_programs(user, assistant, limits, size=16, shards=1, batching='static'))
+    replays = dict(replay_programs(user, assistant, limits, size=16, mesh=mesh_of(1), batching='static'))
     assert replays == {'add_recorded': one['add_message'] // 2, 'end_running': 1}
