@@ -118,7 +118,7 @@ def conversation_programs(
 
 
 def batching_of(user: OneAgent, assistant: OneAgent, size: int, mesh: Mesh, batching: Batching) -> tuple[Batching, int]:
-    """How `collect` batches `size` conversations of two agents, and in how many equal parts on the devices."""
+    """The batching of `size` conversations of two agents by `collect`, and the equal parts of them on the devices."""
     meshes = mesh_of(user, mesh), mesh_of(assistant, mesh)
     if meshes[0] != meshes[1]:
         batching = 'continuous'

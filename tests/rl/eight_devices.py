@@ -24,8 +24,10 @@ from tests.rl import scene
 from tests.tiny import CHATML_TOKENS, byte_tokenizer
 
 STEPS = 2
+FIRST_STEP = 'the first step'  # among the names
 MATRIX = 2048  # numbers; arrays of at least so many are to be split
 compiles: list[str] = []  # the names of the functions that JAX compiled, in order
+SCORED = ('reinforce', 'adapt', 'foresee', 'ahead', 'ahead_at_own_pace')
 
 
 def shards(tree: Any) -> dict[str, list[int]]:
@@ -58,8 +60,9 @@ def watched(run: Callable[..., TrainState], counts: list[int]) -> Callable[..., 
     def watched_run(folder: Path, state: TrainState, step_fn: Any, *args: Any, **kwargs: Any) -> TrainState:
         def step(state: TrainState, number: int) -> Any:
             before = len(compiles)
+            compiles.extend([FIRST_STEP] if not counts else [])
             result = jax.block_until_ready(step_fn(state, number))
-            counts.append(len(compiles) - before)
+            counts.append(len(compiles) - before - (not counts))
             return result
 
         return run(folder, state, step, *args, **kwargs)
@@ -71,7 +74,9 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
     """By training: metrics, shards, and compiles by step. The last params and all tokens go to TRAINING.npz."""
     results = {}
     for name in trainings:
+        jax.clear_caches()  # what other trainings compiled
         counts: list[int] = []
+        begun = len(compiles)
         tokens = []
 
         def score(batch: Any, tokens: list[np.ndarray] = tokens) -> Any:
@@ -86,7 +91,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
                 mesh,
                 steps=STEPS,
                 loop_settings=scene.loop_settings(**evaluation),
-                **({'score': score} if name in ('reinforce', 'adapt', 'foresee') else {}),
+                **({'score': score} if name in SCORED else {}),
             )
         lines = [json.loads(line) for line in (folder / name / 'metrics.jsonl').read_text().splitlines()]
         params = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
@@ -94,6 +99,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
         results[name] = {
             'lines': [{key: x for key, x in line.items() if not key.startswith('time/')} for line in lines],
             'compiles': counts,
+            'names': compiles[begun:],
             'shards': {'params': shards(state.params)} | {key: moments(state, key) for key in ('mu', 'nu')},
         }
     return results

@@ -148,6 +148,16 @@ def adapt(*args: Any, **kwargs: Any) -> TrainState:
     return reinforce(*args, lora=LORA, **kwargs)
 
 
+def ahead(*args: Any, **kwargs: Any) -> TrainState:
+    """`reinforce`, its programs compiled before the first step."""
+    return reinforce(*args, compile_threads=2, **kwargs)
+
+
+def ahead_at_own_pace(*args: Any, **kwargs: Any) -> TrainState:
+    """`ahead`, each conversation at its own pace."""
+    return ahead(*args, batching='continuous', **kwargs)
+
+
 def foresee(*args: Any, score: Callable[[Trajectories], Rewards], **kwargs: Any) -> TrainState:
     """`reinforce` by what follows from each reply."""
     return reinforce(*args, score=FutureScore(score, FutureSettings(samples=2, turns=1)), **kwargs)

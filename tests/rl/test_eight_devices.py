@@ -16,7 +16,11 @@ from tests.rl import eight_devices
 # By mesh, data x model; the two key/value heads are split by the first, whole in the second, which has four of the
 # devices. Adapters and heads of reward models are laid out by the same rules on both.
 QUICK = {'4x2': ('reinforce',)}
-LONG = {'4x2': ('adapt', 'foresee', 'fine_tune', 'fit'), '1x4': ('reinforce', 'fine_tune')}
+LONG = {
+    '4x2': ('adapt', 'foresee', 'fine_tune', 'fit', 'ahead', 'ahead_at_own_pace'),
+    '1x4': ('reinforce', 'fine_tune', 'ahead', 'ahead_at_own_pace'),
+}
+AHEAD = ('ahead', 'ahead_at_own_pace')
 EACH = pytest.mark.parametrize(
     ('training', 'mesh'),
     [
@@ -70,7 +74,7 @@ def test_two_steps_are_those_of_one_device(found: Finder, training: str, mesh: s
     arrays, expected = (runs[name].arrays[training] for name in (mesh, '1x1'))
     assert arrays.keys() == expected.keys()
     tokens = [name for name in arrays if name.startswith('tokens')]
-    assert (len(tokens) >= 2) == (training in ('reinforce', 'adapt', 'foresee'))
+    assert (len(tokens) >= 2) == (training in eight_devices.SCORED)
     for name in arrays:
         if name in tokens:
             np.testing.assert_array_equal(arrays[name], expected[name])
@@ -103,7 +107,7 @@ def test_params_and_moments_are_split_after_the_second_step(found: Finder, train
             'gate.b': [2, 2, 48 // model],
             'down.a': [2, 48 // model, 2],
         }
-    heads = {'reinforce': 'value_head', 'adapt': 'value_head', 'foresee': 'value_head', 'fit': 'reward_head'}
+    heads = dict.fromkeys(eight_devices.SCORED, 'value_head') | {'fit': 'reward_head'}
     head = heads.get(training)
     expected |= {f'{head}.kernel': [32]} if head else {}
     shards = found(training in LONG[mesh])[mesh].results[training]['shards']
@@ -130,3 +134,18 @@ def test_the_second_step_compiles_nothing(found: Finder, training: str, mesh: st
     first, second = found(training in LONG[mesh])[mesh].results[training]['compiles']
     assert first > 0
     assert second == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('mesh', ['1x1', '4x2', '1x4'])
+@pytest.mark.parametrize('training', AHEAD)
+def test_what_is_compiled_ahead_is_what_is_called(found: Finder, training: str, mesh: str) -> None:
+    """Nothing of it is compiled again; its parts on several devices are known from shapes."""
+    names = found(True)[mesh].results[training]['names']
+    at = names.index(eight_devices.FIRST_STEP)
+    ahead, later = set(names[:at]), set(names[at:])
+    messages = {'ahead': {'start_dialogue', 'add_message'}, 'ahead_at_own_pace': {'decode_block', '_fed', '_moved'}}
+    update = {'trajectories', 'start_passes', 'add_passes', 'add_gradients', 'minibatch_step'}
+    expected = {f'jit({name})' for name in messages[training] | update}
+    assert expected <= ahead
+    assert not ahead & later
