@@ -11,6 +11,26 @@ Of a number of chips (`scaled`):
 - host: every process reads all conversations of a step, however many chips there are, at `HOST_SECONDS` a token.
 
 Nothing overlaps in the sum, which is therefore no lower bound; computing alone is.
+
+The paper's pair on v5p as N x 1, with 40 conversations a chip, 8 of them in flight, all messages as long as they may be
+(2026-12-01, from the programs for 2x2x2):
+
+    python -m tools.compile_check --config=configs/paper.py:sftuser-14b --topology=v5p:2x2x2 --mesh=8x1
+        --config.compute.rows_in_flight=64 --layers=2 --chips=8,16,32,64,128,256
+
+| chips | conversations | sampling | other computing | moving | waiting | host | all | efficiency |
+|---|---|---|---|---|---|---|---|---|
+| 8 (2x2x2) | 320 | 479.6 | 107.3 | 4.8 | 3.5 | 2.0 | 597.2 | 1.00 |
+| 16 (2x2x4) | 640 | 479.6 | 107.3 | 5.2 | 6.9 | 3.9 | 602.9 | 0.99 |
+| 32 (2x4x4) | 1,280 | 479.6 | 107.3 | 5.3 | 13.7 | 7.9 | 613.8 | 0.97 |
+| 64 (4x4x4) | 2,560 | 479.6 | 107.3 | 2.7 | 27.0 | 15.7 | 632.3 | 0.94 |
+| 128 (4x4x8) | 5,120 | 479.6 | 107.3 | 2.7 | 53.6 | 31.5 | 674.7 | 0.89 |
+| 256 (4x8x8) | 10,240 | 479.6 | 107.3 | 2.8 | 106.5 | 62.9 | 759.0 | 0.79 |
+
+First to break is waiting: products with parameters that are split over `data` are 12,000 permutations in the passes and
+gradients of a microbatch on 8 chips, and as many more as there are shards. Then the host. Without more conversations it
+is the rows: minibatches of 80 go over data=16 at most, and over 8 with microbatches of 8.
+On v5e as N x 8, with 5 conversations a chip, 64 to 256 chips take 353 to 349 s: all-reduces among the 8 are 79 of them.
 """
 
 import dataclasses
@@ -35,7 +55,7 @@ SLICES: Mapping[str, Mapping[int, tuple[int, ...]]] = {
 CLOSED = {'v5e': 16, 'v5p': 4, 'v6e': 16}  # a side of a multiple of so many chips is a ring; v5p: if all sides are
 START_SECONDS = 5e-6  # with three hops the 8 us of an all-reduce among four chips
 HOP_SECONDS = 1e-6
-HOST_SECONDS = 4e-7  # a token of text decoded by a tokenizer of Hugging Face, one core
+HOST_SECONDS = 4e-7  # to decode a token with a tokenizer of Hugging Face, measured on one core
 BROKEN = 0.8  # of the first slice's conversations a second and chip: with less a slice wastes more than a fifth
 
 
