@@ -43,6 +43,7 @@ from simrl.training.supervised import FitSettings
 
 GIB = 2**30
 NEAR = 0.9  # of a device, which an estimate may take without a warning
+WHOLE_EMBEDDINGS = 3  # float32, that a device has at once where rows are split, as compiled for TPUs
 SAMPLING, GRADIENTS = 'parameters to sample', 'gradients'
 
 
@@ -220,6 +221,9 @@ def step_memory(
             model=model,
         ),
     }
+    if data > 1:
+        whole = 4 * config.padded_vocab_size * config.model_dim
+        updating["the embedding's gradient"] = WHOLE_EMBEDDINGS * whole // model
     kept = kept_kinds(training, others, mesh)
     if simulator_mesh is None or not set(mesh.devices.flat).isdisjoint(simulator_mesh.devices.flat):
         return StepMemory({**kept, **talking.kept}, {**sampling, **talking.sampling}, updating)

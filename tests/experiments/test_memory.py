@@ -87,6 +87,7 @@ def test_devices_share_what_is_sharded():
     # In sampling weights are split over `model` alone, rows over `data`.
     assert split.kept['simulator'] == pytest.approx(whole.kept['simulator'] / 2, abs=2 * norms)
     assert split.sampling["the simulator's cache"] == whole.sampling["the simulator's cache"] // 4
+    assert split.updating["the embedding's gradient"] == 3 * 4 * 256 * 16 // 2  # whole along `data`
     # Four devices read two heads of keys and values: each has one.
     assert needed(mesh_of(1, 4)).sampling["the assistant's cache"] == whole.sampling["the assistant's cache"] // 2
 
@@ -175,6 +176,7 @@ def test_the_papers_pair_fits_where_compiling_says_so():
     )
     eight = estimate(mesh=mesh_of(8, 1))
     assert sum(eight.most.values()) / GIB == pytest.approx(70, rel=0.1)
+    assert sum({**eight.kept, **eight.updating}.values()) / GIB == pytest.approx(44.5, rel=0.1)
     assert refusal('a', eight, int(95.7 * GIB)) == ''
     assert refusal('a', estimate(mesh=mesh_of(1, 1)), int(79 * GIB)).startswith('a: expected a step of its training')
 
