@@ -142,6 +142,24 @@ def test_training_is_the_same_on_any_layout(alone: pathlib.Path, tmp_path: pathl
         assert_equal_training(workdir, alone, name)
 
 
+SPLIT, APART = ('--config.compute.simulator_mesh.model=4',), ('--config.compute.simulator_mesh.devices=other',)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('layout', 'flags'), [(Layout(1, 4, 4, 1), SPLIT), (Layout(2, 2, 4, 1), SPLIT), (Layout(1, 4, 2, 1), APART)]
+)
+def test_training_is_the_same_with_a_mesh_for_each_side(
+    alone: pathlib.Path, tmp_path: pathlib.Path, layout: Layout, flags: tuple[str, ...]
+) -> None:
+    """A simulator of which each of four devices has a part; or one on two other devices than the assistant's."""
+    workdir = prepared(alone, tmp_path / 'run')
+    first, *_ = layout.run(workdir, *ROLE_PLAY, *flags)
+    of_simulators = 'data=1 x model=4' if flags == SPLIT else 'data=2 x model=1'
+    assert f'mesh data={layout.data} x model=1, of simulators {of_simulators}' in first.output
+    assert_equal_training(workdir, alone, 'role_play')
+
+
 def wait_for_step(workdir: pathlib.Path, arm: str, step: int, started: Sequence[subprocess.Popen]) -> None:
     """Waits until a training has logged a step."""
     file = workdir / 'rl' / arm / 'seed-0' / 'metrics.jsonl'
@@ -283,6 +301,7 @@ def names_in(workdir: pathlib.Path) -> set[str]:
         ((('--config.compute.mesh.data=3',),) * 2, 'expected 2 devices in 2 processes, found 3 x 1'),
         ((('--config.evaluation.batch_size=15',),) * 2, 'config.evaluation.batch_size: expected a multiple of the 2'),
         ((ONE_HEAD,) * 2, 'config.compute.mesh.model: expected a divisor of num_heads=1'),
+        ((APART,) * 2, "config.compute.simulator_mesh.devices: expected 'same' in a run of 2 processes"),
         ((('--config.workers=2',),) * 2, 'config.workers: expected 1 in a run of 2 processes'),
     ],
 )
