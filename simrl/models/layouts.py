@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 MATRICES: Mapping[str, int] = {'query': 1, 'key': 1, 'value': 1, 'output': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 PRODUCT = 'product'  # checkpoint name of the result of `dense`, for rematerialisation policies
-FEW_TOKENS = 256  # most tokens, over all devices, for which a CPU is faster with weights on the left
+FEW_TOKENS = 128  # most tokens, over all devices, for which a CPU is faster with weights on the left
 
 
 @flax.struct.dataclass
@@ -114,8 +114,8 @@ def output_major(decoder: Any, inputs_last: Callable[[Any, int], Any] = _inputs_
     """Stores the matrices of a decoder with separate layers as `OutputMajor`, including its embedding or head.
 
     A CPU's matrix product reads its left operand in place and repacks the right one in every call. With weights on the
-    left, a step of 16 tokens takes .55 of the time and one of 64 tokens .8. A step of 1,024 tokens would take 1.4 times
-    as long: above `FEW_TOKENS` weights are on the right.
+    left, a step of 16 tokens takes .7 of the time and one of 64 tokens .9. A step of 256 tokens would take 1.1 times as
+    long and one of 1,024 tokens 1.5 times: above `FEW_TOKENS` weights are on the right.
 
     Args:
         inputs_last: moves a number of leading dimensions of a leaf behind the others.
