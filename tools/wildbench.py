@@ -23,8 +23,8 @@ and `pairs` ask judges for WB-Score and WB-Reward, with prompts of our own, into
 Tasks are those of the hub, or --tasks=FILE in their schema, a JSON object on each line: `session_id`,
 `conversation_input` (messages, {role, content}, of which the last is the user's), `checklist` (questions),
 `primary_tag` and `secondary_tags` (the benchmark's, such as Planning). Generations are a JSON list of {session_id,
-output: [reply], generator}; a checklist file has on each line what `checklist` wrote. --training=FILE counts the tasks
-that training data has, and gives the numbers without them.
+chat_history: [text of each of the task's messages], output: [reply], generator}; a checklist file has on each line what
+`checklist` wrote. --training=FILE counts the tasks that training data has, and gives the numbers without them.
 
 After a kill the same command continues: answers are kept in OUTPUT.answers.sqlite, of `score` and `pairs` in
 OUTPUT/score.answers.sqlite and OUTPUT/pairs.answers.sqlite. Those of an endpoint are found by model name and request:

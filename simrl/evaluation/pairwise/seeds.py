@@ -43,11 +43,10 @@ def _against(other: str, runs: Mapping[tuple[str, int], tuple[Sequence[Pair], np
     clusters, place = list(cluster_of.values()), {name: number for number, name in enumerate(cluster_of)}
     judged: dict[tuple[str, int], np.ndarray] = {}
     for run, (pairs, values) in sorted(runs.items(), key=lambda item: item[0][1]):
-        if not np.isnan(values).all():
-            judged[run] = np.full(len(place), np.nan)
-            judged[run][[place[pair.id] for pair in pairs]] = values
-    by_run = {run: _cluster_means(own, clusters) for run, own in judged.items()}
-    names = {arm: {seed: f'{arm}/seed-{seed}' for of, seed in judged if of == arm} for arm, _ in runs}
+        judged[run] = np.full(len(place), np.nan)
+        judged[run][[place[pair.id] for pair in pairs]] = values
+    by_run = {run: _cluster_means(own, clusters) for run, own in judged.items() if not np.isnan(own).all()}
+    names = {arm: {seed: f'{arm}/seed-{seed}' for of, seed in by_run if of == arm} for arm, _ in runs}
     spread = run_spread(names, {f'{arm}/seed-{seed}': own for (arm, seed), own in by_run.items()})
     rows = []
     for arm, seeds in names.items():
@@ -55,9 +54,9 @@ def _against(other: str, runs: Mapping[tuple[str, int], tuple[Sequence[Pair], np
             continue
         own = [by_run[arm, seed] for seed in seeds]
         win_rate = t_interval([present_mean(x) for x in own], null=0.5)
-        failed = any(np.isnan(judged[arm, seed]).any() for seed in seeds)
+        every = [values for (of, _), values in judged.items() if of == arm]
         lost, won = (
-            t_interval([_cluster_means(failed_as(judged[arm, seed], to), clusters).mean() for seed in seeds], null=0.5)
+            t_interval([_cluster_means(failed_as(values, to), clusters).mean() for values in every], null=0.5)
             for to in (0.0, 1.0)
         )
         rows.append(
@@ -67,7 +66,7 @@ def _against(other: str, runs: Mapping[tuple[str, int], tuple[Sequence[Pair], np
                 seeds=tuple(seeds),
                 win_rate=win_rate,
                 intervals=other_intervals(win_rate, spread.run, own, range(len(own[0]))),
-                bounds=SeedBounds(lost, won) if failed else None,
+                bounds=SeedBounds(lost, won) if np.isnan(every).any() else None,
                 adjusted=None,
             )
         )

@@ -52,9 +52,14 @@ def panel_text(parts: Iterable[str], votes: Votes | None) -> str:
     if votes is None:
         return ''
     judges = sum(part.startswith(JUDGE_PART) for part in parts)
-    return (
+    correlate = (
         f'The score is the mean of {judges} judges, whose own are beside it. Their scores correlate at '
-        f'{summary.number(votes.mean_correlation)}: as votes they are worth {summary.number(votes.effective)} '
+        f'{summary.number(votes.mean_correlation)}'
+    )
+    if votes.effective is None:
+        return f'{correlate}, so that they cancel each other. '
+    return (
+        f'{correlate}: as votes they are worth {summary.number(votes.effective)} '
         f'{summary.bounds(votes.low, votes.high)} independent judges; what they are right about together counts as '
         'shared. '
     )

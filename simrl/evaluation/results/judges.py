@@ -21,7 +21,7 @@ class ArmWinRate:
     """The win rate of an arm over another assistant.
 
     Attributes:
-        seeds: of training, ascending; a run without any verdict is in none of the numbers.
+        seeds: of training, ascending; a run without any verdict is in none of the numbers but the bounds.
         win_rate: the mean over seeds of each run's mean over clusters, by t-interval and sign-flip test.
         intervals: with the spread pooled over arms, and over seeds and clusters at once.
         bounds: with failures lost, and won; None without any.

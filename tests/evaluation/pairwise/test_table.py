@@ -274,6 +274,19 @@ def test_runs_of_an_arm_are_its_seeds() -> None:
     assert x.intervals.pooled.alone == pytest.approx((x.win_rate.low, x.win_rate.high))
 
 
+def test_a_run_without_a_verdict_is_in_the_bounds_of_its_arm_alone() -> None:
+    """All its verdicts failed: lost it has a rate of 0, won of 1."""
+    chosen = {0: np.array([1.0, 1.0, 0.0, 1.0]), 1: np.full(4, np.nan)}
+    judged = [
+        one
+        for seed, values in chosen.items()
+        for one in judged_of((f'x/seed-{seed}', 'initial'), {'j': np.array([values] * 2)})
+    ]
+    (found,) = table(judged, responses_of(['initial', 'x/seed-0', 'x/seed-1'], 4), combine='mean').seeds
+    assert (found.seeds, found.win_rate.values) == ((0,), (0.75,))
+    assert (found.bounds.lost.values, found.bounds.won.values) == ((0.75, 0.0), (0.75, 1.0))
+
+
 def test_without_any_pair_to_ask_about_there_are_reasons() -> None:
     """All responses of one assistant are empty; all of both tie."""
     for value, counts in ((1.0, (3, 0, 0)), (0.5, (0, 3, 0))):

@@ -230,6 +230,8 @@ def test_a_measure_by_a_panel_says_what_its_judges_are_worth(results) -> None:
     text = tables.panel_text(['judge_a', 'share_met', 'judge_b'], Votes(0.5, 1.33, 1.2, None))
     assert 'the mean of 2 judges' in text
     assert 'correlate at 0.50: as votes they are worth 1.33 [no interval] independent judges' in text
+    cancelled = tables.panel_text(['judge_a', 'judge_b'], Votes(-1.0, None, None, None))
+    assert cancelled.endswith('correlate at −1.00, so that they cancel each other. ')
     assert tables.panel_text(['judge_a'], None) == ''
     measures = {'people': dataclasses.replace(results.measures['people'], votes=Votes(0.5, 1.33, 1.2, 1.5))}
     changed = dataclasses.replace(results, measures=measures)
