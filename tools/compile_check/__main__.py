@@ -14,26 +14,46 @@ without weights. Compiling a rollout's program of 84 layers takes about 90 s of 
 with about N layers of each side, and twice as many, and continued to all layers by a line; training's programs scan
 over their layers and are compiled with all.
 
-The paper's pair, Qwen2.5-3B and 14B, on 8 chips (2026-11-30, jax 0.10.2, libtpu 0.0.42.1; 5 minutes of CPU):
+With --chips=8,16,32 the step is estimated on larger slices as well (`scaling.py`, with a table).
+
+The paper's pair, Qwen2.5-3B and 14B, with 64 conversations in flight (2026-12-01, jax 0.10.2, libtpu 0.0.42.1):
 
     python -m tools.compile_check --config=configs/paper.py:sftuser-14b --topology=v5p:2x2x2 --mesh=8x1
         --config.compute.rows_in_flight=64 --layers=2
 
-GiB a device; a rollout's programs from 3 + 4 and 6 + 8 layers, with the caches of the latest message:
+GiB of a device for the program that needs the most to talk, and to update, with all that is kept beside it; and the
+least seconds of a step with all messages at their budgets, at the peaks of the chips:
 
-| program | calls a step | arguments | temporaries | with what is kept | sent in a call | TFLOP |
+| slice | mesh | batching | talk | update | memory | seconds |
 |---|---|---|---|---|---|---|
-| passes (old, reference) | 40 | 2.9 | 2.5 | 37.3 | 13.9 GB | 388 |
-| gradients | 40 | 2.9 | 10.5 | 46.7 | 21.1 GB | 890 |
-| step | 4 | 5.8 | 0.4 | 36.5 | 96 B | |
-| message/user | 20 | 61.8 | 0.3 | 69.5 | 4 B a token | 0.35 a token, 10.7 to hear 128 |
-| message/assistant | 25 | 63.0 | 0.7 | 71.3 | 4 B a token | 0.09 a token, 48.8 to hear 128 |
-| start | 5 | 31.8 | 0.4 | 43.4 | 8 B | 36.0 for 128 tokens of both |
+| v5p:2x2x2 | 8x1 | static | 69.1 | 44.6 | 95.7 | 587 |
+| v5p:2x2x2 | 8x1 | continuous | 71.0 | 44.6 | 95.7 | 587 |
+| v5p:2x2x2 | 4x2 | static | 53.3 | 34.4 | 95.7 | 426 |
+| v5p:2x2x4 | 16x1 | static | (50.9) | 39.8 | 95.7 | 454 |
+| v5e:8x8 | 8x8 | static | 11.1 | 8.8 | 15.8 | 234 |
+| v5e:8x8 | 16x4, simulator 8x8 | continuous | 11.0 | (9.7) | 15.8 | 282 |
+| v5e:8x8 | 16x4 | static | 14.0 | 13.1 | 15.8 | 369 |
 
-Kept: parameters 1.4, optimizer 2.9, as loaded 1.4, reference 1.4, simulator 27.5. Caches of 26.3 (14B) and 4.9 (3B) are
-among arguments. It fits: the assistant's message takes the most, 71.3 of 95.7. Compiled with all 36 + 48 layers,
-message/user takes 69.3. The least seconds of a step with all messages at their budgets: sampling 315 + 165, prompts and
-hearing 37 + 4, passes 27, gradients 40; collectives at the peak of the links 2.4.
+In brackets: by arithmetic. 16x4 and 16x1 have --config.rl.algorithm.microbatches=5, as 16 divide no microbatch of 8
+rows; a simulator's own mesh is config.compute.simulator_mesh. Of v6e:8x8 JAX makes 8x8 and not 16x4.
+
+Of v5p:2x2x2 as 8x1, a rollout's programs from 3 + 4 and 6 + 8 layers, with the caches of the latest message, and the
+seconds of CPU that compiling took, of both of these together:
+
+| program | calls a step | arguments | temporaries | sent in a call | TFLOP | CPU s |
+|---|---|---|---|---|---|---|
+| passes (old, reference) | 40 | 2.2 | 2.5 | 13.9 GB | 388 | 25 |
+| gradients | 40 | 2.9 | 10.5 | 21.1 GB | 890 | 68 |
+| step | 4 | 5.8 | 0.4 | 96 B | | 13 |
+| message/user | 20 | 61.8 | 0.3 | 4 B a token | 0.35 a token, 10.7 to hear 128 | 57 |
+| message/assistant | 25 | 63.0 | 0.7 | 4 B a token | 0.09 a token, 48.8 to hear 128 | 61 |
+| start | 5 | 31.8 | 0.4 | 8 B | 36.0 for 128 tokens of both | 77 |
+
+Kept: parameters 1.4, optimizer 2.9, reference 0.7, simulator 27.5. Caches of 26.3 (14B) and 4.9 (3B) are among
+arguments. Compiled with all 36 + 48 layers, message/user takes 0.2 less, and 47 s of CPU. Sampling takes at least 315 +
+165 s, prompts and hearing 37 + 4, passes 27, gradients 40; collectives at the peak of the links 2.4. A first step in
+which all lengths occur has 8 messages (a side and a size of caches), and passes and gradients of 4 lengths of rows: 18
+programs with start and step, of about 14 minutes of CPU.
 """
 
 import json
