@@ -1,4 +1,4 @@
-"""The experiment of quickstart.py with three sizes of simulators and eight training seeds.
+"""The experiment of quickstart.py with three sizes of simulators, longer trainings and eight training seeds.
 
     python -m simrl.main --config=configs/concierge.py
 

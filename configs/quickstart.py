@@ -4,8 +4,11 @@
 
 7 to 15 minutes on 2 cores. Mean satisfaction when training against people themselves, over four steps, passed .70 by
 step 12 with GRPO and seeds 0 and 1, and with PPO by steps 16 and 20. `quickstart.py:ppo` and `quickstart.py:grpo` name
-the algorithm; without an argument it is GRPO. `quickstart.py:smoke` runs the same stages with two seeds in 90 seconds,
-too small to learn much.
+the algorithm; without an argument it is GRPO. Eight seeds (`--config.seeds='(0,1,2,3,4,5,6,7)'`, 19 minutes) gave
+role_play .370 [.359, .382], persona .549 [.511, .588], fine_tuned .702 [.686, .717] and oracle .743 [.732, .754] of
+satisfaction, where the initial assistant has .326; each pair of arms differs (sign-flip p .008, .047 after Holm).
+
+`quickstart.py:smoke` runs the same stages with two seeds in 90 seconds, too small to learn much.
 """
 
 import jax
