@@ -237,8 +237,9 @@ def train(
         futures=isinstance(score, FutureScore),
     )
     print(f'rl: {compiles.stated(bound)}', flush=True)
-    if compile_threads:
-        update_ahead = functools.partial(
+
+    def compile_ahead() -> None:
+        lowered_update = functools.partial(
             ahead.lowered_update,
             *(state, frozen, reference),
             prepare=prepare_programs(**preparing),
@@ -249,20 +250,20 @@ def train(
             temperature=temperature,
             mesh=mesh,
         )
-        with jax.set_mesh(mesh):
-            lowered = ahead.lowered_training(
-                *agents_with({**frozen, **state.params}),
-                examples,
-                chat=chat,
-                limits=limits,
-                view=settings.role,
-                mesh=mesh,
-                rows=rows,
-                size=size,
-                batching=batching,
-                update=update_ahead,
-            )
-            compiles.compile_ahead('rl', lowered, compile_threads)
+        lowered = ahead.lowered_training(
+            *agents_with({**frozen, **state.params}),
+            examples,
+            chat=chat,
+            limits=limits,
+            view=settings.role,
+            mesh=mesh,
+            rows=rows,
+            size=size,
+            batching=batching,
+            update=lowered_update,
+        )
+        compiles.compile_ahead('rl', lowered, compile_threads)
+
     since = time.monotonic()
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
@@ -348,8 +349,10 @@ def train(
             'validation/unjudged': (float(np.sum(~judged)), float(len(rewards))),
         }
 
-    with jax.set_mesh(mesh):
-        return loop.run(
+    with compiles.compilations() as compiled, jax.set_mesh(mesh):
+        if compile_threads:
+            compile_ahead()
+        last = loop.run(
             folder,
             state,
             step_fn,
@@ -359,6 +362,8 @@ def train(
             evaluate_fn=None if validation is None else functools.partial(validate, validation),
             hyperparameters={**(hyperparameters or {}), 'programs_at_most': sum(bound.values())},
         )
+    print(f'rl: {compiles.compared(bound, compiled)}', flush=True)
+    return last
 
 
 def check_trained(agent: Agent) -> ModelAgent:

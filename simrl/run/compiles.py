@@ -101,6 +101,16 @@ def by_name(programs: Sequence[Compiled]) -> str:
     )
 
 
+def compared(bound: Programs, programs: Sequence[Compiled]) -> str:
+    """Says how many programs there were of those that a bound is of, and of which there were more than it says."""
+    number = collections.Counter(program.name for program in programs if program.name in bound)
+    more = ', '.join(f'{name} {each}' for name, each in number.items() if each > bound[name])
+    return (
+        f'{number.total()} of at most {sum(bound.values())} programs that differ in their sizes'
+        f'{f"; more than stated: {more}" if more else ""}'
+    )
+
+
 def stated(programs: Programs) -> str:
     """The bound as a stage prints it before its first step."""
     each = ', '.join(f'{name} {number}' for name, number in programs.items())

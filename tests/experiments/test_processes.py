@@ -138,8 +138,17 @@ def test_training_is_the_same_on_any_layout(alone: pathlib.Path, tmp_path: pathl
     """With a simulator on the devices; and with people, of whom each process has a share."""
     workdir = prepared(alone, tmp_path / 'run')
     for name, arm in (('role_play', ROLE_PLAY), ('oracle', ORACLE)):
-        layout.run(workdir, *arm)
+        ended = layout.run(workdir, *arm)
         assert_equal_training(workdir, alone, name)
+        # Each process compiles for itself, and no more than it stated before; followers say so in logs of their own.
+        logs = [(workdir / 'workers' / f'process-{number}.log').read_text() for number in range(1, layout.processes)]
+        for said in (ended[0].output, *logs):
+            assert re.search(r'^rl: at most \d+ programs that differ', said, re.MULTILINE)
+            ends = re.findall(r'^rl: (\d+) of at most (\d+) programs that differ in their sizes$', said, re.MULTILINE)
+            assert all(0 < int(number) <= int(most) for number, most in ends)
+            assert ends
+            for step, names in re.findall(r'^rl: step (\d+): \d+ programs .*disk in [\d.]+ s(.*)$', said, re.MULTILINE):
+                assert (step == '1') == (names == ''), 'each program after the first step is named'
 
 
 SPLIT, APART = ('--config.compute.simulator_mesh.model=4',), ('--config.compute.simulator_mesh.devices=other',)

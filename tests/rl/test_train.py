@@ -348,6 +348,8 @@ def test_programs_are_stated_compiled_ahead_and_no_more(tmp_path: pathlib.Path, 
     assert re.search(r'^rl: before the first step, in 2 threads and ', said, re.MULTILINE)
     assert re.search(r'^rl: step 1: \d+ programs compiled in ', said, re.MULTILINE)
     assert 'rl: step 2: ' not in said
+    number = sum(name in bound for name in names)
+    assert f'\nrl: {number} of at most {sum(map(int, bound.values()))} programs that differ in their sizes\n' in said
 
 
 @pytest.mark.long
