@@ -54,7 +54,8 @@ def test_an_addition_computes_only_what_is_new(before, after, new):
 
 def test_a_stage_knows_every_setting_that_it_depends_on():
     """But for those that are declared to change no result beyond rounding."""
-    found = settings(evaluation__forecast={'examples': 8, 'samples': 8, 'n': 2}, evaluation__replayed=2)
+    forecast, mesh = {'examples': 8, 'samples': 8, 'n': 2}, {'data': 2, 'model': 1}
+    found = settings(evaluation__forecast=forecast, evaluation__replayed=2, compute__simulator_mesh=mesh)
     without, skipped = fields_without_effect(to_dict(found))
     declared = without_effect(found)
     assert without - declared == {'arms.oracle.size'}  # people have no model
@@ -64,9 +65,10 @@ def test_a_stage_knows_every_setting_that_it_depends_on():
         'rl.algorithm.microbatches',
         'rl.row_buckets',
         'compute.loop.log_every',
+        'compute.simulator_mesh.model',
     }
     assert {'compute.training.dtype', 'rl.algorithm.minibatches', 'evaluation.shown'}.isdisjoint(declared)
-    assert len(skipped) <= 51
+    assert len(skipped) <= 53
 
 
 def test_arms_differ_in_their_simulator_alone():
