@@ -120,7 +120,7 @@ def run(
     Args:
         folder: of the run, used by no other; gets metrics.jsonl, tensorboard/, conversations/NAME.jsonl, checkpoints/
             and, if asked for, profile/ (see `profiling`).
-        state: the state before step 0; with a checkpoint only its structure and shardings matter.
+        state: the state before step 0; with a checkpoint only its structure and shardings matter, and it is deleted.
         step_fn: (state, step) -> (next state, `StepResult`); may donate the state.
         num_steps: total number of steps.
         name: of the training in the progress bar and the file of conversations.
@@ -152,6 +152,10 @@ def run(
         # Resume, or start.
         step = 0
         meta: dict[str, Any] = {'offsets': {}, 'totals': {}}
+        if checkpoints.steps:  # callers hold the state, which would stay on the devices beside what is restored
+            for array in jax.tree.leaves(state):
+                if isinstance(array, jax.Array):
+                    array.delete()
         restored = checkpoints.restore(state)
         if restored is not None:
             step, state, meta = restored

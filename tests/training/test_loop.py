@@ -163,7 +163,10 @@ def test_a_finished_run_is_left_alone(tmp_path: pathlib.Path, capsys) -> None:
     def never(state: tiny_job.TrainState, step: int) -> tuple[tiny_job.TrainState, loop.StepResult]:
         raise AssertionError('a step was taken')
 
-    loop.run(tmp_path, tiny_job.init_state(), never, settings(), num_steps=4, name='count')
+    begun = tiny_job.init_state()
+    loop.run(tmp_path, begun, never, settings(), num_steps=4, name='count')
+    # What was restored has taken the place of the state that the caller holds.
+    assert all(array.is_deleted() for array in jax.tree.leaves(begun) if isinstance(array, jax.Array))
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
     assert 'compiling' not in capsys.readouterr().err
     with pytest.raises(ValueError, match='expected a run of at most 3 steps, found a checkpoint of step 4'):
