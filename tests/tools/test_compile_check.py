@@ -72,6 +72,8 @@ BODY = """
 ENTRY %main (x: f32[16]) -> f32[16] {
   %zero = s32[] constant(0)
   %zero.2 = s32[] copy(%zero)
+  %whole = f32[16]{0} parameter(0)
+  %share = f32[4]{0} reduce-scatter(f32[16]{0} %whole), dimensions={0}, to_apply=%summed
   %first = (s32[], bf16[2,8]) tuple(%zero.2, %x)
   %while.1 = (s32[], f32[16]) while(%t), condition=%end, body=%unknown_body, metadata={op_name="jit(f)/a/b/c/while"}
   %while.3 = (s32[], bf16[2,8]) while(%first), condition=%below_10, body=%known_body
@@ -94,6 +96,7 @@ def test_collectives_count_as_often_as_known_loops_run_them():
         ('', 'all-gather'): Sent(5, 5 * 4 * 8 * 2),
         ('', 'all-reduce'): Sent(5, 5 * 8 * 4),
         ('', 'collective-permute'): Sent(1, 16),
+        ('', 'reduce-scatter'): Sent(1, 16 * 4),
         ('a/b/c', 'all-reduce'): Sent(1 + 1 + 3, 1 + 16 * 4 + 4 + 3 * 8 * 4),
         ('a/b/c', 'all-gather'): Sent(3, 3 * 4 * 8 * 2),
     }

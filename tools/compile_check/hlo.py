@@ -1,5 +1,7 @@
 """Collectives in the text of a compiled program: how many there are of each kind, and the bytes of their results.
 
+Of a reduce-scatter, whose result is a share, they are those of all shares.
+
 What a loop of known length repeats counts as often. What a loop repeats whose length only running tells counts once, by
 the loop's named scope. On a TPU XLA starts some collectives and joins them later, in pieces: they count where they
 start.
@@ -39,7 +41,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Sent(NamedTuple):
-    """Collectives of one kind: their number, and the bytes of their results on one device."""
+    """Collectives of one kind: their number, and the bytes of their results on one device, or of all shares."""
 
     number: float
     size: float
@@ -78,7 +80,7 @@ def collectives(text: str) -> Found:
             elif (kind := _kind(result, instruction)) is not None:
                 entries = found[scope, kind]
                 entries[0] += times
-                entries[1] += times * _result_bytes(instruction)
+                entries[1] += times * _result_bytes(computations[name], instruction)
             else:
                 for called in _called(instruction.line):
                     visit(called, scope, times)
@@ -129,9 +131,12 @@ def _kind(result: str, instruction: _Instruction) -> str | None:
     return None
 
 
-def _result_bytes(instruction: _Instruction) -> int:
+def _result_bytes(computation: _Computation, instruction: _Instruction) -> int:
     """Bytes of what a collective gives: of the largest array where operands stand beside results."""
-    arrays = _ARRAY.findall(instruction.shape)
+    shape = instruction.shape
+    if instruction.op == 'reduce-scatter':  # it gives a share of what it takes
+        shape = ' '.join(computation.instructions[name].shape for name in instruction.operands)
+    arrays = _ARRAY.findall(shape)
     sizes = [
         ITEM_BYTES.get(kind, 0) * math.prod(int(size) for size in dims.split(',') if size) for kind, dims in arrays
     ]
