@@ -87,11 +87,13 @@ class StepMemory:
     Attributes:
         kept: from the start of the step to its end.
         sampling, updating: beside it, in one moment and in the other.
+        devices: that need as much.
     """
 
     kept: Mapping[str, int]
     sampling: Mapping[str, int]
     updating: Mapping[str, int]
+    devices: int = 1
 
     @property
     def least(self) -> Mapping[str, int]:
@@ -204,7 +206,8 @@ def step_memory(
     }
     theirs = mesh if simulator_mesh is None else simulator_mesh
     caches = [cache(one.config, one.dtype, theirs) for one in simulators]
-    talking = StepMemory(other_kinds(simulators, theirs), {"the simulator's cache": max(caches)} if caches else {}, {})
+    heard = {"the simulator's cache": max(caches)} if caches else {}
+    talking = StepMemory(other_kinds(simulators, theirs), heard, {}, theirs.size)
     execution, microbatch = compute.training, settings.algorithm.rows_per_microbatch(rows)
     row_tokens = bucket_widths(settings.row_buckets, tokens)[-1]
     query: Any = jax.ShapeDtypeStruct((1, row_tokens, config.num_heads, config.head_dim), execution.dtype)
@@ -226,8 +229,8 @@ def step_memory(
         updating["the embedding's gradient"] = WHOLE_EMBEDDINGS * whole // model
     kept = kept_kinds(training, others, mesh)
     if simulator_mesh is None or not set(mesh.devices.flat).isdisjoint(simulator_mesh.devices.flat):
-        return StepMemory({**kept, **talking.kept}, {**sampling, **talking.sampling}, updating)
-    apart = StepMemory(kept, sampling, updating)
+        return StepMemory({**kept, **talking.kept}, {**sampling, **talking.sampling}, updating, mesh.size)
+    apart = StepMemory(kept, sampling, updating, mesh.size)
     return max(apart, talking, key=lambda one: sum(one.most.values()))
 
 
@@ -266,7 +269,8 @@ def fit_memory(
     adapted, mesh = settings.lora if isinstance(settings, SFTSettings) else None, compute.mesh.make()
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     training = _training(config, adapted, heads, compute.training.dtype, mesh, optimizer)
-    return StepMemory(kept_kinds(training, (), mesh), {}, {GRADIENTS: device_bytes(training.state.params)})
+    gradients = {GRADIENTS: device_bytes(training.state.params)}
+    return StepMemory(kept_kinds(training, (), mesh), {}, gradients, mesh.size)
 
 
 def _fits(scene: Scene) -> Iterator[tuple[str, str, Callable[[], StepMemory]]]:
@@ -311,7 +315,8 @@ def check_fits(field: str, needed: StepMemory) -> None:
     Raises:
         ConfigError: what a step keeps is more than a device has; in every process.
     """
-    found = processes.gather('the memory of the devices', memory.device_limit())
+    used = max(1, needed.devices // processes.count())
+    found = processes.gather('the memory of the devices', memory.device_limit(used))
     limit = None if None in found else min(found)
     if limit is not None and (fault := refusal(field, needed, limit)):
         raise ConfigError(fault)

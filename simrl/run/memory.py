@@ -34,15 +34,18 @@ def _least(*names: str) -> int | None:
     return min((limit for limit in limits if limit < 2**62), default=None)
 
 
-def device_limit() -> int | None:
+def device_limit(used: int) -> int | None:
     """Bytes of each device that a program can have at most; None: unknown.
 
     An accelerator's is what JAX took of it, and of several the least. CPU devices of a process share its machine.
+
+    Args:
+        used: devices of this process that the program has arrays on.
     """
     devices = jax.local_devices()
     if devices[0].platform == 'cpu':
         total = total_bytes()
-        return None if total is None else total // len(devices)
+        return None if total is None else total // used
     limits = [(device.memory_stats() or {}).get('bytes_limit') for device in devices]
     known = [limit for limit in limits if limit]
     return min(known) if len(known) == len(limits) else None

@@ -130,7 +130,7 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said():
 
 
 def run_smoke(tmp_path, monkeypatch, limit, **options):
-    monkeypatch.setattr(run_memory, 'device_limit', lambda: limit)
+    monkeypatch.setattr(run_memory, 'device_limit', lambda used: limit)
     monkeypatch.setattr(experiment.stages, 'run_stages', lambda *_: pytest.fail('expected nothing to run'))
     config = quickstart.get_config('smoke')
     config.workers = 1
