@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import concierge, quickstart, smollm2
+from simrl.experiments import settings
 from simrl.experiments.experiment import settings_of
 from simrl.experiments.settings import Compute, MeshSettings, SimulatorMeshSettings
 from simrl.models import sharding
@@ -94,6 +95,16 @@ def test_a_mesh_of_simulators_is_a_setting_of_its_own():
     assert Compute().mesh_of_simulators() is None
     with pytest.raises(ConfigError, match=r'^config\.compute\.simulator_mesh\.model: expected at least 1, found 0'):
         from_config_dict(Compute, {'simulator_mesh': {'model': 0}}, 'config.compute')
+
+
+def test_programs_are_compiled_ahead_where_most_are_called(monkeypatch):
+    monkeypatch.setattr(settings, 'cpus', lambda: [0, 1, 2])
+    apart = Compute(simulator_mesh=SimulatorMeshSettings())
+    for backend, expected in (('gpu', 3), ('cpu', 0)):
+        monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
+        assert Compute().threads_to_compile() == expected
+        assert Compute(batching='continuous').threads_to_compile() == apart.threads_to_compile() == 0
+        assert Compute(batching='continuous', compile_threads=2).threads_to_compile() == 2
 
 
 @pytest.mark.parametrize('field', ['data', 'model'])
