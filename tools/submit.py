@@ -1,7 +1,8 @@
 """Runs an experiment as jobs of SLURM, an arm a job, all on one run directory.
 
     python -m tools.submit --config=configs/concierge.py --workdir=/shared/runs/concierge --set gpus_per_node=1
-        --set timeout_min=1440 --set slurm_partition=NAME [--config.field=value] [--cluster=local] [--logs=FOLDER]
+        --set cpus_per_task=8 --set timeout_min=1440 --set slurm_partition=NAME [--config.field=value]
+        [--cluster=local] [--logs=FOLDER]
 
 Each job is `python -m simrl.main` with these flags and an --only of its own. Jobs of one number run side by side, those
 of the next wait for all of them:
@@ -16,9 +17,10 @@ A job that fails is named with its last words and the file of its output; the ot
 and the command exits with 1. SLURM's time limit is no failure: before it the job saves and stands in the queue again.
 
 Settings of jobs (--set, several times) are those of submitit (pip install '.[submit]'): timeout_min, gpus_per_node,
-cpus_per_task, mem_gb, and of SLURM alone slurm_partition, slurm_account, slurm_constraint and others. Jobs of several
-processes have --set nodes=2 --set tasks_per_node=8 --set gpus_per_node=8, and --processes=auto. --cluster=local tries
-the same on this machine, whose cores all jobs of one number share.
+cpus_per_task (of which SLURM gives one if none are asked for, and compiling takes long), mem_gb, and of SLURM alone
+slurm_partition, slurm_account, slurm_constraint and others. Jobs of several processes have --set nodes=2 --set
+tasks_per_node=8 --set gpus_per_node=8, and --processes=auto. --cluster=local tries the same on this machine, whose
+cores all jobs of one number share.
 """
 
 import argparse
