@@ -242,11 +242,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error('expected a config, for instance --config=configs/concierge.py')
     if given.plan or given.only or given.rerun:
         parser.error('expected no --plan, --only or --rerun: which stages a job runs follows from the experiment')
+    parameters = dict(options.set)
+    for name in ('nodes', 'tasks_per_node'):
+        if parameters.get(name, 1) != 1 and given.processes is None:
+            parser.error(f'--set {name}={parameters[name]}: expected --processes=auto with it, found no --processes')
     try:
         workdir = local_path(given.workdir or default_workdir(given['config'].config_filename))
         logs = options.logs or workdir.with_name(f'{workdir.name}-jobs')
         settings = experiment.settings_of(given.config)
-        faults = submit(settings, workdir, rest, cluster=options.cluster, logs=logs, parameters=dict(options.set))
+        faults = submit(settings, workdir, rest, cluster=options.cluster, logs=logs, parameters=parameters)
     except USER_ERRORS as error:
         sys.exit(f'error: {error}')
     if faults:

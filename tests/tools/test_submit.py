@@ -100,6 +100,7 @@ def test_without_submitit_it_says_what_to_install(tmp_path, monkeypatch):
         ((), 'expected a config, for instance --config='),
         (('--config=configs/quickstart.py', '--only=rl'), 'expected no --plan, --only or --rerun'),
         (('--config=configs/quickstart.py', '--set', 'gpus'), "argument --set: expected NAME=VALUE, found 'gpus'"),
+        (('--config=configs/quickstart.py', '--set', 'nodes=2'), '--set nodes=2: expected --processes=auto with it'),
         (('--config=configs/quickstart.py', '--step=3'), "Unknown command line flag 'step'"),
     ],
 )
