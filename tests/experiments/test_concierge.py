@@ -117,7 +117,7 @@ def test_a_hash_that_two_examples_share_is_refused(scene):
 def test_simulators_are_told_the_intent_and_whom_to_play(scene, monkeypatch):
     example = people_examples(scene.settings.world, 'test', [5])[0]
 
-    def load(self: ConciergeScene, stage: pathlib.Path, model):
+    def load(self: ConciergeScene, stage: pathlib.Path, model, mesh):
         config = model.transformer_config(self.chat.size)
         return config, transformer.init_params(jax.random.key(0), config)
 

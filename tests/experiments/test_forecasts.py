@@ -73,9 +73,16 @@ def test_more_examples_than_people_and_groups_that_devices_cannot_share_are_refu
     check_forecast(None, 0, compute)
     with pytest.raises(ConfigError, match=r"forecast.examples: expected at most the 7 examples of the split 'dev'"):
         check_forecast(wanted, 7, compute)
-    devices = mock.Mock(mesh=mock.Mock(make=lambda: mock.Mock(shape={'data': 8})))
-    with pytest.raises(ConfigError, match=r'forecast.samples: expected a multiple of the 8 devices .* found 4'):
-        check_forecast(wanted, 8, devices)
+    eight, one = mock.Mock(shape={'data': 8}), mock.Mock(shape={'data': 1})
+    for devices, message in (
+        (mock.Mock(mesh=mock.Mock(make=lambda: eight), mesh_of_simulators=lambda: None), '8 devices'),
+        (
+            mock.Mock(mesh=mock.Mock(make=lambda: one), mesh_of_simulators=lambda: eight),
+            '8 devices of config.compute.simulator_mesh.data',
+        ),
+    ):
+        with pytest.raises(ConfigError, match=rf'forecast.samples: expected a multiple of the {message}.* found 4'):
+            check_forecast(wanted, 8, devices)
 
 
 def test_people_reply_alike_in_all_conversations_of_an_example() -> None:
