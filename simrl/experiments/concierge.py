@@ -237,9 +237,12 @@ class ConciergeScene:
         user, base = self.settings.users[size], concierge_setup.base_user_stage(size)
 
         def run(folder: pathlib.Path) -> None:
-            config, params = self.load(self.workdir / base, user.model)
-            logs = self.workdir / concierge_setup.LOGS_STAGE
-            concierge_setup.fine_tune_simulator(folder, config, params, user.fine_tuning, self._fitting(), logs, seed)
+            config, logs = user.model.transformer_config(self.chat.size), self.workdir / concierge_setup.LOGS_STAGE
+
+            def load() -> Params:
+                return self.load(self.workdir / base, user.model)[1]
+
+            concierge_setup.fine_tune_simulator(folder, config, load, user.fine_tuning, self._fitting(), logs, seed)
 
         settings = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
         inputs = {'base': base, 'logs': concierge_setup.LOGS_STAGE}

@@ -6,7 +6,7 @@ Each function gets its stage's folder first; `concierge.py` lists the stages.
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -113,7 +113,7 @@ def fit_base_user(folder: pathlib.Path, model: RandomModel, settings: SFTSetting
 def fine_tune_simulator(
     folder: pathlib.Path,
     config: TransformerConfig,
-    params: Params,
+    load: Callable[[], Params],
     settings: SFTSettings,
     fitting: Fitting,
     logs_stage: pathlib.Path,
@@ -126,7 +126,7 @@ def fine_tune_simulator(
     settings = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, seed=settings.batch.seed + seed))
     logs, _ = read_conversations(logs_stage / LOGS)
     held_out, _ = read_conversations(logs_stage / HELD_OUT_LOGS)
-    _fit_user(folder, config, params, [*logs, *held_out], settings, fitting, len(held_out))
+    _fit_user(folder, config, load, [*logs, *held_out], settings, fitting, len(held_out))
 
 
 def collect_logs(
@@ -168,15 +168,15 @@ def collect_logs(
     save_result(folder, found | {'dropped_empty': empty, 'dropped_failed': failed})
 
 
-def _random(model: RandomModel, chat: Chat) -> tuple[TransformerConfig, Params]:
+def _random(model: RandomModel, chat: Chat) -> tuple[TransformerConfig, Callable[[], Params]]:
     config = model.transformer_config(chat.size)
-    return config, transformer.init_params(jax.random.key(model.seed), config)
+    return config, lambda: transformer.init_params(jax.random.key(model.seed), config)
 
 
 def _fit_user(
     folder: pathlib.Path,
     config: TransformerConfig,
-    params: Params,
+    load: Callable[[], Params],
     corpus: Sequence[Conversation],
     settings: SFTSettings,
     fitting: Fitting,
@@ -185,13 +185,13 @@ def _fit_user(
     rows, counts = user_rows(
         corpus, fitting.chat, settings.batch.lengths[-1], on_long='cut', system=told_intent, openings='trained'
     )
-    _fit(folder, config, params, rows, counts, 'user', settings, fitting, held_out)
+    _fit(folder, config, load, rows, counts, 'user', settings, fitting, held_out)
 
 
 def _fit(
     folder: pathlib.Path,
     config: TransformerConfig,
-    params: Params,
+    load: Callable[[], Params],
     rows: Sequence[Rendered],
     counts: collections.Counter[str],
     role: Header,
@@ -203,7 +203,7 @@ def _fit(
     print_counts(f'rows ({held_out} of them held out)', len(rows), counts)
     losses = fit_role(
         folder,
-        params,
+        load,
         rows[:-held_out],
         rows[-held_out:],
         config=config,

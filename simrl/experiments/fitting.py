@@ -72,7 +72,7 @@ def pairs_of(half: Half, preferences: Sequence[Preference]) -> list[Preference]:
 
 def fit_role(
     folder: pathlib.Path,
-    params: Params,
+    load: Callable[[], Params],
     rows: Sequence[Rendered],
     held_out: Sequence[Rendered],
     *,
@@ -86,11 +86,14 @@ def fit_role(
     """Fine-tunes on the turns of `role`, saves the params, and returns the held-out losses before and after.
 
     `loss` is of all trained tokens, `content_loss` of those that end no message.
+
+    Args:
+        load: makes the parameters to start from; called again where adapters are added to them.
     """
     mesh = compute.mesh.make()
     state = sft.fine_tune(
         folder,
-        params,
+        load,
         rows,
         held_out,
         config=config,
@@ -103,7 +106,7 @@ def fit_role(
         ends=(chat.terminal, *sorted({chat.end_of_turn[role] for role in ROLE_CODES if chat.ends(role)})),
         hyperparameters=hyperparameters,
     )
-    save_params(folder, partition.whole_decoder(params, state.params, config, settings.lora, mesh))
+    save_params(folder, partition.whole_decoder(load, state.params, config, settings.lora, mesh))
     lines = dict(zip(('before', 'after'), lines_at(folder, (0, settings.steps)), strict=True))
     return {
         f'held_out_{name}_{when}': line[f'held_out/{name}']
@@ -157,7 +160,7 @@ def fine_tune_user(
     measured = subsample(held_out, settings.held_out, settings.held_out_seed)
     losses = fit_role(
         folder,
-        model.load_params(compute.mesh.make()),
+        functools.partial(model.load_params, compute.mesh.make()),
         rows,
         measured,
         config=model.config,
@@ -201,7 +204,7 @@ def fit_reward_model(
     print_counts('pairs to train on', len(rows), counts)
     state = preference.fit(
         folder,
-        model.load_params(mesh),
+        functools.partial(model.load_params, mesh),
         rows,
         config=model.config,
         execution=compute.training,

@@ -81,9 +81,10 @@ def train_arm(folder: pathlib.Path, *, scene: Scene, arm: str, seed: int) -> Non
         )
     if settings.lora is None:
         save_params(folder, {'decoder': trained['decoder']})
-    else:  # adapters are added to the weights as they were loaded, not to rounded ones
+    else:
         policy = initial_assistant(scene).policy
-        save_params(folder, partition.whole_decoder(policy.params, trained, policy.spec.config, settings.lora, mesh))
+        whole = partition.whole_decoder(lambda: policy.params, trained, policy.spec.config, settings.lora, mesh)
+        save_params(folder, whole)
     parts = ('reward/', 'rollout/end_')  # of the reward, and reasons for ending
     names = [*CURVES, *sorted(name for name in lines[0] if name.startswith(parts) and name not in CURVES)]
     save_result(folder, {name: [line[name] for line in lines] for name in names if name in lines[0]} | chosen)

@@ -6,6 +6,7 @@ decoder is frozen. Training states and checkpoints contain the trained parameter
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,17 +54,18 @@ def frozen_decoder(params: Params, config: TransformerConfig, *, dtype: str, mes
 
 
 def whole_decoder(
-    start: Params, trained: Params, config: TransformerConfig, settings: LoRASettings | None, mesh: Mesh
+    load: Callable[[], Params], trained: Params, config: TransformerConfig, settings: LoRASettings | None, mesh: Mesh
 ) -> Params:
     """Merges the result of training into one ordinary model: float32 `{'decoder'}`, in training shards.
 
     Args:
-        start: the params before training. Adapters are added to these weights, not to their rounded copies.
+        load: makes the params before training; called where there are adapters. They are added to these weights, not to
+            rounded ones.
         trained: the trained parameters in a training's state.
     """
     if settings is None:
         return {'decoder': trained['decoder']}
-    base = _on_mesh({'decoder': start['decoder']}, config, mesh)
+    base = _on_mesh({'decoder': load()['decoder']}, config, mesh)
     shardings = sharding.param_shardings(config, mesh, sharding.TRAINING_RULES)
     merge = jax.jit(functools.partial(lora.merged, dtype='float32'), out_shardings=shardings)
     return merge(base | {'adapters': trained['adapters']} | _scale(settings, mesh))

@@ -7,7 +7,7 @@ head's value at the reply's end-of-turn.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def margins(
 
 def fit(
     folder: pathlib.Path,
-    params: Params,
+    load: Callable[[], Params],
     rows: Sequence[PreferenceRow],
     *,
     config: TransformerConfig,
@@ -100,7 +100,7 @@ def fit(
 
     Args:
         folder: of the run; see `loop.run`, also for errors.
-        params: float32 `{'decoder'}` before the first step.
+        load: makes float32 `{'decoder'}`, the parameters before the first step; see `sft.fine_tune`.
         rows: from `views.preference_rows`, no longer than the longest of `settings.batch.lengths`.
 
     Returns:
@@ -108,8 +108,7 @@ def fit(
     """
     return supervised.fit(
         folder,
-        {'decoder': params['decoder'], 'reward_head': transformer.init_head(config)},
-        {},
+        lambda: ({'decoder': load()['decoder'], 'reward_head': transformer.init_head(config)}, {}),
         Batches(rows, settings.batch, stack_preferences),
         functools.partial(pair_losses, config=config, execution=execution),
         config=config,

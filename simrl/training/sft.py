@@ -8,7 +8,7 @@ use the same distribution.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def held_out_loss(
 
 def fine_tune(
     folder: pathlib.Path,
-    params: Params,
+    load: Callable[[], Params],
     rows: Sequence[Rendered],
     held_out: Sequence[Rendered],
     *,
@@ -114,11 +114,12 @@ def fine_tune(
     ends: tuple[int, ...] = (),
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Fits `params`, or adapters to them, to the trained tokens of `rows`.
+    """Fits a model, or adapters to it, to the trained tokens of `rows`.
 
     Args:
         folder: of the run; see `loop.run`, also for errors.
-        params: float32 `{'decoder'}` before the first step.
+        load: makes float32 `{'decoder'}`, the parameters before the first step. It is called once, and nothing here
+            keeps them beside the state.
         rows, held_out: from `conversations.views`, no longer than the longest of `settings.batch.lengths`. The held-out
             loss is measured before, after, and every `loop_settings.evaluate_every` steps.
         token_mask: bool `[V]`, tokens that the trained role may sample.
@@ -129,15 +130,16 @@ def fine_tune(
     Returns:
         The state after the last step; `partition.whole_decoder` makes one model of it.
     """
-    trained, frozen = partition.trained_and_frozen(
-        params, config, settings.lora, seed=settings.batch.seed, dtype=execution.dtype, mesh=mesh
-    )
+
+    def split() -> tuple[Params, Params]:
+        seed, dtype = settings.batch.seed, execution.dtype
+        return partition.trained_and_frozen(load(), config, settings.lora, seed=seed, dtype=dtype, mesh=mesh)
+
     mask = jnp.asarray(token_mask)
     held_out_batches = Batches(held_out, settings.batch, stack)
     return supervised.fit(
         folder,
-        trained,
-        frozen,
+        split,
         Batches(rows, settings.batch, stack),
         functools.partial(token_losses, config=config, execution=execution),
         mask,

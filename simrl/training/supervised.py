@@ -71,8 +71,7 @@ def train_step(
 
 def fit(
     folder: pathlib.Path,
-    trained: Params,
-    frozen: Params,
+    load: Callable[[], tuple[Params, Params]],
     batches: Batches[Any, Batch],
     loss_sums: LossSums,
     *inputs: jax.Array,
@@ -86,9 +85,11 @@ def fit(
 ) -> TrainState:
     """Minimises the mean loss over `batches`.
 
+    Once the first step begins, nothing here holds the trained parameters that were loaded: the state has its own.
+
     Args:
         folder: of the run; see `loop.run`, also for errors.
-        trained, frozen: parameters before the first step.
+        load: makes the trained and the frozen parameters before the first step.
         loss_sums: hashable; `inputs` are its arguments after the batch.
         name: of the training in progress bars and profiles.
         evaluate: metrics of all parameters, every `loop_settings.evaluate_every` steps.
@@ -97,7 +98,9 @@ def fit(
         The state after the last step.
     """
     optimizer = make_optimizer(settings.optimizer, settings.steps)
+    trained, frozen = load()
     state, state_sharding = place_state(trained, config, optimizer, mesh)
+    del trained
     update = jit_step(functools.partial(train_step, loss_sums=loss_sums, optimizer=optimizer), state_sharding)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:

@@ -1,12 +1,18 @@
-"""Fine-tuning as a stage: its rows are rendered once, however often it resumes."""
+"""Fine-tuning as a stage: its rows are rendered once, however often it resumes, and its model is kept once."""
 
+import dataclasses
 import json
 import types
 
+import jax
 import pytest
 
 from simrl.experiments import fitting
-from tests.experiments.test_checks import COMPUTE, MODEL, PAIRS, PEOPLE, REWARD, USER_SFT
+from simrl.models.lora import LoRASettings
+from simrl.models.transformer import Execution
+from simrl.training import loop
+from tests.experiments.test_checks import COMPUTE, MODEL, PAIRS, PEOPLE, REWARD, USER_SFT, changed
+from tests.rl.scene import params_of
 
 
 class KilledError(Exception):
@@ -41,3 +47,36 @@ def test_a_reward_model_that_resumes_renders_no_training_pair(tmp_path, monkeypa
         with pytest.raises(KilledError):
             fitting.fit_reward_model(tmp_path, model, PAIRS, REWARD, COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ['train_rows.npz']
+
+
+LORA = LoRASettings(rank=2, alpha=4.0, targets=('query',))
+
+
+@pytest.mark.parametrize(
+    ('run', 'data', 'settings', 'kept'),
+    [
+        (fitting.fine_tune_user, PEOPLE, USER_SFT, ['float32'] * 6),
+        (fitting.fine_tune_user, PEOPLE, changed(USER_SFT, 'sft.lora', LORA), ['bfloat16'] * 2),
+        (fitting.fit_reward_model, PAIRS, REWARD, ['float32'] * 6),
+    ],
+)
+def test_nothing_of_a_loaded_model_is_kept_beside_the_state(run, data, settings, kept, tmp_path, monkeypatch):
+    """When the first step begins there are the trained parameters and two moments of each, or what adapters adapt.
+
+    Of each the embedding and the untied head are counted.
+    """
+    config, found = MODEL.config, []
+
+    def embeddings():
+        return [x for x in jax.live_arrays() if x.shape == (config.padded_vocab_size, config.model_dim)]
+
+    def begins(*_, **__):
+        found.extend(str(x.dtype) for x in embeddings() if not any(x is old for old in before))
+        raise KilledError
+
+    before = embeddings()
+    monkeypatch.setattr(loop, 'run', begins)
+    model = types.SimpleNamespace(chat=MODEL.chat, config=config, load_params=lambda mesh: params_of(config))
+    with pytest.raises(KilledError):
+        run(tmp_path, model, data, settings, dataclasses.replace(COMPUTE, training=Execution(dtype='bfloat16')))
+    assert found == kept

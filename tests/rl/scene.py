@@ -197,7 +197,7 @@ def fine_tune(
     config = config_of(chat)
     return sft.fine_tune(
         folder,
-        params_of(config),
+        lambda: params_of(config),
         rows or sft_rows(),
         sft_rows(ROWS, seed=1),
         config=config,
@@ -221,7 +221,7 @@ def fit(
     config = config_of(chat)
     return preference.fit(
         folder,
-        params_of(config),
+        lambda: params_of(config),
         rows or preference_rows(),
         config=config,
         execution=EXECUTION,

@@ -38,7 +38,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, chat: Chat, mesh: Mesh) -> R
     start = sharding.init_sharded(jax.random.key(0), config, mesh, sharding.TRAINING_RULES)
     state = sft.fine_tune(
         folder,
-        start,
+        lambda: start,
         scene.sft_rows(scene.ROWS),
         scene.sft_rows(scene.ROWS),
         config=config,
@@ -79,7 +79,7 @@ def test_state_and_checkpoints_hold_adapters_and_nothing_else(tuned: Run, chat: 
 
 def test_the_whole_decoder_says_what_base_and_adapters_do(tuned: Run, chat: Chat, mesh: Mesh) -> None:
     config = scene.config_of(chat)
-    whole = partition.whole_decoder(tuned.start, tuned.state.params, config, scene.LORA, mesh)
+    whole = partition.whole_decoder(lambda: tuned.start, tuned.state.params, config, scene.LORA, mesh)
     tokens = jnp.asarray(stack(scene.sft_rows(scene.ROWS), scene.LENGTH, scene.ROWS).tokens)
     adapted = tuned.start | tuned.state.params | {'adapter_scale': jnp.float32(scene.LORA.scale)}
     found, expected, base = (
