@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simrl.models import layouts, lora
@@ -42,15 +43,24 @@ _HEAD_AXES: Mapping[str, tuple[str, ...]] = {'kernel': ('norm',), 'bias': ()}  #
 
 
 def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of `data` x `model` devices.
+    """Makes a mesh of `data` x `model` devices. Those of `model` are close together: in a line, a block, or one host.
 
     Args:
         devices: `data * model` devices; None for all devices of all processes.
+
+    Raises:
+        ValueError: another number of devices, or TPUs of several slices.
     """
-    num_devices = jax.device_count() if devices is None else len(devices)
-    if data < 1 or model < 1 or data * model != num_devices:
-        raise ValueError(f'mesh: expected data * model = {num_devices} devices, found data={data}, model={model}')
-    return jax.make_mesh((data, model), ('data', 'model'), (AxisType.Auto, AxisType.Auto), devices=devices)
+    devices = jax.devices() if devices is None else devices
+    if data < 1 or model < 1 or data * model != len(devices):
+        raise ValueError(f'mesh: expected data * model = {len(devices)} devices, found data={data}, model={model}')
+    slices = {getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'}
+    if len(slices) > 1:
+        raise ValueError(f'mesh: expected TPUs of one slice, found those of {len(slices)}')
+    # `jax.make_mesh` splits a side of a slice between both axes on v5e alone, so that a v6e:8x8 would be no 16x4; and
+    # it refuses the GPUs of several hosts.
+    laid_out = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 @functools.cache  # a model is traced for it

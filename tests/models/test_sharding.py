@@ -1,5 +1,7 @@
 """Sharding rules, and eight fake devices against one (in a process of its own: the device count is fixed at start)."""
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -81,6 +83,57 @@ def test_dimensions_that_do_not_divide(data, model, change, message):
 def test_mesh_that_is_not_the_devices():
     with pytest.raises(ValueError, match=r'expected data \* model = \d+ devices, found data=3, model=5'):
         sharding.make_mesh(3, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """A device that is not here, as far as the layout of a mesh asks."""
+
+    id: int
+    platform: str
+    device_kind: str
+    coords: tuple[int, ...] = (0, 0, 0)
+    core_on_chip: int = 0
+    slice_index: int = 0
+    process_index: int = 0
+
+
+def slice_of(kind, shape, index=0):
+    """The chips of a slice, its first side running fastest."""
+    places = [place[::-1] for place in itertools.product(*map(range, (*shape, 1, 1)[2::-1]))]
+    return [Absent(number, 'tpu', kind, place, slice_index=index) for number, place in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'shape', 'data', 'model'),
+    [
+        ('TPU v6 lite', (8, 8), 16, 4),
+        ('TPU v6 lite', (4, 4), 8, 2),
+        ('TPU v5 lite', (8, 8), 16, 4),
+        ('TPU v5', (4, 4, 4), 32, 2),
+    ],
+)
+def test_a_side_of_a_slice_is_split_between_both_axes(kind, shape, data, model):
+    chips = slice_of(kind, shape)
+    mesh = sharding.make_mesh(data, model, chips)
+    assert (mesh.axis_names, mesh.devices.shape) == (('data', 'model'), (data, model))
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(data * model))
+    for row in mesh.devices:  # each is a link away from the one before it
+        places = np.array([chip.coords for chip in row])
+        assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
+
+
+def test_devices_of_a_host_have_the_same_rows():
+    """JAX states each host's GPUs as a slice of their own."""
+    gpus = [Absent(number, 'gpu', 'H100', slice_index=number // 8, process_index=number // 8) for number in range(16)]
+    mesh = sharding.make_mesh(4, 4, gpus)
+    assert [{gpu.process_index for gpu in row} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+
+
+def test_tpus_of_several_slices_are_one_line():
+    chips = [chip for index in (0, 1) for chip in slice_of('TPU v6 lite', (2, 2), index)]
+    with pytest.raises(ValueError, match=r'^mesh: expected TPUs of one slice, found those of 2$'):
+        sharding.make_mesh(4, 2, chips)
 
 
 def test_batch_that_does_not_divide_and_scalars():

@@ -140,10 +140,7 @@ def mesh_of(topology: Topology, shape: tuple[int | None, int], field: str = '--m
     data = number // model if data is None else data
     if data * model != number:
         raise ConfigError(f'{field}: expected data x model = {number} devices of {topology.name}, found {data}x{model}')
-    try:
-        return sharding.make_mesh(data, model, devices_of(topology))
-    except NotImplementedError as error:  # JAX lays no such mesh onto a torus
-        raise ConfigError(f'{field}: {data}x{model} on {topology.name}: {" ".join(str(error).split())}') from error
+    return sharding.make_mesh(data, model, devices_of(topology))
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
