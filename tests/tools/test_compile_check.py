@@ -1,5 +1,6 @@
 """Programs for machines that are not here: their account, and one tiny config compiled for CPU devices."""
 
+import collections
 import dataclasses
 import functools
 import importlib.util
@@ -24,15 +25,17 @@ from tools.compile_check import machines, scaling
 from tools.compile_check.__main__ import compile_all
 from tools.compile_check.architectures import PUBLISHED
 from tools.compile_check.check import Checked, check_mesh
-from tools.compile_check.hlo import Sent, collectives
+from tools.compile_check.hlo import KINDS, Sent, collectives
 from tools.compile_check.machines import CHIPS, mesh_shape, topology_of
 from tools.compile_check.measure import Measured, extrapolated, fewer_layers
 from tools.compile_check.operations import operations
-from tools.compile_check.roofline import Group, rounds_of, sent_seconds, step_limits
+from tools.compile_check.peers import Peers, peers_of
+from tools.compile_check.roofline import Group, rounds_of, sent_seconds, step_limits, wire_bytes
 from tools.compile_check.work import walk, works_of
 
 ROOT = pathlib.Path(__file__).parents[2]
-BODY = """
+BODY = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
 %summed (a: f32[], b: f32[]) -> f32[] {
   ROOT %add = f32[] add(%a, %b)
 }
@@ -43,14 +46,23 @@ BODY = """
   %kernel = bf16[4,8]{1,0} custom-call(%y), frontend_attributes={kernel_metadata={
 "block": 512
 }}, metadata={op_name="jit(f)/kernel"}
-  %all-gather.1 = bf16[4,8]{1,0} all-gather(%kernel), channel_id=1, dimensions={0}
+  %all-gather.1 = bf16[4,8]{1,0} all-gather(%kernel), channel_id=1, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
   %fusion.3 = f32[8]{0} fusion(%all-gather.1), kind=kOutput, calls=%fused
   %next = s32[]{:T(128)} add(%counter, %two)
   ROOT %both = (s32[], bf16[2,8]) tuple(%next, %fusion.3)
 }
 
 %fused (p: bf16[4,8]) -> f32[8] {
-  ROOT %all-reduce.5 = f32[8]{0} all-reduce(%p), to_apply=%summed
+  ROOT %all-reduce.5 = f32[8]{0} all-reduce(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%summed
+}
+
+%started (q: f32[2]) -> (f32[2], f32[8], s32[2], u32[]) {
+  %all-gather.8 = f32[8]{0} all-gather(%q), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="0"}
+  ROOT %start = (f32[2]{0}, f32[8]{0}, s32[2]{0}, u32[]) custom-call(%all-gather.8)
+}
+
+%ended (q: f32[2]) -> f32[8] {
+  ROOT %all-gather.9 = f32[8]{0} all-gather(%q), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="0"}
 }
 
 %below_10 (x: (s32[], bf16[2,8])) -> pred[] {
@@ -60,12 +72,12 @@ BODY = """
 }
 
 %end (x: (s32[], f32[16])) -> pred[] {
-  %all-reduce.9 = pred[] all-reduce(%x), to_apply=%summed
+  %all-reduce.9 = pred[] all-reduce(%x), replica_groups={}, to_apply=%summed
   ROOT %done.2 = pred[] get-tuple-element(%x), index=1
 }
 
 %unknown_body (x: (s32[], f32[16])) -> (s32[], f32[16]) {
-  %all-reduce.7 = (f32[16]{0}, s32[]) all-reduce(%x, %n), to_apply=%summed
+  %all-reduce.7 = (f32[16]{0}, s32[]) all-reduce(%x, %n), replica_groups=OF_ROWS, to_apply=%summed
   %while.2 = (s32[], bf16[2,8]) while(%t), condition=%below_10, body=%known_body, backend_config={NOTED}
 }
 
@@ -73,14 +85,18 @@ ENTRY %main (x: f32[16]) -> f32[16] {
   %zero = s32[] constant(0)
   %zero.2 = s32[] copy(%zero)
   %whole = f32[16]{0} parameter(0)
-  %share = f32[4]{0} reduce-scatter(f32[16]{0} %whole), dimensions={0}, to_apply=%summed
+  %share = f32[4]{0} reduce-scatter(f32[16]{0} %whole), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%summed
+  %async-collective-start = (f32[2]{0}, f32[8]{0}, s32[2]{0}, u32[]) fusion(%share), calls=%started
+  %async-collective-done = f32[8]{0} fusion(%async-collective-start), calls=%ended
   %first = (s32[], bf16[2,8]) tuple(%zero.2, %x)
   %while.1 = (s32[], f32[16]) while(%t), condition=%end, body=%unknown_body, metadata={op_name="jit(f)/a/b/c/while"}
   %while.3 = (s32[], bf16[2,8]) while(%first), condition=%below_10, body=%known_body
-  %permute = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %permute = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,4},{4,0},{1,5},{5,1}}
   %done = f32[4]{0} collective-permute-done(%permute)
 }
-""".replace('NOTED', '"known_trip_count":{"n":"3"}')  # the other loop counts to 10 by twos
+"""  # the other loop counts to 10 by twos
+BODY = BODY.replace('NOTED', '"known_trip_count":{"n":"3"}').replace('OF_ROWS', "mesh['a'=2,'b'=4] {'b'}")
+OF_ROWS, ACROSS, ALL = Peers(4, 4), Peers(2, 5), Peers(8, 8)  # of a mesh of 2 x 4
 
 
 @functools.cache
@@ -93,15 +109,73 @@ def paper_work(*arms, **compute):
 def test_collectives_count_as_often_as_known_loops_run_them():
     found = collectives(BODY)
     assert found == {
-        ('', 'all-gather'): Sent(5, 5 * 4 * 8 * 2),
-        ('', 'all-reduce'): Sent(5, 5 * 8 * 4),
-        ('', 'collective-permute'): Sent(1, 16),
-        ('', 'reduce-scatter'): Sent(1, 16 * 4),
-        ('a/b/c', 'all-reduce'): Sent(1 + 1 + 3, 1 + 16 * 4 + 4 + 3 * 8 * 4),
-        ('a/b/c', 'all-gather'): Sent(3, 3 * 4 * 8 * 2),
+        ('', 'all-gather', ACROSS): Sent(5, 5 * 4 * 8 * 2),
+        ('', 'all-gather', OF_ROWS): Sent(1, 8 * 4),
+        ('', 'all-reduce', OF_ROWS): Sent(5, 5 * 8 * 4),
+        ('', 'collective-permute', ACROSS): Sent(1, 16),
+        ('', 'reduce-scatter', OF_ROWS): Sent(1, 16 * 4),
+        ('a/b/c', 'all-reduce', ALL): Sent(1, 1),
+        ('a/b/c', 'all-reduce', OF_ROWS): Sent(1 + 3, 16 * 4 + 4 + 3 * 8 * 4),
+        ('a/b/c', 'all-gather', ACROSS): Sent(3, 3 * 4 * 8 * 2),
     }
     with pytest.raises(ValueError, match='a line that begins with ENTRY'):
         collectives('module {}')
+
+
+@pytest.mark.parametrize(
+    ('text', 'number', 'reach'),
+    [
+        ('replica_groups={}, use_global_device_ids=true', 16, 16),
+        ('replica_groups={{0,4,8,12},{1,5,9,13},{2,6,10,14},{3,7,11,15}}, to_apply=%f', 4, 13),
+        ('replica_groups=[4,4]<=[16], dimensions={0}', 4, 4),
+        ('replica_groups=[4,4]<=[4,4]T(1,0), dimensions={0}', 4, 13),
+        ("replica_groups=mesh['a'=4,'b'=4] {'a'}, to_apply=%f", 4, 13),
+        ("replica_groups=mesh['a'=4,'b'=4] {'a','b'}, to_apply=%f", 16, 16),
+        # By columns the first axis is that of the rows' devices: 0, 1, 2, 3.
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=4], device_ids=([4,4]T(1,0)) {'a'}, to_apply=%f", 4, 4),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=1,'d'=2] {'b'}, dimensions={1}", 2, 3),  # 0, 2
+        ("replica_groups=mesh['a'=4,'b'=4] {'b':(1)2}, dimensions={1}", 2, 3),
+        ("replica_groups=mesh['a'=4,'b'=4] {'b':(2)2}, dimensions={1}", 2, 2),  # 0, 1
+        ('source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5}}, metadata={}', 2, 4),
+        ('source_target_pairs={{0,0},{1,4}}', 2, 4),
+    ],
+)
+def test_the_devices_of_a_collective(text, number, reach):
+    assert peers_of(f'%x = f32[] all-gather(%y), channel_id=1, {text}', 16) == Peers(number, reach)
+    with pytest.raises(ValueError, match="expected replica_groups that are known, found '%x = "):
+        peers_of('%x = f32[] all-gather(%y), channel_id=1', 16)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 5, 8])
+def test_bytes_of_rings_are_those_that_are_passed_on(devices):
+    """Against a ring that passes shares on until each device has all, and sums until each has the sum of its share."""
+    share, has = 3.0, [{device} for device in range(devices)]
+    gathered, last = 0.0, list(range(devices))
+    while len(has[0]) < devices:
+        last, gathered = [last[device - 1] for device in range(devices)], gathered + share
+        for device, block in enumerate(last):
+            has[device].add(block)
+    scattered, summed = 0.0, [1] * devices  # terms in the sum that a device passes on next
+    while summed[0] < devices:
+        summed, scattered = [summed[device - 1] + 1 for device in range(devices)], scattered + share
+    assert all(len(blocks) == devices for blocks in has)
+    whole = devices * share
+    assert wire_bytes('all-gather', devices, whole) == pytest.approx(gathered)
+    assert wire_bytes('reduce-scatter', devices, whole) == pytest.approx(scattered)
+    assert wire_bytes('all-reduce', devices, whole) == pytest.approx(scattered + gathered)
+
+
+def test_bytes_of_collectives_by_hand():
+    found = {kind: wire_bytes(kind, 4, 100.0) for kind in KINDS}
+    assert found == {
+        'all-gather': 75.0,
+        'all-reduce': 150.0,
+        'all-to-all': 75.0,
+        'collective-broadcast': 150.0,
+        'collective-permute': 100.0,
+        'ragged-all-to-all': 75.0,
+        'reduce-scatter': 75.0,
+    }
 
 
 def test_operations_are_those_of_the_products():
@@ -130,7 +204,7 @@ def test_operations_are_those_of_the_products():
 def test_all_layers_follow_from_few(layers, few):
     def program(depth):
         size = 100.0 + sum(number * {'user': 7, 'assistant': 3}[side] for side, number in depth.items())
-        sent = {('', 'all-reduce'): Sent(size, 2 * size)}
+        sent = {('', 'all-reduce', ALL): Sent(size, 2 * size)}
         return Measured('x', 1, (), {'temporaries': size}, {'': 4 * size}, sent, seconds=1.0)
 
     depths = fewer_layers(layers, few)
@@ -139,7 +213,7 @@ def test_all_layers_follow_from_few(layers, few):
     found, true = extrapolated([program(depth) for depth in depths], depths, layers), program(layers)
     assert found.bytes == pytest.approx(true.bytes)
     assert found.operations == pytest.approx(true.operations)
-    assert found.sent['', 'all-reduce'] == pytest.approx(true.sent['', 'all-reduce'])
+    assert found.sent['', 'all-reduce', ALL] == pytest.approx(true.sent['', 'all-reduce', ALL])
     assert found.seconds == len(depths)
 
 
@@ -205,12 +279,12 @@ def test_roofline_of_a_step():
         (),
         {'aliased': 0.0},
         {},
-        {('', 'all-gather'): Sent(1, 6e9), ('send/decode', 'all-reduce'): Sent(2, 3e6)},
+        {('', 'all-gather', ALL): Sent(1, 6e9), ('send/decode', 'all-reduce', OF_ROWS): Sent(2, 3e6)},
         0.0,
     )
     assert rounds_of(work, 'message/user', 'send/decode') == 1025
     assert rounds_of(work, 'message/user', 'receive/feed') == 8
-    assert sent_seconds(work, program, chip) == pytest.approx(20 * (6e9 + 1025 * 2 * 3e6) / chip.links)
+    assert sent_seconds(work, program, chip) == pytest.approx(20 * (7 / 8 * 6e9 + 1025 * 3 / 4 * 2 * 3e6) / chip.links)
 
 
 def checked_on(name, mesh, programs):
@@ -224,15 +298,19 @@ def program(name, calls, sent):
 
 
 def test_a_step_on_more_chips_by_hand():
-    gradients = program('gradients', 40, {('', 'all-gather'): Sent(3, 7e9), ('', 'collective-permute'): Sent(14, 7e8)})
-    talk = program('message/user', 20, {('send/decode', 'all-reduce'): Sent(1, 4)})
+    along = {('', 'all-gather', ALL): Sent(3, 7e9), ('', 'collective-permute', Peers(2, 8)): Sent(14, 7e8)}
+    gradients = program('gradients', 40, along)
+    talk = program('message/user', 20, {('send/decode', 'all-reduce', ALL): Sent(1, 4)})
     checked = checked_on('v5p:2x2x2', '8x1', [gradients, talk])
     first, last = (scaling.scaled(checked, chips) for chips in (8, 256))
     assert (first.rows, last.rows, first.data, last.data) == (320, 320 * 32, 8, 256)
-    # Of 8 chips in a cube each has three neighbours; of 4 x 8 x 8, all whose sides are rings, six.
+    # Of 8 chips in a cube each has three neighbours; of 4 x 8 x 8, all whose sides are rings, six. Permutations take
+    # two of the six links. Of 8 shards 7 are permuted, and of 256, each a 32nd, 255.
     links, calls, rounds = 600e9, 40, 20 * 1025
-    assert first.seconds['moving'] == pytest.approx((calls * 7.7e9 + rounds * 2 * 4) / (links / 2))
-    assert last.seconds['moving'] == pytest.approx((calls * 7.7e9 + rounds * 2 * 4) * (255 / 256) / (7 / 8) / links)
+    gathered, permuted = calls * 7e9 + rounds * 2 * 4, calls * 7e8
+    assert first.seconds['moving'] == pytest.approx((7 / 8 * gathered) / (links / 2) + permuted / (links / 3))
+    larger = permuted / 7 * 255 / 32
+    assert last.seconds['moving'] == pytest.approx((255 / 256 * gathered) / links + larger / (links / 3))
     # From corner to corner 3 links, and 17. Each other shard has a permutation: 7 have 14, 255 have 510.
     assert first.seconds['waiting'] == pytest.approx((calls * 3 + rounds) * 8e-6 + calls * 14 * 6e-6)
     assert last.seconds['waiting'] == pytest.approx((calls * 3 + rounds) * 22e-6 + calls * 510 * 6e-6)
@@ -251,11 +329,15 @@ def test_a_step_on_more_chips_by_hand():
 
 
 def test_devices_with_the_same_rows_wait_for_each_other_alone():
-    talk = program('message/user', 20, {('send/decode', 'all-reduce'): Sent(2, 4)})
-    checked = checked_on('v5e:8x8', '16x4', [talk])
-    seconds = [scaling.scaled(checked, chips).seconds['waiting'] for chips in (8, 256)]
-    assert seconds == pytest.approx([20 * 1025 * 2 * 8e-6] * 2)  # among four neighbours
+    talk = program('message/user', 20, {('send/decode', 'all-reduce', OF_ROWS): Sent(2, 4)})
+    step = program('step', 4, {('', 'collective-permute', Peers(2, 4)): Sent(3, 1e9)})
+    checked = checked_on('v5e:8x8', '16x4', [talk, step])
+    for chips in (8, 64, 256):  # four neighbours stay four, with one of the four links of each
+        seconds = scaling.scaled(checked, chips).seconds
+        assert seconds['waiting'] == pytest.approx(20 * 1025 * 2 * 8e-6 + 4 * 3 * 6e-6)
+        assert seconds['moving'] == pytest.approx((20 * 1025 * 2 * 4 * 3 / 4 + 4 * 1e9) / (200e9 / 4))
     assert scaling.rings('v5e', (8, 16)) == pytest.approx(3 / 4)
+    assert scaling.line('v5e', (16, 16), 16) == pytest.approx(1 / 2)
     assert scaling.rings('v5p', (4, 4, 2)) == pytest.approx(1 / 2)
 
 
@@ -374,7 +456,10 @@ def numbers(tmp_path, *flags, layers=(1, 1), topology='cpu:2'):
 
 def sent(program, scope=''):
     """Bytes of a program's collectives by kind."""
-    return {found['kind']: found['size'] for found in program['collectives'] if found['scope'] == scope}
+    sizes = collections.Counter()
+    for found in program['collectives']:
+        sizes[found['kind']] += found['size'] if found['scope'] == scope else 0
+    return sizes
 
 
 def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
@@ -383,7 +468,7 @@ def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
     assert re.search(r'\n\| passes \| 4 \| 0\.0', text)
     passes, step = (found['programs'][name] for name in ('passes', 'step'))
     assert (passes['calls'], step['calls']) == (4, 2)
-    assert 'all-gather' in sent(passes)  # of parameters, which are split over `data`
+    assert sent(passes)['all-gather'] > 0  # of parameters, which are split over `data`
     assert sent(step)['all-reduce'] < 1000  # norms
     # By arithmetic and by the compiler: parameters and two moments, in place of which their successors come, and the
     # gradient. A device keeps its half.
@@ -448,6 +533,24 @@ def test_few_layers_tell_of_all(tmp_path):
         assert guessed['operations'] == pytest.approx(program['operations']), name
         # Which temporary arrays share memory is the compiler's to find, and not linear, least of all with one layer.
         assert guessed['bytes']['temporaries'] == pytest.approx(program['bytes']['temporaries'], rel=0.5), name
+
+
+LAYOUTS = """
+from tools.compile_check import machines
+
+slices = [machines.topology_of(name) for name in ('v5e:8x8', 'v6e:8x8')]
+machines.prepare_process(slices)
+for shape in ((16, 4), (8, 8), (4, 16)):
+    one, other = ([x.coords for x in machines.mesh_of(topology, shape).devices.flat] for topology in slices)
+    assert one == other and len(set(one)) == 64, shape
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed')
+def test_slices_of_v6e_have_the_meshes_of_v5e():
+    done = subprocess.run([sys.executable, '-c', LAYOUTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.long

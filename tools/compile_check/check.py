@@ -51,6 +51,10 @@ class Checked:
             program.peak + program.beside + sum(size for kind, size in self.kept.items() if kind not in program.holds)
         )
 
+    def mesh_of(self, name: str) -> tuple[int, int]:
+        """Data and model of the mesh that a program is compiled for."""
+        return self.simulator if self.simulator is not None and name.endswith('/user') else (self.data, self.model)
+
     @property
     def most(self) -> str:
         """The program that needs the most."""

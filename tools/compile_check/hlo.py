@@ -1,4 +1,5 @@
-"""Collectives in the text of a compiled program: how many there are of each kind, and the bytes of their results.
+"""Collectives in the text of a compiled program: how many there are of each kind, among which devices, and the bytes
+of their results.
 
 Of a reduce-scatter, whose result is a share, they are those of all shares.
 
@@ -13,6 +14,8 @@ import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from tools.compile_check.peers import Peers, peers_of
 
 ITEM_BYTES = {
     **dict.fromkeys(('pred', 's8', 'u8', 'f8e4m3fn', 'f8e5m2'), 1),
@@ -37,6 +40,7 @@ _ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|\s*$)')
 _CALLED = re.compile(r'(?:calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^}\s]*)')
+_DEVICES = re.compile(r'num_partitions=(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -47,7 +51,7 @@ class Sent(NamedTuple):
     size: float
 
 
-Found = Mapping[tuple[str, str], Sent]  # by scope and kind
+Found = Mapping[tuple[str, str, Peers], Sent]  # by scope, kind and devices
 
 
 class _Instruction(NamedTuple):
@@ -64,9 +68,15 @@ class _Computation:
 
 
 def collectives(text: str) -> Found:
-    """The collectives of a compiled program, by scope (`ONCE`, or that of a loop of unknown length) and kind."""
+    """The collectives of a compiled program, by scope (`ONCE`, or that of a loop of unknown length), kind and devices.
+
+    Raises:
+        ValueError: the text is not of a program, or states the devices of a collective in a way that is not known.
+    """
     computations, entry = _computations(text)
-    found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+    stated = _DEVICES.search(text[: text.find('\n')])
+    devices = 1 if stated is None else int(stated[1])
+    found: dict[tuple[str, str, Peers], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
 
     def visit(name: str, scope: str, times: float) -> None:
         for result, instruction in computations[name].instructions.items():
@@ -77,8 +87,8 @@ def collectives(text: str) -> Found:
                         visit(_named(part, instruction.line), scope, times * trips)
                     else:
                         visit(_named(part, instruction.line), scope_of(_op_name(instruction.line)) or 'loop', 1.0)
-            elif (kind := _kind(result, instruction)) is not None:
-                entries = found[scope, kind]
+            elif (collective := _collective(computations, result, instruction)) is not None:
+                entries = found[scope, collective.op.removesuffix('-start'), peers_of(collective.line, devices)]
                 entries[0] += times
                 entries[1] += times * _result_bytes(computations[name], instruction)
             else:
@@ -119,15 +129,18 @@ def _constant(computation: _Computation, name: str) -> int | None:
     return int(found.operands[0]) if found.op == 'constant' and re.fullmatch(r'-?\d+', found.operands[0]) else None
 
 
-def _kind(result: str, instruction: _Instruction) -> str | None:
-    """The kind of collective that an instruction is, or starts; None: none, or the rest of one that has started."""
+def _collective(
+    computations: Mapping[str, _Computation], result: str, instruction: _Instruction
+) -> _Instruction | None:
+    """The collective that an instruction is, or starts; None: none, or the rest of one that has started."""
     op = instruction.op
     if 'chain_id=' in instruction.line or op.endswith('-done'):  # pieces
         return None
     if op.removesuffix('-start') in KINDS:
-        return op.removesuffix('-start')
+        return instruction
     if result.startswith('async-collective-start'):
-        return 'asynchronous'
+        inside = (x for name in _called(instruction.line) for x in computations[name].instructions.values())
+        return next(x for x in inside if x.op in KINDS)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from tools.compile_check.hlo import Sent, collectives
+from tools.compile_check.hlo import Found, Sent, collectives
 from tools.compile_check.operations import operations
 from tools.compile_check.programs import Program
 
@@ -21,10 +21,10 @@ class Measured:
     """A compiled program.
 
     Attributes:
-        name, calls, holds, beside: of the `Program`.
+        name, calls, holds, beside, sizes: of the `Program`.
         bytes: of one device, by `PARTS`. Outputs that take the place of arguments are aliased.
         operations: of one device, by scope.
-        sent: of one device, by scope and kind of collective.
+        sent: of one device, by scope, kind of collective and devices.
         seconds: of CPU that compiling took.
     """
 
@@ -33,9 +33,10 @@ class Measured:
     holds: tuple[str, ...]
     bytes: Mapping[str, float]
     operations: Mapping[str, float]
-    sent: Mapping[tuple[str, str], Sent]
+    sent: Found
     seconds: float
     beside: int = 0
+    sizes: int = 1
 
     @property
     def peak(self) -> float:
@@ -58,7 +59,8 @@ def compiled(program: Program, mesh: Mesh) -> tuple[Measured, Any]:
     }
     counted = {scope: number / mesh.size for scope, number in operations(program.traced.jaxpr).items()}
     sent = collectives(result.as_text())
-    return Measured(program.name, program.calls, program.holds, sizes, counted, sent, seconds, program.beside), result
+    of = (program.name, program.calls, program.holds)
+    return Measured(*of, sizes, counted, sent, seconds, program.beside, program.sizes), result
 
 
 def fewer_layers(layers: Mapping[str, int], few: int) -> list[dict[str, int]]:

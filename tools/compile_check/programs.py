@@ -67,6 +67,7 @@ class Program:
         calls: how often a step calls it, where all rows are as long as may be.
         holds: kinds of `shapes.kept_kinds` that are among its arguments.
         beside: bytes a device of other things that are there while it runs.
+        sizes: programs like it, for the caches and the lengths of rows that a step has; it is of the largest.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Program:
     calls: int
     holds: tuple[str, ...] = ()
     beside: int = 0
+    sizes: int = 1
 
 
 def rollout_programs(
@@ -106,14 +108,17 @@ def rollout_programs(
                 add_message.trace(user, assistant, grown, keys, role=role),
                 pieces * len(sent),
                 holds,
+                sizes=len(set(sent)),
             )
 
     heard = [message.cache for message in messages if message.role == USER]
     if work.user is None and heard:
         calls, partner = pieces * len(heard), with_caches(dialogue, max(heard))
-        yield Program('hear/user', add_reply.trace(assistant, partner, host_message(work, mesh), role=USER), calls)
+        traced = add_reply.trace(assistant, partner, host_message(work, mesh), role=USER)
+        yield Program('hear/user', traced, calls, sizes=len(set(heard)))
         if work.text_user is not None:
-            yield Program('reply/user', reply_program(work, mesh), calls, ('simulator',))
+            views = {view_width(work, tokens) for tokens in views_of(work)}
+            yield Program('reply/user', reply_program(work, mesh), calls, ('simulator',), sizes=len(views))
 
 
 def host_message(work: Work, mesh: Mesh) -> HostMessage:
@@ -138,11 +143,9 @@ def reply_program(work: Work, mesh: Mesh) -> Any:
     """The message of a user that passes text, traced. Its own tokens are taken to be as many as the assistant's."""
     policy = policy_of(work.text_user, mesh)
     assert policy is not None
-    spec, rows = policy.spec, 1 << (work.rows_at_once - 1).bit_length()
+    rows = 1 << (work.rows_at_once - 1).bit_length()
     rows += -rows % mesh.shape['data']
-    room = spec.config.max_row_tokens - spec.max_new_tokens - 1
-    longest = max(message.before[ASSISTANT] for message in walk(work) if message.role == USER)
-    width = capacity_for(longest, room)
+    width = view_width(work, max(views_of(work)))
 
     def array(dtype: str, *columns: int) -> Any:
         return by_rows(jax.ShapeDtypeStruct((rows, *columns), dtype), mesh)
@@ -151,6 +154,18 @@ def reply_program(work: Work, mesh: Mesh) -> Any:
         *(policy, array('int32', width), array('int8', width), array('int16', width), array('int32')),
         *(array('uint32', 2), array('int32'), array('bool'), np.uint32(0)),
     )
+
+
+def views_of(work: Work) -> list[int]:
+    """Tokens of the conversation before each message of the user."""
+    return [message.before[ASSISTANT] for message in walk(work) if message.role == USER]
+
+
+def view_width(work: Work, tokens: int) -> int:
+    """Columns of the view of a user that passes text."""
+    assert work.text_user is not None
+    spec = work.text_user.policy.spec
+    return capacity_for(tokens, spec.config.max_row_tokens - spec.max_new_tokens - 1)
 
 
 def finished(work: Work, mesh: Mesh) -> Any:
@@ -175,7 +190,7 @@ def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[P
     config, temperature = spec.config, work.assistant.policy.temperature
     batch = finished(work, mesh)
     mask, rows = whole((config.padded_vocab_size,), bool, mesh), whole((work.rows_of_microbatch,), np.int32, mesh)
-    width = bucket_widths(work.rl.row_buckets, batch.tokens.shape[1])[-1]
+    widths = bucket_widths(work.rl.row_buckets, batch.tokens.shape[1])
     params, reference, frozen = training.state.params, training.reference, training.frozen
     programs = prepare_programs(trained_role=ASSISTANT, config=config, execution=execution, settings=settings)
     passes = by_rows(
@@ -188,10 +203,11 @@ def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[P
     number = settings.minibatches * settings.microbatches
     if passes.old is not None or passes.ref_log_prob is not None:
         traced = programs.add.trace(
-            *(passes, {**frozen, **params}, reference, batch.tokens, rows, mask, temperature), width=width
+            *(passes, {**frozen, **params}, reference, batch.tokens, rows, mask, temperature), width=widths[-1]
         )
         holds = ('parameters',) if passes.old is not None else ()
-        yield Program('passes', traced, number, (*holds, 'frozen' if frozen else 'reference'))
+        kept = 'frozen' if frozen else 'reference'
+        yield Program('passes', traced, number, (*holds, kept), sizes=len(widths))
     prepared, _ = jax.eval_shape(programs.finish, passes, batch, rewards_of(work))
     prepared = by_rows(prepared, mesh)
     optimizer = make_optimizer(work.rl.optimizer, work.rl.steps * settings.updates_per_batch)
@@ -200,9 +216,9 @@ def update_programs_of(work: Work, mesh: Mesh, training: Training) -> Iterator[P
     traced = update.add.trace(
         *(params, so_far, prepared, whole((work.rows,), bool, mesh), rows, scalar(np.int32, mesh), mask, temperature),
         frozen,
-        width=width,
+        width=widths[-1],
     )
-    yield Program('gradients', traced, settings.epochs * number, ('parameters', 'frozen'))
+    yield Program('gradients', traced, settings.epochs * number, ('parameters', 'frozen'), sizes=len(widths))
     _, part = traced.out_info
     parts = [jax.tree.map(lambda x: whole(x.shape, x.dtype, mesh), part)] * settings.microbatches
     traced = update.take_step.trace(training.state, params, parts)
@@ -221,7 +237,8 @@ def reward_programs(work: Work, mesh: Mesh) -> Iterator[Program]:
         return
     config, batch = work.assistant.policy.spec.config, finished(work, mesh)
     _, messages, longest = batch.messages.shape
-    width = work.frame.row_length(messages, longest, max(work.max_new_tokens))
+    length = work.frame.row_length(messages, longest, max(work.max_new_tokens))
+    widths = bucket_widths(work.rl.row_buckets, length)
     scored = tuple(by_rows(jax.ShapeDtypeStruct((work.rows, messages // 2), x), mesh) for x in (np.float32, bool))
     visible = by_rows(jax.ShapeDtypeStruct((work.rows,), np.int32), mesh)
     dtype = work.compute.training.dtype
@@ -232,9 +249,10 @@ def reward_programs(work: Work, mesh: Mesh) -> Iterator[Program]:
         config=config,
         execution=work.compute.training,
         frame=work.frame,
-        width=bucket_widths(work.rl.row_buckets, width)[-1],
+        width=widths[-1],
     )
-    yield Program('reward', traced, work.rows // work.rows_of_microbatch, ('reward model',))
+    calls = work.rows // work.rows_of_microbatch
+    yield Program('reward', traced, calls, ('reward model',), sizes=len(widths))
 
 
 def training_programs(work: Work, mesh: Mesh) -> tuple[Training, Iterator[Program]]:

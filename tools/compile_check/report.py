@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tools.compile_check.check import Checked
-from tools.compile_check.hlo import ONCE, Found
+from tools.compile_check.hlo import ONCE, Found, Sent
 from tools.compile_check.machines import GIB
 from tools.compile_check.measure import Measured
 from tools.compile_check.roofline import Group, sent_seconds, step_limits
@@ -39,11 +39,13 @@ def plain(checked: Checked) -> dict[str, Any]:
         'programs': {
             name: {
                 'calls': program.calls,
+                'sizes': program.sizes,
                 'bytes': dict(program.bytes),
                 'needs': checked.needs(name),
                 'operations': dict(program.operations),
                 'collectives': [
-                    {'scope': scope, 'kind': kind, **found._asdict()} for (scope, kind), found in program.sent.items()
+                    {'scope': scope, 'kind': kind, 'devices': peers.number, 'reach': peers.reach, **found._asdict()}
+                    for (scope, kind, peers), found in program.sent.items()
                 ],
                 'compiling_seconds': program.seconds,
             }
@@ -101,12 +103,25 @@ def _programs(checked: Checked) -> Iterator[str]:
             f'{program.operations.get(ONCE, 0.0) / 1e12:.2f} | {sent_text(program.sent, ONCE)} | '
             f'{program.seconds:.0f} |'
         )
+    yield ''
+    yield first_step(checked)
+
+
+def first_step(checked: Checked) -> str:
+    """How many programs a first step compiles, with messages at their budgets and rows of all lengths; and how long."""
+    programs = checked.programs.values()
+    several = ', '.join(f'{program.name} {program.sizes}' for program in programs if program.sizes > 1)
+    minutes = sum(program.sizes * program.seconds for program in programs) / 60
+    return (
+        f'In a first step with all caches and lengths of rows: {sum(program.sizes for program in programs)} programs'
+        f'{f" ({several})" if several else ""}, {minutes:.0f} minutes of CPU if each takes as long as the largest.'
+    )
 
 
 def _loops(checked: Checked) -> Iterator[str]:
     rows = []
     for program in checked.programs.values():
-        scopes = dict.fromkeys([*program.operations, *(scope for scope, _ in program.sent)])
+        scopes = dict.fromkeys([*program.operations, *(scope for scope, _, _ in program.sent)])
         for scope in scopes:
             if scope != ONCE:
                 number = program.operations.get(scope, 0.0) / 1e9
@@ -122,10 +137,13 @@ def _loops(checked: Checked) -> Iterator[str]:
 
 def sent_text(sent: Found, scope: str) -> str:
     """'2 all-gather 1.5 MB, 1 all-reduce 4 B'."""
+    kinds: dict[str, list[Sent]] = {}
+    for (of, kind, _), found in sorted(sent.items()):
+        if of == scope:
+            kinds.setdefault(kind, []).append(found)
     parts = [
-        f'{found.number:,.0f} {kind} {bytes_text(found.size)}'
-        for (of, kind), found in sorted(sent.items())
-        if of == scope
+        f'{sum(x.number for x in found):,.0f} {kind} {bytes_text(sum(x.size for x in found))}'
+        for kind, found in kinds.items()
     ]
     return ', '.join(parts) or 'none'
 

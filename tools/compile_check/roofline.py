@@ -25,6 +25,7 @@ from tools.benchmark.limits import (
 from tools.compile_check.hlo import ONCE, Sent
 from tools.compile_check.machines import Chip
 from tools.compile_check.measure import Measured
+from tools.compile_check.peers import Peers
 from tools.compile_check.work import SIDES, Work, walk
 
 
@@ -114,25 +115,37 @@ def _training(work: Work, group: Group) -> Iterator[tuple[str, Phase]]:
 
 def sent_seconds(work: Work, program: Measured, chip: Chip) -> float:
     """Seconds of a step that a program's collectives take at least, all its links busy; latency not counted."""
-    return sum(wire_bytes(kind, sent) for kind, sent in sent_in_step(work, program).items()) / chip.links
+    found = sent_in_step(work, program)
+    return sum(wire_bytes(kind, peers.number, sent.size) for (kind, peers), sent in found.items()) / chip.links
 
 
-def sent_in_step(work: Work, program: Measured) -> Mapping[str, Sent]:
-    """A program's collectives of a whole step on one device, by kind.
+def sent_in_step(work: Work, program: Measured) -> Mapping[tuple[str, Peers], Sent]:
+    """A program's collectives of a whole step on one device, by kind and devices.
 
     A loop runs as often as a message has tokens, or parts of `feed_chunk` tokens.
     """
-    found: dict[str, Sent] = {}
-    for (scope, kind), sent in program.sent.items():
+    found: dict[tuple[str, Peers], Sent] = {}
+    for (scope, kind, peers), sent in program.sent.items():
         times = program.calls * (1 if scope == ONCE else rounds_of(work, program.name, scope))
-        number, size = found.get(kind, Sent(0.0, 0.0))
-        found[kind] = Sent(number + times * sent.number, size + times * sent.size)
+        number, size = found.get((kind, peers), Sent(0.0, 0.0))
+        found[kind, peers] = Sent(number + times * sent.number, size + times * sent.size)
     return found
 
 
-def wire_bytes(kind: str, sent: Sent) -> float:
-    """Bytes that a device sends; an all-reduce sends its own twice: a reduce-scatter and an all-gather."""
-    return (2 if kind == 'all-reduce' else 1) * sent.size
+def wire_bytes(kind: str, devices: int, size: float) -> float:
+    """Bytes that a device sends in a collective, as rings do it.
+
+    An all-gather passes on all shares but one, and so does a reduce-scatter; an all-reduce is the one after the other,
+    a broadcast a scatter and an all-gather. Of an all-to-all a device keeps its own share. A permutation sends all.
+    Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH, 2005.
+
+    Args:
+        devices: in a group.
+        size: of `Sent`.
+    """
+    if kind == 'collective-permute':
+        return size
+    return (2 if kind in ('all-reduce', 'collective-broadcast') else 1) * size * (devices - 1) / devices
 
 
 def rounds_of(work: Work, name: str, scope: str) -> int:

@@ -4,10 +4,12 @@ Of a number of chips (`scaled`):
 
 - computing: the roofline's seconds (`roofline.step_limits`), as every chip has the rows that it had. Only the
   optimizer's fall, whose state is split over more chips.
-- moving: the bytes of collectives over the links that rings can use (`rings`). Of D shards a device receives D - 1.
+- moving: the bytes that rings send (`roofline.wire_bytes`) over the links that they can use. Devices with the same
+  rows, `model` of them, lie in a line and stay as many (`line`); all other collectives are through the slice (`rings`).
+  A permutation over `data` takes the two links of one ring.
 - waiting: a collective takes `START_SECONDS`, and `HOP_SECONDS` for each link on its way (`hops`): through the slice,
-  or in a rollout through the `model` devices that have the same rows. A permutation goes to the neighbour, and there is
-  one for each other shard.
+  or through the devices with the same rows. A permutation goes to the neighbour, and over `data` there is one for each
+  other shard.
 - host: every process reads all conversations of a step, however many chips there are, at `HOST_SECONDS` a token.
 
 Nothing overlaps in the sum, which is therefore no lower bound; computing alone is.
@@ -41,8 +43,9 @@ from jax.sharding import Mesh
 
 from simrl.run.config import ConfigError
 from tools.compile_check.check import Checked
+from tools.compile_check.hlo import Sent
 from tools.compile_check.machines import Topology
-from tools.compile_check.programs import UNROLLED
+from tools.compile_check.peers import Peers
 from tools.compile_check.roofline import Group, sent_in_step, step_limits, wire_bytes
 
 # Slices as they are sold: https://docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e (2026-11).
@@ -103,11 +106,19 @@ def check_chips(topology: Topology, mesh: Mesh, chips: Sequence[str]) -> None:
 
 def rings(kind: str, shape: Sequence[int]) -> float:
     """The share of a chip's links that rings use: both of a closed side, one of another, none of a side of 1."""
-    closes = [size % CLOSED[kind] == 0 for size in shape]
-    if kind == 'v5p' and not all(closes):
-        closes = [False] * len(shape)
-    used = sum(2 if closed else 1 for size, closed in zip(shape, closes, strict=True) if size > 1)
+    used = sum(2 if closed else 1 for size, closed in zip(shape, _closed(kind, shape), strict=True) if size > 1)
     return used / (2 * len(shape))
+
+
+def line(kind: str, shape: Sequence[int], number: int) -> float:
+    """The share of a chip's links that a ring of `number` chips in a line uses: both where they are a closed side."""
+    closes = any(closed and size == number for size, closed in zip(shape, _closed(kind, shape), strict=True))
+    return (2 if closes else 1) / (2 * len(shape))
+
+
+def _closed(kind: str, shape: Sequence[int]) -> list[bool]:
+    closes = [size % CLOSED[kind] == 0 for size in shape]
+    return closes if kind != 'v5p' or all(closes) else [False] * len(shape)
 
 
 def hops(shape: Sequence[int]) -> int:
@@ -125,20 +136,16 @@ def scaled(checked: Checked, chips: int) -> Scaled:
     chip, kind = checked.topology.chip, checked.topology.name.partition(':')[0]
     assert chip is not None
     work, shape, data = checked.work, SLICES[kind][chips], chips // checked.model
-    growth, links = data / checked.data, chip.links * rings(kind, shape)
+    growth = data / checked.data
     user = None if checked.simulator is None else Group(chip, *checked.simulator)
     limits = step_limits(work, Group(chip, checked.data, checked.model), user)
     computing = {name: limit.seconds / (growth if name == 'optimizer' else 1.0) for name, limit in limits.items()}
     moving = waiting = 0.0
     for program in checked.programs.values():
-        apart = program.name in UNROLLED and checked.model > 1
-        way = checked.model - 1 if apart else hops(shape)
-        for collective, sent in sent_in_step(work, program).items():
-            moving += wire_bytes(collective, sent) * (_others(data) / _others(checked.data)) / links
-            if collective == 'collective-permute':
-                waiting += sent.number * (data - 1) / (checked.data - 1) * (START_SECONDS + HOP_SECONDS)
-            else:
-                waiting += sent.number * (START_SECONDS + HOP_SECONDS * way)
+        for (collective, peers), sent in sent_in_step(work, program).items():
+            mesh = checked.mesh_of(program.name)
+            on_links, waits = _sending(collective, peers, sent, kind=kind, shape=shape, mesh=mesh, growth=growth)
+            moving, waiting = moving + on_links / chip.links, waiting + waits
     rows = round(work.rows * growth)
     tokens = rows * work.limits.turns * (work.limits.assistant_tokens + work.user_tokens)
     sampling = sum(seconds for name, seconds in computing.items() if name.endswith('sampling'))
@@ -152,8 +159,33 @@ def scaled(checked: Checked, chips: int) -> Scaled:
     return Scaled(chips, shape, data, rows, seconds)
 
 
-def _others(shards: int) -> float:
-    return (shards - 1) / shards
+def _sending(
+    collective: str,
+    peers: Peers,
+    sent: Sent,
+    *,
+    kind: str,
+    shape: Sequence[int],
+    mesh: tuple[int, int],
+    growth: float,
+) -> tuple[float, float]:
+    """Bytes that a device sends, over the share of its links that they take; and seconds of waiting.
+
+    Args:
+        shape: of the larger slice.
+        mesh: data and model, of the slice that was compiled for.
+        growth: of `data`.
+    """
+    data, model = mesh
+    permutes = collective == 'collective-permute'
+    if peers.reach <= model:
+        size, way = wire_bytes(collective, peers.number, sent.size), 1 if permutes else peers.reach - 1
+        return size / line(kind, shape, model), sent.number * (START_SECONDS + HOP_SECONDS * way)
+    if permutes:  # more of them, of smaller shards, by two of all links
+        more = (growth * data - 1) / (data - 1)
+        return sent.size * more / growth * len(shape), sent.number * more * (START_SECONDS + HOP_SECONDS)
+    size = wire_bytes(collective, max(1, round(growth * peers.number)), sent.size)
+    return size / rings(kind, shape), sent.number * (START_SECONDS + HOP_SECONDS * hops(shape))
 
 
 def efficiency(one: Scaled, first: Scaled) -> float:
