@@ -541,7 +541,7 @@ from tools.compile_check import machines
 slices = [machines.topology_of(name) for name in ('v5e:8x8', 'v6e:8x8')]
 machines.prepare_process(slices)
 for shape in ((16, 4), (8, 8), (4, 16)):
-    one, other = ([x.coords for x in machines.mesh_of(topology, shape).devices.flat] for topology in slices)
+    one, other = ([tuple(x.coords) for x in machines.mesh_of(topology, shape).devices.flat] for topology in slices)
     assert one == other and len(set(one)) == 64, shape
 """
 
