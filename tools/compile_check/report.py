@@ -108,7 +108,7 @@ def _programs(checked: Checked) -> Iterator[str]:
 
 
 def first_step(checked: Checked) -> str:
-    """How many programs a first step compiles, with messages at their budgets and rows of all lengths; and how long."""
+    """Counts programs and CPU time of a first step with messages at their budgets and rows of all lengths."""
     programs = checked.programs.values()
     several = ', '.join(f'{program.name} {program.sizes}' for program in programs if program.sizes > 1)
     minutes = sum(program.sizes * program.seconds for program in programs) / 60
