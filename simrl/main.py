@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from simrl.conversations.records import RowError
+from simrl.conversations.row_files import RowError
 from simrl.experiments import experiment
 from simrl.models.checkpoint import CheckpointError
 from simrl.remote.cache import CacheError

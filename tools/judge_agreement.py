@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from simrl.conversations.batches import BatchSettings
-from simrl.conversations.records import Message, Preference, decode_row, raw_rows
+from simrl.conversations.records import Message, Preference
+from simrl.conversations.row_files import decode_row, numbered_rows
 from simrl.conversations.views import preference_rows
 from simrl.evaluation.shares import cluster_shares
 from simrl.experiments.outputs import load_params
@@ -65,7 +66,7 @@ def read_pairs(path: pathlib.Path) -> tuple[list[Preference], collections.Counte
         ValueError: a line is no row of either set; it names the line.
     """
     pairs, counts = list[Preference](), collections.Counter[str]()
-    for number, line in raw_rows(path, ROW_FIELDS)[1]:
+    for number, line in numbered_rows(path, ROW_FIELDS)[1]:
         try:
             found = pair_of(number, decode_row(line))
         except (ValueError, LookupError, TypeError) as error:

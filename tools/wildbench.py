@@ -40,7 +40,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from simrl.conversations.records import write_rows
+from simrl.conversations.row_files import write_rows
 from simrl.evaluation.results import files as result_files
 from simrl.evaluation.results.wildbench import WildBenchNumber
 from simrl.evaluation.wildbench import checklist, judge_files, of_run, verdicts

@@ -30,8 +30,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simrl.conversations.raw_rows import placed_rows
-from simrl.conversations.records import Conversation, RowError, parse_conversation, write_rows
+from simrl.conversations.records import Conversation, parse_conversation
+from simrl.conversations.row_files import RowError, placed_rows, write_rows
 from simrl.evaluation.pairwise import judges, responses
 from simrl.evaluation.pairwise.judges import Judged, Verdict
 from simrl.evaluation.pairwise.of_run import assistants_of_run, comparison_of

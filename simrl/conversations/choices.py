@@ -15,7 +15,8 @@ from typing import Any, Literal
 from simrl.conversations import manifest, raw_rows, records
 from simrl.conversations.openings import opening_key
 from simrl.conversations.raw_rows import HubParts
-from simrl.conversations.records import SPLITS, Conversation, Preference, RowError
+from simrl.conversations.records import SPLITS, Conversation, Preference
+from simrl.conversations.row_files import RowError
 from simrl.conversations.splits import SplitSettings, hash64, split_of
 
 Row = Mapping[str, Any]

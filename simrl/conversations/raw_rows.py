@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from simrl.conversations import records
 from simrl.conversations.manifest import describe
-from simrl.conversations.records import RowError
+from simrl.conversations.row_files import SUFFIXES, RowError, batch_rows, placed_rows
 from simrl.run.config import local_path
 from simrl.run.stage_files import is_foreign
 
 BATCH_ROWS = 1000  # rows of a streamed Parquet file that are in memory at once
-SUFFIXES = ('.parquet', '.jsonl', '.jsonl.gz')
 BROKEN = (OSError, pyarrow.ArrowException, ValueError, OverflowError)  # errors of a stream; a time past Python's
 Rows = Iterator[Mapping[str, Any]]
 YEARS = (2000, 2100)  # a time outside of them was read in a wrong unit
@@ -97,25 +95,6 @@ def _local_rows(path: pathlib.Path, fields: Sequence[str]) -> Rows:
         yield row
 
 
-def placed_rows(path: pathlib.Path, fields: Sequence[str] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Reads a file's rows with their places, such as 'a.jsonl, line 3'.
-
-    Args:
-        fields: as for `records.raw_rows`.
-
-    Raises:
-        RowError: a row is no JSON object; it names the place.
-    """
-    word, rows = records.raw_rows(path, fields)
-    for number, line in rows:
-        place = f'{path}, {word} {number}'
-        try:
-            row = records.decode_row(line)
-        except RowError as error:
-            raise RowError(error.reason, error.detail, f'{place}: ') from None
-        yield place, row
-
-
 def _check_fields(row: Mapping[str, Any], fields: Sequence[str], place: str) -> None:
     if missing := [field for field in fields if field not in row]:
         raise ValueError(f'{place}: expected the fields {", ".join(missing)}, found only {", ".join(sorted(row))}')
@@ -173,7 +152,7 @@ def _streamed(shard: Any, place: str) -> Rows:
     try:
         for table in shard.iter(BATCH_ROWS):
             for batch in table.to_batches(BATCH_ROWS):
-                yield from records.batch_rows(batch)
+                yield from batch_rows(batch)
     except BROKEN as error:
         raise ValueError(f'{place}: the stream broke off: {_one_line(error)}') from error
 

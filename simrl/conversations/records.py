@@ -5,25 +5,18 @@ A conversation row is `{id, source, split, messages: [{role, content, truncated?
 a message: the number of characters that the data set cut off.
 
 Readers are strict: the first bad row raises an error with its file and line. With `on_bad_rows='drop'` bad rows are
-dropped and counted by reason. Outer white space of texts is stripped and counted. Of a Parquet file only these columns
-are read.
+dropped and counted by reason. Outer white space of texts is stripped and counted.
 """
 
 import collections
 import dataclasses
-import gzip
 import hashlib
-import json
 import os
 import pathlib
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import pyarrow
-import pyarrow.parquet
-
-from simrl.run.stage_files import named_errors
+from simrl.conversations.row_files import RowError, decode_row, numbered_rows, write_rows
 
 Check = Callable[[str], None]
 End = Literal['natural', 'cut', 'unknown']
@@ -33,20 +26,7 @@ Role = Literal['system', 'user', 'assistant']
 ENDS = ('natural', 'cut', 'unknown')
 ROLES = ('system', 'user', 'assistant')
 SPLITS = ('train', 'dev', 'test')
-MESSAGE_FIELDS = ('role', 'content', 'truncated', 'truncated_chars')
-PARQUET_ROWS = 1000  # rows of a Parquet file that are in memory at once
-# Bytes of a column that are read at once. Without it, all of a row group's are, and pandas writes one row group.
-PARQUET_BUFFER = 2**20
 STRIPPED = 'texts stripped of outer white space'  # key of this count, beside the reasons for dropped rows
-
-
-class RowError(ValueError):
-    """An invalid row. `reason` is a short text, equal for all rows with this fault."""
-
-    def __init__(self, reason: str, detail: str, row: str = '') -> None:
-        super().__init__(f'{row}{reason}: {detail}')
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +301,7 @@ def _read(
     records: list[_Record] = []
     numbers: dict[str, int] = {}
     counts: collections.Counter[str] = collections.Counter()
-    unit, rows = raw_rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
+    unit, rows = numbered_rows(pathlib.Path(path), [field.name for field in dataclasses.fields(kind)])
     for number, line in rows:
         try:
             record, stripped = parse(decode_row(line))
@@ -352,116 +332,3 @@ def _check_record(record: Conversation | Preference, check: Check) -> None:
             check(text)
         except ValueError as error:
             raise RowError('unusable text', f'{record.id!r}, {where}: {error}') from None
-
-
-def raw_rows(path: pathlib.Path, fields: Sequence[str]) -> tuple[str, Iterator[tuple[int, bytes | Mapping[str, Any]]]]:
-    """Reads rows with their numbers, counted from 1; also the word for such a number: 'line' or 'row'."""
-    if path.suffix == '.parquet':
-        return 'row', _parquet_rows(path, fields)
-    if path.name.endswith('.jsonl'):
-        return 'line', _lines(path, path.open('rb'))
-    if path.name.endswith('.jsonl.gz'):
-        return 'line', _lines(path, gzip.open(path))
-    raise ValueError(f'{path}: expected a name that ends in .jsonl, .jsonl.gz or .parquet')
-
-
-def _lines(path: pathlib.Path, file: Any) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    with file:
-        try:  # bytes split at "\n" only; text would also split at U+2028, which occurs inside strings
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f'{path}: the compressed file is damaged after line {number}: {error}') from error
-
-
-def _parquet_rows(path: pathlib.Path, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Reads only `fields`; other columns are None."""
-    number = 0
-    with path.open('rb') as file:
-        # Arrow raises any of these for a damaged file or an impossible value, and never names the file.
-        try:
-            parquet = pyarrow.parquet.ParquetFile(file, buffer_size=PARQUET_BUFFER)
-            others = dict.fromkeys(name for name in parquet.schema_arrow.names if name not in fields)
-            columns = _columns([parquet.schema.column(i).path for i in range(len(parquet.schema))], fields)
-            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-                for row in batch_rows(batch) if columns else [{}] * batch.num_rows:
-                    number += 1
-                    yield number, others | row
-        except (pyarrow.ArrowException, ValueError, OSError, OverflowError) as error:
-            raise ValueError(f'{path}: not a Parquet file, or damaged after row {number}: {error}') from error
-
-
-def batch_rows(batch: Any) -> list[dict[str, Any]]:
-    """Rows of an Arrow batch. Times are cut to microseconds, as Python's are."""
-    for i, field in enumerate(batch.schema):
-        if (kind := _in_microseconds(field.type)) != field.type:
-            batch = batch.set_column(i, field.name, batch.column(i).cast(kind, safe=False))
-    rows: list[dict[str, Any]] = batch.to_pylist()
-    return rows
-
-
-def _in_microseconds(kind: Any) -> Any:
-    """An Arrow type with every time of nanoseconds in it, however deep, as one of microseconds."""
-    if pyarrow.types.is_timestamp(kind) and kind.unit == 'ns':
-        return pyarrow.timestamp('us', kind.tz)
-    if pyarrow.types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        make = pyarrow.list_ if pyarrow.types.is_list(kind) else pyarrow.large_list
-        return make(kind.value_field.with_type(_in_microseconds(kind.value_type)))
-    return kind
-
-
-def _columns(paths: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """Chooses the columns of `fields`, and of messages those that a message has."""
-    columns: list[str] = []
-    for field in fields:
-        of_field = [path for path in paths if path.split('.')[0] == field]
-        # Where messages are a list of objects, their fields' names are as deep as their shortest path: messages.list.
-        # element.role. Any other column is read whole.
-        depth = min((path.count('.') for path in of_field), default=0)
-        of_message = [path for path in of_field if path.split('.')[depth] in MESSAGE_FIELDS]
-        columns += of_message or of_field
-    return columns
-
-
-def decode_row(line: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parses a row of `raw_rows`. Raises `RowError` for one that is no JSON object."""
-    if isinstance(line, Mapping):
-        return line
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, or deep nesting
-        raise RowError('not JSON', f'expected an object a line, in UTF-8: {error}, found {line[:60]!r}') from None
-    if not isinstance(row, dict):
-        raise RowError('not JSON', f'expected an object, found {line[:60]!r}')
-    return row
-
-
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows atomically, in the format of the file's suffix; one at a time, except into Parquet."""
-    path = pathlib.Path(path)
-    if path.suffix != '.parquet' and not path.name.endswith(('.jsonl', '.jsonl.gz')):
-        raise ValueError(f'{path}: expected a name that ends in .jsonl, .jsonl.gz or .parquet')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    try:
-        with named_errors(path), partial.open('wb') as file:
-            if path.suffix == '.parquet':
-                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
-            elif path.suffix == '.gz':
-                with gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as zipped:  # equal rows, equal bytes
-                    zipped.writelines(_json_lines(rows))
-            else:
-                file.writelines(_json_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    return (json.dumps(row, ensure_ascii=False).encode() + b'\n' for row in rows)

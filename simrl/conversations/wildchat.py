@@ -34,6 +34,7 @@ from simrl.conversations import manifest, raw_rows, records
 from simrl.conversations.openings import NgramFiles, opening_key
 from simrl.conversations.raw_rows import HubParts, RawData, read_time
 from simrl.conversations.records import SPLITS, STRIPPED
+from simrl.conversations.row_files import write_rows
 from simrl.conversations.splits import hash64, mix, split_users
 from simrl.conversations.wildchat_facts import (
     Facts,
@@ -187,7 +188,7 @@ def _second_pass(data: RawData, path: pathlib.Path, decisions: Decisions, settin
                 'timestamp': None if when is None else when.isoformat(),
             }
 
-    records.write_rows(path, kept())
+    write_rows(path, kept())
     return {
         **decisions.counts,
         'conversations': {name: splits[name] for name in SPLITS},

@@ -21,7 +21,8 @@ import tqdm
 from simrl.conversations import raw_rows, records
 from simrl.conversations.openings import NgramFiles, opening_key
 from simrl.conversations.raw_rows import RawData, read_time
-from simrl.conversations.records import Conversation, RowError
+from simrl.conversations.records import Conversation
+from simrl.conversations.row_files import RowError
 from simrl.conversations.splits import UserSplits, hash64
 from simrl.run.stage_files import named_errors
 

@@ -13,7 +13,8 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from simrl.conversations.records import Message, Preference, RowError
+from simrl.conversations.records import Message, Preference
+from simrl.conversations.row_files import RowError
 from simrl.conversations.splits import SplitSettings, hash64, split_of
 from simrl.study.events import STUDY, Mode, Opened, PairAssigned, PlanFrozen, Preferred, Replied, Stored
 from simrl.study.participant import Participant, fold_all

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simrl.conversations import records
-from simrl.conversations.records import Conversation, Message, Preference, RowError
+from simrl.conversations import records, row_files
+from simrl.conversations.records import Conversation, Message, Preference
+from simrl.conversations.row_files import RowError
 
 DATA = os.environ.get('SIMRL_DATA')
 needs_data = pytest.mark.skipif(not DATA, reason='SIMRL_DATA is not set')
@@ -311,8 +312,8 @@ def test_only_needed_columns_of_parquet_are_read(tmp_path):
     table = pyarrow.Table.from_pylist([ROW | {'messages': [scores, ASSISTANT]}]).append_column('expires', OUT_OF_RANGE)
     pyarrow.parquet.write_table(table, tmp_path / 'rows.parquet')
     paths = ['id', 'expires', *(f'messages.list.element.{x}' for x in ('role', 'content', 'scores.list.element.role'))]
-    assert records._columns(paths, ('id', 'messages')) == ['id', *paths[2:4]]
-    assert records._columns(['messages.role.list.element'], ('id', 'messages')) == ['messages.role.list.element']
+    assert row_files._columns(paths, ('id', 'messages')) == ['id', *paths[2:4]]
+    assert row_files._columns(['messages.role.list.element'], ('id', 'messages')) == ['messages.role.list.element']
     (found,), _ = records.read_conversations(tmp_path / 'rows.parquet')
     assert [message.content for message in found.messages] == ['Hello', 'Hi.']
 
@@ -359,7 +360,7 @@ def test_times_inside_the_messages_of_parquet_are_read(tmp_path):
     )
     for messages in (listed, lists):
         batch = pyarrow.record_batch([messages], ['messages'])
-        (read,) = records.batch_rows(batch)
+        (read,) = row_files.batch_rows(batch)
         times = [m['when'] for m in read['messages']] if messages is listed else read['messages']['when']
         assert times == [datetime.datetime.fromtimestamp(1_700_000_000, datetime.UTC), None]
         table = pyarrow.Table.from_pylist([ROW | {'messages': None}])
@@ -370,7 +371,7 @@ def test_times_inside_the_messages_of_parquet_are_read(tmp_path):
 
 
 def test_parquet_is_read_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, 'PARQUET_ROWS', 2)
+    monkeypatch.setattr(row_files, 'PARQUET_ROWS', 2)
     rows = [ROW | {'id': str(i)} for i in range(5)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'rows.parquet')
     found, _ = records.read_conversations(tmp_path / 'rows.parquet')

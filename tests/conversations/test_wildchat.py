@@ -13,7 +13,8 @@ import pyarrow
 import pytest
 
 from simrl.conversations import choices, raw_rows, wildchat, wildchat_facts
-from simrl.conversations.records import RowError, read_conversations
+from simrl.conversations.records import read_conversations
+from simrl.conversations.row_files import RowError
 from simrl.conversations.splits import UserSplits
 from simrl.conversations.wildchat import WildChatSettings
 from tests.conversations.wildchat_rows import (

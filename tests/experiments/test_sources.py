@@ -13,7 +13,8 @@ import transformers
 
 from simrl.conversations.chat import TERMINAL_TEXT
 from simrl.conversations.huggingface_tokenizer import terminal_id, with_terminal
-from simrl.conversations.records import Conversation, Message, RowError, write_conversations
+from simrl.conversations.records import Conversation, Message, write_conversations
+from simrl.conversations.row_files import RowError
 from simrl.conversations.templates import chat_from_huggingface
 from simrl.experiments import sources
 from simrl.experiments.sources import DataSettings, ModelSettings, model_files, model_identity

@@ -9,8 +9,8 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from simrl.conversations.raw_rows import placed_rows
-from simrl.conversations.records import Conversation, write_rows
+from simrl.conversations.records import Conversation
+from simrl.conversations.row_files import placed_rows, write_rows
 from simrl.run.config import from_config_dict
 
 

@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from simrl.conversations.raw_rows import placed_rows
 from simrl.conversations.records import ROLES, Message
+from simrl.conversations.row_files import placed_rows
 from simrl.evaluation.wildbench.generations import parse_generation
 
 # Messages that all assistants were given: the user's first; all before the last reply; or none, as from a simulated

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from simrl.conversations.records import decode_row
+from simrl.conversations.row_files import decode_row
 from simrl.evaluation.report import page
 from simrl.evaluation.report.browse_script import SCRIPT, STYLE
 from simrl.evaluation.report.drawing import Look

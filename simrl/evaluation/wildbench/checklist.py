@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from simrl.conversations.quoting import as_json
-from simrl.conversations.raw_rows import placed_rows
+from simrl.conversations.row_files import placed_rows
 from simrl.evaluation.pairwise.agreement import or_reason
 from simrl.evaluation.position import PanelAgreement, panel_agreement, votes_of
 from simrl.evaluation.preferences import align, independent_votes, standard_error

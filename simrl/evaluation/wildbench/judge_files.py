@@ -13,8 +13,7 @@ import urllib.parse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from simrl.conversations.raw_rows import placed_rows
-from simrl.conversations.records import write_rows
+from simrl.conversations.row_files import placed_rows, write_rows
 from simrl.evaluation.wildbench.generations import read_list
 from simrl.evaluation.wildbench.tasks import NO_TASK
 from simrl.run.stage_files import write_json

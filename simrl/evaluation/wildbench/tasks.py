@@ -12,7 +12,8 @@ from typing import Any
 
 from simrl.conversations.openings import opening_key
 from simrl.conversations.raw_rows import open_data
-from simrl.conversations.records import STRIPPED, Conversation, Message, OnBadRows, RowError, parse_conversation
+from simrl.conversations.records import STRIPPED, Conversation, Message, OnBadRows, parse_conversation
+from simrl.conversations.row_files import RowError
 from simrl.conversations.splits import hash64
 from simrl.conversations.wildchat import WILDBENCH, WILDBENCH_PARTS
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simrl.conversations.records import RowError
+from simrl.conversations.row_files import RowError
 from simrl.evaluation.wildbench.tasks import (
     FIELDS,
     GROUPS,
