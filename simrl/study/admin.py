@@ -24,9 +24,10 @@ from simrl.study.judge_screen import Judging
 from simrl.study.looks import looks_of
 from simrl.study.overview import exchanges, needed, progress, standing
 from simrl.study.participant import Participant
-from simrl.study.running import OutOfDateError, Running
+from simrl.study.running import Running
 from simrl.study.screening import Screening, plan_in_force
 from simrl.study.settings import StudySettings, plan_of
+from simrl.study.steps import OutOfDateError
 from simrl.study.texts import number_of
 from simrl.study.web import Form, PageError, Web, parse_number, read_reason, redirect
 

@@ -16,8 +16,9 @@ from simrl.serving import answering
 from simrl.serving.errors import ApiError
 from simrl.study.events import Conduct
 from simrl.study.participant import OutOfPlaceError, Participant
-from simrl.study.running import BadInputError, OtherStudyError, OutOfDateError, Running
+from simrl.study.running import Running
 from simrl.study.settings import PanelSettings
+from simrl.study.steps import BadInputError, OtherStudyError, OutOfDateError
 from simrl.study.store import Identity, StoreError
 from simrl.study.texts import Texts
 from simrl.study.views import View, view

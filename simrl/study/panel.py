@@ -11,7 +11,8 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
 from simrl.study.events import PanelStatus
-from simrl.study.running import OutOfDateError, Running
+from simrl.study.running import Running
+from simrl.study.steps import OutOfDateError
 from simrl.study.web import PageError, Web
 
 ID, STATUS = 'Participant id', 'Status'  # columns of the export

@@ -1,8 +1,8 @@
 """The study in this process: what happens is stored first, and known after that.
 
 1. `start` folds all events of the store and asks again for replies that a stopped server left waiting.
-2. An action of a participant is judged by `steps` under a lock of the participant, stored, and only then folded into
-   `participants`. Until the store has it, others who are assigned count its outcome as if it were there.
+2. An action of a participant is judged by `steps` under a lock of the participant, stored, and only then known
+   (`register`). Until the store has it, others who are assigned count its outcome as if it were there.
 3. Writes that come while another is under way are stored together, in one transaction (`writer`).
 4. A message that waits for replies has a task, from `turns`. It ends with the participant's withdrawal, and at `stop`,
    after which the message waits in the store.
@@ -11,11 +11,8 @@ An action goes on to its end though the browser that asked for it is gone.
 """
 
 import asyncio
-import collections
-import contextlib
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import logging
@@ -41,19 +38,16 @@ from simrl.study.events import (
     RecruitmentEnded,
     Replied,
     Returned,
-    Stored,
     TurnedAway,
     Voided,
     Withdrew,
 )
 from simrl.study.history import History
-from simrl.study.participant import Participant, apply, fold, fold_all
+from simrl.study.participant import Participant
+from simrl.study.register import Register
 from simrl.study.settings import StudySettings, hashed, plan_of
-from simrl.study.steps import BadInputError as BadInputError
-from simrl.study.steps import OtherStudyError as OtherStudyError
-from simrl.study.steps import OutOfDateError as OutOfDateError
-from simrl.study.steps import Rules
-from simrl.study.store import Arrival, ConflictError, Entry, Identity, Store, StoreError
+from simrl.study.steps import OtherStudyError, OutOfDateError, Rules
+from simrl.study.store import Identity, Store, StoreError
 from simrl.study.texts import Tasks, Texts
 from simrl.study.turns import Ask, Moderate, names_of, reply
 from simrl.study.writer import Writer
@@ -88,17 +82,15 @@ class Running:
         self.config = config | {name: hashed(config[name]) for name in ('tasks', 'texts', 'panel')}
         self._ask, self._moderate, self._clock = ask, moderate, clock
         self._names = names_of(settings.models)
-        self._participants: dict[str, Participant] = {}
-        self._expected: dict[str, Participant] = {}  # as they will be once the write under way is done
-        self._locks: collections.defaultdict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         self._turns: dict[str, asyncio.Task[None]] = {}
         self._actions: set[asyncio.Task[Any]] = set()
         self._writer = Writer(store)
         self.history = History(store, self._writer, clock)
+        self._register = Register(store, self._writer, clock, self._follow)
 
     @property
     def participants(self) -> Mapping[str, Participant]:
-        return self._participants
+        return self._register.known
 
     @property
     def is_full(self) -> bool:
@@ -106,10 +98,10 @@ class Running:
 
         Those who were let in may end it.
         """
-        now, here = self._clock(), (self._participants | self._expected).values()
+        now = self._clock()
         filled = sum(
             state.agreed_at is not None and counts(state, now, self.settings.gone_seconds)
-            for state in here
+            for state in self._register.expected.values()
             if state.mode == self.settings.mode
         )
         return filled >= self.settings.plan.participants
@@ -126,9 +118,9 @@ class Running:
         for stored in events:
             if stored.participant == STUDY:
                 self.history.know(stored)
-        self._participants |= fold_all(events)
+        self._register.know(events)
         now = self._clock()
-        under_way = [state for state in self._participants.values() if state.step != 'over' and state.mode != 'preview']
+        under_way = [state for state in self.participants.values() if state.step != 'over' and state.mode != 'preview']
         here = [state for state in under_way if now - state.seen_at <= self.settings.gone_seconds]
         if missing := steps.lacking(self.rules, here):
             raise ConfigError(missing)
@@ -138,7 +130,7 @@ class Running:
             )
         models = tuple(self.settings.models)
         await self._whole(self.history.say(Opened(simrl.__version__, self.config_hash, models, self.config)))
-        for state in self._participants.values():
+        for state in self.participants.values():
             self._follow(state)
 
     async def stop(self) -> None:
@@ -177,8 +169,8 @@ class Running:
 
     async def visit(self, id: str) -> Participant:
         """The participant whose page is asked for; see `steps.sent_on` for one who lacks something of the config."""
-        if not steps.is_stuck(self.rules, self._participants[id]):
-            return self._participants[id]
+        if not steps.is_stuck(self.rules, self.participants[id]):
+            return self.participants[id]
         return await self._act(id, None, lambda state: steps.sent_on(self.rules, state))
 
     async def instruct(self, id: str, version: int) -> Participant:
@@ -268,70 +260,37 @@ class Running:
 
     async def _act(self, id: str, version: int | None, decide: Callable[[Participant], list[Event]]) -> Participant:
         async def act() -> Participant:
-            async with self._current(id, version) as state:
-                events = decide(state)
-                return await self._write(state, events) if events else state
+            async with self._register.current(id, version) as state:
+                return await self._register.write(state, decide(state))
 
         return await self._whole(act())
 
-    @contextlib.asynccontextmanager
-    async def _current(self, id: str, version: int | None) -> AsyncIterator[Participant]:
-        """The participant, whom nobody else changes meanwhile.
-
-        Args:
-            version: of the page, which must be of no earlier event than the last that changed it; None: any.
-        """
-        if id not in self._participants:
-            raise KeyError(id)
-        async with self._locks[id]:
-            state = self._participants[id]
-            if version is not None and not state.page <= version <= state.version:
-                raise OutOfDateError(f'expected version {state.page}, found {version}')
-            yield state
-
     async def _enter(self, identity: Identity, mode: Mode) -> tuple[Participant, bool]:
-        id = secrets.token_hex(8)
-        try:
-            stored = await self._writer.write(Arrival(identity, id, self._clock(), mode))
-        except ConflictError:
-            found = await self._writer.call(self.store.find, identity, mode)
-            if found is None:
-                raise
-        else:
-            async with self._locks[id]:
-                self._participants[id] = state = fold_all(stored)[id]
-                return (await self._write(state, [TurnedAway()]) if self._is_closed_to(state) else state), True
-        id, first = found
-        if first.study_id not in ('', identity.study_id):
+        id, first = await self._register.arrive(identity, mode)
+        if first is not None and first.study_id not in ('', identity.study_id):
             raise OtherStudyError(f'expected the study {first.study_id}, found {identity.study_id}')
-        async with self._locks[id]:
-            if id not in self._participants:  # stored by a write whose end this process did not learn of
-                await self._read_again(id)
-            state = self._participants[id]
-            events = self._returned(state, identity == first)
-            return (await self._write(state, events) if events else state), identity == first
+        is_first_session = first is None or identity == first
+        async with self._register.current(id) as state:
+            if first is not None:
+                events = self._returned(state, is_first_session)
+            else:
+                events = [TurnedAway()] if self._is_closed_to(state) else []
+            return await self._register.write(state, events), is_first_session
 
     async def _consent(self, id: str, version: int, agreed: bool) -> Participant:
-        async with self._current(id, version) as state:
+        async with self._register.current(id, version) as state:
             steps.expect(state, 'consent')
             if agreed and state.mode == self.settings.mode and not self._is_closed_to(state):
                 await self.history.freeze(PlanFrozen(plan_of(self.settings), self.plan_hash, self.config_hash))
             if agreed and self._is_closed_to(state):  # others may have come meanwhile
-                return await self._write(state, [TurnedAway()])
-            return await self._write(state, [Consented(agreed, self.plan_hash)])
+                return await self._register.write(state, [TurnedAway()])
+            return await self._register.write(state, [Consented(agreed, self.plan_hash)])
 
     async def _delete(self, id: str) -> Participant:
-        async with self._current(id, None) as state:
+        async with self._register.current(id) as state:
             if state.outcome == 'deleted':
                 raise OutOfDateError('the data is deleted already')
-            try:
-                stored = await self._writer.call(self.store.delete, id, state.version + 1, self._clock())
-            except ConflictError:
-                await self._read_again(id)
-                raise OutOfDateError('it was stored before') from None
-            for event in stored:
-                state = apply(state, event)
-            return self._learn(state)
+            return await self._register.delete(state)
 
     def _returned(self, state: Participant, same_session: bool) -> list[Event]:
         if state.outcome == 'deleted':
@@ -344,34 +303,7 @@ class Running:
 
     def _others(self, state: Participant) -> list[Participant]:
         """All other participants, those of writes under way as they will be after them."""
-        return [self._expected.get(id, other) for id, other in self._participants.items() if id != state.id]
-
-    async def _write(self, state: Participant, events: Sequence[Event]) -> Participant:
-        """Stores what a participant's action came to, then folds it. The caller has the participant's lock."""
-        at, after = self._clock(), state
-        for event in events:  # one that could not be folded is never stored
-            after = apply(after, Stored(0, state.id, after.version + 1, at, event))
-        self._expected[state.id] = after
-        try:
-            await self._writer.write(Entry(state.id, state.version + 1, at, tuple(events)))
-        except ConflictError:
-            await self._read_again(state.id)
-            raise OutOfDateError('it was stored before') from None
-        finally:
-            del self._expected[state.id]
-        return self._learn(after)
-
-    def _learn(self, state: Participant) -> Participant:
-        self._participants[state.id] = state
-        self._follow(state)
-        return state
-
-    async def _read_again(self, id: str) -> None:
-        """Folds a participant's events of the store anew: a write had an error, and was done all the same."""
-        events = await self._writer.call(self.store.events)
-        state = fold([stored for stored in events if stored.participant == id])
-        if state is not None:
-            self._learn(state)
+        return [other for id, other in self._register.expected.items() if id != state.id]
 
     def _follow(self, state: Participant) -> None:
         """Begins or ends the task of a message that waits for replies."""
@@ -396,14 +328,14 @@ class Running:
 
     async def _reply(self, id: str, event: Replied | Voided) -> bool:
         """Stores the end of a turn, unless the participant left; False: it must be tried again."""
-        async with self._current(id, None) as state:
+        async with self._register.current(id) as state:
             if state.turn is None or state.turn.status != 'waiting':
                 return True
             try:
-                await self._write(state, [event])
+                await self._register.write(state, [event])
             except StoreError as error:
                 logging.error('the replies to %s cannot be stored yet: %s', id, error)
                 return False
-            except OutOfDateError:  # which `_write` has read from the store
+            except OutOfDateError:  # which `write` has read from the store
                 pass
             return True

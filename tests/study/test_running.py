@@ -31,8 +31,9 @@ from simrl.study.events import (
     to_row,
 )
 from simrl.study.participant import Participant, fold_all
-from simrl.study.running import BadInputError, OutOfDateError, Running
+from simrl.study.running import Running
 from simrl.study.settings import PlanSettings, TaskSettings, hashed, plan_of
+from simrl.study.steps import BadInputError, OutOfDateError
 from simrl.study.store import Entry, Identity, Store, StoreError
 from simrl.study.texts import DocumentType, Task, Tasks
 from simrl.study.turns import Answer, ModelError
