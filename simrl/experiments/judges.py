@@ -115,12 +115,8 @@ class RewardSettings(JudgeSettings):
 
 def judge_model(field: str, settings: JudgeSettings, assistant: Model) -> Model:
     """The model of a local judge, without its weights."""
-    if settings.local.model is None:
-        return assistant
-    try:
-        return sources.open_model(settings.local.model)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f'{field}.local_judge.model: {error}') from error
+    own = settings.local.model
+    return assistant if own is None else sources.open_for(f'{field}.local_judge.model', own)
 
 
 def judge_identity(settings: JudgeSettings) -> dict[str, Any]:

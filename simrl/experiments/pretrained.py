@@ -8,7 +8,6 @@
 A judge may take the place of either reward model (`config.reward.by`, `config.held_out.by`), which is then not trained.
 """
 
-import collections
 import dataclasses
 import functools
 import pathlib
@@ -18,36 +17,28 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import Chat, EncodingError
-from simrl.conversations.records import Conversation, Example, Preference, example_of
-from simrl.conversations.views import Rendered, user_rows
-from simrl.evaluation.fidelity.likelihood import start_of
-from simrl.evaluation.fidelity.turns import turns_of
+from simrl.conversations.chat import Chat
+from simrl.conversations.records import Conversation, Example, example_of
 from simrl.evaluation.win_rate import prefer_higher
 from simrl.experiments import checks, fitting, sources, work
 from simrl.experiments.fitting import RewardModelSettings
 from simrl.experiments.outputs import load_params, save_result
-from simrl.experiments.pretrained_agents import assistant_agent, tuned_text, usual_agents
+from simrl.experiments.pretrained_agents import assistant_agent, tuned_text
+from simrl.experiments.pretrained_data import PretrainedData
 from simrl.experiments.pretrained_rewards import HELD_OUT_STAGE, REWARD_STAGE, SCALE_STAGE, PretrainedRewards
 from simrl.experiments.pretrained_settings import MODELS, PretrainedSettings
-from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, open_model, sft_stage
+from simrl.experiments.pretrained_simulators import Simulators, fine_tuned_here, sft_stage
 from simrl.experiments.replies import REPLY_STEP, outcome_columns, scored_conversations
 from simrl.experiments.scene import LikelihoodRows, Measure, People, own_simulator
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import Model, of_split, subsample
+from simrl.experiments.sources import Model, subsample
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Score
 from simrl.rl.futures import FutureScore, FutureSettings
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, opening_only, told
-from simrl.rollouts.agents import fitting as fitting_examples
-from simrl.rollouts.logs import logged_transcript
-from simrl.rollouts.state import Transcript
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, opening_only
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
-
-ROW_STEP = 128  # tokens that a length beyond those of training is a multiple of
-VALIDATION_SEED = 0  # of the choice of validation openings, the same for every arm and training seed
 
 
 class PretrainedScene:
@@ -83,32 +74,22 @@ class PretrainedScene:
     def compute(self) -> Compute:
         return self.settings.compute
 
+    @functools.cached_property
+    def data(self) -> PretrainedData:
+        return PretrainedData(self.settings)
+
+    @property
+    def model(self) -> Model:
+        """The assistant's model, without its weights."""
+        return self.data.model
+
     @property
     def chat(self) -> Chat:
         return self.model.chat
 
     @functools.cached_property
-    def model(self) -> Model:
-        """The assistant's model, without its weights."""
-        return open_model('config.model', self.settings.model)
-
-    @functools.cached_property
-    def conversations(self) -> list[Conversation]:
-        try:
-            return sources.conversations_of(self.settings.data, self.chat.check)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f'config.data.conversations: {error}') from error
-
-    @functools.cached_property
-    def preferences(self) -> list[Preference]:
-        try:
-            return sources.preferences_of(self.settings.data, self.chat.check)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f'config.data.preferences: {error}') from error
-
-    @functools.cached_property
     def simulators(self) -> Simulators:
-        return Simulators(self.settings, self.workdir, self, self.rewards.endpoints)
+        return Simulators(self.data, self.workdir, self.rewards.endpoints)
 
     # Checks: what shows only once config, tokenizer and data are there.
 
@@ -117,9 +98,9 @@ class PretrainedScene:
         self._check_without_preferences()
         settings = self.settings
         needed = settings.rl.validation is not None or settings.evaluation.forecast is not None
-        validated = self.openings('dev') if needed else []
-        rewarded = [*self.openings('train'), *validated, *self.openings('test')]
-        self.rewards.check(rewarded, lambda: self.preferences)
+        validated = self.data.openings('dev') if needed else []
+        rewarded = [*self.data.openings('train'), *validated, *self.data.openings('test')]
+        self.rewards.check(rewarded, lambda: self.data.preferences)
 
     @functools.cache  # noqa: B019  (a scene lives as long as its process; every stage asks)
     def _check_without_preferences(self) -> None:
@@ -130,24 +111,24 @@ class PretrainedScene:
         checks.check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
         for arm in s.arms:
             self.simulators.check_people(arm)
-        training, held_out = len(self.openings('train')), len(self.openings('test'))
+        training, held_out = len(self.data.openings('train')), len(self.data.openings('test'))
         checks.check_rl_steps(s.rl, training, compute)
         if s.rl.validation is not None:
-            checks.check_validation(s.rl, len(self.openings('dev')))
+            checks.check_validation(s.rl, len(self.data.openings('dev')))
         found = training if s.scale.openings is None else min(training, s.scale.openings)
         if found < 2:
             raise ConfigError(f'config.scale.openings: expected at least 2, found {found} of {training} that fit')
         checks.check_split('config.scale.batch_size', s.scale.batch_size, compute)
         checks.check_conversations('config.evaluation.batch_size', s.evaluation.batch_size, compute)
         if s.evaluation.forecast is not None:
-            checks.check_forecast(s.evaluation.forecast, len(self.openings('dev')), compute)
+            checks.check_forecast(s.evaluation.forecast, len(self.data.openings('dev')), compute)
         for field, wanted, most in (
             ('people', s.evaluation.people or held_out, held_out),
             ('matrix', s.evaluation.matrix, s.evaluation.people or held_out),
         ):
             checks.check_most(f'config.evaluation.{field}', wanted, most, 'that fit')
         if s.evaluation.replayed:
-            found, what = len(self._replayable), 'held-out conversations with more than an opening'
+            found, what = len(self.data.replayable), 'held-out conversations with more than an opening'
             checks.check_most('config.evaluation.replayed', s.evaluation.replayed, found, what)
         for arm in s.arms:
             self.simulators.check(arm)
@@ -156,38 +137,6 @@ class PretrainedScene:
         own = self.simulators.own_models()
         simulators = {f'simulator {arm}': model.config for arm, model in own.items()}
         return {'assistant': self.model.config, **simulators, **self.rewards.model_configs()}
-
-    @functools.cache  # noqa: B019  (a scene lives as long as its process)
-    def openings(self, split: str) -> list[Example]:
-        """The openings that fit into the prompts of the assistant and of the usual simulators; prints how many do not.
-
-        All arms start from the same people, those that are added later as well. So it is not this run's arms that
-        decide, but the simulators of `conversation`; an arm with a longer prompt is refused.
-        """
-        reserved = self.settings.conversation.reserved_prompt_tokens
-        size, usual = self.limits.prompt_tokens - reserved, usual_agents(self.settings, self.model)
-        examples = [example_of(conversation) for conversation in self.people_of(split)]
-        try:
-            kept, dropped = fitting_examples(examples, usual, self.chat, size)
-        except EncodingError as error:  # texts of people were checked when they were read
-            raise ConfigError(f'config.conversation.role_play: {error}') from error
-        if not kept:
-            raise ConfigError(
-                f'config.conversation.limits.prompt_tokens: expected room for at least one opening of the split '
-                f'{split!r}, found that none of {len(examples)} fits into {size} tokens'
-            )
-        print(f'openings ({split}): {len(kept)}; with a prompt of over {size} tokens: {dropped}', flush=True)
-        return kept
-
-    @functools.cache  # noqa: B019  (a scene lives as long as its process)
-    def people_of(self, split: str) -> list[Conversation]:
-        """The conversations of a split, without those that are dropped for want of an intent; prints how many."""
-        found = of_split(self.conversations, split)
-        if self.settings.conversation.without_intent == 'keep':
-            return found
-        kept = [conversation for conversation in found if conversation.intent is not None]
-        print(f'conversations ({split}): {len(kept)}; dropped, without an intent: {len(found) - len(kept)}', flush=True)
-        return kept
 
     # Stages before the first arm.
 
@@ -215,18 +164,17 @@ class PretrainedScene:
 
     def _fine_tune(self, arm: str) -> Stage:
         s = self.settings
-
         own = s.arms[arm]
         system = {'intent': own.intent, 'source_tag': own.source_tag} if tuned_text(own) else {}
         model = self.simulators.model_identity(arm)
-        identity = {**self.identity(), **model, 'user_sft': s.user_sft, **system, **self._dropped}
+        identity = {**self.identity(), **model, 'user_sft': s.user_sft, **system, **self.data.dropped}
         inputs = {**self.inputs(), **self.simulators.model_inputs(arm)}
         run = functools.partial(self.simulators.fine_tune, arm)
         return Stage(sft_stage(arm), identity, inputs, run, self._check_without_preferences)
 
     def _reward_model(self, name: str, settings: RewardModelSettings) -> Stage:
         def run(folder: pathlib.Path) -> None:
-            fitting.fit_reward_model(folder, self.model, self.preferences, settings, self.compute)
+            fitting.fit_reward_model(folder, self.model, self.data.preferences, settings, self.compute)
 
         inputs = {'preferences': sources.preferences_file(self.settings.data), **self._model_file()}
         return Stage(name, {**self.identity(), 'reward_model': settings}, inputs, run, self.check)
@@ -246,7 +194,7 @@ class PretrainedScene:
     def _measure_scale(self, folder: pathlib.Path) -> None:
         """The mean and standard deviation of the reward model's scores of the initial assistant's replies."""
         settings = self.settings.scale
-        examples = subsample(self.openings('train'), settings.openings, settings.seed)
+        examples = subsample(self.data.openings('train'), settings.openings, settings.seed)
         score = self.rewards.score_replies(REWARD_STAGE)
         scores = scored_conversations(
             *(opening_only(), self.assistant(None), examples, score),
@@ -322,29 +270,16 @@ class PretrainedScene:
     # Examples, rewards and measures.
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
-        """Settings that decide which openings fit: see `openings`."""
-        conversation = self.settings.conversation
-        usual, reserved = conversation.role_play, conversation.reserved_prompt_tokens
-        openings = {'limits': self.limits, 'instructions': usual.instructions, 'signal': usual.signal}
-        return {'openings': openings | ({'reserved_prompt_tokens': reserved} if reserved else {}) | self._dropped}
-
-    @property
-    def _dropped(self) -> dict[str, str]:
-        """The rule for conversations without an intent, as a setting of stages; nothing where they are kept."""
-        rule = self.settings.conversation.without_intent
-        return {} if rule == 'keep' else {'without_intent': rule}
+        return self.data.openings_identity()
 
     def training_examples(self) -> list[Example]:
-        return self.openings('train')
+        return self.data.openings('train')
 
     def validation_examples(self, number: int) -> list[Example]:
-        return subsample(self.openings('dev'), number, VALIDATION_SEED)
+        return self.data.validated(number)
 
     def held_out_examples(self, numbers: range | None) -> list[Example]:
-        """By one permutation for each seed, so that more people are the same ones and others."""
-        openings, settings = self.openings('test'), self.settings.evaluation
-        order = np.random.default_rng(settings.seed).permutation(len(openings))[: settings.people]
-        return [openings[i] for i in (order if numbers is None else order[numbers.start : numbers.stop])]
+        return self.data.held_out(numbers)
 
     def reward(self, examples: Sequence[Example]) -> Score | FutureScore:
         return self.rewards.reward()
@@ -384,65 +319,17 @@ class PretrainedScene:
     def _reply_limits(self) -> Limits:
         return dataclasses.replace(self.limits, turns=1)
 
-    @functools.cached_property
-    def people_to_predict(self) -> list[Conversation]:
-        """The starts of held-out conversations that hold a message to predict; the same for every simulator."""
-        settings, people = self.settings.user_sft, self.people_of('test')
-        most = settings.sft.batch.lengths[-1]
-        order = np.random.default_rng(settings.held_out_seed).permutation(len(people)).tolist()
-        wanted, too_long = settings.held_out or len(people), 0
-        found: dict[int, Conversation] = {}
-        for i in order:
-            if len(found) < wanted:
-                start = start_of(people[i], self.chat, most)
-                too_long += start is None
-                found |= {} if start is None else {i: start}
-        reason = f'without a second message of the user within {most} tokens'
-        sources.print_counts('conversations to predict', len(found), collections.Counter({reason: too_long}))
-        return [found[i] for i in sorted(found)]
-
-    def rows_to_predict(self, simulator: ModelAgent, conversations: Sequence[Conversation]) -> list[Rendered]:
-        """People's messages after their openings, in the simulator's view and under its system text; `user_rows`."""
-        swapped = simulator.policy.spec.own_header == self.chat.header('assistant')
-        rows, _ = user_rows(
-            conversations,
-            self.chat,
-            simulator.policy.spec.config.max_positions,
-            system=lambda conversation: told(simulator, example_of(conversation)),
-            view='swapped' if swapped else 'natural',
-            openings=simulator.opening,
-        )
-        return rows
-
     def likelihood_rows(self, simulator: ModelAgent) -> LikelihoodRows:
-        """Rows are as long as what a simulator is told makes them, so that the same tokens of people count."""
-        people, lengths = self.people_to_predict, self.settings.user_sft.sft.batch.lengths
-        rows = self.rows_to_predict(simulator, people)
-        if (longest := max(map(len, rows))) > lengths[-1]:
-            rounded = -(-longest // ROW_STEP) * ROW_STEP
-            lengths = (*lengths, min(rounded, simulator.policy.spec.config.max_positions))
-        return LikelihoodRows(rows, [one.source for one in people], lengths)
+        return self.data.likelihood_rows(simulator)
 
     def people_to_replay(self, number: int) -> list[Conversation]:
-        """Of the splits dev and test: simulators are trained on neither. As many of each data set as there are."""
-        return sources.balanced(self._replayable, number, self.settings.evaluation.seed)
-
-    @functools.cached_property
-    def _replayable(self) -> list[Conversation]:
-        """Held-out conversations with more than an opening."""
-        return [one for split in ('dev', 'test') for one in self.people_of(split) if len(turns_of(one)) > 1]
+        return self.data.people_to_replay(number)
 
     def example_of(self, conversation: Conversation) -> Example:
         return example_of(conversation)
 
     def likelihood_identity(self) -> Mapping[str, Any]:
-        settings = self.settings.user_sft
-        return {
-            'tokens': settings.sft.batch.lengths[-1],
-            'held_out': settings.held_out,
-            'held_out_seed': settings.held_out_seed,
-            **self._dropped,
-        }
+        return self.data.likelihood_identity()
 
     def likelihood_inputs(self) -> Mapping[str, pathlib.Path]:
         return {}
@@ -458,7 +345,7 @@ class PretrainedScene:
             agent=opening_only(),
             limits=self._reply_limits,
             value=lambda _: self.rewards.score_held_out(),
-            logs=self._logged,
+            logs=self.data.logged,
             identity={
                 'limits': self.limits,
                 'assistant_sampling': self.settings.conversation.assistant,
@@ -466,10 +353,6 @@ class PretrainedScene:
             },
             inputs=inputs,
         )
-
-    def _logged(self, examples: Sequence[Example]) -> tuple[Transcript, int]:
-        by_id = {conversation.id: conversation for conversation in self.people_of('dev')}
-        return logged_transcript([by_id[example.id] for example in examples], self.chat, self.limits)
 
     def measures(self) -> Mapping[str, Measure]:
         name, identity, inputs, words = self.rewards.held_out_measure()

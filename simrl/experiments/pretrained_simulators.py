@@ -8,20 +8,20 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ROLE_CODES, TERMINAL_TEXT, EncodingError
 from simrl.conversations.records import Conversation, Example
-from simrl.conversations.views import Rendered
 from simrl.experiments import checks, sources
 from simrl.experiments.endpoints import Endpoints, check_endpoint
 from simrl.experiments.fitting import fine_tune_user
 from simrl.experiments.pretrained_agents import assistant_agent, mixture_of, remote_agent, simulator_agent, tuned_text
-from simrl.experiments.pretrained_settings import MIXTURE, PretrainedSettings, PretrainedSimulator
+from simrl.experiments.pretrained_data import PretrainedData
+from simrl.experiments.pretrained_settings import MIXTURE, PretrainedSimulator
 from simrl.experiments.scene import PROBES, fingerprint, is_own, own_identity
-from simrl.experiments.sources import Model, ModelSettings
+from simrl.experiments.sources import Model
 from simrl.models.transformer import Params
 from simrl.rl.train import check_trained
 from simrl.rollouts.agents import Agent, MixedAgent, ModelAgent, OneAgent, Opening, mesh_of, opening_only, told
@@ -38,32 +38,11 @@ NEWER = ('intent', 'opening', 'guidelines', 'few_shot', 'source_tag', 'weights',
 PROBE_PEOPLE = tuple(Spoken(f'probe {i}', f'opening {i} of another', (f'message {i}',)) for i in range(2 * PROBES))
 
 
-class Data(Protocol):
-    """The part of a scene that simulators read."""
-
-    @property
-    def model(self) -> Model:
-        """The assistant's."""
-
-    def people_of(self, split: str) -> list[Conversation]:
-        """The conversations that the experiment uses."""
-
-    def openings(self, split: str) -> list[Example]:
-        """The examples that conversations start from."""
-
-    @property
-    def people_to_predict(self) -> Sequence[Conversation]:
-        """Conversations that simulators' likelihoods are measured on."""
-
-    def rows_to_predict(self, simulator: ModelAgent, conversations: Sequence[Conversation]) -> list[Rendered]:
-        """Their messages of people, in the simulator's view."""
-
-
 class Simulators:
     """The simulators of all arms."""
 
-    def __init__(self, settings: PretrainedSettings, workdir: pathlib.Path, data: Data, endpoints: Endpoints) -> None:
-        self.settings, self.workdir, self.data, self.endpoints = settings, workdir, data, endpoints
+    def __init__(self, data: PretrainedData, workdir: pathlib.Path, endpoints: Endpoints) -> None:
+        self.settings, self.workdir, self.data, self.endpoints = data.settings, workdir, data, endpoints
 
     @functools.cache  # noqa: B019  (lives as long as its process)
     def model(self, arm: str) -> Model:
@@ -71,7 +50,7 @@ class Simulators:
         own, field = self.settings.arms[arm], f'config.arms.{arm}.model'
         if own.model is None:
             return self.data.model
-        model = open_model(field, own.model)
+        model = sources.open_for(field, own.model)
         if own.weights == 'load' and not model.knows_terminal:
             raise ConfigError(
                 f"{field}: expected a fine-tuned simulator (weights='load'), whose tokenizer has {TERMINAL_TEXT}, "
@@ -308,11 +287,3 @@ def fine_tuned_here(own: PretrainedSimulator) -> bool:
 def sft_stage(arm: str) -> str:
     """The stage of an arm's fine-tuned simulator."""
     return f'sft/{arm}'
-
-
-def open_model(field: str, settings: ModelSettings) -> Model:
-    """Opens a model without its weights; `field` is what errors call its settings."""
-    try:
-        return sources.open_model(settings)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f'{field}: {error}') from error

@@ -20,6 +20,7 @@ from simrl.models.files.gguf_file import shard_paths
 from simrl.models.files.load import find_folder, load_config, load_params, resize_vocabulary
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import config as config_lib
+from simrl.run.config import ConfigError
 
 T = TypeVar('T')
 Record = TypeVar('Record', Conversation, Preference)
@@ -155,6 +156,18 @@ def open_model(settings: ModelSettings) -> Model:
         stored = settings.random.transformer_config(stored.vocab_size)
     config = dataclasses.replace(stored, vocab_size=max(stored.vocab_size, chat.size))
     return Model(settings, config, stored, chat, tokenizer)
+
+
+def open_for(field: str, settings: ModelSettings) -> Model:
+    """`open_model` for a field of the config, which its errors name.
+
+    Raises:
+        ConfigError: the model cannot be used.
+    """
+    try:
+        return open_model(settings)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f'{field}: {error}') from error
 
 
 def _check_rows(source: str, config: TransformerConfig, chat: Chat) -> None:

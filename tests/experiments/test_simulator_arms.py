@@ -162,7 +162,7 @@ def test_training_rows_and_the_simulator_have_one_system_text(files, tmp_path):
         assert told(agent, example) == text
         people = scene.likelihood_rows(agent)
         assert len(people.rows) == 4
-        assert sorted(people.sources) == sorted(one.source for one in scene.people_of('test'))
+        assert sorted(people.sources) == sorted(one.source for one in scene.data.people_of('test'))
         prompt = agent.prompt(example).tokens
         assert text in scene.chat.decode(prompt)
         settings = stage_settings(scene, f'sft/{arm}')
