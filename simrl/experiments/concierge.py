@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from simrl.conversations.chat import Chat
-from simrl.conversations.records import Conversation, Example, read_conversations
-from simrl.conversations.sentencepiece import sentencepiece_chat
-from simrl.conversations.views import natural_prompt, user_rows
+from simrl.conversations.records import Conversation, Example
+from simrl.conversations.views import user_rows
 from simrl.evaluation.results.measures import MeasureWords
 from simrl.experiments import concierge_setup, work
 from simrl.experiments.checks import (
@@ -44,23 +42,20 @@ from simrl.experiments.concierge_people import (
     spoken,
 )
 from simrl.experiments.concierge_settings import PEOPLE, TOLD, ConciergeSettings, longest_conversation
-from simrl.experiments.outputs import load_params
+from simrl.experiments.concierge_stages import ConciergeStages
 from simrl.experiments.scene import LikelihoodRows, Measure, People, fingerprint, is_own, own_identity, own_simulator
 from simrl.experiments.settings import Compute
-from simrl.experiments.sources import RandomModel, subsample
+from simrl.experiments.sources import subsample
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.remote.usage import Usage
 from simrl.rewards.rewards import Rewards, Score
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, assistant, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, told
 from simrl.rollouts.token_sampling import Sampling
 from simrl.rollouts.trajectories import Trajectories
-from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
 from simrl.simulators.fine_tuned import FineTunedSettings, fine_tuned
-from simrl.simulators.personas import directed
-from simrl.worlds.concierge.language import all_intents
 from simrl.worlds.concierge.outcomes import vote
-from simrl.worlds.concierge.people import STEREOTYPES, person_of
+from simrl.worlds.concierge.people import person_of
 from simrl.worlds.concierge.scripted import SOURCE
 
 SATISFACTION = (
@@ -106,43 +101,28 @@ class ConciergeScene:
         return self.settings.compute
 
     @functools.cached_property
-    def chat(self) -> Chat:
-        """The tokenizer that the world's stage left.
-
-        Raises:
-            ConfigError: what a simulator may be told is longer than prompts may be.
-        """
-        chat = sentencepiece_chat(
-            (self.workdir / concierge_setup.WORLD_STAGE / concierge_setup.TOKENIZER_FILE).read_bytes()
-        )
-        texts = (directed(name, intent.text) for intent in all_intents() for name in STEREOTYPES)
-        longest = max((natural_prompt(chat, None, text).tokens for text in texts), key=len)
-        if len(longest) > self.limits.prompt_tokens:
-            raise ConfigError(
-                f'config.limits.prompt_tokens: expected at least {len(longest)}, of the longest that a simulator is '
-                f'told ({chat.decode(longest.tolist())!r}), found {self.limits.prompt_tokens}'
-            )
-        return chat
+    def stages(self) -> ConciergeStages:
+        return ConciergeStages(self.settings, self.workdir, self.check)
 
     @property
-    def _vocab_size(self) -> int:
-        return self.settings.corpora.vocabulary + 1  # the terminal token
+    def chat(self) -> Chat:
+        return self.stages.chat
 
     def model_configs(self) -> Mapping[str, TransformerConfig]:
         sizes = {settings.size for arm, settings in self.settings.arms.items() if not self.is_people(arm)}
         users = {f'user model {name}': user.model for name, user in self.settings.users.items() if name in sizes}
         models = {'assistant': self.settings.assistant.model, **users}
-        return {name: model.transformer_config(self._vocab_size) for name, model in models.items()}
+        return {name: self.settings.config_of(model) for name, model in models.items()}
 
     def check(self) -> None:
         s, compute = self.settings, self.compute
         check_xla_flags(compute)
         check_mesh(self.model_configs(), compute)
         check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
-        config = s.assistant.model.transformer_config(self._vocab_size)
+        config = s.config_of(s.assistant.model)
         check_fitting('config.assistant.sft', s.assistant.sft, config, compute)
         for size, user in s.users.items():
-            config = user.model.transformer_config(self._vocab_size)
+            config = s.config_of(user.model)
             for name, fitting in (('base', user.base), ('fine_tuning', user.fine_tuning)):
                 check_fitting(f'config.users.{size}.{name}', fitting, config, compute)
         check_rl_steps(s.rl, s.rl_people, compute)
@@ -155,120 +135,17 @@ class ConciergeScene:
             self.simulator_identity(arm)
 
     def identity(self) -> Mapping[str, Any]:
-        return {'world': self.settings.world, 'limits': self.limits, 'compute': self.compute}
+        return self.stages.identity()
 
     def inputs(self) -> Mapping[str, pathlib.Path]:
-        return {'world': self.workdir / concierge_setup.WORLD_STAGE}
+        return self.stages.inputs()
 
     def setup(self) -> list[Stage]:
-        s = self.settings
-        trained = [settings for settings in s.arms.values() if settings.simulator != PEOPLE]
-        sizes = dict.fromkeys(settings.size for settings in trained)
-        return [
-            self._world(),
-            self._assistant(),
-            *(self._base_user(size) for size in sizes),
-            self._logs(),
-            *(
-                self._fine_tuned(arm, seed)
-                for seed in s.seeds
-                for arm, settings in s.arms.items()
-                if settings.simulator == 'fine_tuned'
-            ),
-        ]
-
-    def _stage(
-        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Callable[[pathlib.Path], None]
-    ) -> Stage:
-        folders = {key: self.workdir / stage for key, stage in inputs.items()}
-        return Stage(name, {**self.identity(), **settings}, {**self.inputs(), **folders}, run, self.check)
-
-    def _world(self) -> Stage:
-        world, c = self.settings.world, self.settings.corpora
-        corpora = {
-            'vocabulary': c.vocabulary,
-            'assistant': c.assistant,
-            'base_user': c.base_user,
-            'held_out': c.held_out,
-        }
-
-        def run(folder: pathlib.Path) -> None:
-            concierge_setup.make_world(folder, world=world, **corpora)
-
-        return Stage(concierge_setup.WORLD_STAGE, {'world': world, 'corpora': corpora}, {}, run, self.check)
-
-    def _assistant(self) -> Stage:
-        own = self.settings.assistant
-
-        def run(folder: pathlib.Path) -> None:
-            concierge_setup.fit_assistant(folder, own.model, own.sft, self._fitting())
-
-        return self._stage(concierge_setup.ASSISTANT_STAGE, {'assistant': own}, {}, run)
-
-    def _base_user(self, size: str) -> Stage:
-        user = self.settings.users[size]
-
-        def run(folder: pathlib.Path) -> None:
-            concierge_setup.fit_base_user(folder, user.model, user.base, self._fitting())
-
-        return self._stage(concierge_setup.base_user_stage(size), {'model': user.model, 'base': user.base}, {}, run)
-
-    def _logs(self) -> Stage:
-        corpora = self.settings.corpora
-
-        def run(folder: pathlib.Path) -> None:
-            concierge_setup.collect_logs(
-                folder,
-                people_agent(self.settings.world, self.limits),
-                self.assistant(self.workdir / concierge_setup.ASSISTANT_STAGE),
-                corpora,
-                world=self.settings.world,
-                chat=self.chat,
-                limits=self.limits,
-                batch_size=self.settings.evaluation.batch_size,
-                compute=self.compute,
-            )
-
-        settings = {'logs': corpora.logs, 'held_out': corpora.held_out}
-        return self._stage(concierge_setup.LOGS_STAGE, settings, {'assistant': concierge_setup.ASSISTANT_STAGE}, run)
-
-    def _fine_tuned(self, arm: str, seed: int) -> Stage:
-        size = self.settings.arms[arm].size
-        user, base = self.settings.users[size], concierge_setup.base_user_stage(size)
-
-        def run(folder: pathlib.Path) -> None:
-            config, logs = user.model.transformer_config(self.chat.size), self.workdir / concierge_setup.LOGS_STAGE
-
-            def load() -> Params:
-                return self.load(self.workdir / base, user.model)[1]
-
-            concierge_setup.fine_tune_simulator(folder, config, load, user.fine_tuning, self._fitting(), logs, seed)
-
-        settings = {'model': user.model, 'fine_tuning': user.fine_tuning, 'seed': seed}
-        inputs = {'base': base, 'logs': concierge_setup.LOGS_STAGE}
-        return self._stage(concierge_setup.fine_tuned_stage(arm, seed), settings, inputs, run)
-
-    def _fitting(self) -> concierge_setup.Fitting:
-        world = self.workdir / concierge_setup.WORLD_STAGE
-        return concierge_setup.Fitting(world, self.chat, self.compute, self.settings.corpora.held_out)
-
-    def load(
-        self, stage: pathlib.Path, model: RandomModel, mesh: Mesh | None = None
-    ) -> tuple[TransformerConfig, Params]:
-        """The parameters that a stage left, on a mesh; None: that of the assistant."""
-        config = model.transformer_config(self.chat.size)
-        return config, load_params(stage, config, self.compute.mesh.make() if mesh is None else mesh)
+        return self.stages.setup()
 
     def assistant(self, stage: pathlib.Path | None) -> ModelAgent:
-        """A model as an assistant. It sees what is said and nothing else, and is sampled as it is."""
         assert stage is not None  # every assistant of this world is trained
-        return assistant(
-            self.chat,
-            *self.load(stage, self.settings.assistant.model),
-            self.compute.sampling,
-            max_new_tokens=self.limits.assistant_tokens,
-            sampling=Sampling(),
-        )
+        return self.stages.assistant(stage)
 
     def simulator(self, arm: str, seed: int) -> Agent:
         """People themselves; or a user model. All are told the intent; what else they are told is the arm."""
@@ -280,7 +157,7 @@ class ConciergeScene:
         stage, mesh = self.simulator_inputs(arm, seed)['simulator'], self.compute.mesh_of_simulators()
         agent = fine_tuned(
             self.chat,
-            *self.load(stage, self.settings.users[settings.size].model, mesh),
+            *self.stages.load(stage, self.settings.users[settings.size].model, mesh),
             self.compute.sampling,
             max_new_tokens=self.limits.user_tokens,
             settings=FineTunedSettings(Sampling()),
@@ -315,7 +192,7 @@ class ConciergeScene:
         settings = self.settings.arms[arm]
         if settings.simulator not in TOLD:
             return None
-        return self.settings.users[settings.size].model.transformer_config(self._vocab_size)
+        return self.settings.config_of(self.settings.users[settings.size].model)
 
     def model_name(self, arm: str) -> str | None:
         settings = self.settings.arms[arm]
@@ -327,7 +204,7 @@ class ConciergeScene:
     def user_model(self) -> tuple[TransformerConfig, Params]:
         """The user model of the usual size that knows stereotypes; its system text is 'NAME: INTENT'."""
         usual = concierge_setup.USUAL_SIZE
-        return self.load(self.workdir / concierge_setup.base_user_stage(usual), self.settings.users[usual].model)
+        return self.stages.load(self.workdir / concierge_setup.base_user_stage(usual), self.settings.users[usual].model)
 
     def examples_identity(self, split: str) -> Mapping[str, Any]:
         return {'rl_people': self.settings.rl_people} if split == 'train' else {}
@@ -410,19 +287,15 @@ class ConciergeScene:
 
         Rows are as long as conversations may be, so that the same tokens count whatever a simulator is told.
         """
-        logs = self._held_out_logs()
+        logs = self.stages.held_out_logs()
         length = longest_conversation(self.limits)
         rows, _ = user_rows(
             logs, self.chat, length, system=lambda log: told(simulator, log_example(log)), openings='trained'
         )
         return LikelihoodRows(rows, [SOURCE] * len(rows), (length,))
 
-    def _held_out_logs(self) -> list[Conversation]:
-        logs, _ = read_conversations(self.workdir / concierge_setup.LOGS_STAGE / concierge_setup.HELD_OUT_LOGS)
-        return logs
-
     def people_to_replay(self, number: int) -> list[Conversation]:
-        return subsample(self._held_out_logs(), number, self.settings.evaluation.seed)
+        return subsample(self.stages.held_out_logs(), number, self.settings.evaluation.seed)
 
     def example_of(self, conversation: Conversation) -> Example:
         return log_example(conversation)

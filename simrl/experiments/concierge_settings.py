@@ -10,6 +10,7 @@ from simrl.experiments import concierge_setup
 from simrl.experiments.scene import is_own
 from simrl.experiments.settings import ExperimentSettings
 from simrl.experiments.sources import RandomModel
+from simrl.models.transformer import TransformerConfig
 from simrl.rollouts.agents import Limits
 from simrl.simulators.fine_tuned import told_intent
 from simrl.simulators.personas import drawn_name, one_name
@@ -65,6 +66,10 @@ class ConciergeSettings(ExperimentSettings):
     limits: Limits
     arms: dict[str, ConciergeSimulator]
     rl_people: int  # people, or their intents, that RL starts conversations from
+
+    def config_of(self, model: RandomModel) -> TransformerConfig:
+        """The decoder of a model, whose vocabulary has the terminal token, too."""
+        return model.transformer_config(self.corpora.vocabulary + 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

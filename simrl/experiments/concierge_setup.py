@@ -1,6 +1,6 @@
 """The work of the concierge world's first stages: text and tokenizer, initial assistant, user models, logs.
 
-Each function gets its stage's folder first; `concierge.py` lists the stages.
+Each function gets its stage's folder first; `concierge_stages.py` lists the stages.
 """
 
 import collections

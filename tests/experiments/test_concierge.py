@@ -15,6 +15,7 @@ from simrl.evaluation.fidelity.likelihood import row_log_likelihoods
 from simrl.experiments import concierge_setup
 from simrl.experiments.concierge import ConciergeScene
 from simrl.experiments.concierge_people import people_agent, people_examples, satisfaction
+from simrl.experiments.concierge_stages import ConciergeStages
 from simrl.models import transformer
 from simrl.models.sharding import make_mesh
 from simrl.models.transformer import Execution
@@ -117,11 +118,11 @@ def test_a_hash_that_two_examples_share_is_refused(scene):
 def test_simulators_are_told_the_intent_and_whom_to_play(scene, monkeypatch):
     example = people_examples(scene.settings.world, 'test', [5])[0]
 
-    def load(self: ConciergeScene, stage: pathlib.Path, model, mesh):
+    def load(self: ConciergeStages, stage: pathlib.Path, model, mesh):
         config = model.transformer_config(self.chat.size)
         return config, transformer.init_params(jax.random.key(0), config)
 
-    monkeypatch.setattr(ConciergeScene, 'load', load)
+    monkeypatch.setattr(ConciergeStages, 'load', load)
 
     def told(arm: str) -> str:
         return scene.chat.decode(scene.simulator(arm, 0).prompt(example).tokens)
