@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from simrl.models import sharding, transformer
+from simrl.models.cache import heads_of_cache
 from simrl.models.transformer import Params, TransformerConfig
 
 ITEM_BYTES = {'float32': 4, 'bfloat16': 2}
@@ -52,11 +53,11 @@ def _shapes(config: TransformerConfig, heads: tuple[str, ...]) -> Params:
 def cache_bytes(config: TransformerConfig, dtype: str, *, rows: int, tokens: int, mesh: Mesh) -> int:
     """Bytes on a device of the keys and values of one view of `rows` conversations, split over the mesh's `data`.
 
-    Heads are repeated where `model` does not divide them otherwise (`attention.heads_of_cache`).
+    Heads are repeated where `model` does not divide them otherwise (`cache.heads_of_cache`).
     """
     data, model = mesh.shape['data'], mesh.shape['model']
-    heads = math.lcm(config.num_kv_heads, model)
-    own = heads // model if config.num_heads % heads == 0 else config.num_kv_heads
+    heads = heads_of_cache(config.num_heads, config.num_kv_heads, model)
+    own = heads if heads % model else heads // model
     return 2 * config.num_layers * own * config.head_dim * -(-rows // data) * tokens * ITEM_BYTES[dtype]
 
 

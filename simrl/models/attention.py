@@ -1,4 +1,4 @@
-"""Attention of one layer: rotary positions, grouped-query attention by one of its implementations, and the KV cache.
+"""Attention of one layer: rotary positions, and grouped-query attention by one of its implementations.
 
 All implementations compute the same, with a float32 softmax. They differ in speed, memory and rounding:
 
@@ -17,15 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import attention_kernels, chunked_attention
+from simrl.models.cache import CacheLayout, in_both_layouts
 
 Implementation = Literal['auto', 'xla', 'chunked', 'splash', 'cudnn']
-
-# Layout of a layer's cache: keys and values `[B, K, H, S]` and `[B, K, S, H]`, or both `[B, S, K, H]`.
-CacheLayout = Literal['heads_first', 'time_first']
-
-# Products read keys and values in place if heads are first. A TPU writes a token in place if time is first: of another
-# layout each program would make a copy, with the whole cache, and copy it back.
-CACHE_LAYOUTS: dict[str, CacheLayout] = {'cpu': 'heads_first', 'tpu': 'time_first', 'gpu': 'heads_first'}
 
 # Tokens of a row, and a cache's capacity, from which on `auto` computes by blocks. A GPU's loops wait for the host in
 # every round.
@@ -140,7 +134,7 @@ def cached_attention(
     Returns:
         `[B, T, N, H]` in the dtype of `query`.
     """
-    heads_first, time_first = _in_both_layouts(keys, values, layout)
+    heads_first, time_first = in_both_layouts(keys, values, layout)
     time, capacity, platform = query.shape[1], heads_first[1].shape[2], attention_kernels.platform()
     short = time < FEW_TOKENS or capacity < LONG_CACHE[platform]
     if implementation == 'xla' or (implementation != 'chunked' and short) or time == 1:
@@ -151,52 +145,3 @@ def cached_attention(
             attention_kernels.splash_cached, query, *given, kv_heads_at=(2, 2, 2, 2, None)
         )
     return chunked_attention.cached(query, *heads_first, positions, CHUNK[platform])
-
-
-def _in_both_layouts(
-    keys: jax.Array, values: jax.Array, layout: CacheLayout
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Keys and values with heads first, and with time first."""
-    if layout == 'heads_first':
-        return (keys, values), (keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2))
-    return (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)), (keys, values)
-
-
-def write_cache(
-    keys: jax.Array,
-    values: jax.Array,
-    positions: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    layout: CacheLayout = 'heads_first',
-) -> tuple[jax.Array, jax.Array]:
-    """Writes `[B, T, K, H]` keys and values to a layer's cache; positions at or past the capacity are dropped."""
-
-    def write(
-        keys: jax.Array, values: jax.Array, positions: jax.Array, key: jax.Array, value: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        if layout == 'time_first':
-            return keys.at[positions].set(key, mode='drop'), values.at[positions].set(value, mode='drop')
-        return (
-            keys.at[:, :, positions].set(key.transpose(1, 2, 0), mode='drop'),
-            values.at[:, positions].set(value.swapaxes(0, 1), mode='drop'),
-        )
-
-    # Mapped over rows, the writes are local to each device. With an index of rows XLA would gather all keys everywhere.
-    return jax.vmap(write)(keys, values, positions, key, value)
-
-
-def heads_of_cache(num_heads: int, num_kv_heads: int) -> int:
-    """The number of key/value heads of a cache on the mesh that is set: each once, or several times in a row.
-
-    If the axis `model` has more devices than there are key/value heads, or does not divide them, they are repeated as
-    often as gives each device the same number, those that its query heads read. Whole, they would take more room on
-    each device, and XLA would split them, and gather them again at the end of each program.
-    """
-    heads = math.lcm(num_kv_heads, jax.sharding.get_abstract_mesh().shape.get('model', 1))
-    return heads if num_heads % heads == 0 else num_kv_heads
-
-
-def repeat_heads(x: jax.Array, num_heads: int) -> jax.Array:
-    """Repeats each head of `[B, T, K, H]` until there are as many as a cache has."""
-    return x if x.shape[2] == num_heads else jnp.repeat(x, num_heads // x.shape[2], axis=2)

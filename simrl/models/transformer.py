@@ -10,21 +10,20 @@ Dimension letters, used in every einsum and shape comment:
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from simrl.models import attention, attention_kernels
-from simrl.models.attention import (
+from simrl.models.attention import Implementation, cached_attention, causal_attention, rotate
+from simrl.models.cache import (
+    Cache,
     CacheLayout,
-    Implementation,
-    cached_attention,
-    causal_attention,
-    rotate,
+    empty_cache,
+    heads_axis,
+    heads_of_cache,
+    repeat_heads,
     write_cache,
 )
 from simrl.models.chunked_attention import RESULT
@@ -122,9 +121,8 @@ class TransformerConfig:
 class Execution:
     """Execution of the decoder: speed, memory and rounding. It does not change what is computed."""
 
-    dtype: Literal['float32', 'bfloat16'] = (
-        'float32'  # dtype of activations and matrix products; parameters are float32
-    )
+    # Of activations and matrix products; parameters are float32.
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
     # Recomputed in backward passes; dots: all but outputs of `dense` and of chunked attention.
     remat: Literal['none', 'full', 'dots'] = dataclasses.field(default='none', metadata=NO_EFFECT)
     # Implementation (`attention.py`); splash: a TPU; cudnn: a GPU and bfloat16.
@@ -134,81 +132,6 @@ class Execution:
     def __post_init__(self) -> None:
         if self.attention == 'cudnn' and self.dtype != 'bfloat16':
             raise ValueError(f"Execution.attention: 'cudnn' needs dtype 'bfloat16', found dtype {self.dtype!r}")
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of processed tokens, one array per layer, in the compute dtype.
-
-    Each layer has its own arrays, which are updated in place. Their layout depends on the backend
-    (`attention.CACHE_LAYOUTS`). On a mesh heads may be repeated (`attention.heads_of_cache`).
-
-    Attributes:
-        key: L arrays `[B, K, H, S]`, or `[B, S, K, H]` if time is first.
-        value: L arrays `[B, K, S, H]`, or `[B, S, K, H]`.
-        layout: static.
-    """
-
-    key: tuple[jax.Array, ...]
-    value: tuple[jax.Array, ...]
-    layout: CacheLayout = flax.struct.field(pytree_node=False, default='heads_first')
-
-    @property
-    def capacity(self) -> int:
-        return self.value[0].shape[self._time_axes[1]]
-
-    @property
-    def heads_axis(self) -> int:
-        """The dimension K of keys and of values."""
-        return 1 if self.layout == 'heads_first' else 2
-
-    @property
-    def _time_axes(self) -> tuple[int, int]:
-        """The dimensions S of keys and of values."""
-        return (3, 2) if self.layout == 'heads_first' else (1, 1)
-
-    def map(self, function: Callable[[jax.Array, int], jax.Array]) -> 'Cache':
-        """Applies a function of an array and its dimension S to all arrays."""
-        of_key, of_value = self._time_axes
-        return dataclasses.replace(
-            self,
-            key=tuple(function(x, of_key) for x in self.key),
-            value=tuple(function(x, of_value) for x in self.value),
-        )
-
-
-def init_cache(config: TransformerConfig, batch_size: int, capacity: int, dtype: str) -> Cache:
-    """Makes a cache of zeros for `batch_size` rows of up to `capacity` tokens, on the mesh that is set."""
-    layout = attention.CACHE_LAYOUTS[attention_kernels.platform()]
-    heads, head_dim = attention.heads_of_cache(config.num_heads, config.num_kv_heads), config.head_dim
-    shapes = [(batch_size, capacity, heads, head_dim)] * 2
-    if layout == 'heads_first':
-        shapes = [(batch_size, heads, head_dim, capacity), (batch_size, heads, capacity, head_dim)]
-    key, value = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for shape in shapes)
-    return Cache(key, value, layout)
-
-
-def extended(cache: Cache, capacity: int) -> Cache:
-    """Pads the cache to `capacity` tokens, at least its present capacity."""
-    more = capacity - cache.capacity
-
-    def padded(x: jax.Array, axis: int) -> jax.Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, more)
-        return jnp.pad(x, widths)
-
-    return cache.map(padded)
-
-
-def cache_prefix(cache: Cache, capacity: int) -> Cache:
-    """Slices the cache to its first `capacity` positions, which makes attention over it cheaper."""
-    return cache.map(lambda x, axis: jax.lax.slice_in_dim(x, 0, capacity, axis=axis))
-
-
-def with_cache_prefix(cache: Cache, first: Cache) -> Cache:
-    """Undoes `cache_prefix`: writes `first` over the first positions of the cache."""
-    origin = (0, 0, 0, 0)
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, origin), cache, first)
 
 
 def _normal(fan_in: int) -> nn.initializers.Initializer:
@@ -304,8 +227,8 @@ class Block(nn.Module):
             if cache is None:
                 mixed = causal_attention(query, key, value, self.execution.attention)
             else:
-                heads = cache[1].shape[1 if layout == 'heads_first' else 2]
-                key, value = (attention.repeat_heads(new, heads) for new in (key, value))
+                heads = cache[1].shape[heads_axis(layout)]
+                key, value = (repeat_heads(new, heads) for new in (key, value))
                 cache = write_cache(*cache, positions, key, value, layout)
                 mixed = cached_attention(query, key, value, *cache, positions, self.execution.attention, layout)
             output = linear('output', mixed, 'heads', 'head_dim', 'embed')
@@ -403,6 +326,13 @@ def init_boxed_params(key: jax.Array, config: TransformerConfig) -> Params:
 def init_params(key: jax.Array, config: TransformerConfig) -> Params:
     """Initialises random float32 parameters `{'decoder': ...}`, a nested dict of arrays."""
     return nn.meta.unbox(init_boxed_params(key, config))
+
+
+def init_cache(config: TransformerConfig, batch_size: int, capacity: int, dtype: str) -> Cache:
+    """Makes a cache of zeros for `batch_size` rows of up to `capacity` tokens, on the mesh that is set."""
+    devices = jax.sharding.get_abstract_mesh().shape.get('model', 1)
+    heads = heads_of_cache(config.num_heads, config.num_kv_heads, devices)
+    return empty_cache(config.num_layers, batch_size, capacity, heads, config.head_dim, dtype)
 
 
 def init_head(config: TransformerConfig) -> Params:

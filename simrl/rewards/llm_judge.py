@@ -24,8 +24,9 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import ASSISTANT, Chat, EncodingError
 from simrl.conversations.views import natural_prompt
 from simrl.models import placement, transformer
+from simrl.models.cache import Cache
 from simrl.models.log_probs import token_log_probs
-from simrl.models.transformer import Cache, Execution, Params, TransformerConfig
+from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.judging import Judge, Question, Verdict
 from simrl.rewards.rewards import JUDGE_FAILED, TOO_LONG
 from simrl.rewards.rubric import HIGHEST, Rubric, judge_prompt

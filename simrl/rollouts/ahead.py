@@ -23,8 +23,8 @@ from jax.stages import Lowered
 
 from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
-from simrl.models import placement, transformer
-from simrl.models.transformer import Cache
+from simrl.models import placement
+from simrl.models.cache import Cache, extended
 from simrl.rollouts.agents import Limits, ModelAgent, OneAgent, Policy, mesh_of
 from simrl.rollouts.compaction import _gather_rows, _scatter_rows, without_caches
 from simrl.rollouts.context import Context, _grown
@@ -208,7 +208,7 @@ def with_rows(tree: _Tree, number: int) -> _Tree:
 
 def with_room(cache: Cache, room: int) -> Cache:
     """An abstract cache with room for so many tokens, in the same shards."""
-    shapes = jax.eval_shape(functools.partial(transformer.extended, capacity=room), cache)
+    shapes = jax.eval_shape(functools.partial(extended, capacity=room), cache)
     return jax.tree.map(lambda x, old: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=old.sharding), shapes, cache)
 
 

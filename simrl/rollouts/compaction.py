@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from simrl.models.cache import Cache
 from simrl.models.rows import gather_per_row, num_shards, rows_are_sharded, scatter_per_row
-from simrl.models.transformer import Cache
 
 MIN_ROWS = 8  # with fewer rows a decode step is hardly cheaper
 MAX_HALVINGS = 2

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from simrl.models import transformer
 from simrl.models.attention_kernels import SPLASH_BLOCK
+from simrl.models.cache import Cache, extended
 from simrl.models.rows import gather_per_row
-from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.compaction import shard_tree
 
@@ -176,7 +176,7 @@ def grow_cache(context: Context, tokens: int) -> Context:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _grown(cache: Cache, capacity: int) -> Cache:
-    return shard_tree(transformer.extended(cache, capacity))
+    return shard_tree(extended(cache, capacity))
 
 
 def append(

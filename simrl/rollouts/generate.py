@@ -13,7 +13,7 @@ import numpy as np
 
 from simrl.conversations.chat import TEMPLATE
 from simrl.models import transformer
-from simrl.models.transformer import Cache
+from simrl.models.cache import Cache, cache_prefix, with_cache_prefix
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.context import Context, append, last_token
 from simrl.rollouts.token_sampling import sample_token
@@ -146,9 +146,9 @@ def generate(
     state = begin_message(policy, context, active)
     with jax.named_scope('decode'):
         for capacity in prefix_lengths(context.cache.capacity, policy.spec.max_new_tokens):
-            prefix = transformer.cache_prefix(state.cache, capacity)
+            prefix = cache_prefix(state.cache, capacity)
             first = decode(policy, dataclasses.replace(state, cache=prefix), keys)
-            state = dataclasses.replace(first, cache=transformer.with_cache_prefix(state.cache, first.cache))
+            state = dataclasses.replace(first, cache=with_cache_prefix(state.cache, first.cache))
         state = decode(policy, state, keys)
     return end_message(policy, context, state, active, message)
 

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.models import attention_kernels, transformer
+from simrl.models.cache import Cache, extended
 from simrl.models.rows import gather_per_row, num_shards, scatter_per_row
-from simrl.models.transformer import Cache
 from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.compaction import shard_tree
 from simrl.rollouts.context import feed
@@ -307,7 +307,7 @@ def grow(caches: Caches, capacity: int) -> Caches:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _grown(cache: Cache, capacity: int) -> Cache:
-    return shard_tree(transformer.extended(cache, capacity))
+    return shard_tree(extended(cache, capacity))
 
 
 def regroup(spec: GenerationSpec, caches: Caches, index: np.ndarray, level: Level) -> Caches:

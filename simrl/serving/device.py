@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import jax
 import numpy as np
 
-from simrl.models.transformer import Cache
+from simrl.models.cache import Cache
 from simrl.rollouts.agents import Policy
 from simrl.serving.programs import compile_programs
 from simrl.serving.rows import DecodeCall, FeedCall, Row, decode_call, feed_call

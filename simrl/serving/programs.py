@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from simrl.models.transformer import Cache, init_cache
+from simrl.models.cache import Cache
+from simrl.models.transformer import init_cache
 from simrl.rollouts.agents import Policy
 from simrl.serving.generation import MAX_STOP_IDS
 from simrl.serving.shapes import Shapes

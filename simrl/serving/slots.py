@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from simrl.models import transformer
+from simrl.models.cache import Cache, cache_prefix, with_cache_prefix
 from simrl.models.rows import gather_per_row
-from simrl.models.transformer import Cache
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.token_sampling import most_probable, sample_rows, unpack_bits
 from simrl.serving.generation import MAX_TOP
@@ -149,14 +149,14 @@ def _has_all(cache: Cache, rows: jax.Array) -> bool:
 
 def take(cache: Cache, rows: jax.Array, *, size: int) -> Cache:
     """The first `size` tokens of some rows' caches."""
-    first = transformer.cache_prefix(cache, size)
+    first = cache_prefix(cache, size)
     return first if _has_all(cache, rows) else jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode='clip'), first)
 
 
 def put_back(cache: Cache, taken: Cache, rows: jax.Array) -> Cache:
     """Writes caches that `take` took back to their rows."""
     if _has_all(cache, rows):
-        return transformer.with_cache_prefix(cache, taken)
+        return with_cache_prefix(cache, taken)
 
     # Copies of whole rows: a CPU scatters an element at a time.
     def one_row(number: jax.Array, cache: Cache) -> Cache:

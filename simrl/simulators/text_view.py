@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simrl.conversations.chat import ASSISTANT, ROLE_CODES, TEMPLATE, USER, Chat, EncodingError, Header
-from simrl.models import placement, transformer
+from simrl.models import placement
+from simrl.models.cache import extended
 from simrl.rollouts.agents import HostAgent, HostConversation, ModelAgent, Policy, Reply
 from simrl.rollouts.context import PREFIX, cache_capacities, prefill
 from simrl.rollouts.generate import generate
@@ -222,7 +223,7 @@ def generated(
     """
     capacity = tokens.shape[1] + policy.spec.max_new_tokens + 1
     context = prefill(policy, tokens, role, message, length, capacity=capacity)
-    context = dataclasses.replace(context, cache=transformer.extended(context.cache, capacity))
+    context = dataclasses.replace(context, cache=extended(context.cache, capacity))
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(row_keys), number)
     again = jax.vmap(jax.random.fold_in, (0, None))(keys, attempt)
     keys = jax.random.wrap_key_data(jnp.where(attempt == 0, jax.random.key_data(keys), jax.random.key_data(again)))

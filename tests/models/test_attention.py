@@ -14,9 +14,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from simrl.models import attention, attention_kernels, chunked_attention
+from simrl.models import attention, attention_kernels, chunked_attention, transformer
 from simrl.models.attention import attend, cached_attention, causal_attention, choose
-from simrl.models.transformer import Execution, apply, cache_prefix, extended, init_cache, with_cache_prefix
+from simrl.models.cache import CACHE_LAYOUTS, cache_prefix, extended, with_cache_prefix, write_cache
+from simrl.models.transformer import Execution, apply, init_cache
 from tests.models.scene import CONFIG, random_params
 
 
@@ -121,10 +122,10 @@ def test_layouts_of_a_cache_hold_the_same(implementation, monkeypatch):
     positions = jnp.asarray([[0, 1, 2, 3], [19, 20, 21, 22], [22, 23, 24, 25]])
     query = normal(0, batch, 4, config.num_heads, config.head_dim)
     key, value = (normal(i, batch, 4, 2 * config.num_kv_heads, config.head_dim) for i in (1, 2))
-    monkeypatch.setattr(attention, 'heads_of_cache', lambda *_: 2 * config.num_kv_heads)
+    monkeypatch.setattr(transformer, 'heads_of_cache', lambda *_: 2 * config.num_kv_heads)
     found = {}
     for layout in ('heads_first', 'time_first'):
-        monkeypatch.setitem(attention.CACHE_LAYOUTS, 'cpu', layout)
+        monkeypatch.setitem(CACHE_LAYOUTS, 'cpu', layout)
         cache = extended(init_cache(config, batch, 16, 'float32'), capacity)
         assert cache.capacity == capacity
         assert cache_prefix(cache, 16).capacity == 16
@@ -134,7 +135,7 @@ def test_layouts_of_a_cache_hold_the_same(implementation, monkeypatch):
             in_prefix, np.broadcast_to((np.arange(capacity) < 16)[:, None, None, None], in_prefix.shape)
         )
         filled = jax.tree.map(lambda x: x + 0.5, (cache.key[0], cache.value[0]))
-        keys, values = attention.write_cache(*filled, positions, key, value, layout)
+        keys, values = write_cache(*filled, positions, key, value, layout)
         mixed = cached_attention(query, key, value, keys, values, positions, implementation, layout)
         if layout == 'heads_first':
             keys, values = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simrl.models import attention
+from simrl.models.cache import CACHE_LAYOUTS
 from simrl.models.layouts import FEW_TOKENS, MATRICES, Flat, OutputMajor, dense, flat, layers_apart, output_major
 from simrl.models.log_probs import token_log_probs
 from simrl.models.transformer import Execution, apply, init_cache, project
@@ -50,7 +50,7 @@ def test_decoding_gives_what_the_stacked_layers_give(model, lie, dtype, toleranc
     config, decoder = model
     expected = logits(decoder, config, 'float32')
     if lie is flat:
-        monkeypatch.setitem(attention.CACHE_LAYOUTS, 'cpu', 'time_first')
+        monkeypatch.setitem(CACHE_LAYOUTS, 'cpu', 'time_first')
     found = logits(lie(layers_apart(decoder)), config, dtype)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models import attention, sharding
+from simrl.models import sharding
+from simrl.models.cache import CACHE_LAYOUTS
 from simrl.rollouts.compaction import shard_tree
 from simrl.rollouts.dialogue import add_message
 from tests.many_devices import collectives
@@ -22,7 +23,7 @@ ROWS = list(range(scene.ROWS))
 
 def main() -> None:
     expected = scene.converse(*scene.policies(), scene.start(ROWS), scene.keys(ROWS), turns=scene.TURNS)
-    attention.CACHE_LAYOUTS['cpu'] = 'time_first'  # as on a TPU
+    CACHE_LAYOUTS['cpu'] = 'time_first'  # as on a TPU
     mesh = sharding.make_mesh(4, 2)
     policies = []
     for policy in scene.policies():

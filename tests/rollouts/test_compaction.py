@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations.chat import ASSISTANT, USER
-from simrl.models.transformer import Cache
+from simrl.models.cache import Cache
 from simrl.rollouts.compaction import ActiveBatch, all_active, batch_sizes, compact, restore
 from simrl.rollouts.dialogue import add_message
 from simrl.rollouts.state import Dialogue, EndReason

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simrl.models import transformer
+from simrl.models.cache import extended
 from simrl.models.log_probs import token_log_probs
 from simrl.rollouts import generate as sampler
 from simrl.rollouts.agents import Policy
@@ -265,7 +266,7 @@ def test_long_messages_are_the_same_over_prefixes_of_the_cache(monkeypatch: pyte
         @jax.jit
         def run(policy: Policy) -> tuple[Context, SampledMessage]:
             context = prefill(policy, prompts, same, same, length, capacity=131)
-            context = dataclasses.replace(context, cache=transformer.extended(context.cache, context.capacity))
+            context = dataclasses.replace(context, cache=extended(context.cache, context.capacity))
             zeros = jnp.zeros(4, jnp.int32)
             return generate(policy, context, scene.keys(range(4)), zeros == 0, zeros)
 

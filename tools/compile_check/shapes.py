@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simrl.experiments.memory import GRADIENTS, SAMPLING, Other, Training
-from simrl.models import placement, sharding, transformer
+from simrl.models import placement, sharding
 from simrl.models.abstract import cache_bytes, device_bytes, params_of, placed
+from simrl.models.cache import extended
 from simrl.rollouts.agents import ModelAgent, Policy
 from simrl.rollouts.context import Context
 from simrl.rollouts.prompts import PromptRows, Prompts
@@ -77,7 +78,7 @@ def with_caches(dialogue: Dialogue, size: int) -> Dialogue:
 
     def grown(context: Context) -> Context:
         needed = max(min(size, context.capacity), context.cache.capacity)
-        shapes = jax.eval_shape(functools.partial(transformer.extended, capacity=needed), context.cache)
+        shapes = jax.eval_shape(functools.partial(extended, capacity=needed), context.cache)
         return dataclasses.replace(context, cache=placed(shapes, jax.tree.map(lambda x: x.sharding, context.cache)))
 
     for role in SIDES.values():

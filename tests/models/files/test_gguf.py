@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from simrl.models import transformer
+from simrl.models.cache import Cache
 from simrl.models.files import gguf, gguf_file, huggingface
 from simrl.models.files.export import export
 
@@ -883,8 +884,8 @@ def test_real_logits_and_greedy_tokens_equal_those_of_transformers(
 
     @jax.jit
     def feed(
-        params: transformer.Params, tokens: jax.Array, positions: jax.Array, cache: transformer.Cache
-    ) -> tuple[jax.Array, transformer.Cache | None]:
+        params: transformer.Params, tokens: jax.Array, positions: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache | None]:
         hidden, cache = transformer.apply(params, config, transformer.Execution(), tokens, positions, cache)
         return transformer.project(params, hidden)[..., : config.vocab_size], cache
 
