@@ -82,10 +82,17 @@ def scored_conversations(
     check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
-    bound = conversation_programs(
-        *(user, assistant, limits), rows=batch_size, size=batch_size, mesh=mesh, batching='static'
+    needed = conversation_programs(
+        *(user, assistant, examples),
+        chat=chat,
+        limits=limits,
+        view=ASSISTANT,
+        mesh=mesh,
+        rows=batch_size,
+        size=batch_size,
+        batching='static',
     )
-    print(f'{name}: {compiles.stated(bound)}', flush=True)
+    print(f'{name}: {compiles.stated(compiles.counted(needed))}', flush=True)
     rows: list[dict[str, Any]] = []
     resamples, scores = [], []
     judges: dict[str, list[np.ndarray]] = {}

@@ -23,10 +23,10 @@ from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.prepare import PreparePrograms
 from simrl.rl.update import UpdatePrograms
 from simrl.rollouts.agents import Agent, Limits, MixedAgent
-from simrl.rollouts.ahead import lowered_conversations, with_rows
+from simrl.rollouts.programs import conversation_programs
 from simrl.rollouts.schedule import Batching
 from simrl.rollouts.trajectories import Trajectories
-from simrl.run.compiles import abstract, results
+from simrl.run.compiles import Program, abstract, results
 from simrl.training.optimizer import TrainState
 
 
@@ -43,7 +43,7 @@ def lowered_training(
     size: int,
     batching: Batching,
     update: Callable[[Trajectories], Iterator[Lowered]],
-) -> Iterator[Lowered]:
+) -> Iterator[Program]:
     """The programs of conversations with each user, then those of the update.
 
     Args:
@@ -52,17 +52,18 @@ def lowered_training(
         update: abstract conversations of a step -> `lowered_update`.
     """
     assert not isinstance(assistant, MixedAgent)
-    for member in user.members if isinstance(user, MixedAgent) else (user,):
-        batch = yield from lowered_conversations(
-            *(member, assistant, examples),
-            chat=chat,
-            limits=limits,
-            view=view,
-            mesh=mesh,
-            size=size,
-            batching=batching,
-        )
-    yield from update(with_rows(batch, rows))
+    batch = yield from conversation_programs(
+        *(user, assistant, examples),
+        chat=chat,
+        limits=limits,
+        view=view,
+        mesh=mesh,
+        rows=rows,
+        size=size,
+        batching=batching,
+    )
+    for lowered in update(batch()):
+        yield Program('', functools.partial(lambda lowered: lowered, lowered))
 
 
 def lowered_update(

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from simrl.conversations.chat import USER
+from simrl.conversations.chat import USER, Chat
+from simrl.conversations.records import Example
 from simrl.models.rows import bucket_widths
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rollouts.agents import Agent, Limits, MixedAgent, ModelAgent
 from simrl.rollouts.dialogue import capacity
-from simrl.rollouts.programs import conversation_programs, replay_programs
+from simrl.rollouts.programs import conversation_programs
 from simrl.rollouts.schedule import Batching
-from simrl.run.compiles import Programs
+from simrl.run.compiles import Programs, counted
 
 
 def training_programs(
@@ -24,6 +25,8 @@ def training_programs(
     assistant: Agent,
     limits: Limits,
     algorithm: AlgorithmSettings,
+    examples: Sequence[Example],
+    chat: Chat,
     row_buckets: Sequence[int],
     *,
     role: int,
@@ -44,10 +47,20 @@ def training_programs(
     """
     assert not isinstance(assistant, MixedAgent)
     total = collections.Counter(
-        conversation_programs(user, assistant, limits, rows=rows, size=size, mesh=mesh, batching=batching)
+        counted(
+            conversation_programs(
+                *(user, assistant, examples),
+                chat=chat,
+                limits=limits,
+                view=role,
+                rows=rows,
+                size=size,
+                mesh=mesh,
+                batching=batching,
+                replays=futures,
+            )
+        )
     )
-    if futures:
-        total.update(replay_programs(user, assistant, limits, size=size, mesh=mesh, batching=batching))
     trained, partner = (user, assistant) if role == USER else (assistant, user)
     assert isinstance(trained, ModelAgent)
     room = capacity(trained.policy.spec, partner.max_new_tokens, limits.prompt_tokens, limits.turns)

@@ -228,7 +228,7 @@ def train(
         return (own, partner) if settings.role == USER else (partner, own)
 
     bound = programs.training_programs(
-        *(user, assistant, limits, settings.algorithm, settings.row_buckets),
+        *(user, assistant, limits, settings.algorithm, examples, chat, settings.row_buckets),
         role=settings.role,
         rows=rows,
         size=size,

@@ -159,13 +159,13 @@ def collect(
                 user.members[number], assistant, played, left_out, samples, rows_in_flight, on_piece=None
             )
             mine = placement.shard_batch(~np.repeat(left_out, samples), mesh)
-            whole = batch if whole is None else _selected(mine, batch, whole)
+            whole = batch if whole is None else selected(mine, batch, whole)
             failures |= failed
         assert whole is not None
         for start in range(0, len(examples) * samples, size) if on_piece is not None else ():
             assert on_piece is not None
             of_rows = [examples[row // samples] for row in range(start, start + size)]
-            on_piece(_rows(whole, start, size), of_rows)
+            on_piece(rows_of(whole, start, size), of_rows)
         return whole, failures
 
 
@@ -230,7 +230,7 @@ def _collect(
             batches.append(batch)
             if on_piece is not None:
                 on_piece(batch, example_of_row[piece])
-        return batches[0] if len(batches) == 1 else _joined(batches), failures
+        return batches[0] if len(batches) == 1 else joined(batches), failures
     calls = partner.calls_at_once if isinstance(partner, HostAgent) and len(pieces) > 1 else 0
     threads = Threads(calls) if calls else None
 
@@ -264,7 +264,7 @@ def _collect(
     finally:
         if threads is not None:
             threads.close()
-    return batches[0] if len(batches) == 1 else _joined(batches), failures
+    return batches[0] if len(batches) == 1 else joined(batches), failures
 
 
 def check_meshes(user: OneAgent, assistant: OneAgent, view: int, mesh: Mesh) -> None:
@@ -286,13 +286,13 @@ def asked_about_many(agent: HostAgent) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _rows(batch: Trajectories, start: int, size: int) -> Trajectories:
+def rows_of(batch: Trajectories, start: int, size: int) -> Trajectories:
     """`size` rows of a batch."""
     return jax.tree.map(lambda x: shard_rows(x[start : start + size]), batch)
 
 
 @jax.jit
-def _selected(mine: jax.Array, new: Trajectories, old: Trajectories) -> Trajectories:
+def selected(mine: jax.Array, new: Trajectories, old: Trajectories) -> Trajectories:
     """The rows of `new` where `mine`, bool `[B]`, and of `old` elsewhere."""
 
     def select(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -315,7 +315,7 @@ def rows_at_once(rows: int, rows_in_flight: int | None) -> int:
 
 
 @jax.jit
-def _joined(batches: Sequence[Trajectories]) -> Trajectories:
+def joined(batches: Sequence[Trajectories]) -> Trajectories:
     """One batch of the rows of all of them, in their order."""
     return jax.tree.map(lambda *pieces: shard_rows(jnp.concatenate(pieces)), *batches)
 

@@ -140,7 +140,7 @@ def compact(batch: ActiveBatch[_Dialogue], running: np.ndarray) -> ActiveBatch[_
     stored = restore(batch)
     kept = np.sort(np.argsort(~running, axis=1, kind='stable')[:, :smallest], axis=1)
     leaves, structure = jax.tree.flatten((batch.active, batch.inputs), is_leaf=_is_cache)
-    others = iter(_gather_rows([leaf for leaf in leaves if not _is_cache(leaf)], kept))
+    others = iter(jit_gather_rows([leaf for leaf in leaves if not _is_cache(leaf)], kept))
     active, inputs = jax.tree.unflatten(
         structure, [_gather_cache(leaf, kept) if _is_cache(leaf) else next(others) for leaf in leaves]
     )
@@ -150,21 +150,21 @@ def compact(batch: ActiveBatch[_Dialogue], running: np.ndarray) -> ActiveBatch[_
 def restore(batch: ActiveBatch[_Dialogue]) -> _Dialogue:
     """All rows in their first order, without caches."""
     active = without_caches(batch.active)
-    return active if batch.stored is None else _scatter_rows(batch.stored, active, batch.index)
+    return active if batch.stored is None else scatter_rows(batch.stored, active, batch.index)
 
 
-_gather_rows = jax.jit(gather_rows)
+jit_gather_rows = jax.jit(gather_rows)
 
 
 def _gather_cache(cache: Cache, index: np.ndarray) -> Cache:
-    gathered = _gather_rows(cache, index)
+    gathered = jit_gather_rows(cache, index)
     for array in jax.tree.leaves(cache):
         array.delete()
     return gathered
 
 
 @functools.partial(jax.jit, donate_argnames='into')
-def _scatter_rows(into: _Tree, tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
+def scatter_rows(into: _Tree, tree: _Tree, index: jax.Array | np.ndarray) -> _Tree:
     """Writes rows over those at `index` (int `[shards, rows / shards]`, as in `gather_rows`); there are no caches."""
     index = jnp.asarray(index)
 

@@ -155,6 +155,11 @@ def cache_capacities(capacity: int) -> list[int]:
     return [*sizes, capacity]
 
 
+def capacities_from(least: int, capacity: int) -> tuple[int, ...]:
+    """Those of the `cache_capacities` with room for `least` tokens."""
+    return tuple(size for size in cache_capacities(capacity) if size >= min(least, capacity))
+
+
 def capacity_for(needed: int, capacity: int) -> int:
     """The smallest of the `cache_capacities` with room for `needed` tokens, or the largest."""
     return next((size for size in cache_capacities(capacity) if size >= needed), capacity)
@@ -168,14 +173,15 @@ def grow_cache(context: Context, tokens: int) -> Context:
     needed = min(tokens, context.capacity)
     if needed <= context.cache.capacity:
         return context
-    grown = _grown(context.cache, needed)
+    grown = extend_cache(context.cache, needed)
     for array in jax.tree.leaves(context.cache):
         array.delete()
     return dataclasses.replace(context, cache=grown)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _grown(cache: Cache, capacity: int) -> Cache:
+def extend_cache(cache: Cache, capacity: int) -> Cache:
+    """The cache with room for `capacity` tokens."""
     return shard_tree(extended(cache, capacity))
 
 

@@ -7,6 +7,7 @@
 Letters as in `window.py`.
 """
 
+import bisect
 import collections
 import dataclasses
 import math
@@ -18,7 +19,6 @@ from jax.sharding import Mesh
 
 from simrl.rollouts import schedule
 from simrl.rollouts.agents import Policy
-from simrl.rollouts.context import capacity_for
 from simrl.rollouts.histories import Histories, unfed
 from simrl.rollouts.window import Caches, Given, enter, grow, new_caches, regroup
 
@@ -130,11 +130,11 @@ def fill_window(flight: Flight, h: Histories, policy: Policy, wanted: np.ndarray
         calls.append([entering[i] for i in order.tolist()])
     flight.place[flight.side] = place.reshape(-1)
     decoding = flight.conversation[wanted & (flight.place[flight.side] < level.window)]
-    size = capacity_for(int(view.length[decoding].max()) + steps, view.capacity)
+    needed = min(int(view.length[decoding].max()) + steps, view.capacity)
     caches = flight.caches[flight.side]
     if caches is None:
-        caches = new_caches(view.spec, level, flight.shards, size)
-    caches = grow(caches, size)
+        caches = new_caches(view.spec, level, flight.shards, view.rooms[0])
+    caches = grow(view.spec, caches, view.rooms[: bisect.bisect_left(view.rooms, needed) + 1])
     for start in range(0, max(map(len, calls)), level.entering):
         call = [of_one[start : start + level.entering] for of_one in calls]
         rows = [device * level.rows + row for device, of_one in enumerate(call) for row, _ in of_one]

@@ -22,7 +22,7 @@ import numpy as np
 
 from simrl.conversations.chat import ASSISTANT, TEMPLATE, USER
 from simrl.rollouts.agents import GenerationSpec, Limits
-from simrl.rollouts.context import PREFIX, Context
+from simrl.rollouts.context import PREFIX, Context, capacities_from
 from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.messages import header_lengths, room_to_receive, room_to_send
 from simrl.rollouts.prompts import PromptRows, Prompts
@@ -41,6 +41,7 @@ class HostView:
         spec: of the model.
         fed: int32 `[N]`, the first tokens of each row that the cache has.
         most_fed: max tokens given to a row at once: what it hears, or a prompt.
+        rooms: sizes of its caches in tokens, rising, the first with room for prompts.
     """
 
     spec: GenerationSpec
@@ -51,6 +52,7 @@ class HostView:
     length: np.ndarray
     fed: np.ndarray
     most_fed: int
+    rooms: tuple[int, ...]
 
     @property
     def capacity(self) -> int:
@@ -146,6 +148,7 @@ def start_histories(
             np.array(given.length, np.int32),
             np.zeros(rows, np.int32),
             max(room_to_receive(spec, max_new_tokens[1 - side]) + header_lengths(spec)[0], given.tokens.shape[1]),
+            capacities_from(given.tokens.shape[1], size),
         )
 
     views = view(0, prompts.user), view(1, prompts.assistant)

@@ -1,213 +1,386 @@
-"""A bound on the programs that conversations compile, from sizes that are known before any is compiled.
+"""The programs of conversations, by the sizes that they may meet: counted before any is held, or compiled ahead.
 
-A program is compiled for each set of sizes of its arguments. Prompts, messages and contexts have the sizes of the
-config. Two vary while conversations are held: the rows in the decode batch (`compaction.batch_sizes`) and the room of
-the caches (`context.cache_capacities`). All others are fixed, so that a bound is a product of a few small numbers.
+With static batching:
+
+1. `start_dialogue`, whose results say in which shards all others have their arguments.
+2. One message by either agent, for each size of the batch and of the caches (`sizes.Sizes`), all rows first.
+3. What lets caches grow, and what takes rows out of the batch and puts them back.
+4. The conversations as training reads them.
+
+With continuous batching 1 to 3 are the programs of the windows (`window`), for each level and size of caches. All are
+those that `collect` calls, with the arguments that it gives. What has one size may be left to its first call: openings
+that a user writes, the choice among conversations of several users, and the seeds of agents off the device.
 """
 
-import collections
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Lowered
 
-from simrl.conversations.chat import ASSISTANT, USER
-from simrl.rollouts.agents import Agent, GenerationSpec, HostAgent, Limits, MixedAgent, ModelAgent, OneAgent, mesh_of
-from simrl.rollouts.collect import asked_about_many
-from simrl.rollouts.compaction import batch_sizes
-from simrl.rollouts.context import cache_capacities, capacity_for, round_up
-from simrl.rollouts.dialogue import capacity
-from simrl.rollouts.flight import parts_of
-from simrl.rollouts.messages import header_lengths, room_to_receive, room_to_send
-from simrl.rollouts.schedule import MOST_STEPS, Batching, levels
-from simrl.run.compiles import Programs
+from simrl.conversations.chat import USER, Chat
+from simrl.conversations.records import Example
+from simrl.models import placement
+from simrl.models.cache import Cache, extended
+from simrl.rollouts.agents import (
+    Agent,
+    GenerationSpec,
+    HostAgent,
+    Limits,
+    MixedAgent,
+    ModelAgent,
+    OneAgent,
+    Policy,
+    mesh_of,
+)
+from simrl.rollouts.collect import joined
+from simrl.rollouts.compaction import jit_gather_rows, scatter_rows, without_caches
+from simrl.rollouts.context import Context, capacities_from, extend_cache
+from simrl.rollouts.dialogue import add_message, add_reply, capacity, replicated
+from simrl.rollouts.histories import Histories, dialogue_of, start_histories
+from simrl.rollouts.host import no_message
+from simrl.rollouts.prompts import Prompts, WrittenOpening, prompts_of, start_dialogue
+from simrl.rollouts.repeats import last_two, resample_message, waiting_user
+from simrl.rollouts.schedule import MOST_STEPS, Batching, Level, levels
+from simrl.rollouts.sizes import ROLES, Rooms, batching_of, prompt_width, sizes_of, specs_of
+from simrl.rollouts.state import Dialogue, EndReason, Status
+from simrl.rollouts.trajectories import Trajectories, jit_trajectories
+from simrl.rollouts.window import Asked, Caches, decode_block, empty_cache, feed_rows, move_rows, take_rows
+from simrl.run.compiles import Program, abstract, lowered_with_results, results
 
-Rooms = tuple[int | None, int | None]  # of the user's and the assistant's caches, in tokens; None: off the device
-ROLES = (USER, ASSISTANT)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The sizes that conversations of two agents meet.
-
-    Attributes:
-        rows: of the decode batch, on all devices, falling.
-        caches: rising; caches only grow, so that conversations meet some of these in this order.
-        least: the index in `caches` of the smallest for a message by the user, and by the assistant.
-    """
-
-    rows: tuple[int, ...]
-    caches: tuple[Rooms, ...]
-    least: tuple[int, int]
-
-    def of_message(self, role: int) -> tuple[Rooms, ...]:
-        """Caches for which a message by a role is compiled."""
-        return self.caches[self.least[ROLES.index(role)] :]
-
-    def of_view(self, side: int) -> list[int]:
-        """The room of one side's caches, rising; 0 is the user's."""
-        return sorted({room for caches in self.caches if (room := caches[side]) is not None})
-
-
-def sizes_of(user: OneAgent, assistant: OneAgent, limits: Limits, *, rows: int, shards: int) -> Sizes:
-    """The sizes of conversations that alternate message by message.
-
-    Args:
-        rows: conversations in the device's batch.
-        shards: equal parts of them on the devices.
-    """
-    specs, budgets = _specs(user, assistant), (user.max_new_tokens, assistant.max_new_tokens)
-    rooms = [
-        None if spec is None else capacity(spec, budgets[1 - side], limits.prompt_tokens, limits.turns)
-        for side, spec in enumerate(specs)
-    ]
-    first = [
-        None if room is None else min(round_up(prompt_width(spec, user, limits)), room)
-        for spec, room in zip(specs, rooms, strict=True)
-    ]
-    most = max(room for room in rooms if room is not None)
-
-    def grown(size: int) -> Rooms:
-        one, other = (
-            None if room is None or begun is None else max(begun, min(size, room))
-            for room, begun in zip(rooms, first, strict=True)
-        )
-        return one, other
-
-    sizes = [0, *cache_capacities(most)]  # 0: as prompts left them
-    caches = sorted({grown(size) for size in sizes}, key=lambda x: [room or 0 for room in x])
-
-    def least(sender: int) -> int:
-        needed = [
-            room_to_send(spec) if side == sender else room_to_receive(spec, budgets[sender])
-            for side, spec in enumerate(specs)
-            if spec is not None
-        ]
-        return caches.index(grown(capacity_for(1 + max(needed), most)))  # a prompt has a token
-
-    batches = tuple(size * shards for size in batch_sizes(rows, shards))
-    return Sizes(batches, tuple(caches), (least(0), least(1)))
-
-
-def prompt_width(spec: GenerationSpec | None, user: OneAgent, limits: Limits) -> int:
-    """Columns of a view's prompts, with the opening in them where the user writes one; 0 off the device."""
-    if spec is None:
-        return 0
-    opening = max(header_lengths(spec)) + user.max_new_tokens + 1 if user.opening == 'written' else 0
-    return limits.prompt_tokens + opening
+Conversations = Callable[[], Trajectories]  # makes abstract ones
+_Tree = TypeVar('_Tree')
 
 
 def conversation_programs(
-    user: Agent, assistant: OneAgent, limits: Limits, *, rows: int, size: int, mesh: Mesh, batching: Batching
-) -> Programs:
-    """Bounds of the programs of `collect`, by function; those of casts of parameters are among them.
+    user: Agent,
+    assistant: OneAgent,
+    examples: Sequence[Example],
+    *,
+    chat: Chat,
+    limits: Limits,
+    view: int,
+    mesh: Mesh,
+    rows: int,
+    size: int,
+    batching: Batching,
+    replays: bool = False,
+) -> Generator[Program, None, Conversations]:
+    """The programs of `collect`; arguments as there. Returns the abstract conversations of a step.
 
     Args:
+        user, assistant: to be lowered, from `for_sampling`.
+        examples: any that fit; nothing is said.
         rows: conversations of a step, of which `size` are in the device's batch.
+        replays: True for those of replays as well.
     """
     users = user.members if isinstance(user, MixedAgent) else (user,)
-    total = collections.Counter[str]()
     for member in users:
-        total.update(_programs(member, assistant, limits, size=size, mesh=mesh, batching=batching))
-    pieces = rows // size
-    total['cast'] = sum(isinstance(agent, ModelAgent) for agent in (*users, assistant))
-    total['_joined'] = int(pieces > 1)
+        batch = yield from _held(
+            *(member, assistant, examples),
+            chat=chat,
+            limits=limits,
+            view=view,
+            mesh=mesh,
+            size=size,
+            batching=batching,
+            replays=replays,
+        )
+    for agent in (*users, assistant):
+        if isinstance(agent, ModelAgent):
+            yield Program('cast')  # by `for_sampling`
+    if rows > size:
+        yield _program(joined, lambda: ([batch()] * (rows // size),))
     if len(users) > 1:
-        total.update({'_selected': 1, '_rows': pieces})
-    return {name: number for name, number in total.items() if number}
+        yield from map(Program, ('selected', *['rows_of'] * (rows // size)))
+    return lambda: with_rows(batch(), rows)
 
 
-def batching_of(user: OneAgent, assistant: OneAgent, size: int, mesh: Mesh, batching: Batching) -> tuple[Batching, int]:
-    """The batching of `size` conversations of two agents by `collect`, and the equal parts of them on the devices."""
-    meshes = mesh_of(user, mesh), mesh_of(assistant, mesh)
-    if meshes[0] != meshes[1]:
-        batching = 'continuous'
-    if any(isinstance(agent, HostAgent) and asked_about_many(agent) for agent in (user, assistant)):
-        batching = 'static'
-    return batching, parts_of(size, meshes)
-
-
-def _programs(
-    user: OneAgent, assistant: OneAgent, limits: Limits, *, size: int, mesh: Mesh, batching: Batching
-) -> collections.Counter[str]:
-    """Those of one user."""
-    specs = _specs(user, assistant)
-    total = collections.Counter(trajectories=1, agent_seeds=sum(isinstance(x, HostAgent) for x in (user, assistant)))
+def _held(
+    user: OneAgent,
+    assistant: OneAgent,
+    examples: Sequence[Example],
+    *,
+    chat: Chat,
+    limits: Limits,
+    view: int,
+    mesh: Mesh,
+    size: int,
+    batching: Batching,
+    replays: bool,
+) -> Generator[Program, None, Conversations]:
+    """The programs of one user's conversations."""
+    agents = (user, assistant)
     batching, shards = batching_of(user, assistant, size, mesh, batching)
-    if batching == 'continuous':
-        total += _continuous_programs(specs, limits, (user, assistant), size=size, shards=shards)
-    else:
-        total += _static_programs(user, assistant, limits, size=size, shards=shards)
+    lengths: dict[str, Any] = {'limits': limits, 'max_new_tokens': (user.max_new_tokens, assistant.max_new_tokens)}
+
+    @functools.cache
+    def prompts() -> Prompts:
+        """On the host."""
+        written = [WrittenOpening((), end_reason=EndReason.FAILURE)] * size if user.opening == 'written' else None
+        chosen = list(itertools.islice(itertools.cycle(examples), size))
+        return prompts_of(chosen, user, assistant, chat, samples=1, prompt_tokens=limits.prompt_tokens, written=written)
+
+    placed = functools.cache(lambda: abstract(placement.shard_batch(prompts(), mesh)))
     if user.opening == 'written':
-        total.update(start_dialogue=1, add_message=int(specs[0] is not None), _grown=int(specs[0] is not None))
-        total['agent_seeds'] += int(specs[0] is None)
-    return total
+        yield from map(Program, _opening_programs(user))
+    for agent in agents:
+        if isinstance(agent, HostAgent):
+            yield Program('agent_seeds')
+    if batching == 'static':
+        start = functools.cache(
+            lambda: lowered_with_results(start_dialogue.trace(*_policies(agents), placed(), 0, 0, **lengths))
+        )
+        yield from _static_programs(agents, limits, start, size=size, shards=shards, replays=replays)
+        dialogue = functools.cache(lambda: without_caches(start()[1][0]))
+    else:
+        h = functools.cache(lambda: start_histories(specs_of(*agents), prompts(), **lengths))
+        yield from _window_programs(agents, limits, (mesh_of(user, mesh), mesh_of(assistant, mesh)), h, size, shards)
+
+        @functools.cache
+        def dialogue() -> Dialogue:
+            found: Dialogue = abstract(placement.shard_batch(dialogue_of(h(), slice(None), ROLES.index(view)), mesh))
+            return found
+
+    ended = functools.cache(
+        lambda: lowered_with_results(jit_trajectories.trace(dialogue(), view, placed().example, placed().group))
+    )
+    yield Program('trajectories', lambda: ended()[0])
+    return lambda: ended()[1]
+
+
+def _opening_programs(user: OneAgent) -> Sequence[str]:
+    """Those that write openings."""
+    model = isinstance(user, ModelAgent)
+    return ('start_dialogue', 'add_message', 'extend_cache') if model else ('start_dialogue', 'agent_seeds')
 
 
 def _static_programs(
-    user: OneAgent, assistant: OneAgent, limits: Limits, *, size: int, shards: int
-) -> collections.Counter[str]:
-    sizes, specs = sizes_of(user, assistant, limits, rows=size, shards=shards), _specs(user, assistant)
-    batches, views = len(sizes.rows), [len(sizes.of_view(side)) for side in (0, 1)]
-    total = collections.Counter(start_dialogue=1, replicated=batches)
-    for role, spec in zip(ROLES, specs, strict=True):
-        messages = batches * len(sizes.of_message(role))
-        total['add_message' if spec is not None else 'add_reply'] += messages
-        if role == USER and isinstance(user, ModelAgent) and user.resampling is not None:
-            total.update(resample_message=messages, _last_two=batches, waiting_user=batches)
-    total['_grown'] = batches * sum(map(_pairs, views))
-    total['gather_rows'] = _pairs(batches) * (1 + sum(views))  # each cache by itself
-    total['_scatter_rows'] = batches - 1
-    return total
-
-
-def _continuous_programs(
-    specs: Sequence[GenerationSpec | None],
-    limits: Limits,
     agents: tuple[OneAgent, OneAgent],
+    limits: Limits,
+    start: Callable[[], tuple[Lowered, tuple[Dialogue, jax.Array]]],
     *,
     size: int,
     shards: int,
-) -> collections.Counter[str]:
-    """A window has a program for each level and size of caches; see `window` for their parts."""
-    number = len(levels(size, shards, sum(spec is not None for spec in specs)))
-    total = collections.Counter(row_keys=1, key_data=1)
-    for side, spec in enumerate(specs):
+    replays: bool,
+) -> Iterator[Program]:
+    """Message by message, all rows of the batch at once."""
+    sizes = sizes_of(*agents, limits, rows=size, shards=shards)
+
+    def begun(number: int, caches: Rooms | None = None) -> tuple[Dialogue, jax.Array]:
+        """Conversations in a batch of so many rows, with caches of this room or without any."""
+        dialogue, keys = with_rows(start()[1], number)
+        return without_caches(dialogue) if caches is None else with_caches(dialogue, caches), keys
+
+    def message(number: int, caches: Rooms) -> tuple[Any, ...]:
+        return *_policies(agents), *begun(number, caches)
+
+    def reply(number: int, caches: Rooms, role: int) -> tuple[Any, ...]:
+        side = ROLES.index(role)
+        return _policies(agents)[1 - side], begun(number, caches)[0], no_message(number, agents[side].max_new_tokens)
+
+    def again(number: int, caches: Rooms) -> tuple[Any, ...]:
+        return *message(number, caches), np.zeros(number, np.bool_), np.uint32(0), jnp.float32(1)
+
+    def waiting(number: int) -> tuple[Any, ...]:
+        dialogue = begun(number)[0]
+        return (Status(dialogue.num_messages, dialogue.end_reason),)
+
+    def said(number: int) -> tuple[Any, ...]:
+        return begun(number)[0], results(waiting_user.trace(*waiting(number)), begun(number)[0].end_reason.sharding)
+
+    def status(number: int) -> tuple[Any, ...]:
+        views = map(begun(number)[0].view, ROLES)
+        return ((*waiting(number), tuple(None if view is None else view.length for view in views)),)
+
+    def growing(number: int, side: int, room: int, larger: int) -> tuple[Any, ...]:
+        return cache(number, side, room), larger
+
+    def cache(number: int, side: int, room: int) -> Cache:
+        context = start()[1][0].view(ROLES[side])
+        assert context is not None
+        return with_rows(with_room(context.cache, room), number)
+
+    def leaving(number: int, index: np.ndarray) -> tuple[Any, ...]:
+        return jax.tree.leaves(begun(number)), index
+
+    def caches_leaving(number: int, side: int, room: int, index: np.ndarray) -> tuple[Any, ...]:
+        return cache(number, side, room), index
+
+    def returning(number: int, fewer: int, index: np.ndarray) -> tuple[Any, ...]:
+        return begun(number)[0], begun(fewer)[0], index
+
+    yield Program('start_dialogue', lambda: start()[0])
+    repeats = isinstance(agents[0], ModelAgent) and agents[0].resampling is not None
+    for number in sizes.rows:
+        yield _program(replicated, functools.partial(status, number))
+        for caches, (role, agent) in itertools.product(sizes.caches, zip(ROLES, agents, strict=True)):
+            if caches not in sizes.of_message(role):
+                continue
+            if isinstance(agent, ModelAgent):
+                yield _program(add_message, functools.partial(message, number, caches), role=role)
+            else:
+                yield _program(add_reply, functools.partial(reply, number, caches, role), role=role)
+            if role == USER and repeats:
+                yield _program(resample_message, functools.partial(again, number, caches))
+        for side in (0, 1):
+            for rooms in itertools.combinations(sizes.of_view(side), 2):
+                yield _program(extend_cache, functools.partial(growing, number, side, *rooms))
+        if repeats:
+            yield _program(waiting_user, functools.partial(waiting, number))
+            yield _program(last_two, functools.partial(said, number))
+    for number, fewer in itertools.combinations(sizes.rows, 2):
+        index = np.zeros((shards, fewer // shards), np.int64)
+        yield _program(jit_gather_rows, functools.partial(leaving, number, index))
+        for side in (0, 1):
+            for room in sizes.of_view(side):
+                yield _program(jit_gather_rows, functools.partial(caches_leaving, number, side, room, index))
+        if number == size:
+            yield _program(scatter_rows, functools.partial(returning, number, fewer, index))
+    if replays:
+        yield from map(Program, ['end_running', *['add_recorded'] * sum(len(sizes.of_message(role)) for role in ROLES)])
+
+
+def _window_programs(
+    agents: tuple[OneAgent, OneAgent],
+    limits: Limits,
+    meshes: tuple[Mesh, Mesh],
+    h: Callable[[], Histories],
+    size: int,
+    shards: int,
+) -> Iterator[Program]:
+    """Each conversation at its own pace: for each level and size of caches, each side on its mesh."""
+    yield from map(Program, ('row_keys', 'key_data'))
+    specs = specs_of(*agents)
+    sizes = levels(size, shards, sum(spec is not None for spec in specs))
+    for side, (spec, mesh) in enumerate(zip(specs, meshes, strict=True)):
         if spec is None:
             continue
         room = capacity(spec, agents[1 - side].max_new_tokens, limits.prompt_tokens, limits.turns)
-        caches = len(window_rooms(spec, room))
-        total.update(decode_block=number * caches, _fed=number * caches)
-        total.update(_moved=4 * number * caches, _empty=3 * number * caches)
-        total.update(_grown=3 * number * _pairs(caches), _taken=2 * _pairs(number) * caches)
-    return total
+        rooms = capacities_from(prompt_width(spec, agents[0], limits), room)
+        most_fed = functools.partial(_most_fed, h, side)
+        for program in _side_programs(agents[side], spec, rooms, sizes, shards, most_fed):
+            yield dataclasses.replace(program, mesh=mesh)
 
 
-def window_rooms(spec: GenerationSpec, room: int) -> list[int]:
-    """The room that caches of a window may have, rising, where contexts have `room` tokens."""
-    least = capacity_for(1 + min(MOST_STEPS, spec.max_new_tokens), room)
-    return [size for size in cache_capacities(room) if size >= least]
+def _most_fed(h: Callable[[], Histories], side: int) -> int:
+    return h().view(side).most_fed
 
 
-def replay_programs(
-    user: Agent, assistant: OneAgent, limits: Limits, *, size: int, mesh: Mesh, batching: Batching
-) -> Programs:
-    """Bounds of the programs of `collect` with a replay, beside those without; arguments as there."""
-    total = collections.Counter[str]()
-    for member in user.members if isinstance(user, MixedAgent) else (user,):
-        own, shards = batching_of(member, assistant, size, mesh, batching)
-        if own == 'continuous':
-            continue
-        sizes = sizes_of(member, assistant, limits, rows=size, shards=shards)
-        total.update(add_recorded=sum(len(sizes.of_message(role)) for role in ROLES), end_running=1)
-    return total
+def _side_programs(
+    agent: OneAgent,
+    spec: GenerationSpec,
+    rooms: Sequence[int],
+    sizes: Sequence[Level],
+    shards: int,
+    most_fed: Callable[[], int],
+) -> Iterator[Program]:
+    steps = min(MOST_STEPS, spec.max_new_tokens)
+    one = functools.cache(lambda: lowered_with_results(empty_cache.trace(spec, shards, rooms[0]))[1])  # in all's shards
+
+    def empty(rows: int, room: int) -> tuple[Any, ...]:
+        return spec, shards * rows, room
+
+    def cache(rows: int, room: int) -> Cache:
+        return with_rows(with_room(one(), room), shards * rows)
+
+    def caches(level: Level, room: int) -> Caches:
+        parked = cache(level.parked, room) if level.parked else None
+        return Caches(cache(level.window, room), parked, cache(level.entering, room))
+
+    def decoding(level: Level, room: int) -> tuple[Any, ...]:
+        return _policies([agent])[0], caches(level, room), _asked(spec, shards * level.window)
+
+    def feeding(level: Level, room: int) -> tuple[Any, ...]:
+        rows = np.zeros(shards * level.entering, np.int32)
+        return (
+            _policies([agent])[0],
+            cache(level.entering, room),
+            np.zeros((rows.size, most_fed()), np.int32),
+            rows,
+            rows,
+        )
+
+    def moving(level: Level, into: int, source: int, room: int) -> tuple[Any, ...]:
+        rows = np.zeros((shards, level.entering), np.int32)
+        return cache(into, room), cache(source, room), rows, rows, rows[:, 0]
+
+    def growing(rows: int, room: int, larger: int) -> tuple[Any, ...]:
+        return cache(rows, room), larger
+
+    def taking(level: Level, room: int, rows: int) -> tuple[Any, ...]:
+        return caches(level, room), np.zeros((shards, rows), np.int32)
+
+    for rows in filter(None, (sizes[0].window, sizes[0].parked)):
+        yield _program(empty_cache, functools.partial(empty, rows, rooms[0]))
+    for number, level in enumerate(sizes):
+        window, parked, entering = level.window, level.parked, level.entering
+        for i, room in enumerate(rooms):
+            yield _program(decode_block, functools.partial(decoding, level, room), steps=steps)
+            yield _program(feed_rows, functools.partial(feeding, level, room))
+            yield _program(empty_cache, functools.partial(empty, entering, room))
+            between = [(entering, window), (window, entering)]
+            for into, source in [*between, (entering, parked), (parked, window)] if parked else between:
+                yield _program(move_rows, functools.partial(moving, level, into, source, room))
+            for rows, larger in itertools.product(filter(None, (window, parked)), rooms[i + 1 : i + 2]):
+                yield _program(extend_cache, functools.partial(growing, rows, room, larger))
+            for smaller in sizes[number + 1 :]:
+                for rows in filter(None, (smaller.window, smaller.parked)):
+                    yield _program(take_rows, functools.partial(taking, level, room, rows))
 
 
-def _specs(user: OneAgent, assistant: OneAgent) -> tuple[GenerationSpec | None, GenerationSpec | None]:
-    one, other = (agent.policy.spec if isinstance(agent, ModelAgent) else None for agent in (user, assistant))
-    return one, other
+def _asked(spec: GenerationSpec, rows: int) -> Asked:
+    longest = max((len(run) for run in spec.stop_sequences), default=1)
+    numbers = dict.fromkeys(('pending', 'position', 'step', 'message'), np.zeros(rows, np.int32))
+    return Asked(
+        active=np.zeros(rows, np.bool_),
+        tail=np.zeros((rows, longest - 1), np.int32),
+        key=np.zeros((rows, 2), np.uint32),
+        attempt=np.zeros(rows, np.uint32),
+        temperature=np.zeros(rows, np.float32),
+        limit=np.int32(0),
+        least=np.int32(0),
+        **numbers,
+    )
 
 
-def _pairs(number: int) -> int:
-    """The number of pairs of different sizes: from one a cache grows, or a batch shrinks, to the other."""
-    return number * (number - 1) // 2
+def _program(function: Any, arguments: Callable[[], tuple[Any, ...]], **static: Any) -> Program:
+    """The program of a jitted function."""
+    return Program(function.__name__, lambda: function.lower(*arguments(), **static))
+
+
+def _policies(agents: Sequence[OneAgent]) -> list[Policy | None]:
+    return [abstract(agent.policy) if isinstance(agent, ModelAgent) else None for agent in agents]
+
+
+def with_rows(tree: _Tree, number: int) -> _Tree:
+    """Abstract arrays with another number of rows, in the same shards."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype, sharding=x.sharding, weak_type=x.weak_type),
+        tree,
+    )
+
+
+def with_room(cache: Cache, room: int) -> Cache:
+    """An abstract cache with room for so many tokens, in the same shards."""
+    shapes = jax.eval_shape(functools.partial(extended, capacity=room), cache)
+    return jax.tree.map(lambda x, old: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=old.sharding), shapes, cache)
+
+
+def with_caches(dialogue: Dialogue, rooms: Rooms) -> Dialogue:
+    """The abstract dialogue with caches of these sizes."""
+
+    def grown(context: Context | None, room: int | None) -> Context | None:
+        if context is None or room is None:
+            return context
+        return dataclasses.replace(context, cache=with_room(context.cache, room))
+
+    for role, room in zip(ROLES, rooms, strict=True):
+        dialogue = dialogue.with_view(role, grown(dialogue.view(role), room))
+    return dialogue

@@ -85,7 +85,7 @@ def waiting_user(status: Status) -> jax.Array:
 
 def _repeated(dialogue: Dialogue, waited: jax.Array, decode: Callable[[Sequence[int]], str]) -> np.ndarray:
     """True where the message that a row waited for repeats the user's message before it; bool `[B]`."""
-    tokens, length, candidate = placement.to_host(_last_two(without_caches(dialogue), waited))
+    tokens, length, candidate = placement.to_host(last_two(without_caches(dialogue), waited))
     texts = [
         [decode(tokens[row, i, : length[row, i]].tolist()).strip() for i in (0, 1)] if candidate[row] else ['', 'a']
         for row in range(len(candidate))
@@ -94,7 +94,7 @@ def _repeated(dialogue: Dialogue, waited: jax.Array, decode: Callable[[Sequence[
 
 
 @jax.jit
-def _last_two(dialogue: Dialogue, waited: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def last_two(dialogue: Dialogue, waited: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The user's last two messages, int32 `[B, 2, L]`, their lengths `[B, 2]`, and whether they may be compared.
 
     The message that ends a conversation is not: it holds a stop sequence, and the one before does not.

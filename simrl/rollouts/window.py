@@ -15,6 +15,7 @@ of a block; D devices of the mesh axis `data`, of which each has its part of the
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -23,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.models import attention_kernels, transformer
-from simrl.models.cache import Cache, extended
+from simrl.models.cache import Cache
 from simrl.models.rows import gather_per_row, num_shards, scatter_per_row
 from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.compaction import shard_tree
-from simrl.rollouts.context import feed
+from simrl.rollouts.context import extend_cache, feed
 from simrl.rollouts.dialogue import replicated
 from simrl.rollouts.generate import ends_with, sample_next
 from simrl.rollouts.schedule import Level
@@ -134,12 +135,12 @@ class Block:
 
 def new_caches(spec: GenerationSpec, level: Level, shards: int, capacity: int) -> Caches:
     """Empty caches."""
-    window, entering = (_empty(spec, shards * rows, capacity) for rows in (level.window, level.entering))
-    return Caches(window, _empty(spec, shards * level.parked, capacity) if level.parked else None, entering)
+    window, entering = (empty_cache(spec, shards * rows, capacity) for rows in (level.window, level.entering))
+    return Caches(window, empty_cache(spec, shards * level.parked, capacity) if level.parked else None, entering)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(spec: GenerationSpec, rows: int, capacity: int) -> Cache:
+def empty_cache(spec: GenerationSpec, rows: int, capacity: int) -> Cache:
     return shard_tree(transformer.init_cache(spec.config, rows, capacity, spec.execution.dtype))
 
 
@@ -164,13 +165,13 @@ def enter(policy: Policy, caches: Caches, given: Given) -> Caches:
     present = number < given.rows[:, None]
     inside = present & ~given.outside
     if inside.any():
-        entering = _moved(entering, window, *_first(inside, given.places, number))
+        entering = move_rows(entering, window, *_first(inside, given.places, number))
     if given.outside.any():
         assert parked is not None
-        entering = _moved(entering, parked, *_first(given.outside, given.parked, number))
-        parked = _moved(parked, window, *_first(given.outside, given.places, given.parked))
-    entering = _fed(policy, entering, given.tokens, given.start, given.count)
-    return Caches(_moved(window, entering, *_first(present, number, given.places)), parked, entering)
+        entering = move_rows(entering, parked, *_first(given.outside, given.parked, number))
+        parked = move_rows(parked, window, *_first(given.outside, given.places, given.parked))
+    entering = feed_rows(policy, entering, given.tokens, given.start, given.count)
+    return Caches(move_rows(window, entering, *_first(present, number, given.places)), parked, entering)
 
 
 def _first(chosen: np.ndarray, *numbers: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -180,7 +181,7 @@ def _first(chosen: np.ndarray, *numbers: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 @functools.partial(jax.jit, donate_argnames='cache')
-def _moved(cache: Cache, source: Cache, rows: Numbers, places: Numbers, count: Numbers) -> Cache:
+def move_rows(cache: Cache, source: Cache, rows: Numbers, places: Numbers, count: Numbers) -> Cache:
     """The cache with the first `count` `[D]` of the `rows` `[D, E]` of another at `places` `[D, E]`, of each device."""
     rows, places, shards = jnp.asarray(rows), jnp.asarray(places), rows.shape[0]
     if shards == 1:  # a CPU writes slices in place, and scatters element by element
@@ -203,7 +204,7 @@ def _moved(cache: Cache, source: Cache, rows: Numbers, places: Numbers, count: N
 
 
 @functools.partial(jax.jit, donate_argnames='cache')
-def _fed(policy: Policy, cache: Cache, tokens: Numbers, start: Numbers, count: Numbers) -> Cache:
+def feed_rows(policy: Policy, cache: Cache, tokens: Numbers, start: Numbers, count: Numbers) -> Cache:
     """The cache of E rows of each device with their tokens; see `Given`."""
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     positions = jnp.where(index < count[:, None], start[:, None] + index, cache.capacity)
@@ -292,22 +293,27 @@ def decode_block(policy: Policy, caches: Caches, asked: Asked, *, steps: int) ->
     return shard_tree(dataclasses.replace(caches, window=last.cache)), replicated(block)
 
 
-def grow(caches: Caches, capacity: int) -> Caches:
-    """Caches with room for `capacity` tokens; those that have to grow are deleted, one after the other."""
-    if capacity <= caches.capacity:
-        return caches
+def grow(spec: GenerationSpec, caches: Caches, sizes: Sequence[int]) -> Caches:
+    """Caches with room for as many tokens as the last of the sizes, by way of all.
 
-    def grown(cache: Cache) -> Cache:
-        larger = _grown(cache, capacity)
-        _delete(cache)
-        return larger
+    A step from each size to the next is a program, and not one from each to each: most blocks need one step or none.
+    Those that have to grow are deleted, one after the other.
 
-    return jax.tree.map(grown, caches, is_leaf=lambda x: isinstance(x, Cache))
+    Args:
+        sizes: rising.
+    """
+    for size in (size for size in sizes if size > caches.capacity):
+        rows = caches.entering.key[0].shape[0]
+        _delete(caches.entering)  # nothing in it is needed between two calls of `enter`
+        parked = None if caches.parked is None else _larger(caches.parked, size)
+        caches = Caches(_larger(caches.window, size), parked, empty_cache(spec, rows, size))
+    return caches
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _grown(cache: Cache, capacity: int) -> Cache:
-    return shard_tree(extended(cache, capacity))
+def _larger(cache: Cache, capacity: int) -> Cache:
+    larger = extend_cache(cache, capacity)
+    _delete(cache)
+    return larger
 
 
 def regroup(spec: GenerationSpec, caches: Caches, index: np.ndarray, level: Level) -> Caches:
@@ -318,14 +324,14 @@ def regroup(spec: GenerationSpec, caches: Caches, index: np.ndarray, level: Leve
         level: the new one.
     """
     window, parked = index[:, : level.window], index[:, level.window :]
-    new = _taken(caches, window), _taken(caches, parked) if level.parked else None
+    new = take_rows(caches, window), take_rows(caches, parked) if level.parked else None
     capacity = caches.capacity
     _delete(caches)
-    return Caches(*new, _empty(spec, len(index) * level.entering, capacity))
+    return Caches(*new, empty_cache(spec, len(index) * level.entering, capacity))
 
 
 @jax.jit
-def _taken(caches: Caches, index: jax.Array | np.ndarray) -> Cache:
+def take_rows(caches: Caches, index: jax.Array | np.ndarray) -> Cache:
     """Rows `[D, rows]` of the window and those after it."""
     index = jnp.asarray(index)
     shards = index.shape[0]

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,22 @@ Programs = Mapping[str, int]  # a bound: how many a stage compiles at most, by t
 DONE = '/jax/core/compile/backend_compile_duration'
 READ = '/jax/compilation_cache/cache_retrieval_time_sec'  # of a program, before the event that it is done
 FUNCTION = re.compile(r'jit[(_](.*?)\)?')  # how JAX names the program of a function
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that a stage may compile.
+
+    Attributes:
+        name: of its function, as JAX announces it.
+        lower: traces and lowers it from shapes. Until it is called, nothing is traced. None: it is left to its first
+            call, as it has one size, or is called before others can be lowered.
+        mesh: set while it is lowered and compiled; None: the caller's.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered] | None = None
+    mesh: Mesh | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +117,11 @@ def by_name(programs: Sequence[Compiled]) -> str:
     )
 
 
+def counted(programs: Iterable[Program]) -> Programs:
+    """The number of programs by the name of their function. None of them is traced."""
+    return collections.Counter(program.name for program in programs)
+
+
 def compared(bound: Programs, programs: Sequence[Compiled]) -> str:
     """Says how many programs there were of those that a bound is of, and of which there were more than it says."""
     number = collections.Counter(program.name for program in programs if program.name in bound)
@@ -138,12 +159,17 @@ def results(traced: jax.stages.Traced, shardings: Any) -> Any:
     )
 
 
-def compile_ahead(name: str, programs: Iterable[jax.stages.Lowered], threads: int) -> None:
+def lowered_with_results(traced: jax.stages.Traced) -> tuple[jax.stages.Lowered, Any]:
+    """Compiles a traced program, whose results are arguments of others: it, lowered, and its abstract results."""
+    lowered = traced.lower()
+    return lowered, results(traced, lowered.compile().output_shardings)
+
+
+def compile_ahead(name: str, programs: Iterable[Program], threads: int) -> None:
     """Compiles programs side by side, each as soon as it is lowered, waits for all of them, and prints what it took.
 
     A call of the same jitted function with arguments of these shapes, dtypes and shards, and with the same mesh set,
-    then compiles nothing. That mesh is set while a program is lowered and yielded. Functions are traced and lowered in
-    this thread; XLA compiles without Python's lock.
+    then compiles nothing. Functions are traced and lowered in this thread; XLA compiles without Python's lock.
 
     Args:
         name: of the stage, printed first.
@@ -155,7 +181,12 @@ def compile_ahead(name: str, programs: Iterable[jax.stages.Lowered], threads: in
 
     started = time.monotonic()
     with compilations() as done, ThreadPoolExecutor(threads, thread_name_prefix='compile') as pool:
-        jobs = [pool.submit(compile_one, lowered, jax.sharding.get_mesh()) for lowered in programs]
+        jobs = []
+        for program in programs:
+            if program.lower is not None:
+                mesh = program.mesh or jax.sharding.get_mesh()
+                with jax.set_mesh(mesh):
+                    jobs.append(pool.submit(compile_one, program.lower(), mesh))
         for job in jobs:
             job.result()
     passed = time.monotonic() - started

@@ -144,9 +144,12 @@ def test_what_is_compiled_ahead_is_what_is_called(found: Finder, training: str, 
     names = found(True)[mesh].results[training]['names']
     at = names.index(eight_devices.FIRST_STEP)
     ahead, later = set(names[:at]), set(names[at:])
-    messages = {'ahead': {'start_dialogue', 'add_message'}, 'ahead_at_own_pace': {'decode_block', '_fed', '_moved'}}
+    messages = {
+        'ahead': {'start_dialogue', 'add_message'},
+        'ahead_at_own_pace': {'decode_block', 'feed_rows', 'move_rows'},
+    }
     update = {'trajectories', 'start_passes', 'add_passes', 'add_gradients', 'minibatch_step'}
-    moving = {'replicated', '_grown', 'gather_rows', '_scatter_rows', '_empty', '_taken'}
+    moving = {'replicated', 'extend_cache', 'gather_rows', 'scatter_rows', 'empty_cache', 'take_rows'}
     expected = {f'jit({name})' for name in messages[training] | update}
     assert expected <= ahead
     assert not ahead & later & (expected | {f'jit({name})' for name in moving})

@@ -34,8 +34,8 @@ def main() -> None:
 
         with (
             mock.patch.object(continuous, 'decode_block', watched('decode', continuous.decode_block)),
-            mock.patch.object(window, '_moved', watched('move', window._moved)),
-            mock.patch.object(window, '_fed', watched('feed', window._fed)),
+            mock.patch.object(window, 'move_rows', watched('move', window.move_rows)),
+            mock.patch.object(window, 'feed_rows', watched('feed', window.feed_rows)),
         ):
             batch, failures = collect(
                 *(agents[0], agents[1], scene.EXAMPLES),

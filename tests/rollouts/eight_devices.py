@@ -49,10 +49,10 @@ def main() -> None:
         dialogue, keys = start()
         with mock.patch.object(dialogue_lib, 'add_message', watched):
             out = scene.converse(*policies, dialogue, keys, turns=scene.TURNS)
-        compiled = [name for name in compiles if name in ('jit(add_message)', 'jit(gather_rows)', 'jit(_scatter_rows)')]
+        compiled = [name for name in compiles if name in ('jit(add_message)', 'jit(gather_rows)', 'jit(scatter_rows)')]
         dialogue, keys = start()
         message = add_message.lower(*policies, dialogue, keys, role=USER)
-        fewer = compaction._gather_rows.lower(dialogue, np.zeros((8, 1), np.int64))
+        fewer = compaction.jit_gather_rows.lower(dialogue, np.zeros((8, 1), np.int64))
         reading = scene.jit_prefill.lower(policies[0], *split(scene.prompts(0, ROWS)), capacity=scene.CAPACITIES[0])
         programs = {'message': message, 'gathering rows': fewer, 'prefill': reading}
     print(

@@ -18,7 +18,7 @@ from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.replay import Replay
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories, rollout_metrics, transcript_of
-from simrl.rollouts.window import _fed, decode_block
+from simrl.rollouts.window import decode_block, feed_rows
 from tests import many_devices
 from tests.rollouts.test_host import EXAMPLES, LIMITS, ROWS, SAMPLES, agent_of, chatty, conversations_of, partner_of
 from tests.rollouts.test_mixed import mixed
@@ -182,7 +182,7 @@ def test_batches_and_caches_of_all_sizes(few_programs: pytest.MonkeyPatch) -> No
     """Each a program for each side, of which one call meets the sum of both numbers at most."""
     few_programs.undo()
     few_programs.setattr(context, 'SMALLEST_CACHE', 16)
-    before = _fed._cache_size(), decode_block._cache_size()
+    before = feed_rows._cache_size(), decode_block._cache_size()
     found, expected = (
         conversations_of(*agents('device'), samples=4 * SAMPLES, batching=batching)[0]
         for batching in ('continuous', 'static')
@@ -190,5 +190,5 @@ def test_batches_and_caches_of_all_sizes(few_programs: pytest.MonkeyPatch) -> No
     assert_same(found, expected)
     sizes = len(batch_sizes(4 * ROWS, 1)) + len(context.cache_capacities(found.tokens.shape[1]))
     assert sizes == 3 + 3
-    for program, count in zip((_fed, decode_block), before, strict=True):
+    for program, count in zip((feed_rows, decode_block), before, strict=True):
         assert 4 < program._cache_size() - count < 2 * sizes

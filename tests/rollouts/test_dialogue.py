@@ -284,7 +284,7 @@ def test_devices_do_not_matter() -> None:
     both, one = found['active'][0], found['active'][-1]
     assert both[:3] == [2, 2, 2]
     assert [2 * x for x in one] == both
-    assert Counter(found['compiled']) == {'jit(add_message)': 4, 'jit(gather_rows)': 3, 'jit(_scatter_rows)': 1}
+    assert Counter(found['compiled']) == {'jit(add_message)': 4, 'jit(gather_rows)': 3, 'jit(scatter_rows)': 1}
     # Rows stay on their devices. Each loop sends the number by which all end it together: two that feed and one that
     # decodes in a turn.
     number = [['all-reduce', []]]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Execution
 from simrl.rollouts.agents import (
+    Agent,
     GenerationSpec,
     HostAgent,
     Limits,
@@ -25,7 +27,10 @@ from simrl.rollouts.compaction import batch_sizes
 from simrl.rollouts.context import capacity_for, round_up
 from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.messages import room_to_receive, room_to_send
-from simrl.rollouts.programs import conversation_programs, replay_programs, sizes_of
+from simrl.rollouts.programs import conversation_programs
+from simrl.rollouts.schedule import Batching
+from simrl.rollouts.sizes import sizes_of
+from simrl.run.compiles import counted
 from tests.tiny import tiny_config
 
 SIDES = (USER, ASSISTANT)
@@ -51,6 +56,32 @@ def model(role: int, max_new_tokens: int, header: int, opening: str = 'given') -
 def mesh_of(data: int) -> Any:
     """As much of a mesh as the bound reads."""
     return SimpleNamespace(shape={'data': data})
+
+
+def bound(
+    user: Agent,
+    assistant: OneAgent,
+    limits: Limits,
+    *,
+    rows: int,
+    size: int | None = None,
+    shards: int = 1,
+    batching: Batching = 'static',
+    replays: bool = False,
+) -> dict[str, int]:
+    """The number of programs by function; none is traced, for which there is no example."""
+    programs = conversation_programs(
+        *(user, assistant, []),
+        chat=None,  # type: ignore[arg-type]
+        limits=limits,
+        view=ASSISTANT,
+        mesh=mesh_of(shards),
+        rows=rows,
+        size=size or rows,
+        batching=batching,
+        replays=replays,
+    )
+    return dict(counted(programs))
 
 
 def off_device(max_new_tokens: int) -> HostAgent:
@@ -80,14 +111,14 @@ def met(
                 ('gather_rows', batch, smaller),
                 *(('gather_rows', batch, smaller, i, cache[i]) for i in specs),
             }
-            programs |= {('_scatter_rows', batch)} if batch < rows else set()
+            programs |= {('scatter_rows', batch)} if batch < rows else set()
             batch = smaller
         budget = agents[sender].max_new_tokens
         rooms = {i: room_to_send(s) if i == sender else room_to_receive(s, budget) for i, s in specs.items()}
         size = capacity_for(int(max((length[i][running] + rooms[i]).max() for i in specs)), max(room.values()))
         for i in specs:
             if (grown := min(size, room[i])) > cache[i]:
-                programs.add(('_grown', i, batch, cache[i], grown))
+                programs.add(('extend_cache', i, batch, cache[i], grown))
                 cache[i] = grown
         programs.add(('add_message' if sender in specs else 'add_reply', sender, batch, *cache.values()))
         said = random.integers(0, budget + 1, rows)
@@ -98,7 +129,7 @@ def met(
         if not running.any():
             break
     if batch < rows:
-        programs.add(('_scatter_rows', batch))
+        programs.add(('scatter_rows', batch))
     return collections.Counter(name for name, *_ in programs)
 
 
@@ -121,13 +152,11 @@ def test_conversations_meet_no_more_programs_than_stated(tokens, prompt, turns, 
     user = off_device(tokens[0]) if sides == 'assistant' else model(USER, tokens[0], 2, opening)
     assistant = off_device(tokens[1]) if sides == 'user' else model(ASSISTANT, tokens[1], 4)
     rows = shards * per_shard
-    bound = conversation_programs(
-        user, assistant, limits, rows=rows, size=rows, mesh=mesh_of(shards), batching='static'
-    )
+    stated = bound(user, assistant, limits, rows=rows, shards=shards)
     random = np.random.default_rng(seed)
     for _ in range(3):
         for name, number in met(user, assistant, limits, rows, shards, random).items():
-            assert number <= bound.get(name, 0), name
+            assert number <= stated.get(name, 0), name
 
 
 def test_every_size_is_one_that_the_longest_or_the_shortest_messages_meet() -> None:
@@ -148,18 +177,22 @@ def test_several_users_and_pieces_and_repeats_add_programs() -> None:
     assistant, user = model(ASSISTANT, 16, 2), model(USER, 16, 2)
     strict = dataclasses.replace(user, resampling=Resampling())
 
-    def bound(user, batching='static', size=16) -> dict[str, int]:
-        return dict(
-            conversation_programs(user, assistant, limits, rows=16, size=size, mesh=mesh_of(1), batching=batching)
-        )
-
-    one, two = bound(user), bound(MixedAgent((user, user), lambda _: 0))
+    held = functools.partial(bound, assistant=assistant, limits=limits, rows=16)
+    one, two = held(user), held(MixedAgent((user, user), lambda _: 0))
     assert two['add_message'] == 2 * one['add_message']
-    assert two['_selected'] == 1
+    assert two['selected'] == 1
     assert one['cast'] == 2
-    assert bound(user, size=8)['_joined'] == 1
-    assert bound(strict)['resample_message'] == one['add_message'] // 2
-    assert 'decode_block' in bound(user, 'continuous')
-    assert 'add_message' not in bound(user, 'continuous')
-    replays = dict(replay_programs(user, assistant, limits, size=16, mesh=mesh_of(1), batching='static'))
+    assert held(user, size=8)['joined'] == 1
+    assert held(strict)['resample_message'] == one['add_message'] // 2
+    assert 'decode_block' in held(user, batching='continuous')
+    assert 'add_message' not in held(user, batching='continuous')
+    replays = {name: n - one.get(name, 0) for name, n in held(user, replays=True).items() if n != one.get(name)}
     assert replays == {'add_recorded': one['add_message'] // 2, 'end_running': 1}
+
+
+def test_conversations_at_their_own_pace_have_programs_for_few_sizes() -> None:
+    """The paper's: the bound says which ones compute, and which only move bytes."""
+    limits = Limits(turns=5, prompt_tokens=2048, assistant_tokens=1024, user_tokens=2048)
+    found = bound(model(USER, 2048, 3), model(ASSISTANT, 1024, 3), limits, rows=320, size=64, batching='continuous')
+    assert found['decode_block'] == found['feed_rows'] == 48
+    assert sum(found.values()) < 550

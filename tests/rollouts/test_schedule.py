@@ -1,5 +1,6 @@
 """Which rows decode when: whole conversations with planted lengths, on the host alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -88,8 +89,8 @@ class Device:
     def new_caches(self, spec: GenerationSpec, level: schedule.Level, shards: int, capacity: int) -> Any:
         return [np.full((shards, rows, capacity), -1) for rows in (level.window, level.parked)]
 
-    def grow(self, caches: Any, capacity: int) -> Any:
-        more = max(0, capacity - caches[0].shape[2])
+    def grow(self, spec: GenerationSpec, caches: Any, sizes: Sequence[int]) -> Any:
+        more = max(0, sizes[-1] - caches[0].shape[2])
         return [np.pad(x, ((0, 0), (0, 0), (0, more)), constant_values=-1) for x in caches]
 
     def regroup(self, spec: GenerationSpec, caches: Any, index: np.ndarray, level: schedule.Level) -> Any:

@@ -19,7 +19,7 @@ from simrl.rollouts.context import capacity_for
 from simrl.rollouts.flight import parts_of
 from simrl.rollouts.messages import header_lengths, room_to_receive
 from simrl.rollouts.schedule import MOST_STEPS, Level, levels
-from simrl.rollouts.window import Asked, Caches, _fed, decode_block, new_caches
+from simrl.rollouts.window import Asked, Caches, decode_block, feed_rows, new_caches
 from tools.compile_check.shapes import policy_of, whole
 from tools.compile_check.work import SIDES, Work, walk
 
@@ -70,7 +70,7 @@ def continuous_programs(work: Work, meshes: Mapping[str, Mesh]) -> Iterator[Pace
         rows = shards * level.entering
         given = [whole(shape, np.dtype('int32'), mesh) for shape in ((rows, side.heard), (rows,), (rows,))]
         with jax.set_mesh(mesh):
-            traced = _fed.trace(side.policy, side.caches.entering, *given)
+            traced = feed_rows.trace(side.policy, side.caches.entering, *given)
         entries = sent * -(-level.rows // level.entering)
         yield Pace(f'feed/{name}', traced, entries, beside + device_bytes((side.caches.window, side.caches.parked)))
 
