@@ -109,8 +109,7 @@ class Compute:
             simulator off the device the assistant has caches for twice as many; see `collect`.
         batching: how conversations of an RL step share the decode batch; see `rollouts.continuous`.
         compile_threads: threads that compile the programs of an RL run before its first step, also those of sizes that
-            may not occur; 0: each is compiled once it is called. None: as many as there are CPUs; 0 on a CPU, and where
-            batching is continuous, which has thousands of programs and calls few of them.
+            may not occur; 0: each is compiled once it is called. None: as many as there are CPUs; 0 on a CPU.
         xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
     """
 
@@ -128,8 +127,7 @@ class Compute:
         """`compile_threads`, its default resolved on this machine."""
         if self.compile_threads is not None:
             return self.compile_threads
-        continuous = self.batching == 'continuous' or self.simulator_mesh is not None
-        return 0 if continuous or jax.default_backend() == 'cpu' else len(cpus())
+        return 0 if jax.default_backend() == 'cpu' else len(cpus())
 
     def __post_init__(self) -> None:
         if self.compile_threads is not None and self.compile_threads < 0:

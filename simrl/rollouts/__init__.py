@@ -7,8 +7,8 @@ the same conversations, each at its own pace, by `schedule`, `flight`, `window` 
 in two views; `generate`: the decode loop; `token_sampling`: draw a token; `vocabulary`: its blocks, and its parts on a
 mesh; `context`: one model's view, with its KV cache. `host`: replies of an agent off the device. `replay`: recorded
 conversations, to be continued; `logs`: people's as such a record. `completion`: single replies to prompts. `prompts`:
-examples as arrays. `trajectories`: what training, rewards and logs read. `programs`: how many conversations compile at
-most; `ahead`: these, from shapes.
+examples as arrays. `trajectories`: what training, rewards and logs read. `sizes`: those that conversations may
+meet; `programs`: what they compile for these, counted or from shapes.
 
 Read `agents`, `collect`, `dialogue`, `generate`.
 """

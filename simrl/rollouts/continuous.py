@@ -22,8 +22,9 @@ of `conversing` where messages have .28 of the longest in the mean, or .35 if mo
 Each side may have a mesh of its own: its programs run there, and what it hears comes through the host. Where the two
 have no device in common both sides decode at the same time.
 
-Programs: for each side one that decodes, one that feeds and three that move rows, for each `Level` and size of caches
-that occurs. Levels only fall and caches only grow, so one call meets fewer of each than the sum of both numbers.
+Programs: for each side one that decodes, one that feeds and a few that move rows, for each `Level` and size of caches.
+Caches begin with room for prompts, and grow from each size to the next. Levels only fall, so one call meets fewer of
+each kind than the sum of both numbers.
 """
 
 import itertools

@@ -97,14 +97,12 @@ def test_a_mesh_of_simulators_is_a_setting_of_its_own():
         from_config_dict(Compute, {'simulator_mesh': {'model': 0}}, 'config.compute')
 
 
-def test_programs_are_compiled_ahead_where_most_are_called(monkeypatch):
+def test_programs_are_compiled_ahead_on_accelerators(monkeypatch):
     monkeypatch.setattr(settings, 'cpus', lambda: [0, 1, 2])
-    apart = Compute(simulator_mesh=SimulatorMeshSettings())
     for backend, expected in (('gpu', 3), ('cpu', 0)):
         monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
         assert Compute().threads_to_compile() == expected
-        assert Compute(batching='continuous').threads_to_compile() == apart.threads_to_compile() == 0
-        assert Compute(batching='continuous', compile_threads=2).threads_to_compile() == 2
+        assert Compute(compile_threads=2).threads_to_compile() == 2
 
 
 @pytest.mark.parametrize('field', ['data', 'model'])
