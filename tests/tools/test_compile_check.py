@@ -466,6 +466,7 @@ def test_a_tiny_config_is_compiled_for_two_devices(tmp_path):
     text, found = numbers(tmp_path, '--programs=passes,step')
     assert '## sftuser-7b on cpu:2 as 2x1' in text
     assert re.search(r'\n\| passes \| 4 \| 0\.0', text)
+    assert 'lengths of rows: 3 programs (passes 2), ' in text  # up to 32 tokens, and up to all
     passes, step = (found['programs'][name] for name in ('passes', 'step'))
     assert (passes['calls'], step['calls']) == (4, 2)
     assert sent(passes)['all-gather'] > 0  # of parameters, which are split over `data`
