@@ -22,17 +22,18 @@ The paper's pair on v5p as N x 1, with 40 conversations a chip, 8 of them in fli
 
 | chips | conversations | sampling | other computing | moving | waiting | host | all | efficiency |
 |---|---|---|---|---|---|---|---|---|
-| 8 (2x2x2) | 320 | 479.6 | 107.3 | 4.8 | 3.5 | 2.0 | 597.2 | 1.00 |
-| 16 (2x2x4) | 640 | 479.6 | 107.3 | 5.2 | 6.9 | 3.9 | 602.9 | 0.99 |
-| 32 (2x4x4) | 1,280 | 479.6 | 107.3 | 5.3 | 13.7 | 7.9 | 613.8 | 0.97 |
-| 64 (4x4x4) | 2,560 | 479.6 | 107.3 | 2.7 | 27.0 | 15.7 | 632.3 | 0.94 |
-| 128 (4x4x8) | 5,120 | 479.6 | 107.3 | 2.7 | 53.6 | 31.5 | 674.7 | 0.89 |
-| 256 (4x8x8) | 10,240 | 479.6 | 107.3 | 2.8 | 106.5 | 62.9 | 759.0 | 0.79 |
+| 8 (2x2x2) | 320 | 479.6 | 107.3 | 6.6 | 3.5 | 2.0 | 598.9 | 1.00 |
+| 16 (2x2x4) | 640 | 479.6 | 107.3 | 7.1 | 6.9 | 3.9 | 604.8 | 0.99 |
+| 32 (2x4x4) | 1,280 | 479.6 | 107.3 | 7.3 | 13.7 | 7.9 | 615.7 | 0.97 |
+| 64 (4x4x4) | 2,560 | 479.6 | 107.3 | 6.9 | 27.0 | 15.7 | 636.5 | 0.94 |
+| 128 (4x4x8) | 5,120 | 479.6 | 107.3 | 6.9 | 53.6 | 31.5 | 678.9 | 0.88 |
+| 256 (4x8x8) | 10,240 | 479.6 | 107.3 | 7.0 | 106.5 | 62.9 | 763.3 | 0.78 |
 
 First to break is waiting: products with parameters that are split over `data` are 12,000 permutations in the passes and
 gradients of a microbatch on 8 chips, and as many more as there are shards. Then the host. Without more conversations it
 is the rows: minibatches of 80 go over data=16 at most, and over 8 with microbatches of 8.
-On v5e as N x 8, with 5 conversations a chip, 64 to 256 chips take 353 to 349 s: all-reduces among the 8 are 79 of them.
+On v5e as N x 8, from 8x8, with 5 conversations a chip and --chips=64,128,256, 64 to 256 chips take 381 to 393 s: of
+these the collectives among the 8 move for 64 and wait for 76, which is as long on any slice.
 """
 
 import dataclasses
