@@ -24,7 +24,7 @@ from tools.benchmark.limits import weights_of
 from tools.compile_check import machines, scaling
 from tools.compile_check.__main__ import compile_all
 from tools.compile_check.architectures import PUBLISHED
-from tools.compile_check.check import Checked, check_mesh
+from tools.compile_check.check import Checked, check_mesh, conversation_bound
 from tools.compile_check.hlo import KINDS, Sent, collectives
 from tools.compile_check.machines import CHIPS, mesh_shape, topology_of
 from tools.compile_check.measure import Measured, extrapolated, fewer_layers
@@ -97,6 +97,10 @@ ENTRY %main (x: f32[16]) -> f32[16] {
 """  # the other loop counts to 10 by twos
 BODY = BODY.replace('NOTED', '"known_trip_count":{"n":"3"}').replace('OF_ROWS', "mesh['a'=2,'b'=4] {'b'}")
 OF_ROWS, ACROSS, ALL = Peers(4, 4), Peers(2, 5), Peers(8, 8)  # of a mesh of 2 x 4
+
+
+def absent_mesh(data, model):
+    return jax.sharding.AbstractMesh((data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
 
 
 @functools.cache
@@ -247,6 +251,18 @@ def test_a_conversation_of_the_paper_at_its_longest():
     assert last.before[ASSISTANT] == 2048 + 4 * (2048 + 1 + 1024 + 1) + 8 * header
 
 
+def test_the_programs_of_conversations_are_bounded():
+    (work,), (paced,) = (paper_work('sftuser-14b', rows_in_flight=64, batching=x) for x in ('static', 'continuous'))
+    both, apart = (absent_mesh(*shape) for shape in ((16, 4), (8, 8)))
+    # Batches of 64, 32 and 16 rows; a message of the user has 8 sizes of caches, and one of the assistant 7.
+    assert conversation_bound(work, both)['add_message'] == 3 * (8 + 7)
+    # Both sides have 8 sizes, and windows are of three levels.
+    assert conversation_bound(paced, both)['decode_block'] == 2 * 8 * 3
+    assert conversation_bound(work, both, apart) == conversation_bound(paced, both, apart)
+    (text,) = paper_work('rpuser3-qwen3-14b')
+    assert conversation_bound(text, both) == {}
+
+
 def test_a_simulator_that_passes_text_is_a_model_on_the_device():
     (text,) = paper_work('rpuser3-qwen3-14b')
     assert text.user is None
@@ -350,9 +366,8 @@ def test_devices_with_the_same_rows_wait_for_each_other_alone():
     ],
 )
 def test_impossible_numbers_of_chips_are_one_line(chips, mesh, message):
-    absent = jax.sharding.AbstractMesh(mesh, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
-        scaling.check_chips(topology_of('v5p:2x2x2'), absent, [chips])
+        scaling.check_chips(topology_of('v5p:2x2x2'), absent_mesh(*mesh), [chips])
 
 
 @pytest.mark.parametrize(
@@ -403,9 +418,8 @@ def test_bad_flags_are_one_line(arguments, message, monkeypatch):
 )
 def test_a_mesh_that_divides_neither_heads_nor_rows_is_one_line(mesh, message):
     (work,) = paper_work('sftuser-14b')
-    absent = jax.sharding.AbstractMesh(mesh_shape(mesh), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ConfigError, match=f'^{message}$'):
-        check_mesh(work, absent)
+        check_mesh(work, absent_mesh(*mesh_shape(mesh)))
 
 
 def test_a_model_of_unknown_sizes_is_one_line():

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
+from simrl.conversations.chat import ASSISTANT
 from simrl.experiments.memory import kept_kinds, other_kinds
 from simrl.models import sharding
+from simrl.rollouts.programs import conversation_programs
+from simrl.run.compiles import Programs, counted
 from simrl.run.config import ConfigError
 from tools.compile_check.machines import Topology
 from tools.compile_check.measure import Measured, compiled, extrapolated, fewer_layers
@@ -31,6 +34,7 @@ class Checked:
         passing: bytes a device of what a step has for a while, by kind: among arguments of programs.
         layers: of each side.
         depths: layers that a rollout's programs were compiled with, to be extrapolated; all layers: they were not.
+        bound: of the programs of conversations, whatever their lengths; none where the user is not on the device.
     """
 
     work: Work
@@ -43,6 +47,7 @@ class Checked:
     layers: Mapping[str, int]
     depths: Sequence[Mapping[str, int]]
     simulator: tuple[int, int] | None = None
+    bound: Programs = dataclasses.field(default_factory=dict)
 
     def needs(self, name: str) -> float:
         """Bytes of a device while a program runs: the program's, and those of what is kept beside it."""
@@ -137,7 +142,25 @@ def check(
         passing = passing_kinds(work, training, {'assistant': mesh, 'user': theirs})
     shape = mesh.shape
     apart = None if simulator_mesh is None else (theirs.shape['data'], theirs.shape['model'])
-    return Checked(work, topology, shape['data'], shape['model'], measured, kept, passing, layers, depths, apart)
+    of = (work, topology, shape['data'], shape['model'])
+    return Checked(*of, measured, kept, passing, layers, depths, apart, conversation_bound(work, mesh, simulator_mesh))
+
+
+def conversation_bound(work: Work, mesh: Mesh, simulator_mesh: Mesh | None = None) -> Programs:
+    """The programs that a run's conversations compile at most, by function; none where a user is not on the device."""
+    if work.user is None:
+        return {}
+    programs = conversation_programs(
+        *(dataclasses.replace(work.user, mesh=simulator_mesh), work.assistant, ()),
+        chat=work.chat,
+        limits=work.limits,
+        view=ASSISTANT,
+        mesh=mesh,
+        rows=work.rows,
+        size=work.rows_at_once,
+        batching=work.compute.batching,
+    )
+    return counted(programs)
 
 
 def _rollout(work: Work, mesh: Mesh, simulator_mesh: Mesh | None, names: Sequence[str]) -> Iterator[Measured]:

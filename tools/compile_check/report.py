@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from simrl.run.compiles import stated
 from tools.compile_check.check import Checked
 from tools.compile_check.hlo import ONCE, Found, Sent
 from tools.compile_check.machines import GIB
@@ -56,6 +57,7 @@ def plain(checked: Checked) -> dict[str, Any]:
         'passing': dict(checked.passing),
         'memory': None if chip is None else chip.memory,
         'fits': checked.fits,
+        'bound': dict(checked.bound),
         'least_seconds': {}
         if group is None
         else {name: limit.seconds for name, limit in step_limits(checked.work, group, user).items()},
@@ -107,6 +109,9 @@ def _programs(checked: Checked) -> Iterator[str]:
     if not set(PACES).intersection(checked.programs):  # whose sizes are those that windows happen to have
         yield ''
         yield first_step(checked)
+    if checked.bound:
+        yield ''
+        yield f'Conversations of any lengths: {stated(checked.bound)}.'
 
 
 def first_step(checked: Checked) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simrl.conversations.chat import ASSISTANT, USER
+from simrl.conversations.chat import ASSISTANT, USER, Chat
 from simrl.experiments.pretrained_agents import assistant_agent, simulator_agent
 from simrl.experiments.pretrained_settings import MIXTURE, MODELS, PretrainedSettings
 from simrl.experiments.settings import Compute, ExperimentSettings
@@ -34,6 +34,7 @@ class Work:
         user_tokens: max tokens of the user's message.
         limits, rl, compute: of the config.
         frame: of the reward model; None: the reward is not one.
+        chat: of the assistant's model.
         notes: what is not compiled, as sentences.
     """
 
@@ -46,6 +47,7 @@ class Work:
     rl: RLSettings
     compute: Compute
     frame: Frame | None
+    chat: Chat
     notes: tuple[str, ...]
 
     @property
@@ -198,5 +200,6 @@ def works_of(settings: ExperimentSettings) -> Iterator[Work]:
             rl=settings.rl,
             compute=settings.compute,
             frame=frame_of(model.chat) if by_model else None,
+            chat=model.chat,
             notes=notes,
         )
