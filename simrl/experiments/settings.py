@@ -1,5 +1,6 @@
 """Settings that every experiment has, whichever its scene."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -38,22 +39,41 @@ class MeshSettings:
                 raise ValueError(f'{type(self).__name__}.{field}: expected at least 1, found {value}')
 
     def make(self) -> Mesh:
-        """Makes a mesh of the first `data` x `model` devices.
+        """Makes a mesh of the first `data` x `model` devices, of as many of each process.
 
         Raises:
-            ConfigError: there are fewer devices; or some would be unused, with several processes or `data` None.
+            ConfigError: there are fewer devices, some would be unused with `data` None, or processes would have
+                different numbers of them.
         """
-        available, processes = jax.device_count(), jax.process_count()
+        available = jax.device_count()
         data = max(1, available // self.model) if self.data is None else self.data
-        used = data * self.model
-        all_used = self.data is None or processes > 1  # every process computes on its own devices
-        if used > available or (all_used and used < available):
-            expected = f'{"" if all_used else "at most "}{available} devices'
+        used, all_used = data * self.model, self.data is None
+        if used > available or (all_used and used < available) or used % jax.process_count():
             raise ConfigError(
-                f'config.compute.mesh.data x config.compute.mesh.model: expected {expected}'
-                f'{f" in {processes} processes" if processes > 1 else ""}, found {data} x {self.model}'
+                f'config.compute.mesh.data x config.compute.mesh.model: expected {"" if all_used else "at most "}'
+                f'{available} devices{_as_many_of_each()}, found {data} x {self.model}'
             )
-        return sharding.make_mesh(data, self.model, jax.devices()[:used])
+        return sharding.make_mesh(data, self.model, _of_each_process(0, used))
+
+
+def _as_many_of_each() -> str:
+    """The condition on a mesh's devices in a run of several processes, which errors add."""
+    processes = jax.process_count()
+    return f', as many of each of the {processes} processes' if processes > 1 else ''
+
+
+def _of_each_process(first: int, number: int) -> list[jax.Device]:
+    """`number` devices in JAX's order: of each process as many, which follow as many of the `first` ones.
+
+    A mesh thus has devices of every process, each of which calls its programs and reads its results.
+    """
+    processes, before = jax.process_count(), collections.Counter[int]()
+    chosen: list[jax.Device] = []
+    for device in jax.devices():
+        if first <= before[device.process_index] * processes < first + number:
+            chosen.append(device)
+        before[device.process_index] += 1
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,37 +84,33 @@ class SimulatorMeshSettings(MeshSettings):
     their conversations is continuous.
     """
 
-    # 'same' as those of compute.mesh, all of them; or 'other', those after them, so that both sides decode at once.
+    # 'same' as those of compute.mesh, all of them; or 'other', those of each process after them, so that both sides
+    # decode at once.
     devices: Literal['same', 'other'] = 'same'
 
     def beside(self, mesh: Mesh, field: str = 'config.compute.simulator_mesh') -> Mesh:
         """Makes the mesh of simulators.
 
         Args:
-            mesh: of the assistant: the first devices that there are.
+            mesh: of the assistant: the first devices of each process.
             field: what errors call these settings.
 
         Raises:
-            ConfigError: there are no such devices, only some of them would be the assistant's, or other ones are asked
-                for in a run of several processes.
+            ConfigError: there are no such devices, only some of them would be the assistant's, or processes would have
+                different numbers of them.
         """
-        available, processes = jax.device_count(), jax.process_count()
-        if self.devices == 'other' and processes > 1:
-            raise ConfigError(
-                f"{field}.devices: expected 'same' in a run of {processes} processes, which all compute both sides, "
-                "found 'other'"
-            )
+        available = jax.device_count()
         first, number = (0, mesh.size) if self.devices == 'same' else (mesh.size, available - mesh.size)
         data = max(1, number // self.model) if self.data is None else self.data
         used, all_used = data * self.model, self.devices == 'same' or self.data is None
-        if used > number or (all_used and used < number):
+        if used > number or (all_used and used < number) or used % jax.process_count():
             where = 'of' if self.devices == 'same' else f'of {available} that are left by'
             raise ConfigError(
                 f'{field}.data x {field}.model: expected {"" if all_used else "at most "}the {number} devices {where} '
-                f'config.compute.mesh (data={mesh.shape["data"]} x model={mesh.shape["model"]}), found '
-                f'{data} x {self.model}'
+                f'config.compute.mesh (data={mesh.shape["data"]} x model={mesh.shape["model"]}){_as_many_of_each()}, '
+                f'found {data} x {self.model}'
             )
-        return sharding.make_mesh(data, self.model, jax.devices()[first : first + used])
+        return sharding.make_mesh(data, self.model, _of_each_process(first, used))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,8 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
     """Makes a mesh of `data` x `model` devices. Those of `model` are close together: in a line, a block, or one host.
 
     Args:
-        devices: `data * model` devices; None for all devices of all processes.
+        devices: `data * model` devices; None for all devices of all processes. TPUs that form no block, such as a part
+            of each host's, keep their order.
 
     Raises:
         ValueError: another number of devices, or TPUs of several slices.
@@ -57,10 +58,18 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
     slices = {getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'}
     if len(slices) > 1:
         raise ValueError(f'mesh: expected TPUs of one slice, found those of {len(slices)}')
+    if devices[0].platform == 'tpu' and not _form_block(devices):
+        return Mesh(np.asarray(devices).reshape(data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
     # `jax.make_mesh` splits a side of a slice between both axes on v5e alone, so that a v6e:8x8 would be no 16x4; and
     # it refuses the GPUs of several hosts.
     laid_out = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
     return Mesh(laid_out, ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _form_block(devices: Sequence[jax.Device]) -> bool:
+    """True if TPUs fill a block of their slice, as JAX needs of those that it lays out."""
+    places = np.array([(*device.coords, device.core_on_chip) for device in devices])
+    return bool(np.prod(places.max(axis=0) - places.min(axis=0) + 1) == len(devices))
 
 
 @functools.cache  # a model is traced for it

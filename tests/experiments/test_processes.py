@@ -156,16 +156,26 @@ SPLIT, APART = ('--config.compute.simulator_mesh.model=4',), ('--config.compute.
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ('layout', 'flags'), [(Layout(1, 4, 4, 1), SPLIT), (Layout(2, 2, 4, 1), SPLIT), (Layout(1, 4, 2, 1), APART)]
+    ('layout', 'flags', 'simulators'),
+    [
+        (Layout(1, 4, 4, 1), SPLIT, (1, 4)),
+        (Layout(2, 2, 4, 1), SPLIT, (1, 4)),
+        (Layout(1, 4, 2, 1), APART, (2, 1)),
+        (Layout(2, 4, 4, 1), APART, (4, 1)),
+        (Layout(2, 4, 4, 1), (*APART, '--config.compute.simulator_mesh.model=2'), (2, 2)),
+        (Layout(2, 4, 2, 2), (*APART, '--config.compute.simulator_mesh.model=4'), (1, 4)),  # over both processes
+    ],
 )
 def test_training_is_the_same_with_a_mesh_for_each_side(
-    alone: pathlib.Path, tmp_path: pathlib.Path, layout: Layout, flags: tuple[str, ...]
+    alone: pathlib.Path, tmp_path: pathlib.Path, layout: Layout, flags: tuple[str, ...], simulators: tuple[int, int]
 ) -> None:
-    """A simulator of which each of four devices has a part; or one on two other devices than the assistant's."""
+    """A simulator of which each of four devices has a part; or one on other devices than the assistant's."""
     workdir = prepared(alone, tmp_path / 'run')
     first, *_ = layout.run(workdir, *ROLE_PLAY, *flags)
-    of_simulators = 'data=1 x model=4' if flags == SPLIT else 'data=2 x model=1'
-    assert f'mesh data={layout.data} x model=1, of simulators {of_simulators}' in first.output
+    shape = 'data={} x model={}'
+    meshes = f'mesh {shape.format(layout.data, layout.model)}, of simulators {shape.format(*simulators)}'
+    assert meshes in first.output
+    assert ('each device of config.compute.simulator_mesh: simulator' in first.output) == (flags[0] in APART)
     assert_equal_training(workdir, alone, 'role_play')
 
 
@@ -307,10 +317,17 @@ def names_in(workdir: pathlib.Path) -> set[str]:
             r'the command: expected the same in all 2 processes, .* process 1 on .*: config.rl.steps: 5 -> 6',
         ),
         (((), ('--only=rl/oracle',)), r"the command: .* only: \[\] -> \['rl/oracle'\]"),
-        ((('--config.compute.mesh.data=3',),) * 2, 'expected 2 devices in 2 processes, found 3 x 1'),
+        (
+            (('--config.compute.mesh.data=3',),) * 2,
+            'at most 2 devices, as many of each of the 2 processes, found 3 x 1',
+        ),
+        (
+            (('--config.compute.mesh.data=1',),) * 2,
+            'at most 2 devices, as many of each of the 2 processes, found 1 x 1',
+        ),
         ((('--config.evaluation.batch_size=15',),) * 2, 'config.evaluation.batch_size: expected a multiple of the 2'),
         ((ONE_HEAD,) * 2, 'config.compute.mesh.model: expected a divisor of num_heads=1'),
-        ((APART,) * 2, "config.compute.simulator_mesh.devices: expected 'same' in a run of 2 processes"),
+        ((APART,) * 2, 'the 0 devices of 2 that are left by .*, as many of each of the 2 processes, found 1 x 1'),
         ((('--config.workers=2',),) * 2, 'config.workers: expected 1 in a run of 2 processes'),
     ],
 )

@@ -13,13 +13,22 @@ from simrl.models import sharding
 from simrl.run.config import ConfigError, from_config_dict
 
 
+class Device(int):
+    """A device by its number, of a process."""
+
+    process_index = 0
+
+
 @pytest.fixture
 def devices(monkeypatch):
     """Sets the numbers of devices and processes; a mesh is then its sizes and the numbers of its devices."""
 
     def give(number, processes=1):
+        found = [Device(i) for i in range(number)]
+        for device in found:
+            device.process_index = device * processes // number
         monkeypatch.setattr(jax, 'device_count', lambda: number)
-        monkeypatch.setattr(jax, 'devices', lambda: list(range(number)))
+        monkeypatch.setattr(jax, 'devices', lambda: found)
         monkeypatch.setattr(jax, 'process_count', lambda: processes)
         monkeypatch.setattr(sharding, 'make_mesh', lambda *mesh: mesh)
 
@@ -45,7 +54,8 @@ def test_model_leaves_the_rest_to_data(devices):
         ((2, 1), 1, 1, r'expected at most 1 devices, found 2 x 1'),
         ((None, 2), 1, 1, r'expected 1 devices, found 1 x 2'),
         ((None, 3), 8, 1, r'expected 8 devices, found 2 x 3'),  # two would be unused, which nobody asked for
-        ((1, 1), 8, 4, r'expected 8 devices in 4 processes, found 1 x 1'),
+        ((1, 1), 8, 4, r'expected at most 8 devices, as many of each of the 4 processes, found 1 x 1'),
+        ((None, 3), 8, 4, r'expected 8 devices, as many of each of the 4 processes, found 2 x 3'),
     ],
 )
 def test_a_mesh_that_the_devices_cannot_form_is_named(devices, mesh, number, processes, message):
@@ -70,6 +80,9 @@ def test_simulators_have_the_same_devices_or_those_that_are_left(devices):
     assert beside(MeshSettings(2), data=1, model=4, devices='other') == (1, 4, [2, 3, 4, 5])
     devices(8, 2)
     assert beside(MeshSettings(), data=2, model=4) == (2, 4, list(range(8)))
+    assert MeshSettings(4).make() == (4, 1, [0, 1, 4, 5])  # of each process
+    assert beside(MeshSettings(4), model=2, devices='other') == (2, 2, [2, 3, 6, 7])
+    assert beside(MeshSettings(2), data=4, devices='other') == (4, 1, [1, 2, 5, 6])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +93,13 @@ def test_simulators_have_the_same_devices_or_those_that_are_left(devices):
         ((4,), {'model': 3}, 1, r'the 4 devices of .*, found 1 x 3'),
         ((), {'devices': 'other'}, 1, r'the 0 devices of 8 that are left by config\.compute\.mesh \(.*, found 1 x 1'),
         ((4,), {'data': 5, 'devices': 'other'}, 1, r'at most the 4 devices of 8 that are left by .*, found 5 x 1'),
-        ((8,), {'devices': 'other'}, 2, r"expected 'same' in a run of 2 processes, .*, found 'other'"),
+        ((8,), {'devices': 'other'}, 2, r'the 0 devices of 8 .*, as many of each of the 2 processes, found 1 x 1'),
+        (
+            (4,),
+            {'data': 3, 'devices': 'other'},
+            2,
+            r'at most the 4 devices of 8 .*, as many of each of .*, found 3 x 1',
+        ),
     ],
 )
 def test_a_mesh_of_simulators_that_cannot_be_is_named(devices, mesh, own, processes, message):
