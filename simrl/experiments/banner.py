@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -20,8 +21,7 @@ def banner(scene: Scene) -> str:
     drawn = 0 if futures is None else futures.turns_drawn(limits.turns)
     sampled = (limits.turns + drawn) * (limits.assistant_tokens + limits.user_tokens)
     arms = dict.fromkeys(arm for arm, _ in plan.runs(scene))
-    needed = max((memory.arm_memory(scene, arm) for arm in arms), key=lambda one: sum(one.most.values()))
-    passing = {kind: size for kind, size in needed.most.items() if kind not in needed.kept}
+    needed = [one for arm in arms for one in memory.arm_memory(scene, arm)]
     devices, mesh, own = jax.devices(), compute.mesh.make(), compute.mesh_of_simulators()
     meshes = f'data={mesh.shape["data"]} x model={mesh.shape["model"]}'
     used = set(mesh.devices.flat)
@@ -35,10 +35,23 @@ def banner(scene: Scene) -> str:
         *(f'{name}: {num_parameters(config) / 1e6:,.1f} M parameters' for name, config in models.items()),
         f'an RL step: {rows} conversations of up to {limits.turns} turns{f" and {drawn} of futures" if drawn else ""}, '
         f'{rows * sampled:,} sampled tokens at most',
-        f'estimated memory of an RL step, each device: {memory.kinds_text(needed.kept)} throughout; at most '
-        f'{memory.kinds_text(passing)} beside it',
+        *(
+            _memory_line([one for one in needed if one.mesh == mesh])
+            for mesh in dict.fromkeys(one.mesh for one in needed)
+        ),
     ]
     return '\n'.join(lines)
+
+
+def _memory_line(needed: Sequence[memory.StepMemory]) -> str:
+    """The estimated memory of the arm that needs the most, of all arms on one mesh."""
+    most = max(needed, key=lambda one: sum(one.most.values()))
+    passing = {kind: size for kind, size in most.most.items() if kind not in most.kept}
+    own = f' of {memory.SIMULATOR_MESH}' if most.mesh == memory.SIMULATOR_MESH else ''
+    return (
+        f'estimated memory of an RL step, each device{own}: {memory.kinds_text(most.kept)} throughout; at most '
+        f'{memory.kinds_text(passing)} beside it'
+    )
 
 
 @functools.cache  # it traces the model's initialisation; arms share models

@@ -8,12 +8,14 @@
    caches; to update, gradients and what they keep of the forward pass. Both copies are exact. Caches and activations
    are those of the longest conversations that there may be, which need not come; the latter within a factor of two.
 
-Of fine-tuning and reward models it is the first part, and gradients. `checked` refuses a training whose exact part is
-more than a device has, and prints a warning where only the rest is.
+Of fine-tuning and reward models it is the first part, and gradients. Not counted are a simulator of the user's own, and
+what is there only before the first step. `checked` refuses a training whose exact part is more than a device has, and
+prints a warning where only the rest is.
 """
 
 import dataclasses
 import functools
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +47,12 @@ GIB = 2**30
 NEAR = 0.9  # of a device, which an estimate may take without a warning
 WHOLE_EMBEDDINGS = 3  # float32, that a device has at once where rows are split, as compiled for TPUs
 SAMPLING, GRADIENTS = 'parameters to sample', 'gradients'
+MESH, SIMULATOR_MESH = 'config.compute.mesh', 'config.compute.simulator_mesh'
+MORE = {  # devices of a mesh
+    MESH: f'({MESH}: data parameters, optimizer, gradients and reference, model all), and adapters (lora) leave little '
+    'to train',
+    SIMULATOR_MESH: f'({SIMULATOR_MESH}.model)',
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,12 +96,14 @@ class StepMemory:
         kept: from the start of the step to its end.
         sampling, updating: beside it, in one moment and in the other.
         devices: that need as much.
+        mesh: the setting that lays them out.
     """
 
     kept: Mapping[str, int]
     sampling: Mapping[str, int]
     updating: Mapping[str, int]
     devices: int = 1
+    mesh: str = MESH
 
     @property
     def least(self) -> Mapping[str, int]:
@@ -171,7 +181,7 @@ def other_kinds(others: Sequence[Other], mesh: Mesh) -> dict[str, int]:
 
 def step_memory(
     config: TransformerConfig,
-    simulators: Sequence[Other],
+    simulators: Sequence[Other | None],
     others: Sequence[Other],
     *,
     settings: RLSettings,
@@ -180,12 +190,13 @@ def step_memory(
     mesh: Mesh,
     platform: str,
     simulator_mesh: Mesh | None = None,
-) -> StepMemory:
-    """Bytes of a device in an RL step: of the one that needs more, where simulators have devices of their own.
+) -> list[StepMemory]:
+    """Bytes of a device in an RL step; where simulators have devices of their own, of those as well.
 
     Args:
         config: of the trained model.
-        simulators: those on the device; none: it is off the device, and assistants wait for it in two pieces.
+        simulators: of a mixture several, which are all there while conversations are held with one after the other;
+            None for one off the device, for which assistants wait in two pieces.
         others: reward model, judge.
         simulator_mesh: None: `mesh`.
     """
@@ -196,18 +207,14 @@ def step_memory(
     at_once, dtype = rows_at_once(rows, compute.rows_in_flight), compute.sampling.dtype
     tokens = limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens)
 
-    def cache(of: TransformerConfig, dtype: str, mesh: Mesh = mesh) -> int:
+    def cache(of: TransformerConfig, dtype: str, mesh: Mesh) -> int:
         return cache_bytes(of, dtype, rows=at_once, tokens=tokens, mesh=mesh)
 
-    awaited = min(PIECES_AT_ONCE, rows // at_once) if not simulators else 1
+    pieces = min(PIECES_AT_ONCE, rows // at_once) if None in simulators else 1
     sampling = {
         SAMPLING: device_bytes(params_of(config, mesh, sharding.SAMPLING_RULES, dtype=dtype)),
-        "the assistant's cache": awaited * cache(config, dtype),
+        "the assistant's cache": pieces * cache(config, dtype, mesh),
     }
-    theirs = mesh if simulator_mesh is None else simulator_mesh
-    caches = [cache(one.config, one.dtype, theirs) for one in simulators]
-    heard = {"the simulator's cache": max(caches)} if caches else {}
-    talking = StepMemory(other_kinds(simulators, theirs), heard, {}, theirs.size)
     execution, microbatch = compute.training, settings.algorithm.rows_per_microbatch(rows)
     row_tokens = bucket_widths(settings.row_buckets, tokens)[-1]
     query: Any = jax.ShapeDtypeStruct((1, row_tokens, config.num_heads, config.head_dim), execution.dtype)
@@ -227,22 +234,23 @@ def step_memory(
     if data > 1:
         whole = 4 * config.padded_vocab_size * config.model_dim
         updating["the embedding's gradient"] = WHOLE_EMBEDDINGS * whole // model
-    kept = kept_kinds(training, others, mesh)
-    if simulator_mesh is None or not set(mesh.devices.flat).isdisjoint(simulator_mesh.devices.flat):
-        return StepMemory({**kept, **talking.kept}, {**sampling, **talking.sampling}, updating, mesh.size)
-    apart = StepMemory(kept, sampling, updating, mesh.size)
-    return max(apart, talking, key=lambda one: sum(one.most.values()))
+    own = StepMemory(kept_kinds(training, others, mesh), sampling, updating, mesh.size)
+    theirs, here = mesh if simulator_mesh is None else simulator_mesh, [one for one in simulators if one is not None]
+    if not here:
+        return [own]
+    heard = {"the simulator's cache": max(cache(one.config, one.dtype, theirs) for one in here)}
+    partner = StepMemory(other_kinds(here, theirs), heard, {}, theirs.size, SIMULATOR_MESH)
+    if simulator_mesh is not None and set(mesh.devices.flat).isdisjoint(simulator_mesh.devices.flat):
+        return [own, partner]
+    return [dataclasses.replace(own, kept={**own.kept, **partner.kept}, sampling={**sampling, **heard})]
 
 
-def arm_memory(scene: Scene, arm: str) -> StepMemory:
-    """Bytes of a device in an RL step of an arm; a user's own simulator, and members of a mixture, are not counted."""
-    compute, simulator, mesh = scene.compute, scene.simulator_model(arm), scene.compute.mesh.make()
-    own = scene.settings.arms[arm]
-    dtype = (own.dtype if isinstance(own, PretrainedSimulator) else None) or compute.sampling.dtype
-    simulators = [] if simulator is None else [Other('simulator', simulator, dtype)]
+def arm_memory(scene: Scene, arm: str) -> list[StepMemory]:
+    """Bytes of a device in an RL step of an arm, for each mesh; see `step_memory`."""
+    compute, mesh = scene.compute, scene.compute.mesh.make()
     return step_memory(
         scene.model_configs()['assistant'],
-        simulators,
+        list(_simulators(scene, arm)),
         list(_rewards(scene)),
         settings=scene.settings.rl,
         compute=compute,
@@ -251,6 +259,18 @@ def arm_memory(scene: Scene, arm: str) -> StepMemory:
         platform=mesh.devices.flat[0].platform,
         simulator_mesh=compute.mesh_of_simulators(),
     )
+
+
+def _simulators(scene: Scene, arm: str) -> Iterator[Other | None]:
+    """The simulator of an arm, or those of its mixture; None for one off the device, or of the user's own."""
+    own = scene.settings.arms[arm]
+    if isinstance(own, PretrainedSimulator) and own.mixture:
+        for member in own.mixture:
+            yield from _simulators(scene, member)
+        return
+    config = scene.simulator_model(arm)
+    dtype = (own.dtype if isinstance(own, PretrainedSimulator) else None) or scene.compute.sampling.dtype
+    yield None if config is None else Other('simulator', config, dtype)
 
 
 def _rewards(scene: Scene) -> Iterator[Other]:
@@ -264,16 +284,16 @@ def _rewards(scene: Scene) -> Iterator[Other]:
 
 def fit_memory(
     config: TransformerConfig, settings: FitSettings, compute: Compute, heads: tuple[str, ...] = ()
-) -> StepMemory:
+) -> list[StepMemory]:
     """Bytes of a device in a step of fine-tuning or of a reward model; without activations."""
     adapted, mesh = settings.lora if isinstance(settings, SFTSettings) else None, compute.mesh.make()
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     training = _training(config, adapted, heads, compute.training.dtype, mesh, optimizer)
     gradients = {GRADIENTS: device_bytes(training.state.params)}
-    return StepMemory(kept_kinds(training, (), mesh), {}, gradients, mesh.size)
+    return [StepMemory(kept_kinds(training, (), mesh), {}, gradients, mesh.size)]
 
 
-def _fits(scene: Scene) -> Iterator[tuple[str, str, Callable[[], StepMemory]]]:
+def _fits(scene: Scene) -> Iterator[tuple[str, str, Callable[[], list[StepMemory]]]]:
     """The stages that fit pretrained models: a stage's name, what errors call it, its memory."""
     s = scene.settings
     if not isinstance(s, PretrainedSettings):
@@ -309,20 +329,29 @@ def checked(scene: Scene, stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def check_fits(field: str, needed: StepMemory) -> None:
+def check_fits(field: str, needed: Sequence[StepMemory]) -> None:
     """Refuses a training that cannot fit; all processes call it. Process 0 prints if it may come not to fit.
+
+    Args:
+        needed: of each mesh; no two have a device in common.
 
     Raises:
         ConfigError: what a step keeps is more than a device has; in every process.
     """
-    used = max(1, needed.devices // processes.count())
-    found = processes.gather('the memory of the devices', memory.device_limit(used))
+    beside = processes.gather('the hosts', socket.gethostname()).count(socket.gethostname())  # processes of this host
+    used = sum(one.devices for one in needed) // processes.count() * beside
+    found = processes.gather('the memory of the devices', memory.device_limit(max(1, used)))
     limit = None if None in found else min(found)
-    if limit is not None and (fault := refusal(field, needed, limit)):
-        raise ConfigError(fault)
-    warning = f'{field}: the memory of the devices is unknown' if limit is None else caution(field, needed, limit)
-    if warning and processes.leads():
-        print(f'warning: {warning}', flush=True)
+    if limit is None:
+        warnings = [f'{field}: the memory of the devices is unknown']
+    else:
+        for one in needed:
+            if fault := refusal(field, one, limit):
+                raise ConfigError(fault)
+        warnings = [caution(field, one, limit) for one in needed]
+    for warning in filter(None, warnings):
+        if processes.leads():
+            print(f'warning: {warning}', flush=True)
 
 
 def refusal(field: str, needed: StepMemory, limit: int) -> str:
@@ -332,8 +361,7 @@ def refusal(field: str, needed: StepMemory, limit: int) -> str:
         return ''
     return (
         f'{field}: expected a step of its training to keep at most the {limit / GIB:.1f} GiB of a device, found '
-        f'{least / GIB:.1f}: {kinds_text(needed.least)}. More devices split it (config.compute.mesh: data parameters, '
-        'optimizer, gradients and reference, model all), and adapters (lora) leave little to train'
+        f'{least / GIB:.1f}: {kinds_text(needed.least)}. More devices split it {MORE[needed.mesh]}'
     )
 
 
@@ -343,9 +371,9 @@ def caution(field: str, needed: StepMemory, limit: int) -> str:
     if most <= NEAR * limit:
         return ''
     fewer = (
-        'config.compute.rows_in_flight has fewer conversations at once'
-        if SAMPLING in needed.most
-        else "config.rl.algorithm.microbatches and config.compute.training.remat='full' keep less at once"
+        "config.rl.algorithm.microbatches and config.compute.training.remat='full' keep less at once"
+        if GRADIENTS in needed.most
+        else 'config.compute.rows_in_flight has fewer conversations at once'
     )
     return (
         f'{field}: with conversations as long as they may be, a step takes an estimated {most / GIB:.1f} of the '

@@ -7,31 +7,43 @@ import jax
 from simrl.run.workers import cgroups
 
 MEMINFO = pathlib.Path('/proc/meminfo')
+# Files of a control group with a limit, of memory alone or of memory and swap: of version 2, and two of version 1.
+LIMITS = {'memory.max': True, 'memory.limit_in_bytes': True, 'memory.memsw.limit_in_bytes': False}
 
 
 def available_bytes() -> int | None:
     """The memory that this machine can still give, bytes; that of a control group where it is less; None if unknown."""
-    return _least('MemAvailable:')
+    return _least('MemAvailable:', 0)
 
 
 def total_bytes() -> int | None:
-    """All memory of this machine, bytes, with what it can swap; that of a control group where it is less; or None."""
-    return _least('MemTotal:', 'SwapTotal:')
+    """All memory of this machine with what it can swap, bytes; that of a control group where it is less; or None."""
+    return _least('MemTotal:', _of_machine('SwapTotal:') or 0)
 
 
-def _least(*names: str) -> int | None:
-    """The sum of lines of /proc/meminfo, or the limit of a control group where it is less."""
-    limits = []
-    if MEMINFO.exists():
-        lines = [line.split() for line in MEMINFO.read_text(encoding='utf-8').splitlines()]
-        if found := [1024 * int(line[1]) for line in lines if line[0] in names]:
-            limits.append(sum(found))
+def _of_machine(name: str) -> int | None:
+    """A line of /proc/meminfo, bytes."""
+    lines = [line.split() for line in MEMINFO.read_text(encoding='utf-8').splitlines()] if MEMINFO.exists() else []
+    return next((1024 * int(line[1]) for line in lines if line[0] == name), None)
+
+
+def _least(name: str, swap: int) -> int | None:
+    """A line of /proc/meminfo and the swap beside it, or the limit of a control group where it is less."""
+    found = _of_machine(name)
+    limits = [] if found is None else [found + swap]
     for folder in cgroups('memory'):
-        for file in (folder / 'memory.max', folder / 'memory.limit_in_bytes'):  # version 2, version 1
-            if file.exists() and (text := file.read_text(encoding='utf-8').strip()).isdigit():
-                limits.append(int(text))
-    # Without a limit the file of version 1 has the largest whole number of pages.
-    return min((limit for limit in limits if limit < 2**62), default=None)
+        for file, of_memory in LIMITS.items():
+            if (limit := _limit(folder / file)) is not None:
+                own = _limit(folder / 'memory.swap.max')
+                limits.append(limit + (swap if own is None else min(own, swap)) * of_memory)
+    return min(limits, default=None)
+
+
+def _limit(file: pathlib.Path) -> int | None:
+    """The limit in a file of a control group; None where there is no file, or no limit."""
+    text = file.read_text(encoding='utf-8').strip() if file.exists() else 'max'
+    # Without a limit the files of version 1 have the largest whole number of pages.
+    return int(text) if text.isdigit() and int(text) < 2**62 else None
 
 
 def device_limit(used: int) -> int | None:

@@ -134,7 +134,7 @@ def main(files: Path, out: Path, dtype: str, layouts: list[str]) -> None:
             'live': {when: bytes_of(arrays - before) for when, arrays in live.items()},
             'more': {when: sorted(map(str, (live[when] - expected[when]).items())) for when in live},
             'less': {when: sorted(map(str, (expected[when] - live[when]).items())) for when in live},
-            'estimate': dict(memory.arm_memory(scene, ARM).kept),
+            'estimate': {one.mesh: dict(one.kept) for one in memory.arm_memory(scene, ARM)},
             'lines': [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()],
             'said': (folder / 'conversations' / 'rl.jsonl').read_text().splitlines(),
         }

@@ -2,20 +2,24 @@
 
 import dataclasses
 import functools
+import socket
+from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 from configs import paper, quickstart
 from simrl.experiments import experiment
 from simrl.experiments.banner import num_parameters
-from simrl.experiments.memory import GIB, Other, StepMemory, caution, fit_memory, refusal, step_memory
+from simrl.experiments.memory import GIB, Other, StepMemory, caution, check_fits, fit_memory, refusal, step_memory
 from simrl.models.attention import LONG_ROW
 from simrl.models.lora import LoRASettings
 from simrl.models.transformer import Execution, TransformerConfig
 from simrl.rollouts.agents import Limits
 from simrl.run import memory as run_memory
+from simrl.run import processes
 from simrl.run.config import ConfigError
 from tests import many_devices
 from tests.experiments.test_processes import Layout
@@ -33,7 +37,7 @@ def mesh_of(data, model):
 ONE, PARTNER = mesh_of(1, 1), Other('simulator', SIMULATOR, 'bfloat16')
 
 
-def needed(mesh=ONE, simulators=(PARTNER,), others=(), lora=None, **algorithm):
+def every_mesh(mesh=ONE, simulators=(PARTNER,), others=(), lora=None, simulator_mesh=None, **algorithm):
     settings = experiment.settings_of(quickstart.get_config())
     algorithm = {'minibatches': 2, 'microbatches': 2} | algorithm
     rl = dataclasses.replace(
@@ -51,8 +55,19 @@ def needed(mesh=ONE, simulators=(PARTNER,), others=(), lora=None, **algorithm):
         rows_in_flight=8,
     )
     return step_memory(
-        CONFIG, simulators, others, settings=rl, compute=compute, limits=LIMITS, mesh=mesh, platform='cpu'
+        *(CONFIG, simulators, others),
+        settings=rl,
+        compute=compute,
+        limits=LIMITS,
+        mesh=mesh,
+        platform='cpu',
+        simulator_mesh=simulator_mesh,
     )
+
+
+def needed(*settings, **more):
+    (found,) = every_mesh(*settings, **more)
+    return found
 
 
 def test_kinds_of_a_step_by_hand():
@@ -102,9 +117,38 @@ def test_settings_decide_what_is_kept():
     assert critic.kept['parameters'] == needed().kept['parameters'] + 4 * 17  # a value head
     reward = needed(others=[Other('reward model', CONFIG, 'bfloat16', ('reward_head',))])
     assert reward.kept['reward model'] == 2 * num_parameters(CONFIG) + 4 * 17
-    alone = needed(simulators=())
+    alone = needed(simulators=(None,))
     assert 'simulator' not in alone.kept
     assert alone.sampling["the assistant's cache"] == 2 * needed().sampling["the assistant's cache"]  # of two pieces
+
+
+def test_members_of_a_mixture_are_all_kept_and_have_caches_in_turn():
+    small = Other('simulator', CONFIG, 'bfloat16')
+    found = needed(simulators=(PARTNER, small, PARTNER))
+    assert found.kept['simulator'] == 2 * needed().kept['simulator'] + 2 * num_parameters(CONFIG)
+    assert found.sampling == needed().sampling  # the larger one's
+    remote = needed(simulators=(None, small))
+    assert remote.sampling["the assistant's cache"] == 2 * found.sampling["the assistant's cache"]  # of two pieces
+
+
+def test_each_mesh_has_its_own_where_no_device_is_in_both():
+    place = {'platform': 'cpu', 'process_index': 0, 'device_kind': 'cpu'}
+    devices = [mock.Mock(**place) for _ in range(6)]
+    meshes = [
+        jax.sharding.Mesh(np.array(own).reshape(2, -1), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
+        for own in (devices[:2], devices[2:])
+    ]
+    assistant, simulator = every_mesh(meshes[0], simulator_mesh=meshes[1])
+    together = needed(mesh_of(2, 1))
+    assert (assistant.mesh, assistant.devices) == ('config.compute.mesh', 2)
+    assert assistant.kept == {kind: size for kind, size in together.kept.items() if kind != 'simulator'}
+    assert assistant.updating == together.updating
+    assert (simulator.mesh, simulator.devices) == ('config.compute.simulator_mesh', 4)
+    split = needed(mesh_of(2, 2))
+    assert simulator.kept == {'simulator': split.kept['simulator']}
+    assert simulator.sampling == {"the simulator's cache": split.sampling["the simulator's cache"]}
+    assert len(every_mesh(meshes[0], simulators=(None,), simulator_mesh=meshes[1])) == 1  # nothing is there
+    assert every_mesh(meshes[0], simulator_mesh=meshes[0])[0].kept == together.kept
 
 
 STEP = StepMemory(
@@ -125,8 +169,31 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said():
     warning = caution('a', STEP, 40 * GIB)
     assert 'a step takes an estimated 37.0 of the 40.0 GiB of a device: parameters 10.0, simulator 5.0' in warning
     assert warning.endswith('config.compute.rows_in_flight has fewer conversations at once')
+    apart = dataclasses.replace(STEP, sampling={'cache': 20 * GIB}, updating={}, mesh='config.compute.simulator_mesh')
+    assert refusal('a', apart, GIB).endswith('More devices split it (config.compute.simulator_mesh.model)')
+    assert caution('a', apart, 30 * GIB).endswith('config.compute.rows_in_flight has fewer conversations at once')
     update = dataclasses.replace(STEP, sampling={})
     assert "config.compute.training.remat='full'" in caution('a', update, 25 * GIB)
+
+
+@pytest.mark.parametrize(('hosts', 'used'), [(['here'] * 4, 24), (['here', 'there'] * 2, 12)])
+def test_processes_and_meshes_of_a_machine_share_its_memory(monkeypatch, capsys, hosts, used):
+    """Each of four processes has four devices of one mesh and two of the other."""
+    found = []
+    told = {'the hosts': hosts, 'the memory of the devices': [30 * GIB, 26 * GIB, 30 * GIB, 30 * GIB]}
+    monkeypatch.setattr(processes, 'count', lambda: 4)
+    monkeypatch.setattr(processes, 'gather', lambda name, value: told[name])
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'here')
+    monkeypatch.setattr(run_memory, 'device_limit', found.append)
+    apart = dataclasses.replace(STEP, kept={'simulator': 26 * GIB}, mesh='config.compute.simulator_mesh', devices=8)
+    own = dataclasses.replace(STEP, devices=16)
+    with pytest.raises(
+        ConfigError, match=r'at most the 26\.0 GiB .* found 36\.0: simulator 26.0.*simulator_mesh\.model'
+    ):
+        check_fits('a', [own, apart])
+    assert found == [used]
+    check_fits('a', [own, dataclasses.replace(apart, kept={}, sampling={'cache': 25 * GIB}, updating={})])
+    assert capsys.readouterr().out.count('warning: a: ') == 2
 
 
 def run_smoke(tmp_path, monkeypatch, limit, **options):
@@ -174,17 +241,21 @@ def test_the_papers_pair_fits_where_compiling_says_so():
         limits=settings.conversation.limits,
         platform='tpu',
     )
-    eight = estimate(mesh=mesh_of(8, 1))
+    (eight,) = estimate(mesh=mesh_of(8, 1))
     assert sum(eight.most.values()) / GIB == pytest.approx(70, rel=0.1)
     assert sum({**eight.kept, **eight.updating}.values()) / GIB == pytest.approx(44.5, rel=0.1)
     assert refusal('a', eight, int(95.7 * GIB)) == ''
-    assert refusal('a', estimate(mesh=mesh_of(1, 1)), int(79 * GIB)).startswith('a: expected a step of its training')
+    assert refusal('a', *estimate(mesh=mesh_of(1, 1)), int(79 * GIB)).startswith('a: expected a step of its training')
 
 
 def test_fits_keep_their_state():
     settings = experiment.settings_of(paper.get_config('sftuser-14b'))
     number = num_parameters(CONFIG)
-    fit = functools.partial(fit_memory, CONFIG, compute=settings.compute)
+
+    def fit(*settings_of_fit, **more):
+        (found,) = fit_memory(CONFIG, *settings_of_fit, compute=settings.compute, **more)
+        return found
+
     assert sum(fit(settings.user_sft.sft).least.values()) == pytest.approx(16 * number, abs=100)
     reward = fit(settings.reward_model.preference, heads=('reward_head',))
     assert sum(reward.least.values()) == pytest.approx(16 * (number + 17), abs=100)

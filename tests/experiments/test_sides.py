@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from simrl.experiments.memory import MESH, SIMULATOR_MESH
 from tests import many_devices
 from tests.experiments import sides
 from tests.experiments.test_pretrained import files  # noqa: F401  (a fixture)
@@ -44,5 +45,8 @@ def test_a_mesh_for_each_side(files: pathlib.Path, tmp_path: pathlib.Path) -> No
         assert other['more'] == {'conversations': [], 'update': []}
         assert other['bytes']['simulator'] < one['bytes']['simulator'] / 2
     same, other = others
-    assert same['estimate']['simulator'] == pytest.approx(same['bytes']['simulator'], rel=0.03)  # vectors too
-    assert 'simulator' not in other['estimate']  # of the assistant's devices, which need more
+    assert same['estimate'].keys() == {MESH}
+    assert other['estimate'].keys() == {MESH, SIMULATOR_MESH}
+    assert 'simulator' not in other['estimate'][MESH]
+    for found_there in (same['estimate'][MESH], other['estimate'][SIMULATOR_MESH]):
+        assert found_there['simulator'] == pytest.approx(same['bytes']['simulator'], rel=0.03)  # vectors too

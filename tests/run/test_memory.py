@@ -30,3 +30,22 @@ def test_of_a_machine_that_does_not_say_it_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, 'cgroups', lambda controller: [])
     monkeypatch.setattr(jax, 'local_devices', lambda: devices('cpu', None))
     assert memory.device_limit(1) is None
+
+
+@pytest.mark.parametrize(
+    ('files', 'expected'),
+    [
+        ({'memory.max': '9000'}, 9000 + 10240),
+        ({'memory.max': '9000', 'memory.swap.max': 'max'}, 9000 + 10240),
+        ({'memory.max': '9000', 'memory.swap.max': '0'}, 9000),
+        ({'memory.max': 'max', 'memory.swap.max': '0'}, 30720),
+        ({'memory.limit_in_bytes': '9000', 'memory.memsw.limit_in_bytes': str(2**63 - 4096)}, 9000 + 10240),
+        ({'memory.limit_in_bytes': '9000', 'memory.memsw.limit_in_bytes': '11000'}, 11000),
+    ],
+)
+def test_a_control_group_may_swap(tmp_path, monkeypatch, files, expected):
+    for name, text in {'meminfo': 'MemTotal: 20 kB\nSwapTotal: 10 kB\n', **files}.items():
+        (tmp_path / name).write_text(f'{text}\n')
+    monkeypatch.setattr(memory, 'MEMINFO', tmp_path / 'meminfo')
+    monkeypatch.setattr(memory, 'cgroups', lambda controller: [tmp_path])
+    assert memory.total_bytes() == expected
