@@ -3,8 +3,9 @@
 import importlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 from simrl.experiments.experiment import build_stages, settings_of
 from simrl.run import config
@@ -85,25 +86,46 @@ def without_effect(settings: Any) -> set[str]:
     return every.keys() - kept.keys()
 
 
-OTHER = {bool: lambda x: not x, int: lambda x: 2 * x + 2, float: lambda x: 0.9 * x or 0.25, str: lambda x: f'{x} else'}
+# Other values to try of a field, by the type of its value.
+OTHER: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    bool: lambda x: (not x,),
+    int: lambda x: (2 * x + 2, 2 * x, x // 2, x + 1),
+    float: lambda x: (0.9 * x or 0.25,),
+    str: lambda x: (f'{x} else',),
+    tuple: lambda x: tuple((*x[:-1], last) for last in OTHER[type(x[-1])](x[-1])) if x else (),
+}
+USUAL = {int: 2, float: 0.25, str: 'x', pathlib.Path: 'x'}  # of a field that is None
+
+
+def other_values(settings: Any, field: str) -> tuple[Any, ...]:
+    """Values that a dotted field may have beside its own; not all of them are valid."""
+    *path, last = field.split('.')
+    for name in path:
+        settings = settings[name] if isinstance(settings, Mapping) else getattr(settings, name)
+    if isinstance(settings, Mapping):
+        return OTHER[type(settings[last])](settings[last])
+    value, (kind, _) = getattr(settings, last), config.split_none(typing.get_type_hints(type(settings))[last])
+    if typing.get_origin(kind) is Literal:
+        return tuple(option for option in typing.get_args(kind) if option != value)
+    if value is None:
+        return (USUAL[kind],) if kind in USUAL else ()
+    return OTHER[type(value)](value) if type(value) in OTHER else ()
 
 
 def fields_without_effect(plain: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Fields whose change leaves the stages' identities as they are, and fields that were not changed.
-
-    A field that is None, or has no other valid value of its type, is not changed.
-    """
-    before = {stage.name: identity(stage) for stage in build_stages(settings_of(plain), pathlib.Path('run'))}
+    """Fields whose change leaves the stages' identities as they are, and fields of which no other value is valid."""
+    settings, workdir = settings_of(plain), pathlib.Path('run')
+    before = {stage.name: identity(stage) for stage in build_stages(settings, workdir)}
     without, skipped = set(), set()
-    for field, value in leaves(plain):
-        if type(value) not in OTHER:
+    for field, own in leaves(plain):
+        for value in (value for value in other_values(settings, field) if value != own):
+            try:
+                stages = build_stages(settings_of(changed(plain, field, value)), workdir)
+            except (ConfigError, ValueError):
+                continue
+            if {stage.name: identity(stage) for stage in stages} == before:
+                without.add(field)
+            break
+        else:
             skipped.add(field)
-            continue
-        try:
-            stages = build_stages(settings_of(changed(plain, field, OTHER[type(value)](value))), pathlib.Path('run'))
-        except (ConfigError, ValueError):
-            skipped.add(field)
-            continue
-        if {stage.name: identity(stage) for stage in stages} == before:
-            without.add(field)
     return without, skipped

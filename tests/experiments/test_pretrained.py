@@ -269,8 +269,9 @@ def test_a_stage_knows_every_setting_that_it_depends_on(files, monkeypatch):
     settings = experiment.settings_of(config)
     without, skipped = fields_without_effect(to_dict(settings))
     declared = without_effect(settings)
-    # A template without dates ignores the date; that bad rows are dropped shows in the data, whose hash is an input.
-    assert without - declared <= {'evaluation.people', 'model.source', 'data.on_bad_rows'}
+    # That bad rows are dropped shows in the data, whose hash is an input. No model is of a hub here, no judge is asked.
+    unused = {'model.revision', 'reward.rubric', 'held_out.rubric'}
+    assert without - declared <= {'evaluation.people', 'model.source', 'data.on_bad_rows'} | unused
     assert declared <= without | skipped
     assert 'scale.batch_size' in declared
     assert len(skipped) < len(list(leaves(to_dict(settings)))) / 2
