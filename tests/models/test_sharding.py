@@ -123,6 +123,11 @@ def test_a_side_of_a_slice_is_split_between_both_axes(kind, shape, data, model):
         assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
 
 
+def test_tpus_that_form_no_block_keep_their_order():
+    chips = [chip for chip in slice_of('TPU v5', (2, 4, 2)) if chip.coords[1] % 2 == 0]  # two of each host's four
+    assert list(sharding.make_mesh(4, 2, chips).devices.flat) == chips
+
+
 def test_devices_of_a_host_have_the_same_rows():
     """JAX states each host's GPUs as a slice of their own."""
     gpus = [Absent(number, 'gpu', 'H100', slice_index=number // 8, process_index=number // 8) for number in range(16)]
