@@ -53,7 +53,14 @@ class MeshSettings:
                 f'config.compute.mesh.data x config.compute.mesh.model: expected {"" if all_used else "at most "}'
                 f'{available} devices{_as_many_of_each()}, found {data} x {self.model}'
             )
-        return sharding.make_mesh(data, self.model, _of_each_process(0, used))
+        return _make_mesh('config.compute.mesh', data, self.model, _of_each_process(0, used))
+
+
+def _make_mesh(field: str, data: int, model: int, devices: list[jax.Device]) -> Mesh:
+    try:
+        return sharding.make_mesh(data, model, devices)
+    except ValueError as error:
+        raise ConfigError(f'{field}{str(error).removeprefix("mesh")}') from error
 
 
 def _as_many_of_each() -> str:
@@ -110,7 +117,7 @@ class SimulatorMeshSettings(MeshSettings):
                 f'config.compute.mesh (data={mesh.shape["data"]} x model={mesh.shape["model"]}){_as_many_of_each()}, '
                 f'found {data} x {self.model}'
             )
-        return sharding.make_mesh(data, self.model, _of_each_process(first, used))
+        return _make_mesh(field, data, self.model, _of_each_process(first, used))
 
 
 @dataclasses.dataclass(frozen=True)

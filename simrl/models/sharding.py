@@ -50,7 +50,7 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
             of each host's, keep their order.
 
     Raises:
-        ValueError: another number of devices, or TPUs of several slices.
+        ValueError: another number of devices, TPUs of several slices, or TPUs of a flat slice that form no block.
     """
     devices = jax.devices() if devices is None else devices
     if data < 1 or model < 1 or data * model != len(devices):
@@ -59,6 +59,8 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
     if len(slices) > 1:
         raise ValueError(f'mesh: expected TPUs of one slice, found those of {len(slices)}')
     if devices[0].platform == 'tpu' and not _form_block(devices):
+        if devices[0].device_kind.endswith('lite'):  # v5e and v6e, for parts of which XLA compiles no program
+            raise ValueError(f'mesh: expected TPUs that fill a block of their slice, found {len(devices)} that do not')
         return Mesh(np.asarray(devices).reshape(data, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
     # `jax.make_mesh` splits a side of a slice between both axes on v5e alone, so that a v6e:8x8 would be no 16x4; and
     # it refuses the GPUs of several hosts.

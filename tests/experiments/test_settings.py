@@ -108,6 +108,18 @@ def test_a_mesh_of_simulators_that_cannot_be_is_named(devices, mesh, own, proces
         beside(MeshSettings(*mesh), **own)
 
 
+def test_devices_that_form_no_mesh_are_named_by_field(devices, monkeypatch):
+    def make_mesh(data, model, chips):
+        if chips[0]:
+            raise ValueError('mesh: expected TPUs that fill a block')
+        return data, model, chips
+
+    devices(8, 2)
+    monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
+    with pytest.raises(ConfigError, match=r'^config\.compute\.simulator_mesh: expected TPUs that fill a block$'):
+        beside(MeshSettings(4), devices='other')
+
+
 def test_a_mesh_of_simulators_is_a_setting_of_its_own():
     found = from_config_dict(Compute, {'simulator_mesh': {'data': None, 'model': 4, 'devices': None}}, 'config.compute')
     assert found.simulator_mesh == SimulatorMeshSettings(model=4)

@@ -124,8 +124,16 @@ def test_a_side_of_a_slice_is_split_between_both_axes(kind, shape, data, model):
 
 
 def test_tpus_that_form_no_block_keep_their_order():
-    chips = [chip for chip in slice_of('TPU v5', (2, 4, 2)) if chip.coords[1] % 2 == 0]  # two of each host's four
+    """Two of each host's four."""
+    chips, flat = (
+        [chip for chip in slice_of(kind, shape) if chip.coords[1] % 2 == 0]
+        for kind, shape in (('TPU v5', (2, 4, 2)), ('TPU v6 lite', (4, 4)))
+    )
     assert list(sharding.make_mesh(4, 2, chips).devices.flat) == chips
+    with pytest.raises(
+        ValueError, match=r'^mesh: expected TPUs that fill a block of their slice, found 8 that do not$'
+    ):
+        sharding.make_mesh(4, 2, flat)
 
 
 def test_devices_of_a_host_have_the_same_rows():
