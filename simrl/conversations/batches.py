@@ -100,7 +100,12 @@ _Stacked = TypeVar('_Stacked')
 
 
 class Batches(Generic[_Row, _Stacked]):
-    """Batches by step. `batch(step)` returns the same batch on every call."""
+    """Batches by step. `batch(step)` returns the same batch on every call.
+
+    Attributes:
+        lengths: of the buckets that have rows, ascending.
+        batches_per_epoch: their number.
+    """
 
     def __init__(
         self,
@@ -128,6 +133,7 @@ class Batches(Generic[_Row, _Stacked]):
         self._stack = stack
         bucket = np.searchsorted(settings.lengths, lengths)
         self._buckets = [np.flatnonzero(bucket == i) for i in range(len(settings.lengths))]
+        self.lengths = [length for length, rows in zip(settings.lengths, self._buckets, strict=True) if len(rows)]
         self.batches_per_epoch = sum(-(-len(members) // settings.batch_size) for members in self._buckets)
         self._planned: tuple[int, list[tuple[int, np.ndarray]]] | None = None  # the epoch planned last
 
@@ -142,6 +148,10 @@ class Batches(Generic[_Row, _Stacked]):
         length, members = self._plan(step // self.batches_per_epoch)[step % self.batches_per_epoch]
         numbers = members.tolist()
         return self._stack([self._rows[i] for i in numbers], length, self._settings.batch_size, numbers)
+
+    def empty(self, length: int) -> _Stacked:
+        """A batch of padding rows of so many tokens."""
+        return self._stack([], length, self._settings.batch_size, [])
 
     def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """Lists the batches of an epoch in order, each as (length, numbers of its rows)."""

@@ -104,6 +104,7 @@ def fit_role(
         loop_settings=dataclasses.replace(compute.loop, evaluate_every=compute.loop.evaluate_every or settings.steps),
         mesh=mesh,
         ends=(chat.terminal, *sorted({chat.end_of_turn[role] for role in ROLE_CODES if chat.ends(role)})),
+        compile_threads=compute.threads_to_compile(),
         hyperparameters=hyperparameters,
     )
     save_params(folder, partition.whole_decoder(load, state.params, config, settings.lora, mesh))
@@ -211,6 +212,7 @@ def fit_reward_model(
         settings=settings.preference,
         loop_settings=dataclasses.replace(compute.loop, evaluate_every=0),
         mesh=mesh,
+        compile_threads=compute.threads_to_compile(),
         hyperparameters=config_lib.to_dict(settings),
     )
     save_params(folder, state.params)

@@ -1,5 +1,6 @@
 """The reward of a pretrained experiment, and the held-out score of its assistants: a reward model or a judge each."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,16 @@ from simrl.experiments.sources import Model
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.rewards.judging import Judge, Unit, judging
-from simrl.rewards.reward_model import RewardScale, conversation_rewards, frame_of, score_conversations, turn_rewards
-from simrl.rewards.rewards import Judging, Rewards, Score
+from simrl.rewards.reward_model import (
+    RewardScale,
+    Scoring,
+    conversation_rewards,
+    frame_of,
+    score_conversations,
+    score_programs,
+    turn_rewards,
+)
+from simrl.rewards.rewards import Judging, ModelScore, Rewards, Score
 from simrl.rewards.shaping import ShapingSettings, shaped
 from simrl.rl.futures import FutureScore
 from simrl.rollouts.state import Transcript
@@ -89,12 +98,12 @@ class PretrainedRewards:
         if reward.by != 'reward_model':
             return judging(self._judge('reward'), self.model.chat.decode, reward.scored, self._shaped)
         score = self._standardised(algorithm.minibatches * algorithm.microbatches, reward.scored)
-        return lambda batch: self._shaped(score(batch), batch)
+        return dataclasses.replace(score, score=lambda batch: self._shaped(score(batch), batch))
 
     def _shaped(self, rewards: Rewards, transcript: Transcript) -> Rewards:
         return shaped(rewards, transcript, self.settings.reward.shaping)
 
-    def _standardised(self, num_microbatches: int, unit: Unit) -> Callable[[Trajectories], Rewards]:
+    def _standardised(self, num_microbatches: int, unit: Unit) -> ModelScore:
         measured, limits = read_result(self.workdir / SCALE_STAGE), self.limits
         scale = RewardScale(mean=jnp.float32(measured['mean']), std=jnp.float32(measured['std']))
         later_tokens = max(limits.assistant_tokens, limits.user_tokens)
@@ -102,25 +111,23 @@ class PretrainedRewards:
 
     def _scored(
         self, stage: str, scale: RewardScale, unit: Unit, *, later_tokens: int, num_microbatches: int = 1
-    ) -> Callable[[Trajectories], Rewards]:
+    ) -> ModelScore:
         params = self._reward_params(stage)
         rewards_of = conversation_rewards if unit == 'conversation' else turn_rewards
+        scoring = Scoring(
+            config=self.model.config,
+            execution=self.compute.training,
+            frame=frame_of(self.model.chat),
+            later_tokens=later_tokens,
+            row_buckets=self.settings.rl.row_buckets,
+            num_microbatches=num_microbatches,
+        )
 
         def score(batch: Trajectories) -> Rewards:
-            scores = score_conversations(
-                params,
-                batch,
-                config=self.model.config,
-                execution=self.compute.training,
-                frame=frame_of(self.model.chat),
-                later_tokens=later_tokens,
-                row_buckets=self.settings.rl.row_buckets,
-                num_microbatches=num_microbatches,
-            )
-            rewards: Rewards = rewards_of(*scores, scale)
+            rewards: Rewards = rewards_of(*score_conversations(params, batch, scoring), scale)
             return rewards
 
-        return score
+        return ModelScore(score, functools.partial(score_programs, params, scoring))
 
     def reward_identity(self) -> dict[str, Any]:
         """Settings and prompts that the reward depends on, beside its inputs."""

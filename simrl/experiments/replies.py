@@ -91,6 +91,7 @@ def scored_conversations(
         rows=batch_size,
         size=batch_size,
         batching='static',
+        openings=(batch_size,),
     )
     print(f'{name}: {compiles.stated(compiles.counted(needed))}', flush=True)
     rows: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simrl.models import sharding, transformer
 from simrl.models.cache import heads_of_cache
@@ -17,7 +17,15 @@ LOGITS = 3  # arrays of a chunk's logits, float32, in a gradient: tempered, as p
 
 def placed(shapes: Any, shardings: Any) -> Any:
     """Abstract arrays in their shards."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s, weak_type=x.weak_type), shapes, shardings
+    )
+
+
+def by_rows(tree: Any, mesh: Mesh) -> Any:
+    """Abstract arrays, sharded by their rows over `data`; single numbers whole."""
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('data',), ()))
+    return placed(tree, jax.tree.map(lambda x: rows if x.shape else whole, tree))
 
 
 def device_bytes(tree: Any) -> int:

@@ -14,12 +14,13 @@ conversation scores every reply in it:
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Lowered
 
 from simrl.conversations.chat import Chat
 from simrl.models import placement, transformer
@@ -28,6 +29,7 @@ from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.rewards import CAUSES, NO_REPLY, Rewards
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
+from simrl.run.compiles import Program, abstract, lowered_with_results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,41 +179,72 @@ def turn_rewards(score: jax.Array, valid: jax.Array, scale: RewardScale) -> Rewa
     return Rewards(value=value, valid=valid, parts={'score': score}, cause=cause.astype(jnp.int32))
 
 
-def score_conversations(
-    params: Params,
-    batch: Trajectories,
-    *,
-    config: TransformerConfig,
-    execution: Execution,
-    frame: Frame,
-    later_tokens: int,
-    row_buckets: Sequence[int] = (),
-    num_microbatches: int = 1,
-) -> tuple[jax.Array, jax.Array]:
-    """`reply_scores` of rollouts, whichever view they are in: a loop over compiled programs, one for each width.
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Settings of scoring by a reward model. Rows of similar lengths are scored together.
 
-    Rows of similar lengths are scored together. So time and memory are those of what was said, not of what could be.
-
-    Args:
+    Attributes:
+        config, execution: of the model.
         later_tokens: max tokens of a message after the opening.
         row_buckets: rising widths, in tokens; rows are padded to the shortest that fits, or else to the longest row
             possible.
         num_microbatches: how many parts the rows are scored in, one after the other, which bounds the memory; fewer
             where they do not divide the rows, as those of a forecast.
     """
-    num_rows, num_messages, longest = batch.messages.shape
-    visible, length, scored = _start(batch, frame=frame)
-    parts = math.gcd(num_rows // num_shards(num_rows), num_microbatches)
-    widths = bucket_widths(row_buckets, frame.row_length(num_messages, longest, later_tokens))
-    for part in split_by_length(np.arange(num_rows), placement.to_host(length), widths, parts):
+
+    config: TransformerConfig
+    execution: Execution
+    frame: Frame
+    later_tokens: int
+    row_buckets: tuple[int, ...] = ()
+    num_microbatches: int = 1
+
+    def sizes(self, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """The number of parts, and the widths that rows may have; of messages `[B, M, L]`."""
+        num_rows, num_messages, longest = shape
+        parts = math.gcd(num_rows // num_shards(num_rows), self.num_microbatches)
+        return parts, bucket_widths(self.row_buckets, self.frame.row_length(num_messages, longest, self.later_tokens))
+
+
+def score_conversations(params: Params, batch: Trajectories, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
+    """`reply_scores` of rollouts, whichever view they are in: a loop over compiled programs, one for each width.
+
+    Time and memory are those of what was said, not of what could be.
+    """
+    visible, length, scored = _start(batch, frame=scoring.frame)
+    parts, widths = scoring.sizes(batch.messages.shape)
+    for part in split_by_length(np.arange(len(visible)), placement.to_host(length), widths, parts):
         scored = score_part(
             *(params, scored, batch.messages, batch.message_length, visible, part.rows),
-            config=config,
-            execution=execution,
-            frame=frame,
+            config=scoring.config,
+            execution=scoring.execution,
+            frame=scoring.frame,
             width=part.width,
         )
     return scored
+
+
+def score_programs(
+    params: Params, scoring: Scoring, batch: Callable[[], Trajectories], shape: tuple[int, int, int]
+) -> Iterator[Program]:
+    """The programs of `score_conversations`; see `ModelScore`."""
+    params, (parts, widths) = abstract(params), scoring.sizes(shape)
+    rows = np.zeros(shape[0] // parts, np.int32)
+    start = functools.cache(lambda: lowered_with_results(_start.trace(batch(), frame=scoring.frame)))
+
+    def lower(width: int) -> Lowered:
+        visible, _, scored = start()[1]
+        return score_part.lower(
+            *(params, scored, batch().messages, batch().message_length, visible, rows),
+            config=scoring.config,
+            execution=scoring.execution,
+            frame=scoring.frame,
+            width=width,
+        )
+
+    yield Program('_start', lambda: start()[0])
+    for width in widths:
+        yield Program('score_part', functools.partial(lower, width))
 
 
 @functools.partial(jax.jit, static_argnames='frame')
@@ -222,8 +255,9 @@ def _start(batch: Trajectories, *, frame: Frame) -> tuple[jax.Array, jax.Array, 
     number = np.arange(batch.messages.shape[1])
     around = np.array([len(frame.header(m)) + 1 for m in number.tolist()])
     tokens = jnp.where(number < visible[:, None], batch.message_length + around, 0)
-    replies = (len(visible), len(number) // 2)
-    return visible, len(frame.prefix) + jnp.sum(tokens, axis=1), (jnp.zeros(replies), jnp.zeros(replies, bool))
+    # In the shards of all rows, as `score_part` leaves them: it would be compiled a second time.
+    score, valid = (shard_rows(jnp.zeros((len(visible), len(number) // 2), x)) for x in (jnp.float32, bool))
+    return shard_rows(visible), len(frame.prefix) + jnp.sum(tokens, axis=1), (score, valid)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution', 'frame', 'width'), donate_argnums=1)

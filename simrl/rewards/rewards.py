@@ -1,7 +1,7 @@
 """The reward of a conversation, and the one place where conversations without one are masked."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.struct
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from simrl.conversations.records import Example
 from simrl.rollouts.state import EndReason
 from simrl.rollouts.trajectories import Trajectories
+from simrl.run.compiles import Program
 
 NO_REPLY = 'the conversation holds no assistant message'
 FAILED = 'a failure ended the conversation'
@@ -49,6 +50,23 @@ class Judging:
     """
 
     start: Callable[[Trajectories, Sequence[Example]], Callable[[], tuple[Rewards, Mapping[int, str]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore:
+    """A score by a model on the devices.
+
+    Attributes:
+        score: conversations -> their rewards.
+        programs: those of `score` that differ in their sizes. Takes what makes abstract conversations, and the shape
+            `[B, M, L]` of their messages.
+    """
+
+    score: Callable[[Trajectories], Rewards]
+    programs: Callable[[Callable[[], Trajectories], tuple[int, int, int]], Iterator[Program]]
+
+    def __call__(self, batch: Trajectories) -> Rewards:
+        return self.score(batch)
 
 
 Score = Callable[[Trajectories], Rewards] | Judging

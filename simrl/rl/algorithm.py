@@ -74,6 +74,15 @@ class AlgorithmSettings:
     def updates_per_batch(self) -> int:
         return self.epochs * self.minibatches
 
+    @property
+    def reads_old(self) -> bool:
+        """True if something reads the scores of the parameters before the update.
+
+        With one update per batch the old log-probabilities are the stop-gradient of the new, without a pass of their
+        own.
+        """
+        return self.updates_per_batch > 1 or self.advantage == 'gae' or self.kl == 'k1'
+
     def rows_per_microbatch(self, rows: int) -> int:
         """Number of rows per microbatch for a batch of `rows`.
 

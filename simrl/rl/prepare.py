@@ -110,12 +110,10 @@ def start_passes(
     """
     sampled = trained_tokens(role, length, trained_role)
     zeros = shard_rows(jnp.zeros(role.shape, jnp.float32))
-    # With one update per batch the old log-probabilities are the stop-gradient of the new, without a pass of their own.
-    needed = settings.updates_per_batch > 1 or settings.advantage == 'gae' or settings.kl == 'k1'
     return Passes(
         sampled=shard_rows(sampled),
         sampler_log_prob=shard_rows(jnp.where(sampled, sampler_log_prob, 0.0).astype(jnp.float32)),
-        old=Scores(log_prob=zeros, entropy=zeros, value=zeros if value else None) if needed else None,
+        old=Scores(log_prob=zeros, entropy=zeros, value=zeros if value else None) if settings.reads_old else None,
         ref_log_prob=zeros if reference else None,
     )
 

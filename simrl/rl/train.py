@@ -32,25 +32,20 @@ from simrl.models import placement, transformer
 from simrl.models.lora import LoRASettings
 from simrl.models.rows import bucket_widths, split_by_length
 from simrl.models.transformer import Execution, Params
-from simrl.rewards.rewards import NOT_FINITE, Rewards, Score
-from simrl.rl import ahead, microbatches, programs
+from simrl.rewards.rewards import NOT_FINITE, Score
+from simrl.rl import microbatches, programs
 from simrl.rl.algorithm import GROUPED, AlgorithmSettings
 from simrl.rl.futures import FutureScore, check_replayable, collect_with_futures
 from simrl.rl.judged import Judged, causes_of, check_judged, collect_judged, print_causes
+from simrl.rl.logs import conversation_rows, message_metrics, reward_metrics
 from simrl.rl.prepare import jit_prepare, mask_incomplete, prepare_programs
 from simrl.rl.update import jit_update, update_programs
 from simrl.rl.validation import Validation, ValidationSettings, validation_rewards
-from simrl.rollouts.agents import Agent, Limits, ModelAgent, agent_for, mesh_of, told
+from simrl.rollouts.agents import Agent, Limits, ModelAgent, mesh_of
 from simrl.rollouts.collect import for_sampling, rows_at_once
 from simrl.rollouts.dialogue import check_agents
 from simrl.rollouts.schedule import Batching
-from simrl.rollouts.trajectories import (
-    Trajectories,
-    missed_signals,
-    repeated_messages,
-    rollout_metrics,
-    transcripts,
-)
+from simrl.rollouts.trajectories import rollout_metrics
 from simrl.run import compiles
 from simrl.run.config import NO_EFFECT
 from simrl.run.metrics import Metrics
@@ -116,20 +111,6 @@ def examples_of_step(num_examples: int, per_step: int, seed: int, step: int) -> 
     return [int(i) for i in order[step_of_epoch * per_step : (step_of_epoch + 1) * per_step]]
 
 
-def reward_metrics(rewards: Rewards) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The mean reward and its parts over what has one, and the share of conversations without any."""
-
-    def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        present = rewards.valid & jnp.isfinite(x)
-        return jnp.sum(x, where=present, dtype=jnp.float32), jnp.sum(present, dtype=jnp.float32)
-
-    metrics = {f'reward/{name}': total(part) for name, part in rewards.parts.items()}
-    metrics['reward/mean'] = total(rewards.value)
-    judged = jnp.any(rewards.valid.reshape(len(rewards.valid), -1), axis=1)
-    metrics['reward/unjudged'] = (jnp.sum(~judged, dtype=jnp.float32), jnp.float32(len(judged)))
-    return metrics
-
-
 def train(
     folder: pathlib.Path,
     user: Agent | Callable[[], Agent],
@@ -188,8 +169,8 @@ def train(
     if isinstance(score, FutureScore):
         check_replayable(user, settings.role)
     collect_scored: Callable[..., Judged] = collect_with_futures if isinstance(score, FutureScore) else collect_judged
-    rows = settings.prompts_per_step * settings.samples_per_prompt
-    size = rows_at_once(rows, rows_in_flight)
+    samples = settings.samples_per_prompt
+    rows = settings.prompts_per_step * samples
     if len(examples) < settings.prompts_per_step:
         raise ValueError(
             f'RLSettings.prompts_per_step: expected at most the {len(examples)} examples there are, '
@@ -227,21 +208,23 @@ def train(
         own = for_sampling(trained.with_params(params), mesh)
         return (own, partner) if settings.role == USER else (partner, own)
 
-    bound = programs.training_programs(
-        *(user, assistant, limits, settings.algorithm, examples, chat, settings.row_buckets),
-        role=settings.role,
-        rows=rows,
-        size=size,
+    walk = functools.partial(
+        programs.training_programs,
+        examples=examples,
+        score=score,
+        chat=chat,
+        limits=limits,
+        view=settings.role,
         mesh=mesh,
+        rows=rows,
+        size=rows_at_once(rows, rows_in_flight),
         batching=batching,
-        futures=isinstance(score, FutureScore),
-    )
-    print(f'rl: {compiles.stated(bound)}', flush=True)
-
-    def compile_ahead() -> None:
-        lowered_update = functools.partial(
-            ahead.lowered_update,
-            *(state, frozen, reference),
+        openings=(settings.prompts_per_step, *([] if validation is None else [rows])),
+        learning=functools.partial(
+            programs.learning_programs,
+            state=state,
+            frozen=frozen,
+            reference=reference,
             prepare=prepare_programs(**preparing),
             update=update_programs(config, execution, settings.algorithm, optimizer, state_sharding=state_sharding),
             settings=settings.algorithm,
@@ -249,27 +232,15 @@ def train(
             token_mask=own_token_mask,
             temperature=temperature,
             mesh=mesh,
-        )
-        lowered = ahead.lowered_training(
-            *agents_with({**frozen, **state.params}),
-            examples,
-            chat=chat,
-            limits=limits,
-            view=settings.role,
-            mesh=mesh,
-            rows=rows,
-            size=size,
-            batching=batching,
-            update=lowered_update,
-        )
-        compiles.compile_ahead('rl', lowered, compile_threads)
-
+        ),
+    )
     since = time.monotonic()
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         nonlocal since
         order = examples_of_step(len(examples), settings.prompts_per_step, seed, step)
         chosen = [examples[i] for i in order]
+        of_row = [example for example in chosen for _ in range(samples)]
         found = collect_scored(
             *agents_with({**frozen, **state.params}),
             chosen,
@@ -280,7 +251,7 @@ def train(
             step=step,
             view=settings.role,
             mesh=mesh,
-            samples=settings.samples_per_prompt,
+            samples=samples,
             rows_in_flight=rows_in_flight,
             batching=batching,
         )
@@ -313,17 +284,10 @@ def train(
         steps = microbatches.schedule_microbatches(length, widths, settings.algorithm, random)
         state, update_metrics = update(state, prepared, steps, own_token_mask, temperature, frozen)
         host_batch, host_rewards = placement.to_host((batch, rewards))
-        rows = conversation_rows(
-            host_batch, host_rewards, user, chosen, settings.samples_per_prompt, chat, seed, reasons
-        )
+        rows = conversation_rows(host_batch, host_rewards, user, of_row, samples, chat, seed, reasons)
         metrics = timed | rollout_metrics(batch) | reward_metrics(rewards) | prepare_metrics | update_metrics
         metrics.update(further_metrics())
-        stop_texts = [agent_for(user, chosen[i // settings.samples_per_prompt]).stop_text for i in range(len(rows))]
-        if any(stop_texts):
-            missed = sum(missed_signals([row], text) for row, text in zip(rows, stop_texts, strict=True) if text)
-            metrics['rollout/missed_signals'] = (jnp.float32(missed), jnp.float32(len(rows)))
-        repeated, later = repeated_messages(rows)
-        metrics['rollout/repeated_user'] = (jnp.float32(repeated), jnp.float32(later))
+        metrics.update(message_metrics(rows, user, of_row))
         shown = rows[: loop_settings.saved_conversations]
         return state, StepResult(metrics, shown, tokens=jnp.sum(batch.length))
 
@@ -350,8 +314,10 @@ def train(
         }
 
     with compiles.compilations() as compiled, jax.set_mesh(mesh):
+        bound = compiles.counted(walk(user, assistant))
+        print(f'rl: {compiles.stated(bound)}', flush=True)
         if compile_threads:
-            compile_ahead()
+            compiles.compile_ahead('rl', walk(*agents_with({**frozen, **state.params})), compile_threads)
         last = loop.run(
             folder,
             state,
@@ -379,33 +345,3 @@ def check_trained(agent: Agent) -> ModelAgent:
     if not agent.policy.temperature > 0:
         raise ValueError(f'the trained agent: expected a temperature above 0, found {agent.policy.temperature}')
     return agent
-
-
-def conversation_rows(
-    batch: Trajectories,
-    rewards: Rewards,
-    user: Agent,
-    examples: Sequence[Example],
-    samples: int,
-    chat: Chat,
-    seed: int,
-    failures: Mapping[int, str],
-) -> list[dict[str, Any]]:
-    """Conversations on the host as JSON rows: messages, end reason, and the reward with its parts.
-
-    A `reward` is a number, or with `[B, turns]` rewards a list of them; None where there is none. `told` is the user
-    simulator's system text.
-    """
-    rows = []
-    for i, row in enumerate(transcripts(batch, chat.decode)):
-        worth = {
-            'reward': np.where(rewards.valid[i], rewards.value[i].astype(object), np.array(None)).tolist(),
-            'parts': {name: np.asarray(part[i]).tolist() for name, part in rewards.parts.items()},
-            'cause': int(rewards.cause[i]),
-        }
-        example = examples[i // samples]
-        start = {'example': example.id, 'source': example.source, 'sample': i % samples, 'seed': seed}
-        start['told'] = told(user, example)
-        failure = {'failure': failures[i]} if i in failures else {}
-        rows.append(start | row | worth | failure)
-    return rows

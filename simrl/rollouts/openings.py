@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
-from simrl.rollouts.agents import HostAgent, HostConversation, Limits, ModelAgent, OneAgent
-from simrl.rollouts.context import capacity_for, grow_cache
-from simrl.rollouts.dialogue import add_message
+from simrl.rollouts.agents import GenerationSpec, HostAgent, HostConversation, Limits, ModelAgent, OneAgent
+from simrl.rollouts.context import capacity_for, grow_cache, round_up
+from simrl.rollouts.dialogue import add_message, capacity
 from simrl.rollouts.host import HostReplies, OnWait
 from simrl.rollouts.messages import room_to_send
-from simrl.rollouts.prompts import WrittenOpening, prompts_of, start_dialogue
+from simrl.rollouts.prompts import Prompts, WrittenOpening, prompts_of, start_dialogue
 from simrl.rollouts.state import EndReason
 
 
@@ -42,12 +42,9 @@ def write_openings(
         seed, step: of the conversations.
         on_wait: see `HostReplies`.
     """
-    rows = list(examples) + [examples[-1]] * (-len(examples) % mesh.shape['data'])
-    prompts = prompts_of(rows, user, None, chat, samples=1, prompt_tokens=limits.prompt_tokens)
-    none = np.zeros(len(rows), np.int32)
-    unwanted = np.array([*idle, *[True] * (len(rows) - len(examples))])
-    over = np.where(unwanted, EndReason.FAILURE, EndReason.RUNNING).astype(np.int8)
-    prompts = dataclasses.replace(prompts, given=none > 0, opening_length=none, end_reason=over)
+    rows = _filled(examples, mesh)
+    prompts = opening_prompts(user, examples, idle, chat=chat, limits=limits, mesh=mesh)
+    unwanted, none = prompts.end_reason == EndReason.FAILURE, prompts.opening_length
     policy = user.policy if isinstance(user, ModelAgent) else None
     dialogue, keys = start_dialogue(
         *(policy, None, placement.shard_batch(prompts, mesh), seed, step),
@@ -65,8 +62,7 @@ def write_openings(
     else:
         assert policy is not None
         assert dialogue.user is not None
-        needed = prompts.user.tokens.shape[1] + room_to_send(policy.spec)
-        context = grow_cache(dialogue.user, capacity_for(needed, dialogue.user.capacity))
+        context = grow_cache(dialogue.user, opening_rooms(policy.spec, limits)[1])
         dialogue = add_message(policy, None, dataclasses.replace(dialogue, user=context), keys, role=USER)
         ids, length, truncated, reasons = placement.to_host(
             (dialogue.messages[:, 0], dialogue.message_length[:, 0], dialogue.truncated[:, 0], dialogue.end_reason)
@@ -79,3 +75,26 @@ def write_openings(
         for i in range(len(examples))
     ]
     return openings, failures
+
+
+def opening_prompts(
+    user: OneAgent, examples: Sequence[Example], idle: Sequence[bool], *, chat: Chat, limits: Limits, mesh: Mesh
+) -> Prompts:
+    """The prompts, on the host, from which `write_openings` starts, and some that fill up the rows of the mesh."""
+    rows = _filled(examples, mesh)
+    prompts = prompts_of(rows, user, None, chat, samples=1, prompt_tokens=limits.prompt_tokens)
+    none = np.zeros(len(rows), np.int32)
+    unwanted = np.array([*idle, *[True] * (len(rows) - len(examples))])
+    over = np.where(unwanted, EndReason.FAILURE, EndReason.RUNNING).astype(np.int8)
+    return dataclasses.replace(prompts, given=none > 0, opening_length=none, end_reason=over)
+
+
+def opening_rooms(spec: GenerationSpec, limits: Limits) -> tuple[int, int]:
+    """The room of caches after a prompt, and that in which an opening is written, in tokens."""
+    most = capacity(spec, 1, limits.prompt_tokens, 1)
+    first = min(round_up(limits.prompt_tokens), most)
+    return first, max(first, capacity_for(limits.prompt_tokens + room_to_send(spec), most))
+
+
+def _filled(examples: Sequence[Example], mesh: Mesh) -> list[Example]:
+    return list(examples) + [examples[-1]] * (-len(examples) % mesh.shape['data'])

@@ -8,8 +8,9 @@ With static batching:
 4. The conversations as training reads them.
 
 With continuous batching 1 to 3 are the programs of the windows (`window`), for each level and size of caches. All are
-those that `collect` calls, with the arguments that it gives. What has one size may be left to its first call: openings
-that a user writes, the choice among conversations of several users, and the seeds of agents off the device.
+those that `collect` calls, with the arguments that it gives; openings that a user writes, and what is replayed, have
+some of their own. What has one size may be left to its first call: the choice among conversations of several users, and
+the seeds of agents off the device.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from jax.stages import Lowered
 from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
+from simrl.models.abstract import by_rows
 from simrl.models.cache import Cache, extended
 from simrl.rollouts.agents import (
     Agent,
@@ -45,12 +47,14 @@ from simrl.rollouts.context import Context, capacities_from, extend_cache
 from simrl.rollouts.dialogue import add_message, add_reply, capacity, replicated
 from simrl.rollouts.histories import Histories, dialogue_of, start_histories
 from simrl.rollouts.host import no_message
+from simrl.rollouts.openings import opening_prompts, opening_rooms
 from simrl.rollouts.prompts import Prompts, WrittenOpening, prompts_of, start_dialogue
 from simrl.rollouts.repeats import last_two, resample_message, waiting_user
+from simrl.rollouts.replay import add_recorded, end_running
 from simrl.rollouts.schedule import MOST_STEPS, Batching, Level, levels
-from simrl.rollouts.sizes import ROLES, Rooms, batching_of, prompt_width, sizes_of, specs_of
+from simrl.rollouts.sizes import ROLES, Rooms, Sizes, batching_of, prompt_width, sizes_of, specs_of
 from simrl.rollouts.state import Dialogue, EndReason, Status
-from simrl.rollouts.trajectories import Trajectories, jit_trajectories
+from simrl.rollouts.trajectories import Trajectories, jit_trajectories, transcript_of
 from simrl.rollouts.window import Asked, Caches, decode_block, empty_cache, feed_rows, move_rows, take_rows
 from simrl.run.compiles import Program, abstract, lowered_with_results, results
 
@@ -70,6 +74,7 @@ def conversation_programs(
     rows: int,
     size: int,
     batching: Batching,
+    openings: Sequence[int] = (),
     replays: bool = False,
 ) -> Generator[Program, None, Conversations]:
     """The programs of `collect`; arguments as there. Returns the abstract conversations of a step.
@@ -78,10 +83,15 @@ def conversation_programs(
         user, assistant: to be lowered, from `for_sampling`.
         examples: any that fit; nothing is said.
         rows: conversations of a step, of which `size` are in the device's batch.
+        openings: numbers of examples for which a user writes openings at once.
         replays: True for those of replays as well.
     """
     users = user.members if isinstance(user, MixedAgent) else (user,)
     for member in users:
+        for number in dict.fromkeys(openings) if member.opening == 'written' else ():
+            own = mesh_of(member, mesh)
+            for program in _opening_programs(member, _some(examples, number), chat, limits, own):
+                yield dataclasses.replace(program, mesh=own)
         batch = yield from _held(
             *(member, assistant, examples),
             chat=chat,
@@ -124,12 +134,10 @@ def _held(
     def prompts() -> Prompts:
         """On the host."""
         written = [WrittenOpening((), end_reason=EndReason.FAILURE)] * size if user.opening == 'written' else None
-        chosen = list(itertools.islice(itertools.cycle(examples), size))
-        return prompts_of(chosen, user, assistant, chat, samples=1, prompt_tokens=limits.prompt_tokens, written=written)
+        rows = _some(examples, size)
+        return prompts_of(rows, user, assistant, chat, samples=1, prompt_tokens=limits.prompt_tokens, written=written)
 
     placed = functools.cache(lambda: abstract(placement.shard_batch(prompts(), mesh)))
-    if user.opening == 'written':
-        yield from map(Program, _opening_programs(user))
     for agent in agents:
         if isinstance(agent, HostAgent):
             yield Program('agent_seeds')
@@ -137,7 +145,10 @@ def _held(
         start = functools.cache(
             lambda: lowered_with_results(start_dialogue.trace(*_policies(agents), placed(), 0, 0, **lengths))
         )
-        yield from _static_programs(agents, limits, start, size=size, shards=shards, replays=replays)
+        sizes = sizes_of(*agents, limits, rows=size, shards=shards)
+        yield from _static_programs(agents, start, sizes, shards)
+        if replays:
+            yield from _replay_programs(agents, start, sizes, mesh)
         dialogue = functools.cache(lambda: without_caches(start()[1][0]))
     else:
         h = functools.cache(lambda: start_histories(specs_of(*agents), prompts(), **lengths))
@@ -155,23 +166,65 @@ def _held(
     return lambda: ended()[1]
 
 
-def _opening_programs(user: OneAgent) -> Sequence[str]:
-    """Those that write openings."""
-    model = isinstance(user, ModelAgent)
-    return ('start_dialogue', 'add_message', 'extend_cache') if model else ('start_dialogue', 'agent_seeds')
+def _some(examples: Sequence[Example], number: int) -> list[Example]:
+    return list(itertools.islice(itertools.cycle(examples), number))
+
+
+def _opening_programs(
+    user: OneAgent, examples: Sequence[Example], chat: Chat, limits: Limits, mesh: Mesh
+) -> Iterator[Program]:
+    """Those that write one for each example."""
+
+    @functools.cache
+    def start() -> tuple[Lowered, Any]:
+        prompts = opening_prompts(user, examples, [False] * len(examples), chat=chat, limits=limits, mesh=mesh)
+        lengths: dict[str, Any] = {
+            'limits': dataclasses.replace(limits, turns=1),
+            'max_new_tokens': (user.max_new_tokens, 1),
+        }
+        placed = abstract(placement.shard_batch(prompts, mesh))
+        return lowered_with_results(start_dialogue.trace(*_policies([user]), None, placed, 0, 0, **lengths))
+
+    def message(room: int) -> tuple[Any, ...]:
+        dialogue, keys = start()[1]
+        return *_policies([user]), None, with_caches(dialogue, (room, None)), keys
+
+    yield Program('start_dialogue', lambda: start()[0])
+    if not isinstance(user, ModelAgent):
+        yield Program('agent_seeds')
+        return
+    first, room = opening_rooms(user.policy.spec, limits)
+    if room > first:
+        yield _program(extend_cache, lambda: (start()[1][0].user.cache, room))
+    yield _program(add_message, functools.partial(message, room), role=USER)
+
+
+def _replay_programs(
+    agents: tuple[OneAgent, OneAgent],
+    start: Callable[[], tuple[Lowered, tuple[Dialogue, jax.Array]]],
+    sizes: Sizes,
+    mesh: Mesh,
+) -> Iterator[Program]:
+    """Messages of a record, beside what is called without; all rows stay in the batch."""
+
+    def recorded(caches: Rooms) -> tuple[Any, ...]:
+        dialogue = start()[1][0]
+        return *_policies(agents), with_caches(dialogue, caches), by_rows(transcript_of(dialogue), mesh)
+
+    for role, agent in zip(ROLES, agents, strict=True):
+        for caches in sizes.of_message(role):
+            arguments = functools.partial(recorded, caches)
+            yield _program(add_recorded, arguments, role=role, max_new_tokens=agent.max_new_tokens)
+    yield _program(end_running, lambda: (start()[1][0].end_reason,))
 
 
 def _static_programs(
     agents: tuple[OneAgent, OneAgent],
-    limits: Limits,
     start: Callable[[], tuple[Lowered, tuple[Dialogue, jax.Array]]],
-    *,
-    size: int,
+    sizes: Sizes,
     shards: int,
-    replays: bool,
 ) -> Iterator[Program]:
     """Message by message, all rows of the batch at once."""
-    sizes = sizes_of(*agents, limits, rows=size, shards=shards)
 
     def begun(number: int, caches: Rooms | None = None) -> tuple[Dialogue, jax.Array]:
         """Conversations in a batch of so many rows, with caches of this room or without any."""
@@ -241,10 +294,8 @@ def _static_programs(
         for side in (0, 1):
             for room in sizes.of_view(side):
                 yield _program(jit_gather_rows, functools.partial(caches_leaving, number, side, room, index))
-        if number == size:
+        if number == sizes.rows[0]:
             yield _program(scatter_rows, functools.partial(returning, number, fewer, index))
-    if replays:
-        yield from map(Program, ['end_running', *['add_recorded'] * sum(len(sizes.of_message(role)) for role in ROLES)])
 
 
 def _window_programs(

@@ -21,6 +21,7 @@ from simrl.conversations.views import PreferenceRow
 from simrl.models import placement, transformer
 from simrl.models.transformer import Execution, Params, TransformerConfig
 from simrl.rewards.reward_model import score_rows
+from simrl.run import compiles
 from simrl.run.progress import Progress
 from simrl.training import supervised
 from simrl.training.loop import LoopSettings
@@ -74,6 +75,7 @@ def margins(
     """Margins of all rows, float32 `[len(rows)]`, in the order of `rows`."""
     batches = Batches(rows, settings, stack_preferences)
     out = np.full(len(rows), np.nan, np.float32)
+    print(f'held-out pairs: {compiles.stated({"eval_step": len(batches.lengths)})}', flush=True)
     with jax.set_mesh(mesh), Progress('held-out pairs', batches.batches_per_epoch) as progress:
         for i in range(batches.batches_per_epoch):
             batch = batches.batch(i)
@@ -94,6 +96,7 @@ def fit(
     settings: PreferenceSettings,
     loop_settings: LoopSettings,
     mesh: Mesh,
+    compile_threads: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Trains a reward model `{'decoder', 'reward_head'}` from a decoder. The head starts at zero.
@@ -102,6 +105,7 @@ def fit(
         folder: of the run; see `loop.run`, also for errors.
         load: makes float32 `{'decoder'}`, the parameters before the first step; see `sft.fine_tune`.
         rows: from `views.preference_rows`, no longer than the longest of `settings.batch.lengths`.
+        compile_threads: see `supervised.fit`.
 
     Returns:
         The state after the last step.
@@ -116,6 +120,7 @@ def fit(
         loop_settings=loop_settings,
         mesh=mesh,
         name='reward_model',
+        compile_threads=compile_threads,
         hyperparameters=hyperparameters,
     )
 

@@ -112,6 +112,7 @@ def fine_tune(
     loop_settings: LoopSettings,
     mesh: Mesh,
     ends: tuple[int, ...] = (),
+    compile_threads: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Fits a model, or adapters to it, to the trained tokens of `rows`.
@@ -126,6 +127,7 @@ def fine_tune(
         ends: tokens that end messages and conversations. The held-out loss is also measured without them: a terminal
             token that starts as a copy of end-of-turn takes half of its probability, so the first steps lower the loss
             of every end whatever the model learns.
+        compile_threads: see `supervised.fit`.
 
     Returns:
         The state after the last step; `partition.whole_decoder` makes one model of it.
@@ -136,6 +138,7 @@ def fine_tune(
         return partition.trained_and_frozen(load(), config, settings.lora, seed=seed, dtype=dtype, mesh=mesh)
 
     mask = jnp.asarray(token_mask)
+    static: dict[str, Any] = {'config': config, 'execution': execution, 'ends': ends}
     held_out_batches = Batches(held_out, settings.batch, stack)
     return supervised.fit(
         folder,
@@ -148,8 +151,12 @@ def fine_tune(
         loop_settings=loop_settings,
         mesh=mesh,
         name='sft',
-        evaluate=lambda params: held_out_loss(
-            params, held_out_batches, mask, config=config, execution=execution, mesh=mesh, ends=ends
+        evaluation=supervised.Evaluation(
+            lambda params: held_out_loss(params, held_out_batches, mask, mesh=mesh, **static),
+            lambda params: supervised.bucket_programs(
+                'eval_step', held_out_batches, mesh, lambda batch: eval_step.lower(params, batch, mask, **static)
+            ),
         ),
+        compile_threads=compile_threads,
         hyperparameters=hyperparameters,
     )

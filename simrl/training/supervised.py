@@ -8,18 +8,20 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Lowered
 
 from simrl.conversations.batches import Batch, Batches, BatchSettings
 from simrl.models import placement
 from simrl.models.transformer import Params, TransformerConfig
 from simrl.run import compiles
+from simrl.run.compiles import Program, abstract
 from simrl.training import loop
 from simrl.training.loop import LoopSettings, StepResult
 from simrl.training.optimizer import (
@@ -47,6 +49,31 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f'{type(self).__name__}.steps: expected at least 1, found {self.steps}')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Metrics between steps.
+
+    Attributes:
+        measure: all parameters -> metrics.
+        programs: all parameters -> the programs of `measure`.
+    """
+
+    measure: Callable[[Params], Metrics]
+    programs: Callable[[Params], Iterator[Program]]
+
+
+def bucket_programs(
+    name: str, batches: Batches[Any, Batch], mesh: Mesh, lower: Callable[[Batch], Lowered]
+) -> Iterator[Program]:
+    """The programs of a function of batches: one for each length bucket that has rows."""
+
+    def of_length(length: int) -> Lowered:
+        return lower(abstract(placement.shard_batch(batches.empty(length), mesh)))
+
+    for length in batches.lengths:
+        yield Program(name, functools.partial(of_length, length))
 
 
 def train_step(
@@ -80,7 +107,8 @@ def fit(
     loop_settings: LoopSettings,
     mesh: Mesh,
     name: str,
-    evaluate: Callable[[Params], Metrics] | None = None,
+    evaluation: Evaluation | None = None,
+    compile_threads: int = 0,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Minimises the mean loss over `batches`.
@@ -92,7 +120,8 @@ def fit(
         load: makes the trained and the frozen parameters before the first step.
         loss_sums: hashable; `inputs` are its arguments after the batch.
         name: of the training in progress bars and profiles.
-        evaluate: metrics of all parameters, every `loop_settings.evaluate_every` steps.
+        evaluation: every `loop_settings.evaluate_every` steps.
+        compile_threads: threads that compile the programs before the first step; 0: each is compiled once it is called.
 
     Returns:
         The state after the last step.
@@ -101,19 +130,27 @@ def fit(
     trained, frozen = load()
     state, state_sharding = place_state(trained, config, optimizer, mesh)
     del trained
-    update = jit_step(functools.partial(train_step, loss_sums=loss_sums, optimizer=optimizer), state_sharding)
+    update: Any = jit_step(functools.partial(train_step, loss_sums=loss_sums, optimizer=optimizer), state_sharding)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, StepResult]:
         batch = batches.batch(step)
         state, measured = update(state, frozen, placement.shard_batch(batch, mesh), *inputs)
         return state, StepResult(measured, tokens=int(np.sum(batch.length)))
 
-    lengths = len(settings.batch.lengths)
-    bound = {'train_step': lengths} if evaluate is None else {'train_step': lengths, 'eval_step': lengths}
+    def walk() -> Iterator[Program]:
+        if evaluation is not None:
+            yield from evaluation.programs({**frozen, **state.params})
+        yield from bucket_programs(
+            'train_step', batches, mesh, lambda batch: update.lower(state, frozen, batch, *inputs)
+        )
+
+    bound = compiles.counted(walk())
     print(f'{name}: {compiles.stated(bound)}', flush=True)
-    evaluate_fn = None if evaluate is None else lambda state, _: evaluate({**frozen, **state.params})
-    with jax.set_mesh(mesh):
-        return loop.run(
+    evaluate_fn = None if evaluation is None else lambda state, _: evaluation.measure({**frozen, **state.params})
+    with compiles.compilations() as compiled, jax.set_mesh(mesh):
+        if compile_threads:
+            compiles.compile_ahead(name, walk(), compile_threads)
+        last = loop.run(
             folder,
             state,
             step_fn,
@@ -123,3 +160,5 @@ def fit(
             evaluate_fn=evaluate_fn,
             hyperparameters={**(hyperparameters or {}), 'programs_at_most': sum(bound.values())},
         )
+    print(f'{name}: {compiles.compared(bound, compiled)}', flush=True)
+    return last

@@ -13,6 +13,7 @@ from simrl.models.transformer import Execution
 from simrl.rewards import reward_model
 from simrl.rewards.reward_model import (
     RewardScale,
+    Scoring,
     assemble,
     conversation_rewards,
     frame_of,
@@ -129,9 +130,7 @@ def rollouts(chat, conversations, end_reason=EndReason.TURNS):
 
 def score_all(chat, model, batch, **settings):
     config, params = model
-    return score_conversations(
-        params, batch, config=config, execution=Execution(), frame=frame_of(chat), later_tokens=12, **settings
-    )
+    return score_conversations(params, batch, Scoring(config, Execution(), frame_of(chat), 12, **settings))
 
 
 def test_the_message_that_ends_a_conversation_is_not_in_the_view(chat, model):

@@ -27,7 +27,7 @@ STEPS = 2
 FIRST_STEP = 'the first step'  # among the names
 MATRIX = 2048  # numbers; arrays of at least so many are to be split
 compiles: list[str] = []  # the names of the functions that JAX compiled, in order
-SCORED = ('reinforce', 'adapt', 'foresee', 'ahead', 'ahead_at_own_pace')
+SCORED = ('reinforce', 'adapt', 'foresee_ahead', 'ahead', 'ahead_at_own_pace')
 
 
 def shards(tree: Any) -> dict[str, list[int]]:

@@ -163,6 +163,11 @@ def foresee(*args: Any, score: Callable[[Trajectories], Rewards], **kwargs: Any)
     return reinforce(*args, score=FutureScore(score, FutureSettings(samples=2, turns=1)), **kwargs)
 
 
+def foresee_ahead(*args: Any, **kwargs: Any) -> TrainState:
+    """`foresee`, its programs compiled before the first step."""
+    return foresee(*args, compile_threads=2, **kwargs)
+
+
 def rendered(rng: np.random.Generator) -> Rendered:
     """Random tokens, of which the user's are trained."""
     length = int(rng.integers(4, LENGTH + 1))
