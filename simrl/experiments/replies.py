@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,10 @@ from simrl.models import placement
 from simrl.remote.answers import MAY_PASS
 from simrl.rewards.rewards import Score
 from simrl.rewards.rubric import JUDGE_PART
-from simrl.rl.judged import judged_batches, print_causes
+from simrl.rl.judged import judged_batches, judged_programs, print_causes
 from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.collect import ConversationError, for_sampling
 from simrl.rollouts.dialogue import check_agents
-from simrl.rollouts.programs import conversation_programs
 from simrl.rollouts.trajectories import transcripts
 from simrl.run import compiles
 from simrl.run.progress import Progress
@@ -82,8 +82,9 @@ def scored_conversations(
     check_agents(user, assistant, chat, limits)
     with jax.set_mesh(mesh):
         user, assistant = for_sampling(user, mesh), for_sampling(assistant, mesh)
-    needed = conversation_programs(
-        *(user, assistant, examples),
+    walk = functools.partial(
+        judged_programs,
+        *(user, assistant, examples, score),
         chat=chat,
         limits=limits,
         view=ASSISTANT,
@@ -93,7 +94,10 @@ def scored_conversations(
         batching='static',
         openings=(batch_size,),
     )
-    print(f'{name}: {compiles.stated(compiles.counted(needed))}', flush=True)
+    with jax.set_mesh(mesh):
+        print(f'{name}: {compiles.stated(compiles.counted(walk()))}', flush=True)
+        if threads := compute.threads_to_compile():
+            compiles.compile_ahead(name, walk(), threads)
     rows: list[dict[str, Any]] = []
     resamples, scores = [], []
     judges: dict[str, list[np.ndarray]] = {}

@@ -131,8 +131,9 @@ class Compute:
         rows_in_flight: conversations of an RL step sampled at once, which bounds the caches; None: all. With a
             simulator off the device the assistant has caches for twice as many; see `collect`.
         batching: how conversations of an RL step share the decode batch; see `rollouts.continuous`.
-        compile_threads: threads that compile the programs of a training before its first step, also those of sizes that
-            may not occur; 0: each is compiled once it is called. None: as many as there are CPUs; 0 on a CPU.
+        compile_threads: threads that compile the programs of a training or an evaluation before its first step, also
+            those of sizes that may not occur; 0: each is compiled once it is called. None: as many as there are CPUs; 0
+            on a CPU.
         xla_flags: flags of XLA's compiler, '--xla_name=value', set before JAX starts.
     """
 

@@ -211,7 +211,7 @@ def score_conversations(params: Params, batch: Trajectories, scoring: Scoring) -
 
     Time and memory are those of what was said, not of what could be.
     """
-    visible, length, scored = _start(batch, frame=scoring.frame)
+    visible, length, scored = start_scores(batch, frame=scoring.frame)
     parts, widths = scoring.sizes(batch.messages.shape)
     for part in split_by_length(np.arange(len(visible)), placement.to_host(length), widths, parts):
         scored = score_part(
@@ -230,7 +230,7 @@ def score_programs(
     """The programs of `score_conversations`; see `ModelScore`."""
     params, (parts, widths) = abstract(params), scoring.sizes(shape)
     rows = np.zeros(shape[0] // parts, np.int32)
-    start = functools.cache(lambda: lowered_with_results(_start.trace(batch(), frame=scoring.frame)))
+    start = functools.cache(lambda: lowered_with_results(start_scores.trace(batch(), frame=scoring.frame)))
 
     def lower(width: int) -> Lowered:
         visible, _, scored = start()[1]
@@ -242,13 +242,13 @@ def score_programs(
             width=width,
         )
 
-    yield Program('_start', lambda: start()[0])
+    yield Program('start_scores', lambda: start()[0])
     for width in widths:
         yield Program('score_part', functools.partial(lower, width))
 
 
 @functools.partial(jax.jit, static_argnames='frame')
-def _start(batch: Trajectories, *, frame: Frame) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+def start_scores(batch: Trajectories, *, frame: Frame) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
     """Counts the messages that the assistant reads and their tokens, int32 `[B]` each; and makes scores of zeros."""
     # The assistant never reads the message that ends the conversation.
     visible = batch.num_messages - (batch.end_reason == EndReason.SIGNAL)

@@ -7,7 +7,7 @@ the step's programs each piece is submitted as soon as it ends, and waited for a
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ from jax.sharding import Mesh
 
 from simrl.conversations.records import Example
 from simrl.models import placement
-from simrl.rewards.rewards import CAUSES, Judging, Rewards, Score, mask_invalid
-from simrl.rollouts.agents import Agent
+from simrl.rewards.rewards import CAUSES, Judging, ModelScore, Rewards, Score, mask_invalid
+from simrl.rollouts.agents import Agent, Limits, MixedAgent
 from simrl.rollouts.collect import ConversationError, collect
+from simrl.rollouts.programs import Conversations, conversation_programs
 from simrl.rollouts.trajectories import Trajectories
+from simrl.run.compiles import Program
 
 NO_VALUE = 'the reward gave none a value'
 
@@ -140,6 +142,29 @@ def collect_judged(
     batch, failures, finish = start_judged(user, assistant, examples, score, mesh=mesh, **settings)
     rewards, unjudged, waited = finish()
     return Judged(batch, rewards, failures, unjudged, waited)
+
+
+def judged_programs(
+    user: Agent,
+    assistant: Agent,
+    examples: Sequence[Example],
+    score: Score,
+    *,
+    limits: Limits,
+    rows: int,
+    **settings: Any,
+) -> Generator[Program, None, Conversations]:
+    """The programs of conversations and, where a model scores them, of their score.
+
+    Args:
+        settings: further arguments of `conversation_programs`.
+    """
+    assert not isinstance(assistant, MixedAgent)
+    conversations = yield from conversation_programs(user, assistant, examples, limits=limits, rows=rows, **settings)
+    if isinstance(score, ModelScore):
+        longest = max(limits.prompt_tokens, user.max_new_tokens, assistant.max_new_tokens)
+        yield from score.programs(conversations, (rows, 2 * limits.turns, longest))
+    return conversations
 
 
 def start_judged(

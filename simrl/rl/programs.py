@@ -22,14 +22,15 @@ from simrl.conversations.records import Example
 from simrl.models.abstract import by_rows
 from simrl.models.rows import bucket_widths
 from simrl.models.transformer import Params
-from simrl.rewards.rewards import ModelScore, Rewards, Score
+from simrl.rewards.rewards import Rewards, Score
 from simrl.rl.algorithm import AlgorithmSettings
 from simrl.rl.futures import FutureScore
+from simrl.rl.judged import judged_programs
 from simrl.rl.prepare import PreparePrograms
 from simrl.rl.update import UpdatePrograms
-from simrl.rollouts.agents import Agent, Limits, MixedAgent, ModelAgent
+from simrl.rollouts.agents import Agent, Limits, ModelAgent
 from simrl.rollouts.dialogue import capacity
-from simrl.rollouts.programs import Conversations, conversation_programs
+from simrl.rollouts.programs import Conversations
 from simrl.rollouts.schedule import Batching
 from simrl.run.compiles import Program, abstract, lowered_with_results
 from simrl.training.optimizer import TrainState
@@ -61,9 +62,9 @@ def training_programs(
         openings: numbers of examples for which openings are written at once.
         learning: (conversations, their tokens, the shape of their rewards) -> `learning_programs`.
     """
-    assert not isinstance(assistant, MixedAgent)
-    conversations = yield from conversation_programs(
-        *(user, assistant, examples),
+    own, futures = (score.score, True) if isinstance(score, FutureScore) else (score, False)
+    conversations = yield from judged_programs(
+        *(user, assistant, examples, own),
         chat=chat,
         limits=limits,
         view=view,
@@ -72,16 +73,12 @@ def training_programs(
         size=size,
         batching=batching,
         openings=openings,
-        replays=isinstance(score, FutureScore),
+        replays=futures,
     )
-    own = score.score if isinstance(score, FutureScore) else score
-    if isinstance(own, ModelScore):
-        longest = max(limits.prompt_tokens, user.max_new_tokens, assistant.max_new_tokens)
-        yield from own.programs(conversations, (rows, 2 * limits.turns, longest))
     trained, partner = (user, assistant) if view == USER else (assistant, user)
     assert isinstance(trained, ModelAgent)
     room = capacity(trained.policy.spec, partner.max_new_tokens, limits.prompt_tokens, limits.turns)
-    yield from learning(conversations, room, (rows, limits.turns) if isinstance(score, FutureScore) else (rows,))
+    yield from learning(conversations, room, (rows, limits.turns) if futures else (rows,))
 
 
 def learning_programs(

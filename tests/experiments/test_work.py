@@ -123,7 +123,7 @@ def measured(monkeypatch, failed: Mapping[str, str], examples: int = 5, max_unju
     monkeypatch.setattr(judged, 'collect', collect)
     monkeypatch.setattr(replies, 'transcripts', transcripts)
     monkeypatch.setattr(replies, 'check_agents', mock.Mock())
-    monkeypatch.setattr(replies, 'conversation_programs', lambda *_, **__: {})
+    monkeypatch.setattr(replies, 'judged_programs', lambda *_, **__: {})
     scene = mock.Mock(compute=compute, settings=mock.Mock(evaluation=EvaluationSettings(batch_size=3)))
     scene.outcomes = lambda _, rows, scores: (
         outcome_columns(rows, scores) | {'act': ['ask'] * len(rows)},

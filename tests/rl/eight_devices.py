@@ -84,6 +84,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
             return scene.share_of_low_ids(batch)
 
         evaluation = {'evaluate_every': STEPS} if name == 'fine_tune' else {}
+        own: dict[str, Any] = {'score': score} if name in SCORED else {'compile_threads': 2}
         with mock.patch.object(loop, 'run', watched(loop.run, counts)):
             state = getattr(scene, name)(
                 folder / name,
@@ -91,7 +92,7 @@ def trained(folder: Path, chat: Chat, mesh: Mesh, trainings: list[str]) -> dict[
                 mesh,
                 steps=STEPS,
                 loop_settings=scene.loop_settings(**evaluation),
-                **({'score': score} if name in SCORED else {}),
+                **own,
             )
         lines = [json.loads(line) for line in (folder / name / 'metrics.jsonl').read_text().splitlines()]
         params = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}

@@ -198,6 +198,7 @@ def fine_tune(
     loop_settings: LoopSettings,
     rows: Sequence[Rendered] | None = None,
     lora: LoRASettings | None = None,
+    compile_threads: int = 0,
 ) -> TrainState:
     config = config_of(chat)
     return sft.fine_tune(
@@ -211,6 +212,7 @@ def fine_tune(
         settings=SFTSettings(steps=steps, batch=BatchSettings(ROWS, (LENGTH,)), optimizer=ADAMW, lora=lora),
         loop_settings=loop_settings,
         mesh=mesh,
+        compile_threads=compile_threads,
     )
 
 
@@ -222,6 +224,7 @@ def fit(
     steps: int,
     loop_settings: LoopSettings,
     rows: Sequence[PreferenceRow] | None = None,
+    compile_threads: int = 0,
 ) -> TrainState:
     config = config_of(chat)
     return preference.fit(
@@ -233,4 +236,5 @@ def fit(
         settings=PreferenceSettings(steps=steps, batch=BatchSettings(ROWS // 2, (LENGTH,)), optimizer=ADAMW),
         loop_settings=loop_settings,
         mesh=mesh,
+        compile_threads=compile_threads,
     )

@@ -17,12 +17,13 @@ from simrl.conversations.views import Rendered
 from simrl.evaluation.statistics import Estimate, cluster_ratio
 from simrl.models import placement
 from simrl.models.transformer import Execution, Params, TransformerConfig
+from simrl.run import compiles
 from simrl.run.progress import Progress
 from simrl.training import scoring
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'execution'))
-def _sums(
+def row_sums(
     params: Params, batch: Batch, allowed: jax.Array, *, config: TransformerConfig, execution: Execution
 ) -> jax.Array:
     trained = jnp.asarray(batch.trained) & (jnp.arange(batch.tokens.shape[1]) > 0)
@@ -70,10 +71,11 @@ def row_log_likelihoods(
     count = np.array([int(np.sum(row.trained[1:])) for row in rows])
     mask = jnp.asarray(allowed)
     batches = Batches(rows, batch, stack)
+    print(f'likelihoods: {compiles.stated({"row_sums": len(batches.lengths)})}', flush=True)
     with Progress('likelihoods', len(batches)) as progress, jax.set_mesh(mesh):
         for i in range(len(batches)):
             part = batches.batch(i)
-            sums = _sums(params, placement.shard_batch(part, mesh), mask, config=config, execution=execution)
+            sums = row_sums(params, placement.shard_batch(part, mesh), mask, config=config, execution=execution)
             real = part.index >= 0
             total[part.index[real]] = placement.to_host(sums)[real]
             progress.update(tokens=int(np.sum(part.length)))
