@@ -103,8 +103,7 @@ def _training(work: Work, group: Group) -> Iterator[tuple[str, Phase]]:
     pairs = tokens * (tokens + 1) // 2
     forward = 2 * (weights.layers * tokens + weights.head * trained) + weights.attention * pairs
     read = number * (weights.layers + weights.head) * item
-    old = settings.updates_per_batch > 1 or settings.advantage == 'gae' or settings.kl == 'k1'
-    if passes := old + (settings.kl != 'none'):
+    if passes := settings.reads_old + (settings.kl != 'none'):
         yield 'old and reference passes', Phase(passes * rows * forward, passes * read)
     yield 'gradients', Phase(settings.epochs * 3 * rows * forward, settings.epochs * 2 * read)
     steps = settings.epochs * settings.minibatches
