@@ -6,7 +6,8 @@ others learn by `broadcast` and `gather`, which all of them call in the same ord
 JAX's coordination service: they need no device and wait for no computation.
 
 A process that fails ends the others, which print its reason (`ending_together`). One that is killed can give none:
-JAX's heartbeats miss it, and JAX ends the others with its number.
+JAX's heartbeats miss it, or the others their connection to process 0, and JAX aborts the others. Their last line names
+the lost one (`last_line`).
 
 In a run of one process each function returns at once, and nothing is started.
 """
@@ -24,13 +25,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 import jax
 from jax._src import distributed  # the key-value store has no public interface
 
 from simrl.run import config
 from simrl.run.config import ConfigError
+from simrl.run.last_line import last_line
 
 T = TypeVar('T')
 
@@ -192,16 +194,17 @@ def ending_together() -> Iterator[None]:
     hosts: list[str] = gather('the hosts', socket.gethostname())
     places = ', '.join(f'{process} on {host}' for process, host in enumerate(hosts))
     print(f'process {index()} of {count()}: {places}; messages of JAX call process 0 the leader', flush=True)
-    watcher = _Watcher(hosts)
-    watcher.start()
-    try:
-        yield
-        barrier('the end of the run')
-    except BaseException as error:
-        _fail(error, watcher)
-    watcher.over.set()
-    watcher.join()
-    jax.distributed.shutdown()
+    with last_line() as last:
+        watcher = _Watcher(hosts, last)
+        watcher.start()
+        try:
+            yield
+            barrier('the end of the run')
+        except BaseException as error:
+            _fail(error, watcher)
+        watcher.over.set()
+        watcher.join()
+        jax.distributed.shutdown()
 
 
 class _Watcher(threading.Thread):
@@ -214,12 +217,19 @@ class _Watcher(threading.Thread):
         silent: the processes that have not been heard of for `SILENT_SECONDS`, as text.
     """
 
-    def __init__(self, hosts: Sequence[str]) -> None:
+    def __init__(self, hosts: Sequence[str], last: IO[str]) -> None:
         super().__init__(daemon=True)
         self.over = threading.Event()
         self.silent: list[str] = []
-        self._names = [f'process {process} on {host}' for process, host in enumerate(hosts)]
+        self._names, self._last = [f'process {process} on {host}' for process, host in enumerate(hosts)], last
         self._heard = dict[str, tuple[str, float]]()  # by key: what was heard last, and when
+        self._expect_abort()
+
+    def _expect_abort(self) -> None:
+        """Says who is lost if JAX aborts this process next: who is silent; process 0 may be lost before it is."""
+        supposed = 'another process' if leads() else self._names[0]
+        said = _lost(self.silent) if self.silent else _lost([supposed], ', unless an error is above')
+        print(said, file=self._last, flush=True)
 
     def run(self) -> None:
         turn = 0
@@ -251,7 +261,9 @@ class _Watcher(threading.Thread):
         for name in silent:
             if name not in self.silent:
                 print(f'{name}: not heard of for {SILENT_SECONDS:.0f} s', file=sys.stderr, flush=True)
-        self.silent = silent
+        if silent != self.silent:
+            self.silent = silent
+            self._expect_abort()
 
 
 def _client() -> Any:
@@ -297,8 +309,7 @@ def _fail(error: BaseException, watcher: _Watcher) -> NoReturn:
         while not watcher.silent and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         if watcher.silent:
-            said = f'error: {", ".join(watcher.silent)}: lost. The same command resumes'
-            reason = said
+            said = reason = _lost(watcher.silent)
     watcher.over.set()
     if said:
         print(said, file=sys.stderr, flush=True)
@@ -310,6 +321,10 @@ def _fail(error: BaseException, watcher: _Watcher) -> NoReturn:
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was the first
         _client().key_value_set(FAILED, json.dumps({'process': index(), 'code': code, 'text': text}))
     _exit(code)
+
+
+def _lost(names: Sequence[str], unless: str = '') -> str:
+    return f'error: {", ".join(names)}: lost{unless}. The same command resumes'
 
 
 def _said(error: BaseException) -> tuple[int, str]:
