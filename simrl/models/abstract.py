@@ -2,14 +2,16 @@
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simrl.models import sharding, transformer
-from simrl.models.cache import heads_of_cache
+from simrl.models.cache import Cache, extended, heads_of_cache
 from simrl.models.transformer import Params, TransformerConfig
+
+_Tree = TypeVar('_Tree')
 
 ITEM_BYTES = {'float32': 4, 'bfloat16': 2}
 LOGITS = 3  # arrays of a chunk's logits, float32, in a gradient: tempered, as probabilities, their gradient
@@ -104,3 +106,17 @@ def activation_bytes(
         'full': wide + c.num_layers * c.model_dim,
     }[remat]
     return rows * tokens * kept * item + min(logits, rows * tokens) * LOGITS * 4 * c.vocab_size // model
+
+
+def with_rows(tree: _Tree, number: int) -> _Tree:
+    """Abstract arrays with another number of rows, in the same shards."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype, sharding=x.sharding, weak_type=x.weak_type),
+        tree,
+    )
+
+
+def with_room(cache: Cache, room: int) -> Cache:
+    """An abstract cache with room for so many tokens, in the same shards."""
+    shapes = jax.eval_shape(functools.partial(extended, capacity=room), cache)
+    return jax.tree.map(lambda x, old: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=old.sharding), shapes, cache)

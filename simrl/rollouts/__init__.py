@@ -8,7 +8,8 @@ in two views; `generate`: the decode loop; `token_sampling`: draw a token; `voca
 mesh; `context`: one model's view, with its KV cache. `host`: replies of an agent off the device. `replay`: recorded
 conversations, to be continued; `logs`: people's as such a record. `completion`: single replies to prompts. `prompts`:
 examples as arrays. `trajectories`: what training, rewards and logs read. `sizes`: those that conversations may
-meet; `programs`: what they compile for these, counted or from shapes.
+meet; `programs` and `window_programs`: what they compile for
+these, counted or from shapes.
 
 Read `agents`, `collect`, `dialogue`, `generate`.
 """

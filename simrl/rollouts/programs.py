@@ -7,17 +7,16 @@ With static batching:
 3. What lets caches grow, and what takes rows out of the batch and puts them back.
 4. The conversations as training reads them.
 
-With continuous batching 1 to 3 are the programs of the windows (`window`), for each level and size of caches. All are
-those that `collect` calls, with the arguments that it gives; openings that a user writes, and what is replayed, have
-some of their own. What has one size may be left to its first call: the choice among conversations of several users, and
-the seeds of agents off the device.
+With continuous batching 1 to 3 are those of `window_programs`. All are those that `collect` calls, with the arguments
+that it gives; openings that a user writes, and what is replayed, have some of their own. What has one size may be left
+to its first call: the choice among conversations of several users, and the seeds of agents off the device.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +27,10 @@ from jax.stages import Lowered
 from simrl.conversations.chat import USER, Chat
 from simrl.conversations.records import Example
 from simrl.models import placement
-from simrl.models.abstract import by_rows
-from simrl.models.cache import Cache, extended
+from simrl.models.abstract import by_rows, with_room, with_rows
+from simrl.models.cache import Cache
 from simrl.rollouts.agents import (
     Agent,
-    GenerationSpec,
     HostAgent,
     Limits,
     MixedAgent,
@@ -43,23 +41,22 @@ from simrl.rollouts.agents import (
 )
 from simrl.rollouts.collect import joined
 from simrl.rollouts.compaction import jit_gather_rows, scatter_rows, without_caches
-from simrl.rollouts.context import Context, capacities_from, extend_cache
-from simrl.rollouts.dialogue import add_message, add_reply, capacity, replicated
-from simrl.rollouts.histories import Histories, dialogue_of, start_histories
+from simrl.rollouts.context import Context, extend_cache
+from simrl.rollouts.dialogue import add_message, add_reply, replicated
+from simrl.rollouts.histories import dialogue_of, start_histories
 from simrl.rollouts.host import no_message
 from simrl.rollouts.openings import opening_prompts, opening_rooms
 from simrl.rollouts.prompts import Prompts, WrittenOpening, prompts_of, start_dialogue
 from simrl.rollouts.repeats import last_two, resample_message, waiting_user
 from simrl.rollouts.replay import add_recorded, end_running
-from simrl.rollouts.schedule import MOST_STEPS, Batching, Level, levels
-from simrl.rollouts.sizes import ROLES, Rooms, Sizes, batching_of, prompt_width, sizes_of, specs_of
+from simrl.rollouts.schedule import Batching
+from simrl.rollouts.sizes import ROLES, Rooms, Sizes, batching_of, sizes_of, specs_of
 from simrl.rollouts.state import Dialogue, EndReason, Status
 from simrl.rollouts.trajectories import Trajectories, jit_trajectories, transcript_of
-from simrl.rollouts.window import Asked, Caches, decode_block, empty_cache, feed_rows, move_rows, take_rows
-from simrl.run.compiles import Program, abstract, lowered_with_results, results
+from simrl.rollouts.window_programs import window_programs
+from simrl.run.compiles import Program, abstract, lowered_with_results, program_of, results
 
 Conversations = Callable[[], Trajectories]  # makes abstract ones
-_Tree = TypeVar('_Tree')
 
 
 def conversation_programs(
@@ -106,7 +103,7 @@ def conversation_programs(
         if isinstance(agent, ModelAgent):
             yield Program('cast')  # by `for_sampling`
     if rows > size:
-        yield _program(joined, lambda: ([batch()] * (rows // size),))
+        yield program_of(joined, lambda: ([batch()] * (rows // size),))
     if len(users) > 1:
         yield from map(Program, ('selected', *['rows_of'] * (rows // size)))
     return lambda: with_rows(batch(), rows)
@@ -152,7 +149,7 @@ def _held(
         dialogue = functools.cache(lambda: without_caches(start()[1][0]))
     else:
         h = functools.cache(lambda: start_histories(specs_of(*agents), prompts(), **lengths))
-        yield from _window_programs(agents, limits, (mesh_of(user, mesh), mesh_of(assistant, mesh)), h, size, shards)
+        yield from window_programs(agents, limits, (mesh_of(user, mesh), mesh_of(assistant, mesh)), h, size, shards)
 
         @functools.cache
         def dialogue() -> Dialogue:
@@ -195,8 +192,8 @@ def _opening_programs(
         return
     first, room = opening_rooms(user.policy.spec, limits)
     if room > first:
-        yield _program(extend_cache, lambda: (start()[1][0].user.cache, room))
-    yield _program(add_message, functools.partial(message, room), role=USER)
+        yield program_of(extend_cache, lambda: (start()[1][0].user.cache, room))
+    yield program_of(add_message, functools.partial(message, room), role=USER)
 
 
 def _replay_programs(
@@ -214,8 +211,8 @@ def _replay_programs(
     for role, agent in zip(ROLES, agents, strict=True):
         for caches in sizes.of_message(role):
             arguments = functools.partial(recorded, caches)
-            yield _program(add_recorded, arguments, role=role, max_new_tokens=agent.max_new_tokens)
-    yield _program(end_running, lambda: (start()[1][0].end_reason,))
+            yield program_of(add_recorded, arguments, role=role, max_new_tokens=agent.max_new_tokens)
+    yield program_of(end_running, lambda: (start()[1][0].end_reason,))
 
 
 def _static_programs(
@@ -272,156 +269,30 @@ def _static_programs(
     yield Program('start_dialogue', lambda: start()[0])
     repeats = isinstance(agents[0], ModelAgent) and agents[0].resampling is not None
     for number in sizes.rows:
-        yield _program(replicated, functools.partial(status, number))
+        yield program_of(replicated, functools.partial(status, number))
         for caches, (role, agent) in itertools.product(sizes.caches, zip(ROLES, agents, strict=True)):
             if caches not in sizes.of_message(role):
                 continue
             if isinstance(agent, ModelAgent):
-                yield _program(add_message, functools.partial(message, number, caches), role=role)
+                yield program_of(add_message, functools.partial(message, number, caches), role=role)
             else:
-                yield _program(add_reply, functools.partial(reply, number, caches, role), role=role)
+                yield program_of(add_reply, functools.partial(reply, number, caches, role), role=role)
             if role == USER and repeats:
-                yield _program(resample_message, functools.partial(again, number, caches))
+                yield program_of(resample_message, functools.partial(again, number, caches))
         for side in (0, 1):
             for rooms in itertools.combinations(sizes.of_view(side), 2):
-                yield _program(extend_cache, functools.partial(growing, number, side, *rooms))
+                yield program_of(extend_cache, functools.partial(growing, number, side, *rooms))
         if repeats:
-            yield _program(waiting_user, functools.partial(waiting, number))
-            yield _program(last_two, functools.partial(said, number))
+            yield program_of(waiting_user, functools.partial(waiting, number))
+            yield program_of(last_two, functools.partial(said, number))
     for number, fewer in itertools.combinations(sizes.rows, 2):
         index = np.zeros((shards, fewer // shards), np.int64)
-        yield _program(jit_gather_rows, functools.partial(leaving, number, index))
+        yield program_of(jit_gather_rows, functools.partial(leaving, number, index))
         for side in (0, 1):
             for room in sizes.of_view(side):
-                yield _program(jit_gather_rows, functools.partial(caches_leaving, number, side, room, index))
+                yield program_of(jit_gather_rows, functools.partial(caches_leaving, number, side, room, index))
         if number == sizes.rows[0]:
-            yield _program(scatter_rows, functools.partial(returning, number, fewer, index))
-
-
-def _window_programs(
-    agents: tuple[OneAgent, OneAgent],
-    limits: Limits,
-    meshes: tuple[Mesh, Mesh],
-    h: Callable[[], Histories],
-    size: int,
-    shards: int,
-) -> Iterator[Program]:
-    """Each conversation at its own pace: for each level and size of caches, each side on its mesh."""
-    yield from map(Program, ('row_keys', 'key_data'))
-    specs = specs_of(*agents)
-    sizes = levels(size, shards, sum(spec is not None for spec in specs))
-    for side, (spec, mesh) in enumerate(zip(specs, meshes, strict=True)):
-        if spec is None:
-            continue
-        room = capacity(spec, agents[1 - side].max_new_tokens, limits.prompt_tokens, limits.turns)
-        rooms = capacities_from(prompt_width(spec, agents[0], limits), room)
-        most_fed = functools.partial(_most_fed, h, side)
-        for program in _side_programs(agents[side], spec, rooms, sizes, shards, most_fed):
-            yield dataclasses.replace(program, mesh=mesh)
-
-
-def _most_fed(h: Callable[[], Histories], side: int) -> int:
-    return h().view(side).most_fed
-
-
-def _side_programs(
-    agent: OneAgent,
-    spec: GenerationSpec,
-    rooms: Sequence[int],
-    sizes: Sequence[Level],
-    shards: int,
-    most_fed: Callable[[], int],
-) -> Iterator[Program]:
-    steps = min(MOST_STEPS, spec.max_new_tokens)
-    one = functools.cache(lambda: lowered_with_results(empty_cache.trace(spec, shards, rooms[0]))[1])  # in all's shards
-
-    def empty(rows: int, room: int) -> tuple[Any, ...]:
-        return spec, shards * rows, room
-
-    def cache(rows: int, room: int) -> Cache:
-        return with_rows(with_room(one(), room), shards * rows)
-
-    def caches(level: Level, room: int) -> Caches:
-        parked = cache(level.parked, room) if level.parked else None
-        return Caches(cache(level.window, room), parked, cache(level.entering, room))
-
-    def decoding(level: Level, room: int) -> tuple[Any, ...]:
-        return _policies([agent])[0], caches(level, room), _asked(spec, shards * level.window)
-
-    def feeding(level: Level, room: int) -> tuple[Any, ...]:
-        rows = np.zeros(shards * level.entering, np.int32)
-        return (
-            _policies([agent])[0],
-            cache(level.entering, room),
-            np.zeros((rows.size, most_fed()), np.int32),
-            rows,
-            rows,
-        )
-
-    def moving(level: Level, into: int, source: int, room: int) -> tuple[Any, ...]:
-        rows = np.zeros((shards, level.entering), np.int32)
-        return cache(into, room), cache(source, room), rows, rows, rows[:, 0]
-
-    def growing(rows: int, room: int, larger: int) -> tuple[Any, ...]:
-        return cache(rows, room), larger
-
-    def taking(level: Level, room: int, rows: int) -> tuple[Any, ...]:
-        return caches(level, room), np.zeros((shards, rows), np.int32)
-
-    for rows in filter(None, (sizes[0].window, sizes[0].parked)):
-        yield _program(empty_cache, functools.partial(empty, rows, rooms[0]))
-    for number, level in enumerate(sizes):
-        window, parked, entering = level.window, level.parked, level.entering
-        for i, room in enumerate(rooms):
-            yield _program(decode_block, functools.partial(decoding, level, room), steps=steps)
-            yield _program(feed_rows, functools.partial(feeding, level, room))
-            yield _program(empty_cache, functools.partial(empty, entering, room))
-            between = [(entering, window), (window, entering)]
-            for into, source in [*between, (entering, parked), (parked, window)] if parked else between:
-                yield _program(move_rows, functools.partial(moving, level, into, source, room))
-            for rows, larger in itertools.product(filter(None, (window, parked)), rooms[i + 1 : i + 2]):
-                yield _program(extend_cache, functools.partial(growing, rows, room, larger))
-            for smaller in sizes[number + 1 :]:
-                for rows in filter(None, (smaller.window, smaller.parked)):
-                    yield _program(take_rows, functools.partial(taking, level, room, rows))
-
-
-def _asked(spec: GenerationSpec, rows: int) -> Asked:
-    longest = max((len(run) for run in spec.stop_sequences), default=1)
-    numbers = dict.fromkeys(('pending', 'position', 'step', 'message'), np.zeros(rows, np.int32))
-    return Asked(
-        active=np.zeros(rows, np.bool_),
-        tail=np.zeros((rows, longest - 1), np.int32),
-        key=np.zeros((rows, 2), np.uint32),
-        attempt=np.zeros(rows, np.uint32),
-        temperature=np.zeros(rows, np.float32),
-        limit=np.int32(0),
-        least=np.int32(0),
-        **numbers,
-    )
-
-
-def _program(function: Any, arguments: Callable[[], tuple[Any, ...]], **static: Any) -> Program:
-    """The program of a jitted function."""
-    return Program(function.__name__, lambda: function.lower(*arguments(), **static))
-
-
-def _policies(agents: Sequence[OneAgent]) -> list[Policy | None]:
-    return [abstract(agent.policy) if isinstance(agent, ModelAgent) else None for agent in agents]
-
-
-def with_rows(tree: _Tree, number: int) -> _Tree:
-    """Abstract arrays with another number of rows, in the same shards."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype, sharding=x.sharding, weak_type=x.weak_type),
-        tree,
-    )
-
-
-def with_room(cache: Cache, room: int) -> Cache:
-    """An abstract cache with room for so many tokens, in the same shards."""
-    shapes = jax.eval_shape(functools.partial(extended, capacity=room), cache)
-    return jax.tree.map(lambda x, old: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=old.sharding), shapes, cache)
+            yield program_of(scatter_rows, functools.partial(returning, number, fewer, index))
 
 
 def with_caches(dialogue: Dialogue, rooms: Rooms) -> Dialogue:
@@ -435,3 +306,7 @@ def with_caches(dialogue: Dialogue, rooms: Rooms) -> Dialogue:
     for role, room in zip(ROLES, rooms, strict=True):
         dialogue = dialogue.with_view(role, grown(dialogue.view(role), room))
     return dialogue
+
+
+def _policies(agents: Sequence[OneAgent]) -> list[Policy | None]:
+    return [abstract(agent.policy) if isinstance(agent, ModelAgent) else None for agent in agents]

@@ -117,6 +117,11 @@ def by_name(programs: Sequence[Compiled]) -> str:
     )
 
 
+def program_of(function: Any, arguments: Callable[[], tuple[Any, ...]], **static: Any) -> Program:
+    """The program of a jitted function."""
+    return Program(function.__name__, lambda: function.lower(*arguments(), **static))
+
+
 def counted(programs: Iterable[Program]) -> Programs:
     """The number of programs by the name of their function. None of them is traced."""
     return collections.Counter(program.name for program in programs)
