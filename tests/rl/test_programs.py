@@ -20,7 +20,7 @@ from tests.experiments.test_pretrained import config_of, files  # noqa: F401  (a
 
 STEPS = 3
 KINDS = {
-    'conversations': (None, {'start_dialogue', 'add_message', 'trajectories', 'score_part', 'add_gradients'}),
+    'conversations': (None, {'start_dialogue', 'add_message', 'trajectories', 'score_part', 'zero_gradients'}),
     'futures': ({'samples': 1, 'turns': 1}, {'add_message', 'add_recorded', 'end_running', 'score_part'}),
     'openings': (None, {'start_dialogue', 'add_message', 'extend_cache', 'score_part'}),
 }
@@ -39,7 +39,7 @@ def test_a_stage_compiles_what_it_states_before_its_first_step(
     config = config_of(files)
     with config.unlocked(), config.ignore_type():
         config.compute.compile_threads = 2
-        config.rl.steps, config.rl.row_buckets = STEPS, (96, 128)
+        config.rl.steps, config.rl.row_buckets, config.rl.algorithm.microbatches = STEPS, (96, 128), 2
         if kind == 'openings':
             config.arms[sides.ARM].update(
                 {'simulator': 'role_play', 'opening': 'written', 'instructions': 'Play {person}. End with {signal}.'}
