@@ -29,7 +29,7 @@ least seconds of a step with all messages at their budgets, at the peaks of the 
 | v5p:2x2x2 | 8x1 | static | 69.1 | 44.6 | 95.7 | 587 |
 | v5p:2x2x2 | 8x1 | continuous | 71.0 | 44.6 | 95.7 | 587 |
 | v5p:2x2x2 | 4x2 | static | 53.3 | 34.4 | 95.7 | 426 |
-| v5p:2x2x4 | 16x1 | static | (50.9) | 39.8 | 95.7 | 454 |
+| v5p:2x2x4 | 16x1 | static | 50.7 | 39.8 | 95.7 | 454 |
 | v5e:8x8 | 8x8 | static | 11.1 | 8.8 | 15.8 | 234 |
 | v5e:8x8 | 16x4, simulator 8x8 | continuous | 11.0 | (9.7) | 15.8 | 282 |
 | v5e:8x8 | 16x4 | static | 14.0 | 13.1 | 15.8 | 369 |
