@@ -87,7 +87,8 @@ def _side_programs(
     def taking(level: Level, room: int, rows: int) -> tuple[Any, ...]:
         return caches(level, room), np.zeros((shards, rows), np.int32)
 
-    for rows in filter(None, (sizes[0].window, sizes[0].parked)):
+    # Of any level, as conversations may be over before a side begins; and of one row, for `one`.
+    for rows in dict.fromkeys((1, *(x for level in sizes for x in (level.window, level.parked) if x))):
         yield program_of(empty_cache, functools.partial(empty, rows, rooms[0]))
     for number, level in enumerate(sizes):
         window, parked, entering = level.window, level.parked, level.entering

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -178,6 +178,9 @@ def compile_ahead(name: str, programs: Iterable[Program], threads: int) -> None:
 
     Args:
         name: of the stage, printed first.
+
+    Raises:
+        Exception: of the first program that fails; those that have not begun then are left.
     """
 
     def compile_one(lowered: jax.stages.Lowered, mesh: Mesh) -> None:
@@ -186,13 +189,19 @@ def compile_ahead(name: str, programs: Iterable[Program], threads: int) -> None:
 
     started = time.monotonic()
     with compilations() as done, ThreadPoolExecutor(threads, thread_name_prefix='compile') as pool:
-        jobs = []
-        for program in programs:
-            if program.lower is not None:
-                mesh = program.mesh or jax.sharding.get_mesh()
-                with jax.set_mesh(mesh):
-                    jobs.append(pool.submit(compile_one, program.lower(), mesh))
-        for job in jobs:
-            job.result()
+        jobs: list[Future[None]] = []
+        try:
+            for program in programs:
+                if program.lower is not None:
+                    mesh = program.mesh or jax.sharding.get_mesh()
+                    with jax.set_mesh(mesh):
+                        jobs.append(pool.submit(compile_one, program.lower(), mesh))
+                for job in filter(Future.done, jobs):
+                    job.result()
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:  # a signal, too, must not wait for hundreds of programs
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     passed = time.monotonic() - started
     print(f'{name}: before the first step, in {threads} threads and {passed:.1f} s: {summary(done)}', flush=True)

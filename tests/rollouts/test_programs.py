@@ -3,15 +3,18 @@
 import collections
 import dataclasses
 import functools
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simrl.conversations.chat import ASSISTANT, USER
 from simrl.models.transformer import Execution
+from simrl.rollouts import window, window_programs
 from simrl.rollouts.agents import (
     Agent,
     GenerationSpec,
@@ -28,7 +31,7 @@ from simrl.rollouts.context import capacity_for, round_up
 from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.messages import room_to_receive, room_to_send
 from simrl.rollouts.programs import conversation_programs
-from simrl.rollouts.schedule import Batching
+from simrl.rollouts.schedule import Batching, levels
 from simrl.rollouts.sizes import sizes_of
 from simrl.run.compiles import counted
 from tests.tiny import tiny_config
@@ -188,6 +191,28 @@ def test_several_users_and_pieces_and_repeats_add_programs() -> None:
     assert 'add_message' not in held(user, batching='continuous')
     replays = {name: n - one.get(name, 0) for name, n in held(user, replays=True).items() if n != one.get(name)}
     assert replays == {'add_recorded': one['add_message'] // 2, 'end_running': 1}
+
+
+def test_a_side_may_begin_once_most_conversations_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a mixture's other members, and those that are not replayed, are before the first message."""
+    limits = Limits(turns=2, prompt_tokens=64, assistant_tokens=16, user_tokens=16)
+    user, assistant = model(USER, 16, 2), model(ASSISTANT, 16, 2)
+    lowered: Any = SimpleNamespace(__name__='empty_cache', lower=lambda spec, rows, room: (spec.role, rows, room))
+    monkeypatch.setattr(window_programs, 'empty_cache', lowered)
+    mesh, shards, size = mesh_of(2), 2, 64
+    sizes = levels(size, shards, sides=2)
+    assert len(sizes) == 3
+    programs = window_programs.window_programs((user, assistant), limits, (mesh, mesh), None, size, shards)  # type: ignore[arg-type]
+    stated: list[Any] = [x.lower() for x in programs if x.name == 'empty_cache' and x.lower is not None]
+    room = min(room for _, _, room in stated)
+    for agent, level in itertools.product((user, assistant), sizes):
+        with monkeypatch.context() as made:
+            met: list[Any] = []
+            made.setattr(window, 'empty_cache', lambda *sizes, met=met: met.append(sizes))
+            window.new_caches(agent.policy.spec, level, shards, room)
+        assert {(spec.role, *of) for spec, *of in met} <= set(stated), level
+    # What tells the shards of all others is one of them.
+    assert {(role, shards, room) for role in (USER, ASSISTANT)} <= set(stated)
 
 
 def test_conversations_at_their_own_pace_have_programs_for_few_sizes() -> None:
