@@ -52,7 +52,7 @@ seconds of CPU that compiling took, of both of these together, on two busy cores
 | start | 5 | 31.8 | 0.4 | 14 B | 36.0 for 128 tokens of both | 92 |
 
 Kept: parameters 1.4, optimizer 2.9, reference 0.7, simulator 27.5. Caches of 26.3 (14B) and 4.9 (3B) are among
-arguments. Compiled with all 36 + 48 layers, message/user takes 0.2 less, and 47 s of CPU. Sampling takes at least 315 +
+arguments. Compiled with all 36 + 48 layers, message/user takes 0.2 less, and 74 s of CPU. Sampling takes at least 315 +
 165 s, prompts and hearing 37 + 4, passes 27, gradients 40; collectives at the peak of the links 2.4. A first step with
 all messages at their budgets and rows of all lengths has 8 messages (a side and a size of caches), and passes and
 gradients of 5 widths: 20 programs with start and step, of at most 18 minutes of CPU. Over a run conversations of any
