@@ -37,6 +37,7 @@ from simrl.rollouts.agents import (
     ModelAgent,
     OneAgent,
     Policy,
+    agent_for,
     mesh_of,
 )
 from simrl.rollouts.collect import joined
@@ -78,19 +79,20 @@ def conversation_programs(
 
     Args:
         user, assistant: to be lowered, from `for_sampling`.
-        examples: any that fit; nothing is said.
+        examples: any that fit, each the user that it meets; nothing is said.
         rows: conversations of a step, of which `size` are in the device's batch.
         openings: numbers of examples for which a user writes openings at once.
         replays: True for those of replays as well.
     """
     users = user.members if isinstance(user, MixedAgent) else (user,)
     for member in users:
+        met = [example for example in examples if agent_for(user, example) is member] or examples
         for number in dict.fromkeys(openings) if member.opening == 'written' else ():
             own = mesh_of(member, mesh)
-            for program in _opening_programs(member, _some(examples, number), chat, limits, own):
+            for program in _opening_programs(member, _some(met, number), chat, limits, own):
                 yield dataclasses.replace(program, mesh=own)
         batch = yield from _held(
-            *(member, assistant, examples),
+            *(member, assistant, met),
             chat=chat,
             limits=limits,
             view=view,

@@ -175,6 +175,39 @@ def test_every_size_is_one_that_the_longest_or_the_shortest_messages_meet() -> N
     assert sizes.of_message(ASSISTANT)[0] == (2048, 2048)  # it fits beside prompts of half as much
 
 
+def test_a_users_prompts_are_of_examples_that_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the other member may have longer prompts of it than fit (`agents.fitting`)."""
+    rendered: list[tuple[Any, set[str]]] = []
+
+    def prompts(rows: Any, user: Any, *_: Any, **__: Any) -> None:
+        rendered.append((user, {example.id for example in rows}))
+        raise LookupError
+
+    monkeypatch.setattr('simrl.rollouts.programs.prompts_of', prompts)
+    monkeypatch.setattr('simrl.rollouts.programs.opening_prompts', lambda user, rows, *_, **__: prompts(rows, user))
+    limits = Limits(turns=2, prompt_tokens=64, assistant_tokens=16, user_tokens=16)
+    users = model(USER, 16, 2), model(USER, 16, 2, 'written')
+    examples: Any = [SimpleNamespace(id=str(number)) for number in range(8)]
+    programs = conversation_programs(
+        *(MixedAgent(users, lambda example: int(example.id) % 2), model(ASSISTANT, 16, 2), examples),
+        chat=None,  # type: ignore[arg-type]
+        limits=limits,
+        view=ASSISTANT,
+        mesh=mesh_of(1),
+        rows=16,
+        size=16,
+        batching='static',
+        openings=(8,),
+    )
+    for program in programs:
+        if program.name == 'start_dialogue':
+            assert program.lower is not None
+            with pytest.raises(LookupError):
+                program.lower()
+    of = [{'0', '2', '4', '6'}, {'1', '3', '5', '7'}]
+    assert [(users.index(user), ids) for user, ids in rendered] == [(0, of[0]), (1, of[1]), (1, of[1])]
+
+
 def test_several_users_and_pieces_and_repeats_add_programs() -> None:
     limits = Limits(turns=2, prompt_tokens=64, assistant_tokens=16, user_tokens=16)
     assistant, user = model(ASSISTANT, 16, 2), model(USER, 16, 2)
