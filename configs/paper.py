@@ -2,8 +2,8 @@
 
     python -m simrl.main --config=configs/paper.py:rpuser1,sftuser-14b --config.data.folder=FOLDER
 
-For a TPU or GPU cluster; `--plan` checks all that can be checked without weights. The argument names arms (none: all of
-them) and one assistant, 1.5b, 3b (the default), 7b or llama. FOLDER is made by `python -m tools.prepare
+For a TPU or GPU cluster; `--plan` checks all that can be checked with tokenizers alone. The argument names arms (none:
+all of them) and one assistant, 1.5b, 3b (the default), 7b or llama. FOLDER is made by `python -m tools.prepare
 wildchat`, and then `python -m tools.intents`, which writes intents. The judges are served elsewhere:
 --config.reward.panel.judges.mistral.url=http://HOST:PORT/v1, and the same of held_out.
 

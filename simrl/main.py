@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ USER_ERRORS = (
 )
 
 
+NONE = re.compile(r'--?config\.([\w.]+)=None')
 HELP = frozenset({'--help', '--helpshort', '-help', '-h', '-?'})
 NO_CONFIG = '\nTogether with --config=FILE, --help lists the settings of that config.'
 
@@ -155,10 +157,13 @@ def parse_flags(arguments: list[str], settings: Callable[[ConfigDict], type] = s
         settings: the function from the config to its dataclass.
     """
     find_neighbours(arguments)
+    nones = [found[1] for argument in arguments if (found := NONE.fullmatch(argument))]
     try:
-        rest = flags.FLAGS([argument for argument in arguments if argument not in HELP])
+        rest = flags.FLAGS([x for x in arguments if x not in HELP and not NONE.fullmatch(x)])
         config = flags.FLAGS.config
         getattr(config, 'keys', None)  # raises the error of a file that cannot be read
+        for path in nones:
+            set_none(config, path)
         if HELP.intersection(arguments):
             print(sys.modules['__main__'].__doc__, 'Flags:', flags.FLAGS.main_module_help(), sep='\n')
             print('\nSettings, as flags:\n' + settings_help(settings(config), config) if config else NO_CONFIG)
@@ -166,6 +171,16 @@ def parse_flags(arguments: list[str], settings: Callable[[ConfigDict], type] = s
         return rest
     except Exception as error:
         sys.exit(f'error: {flag_error(error)}')
+
+
+def set_none(config: ConfigDict, path: str) -> None:
+    """Sets a field to None, which a flag of a number or a truth value cannot say."""
+    *parents, name = path.split('.')
+    for parent in parents:
+        config = config[parent]
+    config[name]  # raises the error of a field that is not there
+    with config.ignore_type():
+        config[name] = None
 
 
 def flag_error(error: BaseException) -> str:

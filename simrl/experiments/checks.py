@@ -6,6 +6,7 @@ check raises a `ConfigError` that names the field; `field` is what it calls the 
 """
 
 import collections
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,8 +25,11 @@ from simrl.training.preference import PreferenceSettings
 from simrl.training.sft import SFTSettings
 
 
-def check_xla_flags(compute: Compute) -> None:
-    """Refuses flags of XLA that are not in force: a job that is called as a library finds JAX as its caller left it."""
+def check_runtime(compute: Compute) -> None:
+    """Refuses flags of XLA that are not in force, as where a job is called as a library, and a bucket without gcsfs."""
+    bucket = compute.loop.checkpoints
+    if bucket is not None and bucket.startswith('gs://') and importlib.util.find_spec('gcsfs') is None:
+        raise ConfigError(f'config.compute.loop.checkpoints: expected the package gcsfs for {bucket}, found none')
     missing = missing_xla_flags(compute.xla_flags)
     if missing:
         raise ConfigError(

@@ -28,9 +28,9 @@ from simrl.experiments.checks import (
     check_mesh,
     check_most,
     check_rl_steps,
+    check_runtime,
     check_simulator_mesh,
     check_validation,
-    check_xla_flags,
 )
 from simrl.experiments.concierge_people import (
     alike,
@@ -116,7 +116,7 @@ class ConciergeScene:
 
     def check(self) -> None:
         s, compute = self.settings, self.compute
-        check_xla_flags(compute)
+        check_runtime(compute)
         check_mesh(self.model_configs(), compute)
         check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
         config = s.config_of(s.assistant.model)

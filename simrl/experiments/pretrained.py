@@ -106,7 +106,7 @@ class PretrainedScene:
     def _check_without_preferences(self) -> None:
         """Check of stages that read no preferences: fine-tuning needs no such file."""
         s, compute = self.settings, self.compute
-        checks.check_xla_flags(compute)
+        checks.check_runtime(compute)
         checks.check_mesh(self.model_configs(), compute)
         checks.check_simulator_mesh({arm: self.simulator_model(arm) for arm in s.arms}, compute)
         for arm in s.arms:

@@ -51,7 +51,7 @@ class MeshSettings:
         if used > available or (all_used and used < available) or used % jax.process_count():
             raise ConfigError(
                 f'config.compute.mesh.data x config.compute.mesh.model: expected {"" if all_used else "at most "}'
-                f'{available} devices{_as_many_of_each()}, found {data} x {self.model}'
+                f'{available} device{"s" if available > 1 else ""}{_as_many_of_each()}, found {data} x {self.model}'
             )
         return _make_mesh('config.compute.mesh', data, self.model, _of_each_process(0, used))
 

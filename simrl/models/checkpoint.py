@@ -145,6 +145,8 @@ class Checkpoints:
         folder = self._folder / str(step)
         earlier = 'the previous checkpoint' if steps.index(step) else 'the start: there is no earlier checkpoint'
         advice = f'could not read {folder}; delete that folder to resume from {earlier}'
+        if processes.count() > 1:  # the fault may be that of another process, which was lost
+            advice = f'could not read {folder}; if no process was lost, delete that folder to resume from {earlier}'
         with _reported(advice):
             stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
         wanted = {name: ocp.utils.to_shape_dtype_struct(array) for name, array in _flatten(like).items()}

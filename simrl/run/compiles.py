@@ -187,15 +187,16 @@ def compile_ahead(name: str, programs: Iterable[Program], threads: int) -> None:
         with jax.set_mesh(mesh):  # each thread has a mesh of its own, which is part of what a program is found by
             lowered.compile()
 
-    started = time.monotonic()
+    started, programs = time.monotonic(), [program for program in programs if program.lower is not None]
+    print(f'{name}: compiling {len(programs)} programs before the first step, in {threads} threads', flush=True)
     with compilations() as done, ThreadPoolExecutor(threads, thread_name_prefix='compile') as pool:
         jobs: list[Future[None]] = []
         try:
             for program in programs:
-                if program.lower is not None:
-                    mesh = program.mesh or jax.sharding.get_mesh()
-                    with jax.set_mesh(mesh):
-                        jobs.append(pool.submit(compile_one, program.lower(), mesh))
+                assert program.lower is not None
+                mesh = program.mesh or jax.sharding.get_mesh()
+                with jax.set_mesh(mesh):
+                    jobs.append(pool.submit(compile_one, program.lower(), mesh))
                 for job in filter(Future.done, jobs):
                     job.result()
             for job in as_completed(jobs):
@@ -204,4 +205,4 @@ def compile_ahead(name: str, programs: Iterable[Program], threads: int) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     passed = time.monotonic() - started
-    print(f'{name}: before the first step, in {threads} threads and {passed:.1f} s: {summary(done)}', flush=True)
+    print(f'{name}: before the first step, in {passed:.1f} s: {summary(done)}', flush=True)

@@ -118,6 +118,14 @@ def test_rows_divide_by_the_devices():
         checks.check_rl_steps(RL, 2, many)
 
 
+def test_a_bucket_needs_its_package(monkeypatch):
+    compute = dataclasses.replace(COMPUTE, loop=LoopSettings(checkpoints='gs://bucket/folder'))
+    checks.check_runtime(compute)
+    monkeypatch.setattr(checks.importlib.util, 'find_spec', lambda _: None)
+    with pytest.raises(ConfigError, match=r'^config\.compute\.loop\.checkpoints: expected the package gcsfs for gs:'):
+        checks.check_runtime(compute)
+
+
 def test_models_that_a_mesh_cannot_split_are_named():
     models = {'assistant': MODEL.config}
     checks.check_mesh(models, compute_on(8, 2))

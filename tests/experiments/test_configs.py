@@ -111,6 +111,21 @@ def test_help_is_of_the_config_that_was_given(monkeypatch, capsys):
     assert '\nconfig.models: by name (fine_tuned, role_play)\n  --config.models.NAME.source=  (str) A name' in said
 
 
+def test_a_field_is_set_to_none_by_a_flag(monkeypatch):
+    values = flags.FlagValues()
+    command = ['main', *(f'--config.{x}=None' for x in ('compute.mesh.data', 'compute.rows_in_flight', 'rl.steps'))]
+    config_flags.DEFINE_config_file(
+        'config', str(ROOT / 'configs' / 'quickstart.py'), '', flag_values=values, sys_argv=command
+    )
+    monkeypatch.setattr(flags, 'FLAGS', values)
+    assert main.parse_flags(command) == ['main']
+    assert values.config.compute.mesh.data is None
+    with pytest.raises(ConfigError, match=r'^config\.rl\.steps: expected int, found None'):
+        from_config_dict(main.settings_type(values.config), values.config, 'config')
+    with pytest.raises(SystemExit, match=r'error: --config: no field .*rows.* to set'):
+        main.parse_flags(['main', '--config.compute.rows=None'])
+
+
 def test_every_config_file_is_tested():
     # Not experiments: `tests/serving/test_start.py`, `tests/study/test_start.py`, `tests/study/test_report.py`.
     others = {'serve', 'study', 'study_report'}

@@ -136,7 +136,7 @@ def test_what_a_kill_leaves_is_removed(tmp_path: pathlib.Path) -> None:
         assert checkpoints.steps == [1, 2]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         checkpoints.save(2, make_state(2), {})
@@ -146,6 +146,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: pathlib.Path) -> None:
     message = rf'could not read {tmp_path / "2"}; delete that folder to resume'
     with Checkpoints(tmp_path, keep=2) as checkpoints, pytest.raises(CheckpointError, match=message):
         checkpoints.restore(make_state())
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        monkeypatch.setattr(checkpoint.processes, 'count', lambda: 2)  # one of which may have been lost
+        with pytest.raises(CheckpointError, match='if no process was lost, '):
+            checkpoints.restore(make_state())
+        monkeypatch.undo()
     shutil.rmtree(tmp_path / '2')
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         _, state, _ = checkpoints.restore(make_state()) or (None, None, None)

@@ -14,6 +14,12 @@ without weights. Compiling a rollout's program of 84 layers takes about 90 s of 
 with about N layers of each side, and twice as many, and continued to all layers by a line; training's programs scan
 over their layers and are compiled with all.
 
+The least to try it with, in a minute or two and without libtpu (the concierge's models have no tokenizer yet, so it
+takes pretrained ones alone):
+
+    python -m tools.compile_check --config=configs/paper.py:sftuser-7b,1.5b --topology=cpu:8 --layers=1
+        --programs=step,passes
+
 With --chips=8,16,32 the step is estimated on larger slices as well (`scaling.py`, with a table).
 
 The paper's pair, Qwen2.5-3B and 14B, with 64 conversations in flight (2026-12-01, jax 0.10.2, libtpu 0.0.42.1):
