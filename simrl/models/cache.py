@@ -47,6 +47,11 @@ class Cache:
     def capacity(self) -> int:
         return self.value[0].shape[self._time_axes[1]]
 
+    def layers(self) -> list['Cache']:
+        """Caches of a layer each, with its arrays."""
+        pairs = zip(self.key, self.value, strict=True)
+        return [dataclasses.replace(self, key=(key,), value=(value,)) for key, value in pairs]
+
     @property
     def heads_axis(self) -> int:
         """The dimension K of keys and of values."""

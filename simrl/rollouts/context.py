@@ -168,20 +168,30 @@ def capacity_for(needed: int, capacity: int) -> int:
 def grow_cache(context: Context, tokens: int) -> Context:
     """The context, its cache with room for `tokens` or all that the context has room for. Not for use inside a jit.
 
-    A cache that has to grow is deleted. While it grows, the old and the new one of this context exist.
+    A cache that has to grow is deleted; see `larger_cache`.
     """
     needed = min(tokens, context.capacity)
     if needed <= context.cache.capacity:
         return context
-    grown = extend_cache(context.cache, needed)
-    for array in jax.tree.leaves(context.cache):
-        array.delete()
-    return dataclasses.replace(context, cache=grown)
+    return dataclasses.replace(context, cache=larger_cache(context.cache, needed))
+
+
+def larger_cache(cache: Cache, capacity: int) -> Cache:
+    """The cache with room for `capacity` tokens. The old one is deleted, layer by layer: beside one there is no room
+    for both. Not for use inside a jit.
+    """
+    key, value = list[jax.Array](), list[jax.Array]()
+    for layer in cache.layers():
+        larger = extend_cache(layer, capacity)
+        key, value = [*key, *larger.key], [*value, *larger.value]
+        for array in jax.tree.leaves(layer):
+            array.delete()
+    return dataclasses.replace(cache, key=tuple(key), value=tuple(value))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def extend_cache(cache: Cache, capacity: int) -> Cache:
-    """The cache with room for `capacity` tokens."""
+    """The cache, of a layer, with room for `capacity` tokens."""
     return shard_tree(extended(cache, capacity))
 
 

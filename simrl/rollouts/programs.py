@@ -194,7 +194,7 @@ def _opening_programs(
         return
     first, room = opening_rooms(user.policy.spec, limits)
     if room > first:
-        yield program_of(extend_cache, lambda: (start()[1][0].user.cache, room))
+        yield program_of(extend_cache, lambda: (start()[1][0].user.cache.layers()[0], room))
     yield program_of(add_message, functools.partial(message, room), role=USER)
 
 
@@ -252,7 +252,7 @@ def _static_programs(
         return ((*waiting(number), tuple(None if view is None else view.length for view in views)),)
 
     def growing(number: int, side: int, room: int, larger: int) -> tuple[Any, ...]:
-        return cache(number, side, room), larger
+        return cache(number, side, room).layers()[0], larger
 
     def cache(number: int, side: int, room: int) -> Cache:
         context = start()[1][0].view(ROLES[side])

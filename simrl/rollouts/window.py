@@ -28,7 +28,7 @@ from simrl.models.cache import Cache
 from simrl.models.rows import gather_per_row, num_shards, scatter_per_row
 from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.compaction import shard_tree
-from simrl.rollouts.context import extend_cache, feed
+from simrl.rollouts.context import feed, larger_cache
 from simrl.rollouts.dialogue import replicated
 from simrl.rollouts.generate import ends_with, sample_next
 from simrl.rollouts.schedule import Level
@@ -305,15 +305,9 @@ def grow(spec: GenerationSpec, caches: Caches, sizes: Sequence[int]) -> Caches:
     for size in (size for size in sizes if size > caches.capacity):
         rows = caches.entering.key[0].shape[0]
         _delete(caches.entering)  # nothing in it is needed between two calls of `enter`
-        parked = None if caches.parked is None else _larger(caches.parked, size)
-        caches = Caches(_larger(caches.window, size), parked, empty_cache(spec, rows, size))
+        parked = None if caches.parked is None else larger_cache(caches.parked, size)
+        caches = Caches(larger_cache(caches.window, size), parked, empty_cache(spec, rows, size))
     return caches
-
-
-def _larger(cache: Cache, capacity: int) -> Cache:
-    larger = extend_cache(cache, capacity)
-    _delete(cache)
-    return larger
 
 
 def regroup(spec: GenerationSpec, caches: Caches, index: np.ndarray, level: Level) -> Caches:

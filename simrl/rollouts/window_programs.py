@@ -82,7 +82,7 @@ def _side_programs(
         return cache(into, room), cache(source, room), rows, rows, rows[:, 0]
 
     def growing(rows: int, room: int, larger: int) -> tuple[Any, ...]:
-        return cache(rows, room), larger
+        return cache(rows, room).layers()[0], larger
 
     def taking(level: Level, room: int, rows: int) -> tuple[Any, ...]:
         return caches(level, room), np.zeros((shards, rows), np.int32)

@@ -12,7 +12,9 @@ import pytest
 
 from simrl.conversations.chat import ASSISTANT, PAD, TEMPLATE, USER
 from simrl.models import transformer
+from simrl.models.cache import Cache, empty_cache, extended
 from simrl.models.log_probs import token_log_probs
+from simrl.rollouts import context
 from simrl.rollouts.compaction import gather_rows
 from simrl.rollouts.context import Context, cache_capacities, extend, grow_cache, prefill
 from simrl.rollouts.dialogue import add_message, capacity, grow_caches
@@ -481,3 +483,22 @@ def test_metrics_count_ends_cuts_and_useful_steps() -> None:
     assert useful == sum(talk.steps for talk in talks)
     assert total % 8 == 0
     assert useful < total
+
+
+def test_while_a_cache_grows_only_a_layer_of_it_exists_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the paper's simulator are a quarter of a device."""
+    old = jax.tree.map(
+        lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), empty_cache(3, 2, 16, 2, 4, 'float32')
+    )
+    expected, deleted, extend_cache = jax.device_get(extended(old, 40)), list[int](), context.extend_cache
+
+    def watched(layer: Cache, capacity: int) -> Cache:
+        deleted.append(sum(x.is_deleted() for x in jax.tree.leaves(old)))
+        assert len(layer.key) == 1
+        return extend_cache(layer, capacity)
+
+    monkeypatch.setattr(context, 'extend_cache', watched)
+    larger = context.larger_cache(old, 40)
+    assert deleted == [0, 2, 4]
+    assert all(x.is_deleted() for x in jax.tree.leaves(old))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(larger), expected)
