@@ -66,7 +66,11 @@ def to_host(tree: Any) -> Any:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(tree, tiled=True)
+    def fetch(x: Any) -> Any:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable  # no process has another part of it
+        return jax.device_get(x) if here else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

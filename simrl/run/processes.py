@@ -229,7 +229,8 @@ class _Watcher(threading.Thread):
         """Says who is lost if JAX aborts this process next: who is silent; process 0 may be lost before it is."""
         supposed = 'another process' if leads() else self._names[0]
         said = _lost(self.silent) if self.silent else _lost([supposed], ', unless an error is above')
-        print(said, file=self._last, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # without the shell that says it there is nothing to be said
+            print(said, file=self._last, flush=True)
 
     def run(self) -> None:
         turn = 0
