@@ -36,6 +36,7 @@ from simrl.models.transformer import Params, TransformerConfig
 from simrl.rl.train import RLSettings
 from simrl.rollouts.agents import PIECES_AT_ONCE, Limits
 from simrl.rollouts.collect import rows_at_once
+from simrl.rollouts.schedule import levels
 from simrl.run import memory, processes
 from simrl.run.config import ConfigError
 from simrl.run.stages import Stage
@@ -207,8 +208,12 @@ def step_memory(
     at_once, dtype = rows_at_once(rows, compute.rows_in_flight), compute.sampling.dtype
     tokens = limits.prompt_tokens + limits.turns * (limits.assistant_tokens + limits.user_tokens)
 
+    sides, continuous = 1 + (None not in simulators), compute.batching == 'continuous' or simulator_mesh is not None
+
     def cache(of: TransformerConfig, dtype: str, mesh: Mesh) -> int:
-        return cache_bytes(of, dtype, rows=at_once, tokens=tokens, mesh=mesh)
+        shards = mesh.shape['data']
+        entering = shards * levels(at_once, shards, sides)[0].entering if continuous else 0
+        return cache_bytes(of, dtype, rows=at_once + entering, tokens=tokens, mesh=mesh)
 
     pieces = min(PIECES_AT_ONCE, rows // at_once) if None in simulators else 1
     sampling = {

@@ -5,7 +5,7 @@ Dimension letters as in `transformer.py`.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.struct
@@ -51,6 +51,11 @@ class Cache:
         """Caches of a layer each, with its arrays."""
         pairs = zip(self.key, self.value, strict=True)
         return [dataclasses.replace(self, key=(key,), value=(value,)) for key, value in pairs]
+
+    def delete(self) -> None:
+        """Frees its memory; not for use inside a jit."""
+        for array in (*self.key, *self.value):
+            array.delete()
 
     @property
     def heads_axis(self) -> int:
@@ -152,3 +157,22 @@ def in_both_layouts(
     if layout == 'heads_first':
         return (keys, values), (keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2))
     return (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)), (keys, values)
+
+
+def stacked(layers: Sequence[Cache]) -> Cache:
+    """The cache of all these layers, of one or more each."""
+    key, value = (tuple(x for layer in layers for x in getattr(layer, name)) for name in ('key', 'value'))
+    return dataclasses.replace(layers[0], key=key, value=value)
+
+
+def by_layer(change: Callable[[Cache], Cache], cache: Cache) -> Cache:
+    """The cache as `change` makes it of each layer, which is then deleted: there need be no room for two caches.
+
+    Args:
+        change: a jitted function, so that all layers are one program. Not for use inside a jit.
+    """
+    changed = []
+    for layer in cache.layers():
+        changed.append(change(layer))
+        layer.delete()
+    return stacked(changed)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from simrl.models.cache import Cache
+from simrl.models.cache import Cache, by_layer
 from simrl.models.rows import gather_per_row, num_shards, rows_are_sharded, scatter_per_row
 
 MIN_ROWS = 8  # with fewer rows a decode step is hardly cheaper
@@ -128,8 +128,8 @@ def batch_sizes(num_rows: int, shards: int) -> list[int]:
 def compact(batch: ActiveBatch[_Dialogue], running: np.ndarray) -> ActiveBatch[_Dialogue]:
     """The batch in the smallest size that has room for the `running` rows (bool `[A]`).
 
-    Views are gathered one after the other and each old cache is freed: beside both old caches there is never more than
-    the new cache of one view.
+    Views are gathered one after the other, layer by layer, and each old layer is freed: beside both caches there is
+    never more than one of them.
     """
     shards, size = batch.index.shape
     running = running.reshape(shards, size)
@@ -142,7 +142,11 @@ def compact(batch: ActiveBatch[_Dialogue], running: np.ndarray) -> ActiveBatch[_
     leaves, structure = jax.tree.flatten((batch.active, batch.inputs), is_leaf=_is_cache)
     others = iter(jit_gather_rows([leaf for leaf in leaves if not _is_cache(leaf)], kept))
     active, inputs = jax.tree.unflatten(
-        structure, [_gather_cache(leaf, kept) if _is_cache(leaf) else next(others) for leaf in leaves]
+        structure,
+        [
+            by_layer(lambda layer: jit_gather_rows(layer, kept), leaf) if _is_cache(leaf) else next(others)
+            for leaf in leaves
+        ],
     )
     return ActiveBatch(active, inputs, np.take_along_axis(batch.index, kept, axis=1), batch.num_rows, stored)
 
@@ -154,13 +158,6 @@ def restore(batch: ActiveBatch[_Dialogue]) -> _Dialogue:
 
 
 jit_gather_rows = jax.jit(gather_rows)
-
-
-def _gather_cache(cache: Cache, index: np.ndarray) -> Cache:
-    gathered = jit_gather_rows(cache, index)
-    for array in jax.tree.leaves(cache):
-        array.delete()
-    return gathered
 
 
 @functools.partial(jax.jit, donate_argnames='into')

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from simrl.models import transformer
 from simrl.models.attention_kernels import SPLASH_BLOCK
-from simrl.models.cache import Cache, extended
+from simrl.models.cache import Cache, by_layer, extended
 from simrl.models.rows import gather_per_row
 from simrl.rollouts.agents import Policy
 from simrl.rollouts.compaction import shard_tree
@@ -177,16 +177,8 @@ def grow_cache(context: Context, tokens: int) -> Context:
 
 
 def larger_cache(cache: Cache, capacity: int) -> Cache:
-    """The cache with room for `capacity` tokens. The old one is deleted, layer by layer: beside one there is no room
-    for both. Not for use inside a jit.
-    """
-    key, value = list[jax.Array](), list[jax.Array]()
-    for layer in cache.layers():
-        larger = extend_cache(layer, capacity)
-        key, value = [*key, *larger.key], [*value, *larger.value]
-        for array in jax.tree.leaves(layer):
-            array.delete()
-    return dataclasses.replace(cache, key=tuple(key), value=tuple(value))
+    """The cache with room for `capacity` tokens; the old one is deleted. Not for use inside a jit."""
+    return by_layer(lambda layer: extend_cache(layer, capacity), cache)
 
 
 @functools.partial(jax.jit, static_argnums=1)

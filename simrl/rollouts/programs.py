@@ -263,7 +263,7 @@ def _static_programs(
         return jax.tree.leaves(begun(number)), index
 
     def caches_leaving(number: int, side: int, room: int, index: np.ndarray) -> tuple[Any, ...]:
-        return cache(number, side, room), index
+        return cache(number, side, room).layers()[0], index
 
     def returning(number: int, fewer: int, index: np.ndarray) -> tuple[Any, ...]:
         return begun(number)[0], begun(fewer)[0], index

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simrl.models import attention_kernels, transformer
-from simrl.models.cache import Cache
+from simrl.models.cache import Cache, stacked
 from simrl.models.rows import gather_per_row, num_shards, scatter_per_row
 from simrl.rollouts.agents import GenerationSpec, Policy
 from simrl.rollouts.compaction import shard_tree
@@ -304,29 +304,37 @@ def grow(spec: GenerationSpec, caches: Caches, sizes: Sequence[int]) -> Caches:
     """
     for size in (size for size in sizes if size > caches.capacity):
         rows = caches.entering.key[0].shape[0]
-        _delete(caches.entering)  # nothing in it is needed between two calls of `enter`
+        caches.entering.delete()  # nothing in it is needed between two calls of `enter`
         parked = None if caches.parked is None else larger_cache(caches.parked, size)
         caches = Caches(larger_cache(caches.window, size), parked, empty_cache(spec, rows, size))
     return caches
 
 
 def regroup(spec: GenerationSpec, caches: Caches, index: np.ndarray, level: Level) -> Caches:
-    """The caches of fewer rows. Old ones are deleted; while the new ones are made, both exist.
+    """The caches of fewer rows. Old ones are deleted, layer by layer: beside one there need be no room for another.
 
     Args:
         index: int `[D, rows]`, the place of each device's rows, in the order of their new places.
         level: the new one.
     """
-    window, parked = index[:, : level.window], index[:, level.window :]
-    new = take_rows(caches, window), take_rows(caches, parked) if level.parked else None
+    window, parked = list[Cache](), list[Cache]()
     capacity = caches.capacity
-    _delete(caches)
-    return Caches(*new, empty_cache(spec, len(index) * level.entering, capacity))
+    caches.entering.delete()
+    outside = [None] * len(caches.window.key) if caches.parked is None else caches.parked.layers()
+    for inside, others in zip(caches.window.layers(), outside, strict=True):
+        window.append(take_rows(inside, others, index[:, : level.window]))
+        if level.parked:
+            parked.append(take_rows(inside, others, index[:, level.window :]))
+        inside.delete()
+        if others is not None:
+            others.delete()
+    entering = empty_cache(spec, len(index) * level.entering, capacity)
+    return Caches(stacked(window), stacked(parked) if parked else None, entering)
 
 
 @jax.jit
-def take_rows(caches: Caches, index: jax.Array | np.ndarray) -> Cache:
-    """Rows `[D, rows]` of the window and those after it."""
+def take_rows(window: Cache, parked: Cache | None, index: jax.Array | np.ndarray) -> Cache:
+    """Rows `[D, rows]` of the window and those after it, of a layer."""
     index = jnp.asarray(index)
     shards = index.shape[0]
 
@@ -339,11 +347,6 @@ def take_rows(caches: Caches, index: jax.Array | np.ndarray) -> Cache:
             rows = jnp.where((index < size).reshape(*index.shape, *[1] * (rows.ndim - 2)), rows, others)
         return _together(rows)
 
-    if caches.parked is None:
-        return shard_tree(jax.tree.map(lambda x: taken(x, None), caches.window))
-    return shard_tree(jax.tree.map(taken, caches.window, caches.parked))
-
-
-def _delete(tree: Any) -> None:
-    for array in jax.tree.leaves(tree):
-        array.delete()
+    if parked is None:
+        return shard_tree(jax.tree.map(lambda x: taken(x, None), window))
+    return shard_tree(jax.tree.map(taken, window, parked))

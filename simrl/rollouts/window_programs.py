@@ -85,7 +85,8 @@ def _side_programs(
         return cache(rows, room).layers()[0], larger
 
     def taking(level: Level, room: int, rows: int) -> tuple[Any, ...]:
-        return caches(level, room), np.zeros((shards, rows), np.int32)
+        parked = cache(level.parked, room).layers()[0] if level.parked else None
+        return cache(level.window, room).layers()[0], parked, np.zeros((shards, rows), np.int32)
 
     # Of any level, as conversations may be over before a side begins; and of one row, for `one`.
     for rows in dict.fromkeys((1, *(x for level in sizes for x in (level.window, level.parked) if x))):
