@@ -133,6 +133,22 @@ class Block:
     steps: jax.Array
 
 
+def idle_rows(spec: GenerationSpec, rows: int) -> Asked:
+    """Rows of a window on the host, none of which samples."""
+    longest = max((len(run) for run in spec.stop_sequences), default=1)
+    numbers = dict.fromkeys(('pending', 'position', 'step', 'message'), np.zeros(rows, np.int32))
+    return Asked(
+        active=np.zeros(rows, np.bool_),
+        tail=np.zeros((rows, longest - 1), np.int32),
+        key=np.zeros((rows, 2), np.uint32),
+        attempt=np.zeros(rows, np.uint32),
+        temperature=np.zeros(rows, np.float32),
+        limit=np.int32(0),
+        least=np.int32(0),
+        **numbers,
+    )
+
+
 def new_caches(spec: GenerationSpec, level: Level, shards: int, capacity: int) -> Caches:
     """Empty caches."""
     window, entering = (empty_cache(spec, shards * rows, capacity) for rows in (level.window, level.entering))

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from simrl.models.abstract import with_room, with_rows
 from simrl.models.cache import Cache
-from simrl.rollouts.agents import GenerationSpec, Limits, ModelAgent, OneAgent, Policy
+from simrl.rollouts.agents import Limits, ModelAgent, OneAgent, Policy
 from simrl.rollouts.context import capacities_from, extend_cache
 from simrl.rollouts.dialogue import capacity
 from simrl.rollouts.histories import Histories
 from simrl.rollouts.schedule import MOST_STEPS, Level, levels
 from simrl.rollouts.sizes import prompt_width
-from simrl.rollouts.window import Asked, Caches, decode_block, empty_cache, feed_rows, move_rows, take_rows
+from simrl.rollouts.window import Caches, decode_block, empty_cache, feed_rows, idle_rows, move_rows, take_rows
 from simrl.run.compiles import Program, abstract, lowered_with_results, program_of
 
 
@@ -70,7 +70,7 @@ def _side_programs(
         return Caches(cache(level.window, room), parked, cache(level.entering, room))
 
     def decoding(level: Level, room: int) -> tuple[Any, ...]:
-        return policy, caches(level, room), _asked(spec, shards * level.window)
+        return policy, caches(level, room), idle_rows(spec, shards * level.window)
 
     def feeding(level: Level, room: int) -> tuple[Any, ...]:
         rows = np.zeros(shards * level.entering, np.int32)
@@ -105,18 +105,3 @@ def _side_programs(
             for smaller in sizes[number + 1 :]:
                 for rows in filter(None, (smaller.window, smaller.parked)):
                     yield program_of(take_rows, functools.partial(taking, level, room, rows))
-
-
-def _asked(spec: GenerationSpec, rows: int) -> Asked:
-    longest = max((len(run) for run in spec.stop_sequences), default=1)
-    numbers = dict.fromkeys(('pending', 'position', 'step', 'message'), np.zeros(rows, np.int32))
-    return Asked(
-        active=np.zeros(rows, np.bool_),
-        tail=np.zeros((rows, longest - 1), np.int32),
-        key=np.zeros((rows, 2), np.uint32),
-        attempt=np.zeros(rows, np.uint32),
-        temperature=np.zeros(rows, np.float32),
-        limit=np.int32(0),
-        least=np.int32(0),
-        **numbers,
-    )

@@ -19,7 +19,7 @@ from simrl.rollouts.context import capacity_for
 from simrl.rollouts.flight import parts_of
 from simrl.rollouts.messages import header_lengths, room_to_receive
 from simrl.rollouts.schedule import MOST_STEPS, Level, levels
-from simrl.rollouts.window import Asked, Caches, decode_block, feed_rows, new_caches
+from simrl.rollouts.window import Asked, Caches, decode_block, feed_rows, idle_rows, new_caches
 from tools.compile_check.shapes import policy_of, whole
 from tools.compile_check.work import SIDES, Work, walk
 
@@ -91,16 +91,6 @@ def _side(work: Work, name: str, mesh: Mesh, shards: int) -> _Side:
 
 
 def _asked(side: _Side, shards: int, mesh: Mesh) -> Asked:
-    """All rows of a window, which decode."""
-    rows, longest = shards * side.level.window, max(map(len, side.policy.spec.stop_sequences), default=1)
-    columns: Mapping[str, tuple[str, tuple[int, ...]]] = {
-        'active': ('bool', (rows,)),
-        'tail': ('int32', (rows, longest - 1)),
-        'key': ('uint32', (rows, 2)),
-        'attempt': ('uint32', (rows,)),
-        'temperature': ('float32', (rows,)),
-        'limit': ('int32', ()),
-        'least': ('int32', ()),
-        **dict.fromkeys(('pending', 'position', 'step', 'message'), ('int32', (rows,))),
-    }
-    return Asked(**{name: whole(shape, np.dtype(dtype), mesh) for name, (dtype, shape) in columns.items()})
+    """The rows of a window."""
+    rows = idle_rows(side.policy.spec, shards * side.level.window)
+    return jax.tree.map(lambda x: whole(x.shape, x.dtype, mesh), rows)
