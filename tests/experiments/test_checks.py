@@ -120,6 +120,7 @@ def test_rows_divide_by_the_devices():
 
 def test_a_bucket_needs_its_package(monkeypatch):
     compute = dataclasses.replace(COMPUTE, loop=LoopSettings(checkpoints='gs://bucket/folder'))
+    monkeypatch.setattr(checks.importlib.util, 'find_spec', lambda _: object())
     checks.check_runtime(compute)
     monkeypatch.setattr(checks.importlib.util, 'find_spec', lambda _: None)
     with pytest.raises(ConfigError, match=r'^config\.compute\.loop\.checkpoints: expected the package gcsfs for gs:'):

@@ -51,8 +51,8 @@ def test_model_leaves_the_rest_to_data(devices):
 @pytest.mark.parametrize(
     ('mesh', 'number', 'processes', 'message'),
     [
-        ((2, 1), 1, 1, r'expected at most 1 devices, found 2 x 1'),
-        ((None, 2), 1, 1, r'expected 1 devices, found 1 x 2'),
+        ((2, 1), 1, 1, r'expected at most 1 device, found 2 x 1'),
+        ((None, 2), 1, 1, r'expected 1 device, found 1 x 2'),
         ((None, 3), 8, 1, r'expected 8 devices, found 2 x 3'),  # two would be unused, which nobody asked for
         ((1, 1), 8, 4, r'expected at most 8 devices, as many of each of the 4 processes, found 1 x 1'),
         ((None, 3), 8, 4, r'expected 8 devices, as many of each of the 4 processes, found 2 x 3'),

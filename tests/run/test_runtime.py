@@ -191,10 +191,10 @@ def test_malformed_flags_are_named(case: str) -> None:
 
 
 def test_a_job_refuses_flags_that_are_not_set(flags: pytest.MonkeyPatch) -> None:
-    checks.check_xla_flags(COMPUTE)
-    checks.check_xla_flags(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS,)))
+    checks.check_runtime(COMPUTE)
+    checks.check_runtime(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS,)))
     with pytest.raises(ConfigError, match=r'^config\.compute\.xla_flags: .* found --xla_c=3 missing\. `simrl\.main`'):
-        checks.check_xla_flags(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS, '--xla_c=3')))
+        checks.check_runtime(dataclasses.replace(COMPUTE, xla_flags=(HARMLESS, '--xla_c=3')))
 
 
 def test_flags_are_in_no_stages_settings_and_may_change(flags: pytest.MonkeyPatch) -> None:
