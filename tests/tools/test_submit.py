@@ -137,7 +137,7 @@ def test_an_experiment_as_jobs(tmp_path):
     assert failed.returncode == 1
     (line, advice) = failed.stderr.splitlines()[-2:]
     output = next((tmp_path / 'run-jobs').glob('*_0_log.out'))
-    said = 'error: config.compute.mesh.data x config.compute.mesh.model: expected at most 1 devices, found 3 x 1'
+    said = 'error: config.compute.mesh.data x config.compute.mesh.model: expected at most 1 device, found 3 x 1'
     assert line.startswith('error: what trainings share: job ')
     assert line.endswith(f'failed: {said}; see {output}')
     assert advice == 'the same command resumes'
